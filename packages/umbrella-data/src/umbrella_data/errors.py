@@ -1,0 +1,91 @@
+"""The errors of this package: each names the file, the line or subject, and what would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from os import PathLike, fspath
+
+
+class ScanReason(StrEnum):
+    """Why a scan was refused. The codes are stable: tools may count and compare them."""
+
+    MISSING = "missing"
+    NOT_REGULAR_FILE = "not_regular_file"
+    UNREADABLE = "unreadable"
+    FILE_TYPE = "file_type"
+    GZIP_HEADER = "gzip_header"
+    GZIP_DATA = "gzip_data"
+    GZIP_CRC = "gzip_crc"
+    GZIP_LENGTH = "gzip_length"
+    GZIP_TRUNCATED = "gzip_truncated"
+    GZIP_TRAILING = "gzip_trailing"
+    HEADER = "header"
+    DIMS = "dims"
+    DTYPE = "dtype"
+    OFFSET = "offset"
+    SCALING = "scaling"
+    SPACING = "spacing"
+    AFFINE = "affine"
+    TRUNCATED = "truncated"
+    TRAILING = "trailing"
+    TOO_LARGE = "too_large"
+    RANK = "rank"
+    NON_FINITE = "non_finite"
+    CONSTANT = "constant"
+    WINDOW = "window"
+    SHORT_SERIES = "short_series"
+    MAPS = "maps"
+    BVAL = "bval"
+    BVEC = "bvec"
+    NO_BRAIN = "no_brain"
+
+
+class UmbrellaDataError(Exception):
+    """Base of every error that this package raises on bad data."""
+
+
+class ManifestError(UmbrellaDataError):
+    """All problems of one manifest at once.
+
+    Args:
+        problems: One sentence a problem, each with its line.
+        path: The manifest.
+    """
+
+    def __init__(self, problems: str | Sequence[str], *, path: str | PathLike[str]) -> None:
+        self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
+        self.path = fspath(path)
+        count = f"{len(self.problems)} problem" + ("" if len(self.problems) == 1 else "s")
+        super().__init__("\n".join([f"{self.path}: {count}", *(f"  {problem}" for problem in self.problems)]))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments are lost by the default: loader workers send errors as pickles.
+        return _restore_manifest_error, (self.problems, self.path)
+
+
+class ScanError(UmbrellaDataError):
+    """A scan that cannot be used as it is.
+
+    Args:
+        message: What is wrong and what would be right.
+        path: The file at fault (the bval or bvec file where that one is wrong).
+        reason: A stable code of `ScanReason`.
+    """
+
+    def __init__(self, message: str, *, path: str | PathLike[str], reason: ScanReason | str) -> None:
+        self.message = message
+        self.path = fspath(path)
+        self.reason = ScanReason(reason)
+        super().__init__(f"{self.path}: {message} [{self.reason}]")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restore_scan_error, (self.message, self.path, str(self.reason))
+
+
+def _restore_manifest_error(problems: list[str], path: str) -> ManifestError:
+    return ManifestError(problems, path=path)
+
+
+def _restore_scan_error(message: str, path: str, reason: str) -> ScanError:
+    return ScanError(message, path=path, reason=reason)
