@@ -6,13 +6,15 @@ import pickle
 from pathlib import Path
 
 import pytest
+
 from umbrella_data.errors import ManifestError, ScanError, ScanReason, UmbrellaDataError
 
 
 def test_scan_error_names_path_and_reason_when_printed() -> None:
     error = ScanError("ends early", path=Path("a/b.nii.gz"), reason="gzip_truncated")
     assert str(error) == "a/b.nii.gz: ends early [gzip_truncated]"
-    assert error.path == "a/b.nii.gz" and error.reason == "gzip_truncated"
+    assert error.path == "a/b.nii.gz"
+    assert error.reason == "gzip_truncated"
     assert isinstance(error, UmbrellaDataError)
 
 
@@ -28,5 +30,6 @@ def test_scan_error_refuses_a_reason_that_is_not_a_code() -> None:
 
 def test_manifest_error_lists_all_problems_when_printed_and_pickled() -> None:
     error = pickle.loads(pickle.dumps(ManifestError(["line 1: a", "line 7: b"], path="m.jsonl")))
-    assert error.problems == ["line 1: a", "line 7: b"] and error.path == "m.jsonl"
+    assert error.problems == ["line 1: a", "line 7: b"]
+    assert error.path == "m.jsonl"
     assert str(error) == "m.jsonl: 2 problems\n  line 1: a\n  line 7: b"

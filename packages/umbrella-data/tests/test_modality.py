@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pytest
+
 from umbrella_data.modality import MODALITIES, ModalitySpec, find_modality
 
 
 @pytest.mark.parametrize("spec", MODALITIES.values(), ids=lambda spec: spec.name)
 def test_every_row_keeps_the_contract_when_read(spec: ModalitySpec) -> None:
     assert MODALITIES[spec.name] is spec
-    assert spec.channels and spec.bids_suffixes and spec.bids_datatype
+    assert spec.channels
+    assert spec.bids_suffixes
+    assert spec.bids_datatype
     assert spec.description.startswith(("a ", "an "))
     assert spec.spatial_rank == (4 if spec.is_series else 3)
     for alias in (spec.name, *spec.aliases):
