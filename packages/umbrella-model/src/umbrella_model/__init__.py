@@ -1,0 +1,27 @@
+"""A patch embed for each MRI modality in front of a Hugging Face vision encoder, bridged to LLaVA.
+
+Importing this package registers the model with Hugging Face's Auto classes.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+
+from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
+from umbrella_model.modeling import UmbrellaCausalLMOutput, UmbrellaForConditionalGeneration, UmbrellaModel
+from umbrella_model.patch_embed import SeriesPatchEmbed, VolumePatchEmbed
+from umbrella_model.trainable import parameter_table, set_trainable
+
+AutoConfig.register(UmbrellaConfig.model_type, UmbrellaConfig, exist_ok=True)
+AutoModel.register(UmbrellaConfig, UmbrellaModel, exist_ok=True)
+AutoModelForImageTextToText.register(UmbrellaConfig, UmbrellaForConditionalGeneration, exist_ok=True)
+
+__all__ = [
+    "PatchEmbedConfig",
+    "SeriesPatchEmbed",
+    "UmbrellaCausalLMOutput",
+    "UmbrellaConfig",
+    "UmbrellaForConditionalGeneration",
+    "UmbrellaModel",
+    "VolumePatchEmbed",
+    "parameter_table",
+    "set_trainable",
+]

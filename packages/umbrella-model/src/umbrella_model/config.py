@@ -1,0 +1,138 @@
+"""What an UMBRELLA model is made of: one patch-embed configuration a modality on top of a LLaVA configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from transformers import LlavaConfig
+
+VOLUME_AXES = ("X", "Y", "Z")
+SERIES_AXES = ("X", "Y", "Z", "T")
+
+
+@dataclass(frozen=True)
+class PatchEmbedConfig:
+    """How the volumes of one modality are cut into tokens.
+
+    Attributes:
+        image_size: Voxels along (X, Y, Z), or (X, Y, Z, T) for a series of volumes.
+        patch_size: Voxels of one patch along the same axes; it must divide `image_size`.
+        in_channels: Channels of a volume, for example 2 for FA and MD.
+
+    Raises:
+        ValueError: The sizes do not fit together; the message names each axis and the nearest sizes that would.
+    """
+
+    image_size: tuple[int, ...]
+    patch_size: tuple[int, ...]
+    in_channels: int = 1
+
+    def __post_init__(self) -> None:
+        # Lists arrive from JSON and YAML; a frozen, hashable table wants tuples.
+        object.__setattr__(self, "image_size", tuple(int(size) for size in self.image_size))
+        object.__setattr__(self, "patch_size", tuple(int(size) for size in self.patch_size))
+        if len(self.image_size) not in (len(VOLUME_AXES), len(SERIES_AXES)):
+            raise ValueError(f"image_size {self.image_size} must have 3 axes (X, Y, Z) or 4 (X, Y, Z, T)")
+        if len(self.patch_size) != len(self.image_size):
+            raise ValueError(
+                f"patch_size {self.patch_size} has {len(self.patch_size)} axes, image_size {self.image_size} has "
+                f"{len(self.image_size)}; they must agree"
+            )
+        if min(*self.image_size, *self.patch_size, self.in_channels) < 1:
+            raise ValueError(f"sizes and channels must be positive, got {self}")
+        problems = [
+            f"{axis}: {size} is not a multiple of {patch} (try {size // patch * patch or patch} or "
+            f"{math.ceil(size / patch) * patch})"
+            for axis, size, patch in zip(SERIES_AXES, self.image_size, self.patch_size, strict=False)
+            if size % patch
+        ]
+        if problems:
+            raise ValueError("patch_size must divide image_size, or the border would be lost: " + "; ".join(problems))
+
+    @property
+    def is_series(self) -> bool:
+        """Whether the modality has a time axis."""
+        return len(self.image_size) == len(SERIES_AXES)
+
+    @property
+    def grid_size(self) -> tuple[int, ...]:
+        """Patches along each axis."""
+        return tuple(size // patch for size, patch in zip(self.image_size, self.patch_size, strict=True))
+
+    @property
+    def num_patches(self) -> int:
+        """Patches, and so tokens, of one volume."""
+        return math.prod(self.grid_size)
+
+    @property
+    def patch_elements(self) -> int:
+        """Numbers in one patch, channels included."""
+        return self.in_channels * math.prod(self.patch_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain form for JSON."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+class UmbrellaConfig(LlavaConfig):
+    """A LLaVA configuration with a patch embed for each modality.
+
+    Attributes:
+        modalities: `PatchEmbedConfig` (or its dict form) of each modality, by name.
+        modality_order: The modalities in the order of their tags (tag 0 is text, tag i+1 the i-th modality). Taken from
+            the order of `modalities` and kept as a list of its own, because a saved config sorts its keys.
+
+    Raises:
+        ValueError: `modality_order` does not name the modalities exactly, or a name cannot be part of a module name.
+    """
+
+    model_type = "umbrella"
+
+    modalities: dict[str, Any] | None = None
+    modality_order: list[str] | None = None
+    vision_feature_layer: int | list[int] = -1
+    vision_feature_select_strategy: str = "full"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        given: Mapping[str, Any] = self.modalities or {}
+        order = list(given) if self.modality_order is None else list(self.modality_order)
+        if sorted(order) != sorted(given):
+            raise ValueError(f"modality_order {order} must name each of the modalities {sorted(given)} once")
+        for name in order:
+            if not name.isidentifier():
+                raise ValueError(f"modality {name!r} becomes part of a module name and must be a Python identifier")
+        self.modality_order = order
+        self.modalities = {name: _as_patch_embed_config(given[name]) for name in order}
+        super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain form for JSON."""
+        output = super().to_dict()
+        modalities: Mapping[str, PatchEmbedConfig] = self.modalities or {}
+        output["modalities"] = {name: patch_embed.to_dict() for name, patch_embed in modalities.items()}
+        return output
+
+    @property
+    def vision_depth(self) -> int:
+        """Encoder layers that `vision_feature_layer` reaches; the layers behind it are never built.
+
+        Counts as LLaVA does: feature layer 0 is the embeddings, -1 the output of the last layer.
+        """
+        layers = self.vision_config.num_hidden_layers
+        if not isinstance(self.vision_feature_layer, int):
+            raise ValueError(
+                f"vision_feature_layer {self.vision_feature_layer}: several feature layers are not supported; name one"
+            )
+        depth = self.vision_feature_layer if self.vision_feature_layer >= 0 else layers + 1 + self.vision_feature_layer
+        if not 0 <= depth <= layers:
+            raise ValueError(
+                f"vision_feature_layer {self.vision_feature_layer} is outside an encoder of {layers} layers"
+            )
+        return depth
+
+
+def _as_patch_embed_config(value: PatchEmbedConfig | Mapping[str, Any]) -> PatchEmbedConfig:
+    return value if isinstance(value, PatchEmbedConfig) else PatchEmbedConfig(**value)

@@ -1,0 +1,277 @@
+"""UMBRELLA on Hugging Face's LLaVA: scans of several modalities in one conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, LlavaForConditionalGeneration
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.llava.modeling_llava import (
+    LlavaCausalLMOutputWithPast,
+    LlavaModel,
+    LlavaMultiModalProjector,
+    LlavaPreTrainedModel,
+)
+
+from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
+from umbrella_model.patch_embed import PatchEmbed
+from umbrella_model.splice import splice_features
+from umbrella_model.vision_tower import UmbrellaVisionTower
+
+
+@dataclass
+class UmbrellaModelOutput(BaseModelOutputWithPast):
+    """Hidden states of the language model, and the dummy terms of absent modalities."""
+
+    dummy_terms: dict[str, Tensor] | None = None
+
+
+@dataclass
+class UmbrellaCausalLMOutput(LlavaCausalLMOutputWithPast):
+    """LLaVA's output, and for each modality absent from a training batch its dummy term.
+
+    Attributes:
+        dummy_terms: 0-dim float32 tensors, sum / sqrt(N) over the N trainable elements of each absent patch embed.
+    """
+
+    dummy_terms: dict[str, Tensor] | None = None
+
+
+class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
+    """Loading, saving and initialisation, as of LLaVA; patch embeds start as they say themselves."""
+
+    config: UmbrellaConfig
+    config_class = UmbrellaConfig
+    _no_split_modules = ["VolumePatchEmbed", "SeriesPatchEmbed"]  # noqa: RUF012  (Hugging Face's form)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, PatchEmbed):
+            module.reset_parameters()
+
+
+class UmbrellaModel(UmbrellaPreTrainedModel, LlavaModel):
+    """Vision tower, projector and language model, without the language-model head."""
+
+    def __init__(self, config: UmbrellaConfig) -> None:
+        # LLaVA's own __init__ would build a 2-D tower only to throw it away.
+        super(LlavaModel, self).__init__(config)
+        self.vision_tower = UmbrellaVisionTower(config)
+        self.multi_modal_projector = LlavaMultiModalProjector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        *,
+        modality_ids: Tensor | None = None,
+        pixel_values: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Token embeddings with the scans' features in their places.
+
+        Args:
+            input_ids: Shape (B, L).
+            modality_ids: Shape (B, L), or None for text alone.
+            pixel_values: Volumes of each modality present.
+
+        Returns:
+            Embeddings of shape (B, L, H) and the dummy terms of absent modalities.
+
+        Raises:
+            ValueError: Scans without tags, or tags and scans that differ in number.
+        """
+        if pixel_values and modality_ids is None:
+            raise ValueError("pixel_values came without modality_ids: the positions of the scans are unknown")
+        inputs_embeds: Tensor = self.get_input_embeddings()(input_ids)
+        learns = self.training and torch.is_grad_enabled()
+        if modality_ids is None and not learns:
+            return inputs_embeds, {}
+        projector_learns = any(parameter.requires_grad for parameter in self.multi_modal_projector.parameters())
+        vision = self.vision_tower(pixel_values, keep_in_graph=projector_learns)
+        features, idle = self._project(vision.features, vision.idle)
+        if modality_ids is not None:
+            order = self.vision_tower.modality_order
+            inputs_embeds = splice_features(inputs_embeds, features, modality_ids, modality_order=order)
+        if idle is not None:
+            # The sum over an empty slice is an exact zero with a gradient of exact zeros: unlike a product with 0, it
+            # cannot turn an infinite activation into NaN.
+            inputs_embeds = inputs_embeds + idle[:0].sum().to(inputs_embeds.dtype)
+        return inputs_embeds, vision.dummy_terms
+
+    def _project(self, features: dict[str, Tensor], idle: list[Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
+        """One projector call for everything, so that the number of calls does not depend on the batch."""
+        parts = [*features.values(), *idle]
+        if not parts:
+            return {}, None
+        flat = [part.reshape(-1, part.shape[-1]) for part in parts]
+        projected = self.multi_modal_projector(torch.cat(flat)).split([len(part) for part in flat])
+        named = {
+            name: tokens.view(*features[name].shape[:2], -1) for name, tokens in zip(features, projected, strict=False)
+        }
+        return named, torch.cat(projected[len(features) :]) if idle else None
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        modality_ids: Tensor | None = None,
+        pixel_values: Mapping[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> UmbrellaModelOutput:
+        """Runs tower and language model; exactly one of `input_ids` and `inputs_embeds` is given."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        dummy_terms: dict[str, Tensor] = {}
+        if input_ids is not None:
+            inputs_embeds, dummy_terms = self.embed(input_ids, modality_ids=modality_ids, pixel_values=pixel_values)
+        kwargs["return_dict"] = True
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        return UmbrellaModelOutput(**outputs, dummy_terms=dummy_terms)
+
+
+class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditionalGeneration):
+    """The model to train and to ask: vision tower, projector, language model and its head."""
+
+    # Hugging Face's Trainer guesses both from the signature otherwise, and guesses wrongly (4 times the gradient at 4
+    # accumulation steps).
+    accepts_loss_kwargs = True
+    loss_type = "ForCausalLM"
+
+    def __init__(self, config: UmbrellaConfig) -> None:
+        super(LlavaForConditionalGeneration, self).__init__(config)
+        self.model = UmbrellaModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_llava(
+        cls, name_or_path: str, *, modalities: Mapping[str, PatchEmbedConfig], **kwargs: Any
+    ) -> UmbrellaForConditionalGeneration:
+        """Starts from a pretrained LLaVA: its encoder layers, projector and language model, with new patch embeds.
+
+        Args:
+            name_or_path: A LLaVA checkpoint, as for `LlavaForConditionalGeneration.from_pretrained`.
+            modalities: Patch embeds by modality; their order is the order of the tags.
+            **kwargs: For `LlavaForConditionalGeneration.from_pretrained` (dtype, attn_implementation, ...).
+
+        Returns:
+            The model; what was kept and what replaced is logged.
+        """
+        from umbrella_model.from_llava import load_llava
+
+        return load_llava(name_or_path, modalities=modalities, **kwargs)
+
+    def num_image_tokens(self, modality: str) -> int:
+        """Tokens, and so positions in `input_ids`, of one scan of a modality."""
+        return self.model.vision_tower.patch_embed(modality).config.num_patches
+
+    def dummy_sizes(self) -> dict[str, int]:
+        """Trainable elements N of each modality's patch embed, frozen ones left out."""
+        sizes = {
+            name: sum(p.numel() for p in self.model.vision_tower.patch_embed(name).parameters() if p.requires_grad)
+            for name in self.model.vision_tower.modality_order
+        }
+        return {name: size for name, size in sizes.items() if size}
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        modality_ids: Tensor | None = None,
+        pixel_values: Mapping[str, Tensor] | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> UmbrellaCausalLMOutput:
+        """One step on a batch of `umbrella_data.PaddingCollator`, or on tensors of the same form.
+
+        Args:
+            input_ids: Shape (B, L); the image token stands at scan positions.
+            attention_mask: Shape (B, L).
+            position_ids: Shape (B, L).
+            past_key_values: Cache of earlier positions, when generating.
+            inputs_embeds: Shape (B, L, H), in place of `input_ids`.
+            modality_ids: Shape (B, L); 0 is text, i+1 the i-th modality.
+            pixel_values: For each modality present, shape (N_m, C, X, Y, Z) or (N_m, C, X, Y, Z, T).
+            labels: Shape (B, L), -100 where no loss is taken.
+            logits_to_keep: As in Hugging Face's models: how many last positions get logits (0 is all).
+            **kwargs: For the language model and the loss (`num_items_in_batch`).
+
+        Returns:
+            Loss, logits and, while training, the dummy terms of absent modalities.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            modality_ids=modality_ids,
+            pixel_values=pixel_values,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, keep, :])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return UmbrellaCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            dummy_terms=outputs.dummy_terms,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        *,
+        modality_ids: Tensor | None = None,
+        pixel_values: Mapping[str, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,  # noqa: ARG002
+        **kwargs: Any,
+    ) -> Any:
+        """Hugging Face's `generate` for conversations with scans.
+
+        The scans are encoded once and handed on as embeddings, so that beams and several returned sequences expand
+        them with their rows.
+
+        Args:
+            input_ids: Shape (B, L), padded on the left.
+            modality_ids: Shape (B, L).
+            pixel_values: Volumes of each modality present.
+            attention_mask: Shape (B, L).
+            labels: Ignored, so that a collator's batch can be passed as it is.
+            **kwargs: For `GenerationMixin.generate`.
+
+        Returns:
+            Prompt and new tokens, shape (B * num_return_sequences, L + new).
+        """
+        inputs_embeds, _ = self.model.embed(input_ids, modality_ids=modality_ids, pixel_values=pixel_values)
+        return super().generate(
+            input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs
+        )
