@@ -1,0 +1,99 @@
+"""Affines, voxel sizes and the way to RAS+: axes are permuted and flipped, voxels are never interpolated."""
+
+from __future__ import annotations
+
+import numpy as np
+from nibabel.orientations import inv_ornt_aff, io_orientation
+
+from umbrella_data.errors import ScanError, ScanReason
+
+SPACING_LIMITS = (0.01, 100.0)
+"""Voxel sizes in mm that a scan of a head can have; anything else is a wrong unit or a damaged header."""
+
+
+def check_affine(affine: np.ndarray, *, path: str) -> None:
+    """Refuse an affine (4, 4) that is not finite or not invertible.
+
+    Raises:
+        ScanError: With the reason `affine`.
+    """
+    if not np.isfinite(affine).all():
+        raise ScanError(
+            "the affine holds values that are not finite: set sform or qform again", path=path, reason=ScanReason.AFFINE
+        )
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    # The volume of the cell of three unit vectors: 1 for right angles, 0 where they lie in one plane.
+    if (lengths == 0).any() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
+        raise ScanError(
+            "the affine cannot be inverted: its axes do not span space; set sform or qform again",
+            path=path,
+            reason=ScanReason.AFFINE,
+        )
+
+
+def spacing_of(affine: np.ndarray, *, path: str) -> tuple[float, float, float]:
+    """Voxel size in mm along each axis of an affine (4, 4).
+
+    Raises:
+        ScanError: `spacing`, where it is no size that a scan of a head can have.
+    """
+    # Rounded to 0.1 um: forms go through float32 and quaternions, and one scan stored in two orders must agree.
+    x, y, z = (round(float(length), 4) for length in np.linalg.norm(affine[:3, :3], axis=0))
+    low, high = SPACING_LIMITS
+    if not (low <= min(x, y, z) and max(x, y, z) <= high):
+        raise ScanError(
+            f"voxels of {x:g} x {y:g} x {z:g} mm: {low:g} to {high:g} mm is right; check the affine and its unit",
+            path=path,
+            reason=ScanReason.SPACING,
+        )
+    return x, y, z
+
+
+def world_directions(affine: np.ndarray) -> np.ndarray:
+    """Unit vectors (3, 3) of an affine's axes in RAS world coordinates, one a column."""
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return np.asarray(directions)
+
+
+class Reorientation:
+    """The permutation and flips that bring stored axes nearest to RAS+.
+
+    Args:
+        affine: (4, 4), of the stored axes; checked by `check_affine`.
+        path: The file's name for errors.
+
+    Raises:
+        ScanError: `affine`, where two axes point the same way.
+    """
+
+    def __init__(self, affine: np.ndarray, *, path: str) -> None:
+        self._ornt = io_orientation(affine)
+        if not np.isfinite(self._ornt).all():
+            raise ScanError(
+                "two axes of the affine point the same way: set sform or qform again",
+                path=path,
+                reason=ScanReason.AFFINE,
+            )
+        # order[i]: the stored axis that becomes axis i of RAS+.
+        self.order: tuple[int, int, int] = tuple(int(axis) for axis in np.argsort(self._ornt[:, 0]))  # type: ignore[assignment]
+        self.flips: tuple[bool, bool, bool] = tuple(bool(self._ornt[axis, 1] < 0) for axis in self.order)  # type: ignore[assignment]
+        self._affine = affine
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Sizes along RAS+ of a stored shape (X, Y, Z) or (X, Y, Z, T)."""
+        return (*(shape[axis] for axis in self.order), *shape[3:])
+
+    def spacing(self, spacing: tuple[float, float, float]) -> tuple[float, float, float]:
+        """Voxel sizes in mm along RAS+ of those along the stored axes."""
+        x, y, z = (spacing[axis] for axis in self.order)
+        return x, y, z
+
+    def affine(self, shape: tuple[int, ...]) -> np.ndarray:
+        """The affine (4, 4) of the reoriented volume, for a stored shape."""
+        return np.asarray(self._affine @ inv_ornt_aff(self._ornt, shape[:3]), dtype=np.float64)
+
+    def view(self, frames: np.ndarray) -> np.ndarray:
+        """Reorient stored frames (T, X, Y, Z) without copying."""
+        turned = frames.transpose(0, *(axis + 1 for axis in self.order))
+        steps = tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)
+        return turned[(slice(None), *steps)]

@@ -1,0 +1,167 @@
+"""Strict gzip decompression (RFC 1952): every member's header, CRC and length are checked, to the file's last byte."""
+
+from __future__ import annotations
+
+import importlib
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from umbrella_data.errors import ScanError, ScanReason
+
+try:
+    # ISA-L decompresses two to three times faster than zlib and has the same interface.
+    inflate: Any = importlib.import_module("isal.isal_zlib")
+except ImportError:
+    inflate = zlib
+
+GZIP_MAGIC = b"\x1f\x8b"
+MAX_DEFLATE_RATIO = 1032
+"""The most bytes that one byte of a deflate stream can hold (zlib's technical notes)."""
+
+_BLOCK_BYTES = 1 << 18
+_CHUNK_BYTES = 1 << 20
+_FHCRC, _FEXTRA, _FNAME, _FCOMMENT, _RESERVED = 0x02, 0x04, 0x08, 0x10, 0xE0
+_MAX_NAME_BYTES = 1 << 16
+
+
+class _Source:
+    """The compressed file with a push-back, since a member's end is known only after its block was read."""
+
+    def __init__(self, file: BinaryIO, *, path: str) -> None:
+        self._file = file
+        self._path = path
+        self._pending = b""
+
+    def block(self) -> bytes:
+        pending, self._pending = self._pending, b""
+        return pending or self._file.read(_BLOCK_BYTES)
+
+    def push_back(self, data: bytes) -> None:
+        self._pending = data + self._pending
+
+    def take(self, count: int) -> bytes:
+        data = self._pending
+        while len(data) < count:
+            more = self._file.read(_BLOCK_BYTES)
+            if not more:
+                raise ScanError(
+                    "the gzip stream ends inside a member's header or trailer; copy or convert the file again",
+                    path=self._path,
+                    reason=ScanReason.GZIP_TRUNCATED,
+                )
+            data += more
+        self._pending = data[count:]
+        return data[:count]
+
+    def skip_text(self) -> None:
+        for _ in range(_MAX_NAME_BYTES):
+            if self.take(1) == b"\0":
+                return
+        raise ScanError(
+            "a name in the gzip header never ends; not a gzip file, or a damaged one",
+            path=self._path,
+            reason=ScanReason.GZIP_HEADER,
+        )
+
+    def at_end(self) -> bool:
+        if not self._pending:
+            self._pending = self._file.read(_BLOCK_BYTES)
+        return not self._pending
+
+
+def iter_gzip(file: BinaryIO, *, path: str) -> Iterator[bytes]:
+    """Decompress a gzip file chunk by chunk; a chunk never holds more than 1 MiB, whatever the stream asks for.
+
+    Only a caller who exhausts the iterator has had the whole file checked.
+
+    Args:
+        file: Opened at its first byte.
+        path: The file's name for errors.
+
+    Raises:
+        ScanError: `gzip_header`, `gzip_data`, `gzip_crc`, `gzip_length`, `gzip_truncated` or `gzip_trailing`.
+    """
+    source = _Source(file, path=path)
+    _skip_member_header(source, path=path)
+    while True:
+        yield from _iter_member(source, path=path)
+        if source.at_end():
+            return
+        start = source.take(1)
+        source.push_back(start)
+        if start != GZIP_MAGIC[:1]:
+            raise ScanError(
+                "bytes that are not gzip follow the end of the gzip stream: damaged, or joined with another file",
+                path=path,
+                reason=ScanReason.GZIP_TRAILING,
+            )
+        _skip_member_header(source, path=path)
+
+
+def _skip_member_header(source: _Source, *, path: str) -> None:
+    header = source.take(10)
+    flags = header[3]
+    if header[:2] != GZIP_MAGIC or header[2] != 8 or flags & _RESERVED:
+        raise ScanError(
+            f"not a gzip member: it begins with {header[:4].hex(' ')} and not 1f 8b 08",
+            path=path,
+            reason=ScanReason.GZIP_HEADER,
+        )
+    if flags & _FEXTRA:
+        source.take(struct.unpack("<H", source.take(2))[0])
+    if flags & _FNAME:
+        source.skip_text()
+    if flags & _FCOMMENT:
+        source.skip_text()
+    if flags & _FHCRC:
+        source.take(2)
+
+
+def _iter_member(source: _Source, *, path: str) -> Iterator[bytes]:
+    """Yield one member's bytes and check its trailer."""
+    decompressor = inflate.decompressobj(-15)
+    crc, size = 0, 0
+    block = b""
+    while not decompressor.eof:
+        block = block or source.block()
+        if not block:
+            raise ScanError(
+                f"the gzip stream ends early, after {size} decompressed bytes; copy or convert the file again",
+                path=path,
+                reason=ScanReason.GZIP_TRUNCATED,
+            )
+        try:
+            chunk = decompressor.decompress(block, _CHUNK_BYTES)
+        except (zlib.error, inflate.error) as error:
+            raise ScanError(
+                f"the gzip stream is damaged after {size} decompressed bytes ({error}); copy or convert the file again",
+                path=path,
+                reason=ScanReason.GZIP_DATA,
+            ) from error
+        block = decompressor.unconsumed_tail
+        if chunk:
+            crc = inflate.crc32(chunk, crc)
+            size += len(chunk)
+            yield chunk
+    source.push_back(decompressor.unused_data)
+    _check_trailer(source.take(8), crc=crc, size=size, path=path)
+
+
+def _check_trailer(trailer: bytes, *, crc: int, size: int, path: str) -> None:
+    stored_crc, stored_size = struct.unpack("<II", trailer)
+    if stored_crc != crc:
+        raise ScanError(
+            f"the gzip checksum does not match ({stored_crc:08x} stored, {crc:08x} found): voxels were changed; "
+            "copy or convert the file again",
+            path=path,
+            reason=ScanReason.GZIP_CRC,
+        )
+    if stored_size != size & 0xFFFFFFFF:
+        raise ScanError(
+            f"the gzip length does not match ({stored_size} bytes stored, {size} found); "
+            "copy or convert the file again",
+            path=path,
+            reason=ScanReason.GZIP_LENGTH,
+        )

@@ -1,0 +1,141 @@
+"""A scan as the model's modalities need it: `load_volume`, strict, in RAS+, float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+
+import numpy as np
+import torch
+
+from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.geometry import Reorientation
+from umbrella_data.modality import ModalitySpec, find_modality
+from umbrella_data.scan_file import open_scan
+from umbrella_data.voxels import MAX_VOXELS, Voxels, read_voxels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume:
+    """A scan in memory.
+
+    Attributes:
+        data: float32 (C, X, Y, Z), or (C, X, Y, Z, T) for a series; X runs to the Right, Y to Anterior, Z to Superior.
+            A series lies time-first in memory, so `.permute(4, 0, 1, 2, 3)` is contiguous.
+        affine: (4, 4) float64, index of a voxel to world coordinates in mm.
+        spacing: Voxel size in mm along X, Y, Z.
+        repetition_time: Seconds from frame to frame; None for a volume or where the file does not say.
+    """
+
+    data: torch.Tensor
+    affine: np.ndarray
+    spacing: tuple[float, float, float]
+    repetition_time: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanShape:
+    """What a header alone says, along RAS+.
+
+    Attributes:
+        shape: (X, Y, Z) or (X, Y, Z, T).
+        spacing: Voxel size in mm along X, Y, Z.
+        repetition_time: Seconds from frame to frame, or None.
+    """
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, float, float]
+    repetition_time: float | None
+
+
+def read_shape(path: str | PathLike[str]) -> ScanShape:
+    """Read and check a scan's header; its voxels stay unread and unproven.
+
+    Raises:
+        ScanError: Where the header, or the size of the file, is wrong.
+    """
+    with open_scan(path) as scan:
+        header = scan.header
+        turn = Reorientation(header.affine, path=scan.path)
+        return ScanShape(
+            shape=turn.shape(header.shape),
+            spacing=turn.spacing(header.spacing),
+            repetition_time=header.repetition_time,
+        )
+
+
+def load_volume(
+    path: str | PathLike[str] | Sequence[str | PathLike[str]],
+    *,
+    modality: str,
+    window: tuple[int, int] | None = None,
+    max_voxels: int = MAX_VOXELS,
+) -> Volume:
+    """Read a scan.
+
+    Args:
+        path: The file; for dMRI a DWI with bval and bvec beside it, or its maps in the order of the channels.
+        modality: A name or an alias.
+        window: First frame and number of frames, for a series; None reads all of it.
+        max_voxels: Refuse to read more voxels than this from one file.
+
+    Raises:
+        ScanError: Where a file cannot be trusted; `.path` and `.reason` say which and why.
+        ValueError: For an unknown modality, or a window where there are no frames.
+    """
+    spec = find_modality(modality)
+    paths = [path] if isinstance(path, (str, PathLike)) else list(path)
+    if window is not None and not spec.is_series:
+        raise ValueError(f"{spec.name} has no frames: window {window} makes sense for a series only")
+    if len(paths) == 1 and spec.num_channels > 1:
+        return _fit_maps(paths[0], max_voxels=max_voxels)
+    if len(paths) != spec.num_channels:
+        raise ScanError(
+            f"{len(paths)} files for one {spec.name} scan; {spec.num_channels} ({', '.join(spec.channels)}) are needed",
+            path=paths[0] if paths else "",
+            reason=ScanReason.MAPS,
+        )
+    channels = [read_voxels(each, rank=spec.spatial_rank, window=window, max_voxels=max_voxels) for each in paths]
+    _check_same_grid(channels, paths, spec=spec)
+    return _to_volume(channels, is_series=spec.is_series)
+
+
+def _fit_maps(path: str | PathLike[str], *, max_voxels: int) -> Volume:
+    # Lazy: dipy is an extra, and only a raw diffusion series needs it.
+    from umbrella_data.diffusion import fit_dwi
+
+    fit = fit_dwi(path, max_voxels=max_voxels)
+    return Volume(data=torch.from_numpy(np.stack([fit.fa, fit.md])), affine=fit.affine, spacing=fit.spacing)
+
+
+def _to_volume(channels: list[Voxels], *, is_series: bool) -> Volume:
+    first = channels[0]
+    # (T, C, X, Y, Z); one channel needs no copy.
+    frames = torch.stack([torch.from_numpy(each.frames) for each in channels], dim=1)
+    data = frames.permute(1, 2, 3, 4, 0) if is_series else frames[0]
+    return Volume(data=data, affine=first.affine, spacing=first.spacing, repetition_time=first.header.repetition_time)
+
+
+def _check_same_grid(channels: list[Voxels], paths: Sequence[str | PathLike[str]], *, spec: ModalitySpec) -> None:
+    first = channels[0]
+    for path, other in zip(paths[1:], channels[1:], strict=True):
+        if other.frames.shape != first.frames.shape or not np.allclose(other.affine, first.affine, atol=1e-2):
+            raise ScanError(
+                f"shape {other.frames.shape[1:]} or its affine differ from {paths[0]} {first.frames.shape[1:]}: "
+                f"the maps of one {spec.name} scan must lie on one grid",
+                path=path,
+                reason=ScanReason.MAPS,
+            )
+    if spec.channels[0] == "FA":
+        _check_fractions(first.frames, path=paths[0])
+
+
+def _check_fractions(values: np.ndarray, *, path: str | PathLike[str]) -> None:
+    # Fits on noise give eigenvalues below 0 and FA up to sqrt(3/2).
+    if values.min() < -0.01 or values.max() > 1.3:
+        raise ScanError(
+            f"values from {values.min():g} to {values.max():g} are no FA (0 to 1): the maps come in the order FA, MD",
+            path=path,
+            reason=ScanReason.MAPS,
+        )

@@ -1,0 +1,123 @@
+"""From stored frames to real values: scaling, RAS+, and the checks on the voxels themselves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from os import PathLike
+
+import numpy as np
+
+from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.geometry import Reorientation
+from umbrella_data.header import ScanHeader
+from umbrella_data.scan_file import open_scan
+
+MAX_VOXELS = 1 << 30
+"""The most voxels read at once by default: 4 GiB in float32, a diffusion series of 288 volumes at 1.25 mm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voxels:
+    """Frames of one file.
+
+    Attributes:
+        frames: (T, X, Y, Z) float32, RAS+, contiguous; T is 1 for a volume.
+        affine: (4, 4) float64, index of a RAS+ voxel to world mm.
+        spacing: Voxel size in mm along X, Y, Z of RAS+.
+        header: As stored.
+    """
+
+    frames: np.ndarray
+    affine: np.ndarray
+    spacing: tuple[float, float, float]
+    header: ScanHeader
+
+
+def read_voxels(
+    path: str | PathLike[str],
+    *,
+    rank: int,
+    window: tuple[int, int] | None = None,
+    max_voxels: int = MAX_VOXELS,
+) -> Voxels:
+    """Read a file strictly.
+
+    Args:
+        path: A `.nii` or `.nii.gz` file.
+        rank: 3 for a volume, 4 for a series; the file must have it.
+        window: First frame and number of frames of a series; None reads all.
+        max_voxels: The most voxels to read.
+
+    Raises:
+        ScanError: With the file's path and a reason code.
+    """
+    with open_scan(path) as scan:
+        header = scan.header
+        check_rank(header, rank=rank, path=scan.path)
+        first, count = window if window is not None else (0, header.num_frames)
+        if first < 0 or count < 1 or first + count > header.num_frames:
+            raise ScanError(
+                f"frames {first} to {first + count - 1} were asked for; the series has {header.num_frames}",
+                path=scan.path,
+                reason=ScanReason.WINDOW,
+            )
+        if count * math.prod(header.shape[:3]) > max_voxels:
+            raise ScanError(
+                f"{count * math.prod(header.shape[:3])} voxels (shape {header.shape}) are more than "
+                f"max_voxels = {max_voxels}",
+                path=scan.path,
+                reason=ScanReason.TOO_LARGE,
+            )
+        reorientation = Reorientation(header.affine, path=scan.path)
+        stored = scan.read_frames(first, count)
+        frames = _real_values(reorientation.view(stored), header)
+        check_values(frames, path=scan.path)
+    return Voxels(
+        frames=frames,
+        affine=reorientation.affine(header.shape),
+        spacing=reorientation.spacing(header.spacing),
+        header=header,
+    )
+
+
+def check_rank(header: ScanHeader, *, rank: int, path: str) -> None:
+    """Refuse a volume where a series is needed, and the other way round.
+
+    Raises:
+        ScanError: With the reason `rank`.
+    """
+    if len(header.shape) != rank:
+        needed = "a volume (X, Y, Z)" if rank == 3 else "a series (X, Y, Z, T) of at least 2 frames"
+        raise ScanError(f"shape {header.shape}, but {needed} is needed here", path=path, reason=ScanReason.RANK)
+
+
+def check_values(values: np.ndarray, *, path: str) -> None:
+    """Refuse values that are not finite, or all the same.
+
+    Raises:
+        ScanError: `non_finite` or `constant`.
+    """
+    # Minimum and maximum carry a NaN along: two passes without a temporary array of truth values.
+    low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        count = int(values.size - np.isfinite(values).sum())
+        raise ScanError(
+            f"{count} of {values.size} voxels are NaN or infinite; masked voxels should be 0",
+            path=path,
+            reason=ScanReason.NON_FINITE,
+        )
+    if low == high:
+        raise ScanError(f"every voxel is {low:g}: there is no image", path=path, reason=ScanReason.CONSTANT)
+
+
+def _real_values(stored: np.ndarray, header: ScanHeader) -> np.ndarray:
+    """Scale to float32, frame by frame, so that float64 takes the memory of one frame only."""
+    values = np.empty(stored.shape, dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for source, target in zip(stored, values, strict=True):
+            if header.slope == 1.0 and header.inter == 0.0:
+                target[...] = source
+            else:
+                target[...] = source.astype(np.float64) * header.slope + header.inter
+    return values
