@@ -1,0 +1,138 @@
+"""The commands umbrella-train, umbrella-eval and umbrella-report. None of them imports torch to parse its arguments."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from umbrella_data.errors import UmbrellaDataError
+from umbrella_train.config import RunConfig, load_config
+from umbrella_train.errors import RunError
+
+T = TypeVar("T")
+
+# What the person at the keyboard can mend: told in one message, exit code 2. Anything else keeps its traceback.
+_USER_ERRORS = (RunError, UmbrellaDataError, FileNotFoundError, PermissionError, NotADirectoryError)
+
+_TRAIN_USAGE = "umbrella-train [--config FILE] [--dry-run] [--resume auto|CHECKPOINT] [--section.key VALUE ...]"
+
+
+def train_command(arguments: Sequence[str] | None = None) -> None:
+    """Train from a configuration; without one, the demo."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser("umbrella-train", "Train a model from a configuration file; without one, run the demo.")
+    parser.usage = _TRAIN_USAGE
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML file (default: the packaged demo)")
+    parser.add_argument("--dry-run", action="store_true", help="two steps, with a table of tokens and memory")
+    parser.add_argument(
+        "--resume", metavar="auto|CHECKPOINT", help="go on from the newest good checkpoint, or this one"
+    )
+    parser.add_argument("--help", "-h", action="store_true", help="show this help, with every key of the configuration")
+    options, overrides = parser.parse_known_args(words)
+    if options.help:
+        # The keys of an override may be wrong here: what is asked for is help.
+        config = _or_exit(lambda: load_config(options.config))
+        print(parser.format_help())
+        print(_describe_keys(config))
+        return
+    config = _or_exit(lambda: load_config(options.config, overrides))
+
+    def train() -> Path:
+        from umbrella_train import run  # late: imports torch
+
+        return run.train(config, dry_run=options.dry_run, resume=options.resume)
+
+    folder = _or_exit(train)
+    if os.environ.get("RANK", "0") == "0":
+        report = folder / "report.html"
+        print(f"run folder: {folder}" + (f"\nreport: {report}" if report.exists() else ""))
+
+
+def eval_command(arguments: Sequence[str] | None = None) -> None:
+    """Score a trained model again, on its own held-out subjects or on another manifest."""
+    parser = _parser("umbrella-eval", "Score a trained model on its held-out subjects, or on other manifests.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, as in runs/demo")
+    parser.add_argument(
+        "--manifest", type=Path, action="append", help="a manifest to score on instead; may be repeated"
+    )
+    parser.add_argument("--data-root", type=Path, help="the folder that the manifest's paths are relative to")
+    parser.add_argument("--no-controls", action="store_true", help="leave out shuffled, swapped and absent scans")
+    parser.add_argument("--max-samples", type=int, metavar="N", help="questions to ask, a set of modalities")
+    parser.add_argument("--help", "-h", action="help", help="show this help")
+    options = parser.parse_args(arguments)
+
+    def evaluate() -> dict[str, float]:
+        _check_is_run(options.run)
+        from umbrella_train import run  # late: imports torch
+
+        return run.evaluate_run(
+            options.run,
+            manifests=options.manifest,
+            data_root=options.data_root,
+            controls=False if options.no_controls else None,
+            max_samples=options.max_samples,
+        )
+
+    metrics = _or_exit(evaluate)
+    for name, value in sorted(metrics.items()):
+        print(f"{name:<48} {value:.4g}")
+
+
+def report_command(arguments: Sequence[str] | None = None) -> None:
+    """Write the report again, of one run or of several side by side."""
+    parser = _parser("umbrella-report", "Write report.html from the files of one run, or of several to compare.")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder; it may have crashed")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="where to write (default: report.html in the first)"
+    )
+    parser.add_argument("--help", "-h", action="help", help="show this help")
+    options = parser.parse_args(arguments)
+
+    def report() -> Path:
+        for run in options.runs:
+            _check_is_run(run)
+        from umbrella_train.report import build_report  # late: imports matplotlib
+
+        return build_report(options.runs, output=options.output)
+
+    print(_or_exit(report))
+
+
+def _parser(name: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False, add_help=False)
+
+
+def _describe_keys(config: RunConfig) -> str:
+    """List every key with its type, its meaning and the value that the configuration gives it."""
+    import tyro  # late: for the help alone
+
+    # In the terminal's own encoding: tyro draws its boxes with what that can show.
+    text = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding)
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        tyro.cli(RunConfig, default=config, args=["--help"], config=(tyro.conf.AvoidSubcommands,))
+    text.seek(0)
+    _, _, keys = text.read().partition("\n\n")
+    return f"Keys of the configuration, to override:\n\n{keys}"
+
+
+def _check_is_run(folder: Path) -> None:
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(f"{folder}: not a run's folder (it has no config.yaml)")
+
+
+def _or_exit(work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except _USER_ERRORS as error:
+        _exit(error)
+
+
+def _exit(error: Exception) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2) from None

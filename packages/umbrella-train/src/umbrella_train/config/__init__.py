@@ -1,0 +1,27 @@
+"""The configuration of a run: schema, strict YAML, overrides. Imports no torch."""
+
+from umbrella_train.config.data import AugmentSettings, DataConfig, DatasetConfig, PipelineSettings, SyntheticConfig
+from umbrella_train.config.loading import demo_config_path, dump_config, load_config
+from umbrella_train.config.model import LearnConfig, ModalityModelConfig, ModelConfig
+from umbrella_train.config.problems import ConfigError
+from umbrella_train.config.run_config import RunConfig
+from umbrella_train.config.training import DummyLossConfig, ReportConfig, TrainerConfig
+
+__all__ = [
+    "AugmentSettings",
+    "ConfigError",
+    "DataConfig",
+    "DatasetConfig",
+    "DummyLossConfig",
+    "LearnConfig",
+    "ModalityModelConfig",
+    "ModelConfig",
+    "PipelineSettings",
+    "ReportConfig",
+    "RunConfig",
+    "SyntheticConfig",
+    "TrainerConfig",
+    "demo_config_path",
+    "dump_config",
+    "load_config",
+]

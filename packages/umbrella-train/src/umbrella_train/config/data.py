@@ -1,0 +1,88 @@
+"""The `data` section: manifests or the synthetic cohort, how they are mixed, and each modality's pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from umbrella_train.config.model import by_canonical_name
+from umbrella_train.config.section import Section, SectionError
+
+
+class DatasetConfig(Section):
+    """One manifest."""
+
+    manifest: Path
+    """A manifest (JSON Lines); relative to the current directory."""
+    data_root: Path | None = None
+    """The folder that the manifest's paths are relative to (default: the manifest's own)."""
+    weight: PositiveFloat = 1.0
+    """Share in the mixture, where `mixing` uses weights."""
+
+
+class SyntheticConfig(Section):
+    """The demo cohort: brain-like phantoms with known answers, written as NIfTI files."""
+
+    num_train: PositiveInt = 300
+    """Subjects to train on, each with a scan of every modality."""
+    num_test: PositiveInt = 64
+    """Held-out subjects."""
+    seed: NonNegativeInt = 0
+    """Seed of the cohort."""
+    directory: Path | None = None
+    """Where to write it (default: a folder beside the runs); a finished cohort is used again."""
+
+
+class AugmentSettings(Section):
+    """Random changes of a training scan, drawn from the sample's own generator."""
+
+
+class PipelineSettings(Section):
+    """How scans of one modality become the model's input; the image size is the model's."""
+
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """Voxel size in mm to resample to, then crop or pad (default: the whole field of view, resized)."""
+    normalise: Literal["foreground_zscore"] = "foreground_zscore"
+    """Normalisation of the intensities."""
+    short_series: Literal["raise", "pad"] = "raise"
+    """What to do with a series shorter than the window of frames."""
+    augment: AugmentSettings | None = None
+    """Augmentation of training scans (default: none)."""
+
+
+class DataConfig(Section):
+    """What to train and evaluate on."""
+
+    train: list[DatasetConfig] = Field(default_factory=list)
+    """Manifests to train on, interleaved."""
+    evaluation: list[DatasetConfig] = Field(default_factory=list)
+    """Manifests of held-out subjects."""
+    synthetic: SyntheticConfig | None = None
+    """The demo cohort instead of manifests."""
+    mixing: Literal["proportional"] = "proportional"
+    """proportional: every sample exactly once an epoch."""
+    batches: Literal["by_modality", "mixed"] = "by_modality"
+    """by_modality: the samples of a batch hold the same modalities; mixed: any."""
+    max_length: PositiveInt | None = None
+    """Longest sample in tokens; whole turns are dropped from the front to meet it."""
+    cache_dir: Path | None = None
+    """Folder of preprocessed volumes (default: no cache)."""
+    pipelines: dict[str, PipelineSettings] = Field(default_factory=dict)
+    """Pipeline by modality, where it departs from the defaults."""
+
+    @field_validator("pipelines", mode="after")
+    @classmethod
+    def _check_pipelines(cls, pipelines: dict[str, PipelineSettings]) -> dict[str, PipelineSettings]:
+        return by_canonical_name(pipelines)
+
+    @model_validator(mode="after")
+    def _check_source(self) -> DataConfig:
+        if self.synthetic is None and not self.train:
+            raise SectionError([("", "names nothing to train on: give train (manifests) or synthetic")])
+        if self.synthetic is not None:
+            both = [(name, "cannot stand beside synthetic") for name in ("train", "evaluation") if getattr(self, name)]
+            if both:
+                raise SectionError(both)
+        return self

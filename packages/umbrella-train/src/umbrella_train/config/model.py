@@ -1,0 +1,171 @@
+"""The `model` section: where the weights come from, the modalities, and which parts learn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from umbrella_data.modality import find_modality
+from umbrella_train.config.section import Section, SectionError
+
+AXES = ("X", "Y", "Z", "T")
+T = TypeVar("T")
+
+PartState = Literal["train", "frozen"]
+Grid = Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=4)]
+
+# What each preset trains; a part that is not named stays as it is loaded.
+PRESETS: Mapping[str, tuple[str, ...]] = {
+    "full": ("patch_embed", "vision_tower", "projector", "language_model", "embeddings"),
+    "align": ("patch_embed", "projector"),
+    "patch_embed_only": ("patch_embed",),
+}
+
+
+class ModalityModelConfig(Section):
+    """The grid that one modality's patch embed works on."""
+
+    image_size: Grid
+    """Voxels along X, Y, Z, and frames along T for a series."""
+    patch_size: Grid
+    """Voxels of one patch along the same axes; it must divide image_size."""
+
+    @model_validator(mode="after")
+    def _check_grid(self) -> ModalityModelConfig:
+        problems = grid_problems(self.image_size, patch_size=self.patch_size)
+        if problems:
+            raise SectionError(problems)
+        return self
+
+    @property
+    def grid_size(self) -> tuple[int, ...]:
+        """Patches along each axis."""
+        return tuple(size // patch for size, patch in zip(self.image_size, self.patch_size, strict=True))
+
+    @property
+    def num_patches(self) -> int:
+        """Vision tokens of one scan."""
+        return math.prod(self.grid_size)
+
+
+def grid_problems(image_size: tuple[int, ...], *, patch_size: tuple[int, ...]) -> list[tuple[str, str]]:
+    """Say what keeps a patch from dividing an image.
+
+    Args:
+        image_size: Voxels along X, Y, Z (and frames along T).
+        patch_size: Voxels of one patch along the same axes.
+
+    Returns:
+        Pairs of the key at fault and the problem, with the nearest sizes that would do.
+    """
+    if len(image_size) != len(patch_size):
+        return [("patch_size", f"has {len(patch_size)} numbers where image_size has {len(image_size)}")]
+    problems = []
+    for axis, size, patch in zip(AXES, image_size, patch_size, strict=False):
+        if size % patch:
+            below, above = size // patch * patch, (size // patch + 1) * patch
+            nearest = f"{below} or {above}" if below else str(above)
+            problems.append(("image_size", f"{size} along {axis} is not divisible by the patch of {patch}: {nearest}"))
+    return problems
+
+
+class LearnConfig(Section):
+    """Which parts of the model learn: a preset, and single parts that depart from it."""
+
+    preset: Literal["full", "align", "patch_embed_only"] = "full"
+    """full: everything; align: patch embeds and projector; patch_embed_only: patch embeds."""
+    patch_embed: PartState | None = None
+    """The patch embeds of all modalities."""
+    vision_tower: PartState | None = None
+    """The vision encoder behind the patch embeds."""
+    projector: PartState | None = None
+    """The projector from vision features to the language model."""
+    language_model: PartState | None = None
+    """The language model without its token embeddings."""
+    embeddings: PartState | None = None
+    """The token embeddings and the output head."""
+
+    @property
+    def parts(self) -> dict[str, PartState]:
+        """Every part with its state, the preset resolved."""
+        preset = PRESETS[self.preset]
+        explicit: dict[str, PartState | None] = {part: getattr(self, part) for part in PRESETS["full"]}
+        return {part: state or ("train" if part in preset else "frozen") for part, state in explicit.items()}
+
+
+class ModelConfig(Section):
+    """The model: a LLaVA checkpoint, or a vision and a text config for random weights."""
+
+    pretrained: str | None = None
+    """A LLaVA checkpoint: a folder, or a name on the hub."""
+    tokenizer: str | None = None
+    """A tokenizer: a folder, or a name on the hub. Without one: the checkpoint's own, or else a byte-level one."""
+    vision_config: dict[str, Any] | None = None
+    """Hugging Face config of the vision encoder, with its model_type, for random weights."""
+    text_config: dict[str, Any] | None = None
+    """Hugging Face config of the language model, with its model_type, for random weights."""
+    vision_feature_layer: int = -1
+    """The encoder layer whose output goes to the projector, as in LlavaConfig."""
+    modalities: Annotated[dict[str, ModalityModelConfig], Field(min_length=1)]
+    """The modalities by name (T1, rsfMRI, dMRI); their order here is the order of the modality tags."""
+    learn: LearnConfig = LearnConfig()
+    """Which parts learn."""
+
+    @field_validator("modalities", mode="after")
+    @classmethod
+    def _check_modalities(cls, modalities: dict[str, ModalityModelConfig]) -> dict[str, ModalityModelConfig]:
+        named = by_canonical_name(modalities)
+        problems = []
+        for name, modality in named.items():
+            rank, given = find_modality(name).spatial_rank, len(modality.image_size)
+            if rank != given:
+                axes = ", ".join(AXES[:rank])
+                problems.append((f"{name}.image_size", f"has {given} numbers where {name} has {rank} axes ({axes})"))
+        if problems:
+            raise SectionError(problems)
+        return named
+
+    @model_validator(mode="after")
+    def _check_source(self) -> ModelConfig:
+        configs = {"vision_config": self.vision_config, "text_config": self.text_config}
+        if self.pretrained is not None:
+            problems = [
+                (name, "would not be used: the checkpoint named by pretrained brings its own")
+                for name, config in configs.items()
+                if config is not None
+            ]
+        else:
+            problems = [(name, "is needed where no pretrained is named") for name, c in configs.items() if c is None]
+            problems += [
+                (f"{name}.model_type", "is missing: it says which Hugging Face config this is")
+                for name, config in configs.items()
+                if config is not None and "model_type" not in config
+            ]
+        if problems:
+            raise SectionError(problems)
+        return self
+
+
+def by_canonical_name(entries: Mapping[str, T]) -> dict[str, T]:
+    """Rename the keys of a table of modalities to their canonical names, in the same order.
+
+    Raises:
+        SectionError: For unknown names, and for two names of one modality.
+    """
+    named: dict[str, T] = {}
+    problems = []
+    for name, entry in entries.items():
+        try:
+            canonical = find_modality(name).name
+        except ValueError as error:
+            problems.append((name, str(error)))
+            continue
+        if canonical in named:
+            problems.append((name, f"is another name of {canonical}, which is here already"))
+        named[canonical] = entry
+    if problems:
+        raise SectionError(problems)
+    return named

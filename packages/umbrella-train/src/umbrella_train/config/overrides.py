@@ -1,0 +1,164 @@
+"""Command-line overrides, as in `--model.modalities.T1.patch-size 8 8 8`, laid over a file's content.
+
+They are laid over the raw content, before validation, so that a file's mistakes and an override's come in one list, an
+override can mend a file, and keys can be set that the file does not have. (tyro, which prints the help, parses on top
+of a valid default only, and not into a section that is null there.)
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+from umbrella_data.modality import find_modality
+from umbrella_train.config.schema import (
+    allows_none,
+    annotation_at,
+    is_mapping,
+    is_sequence,
+    section_of,
+    without_none,
+)
+
+_NONE_WORDS = frozenset({"none", "null"})
+
+
+class _UnusableValueError(ValueError):
+    """A value that cannot stand at its key, said in words."""
+
+
+@dataclass
+class _Override:
+    flag: str
+    values: list[str] = field(default_factory=list)
+
+
+def apply_overrides(
+    content: dict[str, Any], *, overrides: Sequence[str], section: type[BaseModel]
+) -> tuple[dict[str, Any], list[str]]:
+    """Lay overrides over a configuration's raw content.
+
+    Args:
+        content: What the file holds; left as it is.
+        overrides: The command line's words: `--dotted.key` (or `--dotted.key=value`), each followed by its values.
+        section: The schema, which says whether a key takes one value or several.
+
+    Returns:
+        The new content, and the problems.
+    """
+    content = copy.deepcopy(content)
+    found, problems = _split(overrides)
+    for override in found:
+        try:
+            path, value = _read(override, content=content, section=section)
+            _set(content, path, value)
+        except _UnusableValueError as error:
+            problems.append(f"--{override.flag}: {error}")
+    return content, problems
+
+
+def _split(words: Sequence[str]) -> tuple[list[_Override], list[str]]:
+    found: list[_Override] = []
+    problems = []
+    for word in words:
+        if word.startswith("--") and len(word) > 2:
+            flag, equals, value = word[2:].partition("=")
+            found.append(_Override(flag, [value] if equals else []))
+        elif found:
+            found[-1].values.append(word)
+        else:
+            problems.append(f"{word}: does not follow a --key")
+    return found, problems
+
+
+def _read(
+    override: _Override, *, content: dict[str, Any], section: type[BaseModel]
+) -> tuple[tuple[str | int, ...], Any]:
+    path = _path(override.flag, content=content, section=section)
+    annotation = annotation_at(section, path)
+    if not override.values:
+        last = str(path[-1])
+        positive = (*path[:-1], last.removeprefix("no_"))
+        # In a free table, where no annotation says so, a flag without a value can only be a switch.
+        if last.startswith("no_") and annotation_at(section, positive) in (bool, None):
+            return positive, False
+    return path, _value(override.values, annotation)
+
+
+def _path(flag: str, *, content: dict[str, Any], section: type[BaseModel]) -> tuple[str | int, ...]:
+    path: list[str | int] = []
+    here: Any = content
+    for part in flag.split("."):
+        parent = annotation_at(section, path)
+        key: str | int
+        if is_sequence(parent) and part.isdigit():
+            key = int(part)
+            here = here[key] if isinstance(here, list) and key < len(here) else None
+        else:
+            is_table_of_sections = is_mapping(parent) and annotation_at(section, [*path, part]) is not None
+            key = _table_key(part, here) if is_table_of_sections else part.replace("-", "_")
+            here = here.get(key) if isinstance(here, dict) else None
+        path.append(key)
+    return tuple(path)
+
+
+def _table_key(name: str, table: Any) -> str:
+    """Find the key under which a table of modalities already holds this one, under this name or another."""
+    if not isinstance(table, dict) or name in table:
+        return name
+    try:
+        canonical = find_modality(name).name
+        return next((key for key in table if find_modality(str(key)).name == canonical), name)
+    except ValueError:
+        return name
+
+
+def _value(values: list[str], annotation: Any) -> Any:
+    if len(values) == 1 and values[0].lower() in _NONE_WORDS and (annotation is None or allows_none(annotation)):
+        return None
+    if annotation is None:
+        free = [_from_json(value) for value in values] or [True]
+        return free[0] if len(free) == 1 else free
+    if is_sequence(annotation):
+        return _from_json(values[0]) if len(values) == 1 and values[0].startswith("[") else list(values)
+    if not values and without_none(annotation) is bool:
+        return True
+    if len(values) != 1:
+        shown = f" ({' '.join(values)})" if values else ""
+        raise _UnusableValueError(f"takes one value, {len(values)} given{shown}")
+    if is_mapping(annotation) or section_of(annotation) is not None:
+        return _from_json(values[0])
+    return values[0]
+
+
+def _from_json(text: str) -> Any:
+    """Read a value of a free table: JSON where it is JSON, the text itself otherwise."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _set(content: dict[str, Any], path: Sequence[str | int], value: Any) -> None:
+    here: Any = content
+    for position, part in enumerate(path):
+        is_last = position == len(path) - 1
+        if isinstance(part, int):
+            if not isinstance(here, list) or part > len(here):
+                raise _UnusableValueError(f"there is no entry {part}: the next free one is {len(here or [])}")
+            if part == len(here):
+                here.append(None)
+        elif not isinstance(here, dict):
+            raise _UnusableValueError(f"{'.'.join(map(str, path[:position]))} holds {here!r}, not keys of its own")
+        if is_last:
+            here[part] = value
+            return
+        child = here[part] if isinstance(part, int) else here.get(part)
+        if child is None:
+            child = here[part] = [] if isinstance(path[position + 1], int) else {}
+        here = child

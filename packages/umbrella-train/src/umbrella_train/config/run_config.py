@@ -1,0 +1,46 @@
+"""`RunConfig`: everything that one run is made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, NonNegativeInt, model_validator
+
+from umbrella_train.config.data import DataConfig
+from umbrella_train.config.model import ModelConfig
+from umbrella_train.config.section import Section, SectionError
+from umbrella_train.config.training import DummyLossConfig, ReportConfig, TrainerConfig
+
+
+class RunConfig(Section):
+    """One run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """Name of the run's folder; a name in use becomes NAME-2, NAME-3, ..."""
+    output_dir: Path = Path("runs")
+    """Folder of the runs' folders."""
+    seed: NonNegativeInt = 0
+    """Seed of the weights, the data order, augmentation and dropout."""
+    model: ModelConfig
+    """The model."""
+    data: DataConfig
+    """The data."""
+    dummy_loss: DummyLossConfig = DummyLossConfig()
+    """The dummy loss."""
+    trainer: TrainerConfig = TrainerConfig()
+    """The trainer."""
+    report: ReportConfig = ReportConfig()
+    """Evaluation and report."""
+
+    @model_validator(mode="after")
+    def _check_pipelines_have_models(self) -> RunConfig:
+        known = ", ".join(self.model.modalities)
+        problems = [
+            (f"data.pipelines.{name}", f"model.modalities has no {name} (it has {known})")
+            for name in self.data.pipelines
+            if name not in self.model.modalities
+        ]
+        if problems:
+            raise SectionError(problems)
+        return self

@@ -1,0 +1,121 @@
+"""The `dummy_loss`, `trainer` and `report` sections."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from umbrella_train.config.section import Section, SectionError
+
+
+class DummyLossConfig(Section):
+    """How modalities that are absent from a batch are kept in the graph."""
+
+    enabled: bool = True
+    """Without the term, a distributed run fails at the first absent modality."""
+    scale: NonNegativeFloat = 1e-7
+    """L2 norm of the gradient that an absent modality receives (with reduction unit)."""
+    reduction: Literal["unit", "sum"] = "unit"
+    """unit: sum of the parameters / sqrt(N); sum: their plain sum, whose gradient grows with sqrt(N)."""
+    absent: Literal["update", "hold"] = "update"
+    """update: the optimiser takes the tiny step; hold: a modality that no rank saw is not touched at all."""
+    gradient_scale: Literal["mean", "present"] = "mean"
+    """mean: gradients are averaged over all tokens; present: over the tokens of samples that hold the modality."""
+
+
+class TrainerConfig(Section):
+    """Training knobs, named and meant exactly as in transformers' TrainingArguments, but for the last two."""
+
+    max_steps: int = -1
+    """Optimiser steps; -1: as num_train_epochs says."""
+    num_train_epochs: PositiveFloat = 3.0
+    """Epochs, where max_steps is -1."""
+    per_device_train_batch_size: PositiveInt = 8
+    """Samples a rank and forward."""
+    per_device_eval_batch_size: PositiveInt = 8
+    """Samples a rank and forward in evaluation."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Forwards an optimiser step."""
+    learning_rate: PositiveFloat = 5e-5
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay."""
+    warmup_steps: NonNegativeFloat = 0
+    """Steps of warm-up; below 1: their share of all steps."""
+    lr_scheduler_type: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+        "cosine_with_min_lr",
+        "warmup_stable_decay",
+    ] = "linear"
+    """Shape of the learning rate over the steps."""
+    max_grad_norm: NonNegativeFloat = 1.0
+    """Norm that gradients are clipped to; 0: no clipping."""
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch_fused"
+    """Optimiser."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of AdamW's first moment."""
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of AdamW's second moment."""
+    adam_epsilon: PositiveFloat = 1e-8
+    """AdamW's eps."""
+    bf16: bool = False
+    """Autocast to bfloat16."""
+    fp16: bool = False
+    """Autocast to float16 with a loss scaler (GPU)."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in backward instead of keeping them."""
+    torch_compile: bool = False
+    """Compile the model."""
+    logging_steps: PositiveInt = 10
+    """Steps between lines of metrics.jsonl."""
+    save_steps: PositiveInt = 500
+    """Steps between checkpoints."""
+    save_total_limit: PositiveInt | None = None
+    """Checkpoints to keep (default: all)."""
+    eval_steps: PositiveInt | None = None
+    """Steps between evaluations (default: one at the end)."""
+    dataloader_num_workers: NonNegativeInt = 0
+    """Processes that load scans."""
+    use_cpu: bool = False
+    """Stay on the CPU though there is a GPU."""
+    report_to: list[Literal["wandb"]] = Field(default_factory=list)
+    """Trackers besides metrics.jsonl, which is always written."""
+    world_size: PositiveInt | None = None
+    """Number of processes that this run is meant for; another number at the launch is an error."""
+    parity_every: NonNegativeInt = 100
+    """Steps between comparisons of the parameters over ranks; 0: never."""
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> TrainerConfig:
+        problems = []
+        if self.max_steps != -1 and self.max_steps < 1:
+            problems.append(("max_steps", f"{self.max_steps} is neither a number of steps nor -1"))
+        if self.bf16 and self.fp16:
+            problems.append(("fp16", "cannot be combined with bf16: choose one"))
+        if self.fp16 and self.use_cpu:
+            problems.append(("fp16", "needs a GPU: a CPU would quietly compute in float32; use bf16"))
+        if problems:
+            raise SectionError(problems)
+        return self
+
+
+class ReportConfig(Section):
+    """Evaluation and the report at the end of a run."""
+
+    enabled: bool = True
+    """Write report.html."""
+    pictures: bool = True
+    """Draw one picture a modality of what the model sees."""
+    max_new_tokens: PositiveInt = 32
+    """Longest answer in tokens."""
+    controls: bool = True
+    """Ask every question also with another subject's scan and without any."""
+    max_samples: PositiveInt | None = None
+    """Questions to evaluate, a modality set (default: all)."""

@@ -1,0 +1,159 @@
+"""The commands: arguments, help without torch, and errors as one message."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from umbrella_train import cli
+from umbrella_train.config import RunConfig, load_config
+from umbrella_train.config.overrides import apply_overrides
+from umbrella_train.errors import RunError
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.ModuleType:
+    """A stand-in for `umbrella_train.run` that records its calls."""
+    module = types.ModuleType("umbrella_train.run")
+    module.calls = []
+
+    def train(config: RunConfig, **options: object) -> Path:
+        module.calls.append((config, options))
+        return tmp_path
+
+    def evaluate_run(folder: Path, **options: object) -> dict[str, float]:
+        module.calls.append((folder, options))
+        return {"eval/accuracy/T1": 0.97531}
+
+    module.train, module.evaluate_run = train, evaluate_run
+    monkeypatch.setitem(sys.modules, "umbrella_train.run", module)
+    monkeypatch.setattr("umbrella_train.run", module, raising=False)
+    return module
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    (tmp_path / "config.yaml").write_text("{}")
+    return tmp_path
+
+
+def test_train_without_arguments_runs_the_demo(
+    run: types.ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cli.train_command([])
+    assert run.calls == [(load_config(None), {"dry_run": False, "resume": None})]
+    assert str(tmp_path) in capsys.readouterr().out
+
+
+def test_train_passes_its_options_and_overrides(run: types.ModuleType) -> None:
+    cli.train_command(["--trainer.max-steps", "-1", "--dry-run", "--resume", "auto", "--trainer.learning-rate", "1e-4"])
+    ((config, options),) = run.calls
+    assert (config.trainer.max_steps, config.trainer.learning_rate) == (-1, 1e-4)
+    assert options == {"dry_run": True, "resume": "auto"}
+
+
+def test_train_names_the_run_folder_on_rank_0_alone(
+    run: types.ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    cli.train_command([])
+    assert capsys.readouterr().out == ""
+
+
+def test_mistakes_end_with_one_message_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.train_command(["--trainer.learning-rat", "1", "--seed", "x"])
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert "2 problems" in message
+    assert "Traceback" not in message
+
+
+def test_errors_of_the_run_that_a_user_can_mend_end_with_exit_code_2(
+    run: types.ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(config: RunConfig, **options: object) -> Path:
+        raise RunError("4 processes were asked for, 2 were launched")
+
+    monkeypatch.setattr(run, "train", refuse)
+    with pytest.raises(SystemExit) as caught:
+        cli.train_command([])
+    assert caught.value.code == 2
+    assert "2 were launched" in capsys.readouterr().err
+
+
+def test_errors_of_our_own_keep_their_traceback(run: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(config: RunConfig, **options: object) -> Path:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(run, "train", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.train_command([])
+
+
+def test_eval_passes_its_options_and_lists_the_metrics(
+    run: types.ModuleType, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.eval_command(
+        [str(run_folder), "--manifest", "a.jsonl", "--manifest", "b.jsonl", "--no-controls", "--max-samples", "3"]
+    )
+    options = {"manifests": [Path("a.jsonl"), Path("b.jsonl")], "data_root": None, "controls": False, "max_samples": 3}
+    assert run.calls == [(run_folder, options)]
+    assert capsys.readouterr().out.split() == ["eval/accuracy/T1", "0.9753"]
+
+
+@pytest.mark.parametrize("command", [cli.eval_command, cli.report_command])
+def test_a_folder_that_is_no_run_is_named(
+    command: object, tmp_path: Path, capsys: pytest.CaptureFixture[str], run: types.ModuleType
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command([str(tmp_path / "nowhere")])
+    assert caught.value.code == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert run.calls == []
+
+
+@pytest.mark.parametrize("command", ["train_command", "eval_command", "report_command"])
+def test_help_imports_no_torch(command: str) -> None:
+    code = (
+        "import sys; from umbrella_train import cli\n"
+        f"try: cli.{command}(['--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: umbrella-" in done.stdout
+    if command == "train_command":
+        assert "--model.modalities.T1.patch-size" in done.stdout
+
+
+def test_module_is_the_train_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "umbrella_train", "--seed", "x"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "seed" in done.stderr
+
+
+def test_every_flag_of_the_help_is_understood() -> None:
+    config = load_config(None)
+    flags = set(re.findall(r"(?<![\w-])--[a-z][\w.-]+", cli._describe_keys(config))) - {"--help"}
+    assert len(flags) > 60
+    content = config.model_dump(mode="json")
+    for flag in flags:
+        values = [] if ".no-" in flag else ["1"]
+        changed, problems = apply_overrides(content, overrides=[flag, *values], section=RunConfig)
+        assert problems == []
+        # A key that the schema does not know would have been added as a new one.
+        assert keys_of(changed) == keys_of(content), flag
+
+
+def keys_of(content: object) -> object:
+    return {key: keys_of(value) for key, value in content.items()} if isinstance(content, dict) else None

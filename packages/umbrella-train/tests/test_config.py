@@ -1,0 +1,274 @@
+"""The configuration: schema, strict YAML, overrides, and every problem at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from umbrella_train.config import ConfigError, RunConfig, TrainerConfig, demo_config_path, dump_config, load_config
+from umbrella_train.config.strict_yaml import looks_secret
+
+GOOD = """
+name: small
+model:
+  vision_config: {model_type: siglip_vision_model, hidden_size: 8}
+  text_config: {model_type: qwen2, hidden_size: 8, pad_token_id: 0}
+  modalities:
+    rsfMRI: {image_size: [8, 8, 8, 4], patch_size: [4, 4, 4, 2]}
+    T1w: {image_size: [8, 8, 8], patch_size: [4, 4, 4]}
+data:
+  synthetic: {num_train: 3}
+"""
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    return write(tmp_path, GOOD)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def problems_of(path: Path | None, *overrides: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    assert all(problem in str(caught.value) for problem in caught.value.problems)
+    return caught.value.problems
+
+
+def test_modalities_keep_their_order_and_get_canonical_names(good: Path) -> None:
+    config = load_config(good)
+    assert list(config.model.modalities) == ["rsfMRI", "T1"]
+    assert config.model.modalities["rsfMRI"].grid_size == (2, 2, 2, 2)
+    assert config.model.modalities["rsfMRI"].num_patches == 16
+
+
+def test_config_is_equal_after_dump_and_load(tmp_path: Path) -> None:
+    config = load_config(None, ["--trainer.learning-rate", "1e-5", "--data.pipelines.T1.spacing", "2", "2", "2.5"])
+    assert load_config(write(tmp_path, dump_config(config))) == config
+
+
+def test_config_is_frozen(good: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_config(good).name = "other"  # type: ignore[misc]
+
+
+def test_all_problems_come_at_once_with_dotted_paths(tmp_path: Path) -> None:
+    text = """
+model:
+  vision_config: {model_type: clip_vision_model}
+  text_config: {hidden_size: 8}
+  modalities:
+    T1: {image_size: [128, 128, 128], patch_size: [18, 16, 16]}
+data:
+  synthetic: {num_train: none}
+trainer:
+  learning_rat: 1e-5
+  max_steps: -3
+  bf16: true
+  fp16: true
+dummy_los: {scale: 1}
+"""
+    problems = problems_of(write(tmp_path, text), "--trainer.learning-rate", "fast")
+    expected = (
+        "model.modalities.T1.image_size: 128 along X is not divisible by the patch of 18: 126 or 144",
+        "data.synthetic.num_train: ",
+        "trainer.learning_rat: no such key; did you mean trainer.learning_rate?",
+        "trainer.learning_rate: ",
+        "dummy_los: no such key; did you mean dummy_loss?",
+    )
+    for start in expected:
+        assert sum(problem.startswith(start) for problem in problems) == 1, start
+    assert len(problems) == len(expected)
+
+
+def test_a_section_is_checked_as_a_whole_in_spite_of_unknown_keys(good: Path) -> None:
+    problems = problems_of(good, "--trainer.bogus", "1", "--trainer.bf16", "--trainer.fp16")
+    assert [problem.split(":")[0] for problem in problems] == ["trainer.bogus", "trainer.fp16"]
+
+
+def test_a_key_in_the_wrong_section_is_shown_its_place(good: Path) -> None:
+    (problem,) = problems_of(good, "--learning-rate", "1e-3")
+    assert problem.endswith("did you mean trainer.learning_rate?")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "start"),
+    [
+        (
+            ["--model.modalities.T2", '{"image_size": [8, 8, 8], "patch_size": [4, 4, 4]}'],
+            "model.modalities.T2: unknown",
+        ),
+        (["--model.modalities.T1.image-size", "8", "8", "8", "8"], "model.modalities.T1w.patch_size: has 3 numbers"),
+        (
+            ["--model.modalities.dwi", '{"image_size": [8, 8, 8, 4], "patch_size": [4, 4, 4, 4]}'],
+            "model.modalities.dMRI.image_size: has 4 numbers where dMRI has 3 axes (X, Y, Z)",
+        ),
+        (["--model.pretrained", "some/llava"], "model.vision_config: would not be used"),
+        (["--model.vision-config", "null"], "model.vision_config: is needed"),
+        (["--model.text-config", "{}"], "model.text_config.model_type: is missing"),
+        (["--data.synthetic", "null"], "data: names nothing to train on"),
+        (["--data.train", '[{"manifest": "m.jsonl"}]'], "data.train: cannot stand beside synthetic"),
+        (["--data.pipelines.dMRI.spacing", "2", "2", "2"], "data.pipelines.dMRI: model.modalities has no dMRI"),
+        (["--trainer.fp16", "--trainer.use-cpu"], "trainer.fp16: needs a GPU"),
+        (["--name", "../up"], "name: "),
+        (["--trainer.report-to", "tensorboard"], "trainer.report_to.0: "),
+        (["--trainer.learning-rate", "1", "2"], "--trainer.learning-rate: takes one value, 2 given (1 2)"),
+        (["--trainer.learning-rate"], "--trainer.learning-rate: takes one value, 0 given"),
+        (["--data.train.3.manifest", "x"], "--data.train.3.manifest: there is no entry 3"),
+        (["--name.first", "x"], "--name.first: name holds 'small'"),
+        (["stray"], "stray: does not follow a --key"),
+    ],
+)
+def test_mistakes_are_named(good: Path, overrides: list[str], start: str) -> None:
+    problems = problems_of(good, *overrides)
+    assert any(problem.startswith(start) for problem in problems), problems
+
+
+def test_two_names_of_one_modality_are_refused(tmp_path: Path) -> None:
+    text = GOOD.replace("data:", "    sMRI: {image_size: [8, 8, 8], patch_size: [4, 4, 4]}\ndata:")
+    assert problems_of(write(tmp_path, text)) == (
+        "model.modalities.sMRI: is another name of T1, which is here already",
+    )
+
+
+def test_overrides_reach_every_kind_of_key(good: Path) -> None:
+    config = load_config(
+        good,
+        [
+            *("--model.modalities.T1.patch-size", "8", "8", "8"),  # the file calls it T1w
+            *("--model.vision-config.hidden-size", "16", "--model.vision-config.attention-dropout=0.5"),
+            *("--trainer.learning-rate", "1e-4", "--trainer.max-steps", "-1", "--trainer.bf16"),
+            *("--data.train.0.manifest", "a.jsonl", "--data.train.1.manifest", "b.jsonl", "--data.synthetic", "null"),
+            *("--trainer.report-to", "wandb", "--report.no-controls", "--model.learn.preset", "align"),
+            *("--model.learn.embeddings", "train", "--trainer.save-total-limit", "none", "--name", "0012"),
+        ],
+    )
+    assert config.model.modalities["T1"].patch_size == (8, 8, 8)
+    assert config.model.vision_config == {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 16,
+        "attention_dropout": 0.5,
+    }
+    assert (config.trainer.learning_rate, config.trainer.max_steps, config.trainer.bf16) == (1e-4, -1, True)
+    assert [str(dataset.manifest) for dataset in config.data.train] == ["a.jsonl", "b.jsonl"]
+    assert config.data.synthetic is None
+    assert config.trainer.report_to == ["wandb"]
+    assert config.report.controls is False
+    assert config.model.learn.parts == {
+        "patch_embed": "train",
+        "vision_tower": "frozen",
+        "projector": "train",
+        "language_model": "frozen",
+        "embeddings": "train",
+    }
+    assert config.trainer.save_total_limit is None
+    assert config.name == "0012"
+
+
+def test_an_override_mends_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace("[4, 4, 4]}", "[3, 4, 4]}"))
+    assert problems_of(path)
+    assert (
+        load_config(path, ["--model.modalities.T1.patch-size", "2", "2", "2"]).model.modalities["T1"].num_patches == 64
+    )
+
+
+def test_yaml_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + "trainer: {learning_rate: 1e-5}\ndummy_loss: {scale: 1e-7}\n")
+    assert load_config(path).trainer.learning_rate == 1e-5
+    assert load_config(path).dummy_loss.scale == 1e-7
+
+
+def test_yaml_words_that_are_not_text_are_refused_as_text(tmp_path: Path) -> None:
+    (problem,) = problems_of(write(tmp_path, GOOD.replace("name: small", "name: 0012")))
+    assert problem.startswith("name: input should be a valid string")
+
+
+def test_duplicate_keys_are_listed_with_their_lines(tmp_path: Path) -> None:
+    problems = problems_of(write(tmp_path, GOOD + "name: again\ntrainer:\n  bf16: true\n  bf16: false\n"))
+    assert problems == (
+        "line 11: name stands here again, first on line 2",
+        "line 14: bf16 stands here again, first on line 13",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("- a\n", "holds a list"), ("a: [1\n", "not YAML"), ("a: !!python/x 1", "not YAML")]
+)
+def test_files_that_are_no_mapping_are_refused(tmp_path: Path, text: str, says: str) -> None:
+    (problem,) = problems_of(write(tmp_path, text))
+    assert says in problem
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml.*\n.*no such file"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_secrets_are_refused_and_not_shown(good: Path) -> None:
+    problems = problems_of(good, "--trainer.api-key", "hunter2", "--model.text-config.hub-token=hunter3")
+    assert [problem.split(":")[0] for problem in problems] == ["model.text_config.hub_token", "trainer.api_key"]
+    assert not any("hunter" in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    "key", ["api_key", "wandb-api-key", "hub_token", "token", "password", "clientSecret", "HF_TOKEN", "apiKey"]
+)
+def test_keys_that_name_secrets_are_known(key: str) -> None:
+    assert looks_secret(key)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "tokenizer",
+        "max_new_tokens",
+        "image_token_id",
+        "pad_token",
+        "num_key_value_heads",
+        "key",
+        "qk_layernorm",
+        "eos_token_id",
+    ],
+)
+def test_keys_about_words_are_not_secrets(key: str) -> None:
+    assert not looks_secret(key)
+
+
+def test_trainer_keys_are_the_names_of_training_arguments() -> None:
+    from transformers import TrainingArguments
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    theirs = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert set(TrainerConfig.model_fields) - theirs == {"world_size", "parity_every"}
+    schedulers = TrainerConfig.model_fields["lr_scheduler_type"].annotation.__args__
+    assert set(schedulers) <= {scheduler.value for scheduler in SchedulerType}
+    optimizers = TrainerConfig.model_fields["optim"].annotation.__args__
+    assert set(optimizers) <= {optimizer.value for optimizer in OptimizerNames}
+
+
+def test_every_key_has_a_description() -> None:
+    def undocumented(section: type, prefix: str = "") -> list[str]:
+        found = []
+        for name, field in section.model_fields.items():
+            if not field.description:
+                found.append(prefix + name)
+            if hasattr(field.annotation, "model_fields"):
+                found += undocumented(field.annotation, f"{prefix}{name}.")
+        return found
+
+    assert undocumented(RunConfig) == []
+
+
+def test_shipped_configs_load() -> None:
+    paths = sorted(demo_config_path().parent.glob("*.yaml"))
+    assert demo_config_path() in paths
+    for path in paths:
+        load_config(path)
