@@ -1,0 +1,222 @@
+"""One manifest as a data set of examples: tokens, labels and preprocessed scans, a pure function of the index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch.utils.data import Dataset
+
+from umbrella_data.chat import ChatEncoder, EncodedConversation, Tokenizer
+from umbrella_data.errors import UmbrellaDataError
+from umbrella_data.manifest import Manifest
+from umbrella_data.permutation import derive_seed
+from umbrella_data.sample import Sample, Scan, Turn
+
+
+class ScanPipeline(Protocol):
+    """Turns the files of one scan into a tensor; `umbrella_data.transforms.Pipeline` is one."""
+
+    def __call__(self, paths: Sequence[Path], /, *, generator: torch.Generator | None) -> torch.Tensor:
+        """A volume (C, X, Y, Z) or series (C, X, Y, Z, T), float32; without a generator nothing is drawn."""
+
+
+@dataclass(frozen=True)
+class ExampleScan:
+    """One scan of an example.
+
+    Attributes:
+        modality: Its canonical name.
+        volume: (C, X, Y, Z) or (C, X, Y, Z, T), float32.
+        start: First of its positions in `input_ids`.
+        num_tokens: Number of its positions.
+    """
+
+    modality: str
+    volume: torch.Tensor
+    start: int
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """What the collator takes.
+
+    Attributes:
+        input_ids: (L,) int64.
+        labels: (L,) int64, -100 where nothing is learned.
+        scans: The scans in reading order.
+        index: The virtual index that it was made from.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    scans: tuple[ExampleScan, ...]
+    index: int
+
+
+class ConversationDataset(Dataset[Example]):
+    """The examples of one manifest.
+
+    Index `epoch * len(dataset) + i` is sample i as that epoch sees it: augmentation is drawn from a generator seeded
+    with (seed, index), so that ranks, workers and resumed runs agree. `list(dataset)` is epoch 0.
+
+    Args:
+        manifest: The samples.
+        tokenizer: A Hugging Face fast tokenizer, or anything like it.
+        image_token_id: The model's image token.
+        num_image_tokens: Positions that a scan of each modality takes.
+        pipelines: For each modality what reads and prepares its scans.
+        seed: Seed of the augmentation.
+        max_length: Most positions of an example; whole turns are dropped from the front to fit.
+        augment: Whether the pipelines are given a generator.
+    """
+
+    # Every epoch holds the same samples: batch counts can be known before training.
+    is_epoch_constant = True
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        tokenizer: Tokenizer,
+        image_token_id: int,
+        num_image_tokens: Mapping[str, int],
+        pipelines: Mapping[str, ScanPipeline],
+        seed: int = 0,
+        max_length: int | None = None,
+        augment: bool = True,
+    ) -> None:
+        if set(pipelines) != set(num_image_tokens):
+            raise ValueError(f"pipelines are given for {', '.join(sorted(pipelines))}, but numbers of image tokens for "
+                             f"{', '.join(sorted(num_image_tokens))}; both must name the same modalities")  # fmt: skip
+        self.manifest = manifest
+        self._encoder = ChatEncoder(tokenizer, image_token_id=image_token_id, num_image_tokens=num_image_tokens)
+        self._num_image_tokens = dict(num_image_tokens)
+        self._pipelines = dict(pipelines)
+        self._seed = seed
+        self._max_length = max_length
+        self._augment = augment
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int) -> Example:
+        """The example at a virtual index.
+
+        Raises:
+            ManifestError: With every problem of the row.
+            ScanError: If a scan cannot be used.
+            ValueError: If the conversation cannot be encoded, or not within `max_length`.
+        """
+        sample = self.sample(index)
+        encoded = self._encode(index, sample.messages)
+        generator = None
+        if self._augment:
+            generator = torch.Generator().manual_seed(derive_seed(self._seed, index))
+        return self._example(index, encoded, encoded.scans, generator=generator)
+
+    def sample(self, index: int) -> Sample:
+        """The manifest's row at a virtual index."""
+        if index < 0:
+            raise IndexError(f"virtual index {index} is negative; it is epoch * {len(self)} + i")
+        return self.manifest[index % len(self)]
+
+    def modalities(self, index: int) -> tuple[str, ...]:
+        """The modality of each scan of an example in reading order; no scan is opened."""
+        if self._max_length is None:
+            return self.manifest.modalities(index % len(self))
+        # Dropped turns take their scans with them.
+        return tuple(scan.modality for scan in self._encode(index, self.sample(index).messages).scans)
+
+    def modality_sets(self) -> frozenset[frozenset[str]]:
+        """The sets of modalities that samples hold; looks at every row once."""
+        return frozenset(frozenset(self.modalities(index)) for index in range(len(self)))
+
+    def num_tokens(self, index: int) -> int:
+        """The length L of an example, from its text and the sizes of its scans; no scan is opened."""
+        return len(self._encode(index, self.sample(index).messages).input_ids)
+
+    def prompt(self, index: int, *, scans_from: int | None = None, with_scans: bool = True) -> Example:
+        """The conversation up to its last assistant turn, that one left out, as generation needs it.
+
+        Nothing is augmented, and all labels are -100.
+
+        Args:
+            index: The sample.
+            scans_from: A sample whose scans stand in for this one's: the control for looking at the scan at all.
+            with_scans: Whether scans are left in the conversation: False is the control with text alone.
+
+        Raises:
+            ValueError: If the two samples do not hold the same modalities in the same order.
+        """
+        sample = self.sample(index)
+        messages = sample.messages
+        if not with_scans:
+            messages = tuple(replace(turn, content=_texts_of(turn)) for turn in messages)
+        encoded = self._encode(index, messages, is_prompt=True)
+        scans = encoded.scans
+        if scans_from is not None and with_scans:
+            other = self.sample(scans_from)
+            if other.modalities != sample.modalities:
+                raise ValueError(f"sample {sample.id!r} asks about {_listed(sample.modalities)}, but "
+                                 f"{other.id!r} holds {_listed(other.modalities)}")  # fmt: skip
+            # Scans of turns that were dropped, or that follow the prompt, are passed over in both.
+            skipped = sum(len(turn.scans) for turn in _dropped(messages, encoded.num_dropped_turns))
+            scans = other.scans[skipped : skipped + len(scans)]
+        return self._example(index, encoded, scans, generator=None)
+
+    def _encode(self, index: int, messages: Sequence[Turn], *, is_prompt: bool = False) -> EncodedConversation:
+        encode: Callable[..., EncodedConversation] = self._encoder.encode_prompt if is_prompt else self._encoder.encode
+        try:
+            return encode(messages, max_length=self._max_length)
+        except ValueError as error:
+            raise ValueError(f"{self._where(index)}: {error}") from error
+
+    def _example(
+        self, index: int, encoded: EncodedConversation, scans: Sequence[Scan], *, generator: torch.Generator | None
+    ) -> Example:
+        return Example(
+            input_ids=encoded.input_ids,
+            labels=encoded.labels,
+            scans=tuple(
+                ExampleScan(
+                    modality=scan.modality,
+                    volume=self._load(index, scan, generator=generator),
+                    start=start,
+                    num_tokens=self._num_image_tokens[scan.modality],
+                )
+                for scan, start in zip(scans, encoded.scan_starts, strict=True)
+            ),
+            index=index,
+        )
+
+    def _load(self, index: int, scan: Scan, *, generator: torch.Generator | None) -> torch.Tensor:
+        try:
+            return self._pipelines[scan.modality](scan.paths, generator=generator)
+        except (UmbrellaDataError, ValueError) as error:
+            error.add_note(f"while reading a {scan.modality} scan of {self._where(index)}")
+            raise
+
+    def _where(self, index: int) -> str:
+        row = index % len(self)
+        return f"{self.manifest.path}, line {self.manifest.line(row)}"
+
+
+def _texts_of(turn: Turn) -> tuple[str, ...]:
+    return tuple(item for item in turn.content if isinstance(item, str))
+
+
+def _dropped(messages: Sequence[Turn], num_dropped: int) -> Sequence[Turn]:
+    first = 1 if messages[0].role == "system" else 0
+    return messages[first : first + num_dropped]
+
+
+def _listed(modalities: Sequence[str]) -> str:
+    return ", ".join(modalities) or "no scan"

@@ -1,0 +1,164 @@
+"""Manifests: JSON Lines (or a JSON list) of conversations, read row by row through an index of byte offsets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NoReturn, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umbrella_data.dialects import to_canonical
+from umbrella_data.errors import ManifestError
+from umbrella_data.modality import find_modality
+from umbrella_data.row_index import RowIndex, index_rows
+from umbrella_data.sample import Answer, Role, Sample, Scan, Turn, parse_row, scan_items
+
+__all__ = ["Answer", "Manifest", "Role", "Sample", "Scan", "Turn", "read_manifest"]
+
+_UNKNOWN = -1
+
+
+class Manifest(Sequence[Sample]):
+    """The samples of one manifest, parsed on access; memory holds offsets, not rows.
+
+    Args:
+        path: The manifest file.
+        data_root: Folder that the rows' paths are relative to, and may not leave.
+        index: Where each row stands in the file.
+    """
+
+    def __init__(self, path: Path, *, data_root: Path, index: RowIndex) -> None:
+        self.path = path
+        self.data_root = data_root
+        self._index = index
+        self._codes: NDArray[np.int32] = np.full(len(index), _UNKNOWN, dtype=np.int32)
+        self._code_of: dict[tuple[str, ...], int] = {}
+        self._modalities_of: list[tuple[str, ...]] = []
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        """The sample of a row.
+
+        Raises:
+            ManifestError: With every problem of that row.
+        """
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = self._row(range(len(self))[index])
+        sample, problems = parse_row(row, root=self.data_root)
+        if sample is None:
+            raise ManifestError([self._at(index, problem) for problem in problems], path=self.path)
+        return sample
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[i] for i in range(len(self)))
+
+    def modalities(self, index: int) -> tuple[str, ...]:
+        """The modality of each scan of a row in reading order; no scan is opened, no path looked at."""
+        code = int(self._codes[index])
+        if code == _UNKNOWN:
+            code = self._codes[index] = self._encode(self._read_modalities(index))
+        return self._modalities_of[code]
+
+    def num_bytes(self, index: int) -> int:
+        """Length of a row in the file: a cheap measure of its text."""
+        return self._index.num_bytes(index)
+
+    def line(self, index: int) -> int:
+        """The line of a row's first byte in the file, from 1."""
+        return self._index.line(index)
+
+    def validate(self, *, check_files: bool = True) -> None:
+        """Read every row.
+
+        Args:
+            check_files: Also look whether every scan file exists; none is opened.
+
+        Raises:
+            ManifestError: With all problems of all rows.
+        """
+        problems: list[str] = []
+        line_of_id: dict[str, int] = {}
+        for index in range(len(self)):
+            try:
+                sample = self[index]
+            except ManifestError as error:
+                problems += error.problems
+                continue
+            first = line_of_id.setdefault(sample.id, self.line(index))
+            if first != self.line(index):
+                problems.append(self._at(index, f"id {sample.id!r} stands in line {first} already; ids are unique"))
+            if check_files:
+                problems += [self._at(index, problem) for problem in self._missing_files(sample)]
+        if problems:
+            raise ManifestError(problems, path=self.path)
+
+    def _missing_files(self, sample: Sample) -> Iterator[str]:
+        for path in (path for scan in sample.scans for path in scan.paths):
+            if not path.is_file():
+                yield (f"subject {sample.subject!r}: no file {path.relative_to(self.data_root)} under "
+                       f"{self.data_root}; is data_root right?")  # fmt: skip
+
+    def _row(self, index: int) -> Any:
+        try:
+            text = self._index.read(index).decode("utf-8")
+            return to_canonical(json.loads(text, parse_constant=_refuse_constant))
+        except ValueError as error:  # includes JSONDecodeError, UnicodeDecodeError and what an adapter refuses
+            raise ManifestError(self._at(index, str(error)), path=self.path) from error
+
+    def _read_modalities(self, index: int) -> tuple[str, ...]:
+        try:
+            return tuple(find_modality(item["modality"]).name for item in scan_items(self._row(index)))
+        except (KeyError, TypeError, AttributeError, ValueError):
+            return self[index].modalities  # says all that is wrong with the row
+
+    def _encode(self, modalities: tuple[str, ...]) -> int:
+        if modalities not in self._code_of:
+            self._code_of[modalities] = len(self._modalities_of)
+            self._modalities_of.append(modalities)
+        return self._code_of[modalities]
+
+    def _at(self, index: int, problem: str) -> str:
+        return f"line {self.line(range(len(self))[index])}: {problem}"
+
+
+def read_manifest(path: str | PathLike[str], *, data_root: str | PathLike[str] | None = None) -> Manifest:
+    """Open a manifest: `.jsonl` with one conversation a line, or `.json` with a list of them.
+
+    The dialect of each row is known by its keys; see `umbrella_data.dialects`.
+
+    Args:
+        path: The manifest.
+        data_root: Folder that the paths in it are relative to; by default the manifest's own.
+
+    Raises:
+        ManifestError: If there is no such file or folder, or no row in it. Rows are read on access: `validate()`
+            reads them all.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ManifestError("no such file", path=file)
+    root = (Path(data_root) if data_root is not None else file.parent).resolve()
+    if not root.is_dir():
+        raise ManifestError(f"data_root {root} is no folder", path=file)
+    try:
+        index = index_rows(file)
+    except ValueError as error:
+        raise ManifestError(str(error), path=file) from error
+    if len(index) == 0:
+        raise ManifestError("holds no rows", path=file)
+    return Manifest(file, data_root=root, index=index)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON value; leave the key out where there is no number")
