@@ -18,6 +18,9 @@ from umbrella_data.geometry import check_affine, spacing_of
 MAX_OFFSET = 1 << 24
 """The most bytes of header extensions that are read before the voxels (16 MiB)."""
 
+REPETITION_TIME_LIMITS = (0.01, 100.0)
+"""Seconds from frame to frame that a series can have; files that say "2000 s" mean milliseconds, or nothing."""
+
 _DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 _SECONDS_PER_UNIT = {8: 1.0, 16: 1e-3, 24: 1e-6}
@@ -30,7 +33,7 @@ class ScanDoubt(StrEnum):
     FORMS_DISAGREE = "forms_disagree"
     BITPIX = "bitpix"
     PIXDIM = "pixdim"
-    EXTENSION = "extension"
+    REPETITION_TIME = "repetition_time"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,7 @@ def parse_header(block: bytes, *, path: str) -> ScanHeader:
         inter=inter,
         affine=affine,
         spacing=spacing,
-        repetition_time=_repetition_time(fields) if len(shape) == 4 else None,
+        repetition_time=_repetition_time(fields, doubts) if len(shape) == 4 else None,
         doubts=tuple(doubts),
     )
 
@@ -235,10 +238,13 @@ def _spacing(
     return spacing
 
 
-def _repetition_time(fields: Nifti1Header) -> float | None:
+def _repetition_time(fields: Nifti1Header, doubts: list[ScanDoubt]) -> float | None:
     """Seconds from frame to frame, or None: without a unit, 2000 may be milliseconds or nonsense."""
-    seconds = _SECONDS_PER_UNIT.get(int(fields["xyzt_units"]) & 56)
-    step = float(fields["pixdim"][4])
-    if seconds is None or not math.isfinite(step) or step <= 0:
-        return None
-    return float(np.float32(step)) * seconds
+    unit = _SECONDS_PER_UNIT.get(int(fields["xyzt_units"]) & 56)
+    seconds = float(fields["pixdim"][4]) * unit if unit is not None else math.nan
+    low, high = REPETITION_TIME_LIMITS
+    if low <= seconds <= high:
+        # The header holds float32: six digits are what it can mean.
+        return round(seconds, 6)
+    doubts.append(ScanDoubt.REPETITION_TIME)
+    return None

@@ -17,6 +17,7 @@ class ModalitySpec:
         aliases: Other names accepted at the door, compared without regard to case.
         is_series: Whether a scan is a series (C, X, Y, Z, T) and not a volume (C, X, Y, Z).
         channels: What the C channels hold, in order.
+        is_masked: Whether the background is exactly 0, as in maps fitted inside of a brain mask.
         bids_suffixes: File name endings in a BIDS tree, as in `sub-01_T1w.nii.gz`.
         bids_datatype: The BIDS folder that holds such scans.
         description: The kind of scan in words, with its article, for questions and answers.
@@ -26,6 +27,7 @@ class ModalitySpec:
     aliases: tuple[str, ...]
     is_series: bool
     channels: tuple[str, ...]
+    is_masked: bool
     bids_suffixes: tuple[str, ...]
     bids_datatype: str
     description: str
@@ -50,6 +52,7 @@ MODALITIES: Mapping[str, ModalitySpec] = MappingProxyType(
                 aliases=("T1w", "sMRI", "t1-weighted"),
                 is_series=False,
                 channels=("T1",),
+                is_masked=False,
                 bids_suffixes=("T1w",),
                 bids_datatype="anat",
                 description="a T1-weighted structural scan",
@@ -59,6 +62,7 @@ MODALITIES: Mapping[str, ModalitySpec] = MappingProxyType(
                 aliases=("bold", "fMRI", "rs-fMRI", "rest"),
                 is_series=True,
                 channels=("BOLD",),
+                is_masked=False,
                 bids_suffixes=("bold",),
                 bids_datatype="func",
                 description="a functional BOLD series",
@@ -68,6 +72,7 @@ MODALITIES: Mapping[str, ModalitySpec] = MappingProxyType(
                 aliases=("dwi", "DTI", "diffusion"),
                 is_series=False,
                 channels=("FA", "MD"),
+                is_masked=True,
                 bids_suffixes=("dwi",),
                 bids_datatype="dwi",
                 description="a diffusion-weighted scan",

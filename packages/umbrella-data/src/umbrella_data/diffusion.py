@@ -1,0 +1,103 @@
+"""From a diffusion-weighted series and its gradients to the maps that the model sees: FA and MD, fitted with dipy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike, fspath
+from typing import Any
+
+import numpy as np
+
+from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.gradients import B0_LIMIT, Gradients, read_gradients
+from umbrella_data.voxels import MAX_VOXELS, read_voxels
+
+_MIN_DIRECTIONS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorMaps:
+    """The diffusion tensor of each voxel, RAS+.
+
+    Attributes:
+        fa: (X, Y, Z) float32, fractional anisotropy, 0 to 1; 0 outside of the brain.
+        md: (X, Y, Z) float32, mean diffusivity in mm2/s; 0 outside of the brain.
+        direction: (3, X, Y, Z) float32, the main direction as a unit vector in RAS world coordinates; its sign means
+            nothing. 0 outside of the brain.
+        mask: (X, Y, Z) bool, the brain.
+        affine: (4, 4) float64.
+        spacing: Voxel size in mm along X, Y, Z.
+    """
+
+    fa: np.ndarray
+    md: np.ndarray
+    direction: np.ndarray
+    mask: np.ndarray
+    affine: np.ndarray
+    spacing: tuple[float, float, float]
+
+
+def fit_dwi(path: str | PathLike[str], *, max_voxels: int = MAX_VOXELS) -> TensorMaps:
+    """Fit a tensor in each voxel of the brain of a DWI with `.bval` and `.bvec` beside it.
+
+    Args:
+        path: The series, `.nii` or `.nii.gz`.
+        max_voxels: Refuse to read more voxels than this.
+
+    Raises:
+        ScanError: Where a file cannot be trusted, or no brain is found.
+        ImportError: Without dipy; the message names the extra to install.
+    """
+    dipy = _import_dipy()
+    voxels = read_voxels(path, rank=4, max_voxels=max_voxels)
+    gradients = read_gradients(path, num_volumes=len(voxels.frames))
+    directions = gradients.world_directions(voxels.header.affine)
+    _check_span(directions, gradients, path=fspath(path))
+    table = dipy["gradient_table"](gradients.b_values, bvecs=directions, b0_threshold=B0_LIMIT, atol=0.05)
+    _, mask = dipy["median_otsu"](
+        voxels.frames[gradients.is_b0].mean(axis=0), median_radius=2, numpass=1, autocrop=False
+    )
+    if not mask.any():
+        raise ScanError("no brain is found in the mean b0 volume", path=path, reason=ScanReason.NO_BRAIN)
+    signal = np.ascontiguousarray(voxels.frames[:, mask].T)
+    fit = dipy["TensorModel"](table, fit_method="WLS").fit(signal)
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        volume = np.zeros((*values.shape[1:], *mask.shape), dtype=np.float32)
+        volume[..., mask] = values.T
+        return volume
+
+    return TensorMaps(
+        fa=spread(np.clip(np.nan_to_num(fit.fa), 0.0, 1.0)),
+        md=spread(np.clip(np.nan_to_num(fit.md), 0.0, None)),
+        direction=spread(fit.evecs[..., 0]),
+        mask=np.asarray(mask, dtype=bool),
+        affine=voxels.affine,
+        spacing=voxels.spacing,
+    )
+
+
+def _import_dipy() -> dict[str, Any]:
+    try:
+        from dipy.core.gradients import gradient_table
+        from dipy.reconst.dti import TensorModel
+        from dipy.segment.mask import median_otsu
+    except ImportError as error:
+        raise ImportError(
+            "fitting FA and MD from a diffusion series needs dipy: pip install 'umbrella-data[dmri]', "
+            "or give ready maps [fa, md]"
+        ) from error
+    return {"gradient_table": gradient_table, "TensorModel": TensorModel, "median_otsu": median_otsu}
+
+
+def _check_span(directions: np.ndarray, gradients: Gradients, *, path: str) -> None:
+    """Refuse directions that leave a part of the tensor open: its six elements need six of them, not in one cone."""
+    x, y, z = directions[~gradients.is_b0].T
+    design = np.stack([x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
+    if np.linalg.matrix_rank(design, tol=1e-3) < _MIN_DIRECTIONS:
+        raise ScanError(
+            f"{len(design)} weighted volumes do not determine a tensor: at least {_MIN_DIRECTIONS} different "
+            "directions are needed",
+            path=path,
+            reason=ScanReason.BVEC,
+        )

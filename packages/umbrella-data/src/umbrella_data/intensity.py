@@ -1,0 +1,77 @@
+"""Normalisation: intensities of MRI have no unit, so each scan is measured against its own foreground."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+Normalisation = Literal["foreground_zscore", "temporal_zscore"]
+"""How intensities are normalised.
+
+- `foreground_zscore`: each channel minus the foreground's mean, over its standard deviation.
+- `temporal_zscore`: each voxel minus its own mean over time, over the foreground's standard deviation: only the
+  fluctuation is left (series only).
+"""
+
+_MIN_RELATIVE_STD = 1e-2
+
+
+class NoContrastError(ValueError):
+    """Nothing but one value is left of a scan on the model's grid."""
+
+
+def normalise(frames: torch.Tensor, *, method: Normalisation, is_masked: bool) -> torch.Tensor:
+    """Normalise frames (T, C, X, Y, Z); the result is finite, always.
+
+    Statistics are taken in float64 and by one thread, so that they do not depend on the number of threads.
+
+    Args:
+        frames: float32.
+        method: See `Normalisation`.
+        is_masked: Whether the background is exactly 0 (maps such as FA); otherwise the foreground is what lies above
+            the mean of the mean frame, as TorchIO's `ZNormalization.mean` has it.
+
+    Returns:
+        float32, the same shape.
+
+    Raises:
+        NoContrastError: Where a channel is constant.
+    """
+    values = frames.numpy()
+    masked = _foreground(values, is_masked=is_masked)
+    result = np.empty_like(values)
+    for channel in range(values.shape[1]):
+        source, target = values[:, channel], result[:, channel]
+        if method == "temporal_zscore":
+            source = source - source.mean(axis=0, dtype=np.float64).astype(np.float32)
+        mean, std = _statistics(source, masked[channel])
+        if method == "temporal_zscore":
+            mean = 0.0
+        np.subtract(source, np.float32(mean), out=target)
+        target /= np.float32(std)
+    return torch.from_numpy(result)
+
+
+def _foreground(values: np.ndarray, *, is_masked: bool) -> np.ndarray:
+    """Truth values (C, X, Y, Z) of the foreground of frames (T, C, X, Y, Z)."""
+    if is_masked:
+        return np.broadcast_to((values != 0).any(axis=(0, 1)), values.shape[1:])
+    mean_frame = values.mean(axis=0, dtype=np.float64)
+    return np.asarray(mean_frame > mean_frame.mean(axis=(1, 2, 3), keepdims=True))
+
+
+def _statistics(source: np.ndarray, foreground: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of a channel (T, X, Y, Z) over its foreground (X, Y, Z)."""
+    whole_std = float(source.std(dtype=np.float64))
+    inside = source[:, foreground]
+    std = float(inside.std(dtype=np.float64)) if inside.size else 0.0
+    if std > _MIN_RELATIVE_STD * whole_std:
+        return float(inside.mean(dtype=np.float64)), std
+    # An image like a mask has no contrast inside its foreground: the whole volume is the measure then.
+    # The bound on the standard deviation is what float32 can still tell from rounding.
+    mean = float(source.mean(dtype=np.float64))
+    if whole_std <= 1e-6 * abs(mean) or whole_std < 1e-30:
+        raise NoContrastError("every voxel has the same value on the model's grid")
+    return mean, whole_std

@@ -1,0 +1,195 @@
+"""The pipeline of each modality, from files to the tensor that the model sees.
+
+    files -> load_volume          (C, X, Y, Z) or (C, X, Y, Z, T), RAS+, the scan's own grid
+          -> resize or resample   frames (T, C, *image_size[:3]); a volume is one frame
+          -> normalise            a z-score over the foreground
+          -> augment              in training only, from the sample's generator
+          -> (C, *image_size)
+
+What comes before chance (the window of a series, augmentation) can be kept in a `VolumeCache`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, field_validator
+
+from umbrella_data.augment import AugmentConfig, augment
+from umbrella_data.cache import VolumeCache
+from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.intensity import NoContrastError, Normalisation, normalise
+from umbrella_data.modality import find_modality
+from umbrella_data.resample import resample, resize
+from umbrella_data.volume import Volume, load_volume, read_shape
+
+PIPELINE_VERSION = 1
+"""Raised whenever the same files and config would give other voxels, so that old caches are not used."""
+
+
+class PipelineConfig(BaseModel):
+    """What happens to the scans of one modality.
+
+    Attributes:
+        image_size: Voxels (X, Y, Z) that the model sees, and frames T for a series.
+        spacing: Voxel size in mm; the grid lies around the centre of the field of view. None: the whole field of view
+            is resized to `image_size`, whatever its size.
+        normalise: See `umbrella_data.intensity.Normalisation`.
+        short_series: What to do with a series of fewer frames than T: refuse it, or play it back and forth.
+        augment: Random changes in training; None for none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: tuple[PositiveInt, ...]
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    normalise: Normalisation = "foreground_zscore"
+    short_series: Literal["raise", "pad"] = "raise"
+    augment: AugmentConfig | None = None
+
+    @field_validator("image_size")
+    @classmethod
+    def _has_rank(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(value) not in (3, 4):
+            raise ValueError(f"image_size {value} is neither (X, Y, Z) nor (X, Y, Z, T)")
+        return value
+
+
+class Pipeline:
+    """Turns the files of one scan into the tensor that the model sees. Can be pickled for loader workers.
+
+    Args:
+        config: What to do.
+        modality: A name or an alias.
+        cache: Where preprocessed volumes are kept; None computes them each time.
+
+    Raises:
+        ValueError: Where the config does not fit the modality.
+    """
+
+    def __init__(self, config: PipelineConfig, *, modality: str, cache: VolumeCache | None = None) -> None:
+        self.spec = find_modality(modality)
+        self.config = config
+        self.cache = cache
+        if len(config.image_size) != self.spec.spatial_rank:
+            axes = "(X, Y, Z, T)" if self.spec.is_series else "(X, Y, Z)"
+            raise ValueError(f"{self.spec.name} needs an image_size {axes}; it is {config.image_size}")
+        if config.normalise == "temporal_zscore" and not self.spec.is_series:
+            raise ValueError(f"{self.spec.name} has no frames: normalise: temporal_zscore is for series")
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that decides the cached voxels, but for the files."""
+        facts = {
+            "version": PIPELINE_VERSION,
+            "modality": self.spec.name,
+            "image_size": self.config.image_size[:3],
+            "spacing": self.config.spacing,
+            # A series is normalised after its window was drawn.
+            "normalise": None if self.spec.is_series else self.config.normalise,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def __call__(self, paths: Path | Sequence[Path], *, generator: torch.Generator | None) -> torch.Tensor:
+        """Preprocess one scan.
+
+        Args:
+            paths: Its file or files.
+            generator: The sample's own source of chance in training; None takes a series' middle and augments nothing.
+
+        Returns:
+            float32 (C, *image_size).
+
+        Raises:
+            ScanError: Where a file cannot be trusted, or the series is too short.
+        """
+        files = [paths] if isinstance(paths, Path) else list(paths)
+        frames = self._window(files, generator) if self.spec.is_series else self._whole(files)
+        if generator is not None and self.config.augment is not None:
+            frames = augment(frames, config=self.config.augment, generator=generator)
+        if self.spec.is_series:
+            return frames.permute(1, 2, 3, 4, 0).contiguous()
+        return frames[0]
+
+    def warm(self, paths: Path | Sequence[Path]) -> None:
+        """Put a scan into the cache, if it is not there already."""
+        files = [paths] if isinstance(paths, Path) else list(paths)
+        if self.cache is not None:
+            self.cache.fetch(self._sources(files), fingerprint=self.fingerprint, make=lambda: self._prepare(files))
+
+    def _whole(self, files: list[Path]) -> torch.Tensor:
+        """The prepared frame (1, C, X, Y, Z) of a volume."""
+        if self.cache is None:
+            return self._prepare(files)
+        entry = self.cache.fetch(self._sources(files), fingerprint=self.fingerprint, make=lambda: self._prepare(files))
+        return entry.read(0, 1)
+
+    def _window(self, files: list[Path], generator: torch.Generator | None) -> torch.Tensor:
+        """The normalised window (T, C, X, Y, Z) of a series."""
+        length = self.config.image_size[3]
+        if self.cache is None:
+            num_frames = read_shape(files[0]).shape[-1]
+            first, count = self._place(num_frames, length, generator, path=files[0])
+            frames = self._resized(load_volume(files, modality=self.spec.name, window=(first, count)))
+        else:
+            entry = self.cache.fetch(
+                self._sources(files), fingerprint=self.fingerprint, make=lambda: self._prepare(files)
+            )
+            first, count = self._place(entry.num_frames, length, generator, path=files[0])
+            frames = entry.read(first, count)
+        return self._normalised(_back_and_forth(frames, length), path=files[0])
+
+    def _place(self, num_frames: int, length: int, generator: torch.Generator | None, *, path: Path) -> tuple[int, int]:
+        """First frame and number of frames to read."""
+        if num_frames < length:
+            if self.config.short_series == "pad":
+                return 0, num_frames
+            raise ScanError(
+                f"{num_frames} frames, but the model sees {length}: lower image_size, or set short_series: pad",
+                path=path,
+                reason=ScanReason.SHORT_SERIES,
+            )
+        spare = num_frames - length
+        if generator is None:
+            return spare // 2, length
+        return int(torch.randint(spare + 1, (1,), generator=generator)), length
+
+    def _prepare(self, files: list[Path]) -> torch.Tensor:
+        """What the cache keeps: frames (T, C, X, Y, Z), all of a series' and not normalised, a volume's ready."""
+        frames = self._resized(load_volume(files, modality=self.spec.name))
+        return frames if self.spec.is_series else self._normalised(frames, path=files[0])
+
+    def _resized(self, volume: Volume) -> torch.Tensor:
+        frames = volume.data.permute(4, 0, 1, 2, 3) if self.spec.is_series else volume.data[None]
+        x, y, z = self.config.image_size[:3]
+        if self.config.spacing is None:
+            return resize(frames, (x, y, z))
+        return resample(frames, spacing=volume.spacing, target_spacing=self.config.spacing, image_size=(x, y, z))
+
+    def _normalised(self, frames: torch.Tensor, *, path: Path) -> torch.Tensor:
+        try:
+            return normalise(frames, method=self.config.normalise, is_masked=self.spec.is_masked)
+        except NoContrastError as error:
+            raise ScanError(str(error), path=path, reason=ScanReason.CONSTANT) from error
+
+    def _sources(self, files: list[Path]) -> list[Path]:
+        """Every file that decides the voxels."""
+        if self.spec.num_channels > 1 and len(files) == 1:
+            from umbrella_data.gradients import gradient_files
+
+            return [*files, *gradient_files(files[0])]
+        return files
+
+
+def _back_and_forth(frames: torch.Tensor, length: int) -> torch.Tensor:
+    """Lengthen frames (T, ...) to `length` by playing them backwards, then forwards, and so on."""
+    count = frames.shape[0]
+    if count == length:
+        return frames
+    period = torch.cat([torch.arange(count), torch.arange(count - 2, 0, -1)])
+    return frames[period.repeat(length // len(period) + 1)[:length]]
