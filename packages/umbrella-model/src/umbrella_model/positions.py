@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -54,7 +55,9 @@ def interpolate_position_embedding(table: Tensor, *, old_grid: Sequence[int], ne
     """
     if len(old_grid) != len(new_grid):
         raise ValueError(f"grids {tuple(old_grid)} and {tuple(new_grid)} must have the same number of axes")
-    dim = table.shape[1]
+    rows, dim = table.shape
+    if rows != math.prod(old_grid):
+        raise ValueError(f"the table has {rows} rows, but grid {tuple(old_grid)} has {math.prod(old_grid)} patches")
     values = table.float().reshape(*old_grid, dim)
     for axis, (old, new) in enumerate(zip(old_grid, new_grid, strict=True)):
         if old != new:

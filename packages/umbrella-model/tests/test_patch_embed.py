@@ -1,0 +1,148 @@
+"""Patch embeds against convolution, explicit loops, and their own contract on order, sizes and dummy terms."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from umbrella_model import PatchEmbedConfig, SeriesPatchEmbed, VolumePatchEmbed
+from umbrella_model.patch_embed import build_patch_embed
+from umbrella_model.positions import sincos_position_embedding
+
+VOLUME = PatchEmbedConfig(image_size=(8, 12, 6), patch_size=(4, 3, 2), in_channels=2)
+SERIES = PatchEmbedConfig(image_size=(4, 6, 4, 6), patch_size=(2, 3, 2, 2), in_channels=2)
+
+
+def without_positions(patch_embed: nn.Module) -> nn.Module:
+    nn.init.zeros_(patch_embed.position_embedding)
+    nn.init.normal_(patch_embed.proj.bias)
+    return patch_embed
+
+
+def test_volume_patch_embed_equals_conv3d_forward_and_backward():
+    torch.manual_seed(0)
+    patch_embed = without_positions(VolumePatchEmbed(VOLUME, hidden_size=10))
+    conv = nn.Conv3d(2, 10, VOLUME.patch_size, stride=VOLUME.patch_size)
+    conv.load_state_dict({"weight": patch_embed.proj.weight.view_as(conv.weight), "bias": patch_embed.proj.bias})
+    ours = torch.randn(3, 2, *VOLUME.image_size, requires_grad=True)
+    theirs = ours.detach().clone().requires_grad_()
+    tokens, expected = patch_embed(ours), conv(theirs).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=0)
+    upstream = torch.randn_like(tokens)
+    tokens.backward(upstream)
+    expected.backward(upstream)
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        patch_embed.proj.weight.grad, conv.weight.grad.view_as(patch_embed.proj.weight), atol=1e-4, rtol=1e-5
+    )
+    torch.testing.assert_close(patch_embed.proj.bias.grad, conv.bias.grad, atol=1e-4, rtol=1e-5)
+
+
+def test_series_patch_embed_equals_explicit_loops_forward_and_backward():
+    torch.manual_seed(0)
+    patch_embed = without_positions(SeriesPatchEmbed(SERIES, hidden_size=9))
+    series = torch.randn(2, 2, *SERIES.image_size, requires_grad=True)
+    filters = patch_embed.proj.weight.view(9, 2, *SERIES.patch_size)
+    rows = []
+    for start in itertools.product(
+        *(range(0, s, p) for s, p in zip(SERIES.image_size, SERIES.patch_size, strict=True))
+    ):
+        (x, y, z, t), (dx, dy, dz, dt) = start, SERIES.patch_size
+        patch = series[:, :, x : x + dx, y : y + dy, z : z + dz, t : t + dt]
+        rows.append(torch.einsum("ncxyzt,hcxyzt->nh", patch, filters) + patch_embed.proj.bias)
+    tokens, expected = patch_embed(series), torch.stack(rows, dim=1)
+    torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=0)
+    upstream = torch.randn_like(tokens)
+    grads = torch.autograd.grad(tokens, [series, patch_embed.proj.weight], upstream)
+    references = torch.autograd.grad(expected, [series, patch_embed.proj.weight], upstream)
+    for grad, reference in zip(grads, references, strict=True):
+        torch.testing.assert_close(grad, reference, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", [VOLUME, SERIES])
+def test_tokens_run_with_the_last_axis_fastest(config: PatchEmbedConfig):
+    patch_embed = build_patch_embed(config, hidden_size=16)
+    for token, cell in enumerate(itertools.product(*(range(size) for size in config.grid_size))):
+        volume = torch.zeros(1, config.in_channels, *config.image_size)
+        volume[(0, 1, *(i * p for i, p in zip(cell, config.patch_size, strict=True)))] = 1.0
+        assert patch_embed.patchify(volume).abs().sum(2).nonzero()[:, 1].tolist() == [token]
+
+
+@pytest.mark.parametrize("config", [VOLUME, SERIES])
+def test_voxels_of_a_patch_stand_channels_first(config: PatchEmbedConfig):
+    patch_embed = build_patch_embed(config, hidden_size=16)
+    volume = torch.randn(1, config.in_channels, *config.image_size)
+    corner = volume[(0, slice(None), *(slice(p) for p in config.patch_size))]
+    assert torch.equal(patch_embed.patchify(volume)[0, 0], corner.flatten())
+
+
+def test_positions_are_added_to_each_token():
+    patch_embed = VolumePatchEmbed(VOLUME, hidden_size=12)
+    tokens = patch_embed(torch.zeros(2, 2, *VOLUME.image_size))
+    torch.testing.assert_close(tokens[1], sincos_position_embedding(VOLUME.grid_size, 12))
+
+
+def test_volumes_of_another_shape_are_refused_with_both_shapes():
+    patch_embed = VolumePatchEmbed(VOLUME, hidden_size=12)
+    with pytest.raises(ValueError, match=r"\(1, 2, 8, 12, 8\).*\(N, 2, 8, 12, 6\)"):
+        patch_embed(torch.zeros(1, 2, 8, 12, 8))
+    with pytest.raises(ValueError, match=r"\(1, 1, 8, 12, 6\)"):
+        patch_embed(torch.zeros(1, 1, *VOLUME.image_size))
+
+
+def test_a_series_config_is_refused_by_the_volume_patch_embed_and_the_other_way_round():
+    with pytest.raises(ValueError, match="VolumePatchEmbed takes 3 axes"):
+        VolumePatchEmbed(SERIES, hidden_size=16)
+    with pytest.raises(ValueError, match="SeriesPatchEmbed takes 4 axes"):
+        SeriesPatchEmbed(VOLUME, hidden_size=16)
+    assert isinstance(build_patch_embed(VOLUME, hidden_size=16), VolumePatchEmbed)
+    assert isinstance(build_patch_embed(SERIES, hidden_size=16), SeriesPatchEmbed)
+
+
+def test_random_filters_have_unit_gain():
+    torch.manual_seed(0)
+    config = PatchEmbedConfig(image_size=(16, 16, 16), patch_size=(8, 8, 8))
+    patch_embed = without_positions(VolumePatchEmbed(config, hidden_size=64))
+    nn.init.zeros_(patch_embed.proj.bias)
+    assert patch_embed(torch.randn(8, 1, 16, 16, 16)).std().item() == pytest.approx(1.0, rel=0.05)
+
+
+def test_dummy_term_is_the_sum_over_the_root_of_n_with_a_gradient_of_norm_one():
+    patch_embed = SeriesPatchEmbed(SERIES, hidden_size=16)
+    parameters = list(patch_embed.parameters())
+    num_elements = sum(parameter.numel() for parameter in parameters)
+    term = patch_embed(None)
+    assert term.shape == ()
+    expected = sum(parameter.double().sum() for parameter in parameters) / math.sqrt(num_elements)
+    assert term.item() == pytest.approx(expected.item(), rel=1e-5)
+    term.backward()
+    norm = math.sqrt(sum(parameter.grad.double().square().sum().item() for parameter in parameters))
+    assert norm == pytest.approx(1.0, rel=1e-6)
+
+
+def test_dummy_term_counts_only_what_is_trainable():
+    patch_embed = VolumePatchEmbed(VOLUME, hidden_size=12)
+    patch_embed.position_embedding.requires_grad_(False)
+    patch_embed.proj.bias.requires_grad_(False)
+    patch_embed(None).backward()
+    assert patch_embed.proj.weight.grad.norm().item() == pytest.approx(1.0, rel=1e-6)
+    assert patch_embed.position_embedding.grad is None
+    assert patch_embed.requires_grad_(False)(None) is None
+
+
+def test_dummy_term_is_summed_in_float32_where_float16_would_overflow():
+    config = PatchEmbedConfig(image_size=(64, 64, 32), patch_size=(64, 64, 32))
+    patch_embed = VolumePatchEmbed(config, hidden_size=8).half()
+    nn.init.ones_(patch_embed.proj.weight)
+    term = patch_embed(None)
+    assert term.dtype == torch.float32
+    assert term.item() == pytest.approx(math.sqrt(patch_embed.proj.weight.numel()), rel=1e-3)
+
+
+def test_bfloat16_patch_embed_takes_float32_volumes():
+    patch_embed = VolumePatchEmbed(VOLUME, hidden_size=12).bfloat16()
+    assert patch_embed(torch.randn(1, 2, *VOLUME.image_size)).dtype == torch.bfloat16

@@ -1,0 +1,178 @@
+"""The vision tower: one order of calls, terms of absent modalities, no parameter out of reach, features as HF's."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import AutoModel, CLIPVisionConfig, SiglipVisionConfig, ViTConfig
+
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+ENCODERS = {
+    "siglip": SiglipVisionConfig(**SIZES, image_size=16, patch_size=4),
+    "siglip-without-head": SiglipVisionConfig(**SIZES, image_size=16, patch_size=4, vision_use_head=False),
+    "clip": CLIPVisionConfig(**SIZES, image_size=16, patch_size=4),
+}
+REACHES = [("siglip", -1), ("siglip", -2), ("siglip-without-head", -1), ("clip", -2), ("clip", -1)]
+
+
+def record_patch_embed_calls(model):
+    calls = []
+    for name in model.model.vision_tower.modality_order:
+        module = model.model.vision_tower.patch_embed(name)
+        module.register_forward_hook(lambda module, args, output, name=name: calls.append((name, args[0] is not None)))
+    return calls
+
+
+def unreached(model):
+    return [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.parametrize(
+    ("row", "present"),
+    [
+        ((3, "T1", 2), {"T1"}),
+        ((3, "dMRI", 1, "rsfMRI", 2), {"dMRI", "rsfMRI"}),
+        ((1, "dMRI", "T1", "rsfMRI", 2), {"dMRI", "T1", "rsfMRI"}),
+        ((5,), set()),
+    ],
+)
+def test_every_patch_embed_is_called_once_in_modality_order_whatever_the_batch_holds(
+    make_model, make_batch, row, present
+):
+    model = make_model()
+    calls = record_patch_embed_calls(model)
+    batch = make_batch(row)
+    batch["pixel_values"] = dict(reversed(batch["pixel_values"].items()))
+    out = model(**batch)
+    assert calls == [(name, name in present) for name in ("rsfMRI", "T1", "dMRI")]
+    assert list(out.dummy_terms) == [name for name in ("rsfMRI", "T1", "dMRI") if name not in present]
+
+
+def test_dummy_terms_reach_the_absent_patch_embeds_alone_with_norm_one_each(make_model, make_batch):
+    model = make_model()
+    terms = model(**make_batch((3, "T1", 2))).dummy_terms
+    sum(terms.values()).backward()
+    for name in ("rsfMRI", "dMRI"):
+        grads = [p.grad.double() for p in model.model.vision_tower.patch_embed(name).parameters()]
+        assert math.sqrt(sum(g.square().sum().item() for g in grads)) == pytest.approx(1.0, rel=1e-6)
+    reached = {name.split(".")[2] for name, p in model.named_parameters() if p.grad is not None}
+    assert reached == {"rsfMRI_patch_embed", "dMRI_patch_embed"}
+
+
+def test_no_terms_in_eval_mode_nor_without_gradients(make_model, make_batch):
+    model, batch = make_model(), make_batch((3, "T1", 2))
+    with torch.no_grad():
+        assert model(**batch).dummy_terms == {}
+    assert model.eval()(**batch).dummy_terms == {}
+
+
+def test_no_term_for_a_frozen_patch_embed(make_model, make_batch):
+    model = make_model()
+    model.model.vision_tower.patch_embed("rsfMRI").requires_grad_(False)
+    assert list(model(**make_batch((3, "T1", 2))).dummy_terms) == ["dMRI"]
+    assert sorted(model.dummy_sizes()) == ["T1", "dMRI"]
+
+
+def test_dummy_sizes_count_the_trainable_elements(make_model):
+    model = make_model()
+    config = model.config.modalities["T1"]
+    expected = config.patch_elements * 16 + 16 + config.num_patches * 16
+    assert model.dummy_sizes()["T1"] == expected
+    model.model.vision_tower.T1_patch_embed.position_embedding.requires_grad_(False)
+    assert model.dummy_sizes()["T1"] == expected - config.num_patches * 16
+
+
+@pytest.mark.parametrize(("kind", "layer"), REACHES)
+@pytest.mark.parametrize("row", [(3, "T1", 2), (4, "dMRI", "rsfMRI", "T1", 2), (6,)])
+def test_every_trainable_parameter_gets_a_gradient(make_model, make_batch, kind, layer, row):
+    model = make_model(vision_config=ENCODERS[kind], vision_feature_layer=layer)
+    out = model(**make_batch(row))
+    (out.loss + sum(out.dummy_terms.values())).backward()
+    assert unreached(model) == []
+
+
+def test_text_alone_without_tags_leaves_no_parameter_out(make_model, make_batch):
+    model = make_model()
+    batch = make_batch((6,), (4,))
+    del batch["modality_ids"], batch["pixel_values"]
+    out = model(**batch)
+    (out.loss + sum(out.dummy_terms.values())).backward()
+    assert unreached(model) == []
+    encoder = model.model.vision_tower.encoder
+    assert max(p.grad.abs().max() for p in encoder.parameters()) == 0.0
+
+
+@pytest.mark.parametrize("trained", ["encoder", "multi_modal_projector", "patch_embed"])
+def test_text_alone_leaves_no_parameter_out_when_one_part_is_trained(make_model, make_batch, trained):
+    model = make_model()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in name)
+    out = model(**make_batch((6,)))
+    (out.loss + sum(out.dummy_terms.values())).backward()
+    assert unreached(model) == []
+
+
+def test_text_alone_has_the_loss_of_the_language_model(make_model, make_batch):
+    model = make_model()
+    batch = make_batch((6,), (4,))
+    out = model(**batch)
+    hidden = model.model.language_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    assert torch.equal(out.logits, model.lm_head(hidden.last_hidden_state))
+
+
+def test_an_infinite_idle_activation_does_not_reach_the_loss(make_model, make_batch):
+    model = make_model()
+    torch.nn.init.constant_(model.model.multi_modal_projector.linear_2.bias, float("inf"))
+    assert model(**make_batch((6,))).loss.isfinite()
+
+
+@pytest.mark.parametrize(("kind", "layer"), [*REACHES, ("siglip", 1)])
+def test_features_are_the_hidden_states_of_hugging_faces_own_encoder(make_model, kind, layer):
+    model = make_model(vision_config=ENCODERS[kind], vision_feature_layer=layer).eval()
+    tower = model.model.vision_tower
+    reference = AutoModel.from_config(ENCODERS[kind]).eval()
+    missing, unexpected = reference.load_state_dict(tower.encoder.state_dict(), strict=False)
+    assert unexpected == []
+    assert not any(f"layers.{i}." in name for name in missing for i in range(model.config.vision_depth))
+    volumes = torch.randn(2, 1, 8, 8, 8)
+    with torch.no_grad():
+        tokens = tower.patch_embed("T1")(volumes)
+        reference.embeddings.forward = lambda pixel_values, **kwargs: pixel_values
+        expected = reference(tokens, output_hidden_states=True).hidden_states[layer]
+        features = tower({"T1": volumes}).features["T1"]
+    torch.testing.assert_close(features, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_scans_of_one_modality_go_through_the_encoder_as_one_batch(make_model, make_batch):
+    model = make_model()
+    shapes = []
+    model.model.vision_tower.encoder.register_forward_hook(lambda module, args, output: shapes.append(args[0].shape))
+    model(**make_batch((2, "T1", 2), (1, "T1", "T1", 2), (1, "dMRI", 2)))
+    assert shapes == [(3, 4, 16), (1, 2, 16)]
+
+
+def test_a_modality_that_the_model_has_not_is_refused_with_those_it_has(make_model, make_batch):
+    model, batch = make_model(), make_batch((3, "T1", 2))
+    batch["pixel_values"]["T2"] = batch["pixel_values"].pop("T1")
+    with pytest.raises(KeyError, match="'T2' is unknown.*rsfMRI, T1, dMRI"):
+        model(**batch)
+    with pytest.raises(KeyError, match="'T2' is unknown"):
+        model.num_image_tokens("T2")
+
+
+def test_an_encoder_of_another_build_is_refused(make_model):
+    with pytest.raises(ValueError, match="'vit' has no .*siglip_vision_model"):
+        make_model(vision_config=ViTConfig(**SIZES))
+
+
+def test_a_model_without_modalities_is_refused(make_model):
+    with pytest.raises(ValueError, match="at least one modality"):
+        make_model(modalities={})
+
+
+def test_patch_embeds_are_named_after_their_modality(make_model):
+    names = dict(make_model().named_parameters())
+    assert "model.vision_tower.T1_patch_embed.proj.weight" in names
+    assert "model.vision_tower.rsfMRI_patch_embed.position_embedding" in names
