@@ -144,9 +144,9 @@ def resolve_inside(text: str, *, root: Path) -> Path:
 
 def _misspelt_keys(row: Mapping[str, Any]) -> Iterator[str]:
     # Keys of the user's own are welcome; a misspelt `answer` would leave the sample unscored without a word.
-    for key in row:
+    for key in row.keys() - set(ROW_KEYS):
         near = difflib.get_close_matches(str(key), ROW_KEYS, n=1, cutoff=0.8)
-        if near and near[0] != key:
+        if near:
             yield f"unknown key {key!r}; did you mean {near[0]!r}?"
 
 

@@ -1,0 +1,210 @@
+"""A BIDS tree and its `participants.tsv` to a manifest: scans found by name, proven readable, split by subject."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from umbrella_data.errors import ManifestError, ScanError, ScanReason
+from umbrella_data.modality import MODALITIES
+from umbrella_data.questions import METADATA_QUESTIONS, Question, ScanFacts
+from umbrella_data.sample import resolve_inside
+
+# Folders at the top of a tree that hold no raw scans (BIDS specification, "Storage of derived datasets" and "Code").
+_SKIPPED_FOLDERS = ("derivatives", "sourcedata", "code", "stimuli", "phenotype")
+_SCAN_NAME = re.compile(
+    r"(?P<name>(?P<subject>sub-[A-Za-z0-9]+)(?:_[A-Za-z0-9+-]+)*_(?P<suffix>[A-Za-z0-9]+))\.nii(\.gz)?"
+)
+# The phase and the parts of complex images are no pictures of a brain.
+_OTHER_PART = re.compile(r"_part-(phase|real|imag)_")
+# Series are proven in a window of at most so many voxels: gzip is checked whole all the same.
+_MAX_WINDOW_VOXELS = 1 << 26
+
+_MODALITY_OF = {
+    (spec.bids_datatype, suffix): spec.name for spec in MODALITIES.values() for suffix in spec.bids_suffixes
+}
+
+
+@dataclass(frozen=True)
+class BidsScan:
+    """A scan found in a tree.
+
+    Attributes:
+        name: The file name without its extension.
+        subject: Such as `sub-01`.
+        modality: The canonical name.
+        path: Relative to the tree, with forward slashes.
+    """
+
+    name: str
+    subject: str
+    modality: str
+    path: str
+
+
+@dataclass(frozen=True)
+class BidsListing:
+    """What a tree holds.
+
+    Attributes:
+        scans: In the order of their paths.
+        notes: What was passed over, and why, one sentence each.
+    """
+
+    scans: tuple[BidsScan, ...]
+    notes: tuple[str, ...]
+
+
+def find_scans(root: Path) -> BidsListing:
+    """List the scans of the known modalities in a raw BIDS tree, without opening one.
+
+    Raises:
+        ManifestError: If there is no such folder.
+    """
+    if not root.is_dir():
+        raise ManifestError("no such folder; from-bids needs the top folder of a BIDS tree", path=root)
+    scans: dict[str, BidsScan] = {}
+    notes: list[str] = []
+    others: Counter[str] = Counter()
+    for folder, names in _walk(root, notes):
+        for name in names:
+            match = _SCAN_NAME.fullmatch(name)
+            modality = _MODALITY_OF.get((folder.name, match["suffix"])) if match else None
+            path = (folder / name).relative_to(root).as_posix()
+            if match is None or modality is None or _OTHER_PART.search(name):
+                others[match["suffix"] if match else "without a BIDS name"] += 1
+            elif not path.startswith(f"{match['subject']}/"):
+                notes.append(f"{path}: does not stand in the folder of {match['subject']}; left out")
+            elif match["name"] in scans:
+                notes.append(f"{path}: the same scan as {scans[match['name']].path}; left out")
+            else:
+                scans[match["name"]] = BidsScan(match["name"], match["subject"], modality, path)
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+        notes.append(f"other NIfTI files, left out: {kinds}")
+    return BidsListing(tuple(scans.values()), tuple(notes))
+
+
+def read_facts(scan: BidsScan, *, root: Path, min_frames: int = 0) -> ScanFacts | ScanError:
+    """Prove a scan readable, and learn what can be asked about it.
+
+    Args:
+        scan: The scan.
+        root: The tree.
+        min_frames: Refuse series that are shorter.
+
+    Returns:
+        The facts, or the error: loader processes hand it on, and the caller lists it.
+    """
+    from umbrella_data.volume import load_volume, read_shape
+
+    try:
+        path = _inside(scan, root)
+        shape = read_shape(path).shape
+        num_frames = shape[3] if len(shape) == 4 else None
+        if not MODALITIES[scan.modality].is_series:
+            load_volume(path, modality=scan.modality)
+            return ScanFacts(scan.modality, num_b0=_num_b0(path, shape[3]) if scan.modality == "dMRI" else None)
+        if num_frames is not None and num_frames < min_frames:
+            return ScanError(f"{num_frames} frames, fewer than {min_frames}", path=path, reason=ScanReason.SHORT_SERIES)
+        count = min(num_frames or 1, max(2, _MAX_WINDOW_VOXELS // prod(shape[:3])))
+        load_volume(path, modality=scan.modality, window=(((num_frames or 1) - count) // 2, count))
+        return ScanFacts(scan.modality, num_frames=num_frames)
+    except ScanError as error:
+        return error
+
+
+def make_rows(
+    scan: BidsScan, facts: ScanFacts, *, questions: Sequence[Question], labels: Mapping[str, str | float], seed: int = 0
+) -> Iterator[dict[str, Any]]:
+    """The manifest rows of one scan: one for each question that applies."""
+    known = replace(facts, labels=labels)
+    for question in (*METADATA_QUESTIONS, *questions):
+        row_id = f"{scan.name}_{question.task}"
+        asked = question.ask(known, draw=_hash_fraction_bits(f"{seed}:{row_id}"))
+        if asked is None:
+            continue
+        text, words, answer = asked
+        image = {"type": "image", "modality": scan.modality, "path": scan.path}
+        yield {
+            "id": row_id,
+            "subject": scan.subject,
+            "task": question.task,
+            "messages": [
+                {"role": "user", "content": [image, {"type": "text", "text": text}]},
+                {"role": "assistant", "content": [{"type": "text", "text": words}]},
+            ],
+            "answer": answer,
+        }
+
+
+def is_test_subject(subject: str, *, fraction: float, seed: int = 0) -> bool:
+    """Whether a subject is held out: a hash decides, so that subjects that join later move no other one."""
+    return _hash_fraction_bits(f"{seed}:{subject}") < fraction * (1 << 62)
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a manifest whole or not at all. Without rows, an old file of that name goes."""
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(path)
+
+
+def read_all_facts(
+    scans: Sequence[BidsScan],
+    *,
+    root: Path,
+    min_frames: int = 0,
+    progress: Callable[[Iterator[ScanFacts | ScanError]], Iterator[ScanFacts | ScanError]] = iter,
+) -> list[ScanFacts | ScanError]:
+    """`read_facts` of every scan, in order.
+
+    Args:
+        scans: The scans.
+        root: The tree.
+        min_frames: Refuse series that are shorter.
+        progress: Wraps the iterator, as tqdm does.
+    """
+    return list(progress(read_facts(scan, root=root, min_frames=min_frames) for scan in scans))
+
+
+def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, list[str]]]:
+    for folder, folders, files in os.walk(root):
+        here = Path(folder)
+        skipped = _SKIPPED_FOLDERS if here == root else ()
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in skipped)
+        for name in list(folders):
+            if (here / name).is_symlink():
+                notes.append(f"{(here / name).relative_to(root)}: a link to a folder; not followed")
+                folders.remove(name)
+        yield here, sorted(name for name in files if name.endswith((".nii", ".nii.gz")) and not name.startswith("."))
+
+
+def _inside(scan: BidsScan, root: Path) -> Path:
+    try:
+        return resolve_inside(scan.path, root=root.resolve())
+    except ValueError as error:
+        raise ScanError(str(error), path=root / scan.path, reason=ScanReason.UNREADABLE) from error
+
+
+def _num_b0(path: Path, num_volumes: int) -> int:
+    from umbrella_data.gradients import read_gradients
+
+    return int(read_gradients(path, num_volumes=num_volumes).is_b0.sum())
+
+
+def _hash_fraction_bits(text: str) -> int:
+    """62 bits of a hash: an integer below 2^62."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "little") >> 2
