@@ -1,14 +1,17 @@
-"""What the tests of this package share: small NIfTI files made on the spot, and the real scans where they exist."""
+"""What the tests of this package share: small NIfTI files, rows and a tokenizer made on the spot, and real scans."""
 
 from __future__ import annotations
 
 import gzip
+import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import nibabel as nib
 import numpy as np
 import pytest
@@ -103,3 +106,104 @@ def random_voxels() -> Callable[..., np.ndarray]:
         return np.random.default_rng(seed).integers(1, 1000, size=shape).astype(np.int16)
 
     return make
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token outside of the bytes."""
+
+    content: str
+    special: bool = True
+
+
+class ByteTokenizer:
+    """The part of a Hugging Face fast tokenizer that this package asks for: one token a byte, and added ones."""
+
+    is_fast = True
+    unk_token_id = None
+
+    def __init__(self, chat_template: str | None = None, *, specials: tuple[str, ...], eos_token: str | None) -> None:
+        self.chat_template = chat_template
+        self.eos_token = eos_token
+        self.added_tokens_decoder = {256 + i: AddedToken(token) for i, token in enumerate(specials)}
+        self.ids = {token.content: token_id for token_id, token in self.added_tokens_decoder.items()}
+        self.num_encodes = 0
+
+    def apply_chat_template(
+        self, conversation: Any, *, chat_template: str | None = None, tokenize: bool, add_generation_prompt: bool
+    ) -> str:
+        assert not tokenize
+        template = jinja2.Template(chat_template or self.chat_template)
+        return template.render(messages=conversation, add_generation_prompt=add_generation_prompt)
+
+    def __call__(self, text: str, *, add_special_tokens: bool, return_offsets_mapping: bool) -> dict[str, list]:
+        assert return_offsets_mapping
+        assert not add_special_tokens
+        self.num_encodes += 1
+        input_ids, offsets, position = [], [], 0
+        for part in re.split("(" + "|".join(map(re.escape, self.ids)) + ")", text):
+            if part in self.ids:
+                input_ids.append(self.ids[part])
+                offsets.append((position, position + len(part)))
+            else:
+                for i, character in enumerate(part, start=position):
+                    input_ids += character.encode("utf-8")
+                    offsets += [(i, i + 1)] * len(character.encode("utf-8"))
+            position += len(part)
+        return {"input_ids": input_ids, "offset_mapping": offsets}
+
+    def decode(self, input_ids: Any) -> str:
+        parts = [
+            self.added_tokens_decoder[token].content.encode() if token >= 256 else bytes([token])
+            for token in map(int, input_ids)
+        ]
+        return b"".join(parts).decode("utf-8")
+
+
+@pytest.fixture
+def make_tokenizer() -> Callable[..., ByteTokenizer]:
+    """A maker of byte tokenizers; by default without a chat template, with the markup of ChatML as added tokens."""
+
+    def make(
+        chat_template: str | None = None,
+        *,
+        specials: tuple[str, ...] = ("<image>", "<pad>", "<|im_start|>", "<|im_end|>", "</s>"),
+        eos_token: str | None = "</s>",
+    ) -> ByteTokenizer:
+        return ByteTokenizer(chat_template, specials=specials, eos_token=eos_token)
+
+    return make
+
+
+@pytest.fixture
+def make_row() -> Callable[..., dict[str, Any]]:
+    """A maker of canonical manifest rows: `make_row("a", "T1", "dMRI")` asks one question about two scans."""
+
+    def make(name: str, *modalities: str, question: str = "What is it?", answer: str = "a brain") -> dict[str, Any]:
+        images = [
+            {"type": "image", "modality": modality, "path": f"{name}_{i}.nii.gz"}
+            for i, modality in enumerate(modalities)
+        ]
+        return {
+            "id": name,
+            "subject": f"sub-{name}",
+            "task": "kind",
+            "messages": [
+                {"role": "user", "content": [*images, {"type": "text", "text": question}]},
+                {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+            ],
+        }
+
+    return make
+
+
+@pytest.fixture
+def write_manifest(tmp_path: Path) -> Callable[..., Path]:
+    """Writes rows as JSON Lines into the test's own folder."""
+
+    def write(rows: list[Any], name: str = "manifest.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write
