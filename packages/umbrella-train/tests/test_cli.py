@@ -66,6 +66,14 @@ def test_train_names_the_run_folder_on_rank_0_alone(
     assert capsys.readouterr().out == ""
 
 
+def test_a_dry_run_leaves_no_folder_to_name(
+    run: types.ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "train", lambda config, **options: None)
+    cli.train_command(["--dry-run"])
+    assert capsys.readouterr().out == ""
+
+
 def test_mistakes_end_with_one_message_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.train_command(["--trainer.learning-rat", "1", "--seed", "x"])

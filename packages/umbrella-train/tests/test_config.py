@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from umbrella_train.config import ConfigError, RunConfig, TrainerConfig, demo_config_path, dump_config, load_config
+from umbrella_train.config import (
+    AugmentSettings,
+    ConfigError,
+    PipelineSettings,
+    RunConfig,
+    TrainerConfig,
+    demo_config_path,
+    dump_config,
+    load_config,
+)
 from umbrella_train.config.strict_yaml import looks_secret
 
 GOOD = """
@@ -156,7 +165,7 @@ def test_overrides_reach_every_kind_of_key(good: Path) -> None:
         "attention_dropout": 0.5,
     }
     assert (config.trainer.learning_rate, config.trainer.max_steps, config.trainer.bf16) == (1e-4, -1, True)
-    assert [str(dataset.manifest) for dataset in config.data.train] == ["a.jsonl", "b.jsonl"]
+    assert [dataset.manifest for dataset in config.data.train] == [Path.cwd() / "a.jsonl", Path.cwd() / "b.jsonl"]
     assert config.data.synthetic is None
     assert config.trainer.report_to == ["wandb"]
     assert config.report.controls is False
@@ -252,6 +261,28 @@ def test_trainer_keys_are_the_names_of_training_arguments() -> None:
     assert set(schedulers) <= {scheduler.value for scheduler in SchedulerType}
     optimizers = TrainerConfig.model_fields["optim"].annotation.__args__
     assert set(optimizers) <= {optimizer.value for optimizer in OptimizerNames}
+
+
+def test_pipeline_settings_are_those_of_the_pipeline() -> None:
+    from umbrella_data.augment import AugmentConfig
+    from umbrella_data.transforms import PipelineConfig
+
+    def fields(section: type) -> dict[str, object]:
+        hidden = {"image_size", "augment"}
+        found = {name: field for name, field in section.model_fields.items() if name not in hidden}
+        return {name: (field.annotation, field.default, field.metadata) for name, field in found.items()}
+
+    assert set(PipelineSettings.model_fields) == set(PipelineConfig.model_fields) - {"image_size"}
+    assert fields(PipelineSettings) == fields(PipelineConfig)
+    assert fields(AugmentSettings) == fields(AugmentConfig)
+
+
+def test_weights_are_passed_on_where_the_mixing_uses_them(good: Path) -> None:
+    rows = '[{"manifest": "a.jsonl", "weight": 3}, {"manifest": "b.jsonl"}]'
+    words = ["--data.synthetic", "null", "--data.train", rows]
+    assert load_config(good, [*words, "--data.mixing", "weights"]).data.mixing_weights == [3, 1]
+    assert problems_of(good, *words) == ("data.train.0.weight: would not be used: mixing is proportional",)
+    assert load_config(good).data.mixing_weights == "proportional"
 
 
 def test_every_key_has_a_description() -> None:

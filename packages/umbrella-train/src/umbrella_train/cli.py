@@ -43,13 +43,13 @@ def train_command(arguments: Sequence[str] | None = None) -> None:
         return
     config = _or_exit(lambda: load_config(options.config, overrides))
 
-    def train() -> Path:
+    def train() -> Path | None:
         from umbrella_train import run  # late: imports torch
 
         return run.train(config, dry_run=options.dry_run, resume=options.resume)
 
     folder = _or_exit(train)
-    if os.environ.get("RANK", "0") == "0":
+    if folder is not None and os.environ.get("RANK", "0") == "0":
         report = folder / "report.html"
         print(f"run folder: {folder}" + (f"\nreport: {report}" if report.exists() else ""))
 

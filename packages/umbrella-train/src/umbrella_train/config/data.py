@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from umbrella_train.config.model import by_canonical_name
 from umbrella_train.config.section import Section, SectionError
+
+# Relative to the current directory, as on the command line; absolute from here on, so that a run folder's copy is true.
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
 
 class DatasetConfig(Section):
     """One manifest."""
 
-    manifest: Path
+    manifest: AbsolutePath
     """A manifest (JSON Lines); relative to the current directory."""
-    data_root: Path | None = None
+    data_root: AbsolutePath | None = None
     """The folder that the manifest's paths are relative to (default: the manifest's own)."""
     weight: PositiveFloat = 1.0
-    """Share in the mixture, where `mixing` uses weights."""
+    """Share in the mixture, with mixing weights."""
 
 
 class SyntheticConfig(Section):
@@ -31,12 +43,23 @@ class SyntheticConfig(Section):
     """Held-out subjects."""
     seed: NonNegativeInt = 0
     """Seed of the cohort."""
-    directory: Path | None = None
+    directory: AbsolutePath | None = None
     """Where to write it (default: a folder beside the runs); a finished cohort is used again."""
 
 
 class AugmentSettings(Section):
     """Random changes of a training scan, drawn from the sample's own generator."""
+
+    flip_left_right: bool = False
+    """Mirror every second scan: only where the answer does not depend on the side."""
+    max_shift: float = Field(default=0.03, ge=0, le=0.25)
+    """Largest shift along each axis, as a fraction of the field of view."""
+    max_rotation: float = Field(default=5.0, ge=0, le=45)
+    """Largest turn around each axis, in degrees."""
+    max_intensity_scale: float = Field(default=0.1, ge=0, lt=1)
+    """Largest relative change of contrast."""
+    noise_std: NonNegativeFloat = 0.05
+    """Standard deviation of Gaussian noise, in units of the normalised scan."""
 
 
 class PipelineSettings(Section):
@@ -44,8 +67,8 @@ class PipelineSettings(Section):
 
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Voxel size in mm to resample to, then crop or pad (default: the whole field of view, resized)."""
-    normalise: Literal["foreground_zscore"] = "foreground_zscore"
-    """Normalisation of the intensities."""
+    normalise: Literal["foreground_zscore", "temporal_zscore"] = "foreground_zscore"
+    """foreground_zscore: by mean and deviation of the foreground; temporal_zscore: by each voxel's mean over time."""
     short_series: Literal["raise", "pad"] = "raise"
     """What to do with a series shorter than the window of frames."""
     augment: AugmentSettings | None = None
@@ -61,13 +84,13 @@ class DataConfig(Section):
     """Manifests of held-out subjects."""
     synthetic: SyntheticConfig | None = None
     """The demo cohort instead of manifests."""
-    mixing: Literal["proportional"] = "proportional"
-    """proportional: every sample exactly once an epoch."""
+    mixing: Literal["proportional", "equal", "weights"] = "proportional"
+    """proportional: every sample exactly once an epoch; equal: as often from each; weights: as their weights say."""
     batches: Literal["by_modality", "mixed"] = "by_modality"
     """by_modality: the samples of a batch hold the same modalities; mixed: any."""
     max_length: PositiveInt | None = None
     """Longest sample in tokens; whole turns are dropped from the front to meet it."""
-    cache_dir: Path | None = None
+    cache_dir: AbsolutePath | None = None
     """Folder of preprocessed volumes (default: no cache)."""
     pipelines: dict[str, PipelineSettings] = Field(default_factory=dict)
     """Pipeline by modality, where it departs from the defaults."""
@@ -76,6 +99,22 @@ class DataConfig(Section):
     @classmethod
     def _check_pipelines(cls, pipelines: dict[str, PipelineSettings]) -> dict[str, PipelineSettings]:
         return by_canonical_name(pipelines)
+
+    @property
+    def mixing_weights(self) -> Literal["proportional", "equal"] | list[float]:
+        """The mixing as `InterleaveDataset` takes it."""
+        return [dataset.weight for dataset in self.train] if self.mixing == "weights" else self.mixing
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> DataConfig:
+        problems = [
+            (f"train.{position}.weight", f"would not be used: mixing is {self.mixing}")
+            for position, dataset in enumerate(self.train)
+            if dataset.weight != 1 and self.mixing != "weights"
+        ]
+        if problems:
+            raise SectionError(problems)
+        return self
 
     @model_validator(mode="after")
     def _check_source(self) -> DataConfig:

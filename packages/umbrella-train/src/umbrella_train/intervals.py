@@ -1,0 +1,68 @@
+"""Confidence intervals that count subjects, not questions: a person who is asked twice is still one person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+NUM_RESAMPLES = 2000
+
+
+def wilson_interval(proportion: float, *, count: int) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927), which stays inside 0 to 1 also at 0 and 1.
+
+    Args:
+        proportion: The observed proportion.
+        count: Number of independent observations: subjects.
+
+    Raises:
+        ValueError: For a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"an interval over {count} observations does not exist")
+    z = float(stats.norm.ppf((1 + LEVEL) / 2))
+    shrink = 1 + z**2 / count
+    centre = (proportion + z**2 / (2 * count)) / shrink
+    half = z * float(np.sqrt(proportion * (1 - proportion) / count + z**2 / (4 * count**2))) / shrink
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def binomial_interval(chance: float, *, count: int) -> tuple[float, float]:
+    """The central interval of the proportion of hits that guessing gives.
+
+    Args:
+        chance: Probability of a hit.
+        count: Number of independent guesses.
+
+    Raises:
+        ValueError: For a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"an interval over {count} observations does not exist")
+    lower, upper = stats.binom.interval(LEVEL, count, chance)
+    return float(lower) / count, float(upper) / count
+
+
+def bootstrap_interval(values: Sequence[float], *, subjects: Sequence[str], seed: int) -> tuple[float, float]:
+    """Percentile interval of a mean by resampling subjects with all their values (cluster bootstrap).
+
+    Args:
+        values: One value a question.
+        subjects: The subject of each value.
+        seed: Seed of the resampling.
+
+    Raises:
+        ValueError: For no values at all.
+    """
+    if not values:
+        raise ValueError("an interval over 0 observations does not exist")
+    _, positions = np.unique(np.asarray(subjects), return_inverse=True)
+    sums = np.bincount(positions, weights=np.asarray(values, dtype=np.float64))
+    counts = np.bincount(positions)
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(NUM_RESAMPLES, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    lower, upper = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(lower), float(upper)

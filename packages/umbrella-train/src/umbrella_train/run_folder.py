@@ -1,0 +1,173 @@
+"""The run folder: where each file of a run is, and how lines are added to it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from umbrella_train.errors import RunError
+from umbrella_train.privacy import read_or_create_salt, subject_hasher
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`runs/NAME/` and the places in it.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, output_dir: Path, *, name: str, config_text: str) -> RunFolder:
+        """Make a new folder; a name in use becomes NAME-2, NAME-3, ... Call it on one rank only.
+
+        Args:
+            output_dir: The folder of all runs; made where it is missing.
+            name: Name of the run.
+            config_text: The resolved configuration, kept as config.yaml.
+        """
+        output_dir.mkdir(parents=True, exist_ok=True)
+        for number in count(1):
+            path = output_dir / (name if number == 1 else f"{name}-{number}")
+            try:
+                # mkdir fails where the folder exists, so of two runs that start together each gets its own.
+                path.mkdir()
+            except FileExistsError:
+                continue
+            break
+        folder = cls(path)
+        folder.pictures.mkdir()
+        folder.config.write_text(config_text, encoding="utf-8")
+        read_or_create_salt(folder.salt)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Open the folder of a run.
+
+        Raises:
+            RunError: Where it is none.
+        """
+        if not (path / "config.yaml").is_file():
+            raise RunError(f"{path}: not a run's folder (it has no config.yaml)")
+        return cls(path)
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: training and evaluation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def predictions(self) -> Path:
+        """The answers of the newest evaluation, one JSON object a line."""
+        return self.path / "predictions.jsonl"
+
+    @property
+    def model(self) -> Path:
+        """Weights, config and tokenizer at the end of the run."""
+        return self.path / "model"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.path / "report.html"
+
+    @property
+    def pictures(self) -> Path:
+        """One PNG a modality: what the model sees."""
+        return self.path / "pictures"
+
+    @property
+    def salt(self) -> Path:
+        """The salt of the subjects' hashes, readable by its owner alone."""
+        return self.path / "salt"
+
+    def subject_hash(self) -> Callable[[str], str]:
+        """Return the function that names a subject by this run's hash."""
+        return subject_hasher(read_or_create_salt(self.salt))
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl. Numbers that are not finite are written as null."""
+        append_line(self.metrics, row)
+
+    def last_step(self) -> int:
+        """The step of the newest line of metrics.jsonl, 0 where there is none."""
+        rows, _ = read_lines(self.metrics)
+        return max((int(row.get("step", 0)) for row in rows), default=0)
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Take away the lines behind a step, and broken ones: a resumed run writes them again."""
+        rows, num_broken = read_lines(self.metrics)
+        kept = [row for row in rows if row.get("step", 0) <= step]
+        if num_broken or len(kept) < len(rows):
+            _replace_text(self.metrics, "".join(_to_line(row) for row in kept))
+
+    def write_predictions(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Replace predictions.jsonl, whole or not at all."""
+        staged = self.predictions.with_suffix(".partial")
+        staged.write_text("".join(_to_line(row) for row in rows), encoding="utf-8")
+        staged.replace(self.predictions)
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one JSON object as a line, in one write, on a line of its own even behind a line cut short."""
+    line = _to_line(row)
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = "\n" + line
+        file.write(line.encode())
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Read a file of JSON lines as a run may leave it, crashed in the middle of a line.
+
+    Args:
+        path: The file; where it is missing, there are no rows.
+
+    Returns:
+        The rows, and the number of lines that could not be read.
+    """
+    if not path.exists():
+        return [], 0
+    rows, num_broken = [], 0
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # not JSON, or cut inside of a UTF-8 character
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            num_broken += bool(line.strip())
+    return rows, num_broken
+
+
+def _replace_text(path: Path, text: str) -> None:
+    staged = path.with_name(f"{path.name}.partial")
+    staged.write_text(text, encoding="utf-8")
+    staged.replace(path)
+
+
+def _to_line(row: Mapping[str, Any]) -> str:
+    # NaN is not JSON: other readers would refuse the whole file.
+    finite = {key: value if _is_writable(value) else None for key, value in row.items()}
+    return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _is_writable(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)

@@ -1,0 +1,89 @@
+"""The run folder: names, files, and lines that survive a crash."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from umbrella_train.errors import RunError
+from umbrella_train.run_folder import RunFolder, append_line, read_lines
+
+
+def create(folder: Path) -> RunFolder:
+    return RunFolder.create(folder / "runs", name="demo", config_text="name: demo\n")
+
+
+def test_a_name_in_use_gets_a_number(tmp_path: Path) -> None:
+    assert [create(tmp_path).path.name for _ in range(3)] == ["demo", "demo-2", "demo-3"]
+
+
+def test_runs_that_start_together_get_folders_of_their_own(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: create(tmp_path).path, range(16)))
+    assert len(set(folders)) == 16
+
+
+def test_a_new_folder_holds_config_salt_and_pictures(tmp_path: Path) -> None:
+    folder = create(tmp_path)
+    assert folder.config.read_text() == "name: demo\n"
+    assert folder.salt.stat().st_mode & 0o777 == 0o600
+    assert folder.pictures.is_dir()
+    assert RunFolder.open(folder.path) == folder
+    assert folder.subject_hash()("sub-01") == RunFolder.open(folder.path).subject_hash()("sub-01") != "sub-01"
+
+
+def test_a_folder_without_config_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="not a run's folder"):
+        RunFolder.open(tmp_path)
+
+
+def test_metrics_are_json_lines_also_where_they_are_not_finite(tmp_path: Path) -> None:
+    folder = create(tmp_path)
+    folder.append_metrics({"step": 1, "loss": 0.5})
+    folder.append_metrics({"step": 2, "loss": float("nan"), "grad/[T1]/x": float("inf")})
+    lines = folder.metrics.read_text().splitlines()
+    assert json.loads(lines[0]) == {"step": 1, "loss": 0.5}
+    assert json.loads(lines[1], parse_constant=pytest.fail) == {"step": 2, "loss": None, "grad/[T1]/x": None}
+
+
+def test_a_line_cut_short_costs_no_other_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_line(path, {"step": 1})
+    with path.open("ab") as file:
+        file.write('{"step": 2, "name": "Ä'.encode()[:-1])
+    assert read_lines(path) == ([{"step": 1}], 1)
+    append_line(path, {"step": 3})
+    assert read_lines(path) == ([{"step": 1}, {"step": 3}], 1)
+
+
+def test_a_missing_file_has_no_lines(tmp_path: Path) -> None:
+    assert read_lines(tmp_path / "metrics.jsonl") == ([], 0)
+
+
+def test_lines_behind_a_checkpoint_are_dropped(tmp_path: Path) -> None:
+    folder = create(tmp_path)
+    assert folder.last_step() == 0
+    for step in (1, 5, 9):
+        folder.append_metrics({"step": step, "loss": float(step)})
+    folder.drop_metrics_after(5)
+    assert read_lines(folder.metrics)[0] == [{"step": 1, "loss": 1.0}, {"step": 5, "loss": 5.0}]
+    assert folder.last_step() == 5
+
+
+def test_predictions_are_replaced(tmp_path: Path) -> None:
+    folder = create(tmp_path)
+    folder.write_predictions([{"subject": "a"}, {"subject": "b"}])
+    folder.write_predictions([{"subject": "c"}])
+    assert read_lines(folder.predictions) == ([{"subject": "c"}], 0)
+    assert [path.name for path in folder.path.glob("*.partial")] == []
+
+
+def test_predictions_stay_where_new_ones_fail(tmp_path: Path) -> None:
+    folder = create(tmp_path)
+    folder.write_predictions([{"subject": "a"}])
+    with pytest.raises(TypeError):
+        folder.write_predictions([{"subject": object()}])
+    assert read_lines(folder.predictions) == ([{"subject": "a"}], 0)
