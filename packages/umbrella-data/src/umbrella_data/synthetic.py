@@ -31,7 +31,7 @@ REPETITION_TIME = 2.0
 """Seconds from frame to frame of the BOLD series."""
 
 _FIELD_OF_VIEW_MM = 200.0
-_T1_SIZE, _BOLD_SIZE, _BOLD_FRAMES, _DWI_SIZE = 40, 24, 20, 24
+_T1_SIZE, _BOLD_SIZE, _BOLD_FRAMES, _DWI_SIZE = 40, 24, 20, 20
 _STAMP = "cohort.json"
 _SIDES: tuple[Side, Side] = ("left", "right")
 
@@ -183,7 +183,7 @@ def _write_scan(path: Path, values: np.ndarray, *, orientation: str) -> np.ndarr
     spacing = _FIELD_OF_VIEW_MM / values.shape[0]
     affine = np.diag([spacing, spacing, spacing, 1.0])
     affine[:3, 3] = -0.5 * spacing * (values.shape[0] - 1)
-    image = nib.Nifti1Image(np.round(values * 1000).astype(np.int16), affine)
+    image = nib.Nifti1Image(np.round(values * 500).astype(np.int16), affine)
     image = image.as_reoriented(ornt_transform(io_orientation(affine), axcodes2ornt(orientation)))
     image.set_sform(image.affine, code=1)
     image.set_qform(image.affine, code=1)
