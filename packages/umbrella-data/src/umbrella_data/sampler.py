@@ -103,10 +103,12 @@ class ModalityBatchSampler(Sampler[list[int]]):
     def _num_batches(self) -> list[int]:
         """Batches of each block, the same in every epoch, known without looking at more than modalities."""
         sizes: list[int] = np.diff(self._bounds).tolist()
+        num_groups = 1
         if self.mode == "mixed":
             targets = [_ceil_div(size, self.batch_size) for size in sizes]
         elif len(sizes) == 1 and self.dataset.is_epoch_constant:
             counts = Counter(self._group(index) for index in range(sizes[0]))
+            num_groups = len(counts)
             targets = [sum(_ceil_div(count, self.batch_size) for count in counts.values())]
         else:
             # How modalities fall into blocks differs by epoch. This is the most batches they can need: the blocks
@@ -116,6 +118,9 @@ class ModalityBatchSampler(Sampler[list[int]]):
         short = -sum(targets) % self.world_size
         if targets[-1] + short > sizes[-1]:
             short -= self.world_size
+            if targets[-1] + short < num_groups:
+                raise ValueError(f"{len(self.dataset)} samples of {num_groups} sets of modalities cannot be dealt "
+                                 f"evenly to {self.world_size} ranks; use mode 'mixed' or fewer ranks")  # fmt: skip
         targets[-1] += short
         return targets
 
@@ -153,12 +158,16 @@ class ModalityBatchSampler(Sampler[list[int]]):
         return batches
 
     def _merge_last(self, batches: list[Batch]) -> list[Batch]:
-        for i in range(len(batches) - 1, 0, -1):
-            for j in range(i - 1, -1, -1):
-                if self._group(batches[i][0]) == self._group(batches[j][0]):
-                    return [*batches[:j], batches[j] + batches[i], *batches[j + 1 : i], *batches[i + 1 :]]
-        raise ValueError(f"{len(batches)} batches of one sample, each of other modalities, cannot be dealt evenly to "
-                         f"{self.world_size} ranks; use mode 'mixed' or other numbers of ranks")  # fmt: skip
+        """Join two of the smallest and last batches of one group."""
+        by_size = sorted(range(len(batches)), key=lambda i: (len(batches[i]), -i))
+        earlier: dict[frozenset[str], int] = {}
+        for i in by_size:
+            j = earlier.setdefault(self._group(batches[i][0]), i)
+            if j != i:
+                first, last = min(i, j), max(i, j)
+                merged = batches[first] + batches[last]
+                return [*batches[:first], merged, *batches[first + 1 : last], *batches[last + 1 :]]
+        raise AssertionError("no two batches of one group: excluded on construction")
 
     def _group(self, index: int) -> frozenset[str]:
         return frozenset(self.dataset.modalities(index)) if self.mode == "by_modality" else frozenset()

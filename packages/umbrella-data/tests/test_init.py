@@ -1,0 +1,38 @@
+"""The face of the package: every name is there, and nothing heavy is imported for a help text."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import umbrella_data
+
+
+@pytest.mark.parametrize("name", umbrella_data.__all__)
+def test_name_of_the_face_is_importable(name):
+    value = getattr(umbrella_data, name)
+    assert name == "MODALITIES" or value.__name__ == name
+
+
+def test_names_are_listed_once_and_alike():
+    assert set(umbrella_data.__all__) == set(umbrella_data._HOME)
+    assert set(umbrella_data.__all__) <= set(dir(umbrella_data))
+
+
+def test_name_when_unknown_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'load_volumes'"):
+        umbrella_data.load_volumes  # noqa: B018
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["from-bids", "--help"], ["demo", "--help"]])
+def test_help_of_the_command_imports_no_torch(arguments):
+    code = (
+        "import sys\nfrom umbrella_data.cli import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        "assert not {'torch', 'numpy', 'nibabel', 'monai'} & set(sys.modules), sorted(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: umbrella-data" in done.stdout
