@@ -152,11 +152,13 @@ def open_scan(path: str | os.PathLike[str]) -> Iterator[StoredScan]:
         descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise _cannot_open(error, path=name) from error
+    # fdopen itself would stumble over a folder.
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ScanError(
+            "not a regular file (a folder, a pipe or a device)", path=name, reason=ScanReason.NOT_REGULAR_FILE
+        )
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ScanError(
-                "not a regular file (a folder, a pipe or a device)", path=name, reason=ScanReason.NOT_REGULAR_FILE
-            )
         try:
             yield StoredScan(file, path=name)
         except OSError as error:
