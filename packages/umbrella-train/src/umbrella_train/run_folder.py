@@ -117,9 +117,7 @@ class RunFolder:
 
     def write_predictions(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace predictions.jsonl, whole or not at all."""
-        staged = self.predictions.with_suffix(".partial")
-        staged.write_text("".join(_to_line(row) for row in rows), encoding="utf-8")
-        staged.replace(self.predictions)
+        _replace_text(self.predictions, "".join(_to_line(row) for row in rows))
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:

@@ -1,0 +1,80 @@
+"""From the `trainer` section to Hugging Face's `TrainingArguments`, and the checks of what was launched."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from umbrella_train.config import RunConfig
+from umbrella_train.errors import RunError
+
+logger = logging.getLogger(__name__)
+
+# Fields of the section that are ours, not Hugging Face's.
+_OWN_FIELDS = {"world_size", "parity_every"}
+
+
+def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = False) -> TrainingArguments:
+    """Training arguments with every default that would train wrongly set right.
+
+    Starts the process group where the process was launched as one of several.
+
+    Args:
+        config: The run.
+        output_dir: The run's folder.
+        dry_run: Two steps, nothing saved or tracked.
+
+    Raises:
+        RunError: The number of processes is not the one that was launched, or not the one that the config asks for.
+    """
+    section = config.trainer.model_dump(exclude=_OWN_FIELDS)
+    # Without an accelerator this must be said, or two ranks under torchrun each believe to be alone.
+    section["use_cpu"] = section["use_cpu"] or not torch.cuda.is_available()
+    section["eval_strategy"] = "no" if section["eval_steps"] is None else "steps"
+    if dry_run:
+        section |= {"max_steps": 2, "logging_steps": 1, "eval_strategy": "no", "report_to": []}
+    arguments = TrainingArguments(
+        **section,
+        output_dir=str(output_dir),
+        save_strategy="no" if dry_run else "steps",
+        seed=config.seed,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        ddp_find_unused_parameters=False,
+        # The default replaces a NaN by an average of earlier losses and goes on.
+        logging_nan_inf_filter=False,
+        average_tokens_across_devices=True,
+        run_name=config.name,
+        disable_tqdm=True,
+    )
+    _check_world_size(config, arguments)
+    _keep_to_one_device(arguments)
+    return arguments
+
+
+def _check_world_size(config: RunConfig, arguments: TrainingArguments) -> None:
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if arguments.world_size != launched:
+        raise RunError(f"{launched} processes were launched, but this one sees {arguments.world_size} of them")
+    expected = config.trainer.world_size
+    if expected is not None and expected != launched:
+        raise RunError(
+            f"trainer.world_size is {expected}, but the number of processes launched is {launched}; "
+            f"start it with: torchrun --nproc-per-node {expected} -m umbrella_train ..."
+        )
+
+
+def _keep_to_one_device(arguments: TrainingArguments) -> None:
+    """Hugging Face would use `DataParallel` over several GPUs, which hands scans to the wrong samples."""
+    num_devices = arguments.n_gpu  # sets the devices up on first use
+    if num_devices > 1:
+        arguments._n_gpu = 1
+        logger.warning(
+            "this process sees %d GPUs and uses one; to use all: torchrun --nproc-per-node %d -m umbrella_train ...",
+            num_devices,
+            num_devices,
+        )

@@ -1,0 +1,127 @@
+"""Tokenizer, model, data sets and collator from a `RunConfig`: the one place where data and model meet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollator, read_manifest
+from umbrella_data.cache import VolumeCache
+from umbrella_data.modality import find_modality
+from umbrella_data.transforms import Pipeline, PipelineConfig
+from umbrella_model import PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration, set_trainable
+from umbrella_model.trainable import Mode, Part
+from umbrella_train.config import DatasetConfig, RunConfig
+from umbrella_train.tokenizer import image_token_id, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run works with.
+
+    Attributes:
+        tokenizer: Of the language model.
+        model: On the CPU; the trainer moves it.
+        pipelines: From scan files to volumes, by modality.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    model: UmbrellaForConditionalGeneration
+    pipelines: Mapping[str, Pipeline]
+
+    def collator(self, *, padding_side: Literal["left", "right"] = "right") -> PaddingCollator:
+        """The collator for training (`right`) or generation (`left`)."""
+        return PaddingCollator(
+            pad_token_id=self.tokenizer.pad_token_id,
+            modality_order=list(self.pipelines),
+            padding_side=padding_side,
+        )
+
+    def dataset(self, source: DatasetConfig, *, config: RunConfig, augment: bool) -> ConversationDataset:
+        """The examples of one manifest."""
+        return ConversationDataset(
+            read_manifest(source.manifest, data_root=source.data_root),
+            tokenizer=self.tokenizer,
+            image_token_id=self.model.config.image_token_id,
+            num_image_tokens={name: self.model.num_image_tokens(name) for name in self.pipelines},
+            pipelines=self.pipelines,
+            seed=config.seed,
+            max_length=config.data.max_length,
+            augment=augment,
+        )
+
+    def mixture(self, sources: Sequence[DatasetConfig], *, config: RunConfig, augment: bool) -> InterleaveDataset:
+        """Several manifests as one data set."""
+        datasets = [self.dataset(source, config=config, augment=augment) for source in sources]
+        mixing = config.data.mixing
+        weights = [source.weight for source in sources]
+        return InterleaveDataset(datasets, mixing=weights if mixing == "weights" else mixing, seed=config.seed)
+
+
+def build_parts(config: RunConfig, *, weights: Path | None = None) -> Parts:
+    """Builds everything that does not depend on the samples.
+
+    Args:
+        config: The run.
+        weights: A folder with a trained model and its tokenizer, in place of what the config starts from.
+    """
+    if weights is not None:
+        tokenizer = load_tokenizer(str(weights))
+        model = UmbrellaForConditionalGeneration.from_pretrained(weights)
+    else:
+        # A LLaVA checkpoint brings its own tokenizer.
+        tokenizer = load_tokenizer(config.model.tokenizer or config.model.pretrained)
+        model = _build_model(config, tokenizer)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    set_trainable(model, cast(Mapping[Part, Mode], config.model.learn.parts))
+    return Parts(tokenizer=tokenizer, model=model, pipelines=_build_pipelines(config))
+
+
+def _patch_embeds(config: RunConfig) -> dict[str, PatchEmbedConfig]:
+    return {
+        name: PatchEmbedConfig(modality.image_size, modality.patch_size, in_channels=find_modality(name).num_channels)
+        for name, modality in config.model.modalities.items()
+    }
+
+
+def _build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> UmbrellaForConditionalGeneration:
+    torch.manual_seed(config.seed)
+    section = config.model
+    if section.pretrained is not None:
+        return UmbrellaForConditionalGeneration.from_llava(section.pretrained, modalities=_patch_embeds(config))
+    image_id = image_token_id(tokenizer)
+    assert section.vision_config is not None
+    assert section.text_config is not None
+    text: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        **section.text_config,
+    }
+    return UmbrellaForConditionalGeneration(
+        UmbrellaConfig(
+            modalities=_patch_embeds(config),
+            vision_config=AutoConfig.for_model(**section.vision_config),
+            text_config=AutoConfig.for_model(**text),
+            image_token_index=image_id,
+            vision_feature_layer=section.vision_feature_layer,
+        )
+    )
+
+
+def _build_pipelines(config: RunConfig) -> dict[str, Pipeline]:
+    cache = None if config.data.cache_dir is None else VolumeCache(config.data.cache_dir)
+    pipelines = {}
+    for name, modality in config.model.modalities.items():
+        settings = config.data.pipelines.get(name)
+        chosen = {} if settings is None else settings.model_dump()
+        pipeline_config = PipelineConfig(image_size=modality.image_size, **chosen)
+        pipelines[name] = Pipeline(pipeline_config, modality=name, cache=cache)
+    return pipelines

@@ -1,0 +1,71 @@
+"""A checkpoint counts as whole or not at all: a seal with a hash of every file is written last, and checked first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+
+from umbrella_train.errors import RunError
+
+logger = logging.getLogger(__name__)
+
+SEAL_NAME = "seal.json"
+
+
+def seal_checkpoint(folder: Path) -> None:
+    """Writes the hash of every file of a finished checkpoint, atomically; without it the checkpoint does not count."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL_NAME)
+    seal = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+    staged = folder / f"{SEAL_NAME}.part"
+    with staged.open("w", encoding="utf-8") as stream:
+        json.dump(seal, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    staged.replace(folder / SEAL_NAME)
+
+
+def checkpoint_problems(folder: Path) -> list[str]:
+    """What keeps a checkpoint from being resumed: no seal, or files that are missing, extra or not as they were.
+
+    Returns:
+        One sentence a problem; empty for a good checkpoint.
+    """
+    if not (folder / SEAL_NAME).is_file():
+        return [f"{folder}: has no {SEAL_NAME}: it was not finished"]
+    seal = json.loads((folder / SEAL_NAME).read_text(encoding="utf-8"))
+    problems = []
+    for name, expected in seal.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path}: is missing")
+        elif path.stat().st_size != expected["bytes"]:
+            problems.append(f"{path}: has {path.stat().st_size} bytes instead of {expected['bytes']}")
+        elif _sha256(path) != expected["sha256"]:
+            problems.append(f"{path}: its content changed after it was written")
+    return problems
+
+
+def newest_good_checkpoint(run_folder: Path) -> Path:
+    """The newest checkpoint of a run that verifies; damaged ones are passed over with a warning.
+
+    Raises:
+        RunError: No checkpoint verifies; the message lists what is wrong with each.
+    """
+    folders = [path for path in run_folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    folders.sort(key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
+    problems: list[str] = []
+    for folder in folders:
+        found = checkpoint_problems(folder)
+        if not found:
+            return folder
+        logger.warning("passing over a damaged checkpoint: %s", "; ".join(found))
+        problems += found
+    raise RunError(f"{run_folder}: has no checkpoint to go on from" + "".join(f"\n  {line}" for line in problems))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

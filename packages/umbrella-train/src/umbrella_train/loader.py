@@ -1,0 +1,62 @@
+"""Data loaders over rank-aware batch samplers; accelerate is not asked to cut them a second time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from torch.utils.data import DataLoader
+
+from umbrella_data import ModalityBatchSampler
+
+
+class EpochDataLoader(DataLoader[Any]):
+    """A `DataLoader` that hands the epoch on to its batch sampler."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Hugging Face's Trainer at the start of every epoch."""
+        assert isinstance(self.batch_sampler, ModalityBatchSampler)
+        self.batch_sampler.set_epoch(epoch)
+
+
+def build_loader(
+    dataset: Any,
+    *,
+    collate: Callable[[list[Any]], dict[str, Any]],
+    batch_size: int,
+    mode: Literal["by_modality", "mixed"],
+    seed: int,
+    rank: int,
+    world_size: int,
+    shuffle: bool,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> EpochDataLoader:
+    """A loader of this rank's batches.
+
+    Args:
+        dataset: An `InterleaveDataset` or `ConversationDataset`.
+        collate: Examples to a batch, as `PaddingCollator`.
+        batch_size: Samples a rank and batch.
+        mode: Whether a batch holds one set of modalities or any.
+        seed: Seed of the order.
+        rank: This process.
+        world_size: All processes.
+        shuffle: Whether batches come in a random order.
+        num_workers: Loading processes.
+        pin_memory: Whether batches are put into page-locked memory for the GPU.
+
+    Returns:
+        The loader; its length is the same on every rank.
+    """
+    sampler = ModalityBatchSampler(
+        dataset, batch_size=batch_size, mode=mode, seed=seed, rank=rank, world_size=world_size, shuffle=shuffle
+    )
+    return EpochDataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+    )

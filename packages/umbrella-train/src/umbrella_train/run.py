@@ -1,0 +1,227 @@
+"""A run from its configuration to its report: `train`, and `evaluate_run` for a run that is there already."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+from transformers import TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging as hf_logging
+
+from umbrella_train.arguments import build_arguments
+from umbrella_train.build import Parts, build_parts
+from umbrella_train.callbacks import MetricsFile, ProgressBar
+from umbrella_train.checkpoint import checkpoint_problems, newest_good_checkpoint
+from umbrella_train.config import DatasetConfig, RunConfig, dump_config, load_config
+from umbrella_train.dry_run import DryRunTable
+from umbrella_train.errors import RunError
+from umbrella_train.evaluate import evaluate_dataset, merge_results
+from umbrella_train.pictures import draw_pictures
+from umbrella_train.report import build_report
+from umbrella_train.run_folder import RunFolder
+from umbrella_train.sources import Sources, prepare_sources
+from umbrella_train.trainer import UmbrellaTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None) -> Path | None:
+    """Trains, evaluates and reports.
+
+    Args:
+        config: The run.
+        dry_run: Two steps and a table of tokens and memory; nothing is kept.
+        resume: `auto` for the newest good checkpoint of the newest run of this name, or a checkpoint's folder.
+
+    Returns:
+        The run's folder; None for a dry run.
+
+    Raises:
+        RunError: The launch does not fit the config, or there is no checkpoint to go on from.
+    """
+    hf_logging.disable_progress_bar()
+    arguments = build_arguments(config, output_dir=config.output_dir / config.name, dry_run=dry_run)
+    _keep_trackers_private(config)
+    sources = prepare_sources(config)
+    parts = build_parts(config)
+    trainer = _build_trainer(config, arguments, parts, sources)
+    if dry_run:
+        with tempfile.TemporaryDirectory() as scratch:
+            arguments.output_dir = scratch
+            trainer.add_callback(DryRunTable(trainer))
+            trainer.train()
+        return None
+    checkpoint = None if resume is None else _find_checkpoint(config, resume)
+    folder = _open_folder(config, checkpoint)
+    arguments.output_dir = str(folder.path)
+    trainer.add_callback(MetricsFile(folder))
+    trainer.add_callback(ProgressBar())
+    if config.report.pictures and trainer.is_world_process_zero():
+        draw_pictures(sources.evaluation or sources.train, parts=parts, config=config, folder=folder.pictures)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.save_model(str(folder.model))
+    if sources.evaluation:
+        scope = _Scope(config, parts, folder, device=arguments.device, step=trainer.state.global_step)
+        _evaluate(scope, sources.evaluation, model=trainer.accelerator.unwrap_model(trainer.model))
+    if config.report.enabled and trainer.is_world_process_zero():
+        build_report([folder.path])
+    return folder.path
+
+
+def evaluate_run(
+    run_folder: Path,
+    *,
+    manifests: Sequence[Path] | None = None,
+    data_root: Path | None = None,
+    controls: bool | None = None,
+    max_samples: int | None = None,
+) -> dict[str, float]:
+    """Scores a trained model, on its own held-out samples or on other manifests.
+
+    Args:
+        run_folder: The run.
+        manifests: Manifests to score on in place of the run's own.
+        data_root: The folder that their paths are relative to.
+        controls: Whether to ask with the controls too (default: as the run's config says).
+        max_samples: Questions to ask for each list of modalities.
+
+    Returns:
+        The metrics. For the run's own samples they are added to its files as well.
+
+    Raises:
+        RunError: The folder holds no trained model, or there is nothing to score on.
+    """
+    hf_logging.disable_progress_bar()
+    folder = RunFolder.open(run_folder)
+    if not (folder.model / "config.json").is_file():
+        raise RunError(f"{folder.model}: holds no model; the run did not end")
+    config = load_config(folder.config)
+    changes: dict[str, Any] = {"controls": controls, "max_samples": max_samples}
+    report = config.report.model_copy(update={key: value for key, value in changes.items() if value is not None})
+    config = config.model_copy(update={"report": report})
+    parts = build_parts(config, weights=folder.model)
+    device = torch.device("cpu" if config.trainer.use_cpu or not torch.cuda.is_available() else "cuda")
+    if manifests:
+        evaluation: Sequence[DatasetConfig] = [DatasetConfig(manifest=path, data_root=data_root) for path in manifests]
+    else:
+        evaluation = prepare_sources(config).evaluation
+    if not evaluation:
+        raise RunError(f"{run_folder}: the run has no evaluation manifests; name one with --manifest")
+    scope = _Scope(config, parts, folder, device=device, step=None if manifests else -1)
+    parts.model.to(device=device)
+    return _evaluate(scope, evaluation, model=parts.model)
+
+
+def _build_trainer(config: RunConfig, arguments: TrainingArguments, parts: Parts, sources: Sources) -> UmbrellaTrainer:
+    trainer = UmbrellaTrainer(
+        model=parts.model,
+        args=arguments,
+        train_dataset=parts.mixture(sources.train, config=config, augment=True),
+        eval_dataset=parts.mixture(sources.evaluation, config=config, augment=False) if sources.evaluation else None,
+        data_collator=parts.collator(),
+        processing_class=parts.tokenizer,
+        dummy_loss=config.dummy_loss,
+        batches=config.data.batches,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _find_checkpoint(config: RunConfig, resume: str) -> Path:
+    if resume != "auto":
+        problems = checkpoint_problems(Path(resume))
+        if problems:
+            raise RunError("cannot go on from this checkpoint:\n  " + "\n  ".join(problems))
+        return Path(resume)
+    runs = [path for path in config.output_dir.glob(f"{config.name}*") if (path / "config.yaml").is_file()]
+    names = [path for path in runs if path.name == config.name or path.name.removeprefix(f"{config.name}-").isdigit()]
+    if not names:
+        raise RunError(f"{config.output_dir / config.name}: there is no such run to go on with")
+    return newest_good_checkpoint(max(names, key=lambda path: (path / "config.yaml").stat().st_mtime))
+
+
+def _open_folder(config: RunConfig, checkpoint: Path | None) -> RunFolder:
+    """The run's folder on every rank; a new one is made by the first rank alone."""
+    if checkpoint is not None:
+        return RunFolder.open(checkpoint.parent)
+    shared: list[str | None] = [None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        created = RunFolder.create(config.output_dir, name=config.name, config_text=dump_config(config))
+        shared = [str(created.path)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(shared)
+    assert shared[0] is not None
+    return RunFolder(Path(shared[0]))
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """What one evaluation works with; `step` -1 stands for the newest line of the run, None for no line at all."""
+
+    config: RunConfig
+    parts: Parts
+    folder: RunFolder
+    device: torch.device
+    step: int | None
+
+
+def _evaluate(scope: _Scope, sources: Sequence[DatasetConfig], *, model: Any) -> dict[str, float]:
+    config, parts = scope.config, scope.parts
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    results = []
+    for source in sources:
+        with tqdm(desc="evaluating", file=sys.stderr, disable=rank > 0) as bar:
+
+            def show(done: int, total: int, bar: Any = bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            result = evaluate_dataset(
+                model,
+                parts.dataset(source, config=config, augment=False),
+                tokenizer=parts.tokenizer,
+                collator=parts.collator(padding_side="left"),
+                batch_size=config.trainer.per_device_eval_batch_size,
+                max_new_tokens=config.report.max_new_tokens,
+                device=scope.device,
+                subject_hash=scope.folder.subject_hash(),
+                stop_ids=_stop_ids(parts),
+                controls=config.report.controls,
+                seed=config.seed,
+                rank=rank,
+                world_size=world_size,
+                max_samples=config.report.max_samples,
+                progress=show,
+            )
+        results.append(result)
+    merged = merge_results(results, seed=config.seed)
+    if rank == 0 and scope.step is not None:
+        step = scope.folder.last_step() if scope.step < 0 else scope.step
+        scope.folder.append_metrics({"step": step, **merged.metrics})
+        scope.folder.write_predictions(prediction.to_row() for prediction in merged.predictions)
+    return merged.metrics
+
+
+def _stop_ids(parts: Parts) -> set[int]:
+    return {token for token in (parts.tokenizer.eos_token_id, parts.tokenizer.pad_token_id) if token is not None}
+
+
+def _keep_trackers_private(config: RunConfig) -> None:
+    """Trackers get numbers: no console, no code, and without a key nothing leaves the machine."""
+    if "wandb" in config.trainer.report_to:
+        os.environ.setdefault("WANDB_CONSOLE", "off")
+        os.environ.setdefault("WANDB_DISABLE_CODE", "true")
+        os.environ.setdefault("WANDB_DIR", str(config.output_dir))
+        has_key = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").exists()
+        if not has_key:
+            os.environ.setdefault("WANDB_MODE", "offline")

@@ -1,0 +1,170 @@
+"""Training cases that run alike in one process and on several ranks, for comparison bit by bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from toy import ORDER, ToyDataset, build_collator, build_model
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from umbrella_train.config import DummyLossConfig
+from umbrella_train.trainer import UmbrellaTrainer
+
+BATCH_SIZE = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training run.
+
+    Attributes:
+        name: Name of its result files.
+        schedule: Which modalities each rank sees at each step; see `kinds_of`.
+        steps: Optimiser steps.
+        accumulation: Micro-batches a rank and step.
+        optim: Hugging Face's name of the optimiser.
+        dummy_loss: Settings of the dummy loss.
+        arguments: More training arguments.
+    """
+
+    name: str
+    schedule: str = "different"
+    steps: int = 6
+    accumulation: int = 1
+    optim: str = "sgd"
+    dummy_loss: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def kinds_of(schedule: str, *, step: int, rank: int, number: int) -> list[tuple[str, ...]]:
+    """The modalities of each sample of one rank's batch.
+
+    Args:
+        schedule: `different`: another modality on each rank; `same`: one modality on all; `text`: rank 0 has text
+            alone; `absent`: dMRI never comes; `all`: every batch has all; `random`: any samples of 0 to 3 scans.
+        step: The optimiser step.
+        rank: The rank.
+        number: Number of the micro-batch in the whole run.
+    """
+    if schedule == "different":
+        kind: tuple[str, ...] = (ORDER[(step + rank) % 3],)
+        return [kind] * BATCH_SIZE
+    if schedule == "same":
+        return [(ORDER[step % 3],)] * BATCH_SIZE
+    if schedule == "text":
+        return [() if rank == 0 else (ORDER[step % 3],)] * BATCH_SIZE
+    if schedule == "absent":
+        return [("T1",) if (step + rank) % 2 else ("rsfMRI",)] * BATCH_SIZE
+    if schedule == "all":
+        return [("T1", "dMRI"), ("rsfMRI",)]
+    assert schedule == "random", schedule
+    draw = random.Random(number)
+    return [tuple(draw.choices(ORDER, k=draw.randint(0, 3))) for _ in range(BATCH_SIZE)]
+
+
+class ScheduledTrainer(UmbrellaTrainer):
+    """Takes this rank's batches in the data set's own order."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches rank, rank + world_size, ..."""
+        starts = range(0, len(self.train_dataset), BATCH_SIZE)
+        mine = list(starts)[self.args.process_index :: self.args.world_size]
+        batches = [list(range(start, start + BATCH_SIZE)) for start in mine]
+        return DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
+
+
+def build_dataset(case: Case, *, world_size: int) -> ToyDataset:
+    """Samples in the order (step, micro-batch, rank): one process that accumulates longer sees the same windows."""
+    kinds: list[tuple[str, ...]] = []
+    for number in range(case.steps * case.accumulation * world_size):
+        step = number // (case.accumulation * world_size)
+        kinds += kinds_of(case.schedule, step=step, rank=number % world_size, number=number)
+    return ToyDataset(kinds)
+
+
+def run_case(case: Case, *, output: Path, simulated_world_size: int | None = None) -> dict[str, Any]:
+    """Trains one case and writes this rank's parameters and log.
+
+    Args:
+        case: What to train.
+        output: Folder of the results.
+        simulated_world_size: In one process: the number of ranks whose batches it accumulates.
+
+    Returns:
+        What `NAME-RANK.json` holds.
+    """
+    # Not of torch.distributed: the first case of a process starts the group itself.
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = simulated_world_size or world_size
+    arguments = TrainingArguments(
+        output_dir=str(output / "trainer"),
+        max_steps=case.steps,
+        per_device_train_batch_size=BATCH_SIZE,
+        gradient_accumulation_steps=case.accumulation * ranks // world_size,
+        optim=case.optim,
+        **{
+            "learning_rate": 0.05 if case.optim == "sgd" else 1e-3,
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 0.0,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": [],
+            "remove_unused_columns": False,
+            "label_names": ["labels"],
+            "ddp_find_unused_parameters": False,
+            "logging_nan_inf_filter": False,
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "dataloader_pin_memory": False,
+            **case.arguments,
+        },
+    )
+    model = build_model(seed=0)
+    if case.arguments.get("float64"):
+        model = model.double()
+    trainer = ScheduledTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=build_dataset(case, world_size=ranks),
+        data_collator=build_collator(),
+        dummy_loss=DummyLossConfig(**case.dummy_loss),
+    )
+    trainer.remove_callback(PrinterCallback)
+    result: dict[str, Any] = {"case": asdict(case), "error": None, "warnings": []}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            trainer.train()
+        except (RuntimeError, ValueError) as error:
+            result["error"] = f"{type(error).__name__}: {error}"
+    result["warnings"] = [str(item.message) for item in caught]
+    result["log"] = trainer.state.log_history
+    rank = arguments.process_index
+    state = {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, output / f"{case.name}-{rank}.safetensors")
+    (output / f"{case.name}-{rank}.json").write_text(json.dumps(result))
+    return result
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs a list of cases on every rank: `torchrun engines.py CASES.json OUTPUT`."""
+    cases, output = Path(arguments[0]), Path(arguments[1])
+    for entry in json.loads(cases.read_text()):
+        run_case(Case(**entry), output=output)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1:])

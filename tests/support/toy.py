@@ -1,0 +1,102 @@
+"""A tiny three-modality model and examples of any mixture, for tests that train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils.data import Dataset
+from transformers import Qwen2Config, SiglipVisionConfig
+
+from umbrella_data import Example, ExampleScan, PaddingCollator
+from umbrella_model import PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration
+
+VOCABULARY = 64
+IMAGE_TOKEN, PADDING = 63, 0
+# Not alphabetical: a table sorted on its way would be noticed.
+ORDER = ("rsfMRI", "T1", "dMRI")
+PATCH_EMBEDS = {
+    "T1": PatchEmbedConfig((8, 8, 8), (4, 4, 4)),
+    "rsfMRI": PatchEmbedConfig((8, 8, 4, 4), (4, 4, 4, 2)),
+    "dMRI": PatchEmbedConfig((8, 8, 8), (4, 4, 8), in_channels=2),
+}
+
+
+def build_model(
+    *, seed: int = 0, order: Sequence[str] = ORDER, tie: bool = False, width: int = 32
+) -> UmbrellaForConditionalGeneration:
+    """Random weights from a seed, no dropout."""
+    torch.manual_seed(seed)
+    return UmbrellaForConditionalGeneration(
+        UmbrellaConfig(
+            modalities={name: PATCH_EMBEDS[name] for name in order},
+            vision_config=SiglipVisionConfig(
+                hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=2
+            ),
+            text_config=Qwen2Config(
+                hidden_size=width,
+                intermediate_size=2 * width,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                vocab_size=VOCABULARY,
+                tie_word_embeddings=tie,
+            ),
+            image_token_id=IMAGE_TOKEN,
+            tie_word_embeddings=tie,
+        )
+    )
+
+
+def build_collator(order: Sequence[str] = ORDER, *, padding_side: str = "right") -> PaddingCollator:
+    """The collator that fits the model."""
+    return PaddingCollator(pad_token_id=PADDING, modality_order=list(order), padding_side=padding_side)
+
+
+def build_example(modalities: Sequence[str], *, index: int, num_supervised: int | None = None) -> Example:
+    """One conversation with these scans, drawn from its index alone; lengths and supervised tokens are ragged."""
+    generator = torch.Generator().manual_seed(1000 + index)
+
+    def words(count: int) -> torch.Tensor:
+        return torch.randint(1, IMAGE_TOKEN, (count,), generator=generator)
+
+    supervised = 2 + index % 4 if num_supervised is None else num_supervised
+    pieces, scans, position = [words(3)], [], 3
+    for name in modalities:
+        config = PATCH_EMBEDS[name]
+        volume = torch.randn(config.in_channels, *config.image_size, generator=generator)
+        scans.append(ExampleScan(name, volume, start=position, num_tokens=config.num_patches))
+        pieces += [torch.full((config.num_patches,), IMAGE_TOKEN), words(1)]
+        position += config.num_patches + 1
+    answer = words(supervised)
+    input_ids = torch.cat([*pieces, answer])
+    labels = torch.full_like(input_ids, -100)
+    labels[-supervised:] = answer
+    return Example(input_ids=input_ids, labels=labels, scans=tuple(scans), index=index)
+
+
+class ToyDataset(Dataset[Example]):
+    """Examples with given scans, as a data set of virtual indices.
+
+    Args:
+        kinds: The modalities of each sample.
+    """
+
+    is_epoch_constant = True
+
+    def __init__(self, kinds: Sequence[Sequence[str]]) -> None:
+        self.kinds = [tuple(kind) for kind in kinds]
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def __getitem__(self, index: int) -> Example:
+        return build_example(self.kinds[index % len(self)], index=index)
+
+    def modalities(self, index: int) -> tuple[str, ...]:
+        """As of a `ConversationDataset`."""
+        return self.kinds[index % len(self)]
+
+    def modality_sets(self) -> frozenset[frozenset[str]]:
+        """As of a `ConversationDataset`."""
+        return frozenset(frozenset(kind) for kind in self.kinds)
