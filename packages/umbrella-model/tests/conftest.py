@@ -12,6 +12,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, PretrainedConfig, Qwen2C
 
 from umbrella_model import PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration
 
+# On models this small threads cost more than they give, above all where several test workers share the cores.
+torch.set_num_threads(1)
+
 IMAGE_TOKEN = 60
 VOCABULARY = 64
 

@@ -156,14 +156,14 @@ def test_scans_of_one_modality_go_through_the_encoder_as_one_batch(make_model, m
 def test_a_modality_that_the_model_has_not_is_refused_with_those_it_has(make_model, make_batch):
     model, batch = make_model(), make_batch((3, "T1", 2))
     batch["pixel_values"]["T2"] = batch["pixel_values"].pop("T1")
-    with pytest.raises(KeyError, match="'T2' is unknown.*rsfMRI, T1, dMRI"):
+    with pytest.raises(KeyError, match=r"'T2' is unknown.*rsfMRI, T1, dMRI"):
         model(**batch)
     with pytest.raises(KeyError, match="'T2' is unknown"):
         model.num_image_tokens("T2")
 
 
 def test_an_encoder_of_another_build_is_refused(make_model):
-    with pytest.raises(ValueError, match="'vit' has no .*siglip_vision_model"):
+    with pytest.raises(ValueError, match=r"'ViTModel' has no .*siglip_vision_model"):
         make_model(vision_config=ViTConfig(**SIZES))
 
 
@@ -176,3 +176,43 @@ def test_patch_embeds_are_named_after_their_modality(make_model):
     names = dict(make_model().named_parameters())
     assert "model.vision_tower.T1_patch_embed.proj.weight" in names
     assert "model.vision_tower.rsfMRI_patch_embed.position_embedding" in names
+
+
+@pytest.fixture
+def sharded_model(make_model, monkeypatch):
+    """A model that believes its parameters to be spread over ranks, and the calls of its tower and projector."""
+    monkeypatch.setattr("umbrella_model.vision_tower.is_sharded", lambda module: True)
+    monkeypatch.setattr("umbrella_model.modeling.is_sharded", lambda module: True)
+    model, calls = make_model(), []
+    parts = {f"{name}_patch_embed": model.model.vision_tower.patch_embed(name) for name in model.config.modality_order}
+    parts |= {"encoder": model.model.vision_tower.encoder, "projector": model.model.multi_modal_projector}
+    for name, module in parts.items():
+        module.register_forward_hook(lambda module, args, output, name=name: calls.append(name))
+    return model, calls
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("row", [(3, "T1", 2), (1, "dMRI", "T1", "rsfMRI", 2), (5,)])
+def test_a_sharded_model_makes_the_same_calls_whatever_the_batch_holds(sharded_model, make_batch, train, row):
+    model, calls = sharded_model
+    batch = make_batch(row)
+    if not batch["pixel_values"]:
+        del batch["modality_ids"]
+    model.train(train)(**batch)
+    embeds = ["rsfMRI_patch_embed", "T1_patch_embed", "dMRI_patch_embed"]
+    assert calls == [*embeds, "encoder", "encoder", "encoder", "projector"]
+
+
+def test_a_sharded_model_gives_equal_logits_and_leaves_no_parameter_out(sharded_model, make_model, make_batch):
+    model, _ = sharded_model
+    batch = make_batch((3, "T1", 2), (2, "T1", 3))
+    out = model(**batch)
+    torch.testing.assert_close(out.logits, make_model()(**batch).logits)
+    (out.loss + sum(out.dummy_terms.values())).backward()
+    assert unreached(model) == []
+
+
+def test_decoding_steps_do_not_run_the_tower(sharded_model, make_batch):
+    model, calls = sharded_model
+    model.eval().generate(**make_batch((3, "T1", 2)), max_new_tokens=4)
+    assert calls.count("projector") == 1

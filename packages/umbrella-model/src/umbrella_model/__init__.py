@@ -6,7 +6,8 @@ Importing this package registers the model with Hugging Face's Auto classes.
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
-from umbrella_model.modeling import UmbrellaCausalLMOutput, UmbrellaForConditionalGeneration, UmbrellaModel
+from umbrella_model.modeling import UmbrellaForConditionalGeneration, UmbrellaModel
+from umbrella_model.outputs import UmbrellaCausalLMOutput
 from umbrella_model.patch_embed import SeriesPatchEmbed, VolumePatchEmbed
 from umbrella_model.trainable import parameter_table, set_trainable
 

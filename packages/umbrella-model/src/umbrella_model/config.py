@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from transformers import LlavaConfig
 
@@ -91,10 +91,13 @@ class UmbrellaConfig(LlavaConfig):
 
     model_type = "umbrella"
 
+    # Declared as dicts or None by the base class; once built they are configurations.
+    vision_config: Any = None
+    text_config: Any = None
     modalities: dict[str, Any] | None = None
     modality_order: list[str] | None = None
     vision_feature_layer: int | list[int] = -1
-    vision_feature_select_strategy: str = "full"
+    vision_feature_select_strategy: Literal["default", "full"] = "full"
 
     def __post_init__(self, **kwargs: Any) -> None:
         given: Mapping[str, Any] = self.modalities or {}
@@ -111,9 +114,13 @@ class UmbrellaConfig(LlavaConfig):
     def to_dict(self) -> dict[str, Any]:
         """A plain form for JSON."""
         output = super().to_dict()
-        modalities: Mapping[str, PatchEmbedConfig] = self.modalities or {}
-        output["modalities"] = {name: patch_embed.to_dict() for name, patch_embed in modalities.items()}
+        output["modalities"] = {name: patch_embed.to_dict() for name, patch_embed in self.patch_embeds.items()}
         return output
+
+    @property
+    def patch_embeds(self) -> dict[str, PatchEmbedConfig]:
+        """The patch embed of each modality, in `modality_order`."""
+        return self.modalities or {}
 
     @property
     def vision_depth(self) -> int:
@@ -121,7 +128,7 @@ class UmbrellaConfig(LlavaConfig):
 
         Counts as LLaVA does: feature layer 0 is the embeddings, -1 the output of the last layer.
         """
-        layers = self.vision_config.num_hidden_layers
+        layers: int = self.vision_config.num_hidden_layers
         if not isinstance(self.vision_feature_layer, int):
             raise ValueError(
                 f"vision_feature_layer {self.vision_feature_layer}: several feature layers are not supported; name one"

@@ -12,6 +12,7 @@ from transformers import LlavaForConditionalGeneration
 
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
 from umbrella_model.modeling import UmbrellaForConditionalGeneration
+from umbrella_model.vision_tower import reduce_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -60,19 +61,19 @@ def convert_llava(
     old = llava.config.to_dict()
     for key in ("model_type", "architectures", "transformers_version"):
         old.pop(key, None)
-    config = UmbrellaConfig(**(old | {"modalities": dict(modalities)}))
+    # There is no class token among the patches of a volume, so there is none to leave out.
+    old |= {"modalities": dict(modalities), "vision_feature_select_strategy": "full"}
+    config = UmbrellaConfig(**old)
     # Weights are moved, never copied: only the patch embeds take new memory.
     with torch.device("meta"):
         model = UmbrellaForConditionalGeneration(config)
-    encoder, old_encoder = model.model.vision_tower.encoder, llava.model.vision_tower
-    encoder.encoder.layers = old_encoder.encoder.layers[: config.vision_depth]
-    if hasattr(encoder, "pre_layrnorm"):
-        encoder.pre_layrnorm = old_encoder.pre_layrnorm
+    # Whole modules are moved where possible: each goes on sharing one config object with its layers.
+    model.model.vision_tower.encoder = reduce_encoder(llava.model.vision_tower, depth=config.vision_depth)
     model.model.multi_modal_projector = llava.model.multi_modal_projector
     model.model.language_model = llava.model.language_model
     model.lm_head = llava.lm_head
     parameter = next(llava.parameters())
-    for name in config.modality_order or ():
+    for name in config.patch_embeds:
         patch_embed = model.model.vision_tower.patch_embed(name)
         patch_embed.to_empty(device=parameter.device)
         patch_embed.reset_parameters()

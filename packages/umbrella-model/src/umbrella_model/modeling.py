@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, LlavaForConditionalGeneration
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.models.llava.modeling_llava import (
-    LlavaCausalLMOutputWithPast,
-    LlavaModel,
-    LlavaMultiModalProjector,
-    LlavaPreTrainedModel,
-)
+from transformers.models.llava.modeling_llava import LlavaModel, LlavaMultiModalProjector, LlavaPreTrainedModel
 
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
+from umbrella_model.loading import check_loaded_keys
+from umbrella_model.outputs import UmbrellaCausalLMOutput, UmbrellaModelOutput
 from umbrella_model.patch_embed import PatchEmbed
+from umbrella_model.sharding import is_sharded
 from umbrella_model.splice import splice_features
 from umbrella_model.vision_tower import UmbrellaVisionTower
-
-
-@dataclass
-class UmbrellaModelOutput(BaseModelOutputWithPast):
-    """Hidden states of the language model, and the dummy terms of absent modalities."""
-
-    dummy_terms: dict[str, Tensor] | None = None
-
-
-@dataclass
-class UmbrellaCausalLMOutput(LlavaCausalLMOutputWithPast):
-    """LLaVA's output, and for each modality absent from a training batch its dummy term.
-
-    Attributes:
-        dummy_terms: 0-dim float32 tensors, sum / sqrt(N) over the N trainable elements of each absent patch embed.
-    """
-
-    dummy_terms: dict[str, Tensor] | None = None
 
 
 class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
@@ -90,7 +68,8 @@ class UmbrellaModel(UmbrellaPreTrainedModel, LlavaModel):
             raise ValueError("pixel_values came without modality_ids: the positions of the scans are unknown")
         inputs_embeds: Tensor = self.get_input_embeddings()(input_ids)
         learns = self.training and torch.is_grad_enabled()
-        if modality_ids is None and not learns:
+        # Under a sharded engine another rank may hold scans: every rank then has to make the tower's collective calls.
+        if modality_ids is None and not learns and not is_sharded(self.vision_tower):
             return inputs_embeds, {}
         projector_learns = any(parameter.requires_grad for parameter in self.multi_modal_projector.parameters())
         vision = self.vision_tower(pixel_values, keep_in_graph=projector_learns)
@@ -131,7 +110,9 @@ class UmbrellaModel(UmbrellaPreTrainedModel, LlavaModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         dummy_terms: dict[str, Tensor] = {}
-        if input_ids is not None:
+        if input_ids is not None and past_key_values is not None and modality_ids is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # a step of decoding: the scans are in the cache
+        elif input_ids is not None:
             inputs_embeds, dummy_terms = self.embed(input_ids, modality_ids=modality_ids, pixel_values=pixel_values)
         kwargs["return_dict"] = True
         outputs = self.language_model(
@@ -150,13 +131,46 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
     # Hugging Face's Trainer guesses both from the signature otherwise, and guesses wrongly (4 times the gradient at 4
     # accumulation steps).
     accepts_loss_kwargs = True
-    loss_type = "ForCausalLM"
 
     def __init__(self, config: UmbrellaConfig) -> None:
         super(LlavaForConditionalGeneration, self).__init__(config)
+        self.loss_type = "ForCausalLM"  # the base class has just guessed another from the name of this one
         self.model = UmbrellaModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        strict: bool = True,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Hugging Face's `from_pretrained`, which only warns of keys that do not match; here they are an error.
+
+        Args:
+            pretrained_model_name_or_path: A folder or a name on the hub.
+            *model_args: For Hugging Face's `from_pretrained`.
+            strict: Whether missing, unexpected and misshapen keys are an error. With False, missing ones start anew,
+                for example those of a modality that was added to the configuration.
+            output_loading_info: Whether to return the account of keys beside the model.
+            **kwargs: For Hugging Face's `from_pretrained`.
+
+        Returns:
+            The model, or the model and the account.
+
+        Raises:
+            ValueError: A key is missing, unexpected or of another shape; all of them are named.
+        """
+        loaded: Any = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        model, info = loaded
+        if strict:
+            check_loaded_keys(info, source=str(pretrained_model_name_or_path))
+        return (model, info) if output_loading_info else model
 
     @classmethod
     def from_llava(
@@ -245,7 +259,7 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
         )
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]  # Hugging Face calls the first argument "inputs", and takes any other
         self,
         input_ids: Tensor,
         *,
@@ -272,6 +286,5 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
             Prompt and new tokens, shape (B * num_return_sequences, L + new).
         """
         inputs_embeds, _ = self.model.embed(input_ids, modality_ids=modality_ids, pixel_values=pixel_values)
-        return super().generate(
-            input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs
-        )
+        decode: Any = super().generate  # type: ignore[misc]  # its self is a Protocol that no model class fulfils
+        return decode(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)

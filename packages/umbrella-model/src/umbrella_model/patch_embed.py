@@ -57,9 +57,8 @@ class PatchEmbed(nn.Module):
         """
         expected = (self.config.in_channels, *self.config.image_size)
         if tuple(volumes.shape[1:]) != expected:
-            raise ValueError(
-                f"volumes have shape {tuple(volumes.shape)}, but this patch embed takes (N, {', '.join(map(str, expected))})"
-            )
+            wanted = ", ".join(map(str, expected))
+            raise ValueError(f"volumes have shape {tuple(volumes.shape)}, but this patch embed takes (N, {wanted})")
         folded = zip(self.config.grid_size, self.config.patch_size, strict=True)
         patches = volumes.reshape(*volumes.shape[:2], *chain.from_iterable(folded))
         grid_axes = range(2, 2 + 2 * self.num_axes, 2)

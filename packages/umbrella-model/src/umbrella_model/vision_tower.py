@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,28 +39,32 @@ class ReadyTokens(nn.Module):
         return pixel_values
 
 
-def build_encoder(config: UmbrellaConfig) -> nn.Module:
-    """A Hugging Face vision encoder reduced to what a forward can reach.
+def reduce_encoder(encoder: Any, *, depth: int) -> nn.Module:
+    """Leaves of a Hugging Face vision encoder what a forward can reach; changes it in place.
 
     The 2-D embeddings, the layers behind `vision_feature_layer`, the final norm (LLaVA's features come before it) and
     the pooling head are left out: a trainable parameter that gets no gradient stops DDP.
 
+    Args:
+        encoder: A SigLIP or CLIP vision model.
+        depth: How many layers to keep.
+
     Raises:
         ValueError: The encoder is not built as SigLIP's and CLIP's are.
     """
-    encoder = AutoModel.from_config(config.vision_config)
     missing = [name for name in ("embeddings", "encoder", "post_layernorm") if not hasattr(encoder, name)]
     if missing:
         raise ValueError(
-            f"vision encoder {config.vision_config.model_type!r} has no {', '.join(missing)}; "
+            f"vision encoder {type(encoder).__name__!r} has no {', '.join(missing)}; "
             "use siglip_vision_model or clip_vision_model"
         )
     encoder.embeddings = ReadyTokens()
-    encoder.encoder.layers = encoder.encoder.layers[: config.vision_depth]
+    encoder.encoder.layers = encoder.encoder.layers[:depth]
     encoder.post_layernorm = nn.Identity()
     if hasattr(encoder, "head"):
         del encoder.head
-        encoder.use_head = False
+    encoder.use_head = False
+    assert isinstance(encoder, nn.Module)
     return encoder
 
 
@@ -68,16 +73,15 @@ class UmbrellaVisionTower(nn.Module):
 
     def __init__(self, config: UmbrellaConfig) -> None:
         super().__init__()
-        if not config.modality_order:
+        if not config.patch_embeds:
             raise ValueError(
                 "a model needs at least one modality: UmbrellaConfig(modalities={'T1': PatchEmbedConfig(...)})"
             )
-        self.modality_order = tuple(config.modality_order)
-        self.hidden_size = config.vision_config.hidden_size
-        modalities: Mapping[str, object] = config.modalities or {}
-        for name in self.modality_order:
-            self.add_module(f"{name}_patch_embed", build_patch_embed(modalities[name], hidden_size=self.hidden_size))
-        self.encoder = build_encoder(config)
+        self.modality_order = tuple(config.patch_embeds)
+        self.hidden_size: int = config.vision_config.hidden_size
+        for name, patch_embed in config.patch_embeds.items():
+            self.add_module(f"{name}_patch_embed", build_patch_embed(patch_embed, hidden_size=self.hidden_size))
+        self.encoder = reduce_encoder(AutoModel.from_config(config.vision_config), depth=config.vision_depth)
 
     def patch_embed(self, modality: str) -> PatchEmbed:
         """The patch embed of a modality.

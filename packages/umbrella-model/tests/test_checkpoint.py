@@ -1,0 +1,145 @@
+"""Saving and loading: order of modalities, parameters, buffers, Auto classes, and keys that do not match."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+
+from umbrella_model import UmbrellaConfig, UmbrellaForConditionalGeneration, UmbrellaModel
+
+ROWS = ((3, "T1", 2), (1, "dMRI", "rsfMRI", 1, "T1", 3), (5,))
+
+
+@pytest.fixture
+def saved(make_model, tmp_path):
+    """A saved model that is no longer as it was initialised."""
+    model = make_model(vision_feature_layer=-2).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    model.save_pretrained(tmp_path)
+    return model, tmp_path
+
+
+def test_a_reloaded_model_gives_equal_logits(saved, make_batch):
+    model, folder = saved
+    loaded, info = UmbrellaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not info["mismatched_keys"]
+    assert loaded.config.modality_order == ["rsfMRI", "T1", "dMRI"]
+    assert loaded.model.vision_tower.modality_order == ("rsfMRI", "T1", "dMRI")
+    batch = make_batch(*ROWS)
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
+def test_parameters_and_buffers_survive_to_the_bit(saved):
+    model, folder = saved
+    loaded = UmbrellaForConditionalGeneration.from_pretrained(folder)
+    for kind in ("named_parameters", "named_buffers"):
+        ours, theirs = dict(getattr(model, kind)()), dict(getattr(loaded, kind)())
+        assert ours.keys() == theirs.keys()
+        assert ours
+        for name, tensor in ours.items():
+            assert torch.equal(theirs[name], tensor), name
+
+
+def test_a_modality_reloads_under_its_tag_even_when_two_have_one_shape(make_model, make_batch, tmp_path):
+    from umbrella_model import PatchEmbedConfig
+
+    same = PatchEmbedConfig(image_size=(8, 8, 8), patch_size=(4, 4, 8))
+    modalities = {"T2": same, "T1": same, "FLAIR": same}
+    model = make_model(modalities=modalities).eval()
+    model.save_pretrained(tmp_path)
+    loaded = UmbrellaForConditionalGeneration.from_pretrained(tmp_path)
+    batch = make_batch((2, "T2", "FLAIR", 2), (1, "T1", 2), modalities=modalities)
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
+def test_auto_classes_know_the_model(saved):
+    _, folder = saved
+    assert isinstance(AutoConfig.from_pretrained(folder), UmbrellaConfig)
+    assert isinstance(AutoModelForImageTextToText.from_pretrained(folder), UmbrellaForConditionalGeneration)
+    assert isinstance(AutoModel.from_config(AutoConfig.from_pretrained(folder)), UmbrellaModel)
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["UmbrellaForConditionalGeneration"]
+
+
+def test_no_key_of_a_dropped_part_is_saved(saved):
+    _, folder = saved
+    keys = load_file(folder / "model.safetensors").keys()
+    assert any(key.endswith("vision_tower.T1_patch_embed.proj.weight") for key in keys)
+    assert not any(
+        "post_layernorm" in key or ".head." in key or "layers.2.self_attn.k_proj.bias" in key for key in keys
+    )
+
+
+@pytest.fixture
+def mismatched(saved):
+    """A checkpoint that lacks one key and has one that the model does not know."""
+    _, folder = saved
+    tensors = load_file(folder / "model.safetensors")
+    name = next(key for key in tensors if key.endswith("T1_patch_embed.position_embedding"))
+    del tensors[name]
+    tensors["model.vision_tower.T2_patch_embed.proj.bias"] = torch.zeros(16)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("kind", [UmbrellaForConditionalGeneration, AutoModelForImageTextToText])
+def test_missing_and_unexpected_keys_are_an_error_that_names_them(mismatched, kind):
+    with pytest.raises(ValueError, match="2 keys do not match") as error:
+        kind.from_pretrained(mismatched)
+    assert "model has and the checkpoint has not: model.vision_tower.T1_patch_embed.position" in str(error.value)
+    assert "checkpoint has and the model has not: model.vision_tower.T2_patch_embed.proj.bias" in str(error.value)
+
+
+def test_a_key_of_another_shape_is_an_error(saved, make_config):
+    _, folder = saved
+    config = make_config(vision_feature_layer=-2)
+    config.text_config.vocab_size = 65
+    with pytest.raises(ValueError, match=r"another shape.*lm_head"):
+        UmbrellaForConditionalGeneration.from_pretrained(folder, config=config, ignore_mismatched_sizes=True)
+
+
+def test_without_strict_a_missing_patch_embed_starts_as_new(mismatched):
+    loaded, info = UmbrellaForConditionalGeneration.from_pretrained(mismatched, strict=False, output_loading_info=True)
+    assert {key.split("vision_tower.")[1] for key in info["missing_keys"]} == {"T1_patch_embed.position_embedding"}
+    assert {key.split("vision_tower.")[1] for key in info["unexpected_keys"]} == {"T2_patch_embed.proj.bias"}
+    from umbrella_model.positions import sincos_position_embedding
+
+    assert torch.equal(
+        loaded.model.vision_tower.T1_patch_embed.position_embedding, sincos_position_embedding((2, 2, 1), 16)
+    )
+
+
+def test_the_initialisation_that_transformers_runs_keeps_the_patch_embeds_own(make_model):
+    patch_embed = make_model().model.vision_tower.rsfMRI_patch_embed
+    assert patch_embed.proj.weight.std().item() == pytest.approx(patch_embed.config.patch_elements**-0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loading_in_a_dtype(saved, make_batch, dtype):
+    model, folder = saved
+    loaded = UmbrellaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    batch = make_batch(*ROWS)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch).loss, model(**batch).loss, atol=0.1, rtol=0.05, check_dtype=False)
+
+
+def test_tied_embeddings_reload_tied(make_model, tmp_path):
+    from transformers import Qwen2Config
+
+    text = Qwen2Config(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    make_model(text_config=text).save_pretrained(tmp_path)
+    loaded = UmbrellaForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
