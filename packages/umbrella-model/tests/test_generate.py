@@ -1,0 +1,92 @@
+"""generate(): greedy, beams, several sequences, padding, cache, against a plain loop over forward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+ROWS = ((4,), (2, "T1", 3), (1, "dMRI", "rsfMRI", 1, "T1", 2), (1, "T1", "T1", "T1", 1, "rsfMRI", 2))
+
+
+def greedy_reference(model, batch, num_new):
+    """Greedy decoding of one row without cache or padding: the whole forward again for every token."""
+    ids, tags = batch["input_ids"], batch["modality_ids"]
+    for _ in range(num_new):
+        logits = model(input_ids=ids, modality_ids=tags, pixel_values=batch["pixel_values"]).logits
+        ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+        tags = torch.cat([tags, torch.zeros_like(tags[:, :1])], dim=1)
+    return ids
+
+
+@pytest.fixture
+def model(make_model):
+    return make_model().eval()
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_greedy_equals_a_plain_loop_with_and_without_cache(model, make_batch, row, use_cache):
+    batch = make_batch(row)
+    ids = model.generate(**batch, max_new_tokens=5, do_sample=False, use_cache=use_cache)
+    assert torch.equal(ids, greedy_reference(model, batch, 5))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}])
+def test_a_left_padded_batch_equals_one_by_one(model, make_batch, options):
+    together = model.generate(**make_batch(*ROWS, padding_side="left"), max_new_tokens=4, do_sample=False, **options)
+    copies = options.get("num_return_sequences", 1)
+    assert len(together) == len(ROWS) * copies
+    for i, row in enumerate(ROWS):
+        alone = model.generate(**make_batch(row), max_new_tokens=4, do_sample=False, **options)
+        assert torch.equal(together[i * copies : (i + 1) * copies, -alone.shape[1] :], alone)
+
+
+def test_beams_find_a_sequence_at_least_as_likely_as_greedy(model, make_batch):
+    batch = make_batch(ROWS[2])
+
+    def log_likelihood(ids):
+        tags = torch.nn.functional.pad(batch["modality_ids"], (0, 4))
+        logits = model(input_ids=ids, modality_ids=tags, pixel_values=batch["pixel_values"]).logits.log_softmax(-1)
+        return logits[0, -5:-1].gather(1, ids[0, -4:, None]).sum()
+
+    beams = model.generate(**batch, max_new_tokens=4, num_beams=8, do_sample=False)
+    greedy = model.generate(**batch, max_new_tokens=4, do_sample=False)
+    assert log_likelihood(beams) >= log_likelihood(greedy)
+
+
+def test_sampling_returns_several_sequences_that_start_with_the_prompt(model, make_batch):
+    batch = make_batch(ROWS[1], ROWS[2], padding_side="left")
+    torch.manual_seed(0)
+    ids = model.generate(**batch, max_new_tokens=6, do_sample=True, num_return_sequences=3)
+    assert ids.shape == (6, batch["input_ids"].shape[1] + 6)
+    assert torch.equal(ids[:, :-6], batch["input_ids"].repeat_interleave(3, dim=0))
+    assert len({tuple(row[-6:].tolist()) for row in ids[:3]}) > 1
+
+
+def test_the_scan_decides_the_answer(model, make_batch):
+    batch = make_batch(ROWS[1])
+    answers = set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        batch["pixel_values"]["T1"] = 3 * torch.randn_like(batch["pixel_values"]["T1"])
+        answers.add(tuple(model.generate(**batch, max_new_tokens=4, do_sample=False)[0].tolist()))
+    assert len(answers) > 1
+
+
+def test_scans_are_encoded_once(model, make_batch):
+    calls = []
+    model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    model.generate(**make_batch(ROWS[1]), max_new_tokens=5, num_beams=2)
+    assert calls == [1]
+
+
+def test_generation_in_training_mode_leaves_no_graph(model, make_batch):
+    ids = model.train().generate(**make_batch(ROWS[1]), max_new_tokens=2)
+    assert not ids.requires_grad
+
+
+def test_a_batch_with_too_few_scans_is_refused(model, make_batch):
+    batch = make_batch(ROWS[2])
+    del batch["pixel_values"]["T1"]
+    with pytest.raises(ValueError, match="4 positions tagged T1 but 0 vision tokens"):
+        model.generate(**batch, max_new_tokens=2)
