@@ -1,0 +1,150 @@
+"""from_llava() on small checkpoints of the family's architectures, made and saved with Hugging Face's own classes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+
+from umbrella_model import PatchEmbedConfig, UmbrellaForConditionalGeneration
+from umbrella_model.from_llava import convert_llava
+
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+}
+TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 64,
+    "initializer_range": 0.2,
+}
+
+
+def llava_config(vision_config, text_config, *, layer, strategy="full"):
+    return LlavaConfig(
+        vision_config=vision_config,
+        text_config=text_config,
+        image_token_index=60,
+        vision_feature_layer=layer,
+        vision_feature_select_strategy=strategy,
+    )
+
+
+LLAVAS = {
+    "llava-1.5": llava_config(
+        CLIPVisionConfig(**VISION, projection_dim=8), LlamaConfig(**TEXT), layer=-2, strategy="default"
+    ),
+    "interleave-0.5b": llava_config(
+        SiglipVisionConfig(**VISION, vision_use_head=False), Qwen2Config(**TEXT, tie_word_embeddings=True), layer=-1
+    ),
+    "interleave-7b": llava_config(SiglipVisionConfig(**VISION), Qwen2Config(**TEXT), layer=-2),
+}
+MODALITIES = {
+    "T1": PatchEmbedConfig(image_size=(8, 8, 8), patch_size=(4, 4, 8)),
+    "rsfMRI": PatchEmbedConfig(image_size=(8, 8, 8, 4), patch_size=(4, 4, 8, 2)),
+}
+
+
+@pytest.fixture(params=LLAVAS)
+def checkpoint(request, tmp_path):
+    """A saved LLaVA and the folder that it lies in."""
+    torch.manual_seed(0)
+    llava = LlavaForConditionalGeneration(LLAVAS[request.param]).eval()
+    llava.generation_config.max_new_tokens = 7
+    llava.save_pretrained(tmp_path)
+    return llava, tmp_path
+
+
+def test_text_alone_gives_hugging_faces_own_logits(checkpoint):
+    llava, folder = checkpoint
+    model = UmbrellaForConditionalGeneration.from_llava(folder, modalities=MODALITIES)
+    input_ids = torch.randint(0, 60, (3, 9))
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[0, :4] = 0
+    with torch.no_grad():
+        expected = llava(input_ids=input_ids, attention_mask=attention_mask).logits
+        logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_vision_features_are_those_of_the_checkpoints_layers_and_projector(checkpoint):
+    llava, folder = checkpoint
+    model = UmbrellaForConditionalGeneration.from_llava(folder, modalities=MODALITIES)
+    tower, layer = model.model.vision_tower, llava.config.vision_feature_layer
+    tokens = torch.randn(2, 5, 16)
+    llava.model.vision_tower.embeddings.forward = lambda pixel_values, **kwargs: pixel_values
+    with torch.no_grad():
+        hidden = llava.model.vision_tower(tokens, output_hidden_states=True).hidden_states[layer]
+        expected = llava.model.multi_modal_projector(hidden)
+        ours = model.model.multi_modal_projector(tower.encode(tokens))
+    torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_the_account_covers_every_key_and_kept_tensors_are_equal_to_the_bit(checkpoint):
+    _, folder = checkpoint
+    llava = LlavaForConditionalGeneration.from_pretrained(folder)
+    source = {name: tensor.clone() for name, tensor in llava.state_dict().items()}
+    model, account = convert_llava(llava, modalities=MODALITIES)
+    target = model.state_dict()
+    assert set(account.kept).isdisjoint(account.dropped)
+    assert {*account.kept, *account.dropped} == set(source)
+    placed = {name: name.replace("vision_tower.", "vision_tower.encoder.") for name in account.kept}
+    assert {*placed.values(), *account.new} == set(target)
+    assert set(placed.values()).isdisjoint(account.new)
+    for old, new in placed.items():
+        assert torch.equal(source[old], target[new]), old
+    assert all("_patch_embed." in name for name in account.new)
+    allowed = ("embeddings.", "post_layernorm.", ".head.", "layers.2.")
+    assert all("vision_tower" in name and any(part in name for part in allowed) for name in account.dropped)
+    depth = model.config.vision_depth
+    assert any(f"layers.{depth - 1}." in name for name in account.kept if "vision_tower" in name)
+
+
+def test_a_converted_model_trains_every_parameter(checkpoint, make_batch):
+    _, folder = checkpoint
+    model = UmbrellaForConditionalGeneration.from_llava(folder, modalities=MODALITIES).train()
+    out = model(**make_batch((2, "T1", 3), modalities=MODALITIES))
+    (out.loss + out.dummy_terms["rsfMRI"]).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_a_converted_model_saves_and_reloads(checkpoint, make_batch, tmp_path_factory):
+    _, folder = checkpoint
+    model = UmbrellaForConditionalGeneration.from_llava(folder, modalities=MODALITIES)
+    target = tmp_path_factory.mktemp("converted")
+    model.save_pretrained(target)
+    loaded = UmbrellaForConditionalGeneration.from_pretrained(target)
+    batch = make_batch((2, "T1", 1, "rsfMRI", 3), (4,), modalities=MODALITIES)
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    assert loaded.config.image_token_id == 60
+    assert loaded.generation_config.max_new_tokens == 7
+    assert loaded.config.vision_feature_select_strategy == "full"  # no class token stands among the patches
+
+
+def test_dtype_and_attention_of_the_call_reach_every_part(checkpoint):
+    _, folder = checkpoint
+    model = UmbrellaForConditionalGeneration.from_llava(
+        folder, modalities=MODALITIES, dtype=torch.bfloat16, attn_implementation="eager"
+    )
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    attentions = [module for module in model.modules() if type(module).__name__.endswith("Attention")]
+    assert {module.config._attn_implementation for module in attentions} == {"eager"}
+    model.set_attn_implementation("sdpa")
+    assert {module.config._attn_implementation for module in attentions} == {"sdpa"}
+    assert not any(parameter.is_meta for parameter in (*model.parameters(), *model.buffers()))
