@@ -1,21 +1,18 @@
-"""A BIDS tree and its `participants.tsv` to a manifest: scans found by name, proven readable, split by subject."""
+"""The scans of a raw BIDS tree: found by their names, then proven readable one by one."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from umbrella_data.errors import ManifestError, ScanError, ScanReason
 from umbrella_data.modality import MODALITIES
-from umbrella_data.questions import METADATA_QUESTIONS, Question, ScanFacts
+from umbrella_data.questions import ScanFacts
 from umbrella_data.sample import resolve_inside
 
 # Folders at the top of a tree that hold no raw scans (BIDS specification, "Storage of derived datasets" and "Code").
@@ -93,7 +90,7 @@ def find_scans(root: Path) -> BidsListing:
     return BidsListing(tuple(scans.values()), tuple(notes))
 
 
-def read_facts(scan: BidsScan, *, root: Path, min_frames: int = 0) -> ScanFacts | ScanError:
+def read_facts(scan: BidsScan, *, root: Path, min_frames: int = 0) -> ScanFacts:
     """Prove a scan readable, and learn what can be asked about it.
 
     Args:
@@ -101,83 +98,25 @@ def read_facts(scan: BidsScan, *, root: Path, min_frames: int = 0) -> ScanFacts 
         root: The tree.
         min_frames: Refuse series that are shorter.
 
-    Returns:
-        The facts, or the error: loader processes hand it on, and the caller lists it.
+    Raises:
+        ScanError: If the scan cannot be used.
     """
+    from umbrella_data.gradients import count_b0
     from umbrella_data.volume import load_volume, read_shape
 
-    try:
-        path = _inside(scan, root)
-        shape = read_shape(path).shape
-        num_frames = shape[3] if len(shape) == 4 else None
-        if not MODALITIES[scan.modality].is_series:
-            load_volume(path, modality=scan.modality)
-            return ScanFacts(scan.modality, num_b0=_num_b0(path, shape[3]) if scan.modality == "dMRI" else None)
-        if num_frames is not None and num_frames < min_frames:
-            return ScanError(f"{num_frames} frames, fewer than {min_frames}", path=path, reason=ScanReason.SHORT_SERIES)
-        count = min(num_frames or 1, max(2, _MAX_WINDOW_VOXELS // prod(shape[:3])))
-        load_volume(path, modality=scan.modality, window=(((num_frames or 1) - count) // 2, count))
-        return ScanFacts(scan.modality, num_frames=num_frames)
-    except ScanError as error:
-        return error
-
-
-def make_rows(
-    scan: BidsScan, facts: ScanFacts, *, questions: Sequence[Question], labels: Mapping[str, str | float], seed: int = 0
-) -> Iterator[dict[str, Any]]:
-    """The manifest rows of one scan: one for each question that applies."""
-    known = replace(facts, labels=labels)
-    for question in (*METADATA_QUESTIONS, *questions):
-        row_id = f"{scan.name}_{question.task}"
-        asked = question.ask(known, draw=_hash_fraction_bits(f"{seed}:{row_id}"))
-        if asked is None:
-            continue
-        text, words, answer = asked
-        image = {"type": "image", "modality": scan.modality, "path": scan.path}
-        yield {
-            "id": row_id,
-            "subject": scan.subject,
-            "task": question.task,
-            "messages": [
-                {"role": "user", "content": [image, {"type": "text", "text": text}]},
-                {"role": "assistant", "content": [{"type": "text", "text": words}]},
-            ],
-            "answer": answer,
-        }
-
-
-def is_test_subject(subject: str, *, fraction: float, seed: int = 0) -> bool:
-    """Whether a subject is held out: a hash decides, so that subjects that join later move no other one."""
-    return _hash_fraction_bits(f"{seed}:{subject}") < fraction * (1 << 62)
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a manifest whole or not at all. Without rows, an old file of that name goes."""
-    if not rows:
-        path.unlink(missing_ok=True)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(path)
-
-
-def read_all_facts(
-    scans: Sequence[BidsScan],
-    *,
-    root: Path,
-    min_frames: int = 0,
-    progress: Callable[[Iterator[ScanFacts | ScanError]], Iterator[ScanFacts | ScanError]] = iter,
-) -> list[ScanFacts | ScanError]:
-    """`read_facts` of every scan, in order.
-
-    Args:
-        scans: The scans.
-        root: The tree.
-        min_frames: Refuse series that are shorter.
-        progress: Wraps the iterator, as tqdm does.
-    """
-    return list(progress(read_facts(scan, root=root, min_frames=min_frames) for scan in scans))
+    path = _inside(scan, root)
+    if not MODALITIES[scan.modality].is_series:
+        load_volume(path, modality=scan.modality)
+        return ScanFacts(scan.modality, num_b0=count_b0(path) if scan.modality == "dMRI" else None)
+    shape = read_shape(path).shape
+    num_frames = shape[3] if len(shape) == 4 else 1
+    if num_frames < min_frames:
+        raise ScanError(
+            f"{num_frames} frames, fewer than the {min_frames} asked for", path=path, reason=ScanReason.SHORT_SERIES
+        )
+    count = min(num_frames, max(2, _MAX_WINDOW_VOXELS // prod(shape[:3])))
+    load_volume(path, modality=scan.modality, window=((num_frames - count) // 2, count))
+    return ScanFacts(scan.modality, num_frames=num_frames)
 
 
 def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, list[str]]]:
@@ -197,14 +136,3 @@ def _inside(scan: BidsScan, root: Path) -> Path:
         return resolve_inside(scan.path, root=root.resolve())
     except ValueError as error:
         raise ScanError(str(error), path=root / scan.path, reason=ScanReason.UNREADABLE) from error
-
-
-def _num_b0(path: Path, num_volumes: int) -> int:
-    from umbrella_data.gradients import read_gradients
-
-    return int(read_gradients(path, num_volumes=num_volumes).is_b0.sum())
-
-
-def _hash_fraction_bits(text: str) -> int:
-    """62 bits of a hash: an integer below 2^62."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "little") >> 2

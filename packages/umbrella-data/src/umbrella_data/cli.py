@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from umbrella_data.bids import BidsScan
-    from umbrella_data.errors import ScanError
+    from umbrella_data.bids_manifest import BidsReport
 
 FROM_BIDS_HELP = """\
 Finds the T1w, bold and dwi scans of a BIDS tree, reads each of them once, and writes OUT/train.jsonl and
@@ -30,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         return int(options.run(options))
-    except UmbrellaDataError as error:
+    except (UmbrellaDataError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
@@ -83,66 +82,60 @@ def _fraction(text: str) -> float:
 def _from_bids(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from umbrella_data import bids
-    from umbrella_data.errors import ScanError
-    from umbrella_data.participants import read_participants
+    from umbrella_data.bids_manifest import write_manifests
 
-    numbers = {column: unit or None for column, _, unit in (text.partition(":") for text in options.number)}
-    participants = read_participants(options.root / "participants.tsv", choices=options.choice, numbers=numbers)
-    listing = bids.find_scans(options.root)
-    facts = bids.read_all_facts(
-        listing.scans,
-        root=options.root,
+    report = write_manifests(
+        options.root,
+        out=options.out,
+        test_fraction=options.test_fraction,
+        seed=options.seed,
         min_frames=options.min_frames,
-        progress=lambda found: iter(tqdm(found, total=len(listing.scans), desc="reading scans", unit="scan")),
+        choices=options.choice,
+        numbers={column: unit or None for column, _, unit in (text.partition(":") for text in options.number)},
+        progress=lambda scans: tqdm(scans, desc="reading scans", unit="scan"),
     )
-    rows: dict[str, list[dict[str, object]]] = {"train": [], "test": []}
-    readable: list[tuple[BidsScan, str]] = []
-    unreadable: list[ScanError] = []
-    for scan, fact in zip(listing.scans, facts, strict=True):
-        if isinstance(fact, ScanError):
-            unreadable.append(fact)
-            continue
-        is_test = bids.is_test_subject(scan.subject, fraction=options.test_fraction, seed=options.seed)
-        split = "test" if is_test else "train"
-        readable.append((scan, split))
-        labels = participants.labels.get(scan.subject, {})
-        rows[split] += bids.make_rows(scan, fact, questions=participants.questions, labels=labels, seed=options.seed)
-    for split, of_split in rows.items():
-        bids.write_rows(options.out / f"{split}.jsonl", of_split)
-    _report(readable, rows, notes=[*listing.notes, *participants.notes], unreadable=unreadable)
-    written = " and ".join(str(options.out / f"{split}.jsonl") for split in rows if rows[split])
-    if not written:
+    _print_report(report)
+    if not report.manifests:
         print(f"error: no readable scan below {options.root}", file=sys.stderr)
         return 1
-    print(f"\nwrote {written}; read with data_root={options.root.resolve()}")
+    print("\nwrote, to be read with data_root:")
+    for path in report.manifests.values():
+        print(f"  - manifest: {path.resolve()}\n    data_root: {options.root.resolve()}")
     return 0
 
 
-def _report(
-    readable: list[tuple[BidsScan, str]],
-    rows: dict[str, list[dict[str, object]]],
-    *,
-    notes: list[str],
-    unreadable: list[ScanError],
-) -> None:
-    counts = Counter((split, scan.modality) for scan, split in readable)
+def _print_report(report: BidsReport) -> None:
     print(f"{'split':8}{'modality':10}{'scans':>6}")
-    for (split, modality), count in sorted(counts.items(), reverse=True):
-        print(f"{split:8}{modality:10}{count:6}")
-    for split, of_split in rows.items():
-        print(f"{split}: {len({row['subject'] for row in of_split})} subjects, {len(of_split)} rows")
-    for note in notes:
+    for split, scans in report.scans.items():
+        for modality, count in sorted(Counter(scan.modality for scan in scans).items()):
+            print(f"{split:8}{modality:10}{count:6}")
+    for split, rows in report.rows.items():
+        print(f"{split}: {len({row['subject'] for row in rows})} subjects, {len(rows)} rows")
+    for note in report.notes:
         print(f"note: {note}")
-    print(f"{len(unreadable)} scans cannot be used" + (":" if unreadable else ""))
-    for error in unreadable:
+    print(f"scans that cannot be used: {len(report.unreadable)}")
+    for error in report.unreadable:
         print(f"  {error}")
 
 
 def _demo(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
     from umbrella_data.synthetic import make_demo_cohort
 
-    cohort = make_demo_cohort(options.out, num_train=options.num_train, num_test=options.num_test, seed=options.seed)
+    total = options.num_train + options.num_test
+    with tqdm(total=total, desc="writing the demo cohort", unit="subject") as bar:
+
+        def show(done: int, _: int) -> None:
+            bar.update(done - bar.n)
+
+        cohort = make_demo_cohort(
+            options.out,
+            num_train=options.num_train,
+            num_test=options.num_test,
+            seed=options.seed,
+            progress=show,
+        )
     print(f"wrote {cohort.train_manifest} and {cohort.test_manifest}")
     return 0
 

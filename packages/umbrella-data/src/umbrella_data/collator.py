@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -23,9 +23,7 @@ class PaddingCollator:
         ValueError: If the order is empty of sense: names twice, or an unknown side.
     """
 
-    def __init__(
-        self, *, pad_token_id: int, modality_order: Sequence[str], padding_side: Literal["right", "left"] = "right"
-    ) -> None:
+    def __init__(self, *, pad_token_id: int, modality_order: Sequence[str], padding_side: str = "right") -> None:
         if len(set(modality_order)) < len(modality_order):
             raise ValueError(f"modality_order {list(modality_order)} names a modality twice")
         if padding_side not in ("right", "left"):
