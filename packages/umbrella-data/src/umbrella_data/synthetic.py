@@ -73,7 +73,7 @@ def make_demo_cohort(
     num_train: int = 300,
     num_test: int = 64,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> DemoCohort:
     """Write the cohort, or reuse the one that is there with the same parameters.
 
@@ -107,7 +107,7 @@ def make_demo_cohort(
 
 
 def _write_subjects(
-    root: Path, *, num_train: int, num_test: int, seed: int, progress: Callable[[int, int], None] | None
+    root: Path, *, num_train: int, num_test: int, seed: int, progress: Callable[[int, int], object] | None
 ) -> None:
     total = num_train + num_test
     sides = _draw_sides(num_train, num_test, seed=seed)

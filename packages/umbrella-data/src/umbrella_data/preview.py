@@ -1,0 +1,121 @@
+"""Pictures of what the model will see: three planes with their directions, the patch grid, and a series over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from umbrella_data.modality import ModalitySpec, find_modality
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Of each plane: its name, the axis it cuts, the axes drawn to the right and upwards, and the letters at the ends.
+_PLANES = (
+    ("sagittal", 0, (1, 2), "PAIS"),
+    ("coronal", 1, (0, 2), "LRIS"),
+    ("axial", 2, (0, 1), "LRPA"),
+)
+_CARPET_ROWS = 400
+
+
+def draw_volume(
+    volume: torch.Tensor,
+    *,
+    modality: str,
+    patch_size: Sequence[int] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw a preprocessed scan.
+
+    Args:
+        volume: (C, X, Y, Z), or (C, X, Y, Z, T) for a series, in RAS+, as a `Pipeline` returns it.
+        modality: A name or an alias.
+        patch_size: Voxels (and frames) of a patch; its grid is drawn, and its tokens are counted in the title.
+        title: A line above the picture.
+
+    Returns:
+        A matplotlib figure: a row of three planes through the middle for each channel (the middle frame of a series),
+        and for a series a carpet of its foreground voxels over time.
+
+    Raises:
+        ValueError: Where the shape does not belong to the modality.
+        ImportError: Without matplotlib; the message names the extra to install.
+    """
+    spec = find_modality(modality)
+    if volume.ndim != spec.spatial_rank + 1 or volume.shape[0] != spec.num_channels:
+        needed = "X, Y, Z, T" if spec.is_series else "X, Y, Z"
+        raise ValueError(f"shape {tuple(volume.shape)} is no {spec.name}: ({spec.num_channels}, {needed}) is needed")
+    values = volume.detach().float().cpu().numpy()
+    num_rows = spec.num_channels + int(spec.is_series)
+    figure = _new_figure(num_rows)
+    grid = figure.add_gridspec(num_rows, 3)
+    for row, channel in enumerate(values):
+        frame = channel[..., channel.shape[-1] // 2] if spec.is_series else channel
+        for column, plane in enumerate(_PLANES):
+            axes = figure.add_subplot(grid[row, column])
+            _draw_plane(axes, frame, plane=plane, patch_size=patch_size)
+            if column == 0:
+                axes.set_ylabel(spec.channels[row], color="0.3")
+    if spec.is_series:
+        _draw_carpet(figure.add_subplot(grid[-1, :]), values[0])
+    figure.suptitle(_caption(spec, volume, patch_size=patch_size, title=title), fontsize=10)
+    return figure
+
+
+def _new_figure(num_rows: int) -> Figure:
+    try:
+        # The class itself, without pyplot: no window, no global state, nothing to close.
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'umbrella-data[preview]'") from error
+    return Figure(figsize=(7.5, 0.5 + 2.5 * num_rows), layout="constrained")
+
+
+def _draw_plane(
+    axes: Any, frame: np.ndarray, *, plane: tuple[str, int, tuple[int, int], str], patch_size: Sequence[int] | None
+) -> None:
+    name, cut, (right, up), letters = plane
+    image = np.take(frame, frame.shape[cut] // 2, axis=cut)
+    # take() leaves the two other axes in order; the first one is drawn to the right.
+    low, high = np.percentile(frame, (1, 99.5))
+    axes.imshow(image.T, origin="lower", cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
+    width, height = image.shape
+    style = {"color": "gold", "fontsize": 9, "fontweight": "bold", "ha": "center", "va": "center"}
+    for letter, (x, y) in zip(letters, ((0.05, 0.5), (0.95, 0.5), (0.5, 0.05), (0.5, 0.95)), strict=True):
+        axes.text(x, y, letter, transform=axes.transAxes, **style)
+    if patch_size is not None:
+        lines = {"color": "deepskyblue", "linewidth": 0.4, "alpha": 0.7}
+        for position in range(patch_size[right], width, patch_size[right]):
+            axes.axvline(position - 0.5, **lines)
+        for position in range(patch_size[up], height, patch_size[up]):
+            axes.axhline(position - 0.5, **lines)
+    axes.set_title(name, fontsize=8, color="0.3")
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _draw_carpet(axes: Any, series: np.ndarray) -> None:
+    """Foreground voxels of a series (X, Y, Z, T) over time, each minus its own mean (Power, NeuroImage 2017)."""
+    mean = series.mean(axis=-1)
+    voxels = series[mean > mean.mean()]
+    voxels = voxels[:: max(1, len(voxels) // _CARPET_ROWS)]
+    voxels = voxels - voxels.mean(axis=1, keepdims=True)
+    limit = float(np.percentile(np.abs(voxels), 98)) or 1.0
+    axes.imshow(voxels, aspect="auto", cmap="gray", vmin=-limit, vmax=limit, interpolation="nearest")
+    axes.set_xlabel("frame", fontsize=8)
+    axes.set_ylabel("voxels, left to right", fontsize=8)
+    axes.set_yticks([])
+
+
+def _caption(spec: ModalitySpec, volume: torch.Tensor, *, patch_size: Sequence[int] | None, title: str | None) -> str:
+    size = " × ".join(str(length) for length in volume.shape[1:])
+    parts = [title] if title else []
+    parts.append(f"{spec.name}, {size}")
+    if patch_size is not None:
+        patches = [length // patch for length, patch in zip(volume.shape[1:], patch_size, strict=True)]
+        parts.append(f"{int(np.prod(patches))} tokens ({' × '.join(map(str, patches))})")
+    return "; ".join(parts)
