@@ -1,0 +1,48 @@
+"""Both ways to the model's grid equal MONAI's transforms and keep the world's directions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from umbrella_data.resample import resample, resize
+
+
+@pytest.mark.parametrize("shape", [(91, 109, 91), (20, 33, 17)])
+def test_resize_equals_monai_when_compared(shape: tuple[int, int, int]) -> None:
+    from monai.transforms import Resize
+
+    volume = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)) * 1000
+    ours = resize(volume[None], (32, 24, 40))[0]
+    theirs = Resize(spatial_size=(32, 24, 40), mode="trilinear")(volume)
+    torch.testing.assert_close(ours, torch.as_tensor(theirs), rtol=0, atol=0)
+
+
+def ramp(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> torch.Tensor:
+    """World coordinates x + 10 y + 100 z in mm around the centre, as one frame."""
+    lines = [(np.arange(size) - (size - 1) / 2) * step for size, step in zip(shape, spacing, strict=True)]
+    x, y, z = np.meshgrid(*lines, indexing="ij")
+    return torch.from_numpy((x + 10 * y + 100 * z).astype(np.float32))[None, None]
+
+
+def test_resample_keeps_millimetres_when_the_voxel_size_changes() -> None:
+    source = ramp((41, 51, 31), (2.0, 1.5, 3.0))
+    result = resample(source, spacing=(2.0, 1.5, 3.0), target_spacing=(2.5, 2.5, 2.5), image_size=(20, 16, 24))
+    torch.testing.assert_close(result, ramp((20, 16, 24), (2.5, 2.5, 2.5)), rtol=1e-4, atol=0.05)
+
+
+@pytest.mark.parametrize("size", [8, 9])
+def test_resample_cuts_around_the_centre_when_the_grid_is_smaller(size: int) -> None:
+    volume = torch.rand(3, 2, 17, 17, 17) if size % 2 else torch.rand(3, 2, 16, 16, 16)
+    low = (volume.shape[-1] - size) // 2
+    cut = volume[..., low : low + size, low : low + size, low : low + size]
+    result = resample(volume, spacing=(1, 1, 1), target_spacing=(1, 1, 1), image_size=(size, size, size))
+    torch.testing.assert_close(result, cut, rtol=0, atol=1e-5)
+
+
+def test_resample_pads_with_the_minimum_when_the_grid_is_larger() -> None:
+    volume = torch.rand(1, 1, 8, 8, 8) - 5
+    result = resample(volume, spacing=(1, 1, 1), target_spacing=(1, 1, 1), image_size=(16, 16, 16))
+    torch.testing.assert_close(result[..., 4:12, 4:12, 4:12], volume, rtol=0, atol=1e-5)
+    assert result[0, 0, 0, 0, 0] == volume.min()
