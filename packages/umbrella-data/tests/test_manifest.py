@@ -62,7 +62,17 @@ def test_json_list_is_read_by_its_elements(make_row, tmp_path, indent):
     assert '"id": "b"' in "\n".join(lines[start : start + 2])
 
 
-@pytest.mark.parametrize("text", ['{"id": 1}', '[{"a": 1}', '[{"a": 1},]', '[{"a": 1} {"b": 2}]', '[{"a": 1}] x'])
+def test_json_file_of_one_object_is_one_row(make_row, tmp_path):
+    path = tmp_path / "row.json"
+    path.write_text("\n" + json.dumps(make_row("a", "T1"), indent=1) + "\n")
+    manifest = read_manifest(path)
+    assert [sample.id for sample in manifest] == ["a"]
+    assert manifest.line(0) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ['{"id": 1}\n{"id": 2}', "3", '[{"a": 1}', '[{"a": 1},]', '[{"a": 1} {"b": 2}]', '[{"a": 1}] x']
+)
 def test_json_file_when_it_is_no_whole_list_is_refused(tmp_path, text):
     path = tmp_path / "rows.json"
     path.write_text(text)

@@ -112,7 +112,7 @@ class Manifest(Sequence[Sample]):
     def _row(self, index: int) -> Any:
         try:
             text = self._index.read(index).decode("utf-8")
-            return to_canonical(json.loads(text, parse_constant=_refuse_constant))
+            return to_canonical(json.loads(text, parse_constant=_refuse_constant), root=self.data_root)
         except ValueError as error:  # includes JSONDecodeError, UnicodeDecodeError and what an adapter refuses
             raise ManifestError(self._at(index, str(error)), path=self.path) from error
 

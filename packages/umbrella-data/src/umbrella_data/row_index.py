@@ -61,10 +61,10 @@ class RowIndex:
 
 
 def index_rows(path: Path) -> RowIndex:
-    """Index a `.json` list by its elements, any other file by its lines; blank lines are passed over.
+    """Index a `.json` file by the elements of its list, any other by its lines; blank lines are passed over.
 
     Raises:
-        ValueError: If a `.json` file holds no list.
+        ValueError: If a `.json` file holds neither a list nor one object.
     """
     if path.suffix == ".json":
         return _index_json_list(path)
@@ -95,8 +95,10 @@ def _index_json_list(path: Path) -> RowIndex:
     shift = path.stat().st_size - len(text.encode("utf-8"))  # a byte order mark, if any
     decoder = json.JSONDecoder()
     position = _skip_blanks(text, 0)
+    if text[position : position + 1] == "{":
+        return _index_one_object(path, text, position, shift)
     if text[position : position + 1] != "[":
-        raise ValueError("a .json manifest must be one list of rows; name JSON Lines .jsonl")
+        raise ValueError("a .json manifest must be one list of rows, or one row; name JSON Lines .jsonl")
     starts, stops, lines = [], [], []
     position = _skip_blanks(text, position + 1)
     num_bytes, num_lines, counted = shift, 1, 0
@@ -120,6 +122,18 @@ def _index_json_list(path: Path) -> RowIndex:
         stops=np.array(stops, dtype=np.int64),
         lines=np.array(lines, dtype=np.int64),
     )
+
+
+def _index_one_object(path: Path, text: str, position: int, shift: int) -> RowIndex:
+    """A conversation with a file of its own, as the samples of UMBRELLA JSON have."""
+    _, stop = json.JSONDecoder().raw_decode(text, position)
+    if text[stop:].strip():
+        raise ValueError("a .json manifest must be one list of rows, or one row; name JSON Lines .jsonl")
+    start = shift + len(text[:position].encode("utf-8"))
+    length = len(text[position:stop].encode("utf-8"))
+    line = text.count("\n", 0, position) + 1
+    starts, stops, lines = (np.array([value], dtype=np.int64) for value in (start, start + length, line))
+    return RowIndex(path, starts=starts, stops=stops, lines=lines)
 
 
 def _skip_blanks(text: str, position: int) -> int:

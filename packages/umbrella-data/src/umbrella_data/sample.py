@@ -133,7 +133,7 @@ def resolve_inside(text: str, *, root: Path) -> Path:
     if not text or text != text.strip() or not text.isprintable() or "\\" in text:
         raise ValueError(f"path {text!r} is empty or holds blanks at its ends, control characters or backslashes")
     if text.startswith(("/", "~")) or (len(text) > 1 and text[1] == ":"):
-        raise ValueError(f"path {text!r} is absolute; write it relative to {root}")
+        raise ValueError(f"path {text!r} is absolute; write it relative to {root}, or give the data_root that holds it")
     if ".." in text.split("/"):
         raise ValueError(f"path {text!r} holds '..'; paths may not leave {root}")
     path = root / text
