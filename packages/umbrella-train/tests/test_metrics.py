@@ -138,3 +138,4 @@ def test_errors_are_means_by_task_with_intervals_and_controls() -> None:
     assert metrics["eval/unparsed/T1/age"] == pytest.approx(1 / 6)
     assert "eval/error/T1" not in metrics
     assert "eval/accuracy/T1" not in metrics
+    assert "eval/questions/T1" not in metrics

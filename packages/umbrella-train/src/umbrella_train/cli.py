@@ -89,7 +89,7 @@ def report_command(arguments: Sequence[str] | None = None) -> None:
     parser = _parser("umbrella-report", "Write report.html from the files of one run, or of several to compare.")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder; it may have crashed")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="where to write (default: report.html in the first)"
+        "--output", type=Path, metavar="FILE", help="where to write (default: in RUN, or beside the first)"
     )
     parser.add_argument("--help", "-h", action="help", help="show this help")
     options = parser.parse_args(arguments)

@@ -120,8 +120,8 @@ def summarise(predictions: Sequence[Prediction], *, seed: int = 0) -> dict[str, 
     - Hits: `eval/accuracy` and its controls `eval/shuffled`, `eval/swapped` and `eval/no_scan`, each also with `_lower`
       and `_upper` (Wilson, over subjects); `eval/chance` with the interval that guessing gives; `eval/majority`, what
       the commonest answers reach.
-    - Numbers, by task alone since units differ: `eval/error` (mean absolute error) and `eval/error_shuffled`, ...,
-      with bootstrap intervals.
+    - Numbers, by task and not by modality, since units differ: `eval/error` (mean absolute error) and its controls
+      `eval/error_shuffled`, ..., with bootstrap intervals.
     - `eval/unparsed`: the share of answers that could not be read. They are misses; only a mean error is without them.
     - `eval/questions` and `eval/subjects`: counts.
 
@@ -131,7 +131,8 @@ def summarise(predictions: Sequence[Prediction], *, seed: int = 0) -> dict[str, 
     """
     groups: dict[str, list[Prediction]] = defaultdict(list)
     for prediction in predictions:
-        groups[prediction.modality].append(prediction)
+        if prediction.type not in ERROR_TYPES:
+            groups[prediction.modality].append(prediction)
         groups[f"{prediction.modality}/{prediction.task}"].append(prediction)
     metrics: dict[str, float] = {}
     for name, members in sorted(groups.items()):
@@ -141,10 +142,8 @@ def summarise(predictions: Sequence[Prediction], *, seed: int = 0) -> dict[str, 
         metrics[f"eval/questions/{name}"] = len(own)
         metrics[f"eval/subjects/{name}"] = _num_subjects(own)
         metrics[f"eval/unparsed/{name}"] = sum(not p.is_parsed for p in own) / len(own)
-        hits = [p for p in members if p.type not in ERROR_TYPES]
-        metrics |= _summarise_hits(hits, name=name)
-        if "/" in name:
-            metrics |= _summarise_errors([p for p in members if p.type in ERROR_TYPES], name=name, seed=seed)
+        metrics |= _summarise_hits([p for p in members if p.type not in ERROR_TYPES], name=name)
+        metrics |= _summarise_errors([p for p in members if p.type in ERROR_TYPES], name=name, seed=seed)
     return metrics
 
 

@@ -1,0 +1,39 @@
+"""The report: one HTML file, built from the files of a run folder alone, also of a crashed run, or of several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from umbrella_train.report.page import render
+from umbrella_train.report.run_data import read_run
+
+__all__ = ["build_report"]
+
+
+def build_report(run_dirs: Sequence[Path], *, output: Path | None = None) -> Path:
+    """Write the report of one run, or of several side by side.
+
+    Args:
+        run_dirs: The folders of the runs.
+        output: The file to write; default: report.html in the run's folder, or comparison.html beside the first of
+            several.
+
+    Returns:
+        The file.
+
+    Raises:
+        RunError: Where a folder is not that of a run.
+    """
+    folders = [path.resolve() for path in run_dirs]
+    names = [folder.name for folder in folders]
+    # Runs of one name from two places are told apart by the place.
+    if len(set(names)) < len(names):
+        names = [f"{folder.parent.name}/{folder.name}" for folder in folders]
+    runs = [read_run(folder, name=name) for folder, name in zip(folders, names, strict=True)]
+    if output is None:
+        output = folders[0] / "report.html" if len(folders) == 1 else folders[0].parent / "comparison.html"
+    staged = output.with_name(f"{output.name}.partial")
+    staged.write_text(render(runs), encoding="utf-8")
+    staged.replace(output)
+    return output

@@ -1,0 +1,101 @@
+"""Puts the page of the report together."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from umbrella_train.config import RunConfig
+from umbrella_train.config.schema import annotation_at, without_none
+from umbrella_train.report import tables
+from umbrella_train.report.answers import accuracy_figure, error_figure
+from umbrella_train.report.curves import gradient_figure, loss_figure
+from umbrella_train.report.figure_style import draw
+from umbrella_train.report.run_data import RunData, gradient_norms, question_names
+
+_HIDDEN = "(see config.yaml)"
+
+
+def render(runs: Sequence[RunData]) -> str:
+    """The HTML of a report, with everything in it: no other file and no address is needed to look at it.
+
+    Args:
+        runs: One run, or several to compare.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("umbrella_train"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    configs = [without_paths(run.config) for run in runs]
+    return environment.get_template("report.html.j2").render(
+        runs=runs,
+        title=", ".join(run.name for run in runs),
+        is_comparison=len(runs) > 1,
+        figures=_figures(runs),
+        tiles=tables.tiles(runs[0]) if len(runs) == 1 else [],
+        hit_columns=list(tables.HIT_COLUMNS.values()),
+        hit_rows=[row for run in runs for row in tables.hit_rows(run)],
+        error_columns=list(tables.ERROR_COLUMNS.values()),
+        error_rows=[row for run in runs for row in tables.error_rows(run)],
+        pictures=_pictures(runs),
+        examples=list(tables.examples(runs[0])) if len(runs) == 1 else [],
+        facts=[(run.name, tables.facts(run)) for run in runs],
+        differences=tables.differences(configs),
+        configs=[
+            (run.name, yaml.safe_dump(config, sort_keys=False)) for run, config in zip(runs, configs, strict=True)
+        ],
+    )
+
+
+def without_paths(content: Any, path: tuple[str | int, ...] = ()) -> Any:
+    """Copy a configuration without its paths, which stay on the machine of the run: a report is passed on."""
+    if isinstance(content, Mapping):
+        return {key: without_paths(value, (*path, str(key))) for key, value in content.items()}
+    if isinstance(content, list):
+        return [without_paths(value, (*path, position)) for position, value in enumerate(content)]
+    # A checkpoint or a tokenizer may be a name on the hub, or a folder.
+    is_path = path and without_none(annotation_at(RunConfig, path)) is Path
+    is_folder = path in {("model", "pretrained"), ("model", "tokenizer")} and Path(str(content)).is_absolute()
+    return _HIDDEN if content is not None and (is_path or is_folder) else content
+
+
+def _figures(runs: Sequence[RunData]) -> dict[str, str]:
+    """The figures that there is something to draw for."""
+    figures = {}
+    if any(run.training for run in runs):
+        figures["loss"] = draw(lambda: loss_figure(runs))
+    if any(gradient_norms(run.training) for run in runs):
+        figures["gradients"] = draw(lambda: gradient_figure(runs, scale=_expected_norm(runs)))
+    if any(question_names(run, "accuracy") for run in runs):
+        figures["accuracy"] = draw(lambda: accuracy_figure(runs))
+    if any(question_names(run, "error") for run in runs):
+        figures["errors"] = draw(lambda: error_figure(runs))
+    return figures
+
+
+def _expected_norm(runs: Sequence[RunData]) -> float | None:
+    """The norm that the dummy loss gives to an absent modality, where it is one and the same for all runs."""
+    scales = set()
+    for run in runs:
+        section: Mapping[str, Any] = run.config.get("dummy_loss") or {}
+        is_unit = section.get("enabled") and section.get("reduction") == "unit"
+        scales.add(section.get("scale") if is_unit else None)
+    return scales.pop() if len(scales) == 1 else None
+
+
+def _pictures(runs: Sequence[RunData]) -> list[tuple[str, str, str]]:
+    """Run, modality and data URI of each picture; runs on the same data share theirs, which are shown once."""
+    found: dict[str, tuple[str, str, str]] = {}
+    for run in runs:
+        for modality, path in run.pictures.items():
+            uri = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+            found.setdefault(uri + modality, (run.name, modality, uri))
+    return list(found.values())

@@ -1,0 +1,163 @@
+"""What a run folder holds for the report, read from its files alone, also where the run crashed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from umbrella_train.config.strict_yaml import read_yaml
+from umbrella_train.run_folder import RunFolder, read_lines
+
+_GRADIENT_KEY = re.compile(r"(?:^|/)grad/\[(?P<label>[^\]]+)\]/vision_tower\.(?P<modality>\w+)_patch_embed$")
+
+
+@dataclass(frozen=True)
+class Points:
+    """Values over steps; a value that was not finite is NaN."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class GradientNorms:
+    """Gradient norms of one modality's patch embed: with the modality in the batch, and without it."""
+
+    active: Points
+    inactive: Points
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One run.
+
+    Attributes:
+        name: How the report calls it.
+        config: The content of config.yaml.
+        training: Lines of metrics.jsonl with a training loss.
+        evaluation: The newest line with scored answers; empty without one.
+        validation: Lines with an evaluation loss.
+        predictions: Rows of predictions.jsonl.
+        pictures: PNG files by modality.
+        notes: What a reader must know: lines cut short, a run that did not end, ...
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    training: Sequence[Mapping[str, Any]]
+    evaluation: Mapping[str, float]
+    validation: Sequence[Mapping[str, Any]]
+    predictions: Sequence[Mapping[str, Any]]
+    pictures: Mapping[str, Path]
+    notes: Sequence[str]
+
+    @property
+    def modalities(self) -> list[str]:
+        """The modalities in the order of the config."""
+        model = self.config.get("model")
+        return list(model.get("modalities", {})) if isinstance(model, Mapping) else []
+
+    @property
+    def last_step(self) -> int:
+        """The last step with a training loss, or 0."""
+        return max((int(row.get("step", 0)) for row in self.training), default=0)
+
+
+def read_run(path: Path, *, name: str) -> RunData:
+    """Read a run folder.
+
+    Args:
+        path: The folder.
+        name: How the report calls it.
+
+    Raises:
+        RunError: Where the folder is not that of a run.
+    """
+    folder = RunFolder.open(path)
+    config, notes = read_yaml(folder.config)
+    notes = [f"config.yaml: {note}" for note in notes]
+    metrics, num_broken = read_lines(folder.metrics)
+    predictions, num_broken_predictions = read_lines(folder.predictions)
+    for file, count in ((folder.metrics, num_broken), (folder.predictions, num_broken_predictions)):
+        if count:
+            lines = "1 line" if count == 1 else f"{count} lines"
+            notes.append(f"{file.name}: {lines} could not be read; the run was cut off while it wrote")
+    training = [row for row in metrics if "loss" in row]
+    evaluations = [row for row in metrics if any(str(key).startswith("eval/questions/") for key in row)]
+    notes += _state(folder, training=training, is_evaluated=bool(evaluations))
+    return RunData(
+        name=name,
+        config=config,
+        training=training,
+        evaluation=evaluations[-1] if evaluations else {},
+        validation=[row for row in metrics if "eval_loss" in row],
+        predictions=predictions,
+        pictures=_pictures(folder, config=config),
+        notes=notes,
+    )
+
+
+def points(rows: Sequence[Mapping[str, Any]], key: str) -> Points:
+    """The values of one key over the steps."""
+    found = [(int(row["step"]), _number(row[key])) for row in rows if key in row and "step" in row]
+    return _points(sorted(found, key=lambda pair: pair[0]))
+
+
+def gradient_norms(rows: Sequence[Mapping[str, Any]]) -> dict[str, GradientNorms]:
+    """The gradient norms of each modality's whole patch embed, active and inactive told apart by their keys."""
+    found: dict[str, tuple[list[tuple[int, float]], list[tuple[int, float]]]] = {}
+    for row in rows:
+        for key, value in row.items():
+            match = _GRADIENT_KEY.search(key)
+            if match is not None and "step" in row:
+                active, inactive = found.setdefault(match["modality"], ([], []))
+                (inactive if match["label"] == "inactive" else active).append((int(row["step"]), _number(value)))
+    return {modality: GradientNorms(*map(_points, lists)) for modality, lists in found.items()}
+
+
+def question_names(run: RunData, kind: str) -> list[str]:
+    """The names below `eval/KIND/`: modalities (`T1`) in the order of the config, each before its tasks (`T1/sex`)."""
+    prefix = f"eval/{kind}/"
+    names = [key.removeprefix(prefix) for key in run.evaluation if key.startswith(prefix)]
+    rank = {name: position for position, name in enumerate(run.modalities)}
+    return sorted(names, key=lambda name: (rank.get(name.split("/")[0], len(rank)), name))
+
+
+def label_of(name: str) -> str:
+    """How a reader sees a name such as `T1/lesion_side`."""
+    modality, _, task = name.partition("/")
+    return f"{modality} · {task.replace('_', ' ')}" if task else modality
+
+
+def _points(pairs: Sequence[tuple[int, float]]) -> Points:
+    return Points(tuple(step for step, _ in pairs), tuple(value for _, value in pairs))
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _pictures(folder: RunFolder, *, config: Mapping[str, Any]) -> dict[str, Path]:
+    """The pictures by modality, in the order of the config."""
+    found = {path.stem: path for path in sorted(folder.pictures.glob("*.png"))}
+    model = config.get("model")
+    order = list(model.get("modalities", {})) if isinstance(model, Mapping) else []
+    return {name: found[name] for name in [*order, *found] if name in found}
+
+
+def _state(folder: RunFolder, *, training: Sequence[Mapping[str, Any]], is_evaluated: bool) -> list[str]:
+    notes = []
+    if not training:
+        notes.append("metrics.jsonl holds no training loss: the run ended before its first logging step")
+    elif not (folder.model / "config.json").exists():
+        notes.append(f"The run did not end: its last training loss is that of step {training[-1].get('step')}")
+    if not is_evaluated:
+        notes.append("There are no scored answers: the run was not evaluated")
+    lost = [row.get("step") for row in training if not math.isfinite(_number(row["loss"]))]
+    if lost:
+        notes.append(f"The loss was not finite in {len(lost)} of {len(training)} lines, first at step {lost[0]}")
+    return notes
