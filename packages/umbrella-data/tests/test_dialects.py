@@ -204,7 +204,7 @@ MISTAKES = {
     "more marks than scans": ({**LLAVA, "image": []}, "1 places for scans, but 0 scans"),
     "more scans than marks": ({**LLAVA, "image": ["a.nii", "b.nii"]}, "1 places for scans, but 2 scans"),
     "no modality": ({**LLAVA, "modality": None, "image": "a.nii"}, "declared neither"),
-    "too few modalities": ({**LLAVA, "modality": []}, "1 images, but 0 modalities"),
+    "too many modalities": ({**LLAVA, "modality": ["T1", "T1"]}, "1 images, but 2 modalities"),
     "image without a file": ({**HUGGING_FACE, "images": [{"bytes": "x"}, "b"]}, "without a path"),
     "unknown role": (
         {**LLAVA, "conversations": [{"from": "nobody", "value": "<image>"}, LLAVA["conversations"][1]]},
@@ -214,7 +214,7 @@ MISTAKES = {
         {**LLAVA, "conversations": [{"from": "human", "value": "<image_fMRI>?"}, LLAVA["conversations"][1]]},
         "a place for a fMRI scan is met by the sMRI scan",
     ),
-    "no turns": ({**HUGGING_FACE, "messages": []}, "turns must be a list"),
+    "no turns": ({**HUGGING_FACE, "messages": []}, "'messages' must be a list"),
     "item of no known type": (
         {
             **HUGGING_FACE,
@@ -241,3 +241,36 @@ def test_modalities_of_foreign_rows_are_known_without_files(write_manifest, row)
 def test_dialects_may_mix_in_one_manifest(write_manifest, make_row):
     manifest = read_manifest(write_manifest([LLAVA, make_row("a", "dMRI"), UMBRELLA]))
     assert [manifest.modalities(i) for i in range(3)] == [("T1",), ("dMRI",), ("T1", "T1")]
+
+
+def parts_of(value, path=()):
+    """The path to every part of a JSON value."""
+    yield path
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from parts_of(child, (*path, key))
+
+
+JUNK = [None, True, 3, 1.5, "", "x", "<image>", [], {}, [[]], [{}], ["a", None], {"path": 3}, {"type": "image"}]
+
+
+@pytest.mark.parametrize("row", [LLAVA, UMBRELLA, HUGGING_FACE], ids=["LLaVA", "UMBRELLA", "HF"])
+def test_row_with_any_part_replaced_is_read_or_refused_with_its_line(write_manifest, row):
+    rows = []
+    for path in parts_of(row):
+        for junk in JUNK:
+            spoilt = holder = {"row": copy.deepcopy(row)}
+            for key in ("row", *path)[:-1]:
+                holder = holder[key]
+            holder[("row", *path)[-1]] = junk
+            rows.append(spoilt["row"])
+    manifest = read_manifest(write_manifest(rows))
+    assert len(manifest) == len(rows)
+    problems = []
+    for i in range(len(manifest)):
+        try:
+            assert manifest[i].modalities == manifest.modalities(i)
+        except ManifestError as error:
+            problems.append((i, error.problems[0]))
+    assert all(problem.startswith(f"line {i + 1}: ") for i, problem in problems)
+    assert 10 < len(problems) < len(rows) - 10

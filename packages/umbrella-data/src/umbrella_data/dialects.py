@@ -44,7 +44,7 @@ def to_canonical(row: Any, *, root: Path) -> Any:
 
 def _find_adapter(row: Row) -> Adapter | None:
     turns = row.get("conversations", row.get("conversation"))
-    if isinstance(turns, Sequence) and turns and isinstance(turns[0], Mapping):
+    if isinstance(turns, list) and turns and isinstance(turns[0], Mapping):
         return from_llava if "from" in turns[0] else from_umbrella
     if "messages" not in row:
         raise ValueError(f"the row's keys ({', '.join(map(str, row))}) belong to no known dialect; it needs "
@@ -58,45 +58,64 @@ def from_llava(row: Row) -> dict[str, Any]:
     `modality_paths` maps a modality to its file, or to a list: ready maps for a modality of several channels, several
     scans for the others.
     """
-    turns = [{"role": turn.get("from"), "content": turn.get("value")} for turn in row["conversations"]]
+    turns = [{"role": turn.get("from"), "content": turn.get("value")} for turn in _turns(row, "conversations")]
     scans: list[dict[str, Any]] = []
-    for name, paths in (row.get("modality_paths") or {}).items():
+    for name, paths in _expect(row, "modality_paths", (Mapping,), "an object from modality to path").items():
         is_one = isinstance(paths, str) or find_modality(name).num_channels > 1
+        if not is_one and not isinstance(paths, list):
+            raise ValueError(f"modality_paths of {name} must be a path or a list of paths, not {paths!r:.60}")
         scans += [{"modality": name, "path": path} for path in ([paths] if is_one else paths)]
-    scans += _listed_scans(row.get("image", row.get("images")), modalities=row.get("modality", row.get("modalities")))
-    return _assemble(row, turns, scans)
+    images = "image" if row.get("image") is not None else "images"
+    return _assemble(row, turns, [*scans, *_listed_scans(row, images)])
 
 
 def from_umbrella(row: Row) -> dict[str, Any]:
     """UMBRELLA JSON: `conversations` of `role` and `content`, images as items with `modality` and `image_path`."""
-    turns = row.get("conversations", row.get("conversation"))
-    assert turns is not None
-    has_items = any(isinstance(item, Mapping) and "image_path" in item for item in _items_of(turns))
+    turns = _turns(row, "conversations" if "conversations" in row else "conversation")
+    items = [item for turn in turns if isinstance(turn.get("content"), list) for item in turn["content"]]
     # `images` names the same files once more: it is needed only where the turns are plain texts.
-    scans = [] if has_items else _listed_scans(row.get("images"), modalities=row.get("modalities"))
-    return _assemble(row, turns, scans)
+    has_files = any(isinstance(item, Mapping) and "image_path" in item for item in items)
+    return _assemble(row, turns, [] if has_files else _listed_scans(row, "images"))
 
 
 def from_hugging_face(row: Row) -> dict[str, Any]:
     """Hugging Face: `messages` with places for images, and `images` with their files, in order."""
-    scans = _listed_scans(row["images"], modalities=row.get("modalities", row.get("modality")))
-    return _assemble(row, row["messages"], scans)
+    return _assemble(row, _turns(row, "messages"), _listed_scans(row, "images"))
 
 
-def _listed_scans(images: Any, *, modalities: Any) -> list[dict[str, Any]]:
+def _turns(row: Row, key: str) -> list[Row]:
+    turns = row[key]
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
+        raise ValueError(f"{key!r} must be a list of turns, each an object, the last one the assistant's")
+    return turns
+
+
+def _listed_scans(row: Row, key: str) -> list[dict[str, Any]]:
     """Scans of a list of files. A modality is declared beside each, for all, or by the file's BIDS suffix."""
-    listed = [] if images is None else [images] if isinstance(images, str | Mapping) else list(images)
-    names = [modalities] * len(listed) if modalities is None or isinstance(modalities, str) else list(modalities)
+    images = _expect(row, key, (str, Mapping, list), "a path, or a list of paths")
+    listed = images if isinstance(images, list) else [images] if images else []
+    declared = "modality" if row.get("modality") is not None else "modalities"
+    names = _expect(row, declared, (str, list), "a name, or a list of names")
+    if not isinstance(names, list) or not names:
+        names = [names or None] * len(listed)
     if len(names) != len(listed):
         raise ValueError(f"{len(listed)} images, but {len(names)} modalities; give one for each image, or one for all")
     scans = []
     for image, name in zip(listed, names, strict=True):
         path = image.get("path", image.get("image_path")) if isinstance(image, Mapping) else image
-        declared = image.get("modality") if isinstance(image, Mapping) else None
-        if not path:
+        if not isinstance(path, str | list) or not path:
             raise ValueError(f"an image without a path ({image!r:.60}): scans are read from files")
-        scans.append({"modality": declared or name or _modality_of_name(path), "path": path})
+        own = image.get("modality") if isinstance(image, Mapping) else None
+        scans.append({"modality": own or name or _modality_of_name(path), "path": path})
     return scans
+
+
+def _expect(row: Row, key: str, types: tuple[type, ...], words: str) -> Any:
+    """The value of a key, or the empty value of its first type where it is missing or null."""
+    value = row.get(key)
+    if value is not None and not isinstance(value, types):
+        raise ValueError(f"{key!r} must be {words}, not {value!r:.60}")
+    return value if value is not None else {} if types[0] is Mapping else ""
 
 
 def _modality_of_name(path: Any) -> str:
@@ -107,10 +126,8 @@ def _modality_of_name(path: Any) -> str:
     raise ValueError(f"the modality of {path!r} is declared neither in the row ('modality') nor by a BIDS suffix")
 
 
-def _assemble(row: Row, turns: Any, scans: list[dict[str, Any]]) -> dict[str, Any]:
+def _assemble(row: Row, turns: Sequence[Row], scans: list[dict[str, Any]]) -> dict[str, Any]:
     """A canonical row of turns, with scans put where the turns have places for them."""
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
-        raise ValueError("the turns must be a list of objects, the last one the assistant's")
     messages: list[dict[str, Any]] = [
         {"role": _ROLES.get(str(turn.get("role")), turn.get("role")), "content": list(_split(turn.get("content")))}
         for turn in turns
@@ -133,16 +150,20 @@ def _place_scans(messages: list[dict[str, Any]], scans: list[dict[str, Any]]) ->
     if len(places) != len(scans):
         raise ValueError(f"the text has {len(places)} places for scans, but {len(scans)} scans are given")
     for place, scan in zip(places, scans, strict=True):
-        wanted = place.get("modality")
-        if wanted and find_modality(wanted) is not find_modality(scan["modality"]):
-            raise ValueError(f"a place for a {wanted} scan is met by the {scan['modality']} scan {scan['path']!r}")
+        wanted, given = place.get("modality"), scan["modality"]
+        if not isinstance(given, str) or not isinstance(wanted, str | None):
+            raise ValueError(f"a modality must be a name, not {given!r:.60} or {wanted!r:.60}")
+        if wanted and find_modality(wanted) is not find_modality(given):
+            raise ValueError(f"a place for a {wanted} scan is met by the {given} scan {scan['path']!r}")
         place.clear()
         place.update(type="image", **scan)
 
 
 def _split(content: Any) -> Iterator[dict[str, Any]]:
     """The items of a turn; marks within texts become places."""
-    for item in [{"type": "text", "text": content}] if isinstance(content, str) else content or ():
+    if not isinstance(content, str | list):
+        raise ValueError(f"a turn must say a text, or a list of items, not {content!r:.60}")
+    for item in [{"type": "text", "text": content}] if isinstance(content, str) else content:
         kind = item.get("type") if isinstance(item, Mapping) else None
         if not isinstance(item, Mapping) or not isinstance(kind, str):
             yield {"type": None, "text": item}  # refused in words by the strict reading
@@ -168,7 +189,7 @@ def _subject(row: Row, messages: Sequence[Row]) -> Any:
             if source.get(key) is not None:
                 return source[key]
     for item in _images({"messages": messages}):
-        path = item["path"] if isinstance(item["path"], str) else str((item["path"] or [""])[0])
+        path = str(item["path"][0] if isinstance(item["path"], list) and item["path"] else item["path"])
         match = _BIDS_SUBJECT.search(path)
         return match[1] if match else PurePosixPath(path).name.split(".")[0]
     return row.get("id", row.get("task_id"))
@@ -181,12 +202,6 @@ def _metadata(row: Row) -> Row:
 
 def _images(row: Row) -> Iterator[dict[str, Any]]:
     return (item for message in row["messages"] for item in message["content"] if item.get("type") == "image")
-
-
-def _items_of(turns: Sequence[Any]) -> Iterator[Any]:
-    for turn in turns:
-        content = turn.get("content") if isinstance(turn, Mapping) else None
-        yield from content if isinstance(content, list) else ()
 
 
 def _relative(path: Any, *, root: Path) -> Any:

@@ -83,8 +83,12 @@ def _index_lines(path: Path) -> RowIndex:
     newlines = np.concatenate(found) if found else np.empty(0, dtype=np.int64)
     starts = np.concatenate([[skip], newlines + 1]).astype(np.int64)
     stops = np.concatenate([newlines, [position]]).astype(np.int64)
-    # A row is `{}` at least: two bytes; shorter lines are blank, or "\r" alone.
-    is_row = stops - starts >= 2
+    lengths = stops - starts
+    is_row = lengths >= 1
+    with path.open("rb") as file:
+        for line in np.flatnonzero(lengths == 1):  # "\r" of an empty line
+            file.seek(starts[line])
+            is_row[line] = file.read(1) != b"\r"
     in_order = bool(is_row[:-1].all()) and len(is_row) > 0
     lines = None if in_order else np.flatnonzero(is_row) + 1
     return RowIndex(path, starts=starts[is_row], stops=stops[is_row], lines=lines)
