@@ -179,6 +179,7 @@ def test_pipeline_config_reports_all_problems_when_wrong() -> None:
 
 
 def test_pipeline_reads_every_real_scan(real_data: Path) -> None:
+    pytest.importorskip("dipy", reason="fitting tensors is an extra")
     sizes = {"anat": ("T1", (32, 32, 32)), "func": ("rsfMRI", (16, 16, 16, 8)), "dwi": ("dMRI", (32, 32, 32))}
     seen = dict.fromkeys(sizes, 0)
     pipelines = {
