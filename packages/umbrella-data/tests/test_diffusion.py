@@ -27,7 +27,7 @@ def write_dwi(nifti: Any, *, orientation: str = "RAS", num_directions: int = 12)
     world = rng.normal(size=(num_directions, 3))
     world /= np.linalg.norm(world, axis=1, keepdims=True)
     world = np.concatenate([np.zeros((2, 3)), world])
-    b_values = np.array([0.0, 5.0] + [1000.0] * num_directions)
+    b_values = np.array([0.0, 0.0] + [1000.0] * num_directions)
     line = np.arange(16) - 7.5
     x, y, z = np.meshgrid(line, line, line, indexing="ij")
     ball = (x**2 + y**2 + z**2) < 36
