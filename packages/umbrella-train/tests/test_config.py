@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -298,8 +299,12 @@ def test_every_key_has_a_description() -> None:
     assert undocumented(RunConfig) == []
 
 
-def test_shipped_configs_load() -> None:
+def test_shipped_configs_load_and_say_what_they_mean() -> None:
     paths = sorted(demo_config_path().parent.glob("*.yaml"))
-    assert demo_config_path() in paths
+    assert [path.stem for path in paths] == ["bids_small", "demo", "llava_interleave_0.5b"]
     for path in paths:
-        load_config(path)
+        config = load_config(path)
+        assert list(config.model.modalities) == ["T1", "rsfMRI", "dMRI"]
+        # The token counts in the comments are those of the sizes beside them.
+        for name, count in re.findall(r"^ +(\w+): \{image_size.*# ([\d,]+)", path.read_text(), flags=re.MULTILINE):
+            assert config.model.modalities[name].num_patches == int(count.replace(",", "")), (path, name)

@@ -23,6 +23,7 @@ from umbrella_train.report.answers import accuracy_figure
 from umbrella_train.report.curves import MAX_POINTS, gradient_figure, loss_figure
 from umbrella_train.report.page import without_paths
 from umbrella_train.report.run_data import gradient_norms, points, read_run
+from umbrella_train.report.tables import error_rows
 from umbrella_train.run_folder import RunFolder
 
 MODALITIES = ("T1", "rsfMRI", "dMRI")
@@ -167,6 +168,18 @@ def test_words_of_the_model_are_not_markup(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in run.predictions.read_text().splitlines()]
     run.write_predictions([{**rows[0], "generated": "<script>alert(1)</script>"}])
     assert "<script" not in build_report([run.path]).read_text()
+
+
+def test_questions_without_one_readable_answer_are_in_the_table(tmp_path: Path) -> None:
+    run = make_run(tmp_path, is_evaluated=False)
+    answer = Answer(type="number", value=50.0, unit="years")
+    predictions = [prediction("T1", "age", number, "accuracy", "no idea", answer) for number in range(3)]
+    run.append_metrics({"step": 60, **summarise(predictions)})
+    run.write_predictions(one.to_row() for one in predictions)
+    (row,) = error_rows(read_run(run.path, name="demo"))
+    assert (row["name"], row["unit"], row["unparsed"]) == ("T1 · age", "years", "100.0 %")
+    assert row["cells"][0] == ("–", "")
+    assert "numbers" in Page(build_report([run.path])).sections
 
 
 def test_report_of_a_crashed_run_says_so(tmp_path: Path) -> None:

@@ -60,9 +60,11 @@ def hit_rows(run: RunData) -> Iterator[dict[str, Any]]:
 
 
 def error_rows(run: RunData) -> Iterator[dict[str, Any]]:
-    """One row a question about a number."""
+    """One row a question about a number, also where not one answer could be read."""
     units = {f"{row.get('modality')}/{row.get('task')}": row.get("unit") for row in run.predictions}
-    for name in question_names(run, "error"):
+    for name in question_names(run, "questions"):
+        if "/" not in name or f"eval/accuracy/{name}" in run.evaluation:
+            continue
         yield {
             "run": run.name,
             "name": label_of(name),
