@@ -102,6 +102,12 @@ def test_a_section_is_checked_as_a_whole_in_spite_of_unknown_keys(good: Path) ->
     assert [problem.split(":")[0] for problem in problems] == ["trainer.bogus", "trainer.fp16"]
 
 
+def test_a_value_is_shown_and_a_long_one_cut_short(good: Path) -> None:
+    (problem,) = problems_of(good, "--seed", "x" * 1000)
+    assert re.search(r"\(it is 'x+\.\.\.x+'\)$", problem)
+    assert len(problem) < 200
+
+
 def test_a_key_in_the_wrong_section_is_shown_its_place(good: Path) -> None:
     (problem,) = problems_of(good, "--learning-rate", "1e-3")
     assert problem.endswith("did you mean trainer.learning_rate?")
