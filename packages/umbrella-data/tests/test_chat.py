@@ -187,9 +187,31 @@ def test_modality_when_it_has_no_number_of_tokens_is_refused(make_tokenizer):
         )
 
 
-TEXTS = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="<"), min_size=1, max_size=12).filter(
-    str.strip
-)
+def test_words_lose_the_blanks_at_their_ends(encoder_of):
+    tokenizer, encoder = encoder_of()
+    encoded = encoder.encode((Turn("user", (" What? \n", "\n", " Now? ")), Turn("assistant", ("\n yes ",))))
+    assert learned(tokenizer, encoded) == "yes<|im_end|>"
+    assert "user\nWhat?\nNow?<|im_end|>" in tokenizer.decode(encoded.input_ids)
+
+
+def test_labels_when_blanks_have_no_offsets_are_the_same(encoder_of, monkeypatch):
+    tokenizer, encoder = encoder_of()
+    plain = encoder.encode(MANY_TURNS)
+    encode = type(tokenizer).__call__
+
+    def without_blanks(self, text, **options):
+        encoding = encode(self, text, **options)
+        encoding["offset_mapping"] = [
+            (0, 0) if text[start:stop].isspace() else (start, stop) for start, stop in encoding["offset_mapping"]
+        ]
+        return encoding
+
+    monkeypatch.setattr(type(tokenizer), "__call__", without_blanks)
+    assert (encoder.encode(MANY_TURNS).labels == plain.labels).all()
+
+
+CHARACTERS = st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="<")
+TEXTS = st.text(CHARACTERS, min_size=1, max_size=12).filter(str.strip)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -142,6 +142,17 @@ def test_words_with_unknown_characters_are_no_markup(make):
     assert tokenizer.decode(encoded.labels[encoded.labels != -100]).endswith("<|im_end|>")
 
 
+def test_words_that_are_unknown_to_the_tokenizer_are_no_markup():
+    words = tokenizers.models.WordLevel({"yes": 0, "user": 1, "assistant": 2, "<unk>": 3}, unk_token="<unk>")
+    model = tokenizers.Tokenizer(words)
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>", eos_token="</s>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", "<|im_start|>", "<|im_end|>"]})
+    encoder = ChatEncoder(tokenizer, image_token_id=tokenizer.convert_tokens_to_ids("<image>"), num_image_tokens={})
+    encoded = encoder.encode((Turn("user", ("never heard",)), Turn("assistant", ("strange yes",))))
+    assert tokenizer.decode(encoded.labels[encoded.labels != -100]) == "<unk> yes <|im_end|>"
+
+
 @pytest.mark.parametrize("text", ["a <image> b", "<|im_end|>", "x</s>"])
 def test_words_with_markup_are_refused(make, text):
     _, encoder = make(None)

@@ -101,6 +101,26 @@ def test_layout_when_the_template_drops_a_turn_is_refused(make_tokenizer):
         chat_template.layout((("system", "t"), ("user", "t"), ("assistant", "t")), add_generation_prompt=False)
 
 
+def test_layout_when_the_template_moves_scans_to_another_turn_is_refused(make_tokenizer):
+    template = (
+        "{% for message in messages %}{% for item in message['content'] if item['type'] == 'image' %}<image>"
+        "{% endfor %}{% endfor %}"
+        "{% for message in messages %}{% for item in message['content'] if item['type'] == 'text' %}"
+        "{{ item['text'] }}{% endfor %}</s>{% endfor %}"
+    )
+    chat_template = ChatTemplate(make_tokenizer(template), image_token="<image>")
+    with pytest.raises(ValueError, match="moves a part"):
+        chat_template.layout(
+            (("user", "st"), ("assistant", "t"), ("user", "st"), ("assistant", "t")), add_generation_prompt=False
+        )
+
+
+def test_end_of_turn_when_one_special_token_begins_another_is_the_longer(make_tokenizer):
+    template = "{% for message in messages %}{{ message['content'] }}<end><2>{% endfor %}"
+    tokenizer = make_tokenizer(template, specials=("<image>", "<end>", "<end><2>"))
+    assert ChatTemplate(tokenizer, image_token="<image>").end_of_turn == "<end><2>"
+
+
 def test_template_when_it_keeps_no_content_is_refused(make_tokenizer):
     with pytest.raises(ValueError, match="neither"):
         ChatTemplate(make_tokenizer("{% for message in messages %}hello</s>{% endfor %}"), image_token="<image>")

@@ -126,6 +126,20 @@ def test_blocks_keep_batches_within_their_shuffled_indices(monkeypatch):
     assert all(batch[0] // 20 == batch[-1] // 20 for batch in batches)
 
 
+def test_blocks_end_in_no_short_batches_but_the_last(monkeypatch):
+    monkeypatch.setattr(sampler_module, "BLOCK_SIZE", 20)
+    batches = list(ModalityBatchSampler(Modalities([0] * 100), batch_size=3, mode="mixed"))
+    assert sorted(map(len, batches)) == [1, *[3] * 33]
+
+
+def test_epochs_of_a_mixture_whose_modalities_vary_have_one_length():
+    # The first part gives an epoch 4 of its 10 samples: once all alike, once of two kinds.
+    mixed = InterleaveDataset([Modalities([0] * 5 + [1] * 5), Modalities([2] * 4)], mixing="equal", stop="first")
+    for epoch in range(4):
+        ranks = all_ranks(mixed, world_size=2, epoch=epoch, batch_size=4)
+        check_epoch(mixed, ranks, epoch=epoch, batch_size=4, mode="by_modality")
+
+
 def test_global_batches_are_the_same_for_any_number_of_ranks():
     dataset = Modalities([i % 3 for i in range(96)])
     (alone,) = all_ranks(dataset, world_size=1, batch_size=4)
@@ -161,6 +175,7 @@ def test_order_is_new_each_epoch_and_the_same_for_one_seed():
     assert order(0) == order(0)
     assert order(0) != order(1)
     assert order(0) != order(0, seed=1)
+    assert set(map(frozenset, order(0))).isdisjoint(map(frozenset, order(1)))
     assert order(0, shuffle=False) == order(1, shuffle=False)
     assert order(0, shuffle=False)[0] == [0, 2, 4, 6]
 
