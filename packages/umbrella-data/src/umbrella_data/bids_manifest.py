@@ -82,11 +82,7 @@ def write_manifests(
         report.scans[split].append(scan)
         report.rows[split] += make_rows(scan, known, questions=participants.questions, seed=seed)
     report.notes += _missing_modalities(report, test_fraction=test_fraction)
-    for split, rows in report.rows.items():
-        path = Path(out) / f"{split}.jsonl"
-        write_rows(path, rows)
-        if rows:
-            report.manifests[split] = path
+    report.manifests = _write_splits(report.rows, folder=Path(out))
     return report
 
 
@@ -125,6 +121,13 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     partial.replace(path)
+
+
+def _write_splits(rows: Mapping[str, Sequence[Row]], *, folder: Path) -> dict[str, Path]:
+    paths = {split: folder / f"{split}.jsonl" for split in rows}
+    for split, path in paths.items():
+        write_rows(path, rows[split])
+    return {split: path for split, path in paths.items() if rows[split]}
 
 
 def _missing_modalities(report: BidsReport, *, test_fraction: float) -> Iterator[str]:
