@@ -80,16 +80,16 @@ def test_augment_stays_within_its_bounds_when_shifting() -> None:
     assert (shifts.abs().amax(dim=0) > 0.6 * limit).all()
 
 
-def test_augment_keeps_angles_when_the_grid_is_flat() -> None:
-    volume = torch.zeros(1, 1, 41, 41, 5)
-    volume[0, 0, 33, 20, 2] = volume[0, 0, 32, 20, 2] = 1.0
+def test_augment_keeps_distances_when_the_grid_is_no_cube() -> None:
+    size = (41, 23, 31)
+    volume = torch.zeros(1, 1, *size)
+    volume[0, 0, 32:34, 11, 15] = 1.0
     config = AugmentConfig(**{**STILL, "max_rotation": 40})
-    for seed in range(200):
-        moved = augment(volume, config=config, generator=generator(seed))
-        if moved.sum() < 1.0:
-            continue  # turned out of the flat grid
-        x, y, _ = (centre(moved) - torch.tensor([20.0, 20.0, 2.0])).tolist()
-        assert math.hypot(x, y) <= 13.2
+    for seed in range(40):
+        x, y, z = (
+            centre(augment(volume, config=config, generator=generator(seed))) - torch.tensor([20, 11, 15])
+        ).tolist()
+        assert math.hypot(x, y, z) == pytest.approx(12.5, abs=0.3)
 
 
 @pytest.mark.parametrize(

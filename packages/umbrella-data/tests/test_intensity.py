@@ -66,6 +66,13 @@ def test_normalise_is_finite_when_the_image_is_odd(volume: torch.Tensor, is_mask
     assert float(result.std()) > 0.05
 
 
+def test_normalise_stays_moderate_when_the_foreground_is_nearly_flat() -> None:
+    volume = torch.zeros(1, 1, 8, 8, 8)
+    volume[..., 2:6, 2:6, 2:6] = 1 + 1e-6 * torch.rand(4, 4, 4)
+    for is_masked in (False, True):
+        assert normalise(volume, method="foreground_zscore", is_masked=is_masked).abs().max() < 300
+
+
 @pytest.mark.parametrize("value", [0.0, 1e-7, 12345.0])
 def test_normalise_refuses_when_constant(value: float) -> None:
     with pytest.raises(NoContrastError):

@@ -26,7 +26,7 @@ def counting_series(nifti: Any, *, num_frames: int, name: str = "bold.nii.gz") -
     """A series whose frame t is brighter than the one before, with a structure that does not change."""
     rng = np.random.default_rng(0)
     structure = rng.uniform(50, 100, (6, 6, 6, 1))
-    return nifti.write((structure + 10 * np.arange(num_frames)).astype(np.float32), name)
+    return nifti.write((structure + 5 * np.arange(num_frames) ** 2).astype(np.float32), name)
 
 
 def rising(window: torch.Tensor) -> list[int]:
