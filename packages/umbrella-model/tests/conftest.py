@@ -90,8 +90,8 @@ def build_batch(
                 tags += [0] * item
                 continue
             config = modalities[item]
-            ids += [IMAGE_TOKEN] * config.num_patches
-            tags += [order.index(item) + 1] * config.num_patches
+            ids += [IMAGE_TOKEN] * config.num_tokens
+            tags += [order.index(item) + 1] * config.num_tokens
             volumes[item].append(torch.randn(config.in_channels, *config.image_size, generator=generator))
         encoded.append((ids, tags))
     length = max(len(ids) for ids, _ in encoded)

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-ROWS = ((4,), (2, "T1", 3), (1, "dMRI", "rsfMRI", 1, "T1", 2), (1, "T1", "T1", "T1", 1, "rsfMRI", 2), (1, "dMRI", "T1", "T1", "T1", 2))
+ROWS = (
+    (4,),
+    (2, "T1", 3),
+    (1, "dMRI", "rsfMRI", 1, "T1", 2),
+    (1, "T1", "T1", "T1", 1, "rsfMRI", 2),
+    (1, "dMRI", "T1", "T1", "T1", 2),
+)
 
 
 def greedy_reference(model, batch, num_new):

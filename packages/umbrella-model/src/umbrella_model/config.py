@@ -21,6 +21,8 @@ class PatchEmbedConfig:
         image_size: Voxels along (X, Y, Z), or (X, Y, Z, T) for a series of volumes.
         patch_size: Voxels of one patch along the same axes; it must divide `image_size`.
         in_channels: Channels of a volume, for example 2 for FA and MD.
+        pool: How many neighbouring patches along each axis are averaged to one token between encoder and projector; one
+            number stands for all axes. It must divide `grid_size`.
 
     Raises:
         ValueError: The sizes do not fit together; the message names each axis and the nearest sizes that would.
@@ -29,28 +31,31 @@ class PatchEmbedConfig:
     image_size: tuple[int, ...]
     patch_size: tuple[int, ...]
     in_channels: int = 1
+    pool: int | tuple[int, ...] = 1
 
     def __post_init__(self) -> None:
         # Lists arrive from JSON and YAML; a frozen, hashable table wants tuples.
         object.__setattr__(self, "image_size", tuple(int(size) for size in self.image_size))
         object.__setattr__(self, "patch_size", tuple(int(size) for size in self.patch_size))
+        pool = (self.pool,) * len(self.image_size) if isinstance(self.pool, int) else self.pool
+        object.__setattr__(self, "pool", tuple(int(size) for size in pool))
+        self._check_axes()
+        _check_divides(
+            self.image_size, self.patch_size, "patch_size must divide image_size, or the border would be lost"
+        )
+        _check_divides(self.grid_size, self.pool_size, "pool must divide the grid of patches")
+
+    def _check_axes(self) -> None:
         if len(self.image_size) not in (len(VOLUME_AXES), len(SERIES_AXES)):
             raise ValueError(f"image_size {self.image_size} must have 3 axes (X, Y, Z) or 4 (X, Y, Z, T)")
-        if len(self.patch_size) != len(self.image_size):
-            raise ValueError(
-                f"patch_size {self.patch_size} has {len(self.patch_size)} axes, image_size {self.image_size} has "
-                f"{len(self.image_size)}; they must agree"
-            )
-        if min(*self.image_size, *self.patch_size, self.in_channels) < 1:
+        for name, sizes in (("patch_size", self.patch_size), ("pool", self.pool_size)):
+            if len(sizes) != len(self.image_size):
+                raise ValueError(
+                    f"{name} {sizes} has {len(sizes)} axes, image_size {self.image_size} has {len(self.image_size)}; "
+                    "they must agree"
+                )
+        if min(*self.image_size, *self.patch_size, *self.pool_size, self.in_channels) < 1:
             raise ValueError(f"sizes and channels must be positive, got {self}")
-        problems = [
-            f"{axis}: {size} is not a multiple of {patch} (try {size // patch * patch or patch} or "
-            f"{math.ceil(size / patch) * patch})"
-            for axis, size, patch in zip(SERIES_AXES, self.image_size, self.patch_size, strict=False)
-            if size % patch
-        ]
-        if problems:
-            raise ValueError("patch_size must divide image_size, or the border would be lost: " + "; ".join(problems))
 
     @property
     def is_series(self) -> bool:
@@ -63,9 +68,20 @@ class PatchEmbedConfig:
         return tuple(size // patch for size, patch in zip(self.image_size, self.patch_size, strict=True))
 
     @property
+    def pool_size(self) -> tuple[int, ...]:
+        """Patches merged along each axis."""
+        assert isinstance(self.pool, tuple)
+        return self.pool
+
+    @property
     def num_patches(self) -> int:
-        """Patches, and so tokens, of one volume."""
+        """Patches of one volume: the length of the encoder's sequence."""
         return math.prod(self.grid_size)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one volume in the language model: patches after pooling."""
+        return self.num_patches // math.prod(self.pool_size)
 
     @property
     def patch_elements(self) -> int:
@@ -75,6 +91,17 @@ class PatchEmbedConfig:
     def to_dict(self) -> dict[str, Any]:
         """A plain form for JSON."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def _check_divides(sizes: tuple[int, ...], parts: tuple[int, ...], rule: str) -> None:
+    problems = [
+        f"{axis}: {size} is not a multiple of {part} (try {size // part * part or part} or "
+        f"{math.ceil(size / part) * part})"
+        for axis, size, part in zip(SERIES_AXES, sizes, parts, strict=False)
+        if size % part
+    ]
+    if problems:
+        raise ValueError(f"{rule}: " + "; ".join(problems))
 
 
 class UmbrellaConfig(LlavaConfig):

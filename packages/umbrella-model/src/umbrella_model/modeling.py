@@ -192,7 +192,7 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
 
     def num_image_tokens(self, modality: str) -> int:
         """Tokens, and so positions in `input_ids`, of one scan of a modality."""
-        return self.model.vision_tower.patch_embed(modality).config.num_patches
+        return self.model.vision_tower.patch_embed(modality).config.num_tokens
 
     def dummy_sizes(self) -> dict[str, int]:
         """Trainable elements N of each modality's patch embed, frozen ones left out."""

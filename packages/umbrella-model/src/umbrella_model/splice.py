@@ -26,20 +26,27 @@ def splice_features(
         ValueError: Positions and features of a modality differ in number (checked on the CPU; on a GPU an asynchronous
             assertion takes its place, because reading a count would stall the device).
     """
+    tags = modality_ids.flatten()
+    positions, tokens = [], []
     for tag, name in enumerate(modality_order, start=1):
-        mask = modality_ids == tag
+        mask = tags == tag
         modality_features = features.get(name)
         num_features = 0 if modality_features is None else modality_features.shape[0] * modality_features.shape[1]
         _check_count(mask, num_features, name)
         if modality_features is not None:
-            flat = modality_features.reshape(-1, modality_features.shape[-1]).to(inputs_embeds.dtype)
-            inputs_embeds = inputs_embeds.masked_scatter(mask.unsqueeze(-1), flat)
-    return inputs_embeds
+            # The number of positions is known from the features: the device is not asked, and nor is it in backward
+            # (masked_scatter would).
+            positions.append(torch.nonzero_static(mask, size=num_features).squeeze(1))
+            tokens.append(modality_features.flatten(0, 1))
+    if not tokens:
+        return inputs_embeds
+    flat = torch.cat(tokens).to(inputs_embeds.dtype)
+    return inputs_embeds.flatten(0, 1).index_copy(0, torch.cat(positions), flat).view_as(inputs_embeds)
 
 
 def _check_count(mask: Tensor, num_features: int, name: str) -> None:
     if mask.device.type != "cpu":
-        torch._assert_async(mask.sum() == num_features)
+        torch._assert_async(mask.sum() == num_features, f"{name}: tagged positions and vision tokens differ in number")
         return
     num_positions = int(mask.sum())
     if num_positions != num_features:

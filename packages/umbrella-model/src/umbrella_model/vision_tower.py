@@ -12,6 +12,7 @@ from transformers import AutoModel
 
 from umbrella_model.config import UmbrellaConfig
 from umbrella_model.patch_embed import PatchEmbed, build_patch_embed
+from umbrella_model.pooling import pool_tokens
 from umbrella_model.sharding import is_sharded
 
 
@@ -20,7 +21,7 @@ class VisionTowerOutput:
     """What the tower makes of a batch.
 
     Attributes:
-        features: For each modality present, shape (N_m, num_patches, hidden_size).
+        features: For each modality present, shape (N_m, num_tokens, hidden_size), pooled.
         dummy_terms: For each absent, trainable modality while training, a 0-dim float32 tensor.
         idle: Encoder outputs of zero tokens, shape (1, 1, hidden_size) each. They carry no information; the model
             joins them to the graph with weight zero so that the encoder and the projector take part in every step.
@@ -131,7 +132,7 @@ class UmbrellaVisionTower(nn.Module):
                     output.dummy_terms[name] = term
         for name, modality_tokens in tokens.items():
             if modality_tokens is not None:
-                output.features[name] = self.encode(modality_tokens)
+                output.features[name] = pool_tokens(self.encode(modality_tokens), self.patch_embed(name).config)
             elif sharded:
                 output.idle.append(self.encode(self._zero_token()))
         trainable = keep_in_graph or any(parameter.requires_grad for parameter in self.encoder.parameters())
