@@ -9,12 +9,15 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaOnevisionConfig,
     Qwen2Config,
     SiglipVisionConfig,
+    VipLlavaConfig,
 )
 
 from umbrella_model import PatchEmbedConfig, UmbrellaForConditionalGeneration
-from umbrella_model.from_llava import convert_llava
+from umbrella_model.from_llava import LLAVA_CLASSES, convert_llava
 
 VISION = {
     "hidden_size": 16,
@@ -53,6 +56,17 @@ LLAVAS = {
         SiglipVisionConfig(**VISION, vision_use_head=False), Qwen2Config(**TEXT, tie_word_embeddings=True), layer=-1
     ),
     "interleave-7b": llava_config(SiglipVisionConfig(**VISION), Qwen2Config(**TEXT), layer=-2),
+    "onevision": LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(**VISION, vision_use_head=False),
+        text_config=Qwen2Config(**TEXT),
+        image_token_index=60,
+        video_token_index=61,
+    ),
+    "next": LlavaNextConfig(
+        vision_config=CLIPVisionConfig(**VISION, projection_dim=8),
+        text_config=LlamaConfig(**TEXT),
+        image_token_index=60,
+    ),
 }
 MODALITIES = {
     "T1": PatchEmbedConfig(image_size=(8, 8, 8), patch_size=(4, 4, 8)),
@@ -64,7 +78,8 @@ MODALITIES = {
 def checkpoint(request, tmp_path):
     """A saved LLaVA and the folder that it lies in."""
     torch.manual_seed(0)
-    llava = LlavaForConditionalGeneration(LLAVAS[request.param]).eval()
+    config = LLAVAS[request.param]
+    llava = LLAVA_CLASSES[config.model_type](config).eval()
     llava.generation_config.max_new_tokens = 7
     llava.save_pretrained(tmp_path)
     return llava, tmp_path
@@ -96,8 +111,8 @@ def test_vision_features_are_those_of_the_checkpoints_layers_and_projector(check
 
 
 def test_the_account_covers_every_key_and_kept_tensors_are_equal_to_the_bit(checkpoint):
-    _, folder = checkpoint
-    llava = LlavaForConditionalGeneration.from_pretrained(folder)
+    llava, folder = checkpoint
+    llava = type(llava).from_pretrained(folder)
     source = {name: tensor.clone() for name, tensor in llava.state_dict().items()}
     model, account = convert_llava(llava, modalities=MODALITIES)
     target = model.state_dict()
@@ -110,7 +125,8 @@ def test_the_account_covers_every_key_and_kept_tensors_are_equal_to_the_bit(chec
         assert torch.equal(source[old], target[new]), old
     assert all("_patch_embed." in name for name in account.new)
     allowed = ("embeddings.", "post_layernorm.", ".head.", "layers.2.")
-    assert all("vision_tower" in name and any(part in name for part in allowed) for name in account.dropped)
+    dropped = [name for name in account.dropped if name != "model.image_newline"]
+    assert all("vision_tower" in name and any(part in name for part in allowed) for name in dropped)
     depth = model.config.vision_depth
     assert any(f"layers.{depth - 1}." in name for name in account.kept if "vision_tower" in name)
 
@@ -148,3 +164,20 @@ def test_dtype_and_attention_of_the_call_reach_every_part(checkpoint):
     model.set_attn_implementation("sdpa")
     assert {module.config._attn_implementation for module in attentions} == {"sdpa"}
     assert not any(parameter.is_meta for parameter in (*model.parameters(), *model.buffers()))
+
+
+def test_a_checkpoint_of_another_kind_is_refused_with_the_kinds_that_are_taken(tmp_path):
+    VipLlavaConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a 'vipllava' checkpoint; from_llava takes llava, llava_next, llava_onev"):
+        UmbrellaForConditionalGeneration.from_llava(tmp_path, modalities=MODALITIES)
+
+
+def test_several_feature_layers_are_refused():
+    config = llava_config(SiglipVisionConfig(**VISION), Qwen2Config(**TEXT), layer=[-2, -1])
+    with pytest.raises(ValueError, match="several feature layers are not supported"):
+        convert_llava(LlavaForConditionalGeneration(config), modalities=MODALITIES)
+
+
+def test_an_unknown_init_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="init is 'zeros'; it must be one of inflate, random"):
+        UmbrellaForConditionalGeneration.from_llava(checkpoint[1], modalities=MODALITIES, init="zeros")

@@ -5,16 +5,36 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
-from transformers import LlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+    LlavaOnevisionForConditionalGeneration,
+)
 
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
+from umbrella_model.inflate import inflate_patch_embed
 from umbrella_model.modeling import UmbrellaForConditionalGeneration
 from umbrella_model.vision_tower import reduce_encoder
 
 logger = logging.getLogger(__name__)
+
+PatchEmbedInit = Literal["inflate", "random"]
+Llava = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration | LlavaOnevisionForConditionalGeneration
+
+# The members of the family that have one vision tower and LLaVA's two-layer projector.
+LLAVA_CLASSES: Mapping[str, type[Llava]] = {
+    "llava": LlavaForConditionalGeneration,
+    "llava_next": LlavaNextForConditionalGeneration,
+    "llava_onevision": LlavaOnevisionForConditionalGeneration,
+}
+KEPT_SETTINGS = (
+    "image_token_index", "projector_hidden_act", "vision_feature_layer", "multimodal_projector_bias",
+    "tie_word_embeddings",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,7 +43,8 @@ class LlavaConversion:
 
     Attributes:
         kept: LLaVA's tensors that live on, bit for bit.
-        dropped: LLaVA's tensors without a place: 2-D embeddings, layers behind the feature layer, norms and heads.
+        dropped: LLaVA's tensors without a place: 2-D embeddings (from which `inflate` starts the patch embeds), layers
+            behind the feature layer, norms and heads, separators of image tiles.
         new: The model's tensors that LLaVA does not have: the patch embeds.
     """
 
@@ -33,40 +54,46 @@ class LlavaConversion:
 
 
 def load_llava(
-    name_or_path: str, *, modalities: Mapping[str, PatchEmbedConfig], **kwargs: Any
+    name_or_path: str, *, modalities: Mapping[str, PatchEmbedConfig], init: PatchEmbedInit = "inflate", **kwargs: Any
 ) -> UmbrellaForConditionalGeneration:
     """Loads a LLaVA checkpoint and converts it; see `UmbrellaForConditionalGeneration.from_llava`."""
-    llava = LlavaForConditionalGeneration.from_pretrained(name_or_path, **kwargs)
-    model, account = convert_llava(llava, modalities=modalities)
+    model_type = AutoConfig.from_pretrained(name_or_path).model_type
+    if model_type not in LLAVA_CLASSES:
+        raise ValueError(f"{name_or_path} is a {model_type!r} checkpoint; from_llava takes {', '.join(LLAVA_CLASSES)}")
+    llava = LLAVA_CLASSES[model_type].from_pretrained(name_or_path, **kwargs)
+    model, account = convert_llava(llava, modalities=modalities, init=init)
     logger.info(
-        "from_llava: %d tensors kept, %d dropped (%s), %d new (%s)",
-        len(account.kept), len(account.dropped), ", ".join(account.dropped), len(account.new), ", ".join(account.new),
+        "from_llava: %d tensors kept, %d dropped (%s), %d new, init: %s (%s)",
+        len(account.kept), len(account.dropped), ", ".join(account.dropped),
+        len(account.new), init, ", ".join(account.new),
     )  # fmt: skip
     return model
 
 
 def convert_llava(
-    llava: LlavaForConditionalGeneration, *, modalities: Mapping[str, PatchEmbedConfig]
+    llava: Llava, *, modalities: Mapping[str, PatchEmbedConfig], init: PatchEmbedInit = "inflate"
 ) -> tuple[UmbrellaForConditionalGeneration, LlavaConversion]:
     """Builds an UMBRELLA model around the parts of a LLaVA, which must not be used afterwards.
 
     Args:
         llava: The pretrained model.
         modalities: Patch embeds by modality.
+        init: `inflate` starts the patch embeds from the 2-D filter and positions, `random` from nothing.
 
     Returns:
         The model and the account of what became of each tensor.
+
+    Raises:
+        ValueError: An unknown `init`, or a LLaVA that joins several feature layers.
     """
+    if init not in get_args(PatchEmbedInit):
+        raise ValueError(f"init is {init!r}; it must be one of {', '.join(get_args(PatchEmbedInit))}")
     source = dict(llava.state_dict())
-    old = llava.config.to_dict()
-    for key in ("model_type", "architectures", "transformers_version"):
-        old.pop(key, None)
-    # There is no class token among the patches of a volume, so there is none to leave out.
-    old |= {"modalities": dict(modalities), "vision_feature_select_strategy": "full"}
-    config = UmbrellaConfig(**old)
+    config = _config_from(llava, modalities)
     # Weights are moved, never copied: only the patch embeds take new memory.
     with torch.device("meta"):
         model = UmbrellaForConditionalGeneration(config)
+    embeddings = llava.model.vision_tower.embeddings
     # Whole modules are moved where possible: each goes on sharing one config object with its layers.
     model.model.vision_tower.encoder = reduce_encoder(llava.model.vision_tower, depth=config.vision_depth)
     model.model.multi_modal_projector = llava.model.multi_modal_projector
@@ -76,10 +103,21 @@ def convert_llava(
     for name in config.patch_embeds:
         patch_embed = model.model.vision_tower.patch_embed(name)
         patch_embed.to_empty(device=parameter.device)
-        patch_embed.reset_parameters()
         patch_embed.to(parameter.dtype)
+        if init == "inflate":
+            inflate_patch_embed(patch_embed, embeddings=embeddings)
+        else:
+            patch_embed.reset_parameters()
     model.generation_config = llava.generation_config
     return model.train(llava.training), _account(source, model)
+
+
+def _config_from(llava: Llava, modalities: Mapping[str, PatchEmbedConfig]) -> UmbrellaConfig:
+    settings = {name: getattr(llava.config, name) for name in KEPT_SETTINGS}
+    # There is no class token among the patches of a volume, so there is none to leave out.
+    settings |= {"modalities": dict(modalities), "vision_feature_select_strategy": "full"}
+    old: Any = llava.config
+    return UmbrellaConfig(vision_config=old.vision_config.to_dict(), text_config=old.text_config.to_dict(), **settings)
 
 
 def _account(source: Mapping[str, torch.Tensor], model: UmbrellaForConditionalGeneration) -> LlavaConversion:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -174,13 +174,20 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
 
     @classmethod
     def from_llava(
-        cls, name_or_path: str, *, modalities: Mapping[str, PatchEmbedConfig], **kwargs: Any
+        cls,
+        name_or_path: str,
+        *,
+        modalities: Mapping[str, PatchEmbedConfig],
+        init: Literal["inflate", "random"] = "inflate",
+        **kwargs: Any,
     ) -> UmbrellaForConditionalGeneration:
         """Starts from a pretrained LLaVA: its encoder layers, projector and language model, with new patch embeds.
 
         Args:
-            name_or_path: A LLaVA checkpoint, as for `LlavaForConditionalGeneration.from_pretrained`.
+            name_or_path: A LLaVA, LLaVA-NeXT or LLaVA-OneVision checkpoint with a SigLIP or CLIP tower.
             modalities: Patch embeds by modality; their order is the order of the tags.
+            init: `inflate` starts the patch embeds from the checkpoint's 2-D filter and positions, `random` from
+                nothing.
             **kwargs: For `LlavaForConditionalGeneration.from_pretrained` (dtype, attn_implementation, ...).
 
         Returns:
@@ -188,7 +195,7 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
         """
         from umbrella_model.from_llava import load_llava
 
-        return load_llava(name_or_path, modalities=modalities, **kwargs)
+        return load_llava(name_or_path, modalities=modalities, init=init, **kwargs)
 
     def num_image_tokens(self, modality: str) -> int:
         """Tokens, and so positions in `input_ids`, of one scan of a modality."""
