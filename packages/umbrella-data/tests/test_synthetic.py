@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,20 @@ def test_make_demo_cohort_reuses_what_is_finished_and_redoes_what_is_not(tmp_pat
     make(seed=1, num_train=1)
     assert len(list((tmp_path / "c").glob("sub-*"))) == 2
     assert contents() != first
+
+
+def test_make_demo_cohort_is_made_once_when_two_ask_at_once(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+
+    def ask() -> None:
+        make_demo_cohort(tmp_path, num_train=3, num_test=1, seed=0, progress=lambda *step: calls.append(step))
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_make_demo_cohort_leaves_a_folder_of_something_else_alone(tmp_path: Path) -> None:

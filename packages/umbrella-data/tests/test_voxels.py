@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from typing import Any
 
 import nibabel as nib
@@ -86,3 +87,22 @@ def test_read_voxels_ignores_bad_frames_when_outside_of_the_window(nifti: Any, r
     path = nifti.write(series)
     np.testing.assert_array_equal(read_voxels(path, rank=4, window=(1, 2)).frames[1], series[..., 2])
     assert reason_of(path, rank=4) == ScanReason.NON_FINITE
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+def test_read_voxels_raises_nothing_untyped_when_headers_are_random(nifti: Any, random_voxels: Any, name: str) -> None:
+    whole = nifti.write(random_voxels(5, 6, 7, 4), "whole.nii").read_bytes()
+    path = nifti.folder / name
+    rng = np.random.default_rng(0)
+    outcomes = {"read": 0, "refused": 0}
+    for _ in range(200):
+        content = bytearray(whole)
+        for position in rng.integers(0, 352, size=int(rng.integers(1, 6))):
+            content[position] = int(rng.integers(0, 256))
+        path.write_bytes(gzip.compress(content, compresslevel=1) if name.endswith(".gz") else content)
+        try:
+            read_voxels(path, rank=4)
+            outcomes["read"] += 1
+        except ScanError:
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 20

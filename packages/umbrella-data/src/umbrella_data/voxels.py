@@ -55,20 +55,7 @@ def read_voxels(
     with open_scan(path) as scan:
         header = scan.header
         check_rank(header, rank=rank, path=scan.path)
-        first, count = window if window is not None else (0, header.num_frames)
-        if first < 0 or count < 1 or first + count > header.num_frames:
-            raise ScanError(
-                f"frames {first} to {first + count - 1} were asked for; the series has {header.num_frames}",
-                path=scan.path,
-                reason=ScanReason.WINDOW,
-            )
-        if count * math.prod(header.shape[:3]) > max_voxels:
-            raise ScanError(
-                f"{count * math.prod(header.shape[:3])} voxels (shape {header.shape}) are more than "
-                f"max_voxels = {max_voxels}",
-                path=scan.path,
-                reason=ScanReason.TOO_LARGE,
-            )
+        first, count = _checked_window(header, window, max_voxels=max_voxels, path=scan.path)
         reorientation = Reorientation(header.affine, path=scan.path)
         stored = scan.read_frames(first, count)
         frames = _real_values(reorientation.view(stored), header)
@@ -79,6 +66,27 @@ def read_voxels(
         spacing=reorientation.spacing(header.spacing),
         header=header,
     )
+
+
+def _checked_window(
+    header: ScanHeader, window: tuple[int, int] | None, *, max_voxels: int, path: str
+) -> tuple[int, int]:
+    """First frame and number of frames to read, refused where they are not there or too many."""
+    first, count = window if window is not None else (0, header.num_frames)
+    if first < 0 or count < 1 or first + count > header.num_frames:
+        raise ScanError(
+            f"frames {first} to {first + count - 1} were asked for; the series has {header.num_frames}",
+            path=path,
+            reason=ScanReason.WINDOW,
+        )
+    num_voxels = count * math.prod(header.shape[:3])
+    if num_voxels > max_voxels:
+        raise ScanError(
+            f"{num_voxels} voxels (shape {header.shape}) are more than max_voxels = {max_voxels}",
+            path=path,
+            reason=ScanReason.TOO_LARGE,
+        )
+    return first, count
 
 
 def check_rank(header: ScanHeader, *, rank: int, path: str) -> None:
