@@ -27,7 +27,7 @@ def test_num_image_tokens_is_the_number_of_patches(make_model):
 
 
 def test_loss_is_the_mean_over_supervised_tokens_and_follows_num_items_in_batch(make_model, make_batch):
-    model, batch = make_model(), make_batch(*ROWS)
+    model, batch = make_model().eval(), make_batch(*ROWS)
     out = model(**batch)
     expected = F.cross_entropy(out.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
     torch.testing.assert_close(out.loss, expected)
@@ -94,7 +94,7 @@ def test_tied_embeddings_are_one_tensor_and_stay_so_when_resized(make_model, mak
     assert model.lm_head.weight is model.get_input_embeddings().weight
     model.resize_token_embeddings(80)
     assert model.lm_head.weight is model.get_input_embeddings().weight
-    assert model(**make_batch(*ROWS)).logits.shape[-1] == 80
+    assert model(**make_batch(*ROWS)).supervised_logits.shape[-1] == 80
     assert model.config.text_config.vocab_size == 80
 
 
@@ -120,7 +120,7 @@ def test_resized_embeddings_take_a_new_image_token(make_model, make_batch):
 def test_bfloat16_model_trains_on_float32_volumes(make_model, make_batch):
     model = make_model().bfloat16()
     out = model(**make_batch(*ROWS))
-    assert out.logits.dtype == torch.bfloat16
+    assert out.supervised_logits.dtype == torch.bfloat16
     (out.loss + sum(out.dummy_terms.values())).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 

@@ -70,7 +70,7 @@ def test_a_scan_of_another_sample_changes_the_answer(make_model, make_batch):
 
 
 def test_the_gradient_of_an_answer_reaches_the_scans_of_its_own_sample_alone(make_model, make_batch):
-    model, batch = make_model(), make_batch(*MIXED_ROWS)
+    model, batch = make_model().eval(), make_batch(*MIXED_ROWS)
     volumes = batch["pixel_values"]["T1"].requires_grad_()
     for i, own in enumerate([[], [0], [1], [2, 3]]):
         (grad,) = torch.autograd.grad(model(**batch).logits[i, -1].sum(), volumes)

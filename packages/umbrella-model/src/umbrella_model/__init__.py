@@ -9,6 +9,7 @@ from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
 from umbrella_model.modeling import UmbrellaForConditionalGeneration, UmbrellaModel
 from umbrella_model.outputs import UmbrellaCausalLMOutput
 from umbrella_model.patch_embed import SeriesPatchEmbed, VolumePatchEmbed
+from umbrella_model.supervision import supervised_index
 from umbrella_model.trainable import parameter_table, set_trainable
 
 AutoConfig.register(UmbrellaConfig.model_type, UmbrellaConfig, exist_ok=True)
@@ -25,4 +26,5 @@ __all__ = [
     "VolumePatchEmbed",
     "parameter_table",
     "set_trainable",
+    "supervised_index",
 ]

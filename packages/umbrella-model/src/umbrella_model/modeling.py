@@ -17,6 +17,8 @@ from umbrella_model.outputs import UmbrellaCausalLMOutput, UmbrellaModelOutput
 from umbrella_model.patch_embed import PatchEmbed
 from umbrella_model.sharding import is_sharded
 from umbrella_model.splice import splice_features
+from umbrella_model.supervision import gather_supervised
+from umbrella_model.supervision import supervised_index as find_supervised
 from umbrella_model.vision_tower import UmbrellaVisionTower
 
 
@@ -219,6 +221,7 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
         modality_ids: Tensor | None = None,
         pixel_values: Mapping[str, Tensor] | None = None,
         labels: Tensor | None = None,
+        supervised_index: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> UmbrellaCausalLMOutput:
@@ -233,11 +236,15 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
             modality_ids: Shape (B, L); 0 is text, i+1 the i-th modality.
             pixel_values: For each modality present, shape (N_m, C, X, Y, Z) or (N_m, C, X, Y, Z, T).
             labels: Shape (B, L), -100 where no loss is taken.
+            supervised_index: Positions that carry loss, from `umbrella_model.supervised_index(labels)`; logits are then
+                computed at these alone. A model that trains on the CPU finds them itself; on a GPU it would have to
+                wait for the device, and computes all logits without them.
             logits_to_keep: As in Hugging Face's models: how many last positions get logits (0 is all).
             **kwargs: For the language model and the loss (`num_items_in_batch`).
 
         Returns:
-            Loss, logits and, while training, the dummy terms of absent modalities.
+            Loss, logits and, while training, the dummy terms of absent modalities. Where only supervised positions
+            were computed, `logits` is None and `supervised_logits` has them.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -249,21 +256,34 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
             pixel_values=pixel_values,
             **kwargs,
         )
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, keep, :])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
-            )
+        loss = logits = supervised_logits = None
+        hidden_states = outputs.last_hidden_state
+        if labels is not None and self.training and supervised_index is None and labels.device.type == "cpu":
+            supervised_index = find_supervised(labels)
+        if labels is not None and supervised_index is not None:
+            chosen, targets = gather_supervised(hidden_states, labels, supervised_index)
+            supervised_logits = self.lm_head(chosen)
+            loss = self._loss(supervised_logits, shift_labels=targets, **kwargs)
+        else:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden_states[:, keep, :])
+            if labels is not None:
+                loss = self._loss(logits, labels=labels, **kwargs)
         return UmbrellaCausalLMOutput(
             loss=loss,
             logits=logits,
+            supervised_logits=supervised_logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             dummy_terms=outputs.dummy_terms,
         )
+
+    def _loss(self, logits: Tensor, *, labels: Tensor | None = None, **kwargs: Any) -> Tensor:
+        loss: Tensor = self.loss_function(
+            logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+        )
+        return loss
 
     @torch.no_grad()
     def generate(  # type: ignore[override]  # Hugging Face calls the first argument "inputs", and takes any other
