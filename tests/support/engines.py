@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from toy import ORDER, ToyDataset, build_collator, build_model
 from torch.utils.data import DataLoader
+from toy import ORDER, ToyDataset, build_collator, build_model
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 

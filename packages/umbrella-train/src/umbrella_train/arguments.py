@@ -32,6 +32,9 @@ def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = Fals
         RunError: The number of processes is not the one that was launched, or not the one that the config asks for.
     """
     section = config.trainer.model_dump(exclude=_OWN_FIELDS)
+    if "activation_checkpointing" in TrainingArguments.__dataclass_fields__:
+        # The newer name of the same thing.
+        section["activation_checkpointing"] = section.pop("gradient_checkpointing")
     # Without an accelerator this must be said, or two ranks under torchrun each believe to be alone.
     section["use_cpu"] = section["use_cpu"] or not torch.cuda.is_available()
     section["eval_strategy"] = "no" if section["eval_steps"] is None else "steps"

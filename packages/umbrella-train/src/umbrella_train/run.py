@@ -50,20 +50,18 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
         RunError: The launch does not fit the config, or there is no checkpoint to go on from.
     """
     hf_logging.disable_progress_bar()
-    arguments = build_arguments(config, output_dir=config.output_dir / config.name, dry_run=dry_run)
-    _keep_trackers_private(config)
-    sources = prepare_sources(config)
-    parts = build_parts(config)
-    trainer = _build_trainer(config, arguments, parts, sources)
     if dry_run:
         with tempfile.TemporaryDirectory() as scratch:
-            arguments.output_dir = scratch
-            trainer.add_callback(DryRunTable(trainer))
-            trainer.train()
+            _try_out(config, Path(scratch))
         return None
+    arguments = build_arguments(config, output_dir=config.output_dir / config.name)
+    _keep_trackers_private(config)
     checkpoint = None if resume is None else _find_checkpoint(config, resume)
+    sources = prepare_sources(config)
+    parts = build_parts(config)
     folder = _open_folder(config, checkpoint)
     arguments.output_dir = str(folder.path)
+    trainer = _build_trainer(config, arguments, parts, sources)
     trainer.add_callback(MetricsFile(folder))
     trainer.add_callback(ProgressBar())
     if config.report.pictures and trainer.is_world_process_zero():
@@ -120,6 +118,14 @@ def evaluate_run(
     scope = _Scope(config, parts, folder, device=device, step=None if manifests else -1)
     parts.model.to(device=device)
     return _evaluate(scope, evaluation, model=parts.model)
+
+
+def _try_out(config: RunConfig, scratch: Path) -> None:
+    """Two steps whose only result is the table."""
+    arguments = build_arguments(config, output_dir=scratch, dry_run=True)
+    trainer = _build_trainer(config, arguments, build_parts(config), prepare_sources(config))
+    trainer.add_callback(DryRunTable(trainer))
+    trainer.train()
 
 
 def _build_trainer(config: RunConfig, arguments: TrainingArguments, parts: Parts, sources: Sources) -> UmbrellaTrainer:

@@ -1,0 +1,61 @@
+"""Two gloo ranks with another modality on each, through the real trainer, model and collator."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from engines import Case, run_case
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).parent / "support" / "engines.py"
+CASES = [
+    Case("different", "different", steps=20),
+    Case("random", "random", steps=6),
+    Case("text", "text", steps=4),
+    Case("accumulated", "random", steps=4, accumulation=2),
+    Case("off", "different", steps=4, dummy_loss={"enabled": False}),
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "cases.json").write_text(json.dumps([asdict(case) for case in CASES]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run(
+        [*command, str(SCRIPT), str(folder / "cases.json"), str(folder)],
+        check=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES[:-1], ids=lambda case: case.name)
+def test_two_ranks_equal_one_process_when_modalities_differ(case, results, tmp_path):
+    first, second = (load_file(results / f"{case.name}-{rank}.safetensors") for rank in (0, 1))
+    for rank in (0, 1):
+        assert json.loads((results / f"{case.name}-{rank}.json").read_text())["error"] is None
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert run_case(case, output=tmp_path, simulated_world_size=2)["error"] is None
+    reference = load_file(tmp_path / f"{case.name}-0.safetensors")
+    assert max((first[name] - reference[name]).abs().max().item() for name in first) < 1e-6
+
+
+def test_ddp_fails_and_says_why_when_dummy_loss_is_off(results):
+    error = json.loads((results / "off-0.json").read_text())["error"]
+    assert error is not None
+    assert "dummy_loss.enabled: true" in error
+
+
+def test_log_tells_active_and_inactive_apart_when_a_modality_is_absent(results):
+    row = json.loads((results / "different-0.json").read_text())["log"][0]
+    assert row["grad/[rsfMRI]/vision_tower.rsfMRI_patch_embed.proj"] > 1e-4
+    assert row["grad/[inactive]/vision_tower.dMRI_patch_embed"] == pytest.approx(1e-7, rel=1e-4)
