@@ -16,7 +16,7 @@ from umbrella_train.run_folder import RunFolder
 
 
 class StepSeed(TrainerCallback):
-    """Seeds torch from (seed, step, rank) before every step, so that a resumed run draws the dropout of an unbroken one."""
+    """Seeds torch from (seed, step, rank) before every step: a resumed run draws the dropout of an unbroken one."""
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
