@@ -116,8 +116,8 @@ def evaluate_run(
     if not evaluation:
         raise RunError(f"{run_folder}: the run has no evaluation manifests; name one with --manifest")
     scope = _Scope(config, parts, folder, device=device, step=None if manifests else -1)
-    parts.model.to(device=device)
-    return _evaluate(scope, evaluation, model=parts.model)
+    model: torch.nn.Module = parts.model
+    return _evaluate(scope, evaluation, model=model.to(device))
 
 
 def _try_out(config: RunConfig, scratch: Path) -> None:

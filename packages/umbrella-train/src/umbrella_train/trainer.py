@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -234,7 +235,7 @@ class UmbrellaTrainer(Trainer):
             total.add(outputs.loss, inputs)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         metrics, num_samples = total.reduce(prefix=metric_key_prefix)
-        return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=num_samples)
+        return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=num_samples)
 
     # ---- saving ----
 
