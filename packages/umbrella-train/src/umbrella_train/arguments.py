@@ -15,7 +15,7 @@ from umbrella_train.errors import RunError
 logger = logging.getLogger(__name__)
 
 # Fields of the section that are ours, not Hugging Face's.
-_OWN_FIELDS = {"world_size", "parity_every"}
+_OWN_FIELDS = {"world_size"}
 
 
 def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = False) -> TrainingArguments:

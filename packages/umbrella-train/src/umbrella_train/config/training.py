@@ -20,12 +20,10 @@ class DummyLossConfig(Section):
     """unit: sum of the parameters / sqrt(N); sum: their plain sum, whose gradient grows with sqrt(N)."""
     absent: Literal["update", "hold"] = "update"
     """update: the optimiser takes the tiny step; hold: a modality that no rank saw is not touched at all."""
-    gradient_scale: Literal["mean", "present"] = "mean"
-    """mean: gradients are averaged over all tokens; present: over the tokens of samples that hold the modality."""
 
 
 class TrainerConfig(Section):
-    """Training knobs, named and meant exactly as in transformers' TrainingArguments, but for the last two."""
+    """Training knobs, named and meant exactly as in transformers' TrainingArguments, but for the last."""
 
     max_steps: int = -1
     """Optimiser steps; -1: as num_train_epochs says."""
@@ -89,8 +87,6 @@ class TrainerConfig(Section):
     """Trackers besides metrics.jsonl, which is always written."""
     world_size: PositiveInt | None = None
     """Number of processes that this run is meant for; another number at the launch is an error."""
-    parity_every: NonNegativeInt = 100
-    """Steps between comparisons of the parameters over ranks; 0: never."""
 
     @model_validator(mode="after")
     def _check_combinations(self) -> TrainerConfig:
