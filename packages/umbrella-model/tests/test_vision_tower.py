@@ -185,7 +185,7 @@ def test_patch_embeds_are_named_after_their_modality(make_model):
 def sharded_model(make_model, monkeypatch):
     """A model that believes its parameters to be spread over ranks, and the calls of its tower and projector."""
     monkeypatch.setattr("umbrella_model.vision_tower.is_sharded", lambda module: True)
-    monkeypatch.setattr("umbrella_model.modeling.is_sharded", lambda module: True)
+    monkeypatch.setattr("umbrella_model.backbone.is_sharded", lambda module: True)
     model, calls = make_model(), []
     parts = {f"{name}_patch_embed": model.model.vision_tower.patch_embed(name) for name in model.config.modality_order}
     parts |= {"encoder": model.model.vision_tower.encoder, "projector": model.model.multi_modal_projector}

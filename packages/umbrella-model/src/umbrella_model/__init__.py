@@ -5,9 +5,11 @@ Importing this package registers the model with Hugging Face's Auto classes.
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
+from umbrella_model.backbone import UmbrellaModel
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
-from umbrella_model.modeling import UmbrellaForConditionalGeneration, UmbrellaModel
+from umbrella_model.modeling import UmbrellaForConditionalGeneration
 from umbrella_model.outputs import UmbrellaCausalLMOutput
+from umbrella_model.packing import pack_batch
 from umbrella_model.patch_embed import SeriesPatchEmbed, VolumePatchEmbed
 from umbrella_model.supervision import supervised_index
 from umbrella_model.trainable import parameter_table, set_trainable
@@ -24,6 +26,7 @@ __all__ = [
     "UmbrellaForConditionalGeneration",
     "UmbrellaModel",
     "VolumePatchEmbed",
+    "pack_batch",
     "parameter_table",
     "set_trainable",
     "supervised_index",

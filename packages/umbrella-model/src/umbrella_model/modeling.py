@@ -7,124 +7,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 from transformers.cache_utils import Cache
-from transformers.models.llava.modeling_llava import LlavaModel, LlavaMultiModalProjector, LlavaPreTrainedModel
 
+from umbrella_model.backbone import UmbrellaModel, UmbrellaPreTrainedModel
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
 from umbrella_model.loading import check_loaded_keys
-from umbrella_model.outputs import UmbrellaCausalLMOutput, UmbrellaModelOutput
-from umbrella_model.patch_embed import PatchEmbed
-from umbrella_model.sharding import is_sharded
-from umbrella_model.splice import splice_features
+from umbrella_model.outputs import UmbrellaCausalLMOutput
 from umbrella_model.supervision import gather_supervised
 from umbrella_model.supervision import supervised_index as find_supervised
-from umbrella_model.vision_tower import UmbrellaVisionTower
-
-
-class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
-    """Loading, saving and initialisation, as of LLaVA; patch embeds start as they say themselves."""
-
-    config: UmbrellaConfig
-    config_class = UmbrellaConfig
-    _no_split_modules = ["VolumePatchEmbed", "SeriesPatchEmbed"]  # noqa: RUF012  (Hugging Face's form)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, PatchEmbed):
-            module.reset_parameters()
-
-
-class UmbrellaModel(UmbrellaPreTrainedModel, LlavaModel):
-    """Vision tower, projector and language model, without the language-model head."""
-
-    def __init__(self, config: UmbrellaConfig) -> None:
-        # LLaVA's own __init__ would build a 2-D tower only to throw it away.
-        super(LlavaModel, self).__init__(config)
-        self.vision_tower = UmbrellaVisionTower(config)
-        self.multi_modal_projector = LlavaMultiModalProjector(config)
-        self.language_model = AutoModel.from_config(config.text_config)
-        self.post_init()
-
-    def embed(
-        self,
-        input_ids: Tensor,
-        *,
-        modality_ids: Tensor | None = None,
-        pixel_values: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Token embeddings with the scans' features in their places.
-
-        Args:
-            input_ids: Shape (B, L).
-            modality_ids: Shape (B, L), or None for text alone.
-            pixel_values: Volumes of each modality present.
-
-        Returns:
-            Embeddings of shape (B, L, H) and the dummy terms of absent modalities.
-
-        Raises:
-            ValueError: Scans without tags, or tags and scans that differ in number.
-        """
-        if pixel_values and modality_ids is None:
-            raise ValueError("pixel_values came without modality_ids: the positions of the scans are unknown")
-        inputs_embeds: Tensor = self.get_input_embeddings()(input_ids)
-        learns = self.training and torch.is_grad_enabled()
-        # Under a sharded engine another rank may hold scans: every rank then has to make the tower's collective calls.
-        if modality_ids is None and not learns and not is_sharded(self.vision_tower):
-            return inputs_embeds, {}
-        projector_learns = any(parameter.requires_grad for parameter in self.multi_modal_projector.parameters())
-        vision = self.vision_tower(pixel_values, keep_in_graph=projector_learns)
-        features, idle = self._project(vision.features, vision.idle)
-        if modality_ids is not None:
-            order = self.vision_tower.modality_order
-            inputs_embeds = splice_features(inputs_embeds, features, modality_ids, modality_order=order)
-        if idle is not None:
-            # The sum over an empty slice is an exact zero with a gradient of exact zeros: unlike a product with 0, it
-            # cannot turn an infinite activation into NaN.
-            inputs_embeds = inputs_embeds + idle[:0].sum().to(inputs_embeds.dtype)
-        return inputs_embeds, vision.dummy_terms
-
-    def _project(self, features: dict[str, Tensor], idle: list[Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
-        """One projector call for everything, so that the number of calls does not depend on the batch."""
-        parts = [*features.values(), *idle]
-        if not parts:
-            return {}, None
-        flat = [part.reshape(-1, part.shape[-1]) for part in parts]
-        projected = self.multi_modal_projector(torch.cat(flat)).split([len(part) for part in flat])
-        named = {
-            name: tokens.view(*features[name].shape[:2], -1) for name, tokens in zip(features, projected, strict=False)
-        }
-        return named, torch.cat(projected[len(features) :]) if idle else None
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        modality_ids: Tensor | None = None,
-        pixel_values: Mapping[str, Tensor] | None = None,
-        **kwargs: Any,
-    ) -> UmbrellaModelOutput:
-        """Runs tower and language model; exactly one of `input_ids` and `inputs_embeds` is given."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        dummy_terms: dict[str, Tensor] = {}
-        if input_ids is not None and past_key_values is not None and modality_ids is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)  # a step of decoding: the scans are in the cache
-        elif input_ids is not None:
-            inputs_embeds, dummy_terms = self.embed(input_ids, modality_ids=modality_ids, pixel_values=pixel_values)
-        kwargs["return_dict"] = True
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            **kwargs,
-        )
-        return UmbrellaModelOutput(**outputs, dummy_terms=dummy_terms)
 
 
 class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditionalGeneration):

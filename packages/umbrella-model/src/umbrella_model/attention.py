@@ -1,0 +1,119 @@
+"""Attention `varlen`: packed sequences without padding, and no question to the device where the answer is known.
+
+Hugging Face's own `sdpa` path looks at the padding mask in every forward, which makes the host wait for the GPU, and
+gives packed sequences a dense block mask, several times the work. Choose this one with `attn_implementation="varlen"`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+VARLEN = "varlen"
+_VARLEN_OPTIONS = inspect.signature(varlen_attn).parameters
+
+
+def no_mask(like: Tensor) -> Tensor:
+    """An empty 4-D mask: transformers hands it on as it is, and `varlen` takes it for plain causal attention."""
+    return torch.empty(1, 1, 0, 0, dtype=torch.bool, device=like.device)
+
+
+def check_right_padding(attention_mask: Tensor) -> None:
+    """Refuses padding on the left, where causal attention would see it (on a GPU by an asynchronous assertion).
+
+    Args:
+        attention_mask: Shape (B, L).
+
+    Raises:
+        ValueError: A row is padded on the left or within.
+    """
+    fits = (attention_mask[:, 1:] <= attention_mask[:, :-1]).all()
+    if attention_mask.device.type != "cpu":
+        torch._assert_async(fits, "training batches must be padded on the right")
+    elif not fits:
+        raise ValueError(
+            'training with attn_implementation="varlen" takes batches padded on the right: padding_side="right"'
+        )
+
+
+def varlen_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention in the form of transformers' `AttentionInterface`.
+
+    Args:
+        module: The attention layer.
+        query: Shape (B, heads, L, D).
+        key: Shape (B, key heads, L, D).
+        value: As `key`.
+        attention_mask: A 4-D mask, or None or an empty one for plain causal attention.
+        cu_seq_lens_q: For packed sequences (B = 1), where each begins and the last ends: int32, (sequences + 1,).
+        max_length_q: The longest of them.
+        **kwargs: As transformers passes them.
+
+    Returns:
+        Shape (B, L, heads, D), and None for the weights.
+    """
+    if attention_mask is not None and attention_mask.numel() == 0:
+        attention_mask = None
+    if cu_seq_lens_q is None:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return output, None
+    if kwargs.get("sliding_window") is not None or kwargs.get("dropout"):
+        raise ValueError("packed sequences are not supported with a sliding window or with attention dropout")
+    assert max_length_q is not None
+    scale: float | None = kwargs.get("scaling")
+    packed = tuple(tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+    if query.device.type == "cpu":
+        output = _attend_one_by_one(*packed, ends=cu_seq_lens_q.tolist(), scale=scale)
+    else:
+        output = _attend_in_one_kernel(*packed, cu_seq_lens=cu_seq_lens_q, longest=max_length_q, scale=scale)
+    return output.unsqueeze(0), None
+
+
+def _attend_one_by_one(query: Tensor, key: Tensor, value: Tensor, *, ends: list[int], scale: float | None) -> Tensor:
+    """Each sequence by itself; tensors of shape (T, heads, D)."""
+    outputs = []
+    for begin, end in pairwise(ends):
+        q, k, v = (tensor[begin:end].transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        outputs.append(attended.squeeze(0).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def _attend_in_one_kernel(
+    query: Tensor, key: Tensor, value: Tensor, *, cu_seq_lens: Tensor, longest: int, scale: float | None
+) -> Tensor:
+    """All sequences in one call of torch's flash kernel, in bfloat16 or float16; tensors of shape (T, heads, D)."""
+    options: dict[str, Any] = {"scale": scale} if "scale" in _VARLEN_OPTIONS else {}
+    # The argument for causal attention and that for grouped heads differ between versions of torch.
+    options |= {"window_size": (-1, 0)} if "window_size" in _VARLEN_OPTIONS else {"is_causal": True}
+    if "enable_gqa" in _VARLEN_OPTIONS:
+        options["enable_gqa"] = query.shape[1] != key.shape[1]
+    else:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    output = varlen_attn(query, key, value, cu_seq_lens, cu_seq_lens, longest, longest, **options)
+    assert isinstance(output, Tensor)
+    return output
+
+
+AttentionInterface.register(VARLEN, varlen_attention)
+AttentionMaskInterface.register(VARLEN, sdpa_mask)

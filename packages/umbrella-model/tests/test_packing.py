@@ -1,0 +1,129 @@
+"""Packed rows: the same loss and gradients as padded ones, and nothing seen of a neighbour."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from umbrella_model import pack_batch, supervised_index
+
+ROWS = ((3, "T1", 2), (1, "dMRI", "rsfMRI", 1, "T1", 3), (6,), (2, "T1", "T1", 4))
+
+
+def step(model, batch):
+    out = model(**batch)
+    grads = torch.autograd.grad(out.loss + sum(out.dummy_terms.values()), list(model.parameters()))
+    return out, grads
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_packed_batch_holds_every_token_once_in_reading_order(make_batch, side):
+    batch = make_batch(*ROWS, padding_side=side)
+    packed = pack_batch(batch)
+    mask = batch["attention_mask"].bool()
+    lengths = [9, 19, 6, 14]
+    for key in ("input_ids", "modality_ids"):
+        assert packed[key][0].tolist() == batch[key][mask].tolist()
+    assert packed["position_ids"][0].tolist() == [i for length in lengths for i in range(length)]
+    assert packed["cu_seq_lens_q"].tolist() == [0, 9, 28, 34, 48]
+    assert packed["cu_seq_lens_q"].dtype == torch.int32
+    assert packed["max_length_q"] == packed["max_length_k"] == 19
+    assert packed["pixel_values"] is batch["pixel_values"]
+    assert "attention_mask" not in packed
+
+
+def test_the_first_token_of_a_conversation_is_never_a_target(make_batch):
+    batch = make_batch((3,), (3,))
+    batch["labels"] = batch["input_ids"].clone()
+    packed = pack_batch(batch, supervised_multiple_of=8)
+    assert (packed["labels"][0] == -100).nonzero().flatten().tolist() == [0, 3]
+    assert packed["supervised_index"].tolist() == [0, 1, 3, 4, -1, -1, -1, -1]
+
+
+@pytest.mark.parametrize("implementation", ["varlen", "sdpa", "eager"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_equals_padded(make_model, make_batch, implementation, checkpointing):
+    batch = make_batch(*ROWS)
+    reference, expected = step(make_model(), batch)
+    model = make_model()
+    model.set_attn_implementation(implementation)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    out, grads = step(model, pack_batch(batch))
+    torch.testing.assert_close(out.loss, reference.loss, atol=1e-5, rtol=1e-5)
+    for grad, other in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("implementation", ["varlen", "sdpa"])
+def test_a_conversation_sees_nothing_of_its_neighbours(make_model, make_batch, implementation):
+    model = make_model().eval()
+    model.set_attn_implementation(implementation)
+    packed = pack_batch(make_batch(*ROWS))
+    for key in ("labels", "supervised_index"):
+        del packed[key]
+    with torch.no_grad():
+        before = model(**packed).logits[0]
+        packed["input_ids"][0, 9:11] = (packed["input_ids"][0, 9:11] + 1) % 60
+        packed["input_ids"][0, 27] = (packed["input_ids"][0, 27] + 1) % 60
+        after = model(**packed).logits[0]
+    changed = (before != after).any(dim=1)
+    assert changed[9]
+    assert not changed[:9].any()
+    assert not changed[28:].any()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_varlen_equals_sdpa_while_training(make_model, make_batch, packed):
+    batch = make_batch(*ROWS)
+    batch = pack_batch(batch) if packed else batch
+    reference, expected = step(make_model(), batch)
+    model = make_model()
+    model.set_attn_implementation("varlen")
+    out, grads = step(model, batch)
+    torch.testing.assert_close(out.loss, reference.loss, atol=1e-5, rtol=1e-5)
+    for grad, other in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, other, atol=1e-5, rtol=1e-4)
+
+
+def test_varlen_refuses_left_padding_while_training(make_model, make_batch):
+    model = make_model()
+    model.set_attn_implementation("varlen")
+    with pytest.raises(ValueError, match='padding_side="right"'):
+        model(**make_batch(*ROWS, padding_side="left"))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
+def test_varlen_generates_as_sdpa_does(make_model, make_batch, options):
+    batch = make_batch(*ROWS, padding_side="left")
+    expected = make_model().eval().generate(**batch, max_new_tokens=4, do_sample=False, **options)
+    model = make_model().eval()
+    model.set_attn_implementation("varlen")
+    assert torch.equal(model.generate(**batch, max_new_tokens=4, do_sample=False, **options), expected)
+
+
+def test_varlen_refuses_what_its_kernel_has_not(make_model, make_batch):
+    model = make_model()
+    model.set_attn_implementation("varlen")
+    model.config.text_config.attention_dropout = 0.1
+    for layer in model.model.language_model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    with pytest.raises(ValueError, match="attention dropout"):
+        model(**pack_batch(make_batch(*ROWS)))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_step_never_asks_the_device(make_model, make_batch, packed):
+    """On the meta device a tensor has no value: whatever reads one fails, as it would make the host wait on a GPU."""
+    batch = make_batch(*ROWS)
+    batch["supervised_index"] = supervised_index(batch["labels"])
+    batch = pack_batch(batch) if packed else batch
+    model = make_model().bfloat16().to("meta")
+    model.set_attn_implementation("varlen")
+    volumes = {name: volume.to("meta") for name, volume in batch.pop("pixel_values").items()}
+    tensors = {key: value.to("meta") if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    for present in (volumes, {"T1": volumes["T1"]}, {}):
+        out = model(**tensors, pixel_values=present)
+        assert out.loss.device.type == "meta"
+        (out.loss + sum(out.dummy_terms.values())).backward()
+        model.zero_grad(set_to_none=True)
