@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Builds the three wheels and imports each in a fresh environment outside the workspace that holds it and what it asks for.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+for name in data model train; do
+  uv build --quiet --wheel --package "umbrella-$name" --out-dir "$scratch/wheels"
+done
+# The workspace's pins, so that a release elsewhere does not turn this check red.
+uv run --no-sync python - "$scratch/constraints.txt" <<'PYTHON'
+import sys, tomllib
+from pathlib import Path
+
+pins = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["uv"]["constraint-dependencies"]
+Path(sys.argv[1]).write_text("\n".join(pins))
+PYTHON
+cd "$scratch"
+for name in data model train; do
+  uv venv --quiet "env-$name"
+  uv pip install --quiet --python "env-$name" --constraint constraints.txt --find-links wheels "umbrella-$name"
+  "env-$name/bin/python" - "$name" <<'PYTHON'
+import importlib, importlib.metadata, importlib.util, sys
+
+name = sys.argv[1]
+package = importlib.import_module(f"umbrella_{name}")
+assert "site-packages" in package.__file__, package.__file__
+for public in package.__all__:
+    getattr(package, public)
+others = {"data": {"model", "train"}, "model": {"data", "train"}, "train": set()}[name]
+for other in others:
+    assert importlib.util.find_spec(f"umbrella_{other}") is None, f"umbrella-{name} brought umbrella-{other} along"
+files = [str(path) for path in importlib.metadata.files(f"umbrella-{name}")]
+assert f"umbrella_{name}/py.typed" in files, "py.typed is missing"
+print(f"umbrella-{name}: {len(package.__all__)} public names")
+PYTHON
+done
+env-data/bin/umbrella-data --help >/dev/null
+for command in umbrella-train umbrella-eval umbrella-report; do env-train/bin/$command --help >/dev/null; done
