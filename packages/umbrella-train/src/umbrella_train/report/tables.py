@@ -36,7 +36,7 @@ def tiles(run: RunData) -> list[dict[str, str]]:
         {
             "name": name,
             "value": percent(run.evaluation[f"eval/accuracy/{name}"]),
-            "note": f"95 % interval {_cell(run, 'accuracy', name)[1]}",
+            "note": f"{_counts(run, name)['subjects']}, 95 % interval {_cell(run, 'accuracy', name)[1]}",
         }
         for name in question_names(run, "accuracy")
         if "/" not in name
