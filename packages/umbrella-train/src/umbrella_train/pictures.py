@@ -33,5 +33,6 @@ def draw_pictures(sources: Sequence[DatasetConfig], *, parts: Parts, config: Run
                     volume = parts.pipelines[scan.modality](scan.paths, generator=None)
                     figure = draw_volume(volume, modality=scan.modality, patch_size=modality.patch_size)
                     # The report shows two side by side: a smaller page keeps the letters readable.
-                    figure.set_size_inches(0.7 * figure.get_size_inches())
+                    width, height = figure.get_size_inches()
+                    figure.set_size_inches(0.7 * width, 0.7 * height)
                     figure.savefig(folder / f"{scan.modality}.png", dpi=160)
