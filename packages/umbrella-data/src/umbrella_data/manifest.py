@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn, overload
 
-import numpy as np
-from numpy.typing import NDArray
+from tqdm import tqdm
 
 from umbrella_data.dialects import to_canonical
 from umbrella_data.errors import ManifestError
-from umbrella_data.modality import find_modality
+from umbrella_data.manifest_index import SAVE_FROM_ROWS, open_index, save_index
+from umbrella_data.row_facts import Progress, RowFacts, collect_facts, modalities_of
 from umbrella_data.row_index import RowIndex, index_rows
-from umbrella_data.sample import Answer, Role, Sample, Scan, Turn, parse_row, scan_items
+from umbrella_data.sample import Answer, Role, Sample, Scan, Turn, parse_row
 
 __all__ = ["Answer", "Manifest", "Role", "Sample", "Scan", "Turn", "read_manifest"]
-
-_UNKNOWN = -1
 
 
 class Manifest(Sequence[Sample]):
@@ -29,15 +27,24 @@ class Manifest(Sequence[Sample]):
         path: The manifest file.
         data_root: Folder that the rows' paths are relative to, and may not leave.
         index: Where each row stands in the file.
+        facts: What is known of each row; None reads every row once when it is first asked for.
+        index_dir: Where the index is kept; None keeps that of a large manifest beside it.
     """
 
-    def __init__(self, path: Path, *, data_root: Path, index: RowIndex) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        data_root: Path,
+        index: RowIndex,
+        facts: RowFacts | None = None,
+        index_dir: Path | None = None,
+    ) -> None:
         self.path = path
         self.data_root = data_root
         self._index = index
-        self._codes: NDArray[np.int32] = np.full(len(index), _UNKNOWN, dtype=np.int32)
-        self._code_of: dict[tuple[str, ...], int] = {}
-        self._modalities_of: list[tuple[str, ...]] = []
+        self._facts = facts
+        self._index_dir = index_dir
 
     def __len__(self) -> int:
         return len(self._index)
@@ -63,12 +70,40 @@ class Manifest(Sequence[Sample]):
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
 
+    @property
+    def facts(self) -> RowFacts:
+        """Modalities and lengths of all rows. The first call reads every row once, or maps the saved index.
+
+        Raises:
+            ManifestError: With the problems of all rows that cannot be read.
+        """
+        return self.index_rows() if self._facts is None else self._facts
+
+    def index_rows(self, *, progress: Progress | None = None) -> RowFacts:
+        """Read every row once and save what is found, unless the index is there already.
+
+        A manifest of many rows is indexed in a file beside it (or in the user's cache, where nothing can be written
+        there), a small one in memory. Every process maps the same file.
+
+        Args:
+            progress: Wraps the numbers of the rows while they are read; None shows a bar on a terminal.
+
+        Raises:
+            ManifestError: With the problems of all rows that cannot be read.
+        """
+        if self._facts is None:
+            self._facts = collect_facts(len(self), read=self._readable_row, path=str(self.path),
+                                        progress=progress or self._show_progress)  # fmt: skip
+            if self._index_dir is not None or len(self) >= SAVE_FROM_ROWS:
+                saved = save_index(self.path, index=self._index, facts=self._facts, index_dir=self._index_dir)
+                self._index, self._facts = saved or (self._index, self._facts)
+        return self._facts
+
     def modalities(self, index: int) -> tuple[str, ...]:
         """The modality of each scan of a row in reading order; no scan is opened, no path looked at."""
-        code = int(self._codes[index])
-        if code == _UNKNOWN:
-            code = self._codes[index] = self._encode(self._read_modalities(index))
-        return self._modalities_of[code]
+        if self._facts is not None:
+            return self._facts.modalities(index)
+        return modalities_of(self._readable_row(index))
 
     def num_bytes(self, index: int) -> int:
         """Length of a row in the file: a cheap measure of its text."""
@@ -112,27 +147,33 @@ class Manifest(Sequence[Sample]):
     def _row(self, index: int) -> Any:
         try:
             text = self._index.read(index).decode("utf-8")
-            return to_canonical(json.loads(text, parse_constant=_refuse_constant), root=self.data_root)
+            return to_canonical(_DECODER.decode(text), root=self.data_root)
         except ValueError as error:  # includes JSONDecodeError, UnicodeDecodeError and what an adapter refuses
             raise ManifestError(self._at(index, str(error)), path=self.path) from error
 
-    def _read_modalities(self, index: int) -> tuple[str, ...]:
+    def _readable_row(self, index: int) -> Any:
+        """A canonical row whose turns and modalities can be read; its paths and its answer may still be wrong."""
+        row = self._row(index)
         try:
-            return tuple(find_modality(item["modality"]).name for item in scan_items(self._row(index)))
+            modalities_of(row)
         except (KeyError, TypeError, AttributeError, ValueError):
-            return self[index].modalities  # says all that is wrong with the row
+            self[index]  # says all that is wrong with the row
+            raise
+        return row
 
-    def _encode(self, modalities: tuple[str, ...]) -> int:
-        if modalities not in self._code_of:
-            self._code_of[modalities] = len(self._modalities_of)
-            self._modalities_of.append(modalities)
-        return self._code_of[modalities]
+    def _show_progress(self, rows: Iterable[int]) -> Iterable[int]:
+        return tqdm(rows, desc=f"indexing {self.path.name}", unit="row", delay=1, disable=None)
 
     def _at(self, index: int, problem: str) -> str:
         return f"line {self.line(range(len(self))[index])}: {problem}"
 
 
-def read_manifest(path: str | PathLike[str], *, data_root: str | PathLike[str] | None = None) -> Manifest:
+def read_manifest(
+    path: str | PathLike[str],
+    *,
+    data_root: str | PathLike[str] | None = None,
+    index_dir: str | PathLike[str] | None = None,
+) -> Manifest:
     """Open a manifest: `.jsonl` with one conversation a line, or `.json` with a list of them.
 
     The dialect of each row is known by its keys; see `umbrella_data.dialects`.
@@ -140,6 +181,7 @@ def read_manifest(path: str | PathLike[str], *, data_root: str | PathLike[str] |
     Args:
         path: The manifest.
         data_root: Folder that the paths in it are relative to; by default the manifest's own.
+        index_dir: Where its index is kept; by default beside it, and only where it has many rows.
 
     Raises:
         ManifestError: If there is no such file or folder, or no row in it. Rows are read on access: `validate()`
@@ -151,14 +193,20 @@ def read_manifest(path: str | PathLike[str], *, data_root: str | PathLike[str] |
     root = (Path(data_root) if data_root is not None else file.parent).resolve()
     if not root.is_dir():
         raise ManifestError(f"data_root {root} is no folder", path=file)
+    kept = Path(index_dir) if index_dir is not None else None
+    if (saved := open_index(file, index_dir=kept)) is not None:
+        return Manifest(file, data_root=root, index=saved[0], facts=saved[1], index_dir=kept)
     try:
         index = index_rows(file)
     except ValueError as error:
         raise ManifestError(str(error), path=file) from error
     if len(index) == 0:
         raise ManifestError("holds no rows", path=file)
-    return Manifest(file, data_root=root, index=index)
+    return Manifest(file, data_root=root, index=index, index_dir=kept)
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON value; leave the key out where there is no number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)

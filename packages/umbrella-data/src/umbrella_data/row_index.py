@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-_CHUNK_BYTES = 1 << 24
+from umbrella_data.mapped_arrays import Arrays
+
+_CHUNK_BYTES = 1 << 22
+_MAX_ROW_BYTES = (1 << 32) - 1
 _NEWLINE = ord("\n")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -19,23 +22,18 @@ class RowIndex:
 
     Args:
         path: The file.
-        starts: First byte of each row, shape (N,).
-        stops: Byte after the last of each row, shape (N,).
-        lines: Line of each row from 1, shape (N,); None where row i stands in line i + 1.
+        arrays: `starts` (N,) int64, the first byte of each row; `lengths` (N,) uint32, its bytes; and `lines` (N,)
+            int64, its line from 1, which may be left out where row i stands in line i + 1.
     """
 
-    def __init__(
-        self, path: Path, *, starts: NDArray[np.int64], stops: NDArray[np.int64], lines: NDArray[np.int64] | None
-    ) -> None:
+    def __init__(self, path: Path, *, arrays: Arrays) -> None:
         self.path = path
-        self._starts = starts
-        self._stops = stops
-        self._lines = lines
+        self.arrays = arrays
         self._file: int | None = None
         self._owner = 0
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self.arrays["starts"])
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_file": None}
@@ -46,18 +44,18 @@ class RowIndex:
 
     def line(self, index: int) -> int:
         """Line of a row, from 1."""
-        return index + 1 if self._lines is None else int(self._lines[index])
+        return int(self.arrays["lines"][index]) if "lines" in self.arrays else index + 1
 
     def num_bytes(self, index: int) -> int:
         """Length of a row in bytes."""
-        return int(self._stops[index] - self._starts[index])
+        return int(self.arrays["lengths"][index])
 
     def read(self, index: int) -> bytes:
         """The bytes of a row."""
         if self._file is None:
             self._file, self._owner = os.open(self.path, os.O_RDONLY), os.getpid()
         # pread leaves no file position behind that threads or forked workers could disturb.
-        return os.pread(self._file, self.num_bytes(index), int(self._starts[index]))
+        return os.pread(self._file, self.num_bytes(index), int(self.arrays["starts"][index]))
 
 
 def index_rows(path: Path) -> RowIndex:
@@ -80,18 +78,25 @@ def _index_lines(path: Path) -> RowIndex:
         while chunk := file.read(_CHUNK_BYTES):
             found.append(np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == _NEWLINE) + position)
             position += len(chunk)
-    newlines = np.concatenate(found) if found else np.empty(0, dtype=np.int64)
-    starts = np.concatenate([[skip], newlines + 1]).astype(np.int64)
-    stops = np.concatenate([newlines, [position]]).astype(np.int64)
-    lengths = stops - starts
+    bounds = np.concatenate([[skip - 1], *found, [position]], dtype=np.int64)
+    found.clear()
+    lengths = _to_lengths(np.diff(bounds) - 1)
+    starts = bounds[:-1] + 1
     is_row = lengths >= 1
     with path.open("rb") as file:
         for line in np.flatnonzero(lengths == 1):  # "\r" of an empty line
             file.seek(starts[line])
             is_row[line] = file.read(1) != b"\r"
-    in_order = bool(is_row[:-1].all()) and len(is_row) > 0
-    lines = None if in_order else np.flatnonzero(is_row) + 1
-    return RowIndex(path, starts=starts[is_row], stops=stops[is_row], lines=lines)
+    rows = np.flatnonzero(is_row)
+    if len(rows) == 0 or rows[-1] == len(rows) - 1:  # no gap: row i stands in line i + 1
+        return RowIndex(path, arrays={"starts": starts[: len(rows)], "lengths": lengths[: len(rows)]})
+    return RowIndex(path, arrays={"starts": starts[rows], "lengths": lengths[rows], "lines": rows + 1})
+
+
+def _to_lengths(lengths: NDArray[np.int64]) -> NDArray[np.uint32]:
+    if len(lengths) and int(lengths.max()) > _MAX_ROW_BYTES:
+        raise ValueError(f"a row of {int(lengths.max())} bytes: no conversation is that long; is this JSON Lines?")
+    return lengths.astype(np.uint32)
 
 
 def _index_json_list(path: Path) -> RowIndex:
@@ -103,7 +108,7 @@ def _index_json_list(path: Path) -> RowIndex:
         return _index_one_object(path, text, position, shift)
     if text[position : position + 1] != "[":
         raise ValueError("a .json manifest must be one list of rows, or one row; name JSON Lines .jsonl")
-    starts, stops, lines = [], [], []
+    starts, lengths, lines = [], [], []
     position = _skip_blanks(text, position + 1)
     num_bytes, num_lines, counted = shift, 1, 0
     while text[position : position + 1] not in ("]", ""):
@@ -112,7 +117,7 @@ def _index_json_list(path: Path) -> RowIndex:
         num_lines += text.count("\n", counted, position)
         row_bytes = len(text[position:stop].encode("utf-8"))
         starts.append(num_bytes)
-        stops.append(num_bytes + row_bytes)
+        lengths.append(row_bytes)
         lines.append(num_lines)
         num_bytes += row_bytes
         num_lines += text.count("\n", position, stop)
@@ -120,12 +125,7 @@ def _index_json_list(path: Path) -> RowIndex:
         position = _next_element(text, stop)
     if text[position : position + 1] != "]" or text[position + 1 :].strip():
         raise ValueError("the list of rows does not end with ']' alone; the file may be cut off")
-    return RowIndex(
-        path,
-        starts=np.array(starts, dtype=np.int64),
-        stops=np.array(stops, dtype=np.int64),
-        lines=np.array(lines, dtype=np.int64),
-    )
+    return _from_lists(path, starts, lengths, lines)
 
 
 def _index_one_object(path: Path, text: str, position: int, shift: int) -> RowIndex:
@@ -136,8 +136,16 @@ def _index_one_object(path: Path, text: str, position: int, shift: int) -> RowIn
     start = shift + len(text[:position].encode("utf-8"))
     length = len(text[position:stop].encode("utf-8"))
     line = text.count("\n", 0, position) + 1
-    starts, stops, lines = (np.array([value], dtype=np.int64) for value in (start, start + length, line))
-    return RowIndex(path, starts=starts, stops=stops, lines=lines)
+    return _from_lists(path, [start], [length], [line])
+
+
+def _from_lists(path: Path, starts: list[int], lengths: list[int], lines: list[int]) -> RowIndex:
+    arrays: Arrays = {
+        "starts": np.array(starts, dtype=np.int64),
+        "lengths": _to_lengths(np.array(lengths, dtype=np.int64)),
+        "lines": np.array(lines, dtype=np.int64),
+    }
+    return RowIndex(path, arrays=arrays)
 
 
 def _skip_blanks(text: str, position: int) -> int:

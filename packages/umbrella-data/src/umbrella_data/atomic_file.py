@@ -1,0 +1,33 @@
+"""Files that appear whole or not at all, however many processes write them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+STAGED_PREFIX = ".writing-"
+
+Buffer = bytes | bytearray | memoryview
+
+
+def write_atomically(path: Path, parts: Iterable[Buffer]) -> None:
+    """Write under a name of our own, then rename: a reader sees the whole file or none.
+
+    Args:
+        path: The file; its folder is made where it is missing.
+        parts: Its content, in order.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.parent / f"{STAGED_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+    # The mode follows the user's umask: a group that shares a folder can share what is in it.
+    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            for part in parts:
+                file.write(part)
+        staged.replace(path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,93 @@
+"""The index of a manifest on disk: offsets and facts of its rows, mapped by every process that reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from umbrella_data.mapped_arrays import DamagedArraysError, MappedArrays, write_arrays
+from umbrella_data.row_facts import RowFacts
+from umbrella_data.row_index import RowIndex
+
+logger = logging.getLogger(__name__)
+
+INDEX_VERSION = 1
+"""Raised whenever an index would hold something else, so that old ones are made again."""
+
+SAVE_FROM_ROWS = 20_000
+"""Smaller manifests are indexed in less time than it takes to wonder about a file beside them."""
+
+Identity = dict[str, Any]
+
+
+def open_index(path: Path, *, index_dir: Path | None) -> tuple[RowIndex, RowFacts] | None:
+    """The saved index of a manifest, or None where there is none that belongs to its present content.
+
+    Args:
+        path: The manifest.
+        index_dir: Where indexes are kept; None looks beside the manifest, then in the user's cache.
+    """
+    for place in _places(path, index_dir):
+        try:
+            saved = MappedArrays(place)
+        except (OSError, DamagedArraysError):
+            continue
+        if saved.facts.get("version") == INDEX_VERSION and _is_same(path, saved.facts["manifest"]):
+            return RowIndex(path, arrays=saved), RowFacts(saved, combinations=saved.facts["combinations"])
+    return None
+
+
+def save_index(
+    path: Path, *, index: RowIndex, facts: RowFacts, index_dir: Path | None
+) -> tuple[RowIndex, RowFacts] | None:
+    """Save an index, and return it as it is mapped; None where no place can be written to.
+
+    Args:
+        path: The manifest.
+        index: Its offsets.
+        facts: Its facts.
+        index_dir: Where indexes are kept; None writes beside the manifest, else to the user's cache.
+    """
+    known = {"version": INDEX_VERSION, "manifest": identify(path), "combinations": facts.combinations}
+    for place in _places(path, index_dir):
+        try:
+            write_arrays(place, {**index.arrays, **facts.arrays}, facts=known)
+        except OSError as error:
+            logger.info("the index of %s is not kept at %s: %s", path, place, error)
+            continue
+        return open_index(path, index_dir=index_dir)
+    return None
+
+
+def identify(path: Path) -> Identity:
+    """What tells one content of a file from another."""
+    status = path.stat()
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": _hash(path)}
+
+
+def cache_home() -> Path:
+    """The user's folder for what can be made again (XDG Base Directory Specification)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umbrella-data"
+
+
+def _places(path: Path, index_dir: Path | None) -> list[Path]:
+    name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32] + ".index"
+    if index_dir is not None:
+        return [index_dir / name]
+    return [path.with_name(f".{path.name}.index"), cache_home() / "indexes" / name]
+
+
+def _is_same(path: Path, identity: Identity) -> bool:
+    status = path.stat()
+    if status.st_size != identity["size"]:
+        return False
+    # A copy has another time but the same content.
+    return status.st_mtime_ns == identity["mtime_ns"] or _hash(path) == identity["sha256"]
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
