@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -15,6 +16,13 @@ from umbrella_train import cli
 from umbrella_train.config import RunConfig, load_config
 from umbrella_train.config.overrides import apply_overrides
 from umbrella_train.errors import RunError
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = logging.getLogger("umbrella_train")
+    for name in ("level", "handlers"):
+        monkeypatch.setattr(package, name, getattr(package, name))
 
 
 @pytest.fixture
@@ -72,6 +80,15 @@ def test_a_dry_run_leaves_no_folder_to_name(
     monkeypatch.setattr(run, "train", lambda config, **options: None)
     cli.train_command(["--dry-run"])
     assert capsys.readouterr().out == ""
+
+
+def test_train_shows_the_messages_of_the_run(
+    run: types.ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = logging.getLogger("umbrella_train.dry_run")
+    monkeypatch.setattr(run, "train", lambda config, **options: messages.info("step 1"))
+    cli.train_command(["--dry-run"])
+    assert capsys.readouterr().err == "step 1\n"
 
 
 def test_mistakes_end_with_one_message_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:

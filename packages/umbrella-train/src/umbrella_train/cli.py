@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -46,6 +47,7 @@ def train_command(arguments: Sequence[str] | None = None) -> None:
     def train() -> Path | None:
         from umbrella_train import run  # late: imports torch
 
+        _show_messages()
         return run.train(config, dry_run=options.dry_run, resume=options.resume)
 
     folder = _or_exit(train)
@@ -106,6 +108,13 @@ def report_command(arguments: Sequence[str] | None = None) -> None:
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False, add_help=False)
+
+
+def _show_messages() -> None:
+    """Show this package's own messages, such as the table of a dry run; other libraries keep to warnings."""
+    package = logging.getLogger("umbrella_train")
+    package.setLevel(logging.INFO)
+    package.handlers = [logging.StreamHandler(sys.stderr)]
 
 
 def _describe_keys(config: RunConfig) -> str:
