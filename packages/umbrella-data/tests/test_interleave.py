@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from umbrella_data.collator import PaddingCollator
 from umbrella_data.dataset import ConversationDataset
 from umbrella_data.interleave import InterleaveDataset
 from umbrella_data.manifest import read_manifest
+from umbrella_data.row_facts import modality_mask
 from umbrella_data.sampler import ModalityBatchSampler
 
 NUM_TOKENS = {"T1": 3, "rsfMRI": 2, "dMRI": 4}
@@ -36,6 +38,12 @@ class Numbers:
 
     def modalities(self, index):
         return self.modalities_of
+
+    def modality_masks(self, indices):
+        return np.full(len(indices), modality_mask(self.modalities_of))
+
+    def lengths(self, indices):
+        return indices
 
     def modality_sets(self):
         return frozenset([frozenset(self.modalities_of)])

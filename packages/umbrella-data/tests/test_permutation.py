@@ -65,3 +65,11 @@ def test_position_when_outside_is_refused(position):
 def test_derive_seed_tells_the_order_of_its_values():
     assert derive_seed(1, 2) != derive_seed(2, 1)
     assert 0 <= derive_seed(-1, 2**62) < 2**63
+
+
+def test_elements_at_any_positions_are_those_of_the_order():
+    order = Permutation(1000, key=5)
+    positions = np.array([999, 3, 3, 0, 512])
+    assert order.elements(positions).tolist() == [order(position) for position in positions.tolist()]
+    with pytest.raises(IndexError, match="not all within 0 to 999"):
+        order.elements(np.array([5, 1000]))

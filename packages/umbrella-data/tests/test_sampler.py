@@ -5,24 +5,27 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from umbrella_data import sampler as sampler_module
 from umbrella_data.interleave import InterleaveDataset
+from umbrella_data.row_facts import modality_mask
 from umbrella_data.sampler import ModalityBatchSampler
 
 SETS = (("T1",), ("rsfMRI",), ("dMRI",), ("T1", "dMRI"), ())
 
 
 class Modalities:
-    """A stand-in for a data set: sample i holds `SETS[codes[i]]`."""
+    """A stand-in for a data set: sample i holds `SETS[codes[i]]` and has `sizes[i]` tokens."""
 
     is_epoch_constant = True
 
-    def __init__(self, codes):
+    def __init__(self, codes, sizes=None):
         self.codes = codes
+        self.sizes = sizes
 
     def __len__(self):
         return len(self.codes)
@@ -32,6 +35,12 @@ class Modalities:
 
     def modalities(self, index):
         return SETS[self.codes[index % len(self.codes)]]
+
+    def modality_masks(self, indices):
+        return np.array([modality_mask(self.modalities(index)) for index in indices.tolist()])
+
+    def lengths(self, indices):
+        return np.array(self.sizes)[indices % len(self.codes)]
 
     def modality_sets(self):
         return frozenset(frozenset(SETS[code]) for code in self.codes)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -55,6 +57,9 @@ class ChatEncoder:
         image_token_id: The model's image token; an added token of the tokenizer.
         num_image_tokens: Positions that a scan of each modality takes.
 
+    Attributes:
+        num_image_tokens: As given.
+
     Raises:
         ValueError: If the tokenizer gives no offsets, or does not know the image token.
     """
@@ -69,10 +74,19 @@ class ChatEncoder:
         self._tokenizer = tokenizer
         self._image_token_id = image_token_id
         self._image_token = added[image_token_id].content
-        self._num_image_tokens = dict(num_image_tokens)
+        self.num_image_tokens = dict(num_image_tokens)
         self._template = ChatTemplate(tokenizer, image_token=self._image_token)
         markup = {token_id for token_id, token in added.items() if token.special} - {tokenizer.unk_token_id}
         self._markup_ids = np.array(sorted(markup | {image_token_id}), dtype=np.int64)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """A hash of all that decides how texts are tokenised; None for a tokenizer that does not tell."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        facts = [backend.to_str(), str(self._tokenizer.chat_template), str(self._tokenizer.eos_token)]
+        return hashlib.sha256("\0".join([*facts, self._image_token]).encode()).hexdigest()[:16]
 
     @property
     def end_of_turn(self) -> str:
@@ -100,6 +114,28 @@ class ChatEncoder:
         last = max((i for i, turn in enumerate(messages) if turn.role == "assistant"), default=len(messages))
         return self._encode_within(messages[:last], max_length=max_length, is_prompt=True)
 
+    def count_text_tokens(self, conversations: Sequence[Sequence[Turn]]) -> NDArray[np.int64]:
+        """The positions of whole conversations that belong to no scan, without encoding one by one: (N,).
+
+        Words that `encode` would refuse are counted all the same.
+        """
+        texts: list[str] = []
+        num_scans = np.array([sum(len(turn.scans) for turn in messages) for messages in conversations], dtype=np.int64)
+        for messages in conversations:
+            contents = [_merge_texts(turn) for turn in messages]
+            shape = _shape(messages, contents)
+            layout = self._template.layout(shape, add_generation_prompt=False)
+            texts.append(self._fill(layout, contents, shape).text)
+        return np.array([len(ids) for ids in self._encode_texts(texts)], dtype=np.int64) - num_scans
+
+    def _encode_texts(self, texts: list[str]) -> Sequence[Sized]:
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None or backend.padding is not None or backend.truncation is not None:
+            encodings: Sequence[Sized] = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+            return encodings
+        # Without offsets, and without lists of Python integers: three times as fast.
+        return cast("Sequence[Sized]", backend.encode_batch_fast(texts, add_special_tokens=False))
+
     def _encode_within(
         self, messages: Sequence[Turn], *, max_length: int | None, is_prompt: bool
     ) -> EncodedConversation:
@@ -118,10 +154,7 @@ class ChatEncoder:
 
     def _encode_all(self, messages: list[Turn], *, is_prompt: bool, num_dropped_turns: int) -> EncodedConversation:
         contents = [_merge_texts(turn) for turn in messages]
-        shape: Shape = tuple(
-            (turn.role, "".join("s" if isinstance(item, Scan) else "t" for item in content))
-            for turn, content in zip(messages, contents, strict=True)
-        )
+        shape = _shape(messages, contents)
         layout = self._template.layout(shape, add_generation_prompt=is_prompt)
         chat = self._fill(layout, contents, shape)
         encoding = self._tokenizer(chat.text, add_special_tokens=False, return_offsets_mapping=True)
@@ -181,10 +214,10 @@ class ChatEncoder:
         """Give each scan as many positions as its modality has tokens."""
         repeats = np.ones(len(ids), dtype=np.int64)
         for position, scan in zip(scan_positions, scans, strict=True):
-            if scan.modality not in self._num_image_tokens:
+            if scan.modality not in self.num_image_tokens:
                 raise ValueError(f"no number of image tokens for modality {scan.modality!r}: given are "
-                                 f"{', '.join(self._num_image_tokens) or 'none'}")  # fmt: skip
-            repeats[position] = self._num_image_tokens[scan.modality]
+                                 f"{', '.join(self.num_image_tokens) or 'none'}")  # fmt: skip
+            repeats[position] = self.num_image_tokens[scan.modality]
         starts = np.cumsum(repeats) - repeats
         return EncodedConversation(
             input_ids=torch.from_numpy(np.repeat(ids, repeats)),
@@ -219,6 +252,13 @@ def encode_prompt(
     """Encode one prompt for generation; for many, keep a `ChatEncoder`."""
     encoder = ChatEncoder(tokenizer, image_token_id=image_token_id, num_image_tokens=num_image_tokens)
     return encoder.encode_prompt(messages, max_length=max_length)
+
+
+def _shape(messages: Sequence[Turn], contents: Sequence[Sequence[Scan | str]]) -> Shape:
+    return tuple(
+        (turn.role, "".join("s" if isinstance(item, Scan) else "t" for item in content))
+        for turn, content in zip(messages, contents, strict=True)
+    )
 
 
 def _merge_texts(turn: Turn) -> list[Scan | str]:

@@ -7,14 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from umbrella_data.batching import Indices
 from umbrella_data.chat import ChatEncoder, EncodedConversation, Tokenizer
 from umbrella_data.errors import UmbrellaDataError
 from umbrella_data.manifest import Manifest
 from umbrella_data.permutation import derive_seed
+from umbrella_data.row_facts import RowFacts
 from umbrella_data.sample import Sample, Scan, Turn
+from umbrella_data.sample_lengths import measure_samples
 
 
 class ScanPipeline(Protocol):
@@ -100,6 +104,7 @@ class ConversationDataset(Dataset[Example]):
         self._seed = seed
         self._max_length = max_length
         self._augment = augment
+        self._measured: RowFacts | None = None
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -136,12 +141,34 @@ class ConversationDataset(Dataset[Example]):
         return tuple(scan.modality for scan in self._encode(index, self.sample(index).messages).scans)
 
     def modality_sets(self) -> frozenset[frozenset[str]]:
-        """The sets of modalities that samples hold; looks at every row once."""
-        return frozenset(frozenset(self.modalities(index)) for index in range(len(self)))
+        """The sets of modalities that samples hold; the first call looks at every row, unless an index is there."""
+        return self._facts.modality_sets()
+
+    def modality_masks(self, indices: Indices) -> Indices:
+        """The set of modalities of each example as a bit mask, (N,); see `umbrella_data.row_facts.modality_mask`."""
+        return self._facts.masks(indices % len(self))
 
     def num_tokens(self, index: int) -> int:
         """The length L of an example, from its text and the sizes of its scans; no scan is opened."""
         return len(self._encode(index, self.sample(index).messages).input_ids)
+
+    def lengths(self, indices: Indices) -> Indices:
+        """`num_tokens` of many examples at once, (N,). The first call measures every row, unless that was saved.
+
+        Raises:
+            ManifestError: With the problems of all rows that cannot be measured.
+        """
+        return self._measures.arrays["lengths"][indices % len(self)].astype(np.int64)
+
+    @property
+    def _facts(self) -> RowFacts:
+        return self.manifest.facts if self._max_length is None else self._measures
+
+    @property
+    def _measures(self) -> RowFacts:
+        if self._measured is None:
+            self._measured = measure_samples(self.manifest, encoder=self._encoder, max_length=self._max_length)
+        return self._measured
 
     def prompt(self, index: int, *, scans_from: int | None = None, with_scans: bool = True) -> Example:
         """The conversation up to its last assistant turn, that one left out, as generation needs it.

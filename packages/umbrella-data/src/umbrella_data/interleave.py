@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from umbrella_data.batching import Indices
 from umbrella_data.dataset import Example
 from umbrella_data.permutation import Permutation, derive_seed
 from umbrella_data.sample import Sample
@@ -34,6 +37,12 @@ class ExampleSource(Protocol):
 
     def modality_sets(self) -> frozenset[frozenset[str]]:
         """The sets of modalities that samples hold."""
+
+    def modality_masks(self, indices: Indices, /) -> Indices:
+        """The set of modalities of each sample as a bit mask."""
+
+    def lengths(self, indices: Indices, /) -> Indices:
+        """The length of each example, without opening a scan."""
 
     def sample(self, index: int) -> Sample:
         """The manifest's row."""
@@ -109,6 +118,37 @@ class InterleaveDataset(Dataset[Example]):
         part = bisect.bisect_right(self._ends, slot)
         # Draws are numbered on over the epochs, so that a part that is not drawn whole goes on where it stopped.
         return part, epoch * self._draws[part] + slot - (self._ends[part] - self._draws[part])
+
+    def locate_all(self, indices: Indices) -> tuple[NDArray[np.intp], Indices]:
+        """`locate` for many virtual indices at once.
+
+        Returns:
+            The data set of each, (N,), and the virtual index within it, (N,).
+        """
+        epochs, positions = np.divmod(indices, len(self))
+        slots = np.empty_like(positions)
+        for epoch in np.unique(epochs).tolist():
+            chosen = epochs == epoch
+            slots[chosen] = _order(len(self), derive_seed(self._seed, epoch)).elements(positions[chosen])
+        ends, draws = np.array(self._ends), np.array(self._draws)
+        parts = np.searchsorted(ends, slots, side="right")
+        return parts, epochs * draws[parts] + slots - (ends[parts] - draws[parts])
+
+    def modality_masks(self, indices: Indices) -> Indices:
+        """The set of modalities of each example as a bit mask; see `umbrella_data.row_facts.modality_mask`."""
+        return self._gather(indices, lambda dataset, children: dataset.modality_masks(children))
+
+    def lengths(self, indices: Indices) -> Indices:
+        """The length of each example; no scan is opened."""
+        return self._gather(indices, lambda dataset, children: dataset.lengths(children))
+
+    def _gather(self, indices: Indices, ask: Callable[[ExampleSource, Indices], Indices]) -> Indices:
+        parts, children = self.locate_all(indices)
+        values = np.empty(len(indices), dtype=np.int64)
+        for part in np.unique(parts).tolist():
+            chosen = parts == part
+            values[chosen] = ask(self.datasets[part], children[chosen])
+        return values
 
     def modalities(self, index: int) -> tuple[str, ...]:
         """The modality of each scan of an example in reading order; no scan is opened."""

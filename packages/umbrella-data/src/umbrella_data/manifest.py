@@ -15,7 +15,7 @@ from umbrella_data.errors import ManifestError
 from umbrella_data.manifest_index import SAVE_FROM_ROWS, open_index, save_index
 from umbrella_data.row_facts import Progress, RowFacts, collect_facts, modalities_of
 from umbrella_data.row_index import RowIndex, index_rows
-from umbrella_data.sample import Answer, Role, Sample, Scan, Turn, parse_row
+from umbrella_data.sample import Answer, Role, Sample, Scan, Turn, parse_row, parse_turns
 
 __all__ = ["Answer", "Manifest", "Role", "Sample", "Scan", "Turn", "read_manifest"]
 
@@ -44,7 +44,7 @@ class Manifest(Sequence[Sample]):
         self.data_root = data_root
         self._index = index
         self._facts = facts
-        self._index_dir = index_dir
+        self.index_dir = index_dir
 
     def __len__(self) -> int:
         return len(self._index)
@@ -94,9 +94,13 @@ class Manifest(Sequence[Sample]):
         if self._facts is None:
             self._facts = collect_facts(len(self), read=self._readable_row, path=str(self.path),
                                         progress=progress or self._show_progress)  # fmt: skip
-            if self._index_dir is not None or len(self) >= SAVE_FROM_ROWS:
-                saved = save_index(self.path, index=self._index, facts=self._facts, index_dir=self._index_dir)
-                self._index, self._facts = saved or (self._index, self._facts)
+            if self.index_dir is not None or len(self) >= SAVE_FROM_ROWS:
+                arrays = {**self._index.arrays, **self._facts.arrays}
+                combinations = self._facts.combinations
+                saved = save_index(self.path, arrays, combinations=combinations, index_dir=self.index_dir)
+                if saved is not None:
+                    self._index = RowIndex(self.path, arrays=saved)
+                    self._facts = RowFacts(saved, combinations=combinations)
         return self._facts
 
     def modalities(self, index: int) -> tuple[str, ...]:
@@ -104,6 +108,17 @@ class Manifest(Sequence[Sample]):
         if self._facts is not None:
             return self._facts.modalities(index)
         return modalities_of(self._readable_row(index))
+
+    def turns(self, index: int) -> tuple[Turn, ...]:
+        """The conversation of a row, to measure it: its paths are not looked at, and its scans have none.
+
+        Raises:
+            ManifestError: With every problem of the turns.
+        """
+        turns, problems = parse_turns(self._row(index))
+        if problems:
+            raise ManifestError([self._at(index, problem) for problem in problems], path=self.path)
+        return turns
 
     def num_bytes(self, index: int) -> int:
         """Length of a row in the file: a cheap measure of its text."""
@@ -195,7 +210,8 @@ def read_manifest(
         raise ManifestError(f"data_root {root} is no folder", path=file)
     kept = Path(index_dir) if index_dir is not None else None
     if (saved := open_index(file, index_dir=kept)) is not None:
-        return Manifest(file, data_root=root, index=saved[0], facts=saved[1], index_dir=kept)
+        facts = RowFacts(saved, combinations=saved.facts["combinations"])
+        return Manifest(file, data_root=root, index=RowIndex(file, arrays=saved), facts=facts, index_dir=kept)
     try:
         index = index_rows(file)
     except ValueError as error:

@@ -8,9 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from umbrella_data.mapped_arrays import DamagedArraysError, MappedArrays, write_arrays
-from umbrella_data.row_facts import RowFacts
-from umbrella_data.row_index import RowIndex
+from umbrella_data.mapped_arrays import Arrays, DamagedArraysError, MappedArrays, write_arrays
+from umbrella_data.row_facts import Combinations
 
 logger = logging.getLogger(__name__)
 
@@ -23,42 +22,44 @@ SAVE_FROM_ROWS = 20_000
 Identity = dict[str, Any]
 
 
-def open_index(path: Path, *, index_dir: Path | None) -> tuple[RowIndex, RowFacts] | None:
-    """The saved index of a manifest, or None where there is none that belongs to its present content.
+def open_index(path: Path, *, kind: str = "index", index_dir: Path | None) -> MappedArrays | None:
+    """What was saved about the rows of a manifest, or None where nothing belongs to its present content.
 
     Args:
         path: The manifest.
+        kind: `index` for offsets and facts, or another name for something else about the rows.
         index_dir: Where indexes are kept; None looks beside the manifest, then in the user's cache.
     """
-    for place in _places(path, index_dir):
+    for place in _places(path, kind, index_dir):
         try:
             saved = MappedArrays(place)
         except (OSError, DamagedArraysError):
             continue
         if saved.facts.get("version") == INDEX_VERSION and _is_same(path, saved.facts["manifest"]):
-            return RowIndex(path, arrays=saved), RowFacts(saved, combinations=saved.facts["combinations"])
+            return saved
     return None
 
 
 def save_index(
-    path: Path, *, index: RowIndex, facts: RowFacts, index_dir: Path | None
-) -> tuple[RowIndex, RowFacts] | None:
-    """Save an index, and return it as it is mapped; None where no place can be written to.
+    path: Path, arrays: Arrays, *, kind: str = "index", combinations: Combinations, index_dir: Path | None
+) -> MappedArrays | None:
+    """Save what is known about the rows, and return it as it is mapped; None where no place can be written to.
 
     Args:
         path: The manifest.
-        index: Its offsets.
-        facts: Its facts.
+        arrays: One entry a row.
+        kind: As for `open_index`.
+        combinations: What the codes among the arrays stand for.
         index_dir: Where indexes are kept; None writes beside the manifest, else to the user's cache.
     """
-    known = {"version": INDEX_VERSION, "manifest": identify(path), "combinations": facts.combinations}
-    for place in _places(path, index_dir):
+    known = {"version": INDEX_VERSION, "manifest": identify(path), "combinations": combinations}
+    for place in _places(path, kind, index_dir):
         try:
-            write_arrays(place, {**index.arrays, **facts.arrays}, facts=known)
+            write_arrays(place, arrays, facts=known)
         except OSError as error:
             logger.info("the index of %s is not kept at %s: %s", path, place, error)
             continue
-        return open_index(path, index_dir=index_dir)
+        return MappedArrays(place)
     return None
 
 
@@ -73,11 +74,11 @@ def cache_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umbrella-data"
 
 
-def _places(path: Path, index_dir: Path | None) -> list[Path]:
-    name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32] + ".index"
+def _places(path: Path, kind: str, index_dir: Path | None) -> list[Path]:
+    name = f"{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]}.{kind}"
     if index_dir is not None:
         return [index_dir / name]
-    return [path.with_name(f".{path.name}.index"), cache_home() / "indexes" / name]
+    return [path.with_name(f".{path.name}.{kind}"), cache_home() / "indexes" / name]
 
 
 def _is_same(path: Path, identity: Identity) -> bool:

@@ -58,7 +58,17 @@ class Permutation:
         """The elements at positions `start` to `stop - 1`: shape (stop - start,)."""
         if not 0 <= start <= stop <= self.size:
             raise IndexError(f"positions {start} to {stop} are outside of 0 to {self.size}")
-        values = self._encrypt_array(np.arange(start, stop, dtype=np.uint64))
+        return self._walk(np.arange(start, stop, dtype=np.uint64))
+
+    def elements(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The elements at any positions: shape (N,), as theirs."""
+        if positions.size and not (positions.min() >= 0 and positions.max() < self.size):
+            raise IndexError(f"positions from {positions.min()} to {positions.max()} are not all within 0 to "
+                             f"{self.size - 1}")  # fmt: skip
+        return self._walk(positions.astype(np.uint64))
+
+    def _walk(self, positions: NDArray[np.uint64]) -> NDArray[np.int64]:
+        values = self._encrypt_array(positions)
         outside = np.flatnonzero(values >= self.size)
         while outside.size:
             values[outside] = self._encrypt_array(values[outside])

@@ -13,8 +13,8 @@ from umbrella_data.mapped_arrays import Arrays
 from umbrella_data.modality import MODALITIES, find_modality
 from umbrella_data.sample import scan_items
 
-# A manifest of nothing but bad rows should not fill the screen.
-_MAX_PROBLEMS = 100
+MAX_PROBLEMS = 100
+"""A manifest of nothing but bad rows should not fill the screen."""
 
 Combinations = Sequence[tuple[str, ...]]
 Progress = Callable[[Iterable[int]], Iterable[int]]
@@ -92,7 +92,7 @@ def collect_facts(num_rows: int, *, read: Callable[[int], Any], path: str, progr
             text_bytes[number] = _count_text_bytes(row)
         except ManifestError as error:
             problems += error.problems[:1]
-            if len(problems) >= _MAX_PROBLEMS:
+            if len(problems) >= MAX_PROBLEMS:
                 problems.append("and maybe more: `umbrella-data check` lists all")
                 break
     if problems:

@@ -120,6 +120,17 @@ def parse_row(row: object, *, root: Path) -> tuple[Sample | None, list[str]]:
     return Sample(id=texts["id"], subject=texts["subject"], task=task, messages=messages, answer=answer), []
 
 
+def parse_turns(row: object) -> tuple[tuple[Turn, ...], list[str]]:
+    """Read the conversation of a canonical row and look at no path: its scans have none.
+
+    Returns:
+        The turns, and one sentence for each problem.
+    """
+    problems: list[str] = []
+    messages = row.get("messages") if isinstance(row, Mapping) else None
+    return _messages(messages, root=None, problems=problems), problems
+
+
 def resolve_inside(text: str, *, root: Path) -> Path:
     """Resolve a manifest's path under its root.
 
@@ -159,7 +170,7 @@ def _text(row: Mapping[str, Any], key: str, problems: list[str]) -> str:
     return ""
 
 
-def _messages(value: object, *, root: Path, problems: list[str]) -> tuple[Turn, ...]:
+def _messages(value: object, *, root: Path | None, problems: list[str]) -> tuple[Turn, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         problems.append("'messages' must be a list of turns, the last one the assistant's")
         return ()
@@ -174,7 +185,7 @@ def _messages(value: object, *, root: Path, problems: list[str]) -> tuple[Turn, 
     return tuple(turn for turn in turns if turn is not None)
 
 
-def _turn(message: object, *, root: Path, where: str, problems: list[str]) -> Turn | None:
+def _turn(message: object, *, root: Path | None, where: str, problems: list[str]) -> Turn | None:
     if not isinstance(message, Mapping) or message.get("role") not in ROLES:
         problems.append(f"{where} must be an object with a role of {', '.join(ROLES)}")
         return None
@@ -198,7 +209,7 @@ def _turn(message: object, *, root: Path, where: str, problems: list[str]) -> Tu
     return turn
 
 
-def _item(item: object, *, root: Path) -> Scan | str:
+def _item(item: object, *, root: Path | None) -> Scan | str:
     kind = item.get("type") if isinstance(item, Mapping) else None
     if not isinstance(item, Mapping) or kind not in ("image", "text"):
         raise ValueError(f"an item must be an object of type image or text, not {item!r:.80}")
@@ -213,6 +224,8 @@ def _item(item: object, *, root: Path) -> Scan | str:
     if not isinstance(paths, Sequence) or not paths or not all(isinstance(part, str) for part in paths):
         raise ValueError(f"an image needs a 'path', or a list of ready maps, not {path!r:.80}")
     name = find_modality(modality).name
+    if root is None:
+        return Scan(modality=name, paths=())
     return Scan(modality=name, paths=tuple(resolve_inside(part, root=root) for part in paths))
 
 

@@ -1,36 +1,41 @@
-"""Batches of virtual indices: by modality or mixed, equal numbers on every rank, each sample exactly once an epoch."""
+"""Batches of virtual indices: by modality or mixed, by count or token budget, equal numbers on every rank."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Literal, Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from umbrella_data.batching import BatchRule, Indices, cut_block, merge_to, split_to
 from umbrella_data.permutation import Permutation, derive_seed
 
 # Batches are formed within blocks of about so many shuffled samples: memory does not grow with the data set.
 BLOCK_SIZE = 65_536
 _SHUFFLE_SAMPLES, _SHUFFLE_BATCHES = 0, 1
+# Epochs that were not planned may need a few batches more than the first one did.
+_SPARE = 0.02
 
 Batch = list[int]
 
 
-class ModalitySource(Protocol):
-    """A data set that tells modalities without opening scans."""
+class BatchSource(Protocol):
+    """A data set that tells modalities and lengths without opening scans."""
 
     @property
     def is_epoch_constant(self) -> bool:
         """Whether every epoch holds the same samples."""
 
     def __len__(self) -> int: ...
-    def modalities(self, index: int) -> tuple[str, ...]:
-        """The modality of each scan in reading order."""
+    def modality_masks(self, indices: Indices, /) -> Indices:
+        """The set of modalities of each sample as a bit mask."""
 
     def modality_sets(self) -> frozenset[frozenset[str]]:
         """The sets of modalities that samples hold."""
+
+    def lengths(self, indices: Indices, /) -> Indices:
+        """Tokens of each sample; asked for by length and token budget only."""
 
 
 class ModalityBatchSampler(Sampler[list[int]]):
@@ -38,35 +43,47 @@ class ModalityBatchSampler(Sampler[list[int]]):
 
     There is one list of global batches; rank r takes numbers r, r + world_size, ... For the last batches of an epoch to
     go round, some are split, so that every rank gets the same number of batches, none of them empty, and no sample is
-    dropped or repeated. Where nothing is left to split (`batch_size` 1, say), one of the last batches holds one more.
+    dropped or repeated. Where nothing is left to split (`batch_size` 1, say), one of the last batches holds one more;
+    a token budget is never passed.
+
+    The number of batches is the same in every epoch. A batch is a function of (seed, epoch, block, its number in the
+    block): a block is some 65,536 shuffled samples, and the only thing in memory.
 
     Args:
         dataset: What the indices are for.
-        batch_size: Samples a batch and rank.
+        batch_size: Most samples a batch and rank; may be None with a token budget.
         mode: `by_modality`: all samples of a batch hold the same set of modalities; `mixed`: any.
+        by_length: Whether samples of like length stand together, so that little is padded.
+        max_tokens: Token budget: the longest sample's length times the number of samples, image tokens counted.
+        num_epochs: With a token budget, the epochs to plan for; more of them are planned for by a margin.
         seed: Seed of the order.
         rank: This process.
         world_size: Number of processes.
         shuffle: Whether samples, and batches, come in a new order each epoch.
 
     Raises:
-        ValueError: For fewer samples than ranks, or arguments out of range.
+        ValueError: For fewer samples than ranks, a sample longer than the token budget, or arguments out of range.
     """
 
     def __init__(
         self,
-        dataset: ModalitySource,
+        dataset: BatchSource,
         *,
-        batch_size: int,
+        batch_size: int | None,
         mode: Literal["by_modality", "mixed"] = "by_modality",
+        by_length: bool = False,
+        max_tokens: int | None = None,
+        num_epochs: int | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
         shuffle: bool = True,
     ) -> None:
-        if batch_size < 1 or mode not in ("by_modality", "mixed") or not 0 <= rank < world_size:
-            raise ValueError(f"batch_size {batch_size} must be at least 1, mode {mode!r} by_modality or mixed, and "
-                             f"rank {rank} below world_size {world_size}")  # fmt: skip
+        self._rule = BatchRule(batch_size=batch_size, max_tokens=max_tokens, by_length=by_length)
+        if mode not in ("by_modality", "mixed") or not 0 <= rank < world_size:
+            raise ValueError(
+                f"mode {mode!r} must be by_modality or mixed, and rank {rank} below world_size {world_size}"
+            )
         if len(dataset) < world_size:
             raise ValueError(f"{len(dataset)} samples cannot give each of {world_size} ranks a batch; use fewer ranks")
         self.dataset = dataset
@@ -78,99 +95,115 @@ class ModalityBatchSampler(Sampler[list[int]]):
         self._seed = seed
         self._shuffle = shuffle
         self._epoch = 0
+        self._first = 0
         # A multiple of the batch size, lest every block end in a short batch.
-        block = max(1, BLOCK_SIZE // batch_size) * batch_size
+        unit = batch_size if batch_size is not None and max_tokens is None else 1
+        block = max(1, BLOCK_SIZE // unit) * unit
         num_blocks = max(1, len(dataset) // block)
         self._bounds = [*range(0, num_blocks * block, block), len(dataset)]
-        self._targets = self._num_batches()
+        self._targets = self._plan(num_epochs)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration yields."""
         self._epoch = epoch
 
+    def start_at(self, batch: int) -> None:
+        """Let the next iteration begin with this rank's batch of that number; blocks before it are not formed."""
+        self._first = batch
+
     def __len__(self) -> int:
         return sum(self._targets) // self.world_size
 
     def __iter__(self) -> Iterator[Batch]:
+        start, self._first = self._first * self.world_size + self.rank, 0
         number = 0
         for block, target in enumerate(self._targets):
-            batches = self._block_batches(block, target)
-            # Of the global batches, the one at hand has this number of the block:
-            first = (self.rank - number) % self.world_size
-            yield from batches[first :: self.world_size]
+            # Of the global batches, the first one at hand has this number of the block:
+            first = start - number if start >= number else (self.rank - number) % self.world_size
+            if first < target:
+                for batch in self._block_batches(block, target)[first :: self.world_size]:
+                    yield batch.tolist()
             number += target
 
-    def _num_batches(self) -> list[int]:
-        """Batches of each block, the same in every epoch, known without looking at more than modalities."""
+    # ---- how many batches, known before training ----
+
+    def _plan(self, num_epochs: int | None) -> list[int]:
+        """Batches of each block, the same in every epoch."""
         sizes: list[int] = np.diff(self._bounds).tolist()
-        num_groups = 1
-        if self.mode == "mixed":
-            targets = [_ceil_div(size, self.batch_size) for size in sizes]
-        elif len(sizes) == 1 and self.dataset.is_epoch_constant:
-            counts = Counter(self._group(index) for index in range(sizes[0]))
-            num_groups = len(counts)
-            targets = [sum(_ceil_div(count, self.batch_size) for count in counts.values())]
-        else:
-            # How modalities fall into blocks differs by epoch. This is the most batches they can need: the blocks
-            # that need fewer have some split.
-            num_groups = len(self.dataset.modality_sets())
-            targets = [min(size, (size + num_groups * (self.batch_size - 1)) // self.batch_size) for size in sizes]
+        targets, num_groups = self._budget_targets(num_epochs) if self._rule.max_tokens else self._count_targets(sizes)
         short = -sum(targets) % self.world_size
         if targets[-1] + short > sizes[-1]:
             short -= self.world_size
-            if targets[-1] + short < num_groups:
+            if targets[-1] + short < num_groups or self._rule.max_tokens is not None:
+                remedy = "use another number of ranks, or raise max_tokens" if self._rule.max_tokens else (
+                    "use mode 'mixed' or fewer ranks")  # fmt: skip
                 raise ValueError(f"{len(self.dataset)} samples of {num_groups} sets of modalities cannot be dealt "
-                                 f"evenly to {self.world_size} ranks; use mode 'mixed' or fewer ranks")  # fmt: skip
+                                 f"evenly to {self.world_size} ranks; {remedy}")  # fmt: skip
         targets[-1] += short
         return targets
 
-    def _block_batches(self, block: int, target: int) -> list[Batch]:
-        size = len(self.dataset)
-        start, stop = self._bounds[block], self._bounds[block + 1]
-        order = np.arange(start, stop)
-        if self._shuffle:
-            key = derive_seed(self._seed, self._epoch, _SHUFFLE_SAMPLES)
-            order = Permutation(size, key=key).block(start, stop)
-        groups: dict[frozenset[str], Batch] = {}
-        for index in (order + self._epoch * size).tolist():
-            groups.setdefault(self._group(index), []).append(index)
-        batches = [
-            members[i : i + self.batch_size]
-            for members in groups.values()
-            for i in range(0, len(members), self.batch_size)
-        ]
+    def _count_targets(self, sizes: list[int]) -> tuple[list[int], int]:
+        assert self._rule.batch_size is not None
+        batch_size = self._rule.batch_size
+        if self.mode == "mixed":
+            return [_ceil_div(size, batch_size) for size in sizes], 1
+        if len(sizes) == 1 and self.dataset.is_epoch_constant:
+            _, counts = np.unique(self.dataset.modality_masks(np.arange(sizes[0])), return_counts=True)
+            return [sum(_ceil_div(count, batch_size) for count in counts.tolist())], len(counts)
+        # How modalities fall into blocks differs by epoch. This is the most batches they can need: the blocks
+        # that need fewer have some split.
+        num_groups = len(self.dataset.modality_sets())
+        return [min(size, (size + num_groups * (batch_size - 1)) // batch_size) for size in sizes], num_groups
+
+    def _budget_targets(self, num_epochs: int | None) -> tuple[list[int], int]:
+        """The most batches that each block needs in any epoch: how lengths fall into blocks differs by epoch."""
+        blocks = range(len(self._bounds) - 1)
+        is_constant = len(blocks) == 1 and self.dataset.is_epoch_constant
+        planned = 1 if is_constant or num_epochs is None or not self._shuffle else num_epochs
+        targets = [max(self._num_batches(epoch, block) for epoch in range(planned)) for block in blocks]
+        if not is_constant and num_epochs is None:
+            sizes = np.diff(self._bounds).tolist()
+            targets = [
+                min(size, target + _ceil_div(int(target * _SPARE * 100), 100) + 2)
+                for size, target in zip(sizes, targets, strict=True)
+            ]
+        return targets, len(self.dataset.modality_sets()) if self.mode == "by_modality" else 1
+
+    def _num_batches(self, epoch: int, block: int) -> int:
+        indices = self._block_indices(epoch, block)
+        return len(cut_block(self._groups(indices), self._lengths(indices), rule=self._rule)[1])
+
+    # ---- the batches of a block ----
+
+    def _block_batches(self, block: int, target: int) -> list[Indices]:
+        indices = self._block_indices(self._epoch, block)
+        groups = self._groups(indices)
+        order, bounds = cut_block(groups, self._lengths(indices), rule=self._rule)
         if self._shuffle:
             generator = np.random.default_rng(derive_seed(self._seed, self._epoch, _SHUFFLE_BATCHES, block))
-            batches = [batches[i] for i in generator.permutation(len(batches))]
+            bounds = [bounds[i] for i in generator.permutation(len(bounds))]
         else:
-            batches.sort(key=lambda batch: batch[0])
-        return self._fit(batches, target)
+            bounds.sort(key=lambda bound: order[bound[0]])
+        batches = [indices[order[start:stop]] for start, stop in bounds]
+        if len(batches) > target:
+            if self._rule.max_tokens is not None:
+                raise ValueError(f"epoch {self._epoch} needs more batches than were planned for; give num_epochs")
+            return merge_to(batches, [int(groups[order[start]]) for start, _ in bounds], target)
+        return split_to(batches, target)
 
-    def _fit(self, batches: list[Batch], target: int) -> list[Batch]:
-        """Split batches from the end, or where there are too many merge some, until there are `target`."""
-        while len(batches) > target:
-            batches = self._merge_last(batches)
-        while len(batches) < target:
-            for i in range(len(batches) - 1, -1, -1):
-                if len(batches[i]) > 1 and len(batches) < target:
-                    half = _ceil_div(len(batches[i]), 2)
-                    batches[i : i + 1] = [batches[i][:half], batches[i][half:]]
-        return batches
+    def _block_indices(self, epoch: int, block: int) -> Indices:
+        size = len(self.dataset)
+        start, stop = self._bounds[block], self._bounds[block + 1]
+        if not self._shuffle:
+            return np.arange(start, stop) + epoch * size
+        order = Permutation(size, key=derive_seed(self._seed, epoch, _SHUFFLE_SAMPLES))
+        return order.block(start, stop) + epoch * size
 
-    def _merge_last(self, batches: list[Batch]) -> list[Batch]:
-        """Join two of the smallest and last batches of one group."""
-        by_size = sorted(range(len(batches)), key=lambda i: (len(batches[i]), -i))
-        earlier: dict[frozenset[str], int] = {}
-        for i in by_size:
-            j = earlier.setdefault(self._group(batches[i][0]), i)
-            if j != i:
-                first, last = min(i, j), max(i, j)
-                merged = batches[first] + batches[last]
-                return [*batches[:first], merged, *batches[first + 1 : last], *batches[last + 1 :]]
-        raise AssertionError("no two batches of one group: excluded on construction")
+    def _groups(self, indices: Indices) -> Indices:
+        return self.dataset.modality_masks(indices) if self.mode == "by_modality" else np.zeros_like(indices)
 
-    def _group(self, index: int) -> frozenset[str]:
-        return frozenset(self.dataset.modalities(index)) if self.mode == "by_modality" else frozenset()
+    def _lengths(self, indices: Indices) -> Indices | None:
+        return self.dataset.lengths(indices) if self._rule.needs_lengths else None
 
 
 def _ceil_div(number: int, by: int) -> int:

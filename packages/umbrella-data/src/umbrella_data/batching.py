@@ -1,0 +1,117 @@
+"""How the samples of one block become batches: by count or by token budget, within groups, and to a given number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchRule:
+    """When a batch is full.
+
+    Attributes:
+        batch_size: Most samples of a batch; None for no limit but the tokens'.
+        max_tokens: Most positions of a batch, padding included: its longest sample's length times its samples.
+        by_length: Whether samples of like length stand together; a token budget implies it.
+
+    Raises:
+        ValueError: For no limit at all, or one below 1.
+    """
+
+    batch_size: int | None
+    max_tokens: int | None = None
+    by_length: bool = False
+
+    def __post_init__(self) -> None:
+        limits = [limit for limit in (self.batch_size, self.max_tokens) if limit is not None]
+        if not limits or min(limits) < 1:
+            raise ValueError(f"batch_size {self.batch_size} and max_tokens {self.max_tokens} must be at least 1, and "
+                             "one of them must be given")  # fmt: skip
+
+    @property
+    def needs_lengths(self) -> bool:
+        """Whether batches depend on the lengths of the samples."""
+        return self.by_length or self.max_tokens is not None
+
+
+def cut_block(
+    groups: Indices, lengths: Indices | None, *, rule: BatchRule
+) -> tuple[NDArray[np.intp], list[tuple[int, int]]]:
+    """Cut the samples of a block into batches.
+
+    Args:
+        groups: (N,) what the samples of one batch must have in common.
+        lengths: (N,) tokens of each sample, where the rule asks for them.
+        rule: When a batch is full.
+
+    Returns:
+        The order of the samples, (N,): by group, then from long to short, else as given. And the bounds of each batch
+        in it. The bounds depend on the groups' and lengths' values alone, not on their order.
+
+    Raises:
+        ValueError: For a sample longer than `max_tokens`.
+    """
+    order = np.argsort(groups, kind="stable") if lengths is None else np.lexsort((-lengths, groups))
+    ordered = groups[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])).tolist()
+    bounds: list[tuple[int, int]] = []
+    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+        of_group = None if lengths is None else lengths[order[start:stop]]
+        bounds += [(start + first, start + last) for first, last in _cut_group(stop - start, of_group, rule=rule)]
+    return order, bounds
+
+
+def _cut_group(size: int, lengths: Indices | None, *, rule: BatchRule) -> list[tuple[int, int]]:
+    if rule.max_tokens is None or lengths is None:
+        assert rule.batch_size is not None
+        return [(first, min(first + rule.batch_size, size)) for first in range(0, size, rule.batch_size)]
+    bounds = []
+    first = 0
+    while first < size:
+        # From long to short: the first sample of a batch is its longest, and decides how many fit.
+        longest = int(lengths[first])
+        if longest > rule.max_tokens:
+            raise ValueError(f"a sample of {longest} tokens is longer than a whole batch may be, max_tokens "
+                             f"{rule.max_tokens}; raise max_tokens, or cut conversations with max_length")  # fmt: skip
+        count = rule.max_tokens // max(1, longest)
+        last = min(first + min(count, rule.batch_size or count), size)
+        bounds.append((first, last))
+        first = last
+    return bounds
+
+
+def split_to(batches: list[Indices], target: int) -> list[Indices]:
+    """Split batches in two, the last ones first, until there are `target`; there must be enough samples."""
+    while len(batches) < target:
+        for i in range(len(batches) - 1, -1, -1):
+            if len(batches[i]) > 1 and len(batches) < target:
+                half = -(-len(batches[i]) // 2)
+                batches[i : i + 1] = [batches[i][:half], batches[i][half:]]
+    return batches
+
+
+def merge_to(batches: list[Indices], groups: list[int], target: int) -> list[Indices]:
+    """Join two of the smallest and last batches of one group, again and again, until there are `target`.
+
+    Args:
+        batches: The batches.
+        groups: The group of each.
+        target: Not fewer than there are groups.
+    """
+    while len(batches) > target:
+        earlier: dict[int, int] = {}
+        for i in sorted(range(len(batches)), key=lambda i: (len(batches[i]), -i)):
+            j = earlier.setdefault(groups[i], i)
+            if j != i:
+                first, last = min(i, j), max(i, j)
+                batches[first] = np.concatenate([batches[first], batches[last]])
+                del batches[last], groups[last]
+                break
+        else:
+            raise AssertionError("no two batches of one group: excluded on construction")
+    return batches
