@@ -1,0 +1,65 @@
+"""A parameter or a loss that is not finite stops the run before the optimiser steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from umbrella_train.trainer import NonFiniteError
+
+WEIGHT = "vision_tower.dMRI_patch_embed.proj.weight"
+
+
+def weight_of(model: Any) -> torch.Tensor:
+    return next(parameter for name, parameter in model.named_parameters() if name.endswith(WEIGHT))
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("settings", [{}, {"scale": 0.0}, {"absent": "hold"}], ids=str)
+@pytest.mark.parametrize("kind", [("T1",), ("T1", "dMRI")], ids=["absent", "present"])
+def test_a_bad_parameter_stops_the_run_by_its_name_before_any_step(
+    make_trainer: Callable[..., Any], value: float, settings: dict[str, Any], kind: tuple[str, ...]
+) -> None:
+    trainer = make_trainer([[kind, kind]] * 2, dummy_loss=settings, optim="adamw_torch", weight_decay=0.1)
+    with torch.no_grad():
+        weight_of(trainer.model).flatten()[3] = value
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    with pytest.raises(NonFiniteError, match=rf"step 1: parameter \S*{WEIGHT} is not finite"):
+        trainer.train()
+    after = dict(trainer.model.named_parameters())
+    assert all(torch.equal(before[name].nan_to_num(), after[name].nan_to_num()) for name in before)
+    assert trainer.state.global_step == 0
+
+
+def test_it_stops_in_the_window_in_which_it_happens(make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer([[("T1",)]] * 4, gradient_accumulation_steps=2)
+    train_step = trainer.training_step
+
+    def spoil(model: Any, *args: Any, **kwargs: Any) -> Any:
+        if trainer.state.global_step == 1:
+            with torch.no_grad():
+                weight_of(model)[0] = math.inf
+        return train_step(model, *args, **kwargs)
+
+    trainer.training_step = spoil
+    with pytest.raises(NonFiniteError, match="step 2: parameter"):
+        trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_a_bad_loss_of_good_parameters_says_where_to_look(make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer([[("T1",)]])
+    collate = trainer.data_collator
+
+    def spoil(examples: Any) -> dict[str, Any]:
+        batch = collate(examples)
+        batch["pixel_values"]["T1"].fill_(math.nan)
+        return batch
+
+    trainer.data_collator = spoil
+    with pytest.raises(NonFiniteError, match="step 1: the loss is not finite though all parameters are; look at"):
+        trainer.train()

@@ -1,0 +1,74 @@
+"""What is agreed on at the end of an accumulation window."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from umbrella_train.window import AccumulationWindow
+
+
+def window_with(*losses: float) -> AccumulationWindow:
+    window = AccumulationWindow(["rsfMRI", "T1", "dMRI"])
+    for loss in losses:
+        window.add_loss(torch.tensor(loss))
+    return window
+
+
+def test_present_are_the_modalities_of_all_batches_of_the_window() -> None:
+    window = window_with(1.0, 1.0)
+    window.see([{"pixel_values": {"T1": None}}, {"pixel_values": {"dMRI": None}}, {"pixel_values": {}}])
+    assert window.close().present == {"T1", "dMRI"}
+
+
+def test_a_window_forgets_the_one_before() -> None:
+    window = window_with(math.nan)
+    window.see([{"pixel_values": {"T1": None}}])
+    assert not window.close().is_finite
+    window.add_loss(torch.tensor(1.0))
+    facts = window.close()
+    assert facts.present == set()
+    assert facts.is_finite
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_one_bad_loss_makes_the_window_bad(bad: float, position: int) -> None:
+    losses = [1.0, 2.0, 3.0]
+    assert window_with(*losses).close().is_finite
+    losses[position] = bad
+    assert not window_with(*losses).close().is_finite
+
+
+def test_norms_and_the_wish_to_stop_are_handed_on() -> None:
+    facts = window_with(1.0).close(is_stop_asked=True, norms=torch.tensor([0.25, 4.0], dtype=torch.float64))
+    assert facts.is_stop_asked
+    assert facts.norms == (0.25, 4.0)
+    facts = window_with(1.0).close()
+    assert not facts.is_stop_asked
+    assert facts.norms == ()
+
+
+def test_facts_of_all_ranks_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_reduce(facts: torch.Tensor) -> None:
+        other = window_with(1.0)
+        other.see([{"pixel_values": {"dMRI": None}}])
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.distributed, "is_initialized", lambda: False)
+            there: list[torch.Tensor] = []
+            patch.setattr(torch, "cat", lambda parts, cat=torch.cat: there.append(cat(parts)) or there[0])
+            other.close(is_stop_asked=True, norms=torch.tensor([1.0], dtype=torch.float64))
+        facts += there[0]
+
+    window = window_with(1.0)
+    window.see([{"pixel_values": {"T1": None}}])
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    facts = window.close(norms=torch.tensor([2.0], dtype=torch.float64))
+    assert facts.present == {"T1", "dMRI"}
+    assert facts.is_stop_asked
+    assert facts.is_finite
+    assert facts.norms == (3.0,)
