@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from umbrella_data.chat import IGNORE_INDEX
-from umbrella_data.dataset import Example, ExampleScan
+from umbrella_data.example import Example, ExampleScan
 
 
 class PaddingCollator:

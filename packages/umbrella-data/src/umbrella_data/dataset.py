@@ -3,63 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Protocol
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from umbrella_data.bad_scans import BadScan, BadScanList
 from umbrella_data.batching import Indices
 from umbrella_data.chat import ChatEncoder, EncodedConversation, Tokenizer
-from umbrella_data.errors import UmbrellaDataError
+from umbrella_data.errors import ScanError, UmbrellaDataError
+from umbrella_data.example import Example, ExampleScan, ScanPipeline
 from umbrella_data.manifest import Manifest
 from umbrella_data.permutation import derive_seed
 from umbrella_data.row_facts import RowFacts
 from umbrella_data.sample import Sample, Scan, Turn
 from umbrella_data.sample_lengths import measure_samples
+from umbrella_data.substitute import substitutes
 
-
-class ScanPipeline(Protocol):
-    """Turns the files of one scan into a tensor; `umbrella_data.transforms.Pipeline` is one."""
-
-    def __call__(self, paths: Sequence[Path], /, *, generator: torch.Generator | None) -> torch.Tensor:
-        """A volume (C, X, Y, Z) or series (C, X, Y, Z, T), float32; without a generator nothing is drawn."""
-
-
-@dataclass(frozen=True)
-class ExampleScan:
-    """One scan of an example.
-
-    Attributes:
-        modality: Its canonical name.
-        volume: (C, X, Y, Z) or (C, X, Y, Z, T), float32.
-        start: First of its positions in `input_ids`.
-        num_tokens: Number of its positions.
-    """
-
-    modality: str
-    volume: torch.Tensor
-    start: int
-    num_tokens: int
-
-
-@dataclass(frozen=True)
-class Example:
-    """What the collator takes.
-
-    Attributes:
-        input_ids: (L,) int64.
-        labels: (L,) int64, -100 where nothing is learned.
-        scans: The scans in reading order.
-        index: The virtual index that it was made from.
-    """
-
-    input_ids: torch.Tensor
-    labels: torch.Tensor
-    scans: tuple[ExampleScan, ...]
-    index: int
+__all__ = ["ConversationDataset", "Example", "ExampleScan", "ScanPipeline"]
 
 
 class ConversationDataset(Dataset[Example]):
@@ -77,6 +39,8 @@ class ConversationDataset(Dataset[Example]):
         seed: Seed of the augmentation.
         max_length: Most positions of an example; whole turns are dropped from the front to fit.
         augment: Whether the pipelines are given a generator.
+        bad_scans: Where samples are noted whose scans cannot be used; another sample of the same modalities, which
+            depends on (seed, index) alone, stands in for each. None raises.
     """
 
     # Every epoch holds the same samples: batch counts can be known before training.
@@ -93,6 +57,7 @@ class ConversationDataset(Dataset[Example]):
         seed: int = 0,
         max_length: int | None = None,
         augment: bool = True,
+        bad_scans: BadScanList | None = None,
     ) -> None:
         if set(pipelines) != set(num_image_tokens):
             raise ValueError(f"pipelines are given for {', '.join(sorted(pipelines))}, but numbers of image tokens for "
@@ -105,6 +70,8 @@ class ConversationDataset(Dataset[Example]):
         self._max_length = max_length
         self._augment = augment
         self._measured: RowFacts | None = None
+        self._bad_scans = bad_scans
+        self._bad_rows: dict[int, ScanError] = {}
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -117,15 +84,56 @@ class ConversationDataset(Dataset[Example]):
 
         Raises:
             ManifestError: With every problem of the row.
-            ScanError: If a scan cannot be used.
+            ScanError: If a scan cannot be used, and nothing stands in for it.
+            TooManyBadScansError: If more scans than allowed cannot be used.
             ValueError: If the conversation cannot be encoded, or not within `max_length`.
         """
-        sample = self.sample(index)
-        encoded = self._encode(index, sample.messages)
+        if self._bad_scans is None:
+            return self._read(index, row=index % len(self))
+        return self._read_or_substitute(index, self._bad_scans)
+
+    def _read(self, index: int, *, row: int) -> Example:
+        """The example of a row, augmented as the index says."""
+        sample = self.sample(index) if row == index % len(self) else self.manifest[row]
+        encoded = self._encode(row, sample.messages)
         generator = None
         if self._augment:
             generator = torch.Generator().manual_seed(derive_seed(self._seed, index))
-        return self._example(index, encoded, encoded.scans, generator=generator)
+        return self._example(index, encoded, encoded.scans, generator=generator, row=row)
+
+    def _read_or_substitute(self, index: int, bad_scans: BadScanList) -> Example:
+        first = index % len(self)
+        try:
+            return self._read_good(index, first, bad_scans)
+        except ScanError as error:
+            others = substitutes(first, index=index, facts=self._facts, seed=self._seed, length=self.num_tokens)
+            for row in others:
+                try:
+                    return self._read_good(index, row, bad_scans)
+                except ScanError:
+                    continue
+            error.add_note("and no other sample of the same modalities can stand in for it")
+            raise
+
+    def _read_good(self, index: int, row: int, bad_scans: BadScanList) -> Example:
+        """`_read`, but a row that failed before fails at once."""
+        if row in self._bad_rows:
+            known = self._bad_rows[row]
+            raise ScanError(known.message, path=known.path, reason=known.reason)
+        try:
+            return self._read(index, row=row)
+        except ScanError as error:
+            self._bad_rows[row] = error
+            bad_scans.add(
+                BadScan(
+                    manifest=self.manifest.path,
+                    line=self.manifest.line(row),
+                    num_rows=len(self),
+                    subject=self.manifest[row].subject,
+                    error=error,
+                )
+            )
+            raise
 
     def sample(self, index: int) -> Sample:
         """The manifest's row at a virtual index."""
@@ -207,7 +215,13 @@ class ConversationDataset(Dataset[Example]):
             raise ValueError(f"{self._where(index)}: {error}") from error
 
     def _example(
-        self, index: int, encoded: EncodedConversation, scans: Sequence[Scan], *, generator: torch.Generator | None
+        self,
+        index: int,
+        encoded: EncodedConversation,
+        scans: Sequence[Scan],
+        *,
+        generator: torch.Generator | None,
+        row: int | None = None,
     ) -> Example:
         return Example(
             input_ids=encoded.input_ids,
@@ -215,7 +229,7 @@ class ConversationDataset(Dataset[Example]):
             scans=tuple(
                 ExampleScan(
                     modality=scan.modality,
-                    volume=self._load(index, scan, generator=generator),
+                    volume=self._load(index if row is None else row, scan, generator=generator),
                     start=start,
                     num_tokens=self._num_image_tokens[scan.modality],
                 )

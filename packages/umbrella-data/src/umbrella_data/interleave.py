@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from umbrella_data.batching import Indices
-from umbrella_data.dataset import Example
+from umbrella_data.example import Example
 from umbrella_data.permutation import Permutation, derive_seed
 from umbrella_data.sample import Sample
 

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollator, read_manifest
+from umbrella_data.bad_scans import BadScanList
 from umbrella_data.cache import VolumeCache
 from umbrella_data.modality import find_modality
 from umbrella_data.transforms import Pipeline, PipelineConfig
@@ -42,8 +43,18 @@ class Parts:
             padding_side=padding_side,
         )
 
-    def dataset(self, source: DatasetConfig, *, config: RunConfig, augment: bool) -> ConversationDataset:
-        """The examples of one manifest."""
+    def dataset(
+        self, source: DatasetConfig, *, config: RunConfig, augment: bool, folder: Path | None = None
+    ) -> ConversationDataset:
+        """The examples of one manifest.
+
+        Args:
+            source: The manifest.
+            config: The run.
+            augment: Whether scans are changed at random.
+            folder: Where bad scans are listed, if the config says to skip them; None raises.
+        """
+        skips = config.data.on_bad_scan == "skip" and folder is not None
         return ConversationDataset(
             read_manifest(source.manifest, data_root=source.data_root),
             tokenizer=self.tokenizer,
@@ -53,14 +64,21 @@ class Parts:
             seed=config.seed,
             max_length=config.data.max_length,
             augment=augment,
+            bad_scans=BadScanList(max_fraction=config.data.max_bad_fraction, folder=folder) if skips else None,
         )
 
-    def mixture(self, sources: Sequence[DatasetConfig], *, config: RunConfig, augment: bool) -> InterleaveDataset:
-        """Several manifests as one data set."""
-        datasets = [self.dataset(source, config=config, augment=augment) for source in sources]
-        mixing = config.data.mixing
-        weights = [source.weight for source in sources]
-        return InterleaveDataset(datasets, mixing=weights if mixing == "weights" else mixing, seed=config.seed)
+    def mixture(
+        self, sources: Sequence[DatasetConfig], *, config: RunConfig, augment: bool, folder: Path | None = None
+    ) -> InterleaveDataset:
+        """Several manifests as one data set; arguments are those of `dataset`."""
+        data = config.data
+        return InterleaveDataset(
+            [self.dataset(source, config=config, augment=augment, folder=folder) for source in sources],
+            mixing=[source.weight for source in sources] if data.mixing == "weights" else data.mixing,
+            temperature=data.temperature,
+            stop=data.stop,
+            seed=config.seed,
+        )
 
 
 def build_parts(config: RunConfig, *, weights: Path | None = None) -> Parts:

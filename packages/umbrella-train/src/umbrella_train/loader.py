@@ -24,11 +24,13 @@ def build_loader(
     *,
     collate: Callable[[list[Any]], dict[str, Any]],
     batch_size: int,
-    mode: Literal["by_modality", "mixed"],
+    mode: Literal["by_modality", "mixed", "by_length"],
     seed: int,
     rank: int,
     world_size: int,
     shuffle: bool,
+    max_tokens: int | None = None,
+    num_epochs: int | None = None,
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> EpochDataLoader:
@@ -38,11 +40,13 @@ def build_loader(
         dataset: An `InterleaveDataset` or `ConversationDataset`.
         collate: Examples to a batch, as `PaddingCollator`.
         batch_size: Samples a rank and batch.
-        mode: Whether a batch holds one set of modalities or any.
+        mode: Whether a batch holds one set of modalities, any, or any of like length.
         seed: Seed of the order.
         rank: This process.
         world_size: All processes.
         shuffle: Whether batches come in a random order.
+        max_tokens: Token budget of a batch, in place of `batch_size`.
+        num_epochs: Epochs that batches by token budget are planned for; None plans by a margin.
         num_workers: Loading processes.
         pin_memory: Whether batches are put into page-locked memory for the GPU.
 
@@ -50,7 +54,16 @@ def build_loader(
         The loader; its length is the same on every rank.
     """
     sampler = ModalityBatchSampler(
-        dataset, batch_size=batch_size, mode=mode, seed=seed, rank=rank, world_size=world_size, shuffle=shuffle
+        dataset,
+        batch_size=batch_size if max_tokens is None else None,
+        mode="by_modality" if mode == "by_modality" else "mixed",
+        by_length=mode == "by_length",
+        max_tokens=max_tokens,
+        num_epochs=num_epochs,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        shuffle=shuffle,
     )
     return EpochDataLoader(
         dataset,

@@ -2,52 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import os
-import secrets
-from collections.abc import Callable
-from pathlib import Path
+from umbrella_data.privacy import HASH_LENGTH, SALT_BYTES, read_or_create_salt
+from umbrella_data.privacy import name_hasher as subject_hasher
 
-HASH_LENGTH = 16
-SALT_BYTES = 32
-
-
-def read_or_create_salt(path: Path) -> bytes:
-    """Return the salt of a run, made on first use and readable by its owner alone.
-
-    Args:
-        path: The file that keeps it, as hexadecimal digits.
-
-    Raises:
-        ValueError: Where the file does not hold a salt.
-    """
-    try:
-        # O_EXCL: a salt is never written over, or the hashes of the run would mean nothing any more.
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return _read_salt(path)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        salt = secrets.token_bytes(SALT_BYTES)
-        file.write(salt.hex() + "\n")
-    return salt
-
-
-def subject_hasher(salt: bytes) -> Callable[[str], str]:
-    """Return the function that names a subject by its hash.
-
-    Args:
-        salt: Kept secret, since the names of subjects can be guessed.
-    """
-
-    def subject_hash(subject: str) -> str:
-        return hmac.new(salt, subject.encode(), hashlib.sha256).hexdigest()[:HASH_LENGTH]
-
-    return subject_hash
-
-
-def _read_salt(path: Path) -> bytes:
-    text = path.read_text(encoding="ascii").strip()
-    if len(text) != 2 * SALT_BYTES:
-        raise ValueError(f"{path}: holds {len(text)} digits where a salt has {2 * SALT_BYTES}")
-    return bytes.fromhex(text)
+__all__ = ["HASH_LENGTH", "SALT_BYTES", "read_or_create_salt", "subject_hasher"]

@@ -129,15 +129,19 @@ def _try_out(config: RunConfig, scratch: Path) -> None:
 
 
 def _build_trainer(config: RunConfig, arguments: TrainingArguments, parts: Parts, sources: Sources) -> UmbrellaTrainer:
+    folder = Path(str(arguments.output_dir))
     trainer = UmbrellaTrainer(
         model=parts.model,
         args=arguments,
-        train_dataset=parts.mixture(sources.train, config=config, augment=True),
-        eval_dataset=parts.mixture(sources.evaluation, config=config, augment=False) if sources.evaluation else None,
+        train_dataset=parts.mixture(sources.train, config=config, augment=True, folder=folder),
+        eval_dataset=parts.mixture(sources.evaluation, config=config, augment=False, folder=folder)
+        if sources.evaluation
+        else None,
         data_collator=parts.collator(),
         processing_class=parts.tokenizer,
         dummy_loss=config.dummy_loss,
         batches=config.data.batches,
+        max_tokens_per_batch=config.data.max_tokens_per_batch,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -38,7 +38,9 @@ class UmbrellaTrainer(Trainer):
         *args: As for `transformers.Trainer`. `train_dataset` is an `InterleaveDataset` or a `ConversationDataset`,
             `data_collator` a `PaddingCollator`.
         dummy_loss: How absent modalities are kept in the graph.
-        batches: Whether a batch holds one set of modalities (`by_modality`) or any (`mixed`).
+        batches: Whether a batch holds one set of modalities (`by_modality`), any (`mixed`), or any of like length
+            (`by_length`).
+        max_tokens_per_batch: Token budget of a training batch, in place of its number of samples.
         **kwargs: As for `transformers.Trainer`.
     """
 
@@ -46,11 +48,13 @@ class UmbrellaTrainer(Trainer):
         self,
         *args: Any,
         dummy_loss: DummyLossConfig | None = None,
-        batches: Literal["by_modality", "mixed"] = "by_modality",
+        batches: Literal["by_modality", "mixed", "by_length"] = "by_modality",
+        max_tokens_per_batch: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.batches = batches
+        self.max_tokens_per_batch = max_tokens_per_batch
         self.dummy_loss_config = dummy_loss or DummyLossConfig()
         self.dummy_loss = DummyLoss(
             scale=self.dummy_loss_config.scale,
@@ -87,6 +91,8 @@ class UmbrellaTrainer(Trainer):
             rank=self.args.process_index,
             world_size=self.args.world_size,
             shuffle=shuffle,
+            max_tokens=self.max_tokens_per_batch if shuffle else None,
+            num_epochs=math.ceil(self.args.num_train_epochs) if self.args.max_steps <= 0 else None,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )

@@ -22,6 +22,8 @@ from umbrella_train.config.section import Section, SectionError
 # Relative to the current directory, as on the command line; absolute from here on, so that a run folder's copy is true.
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
+DEFAULT_BAD_FRACTION = 0.01
+
 
 class DatasetConfig(Section):
     """One manifest."""
@@ -84,10 +86,21 @@ class DataConfig(Section):
     """Manifests of held-out subjects."""
     synthetic: SyntheticConfig | None = None
     """The demo cohort instead of manifests."""
-    mixing: Literal["proportional", "equal", "weights"] = "proportional"
-    """proportional: every sample exactly once an epoch; equal: as often from each; weights: as their weights say."""
-    batches: Literal["by_modality", "mixed"] = "by_modality"
-    """by_modality: the samples of a batch hold the same modalities; mixed: any."""
+    mixing: Literal["proportional", "equal", "temperature", "weights"] = "proportional"
+    """proportional: every sample exactly once an epoch; equal: as often from each; temperature: between the two;
+    weights: as their weights say."""
+    temperature: PositiveFloat | None = None
+    """For temperature mixing: 1 is proportional, large ones near equal."""
+    stop: Literal["all", "first"] = "all"
+    """An epoch ends when all manifests are exhausted (small ones repeat), or when the first one is."""
+    batches: Literal["by_modality", "mixed", "by_length"] = "by_modality"
+    """by_modality: the samples of a batch hold the same modalities; mixed: any; by_length: any, of like length."""
+    max_tokens_per_batch: PositiveInt | None = None
+    """Tokens of a training batch, padding and image tokens counted, in place of per_device_train_batch_size."""
+    on_bad_scan: Literal["raise", "skip"] = "raise"
+    """skip: another sample of the same modalities stands in for one whose scan cannot be used; counted and listed."""
+    max_bad_fraction: float = Field(default=DEFAULT_BAD_FRACTION, ge=0, le=1)
+    """With skip: the run stops when more than this share of a manifest's samples cannot be used."""
     max_length: PositiveInt | None = None
     """Longest sample in tokens; whole turns are dropped from the front to meet it."""
     cache_dir: AbsolutePath | None = None
@@ -101,17 +114,23 @@ class DataConfig(Section):
         return by_canonical_name(pipelines)
 
     @property
-    def mixing_weights(self) -> Literal["proportional", "equal"] | list[float]:
+    def mixing_weights(self) -> Literal["proportional", "equal", "temperature"] | list[float]:
         """The mixing as `InterleaveDataset` takes it."""
         return [dataset.weight for dataset in self.train] if self.mixing == "weights" else self.mixing
 
     @model_validator(mode="after")
-    def _check_weights(self) -> DataConfig:
+    def _check_used(self) -> DataConfig:
         problems = [
             (f"train.{position}.weight", f"would not be used: mixing is {self.mixing}")
             for position, dataset in enumerate(self.train)
             if dataset.weight != 1 and self.mixing != "weights"
         ]
+        if (self.temperature is not None) != (self.mixing == "temperature"):
+            problems.append(
+                ("temperature", f"is {self.temperature} with mixing {self.mixing}: the two belong together")
+            )
+        if self.max_bad_fraction != DEFAULT_BAD_FRACTION and self.on_bad_scan == "raise":
+            problems.append(("max_bad_fraction", "would not be used: on_bad_scan is raise"))
         if problems:
             raise SectionError(problems)
         return self
