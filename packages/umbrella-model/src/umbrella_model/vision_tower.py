@@ -147,4 +147,7 @@ class UmbrellaVisionTower(nn.Module):
 
     def _zero_token(self) -> Tensor:
         parameter = next(self.parameters())
-        return torch.zeros(1, 1, self.hidden_size, dtype=parameter.dtype, device=parameter.device)
+        # FSDP2 reduces a layer's gradients where one flows back out of its input: real tokens have one, so must this.
+        return torch.zeros(
+            1, 1, self.hidden_size, dtype=parameter.dtype, device=parameter.device, requires_grad=torch.is_grad_enabled()
+        )
