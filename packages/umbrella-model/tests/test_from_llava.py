@@ -181,3 +181,21 @@ def test_several_feature_layers_are_refused():
 def test_an_unknown_init_is_refused(checkpoint):
     with pytest.raises(ValueError, match="init is 'zeros'; it must be one of inflate, random"):
         UmbrellaForConditionalGeneration.from_llava(checkpoint[1], modalities=MODALITIES, init="zeros")
+
+
+@pytest.mark.parametrize(("layer", "depth"), [(-1, 3), (-2, 2), (1, 1), (None, None)])
+def test_the_feature_layer_is_the_one_asked_for_or_else_the_checkpoints(checkpoint, layer, depth):
+    llava, folder = checkpoint
+    model = UmbrellaForConditionalGeneration.from_llava(folder, modalities=MODALITIES, vision_feature_layer=layer)
+    wanted = llava.config.vision_feature_layer if layer is None else layer
+    depth = (wanted % 4) if depth is None else depth
+    layers = model.model.vision_tower.encoder.encoder.layers
+    assert model.config.vision_feature_layer == wanted
+    assert len(layers) == depth
+    theirs = llava.model.vision_tower.encoder.layers[depth - 1].state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in layers[-1].state_dict().items())
+
+
+def test_a_feature_layer_that_the_encoder_has_not_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="vision_feature_layer 4 is outside an encoder of 3 layers"):
+        UmbrellaForConditionalGeneration.from_llava(checkpoint[1], modalities=MODALITIES, vision_feature_layer=4)

@@ -54,14 +54,19 @@ class LlavaConversion:
 
 
 def load_llava(
-    name_or_path: str, *, modalities: Mapping[str, PatchEmbedConfig], init: PatchEmbedInit = "inflate", **kwargs: Any
+    name_or_path: str,
+    *,
+    modalities: Mapping[str, PatchEmbedConfig],
+    init: PatchEmbedInit = "inflate",
+    vision_feature_layer: int | None = None,
+    **kwargs: Any,
 ) -> UmbrellaForConditionalGeneration:
     """Loads a LLaVA checkpoint and converts it; see `UmbrellaForConditionalGeneration.from_llava`."""
     model_type = AutoConfig.from_pretrained(name_or_path).model_type
     if model_type not in LLAVA_CLASSES:
         raise ValueError(f"{name_or_path} is a {model_type!r} checkpoint; from_llava takes {', '.join(LLAVA_CLASSES)}")
     llava = LLAVA_CLASSES[model_type].from_pretrained(name_or_path, **kwargs)
-    model, account = convert_llava(llava, modalities=modalities, init=init)
+    model, account = convert_llava(llava, modalities=modalities, init=init, vision_feature_layer=vision_feature_layer)
     logger.info(
         "from_llava: %d tensors kept, %d dropped (%s), %d new, init: %s (%s)",
         len(account.kept), len(account.dropped), ", ".join(account.dropped),
@@ -71,7 +76,11 @@ def load_llava(
 
 
 def convert_llava(
-    llava: Llava, *, modalities: Mapping[str, PatchEmbedConfig], init: PatchEmbedInit = "inflate"
+    llava: Llava,
+    *,
+    modalities: Mapping[str, PatchEmbedConfig],
+    init: PatchEmbedInit = "inflate",
+    vision_feature_layer: int | None = None,
 ) -> tuple[UmbrellaForConditionalGeneration, LlavaConversion]:
     """Builds an UMBRELLA model around the parts of a LLaVA, which must not be used afterwards.
 
@@ -79,17 +88,18 @@ def convert_llava(
         llava: The pretrained model.
         modalities: Patch embeds by modality.
         init: `inflate` starts the patch embeds from the 2-D filter and positions, `random` from nothing.
+        vision_feature_layer: The encoder layer to take features from; None: as the LLaVA's config says.
 
     Returns:
         The model and the account of what became of each tensor.
 
     Raises:
-        ValueError: An unknown `init`, or a LLaVA that joins several feature layers.
+        ValueError: An unknown `init`, a feature layer that the encoder has not, or a LLaVA that joins several.
     """
     if init not in get_args(PatchEmbedInit):
         raise ValueError(f"init is {init!r}; it must be one of {', '.join(get_args(PatchEmbedInit))}")
     source = dict(llava.state_dict())
-    config = _config_from(llava, modalities)
+    config = _config_from(llava, modalities, vision_feature_layer=vision_feature_layer)
     # Weights are moved, never copied: only the patch embeds take new memory.
     with torch.device("meta"):
         model = UmbrellaForConditionalGeneration(config)
@@ -112,8 +122,12 @@ def convert_llava(
     return model.train(llava.training), _account(source, model)
 
 
-def _config_from(llava: Llava, modalities: Mapping[str, PatchEmbedConfig]) -> UmbrellaConfig:
+def _config_from(
+    llava: Llava, modalities: Mapping[str, PatchEmbedConfig], *, vision_feature_layer: int | None
+) -> UmbrellaConfig:
     settings = {name: getattr(llava.config, name) for name in KEPT_SETTINGS}
+    if vision_feature_layer is not None:
+        settings["vision_feature_layer"] = vision_feature_layer
     # There is no class token among the patches of a volume, so there is none to leave out.
     settings |= {"modalities": dict(modalities), "vision_feature_select_strategy": "full"}
     old: Any = llava.config

@@ -72,6 +72,7 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
         *,
         modalities: Mapping[str, PatchEmbedConfig],
         init: Literal["inflate", "random"] = "inflate",
+        vision_feature_layer: int | None = None,
         **kwargs: Any,
     ) -> UmbrellaForConditionalGeneration:
         """Starts from a pretrained LLaVA: its encoder layers, projector and language model, with new patch embeds.
@@ -81,6 +82,8 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
             modalities: Patch embeds by modality; their order is the order of the tags.
             init: `inflate` starts the patch embeds from the checkpoint's 2-D filter and positions, `random` from
                 nothing.
+            vision_feature_layer: The encoder layer whose output goes to the projector, as in LlavaConfig (0 is the
+                embeddings, -1 the last layer); layers behind it are dropped. None: as the checkpoint says.
             **kwargs: For `LlavaForConditionalGeneration.from_pretrained` (dtype, attn_implementation, ...).
 
         Returns:
@@ -88,7 +91,9 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
         """
         from umbrella_model.from_llava import load_llava
 
-        return load_llava(name_or_path, modalities=modalities, init=init, **kwargs)
+        return load_llava(
+            name_or_path, modalities=modalities, init=init, vision_feature_layer=vision_feature_layer, **kwargs
+        )
 
     def num_image_tokens(self, modality: str) -> int:
         """Tokens, and so positions in `input_ids`, of one scan of a modality."""

@@ -103,7 +103,12 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> Parts:
 
 def _patch_embeds(config: RunConfig) -> dict[str, PatchEmbedConfig]:
     return {
-        name: PatchEmbedConfig(modality.image_size, modality.patch_size, in_channels=find_modality(name).num_channels)
+        name: PatchEmbedConfig(
+            modality.image_size,
+            modality.patch_size,
+            in_channels=find_modality(name).num_channels,
+            pool=config.model.pool.get(name, 1),
+        )
         for name, modality in config.model.modalities.items()
     }
 
@@ -112,7 +117,12 @@ def _build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Umbre
     torch.manual_seed(config.seed)
     section = config.model
     if section.pretrained is not None:
-        return UmbrellaForConditionalGeneration.from_llava(section.pretrained, modalities=_patch_embeds(config))
+        return UmbrellaForConditionalGeneration.from_llava(
+            section.pretrained,
+            modalities=_patch_embeds(config),
+            init=section.init,
+            vision_feature_layer=section.vision_feature_layer,
+        )
     image_id = image_token_id(tokenizer)
     assert section.vision_config is not None
     assert section.text_config is not None
@@ -129,7 +139,8 @@ def _build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Umbre
             vision_config=AutoConfig.for_model(**section.vision_config),
             text_config=AutoConfig.for_model(**text),
             image_token_index=image_id,
-            vision_feature_layer=section.vision_feature_layer,
+            # The last layer: none that was built is left out.
+            vision_feature_layer=-1 if section.vision_feature_layer is None else section.vision_feature_layer,
         )
     )
 

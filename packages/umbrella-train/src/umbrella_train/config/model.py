@@ -15,6 +15,7 @@ AXES = ("X", "Y", "Z", "T")
 T = TypeVar("T")
 
 PartState = Literal["train", "frozen"]
+Pool = PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=4)]
 Grid = Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=4)]
 
 # What each preset trains; a part that is not named stays as it is loaded.
@@ -107,10 +108,14 @@ class ModelConfig(Section):
     """Hugging Face config of the vision encoder, with its model_type, for random weights."""
     text_config: dict[str, Any] | None = None
     """Hugging Face config of the language model, with its model_type, for random weights."""
-    vision_feature_layer: int = -1
-    """The encoder layer whose output goes to the projector, as in LlavaConfig."""
+    vision_feature_layer: int | None = None
+    """The encoder layer whose output goes to the projector, as in LlavaConfig (default: the checkpoint's, or -1)."""
+    init: Literal["inflate", "random"] = "inflate"
+    """Where patch embeds start with pretrained: from the checkpoint's 2-D filter and positions, or from nothing."""
     modalities: Annotated[dict[str, ModalityModelConfig], Field(min_length=1)]
     """The modalities by name (T1, rsfMRI, dMRI); their order here is the order of the modality tags."""
+    pool: dict[str, Pool] = Field(default_factory=dict)
+    """Neighbouring patches along each axis that are averaged to one token, by modality: 1, or as [2, 2, 2, 1]."""
     learn: LearnConfig = LearnConfig()
     """Which parts learn."""
 
@@ -127,6 +132,31 @@ class ModelConfig(Section):
         if problems:
             raise SectionError(problems)
         return named
+
+    @field_validator("pool", mode="after")
+    @classmethod
+    def _name_pools(cls, pool: dict[str, Pool]) -> dict[str, Pool]:
+        return by_canonical_name(pool)
+
+    @model_validator(mode="after")
+    def _check_pool(self) -> ModelConfig:
+        problems = [problem for name, pool in self.pool.items() for problem in self._pool_problems(name, pool)]
+        if problems:
+            raise SectionError(problems)
+        return self
+
+    def _pool_problems(self, name: str, pool: Pool) -> list[tuple[str, str]]:
+        if name not in self.modalities:
+            return [(f"pool.{name}", f"modalities has no {name} (it has {', '.join(self.modalities)})")]
+        grid = self.modalities[name].grid_size
+        sizes = (pool,) * len(grid) if isinstance(pool, int) else pool
+        if len(sizes) != len(grid):
+            return [(f"pool.{name}", f"has {len(sizes)} numbers where {name} has {len(grid)} axes")]
+        return [
+            (f"pool.{name}", f"{size} along {axis} does not divide the {patches} patches there")
+            for axis, patches, size in zip(AXES, grid, sizes, strict=False)
+            if patches % size
+        ]
 
     @model_validator(mode="after")
     def _check_source(self) -> ModelConfig:
