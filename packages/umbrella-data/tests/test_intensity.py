@@ -79,6 +79,20 @@ def test_normalise_refuses_when_constant(value: float) -> None:
         normalise(torch.full((1, 1, 4, 4, 4), value), method="foreground_zscore", is_masked=False)
 
 
+def test_nonzero_zscore_leaves_zero_alone() -> None:
+    volume = torch.zeros(1, 2, 4, 4, 4)
+    volume[:, :, :2] = torch.rand(1, 2, 2, 4, 4, generator=torch.Generator().manual_seed(0)) + 1
+    result = normalise(volume, method="nonzero_zscore", is_masked=False)
+    assert not result[:, :, 2:].any()
+    for channel in result[0, :, :2]:
+        assert float(channel.mean()) == pytest.approx(0, abs=1e-5)
+        assert float(channel.std(correction=0)) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(NoContrastError):
+        normalise((volume > 0).float(), method="nonzero_zscore", is_masked=False)
+    with pytest.raises(NoContrastError):
+        normalise(torch.zeros(1, 1, 4, 4, 4), method="zscore", is_masked=False)
+
+
 def test_normalise_leaves_its_input_alone() -> None:
     volume = head()
     before = volume.clone()

@@ -20,8 +20,10 @@ GZIP_MAGIC = b"\x1f\x8b"
 MAX_DEFLATE_RATIO = 1032
 """The most bytes that one byte of a deflate stream can hold (zlib's technical notes)."""
 
+CHUNK_BYTES = 1 << 20
+"""The most decompressed bytes that stand in memory at once by default."""
+
 _BLOCK_BYTES = 1 << 18
-_CHUNK_BYTES = 1 << 20
 _FHCRC, _FEXTRA, _FNAME, _FCOMMENT, _RESERVED = 0x02, 0x04, 0x08, 0x10, 0xE0
 _MAX_NAME_BYTES = 1 << 12
 
@@ -71,14 +73,15 @@ class _Source:
         return not self._pending
 
 
-def iter_gzip(file: BinaryIO, *, path: str) -> Iterator[bytes]:
-    """Decompress a gzip file chunk by chunk; a chunk never holds more than 1 MiB, whatever the stream asks for.
+def iter_gzip(file: BinaryIO, *, path: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """Decompress a gzip file chunk by chunk; a chunk never holds more than its bound, whatever the stream asks for.
 
     Only a caller who exhausts the iterator has had the whole file checked.
 
     Args:
         file: Opened at its first byte.
         path: The file's name for errors.
+        chunk_bytes: The most bytes of a chunk.
 
     Raises:
         ScanError: `gzip_header`, `gzip_data`, `gzip_crc`, `gzip_length`, `gzip_truncated` or `gzip_trailing`.
@@ -86,7 +89,7 @@ def iter_gzip(file: BinaryIO, *, path: str) -> Iterator[bytes]:
     source = _Source(file, path=path)
     _skip_member_header(source, path=path)
     while True:
-        yield from _iter_member(source, path=path)
+        yield from _iter_member(source, path=path, chunk_bytes=chunk_bytes)
         if source.at_end():
             return
         start = source.take(1)
@@ -119,7 +122,7 @@ def _skip_member_header(source: _Source, *, path: str) -> None:
         source.take(2)
 
 
-def _iter_member(source: _Source, *, path: str) -> Iterator[bytes]:
+def _iter_member(source: _Source, *, path: str, chunk_bytes: int) -> Iterator[bytes]:
     """Yield one member's bytes and check its trailer."""
     decompressor = inflate.decompressobj(-15)
     crc, size = 0, 0
@@ -133,7 +136,7 @@ def _iter_member(source: _Source, *, path: str) -> Iterator[bytes]:
                 reason=ScanReason.GZIP_TRUNCATED,
             )
         try:
-            chunk = decompressor.decompress(block, _CHUNK_BYTES)
+            chunk = decompressor.decompress(block, chunk_bytes)
         except (zlib.error, inflate.error) as error:
             raise ScanError(
                 f"the gzip stream is damaged after {size} decompressed bytes ({error}); copy or convert the file again",

@@ -7,15 +7,20 @@ from typing import Literal
 import numpy as np
 import torch
 
-Normalisation = Literal["foreground_zscore", "temporal_zscore"]
+Normalisation = Literal["foreground_zscore", "temporal_zscore", "zscore", "nonzero_zscore"]
 """How intensities are normalised.
 
 - `foreground_zscore`: each channel minus the foreground's mean, over its standard deviation.
+- `zscore`: each channel minus its mean over all voxels, over their standard deviation, as in MONAI's
+  `NormalizeIntensity(channel_wise=True)`.
+- `nonzero_zscore`: the same over the voxels that are not 0, which stay 0, as with its `nonzero=True`.
 - `temporal_zscore`: each voxel minus its own mean over time, over the foreground's standard deviation: only the
   fluctuation is left (series only).
 """
 
 _MIN_RELATIVE_STD = 1e-2
+# Less than this, and float32 cannot tell contrast from rounding.
+_MIN_STD_OF_MEAN, _MIN_STD = 1e-6, 1e-30
 
 
 class NoContrastError(ValueError):
@@ -40,8 +45,12 @@ def normalise(frames: torch.Tensor, *, method: Normalisation, is_masked: bool) -
         NoContrastError: Where a channel is constant.
     """
     values = frames.numpy()
-    masked = _foreground(values, is_masked=is_masked)
     result = np.empty_like(values)
+    if method in ("zscore", "nonzero_zscore"):
+        for channel in range(values.shape[1]):
+            _standardise(values[:, channel], result[:, channel], keep_zero=method == "nonzero_zscore")
+        return torch.from_numpy(result)
+    masked = _foreground(values, is_masked=is_masked)
     for channel in range(values.shape[1]):
         source, target = values[:, channel], result[:, channel]
         if method == "temporal_zscore":
@@ -52,6 +61,19 @@ def normalise(frames: torch.Tensor, *, method: Normalisation, is_masked: bool) -
         np.subtract(source, np.float32(mean), out=target)
         target /= np.float32(std)
     return torch.from_numpy(result)
+
+
+def _standardise(source: np.ndarray, target: np.ndarray, *, keep_zero: bool) -> None:
+    """Write a channel (T, X, Y, Z) with mean 0 and standard deviation 1."""
+    inside = source[source != 0] if keep_zero else source
+    std = float(inside.std(dtype=np.float64)) if inside.size else 0.0
+    mean = float(inside.mean(dtype=np.float64)) if inside.size else 0.0
+    if std <= _MIN_STD_OF_MEAN * abs(mean) or std < _MIN_STD:
+        raise NoContrastError("every voxel that counts has the same value on the model's grid")
+    np.subtract(source, np.float32(mean), out=target)
+    target /= np.float32(std)
+    if keep_zero:
+        target[source == 0] = 0.0
 
 
 def _foreground(values: np.ndarray, *, is_masked: bool) -> np.ndarray:
@@ -70,8 +92,7 @@ def _statistics(source: np.ndarray, foreground: np.ndarray) -> tuple[float, floa
     if std > _MIN_RELATIVE_STD * whole_std:
         return float(inside.mean(dtype=np.float64)), std
     # An image like a mask has no contrast inside its foreground: the whole volume is the measure then.
-    # The bound on the standard deviation is what float32 can still tell from rounding.
     mean = float(source.mean(dtype=np.float64))
-    if whole_std <= 1e-6 * abs(mean) or whole_std < 1e-30:
+    if whole_std <= _MIN_STD_OF_MEAN * abs(mean) or whole_std < _MIN_STD:
         raise NoContrastError("every voxel has the same value on the model's grid")
     return mean, whole_std

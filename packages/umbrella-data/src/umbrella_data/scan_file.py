@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +12,18 @@ from typing import BinaryIO
 import numpy as np
 
 from umbrella_data.errors import ScanError, ScanReason
-from umbrella_data.gzip_stream import GZIP_MAGIC, MAX_DEFLATE_RATIO, iter_gzip
+from umbrella_data.gzip_stream import CHUNK_BYTES, GZIP_MAGIC, MAX_DEFLATE_RATIO, iter_gzip
 from umbrella_data.header import ScanHeader, header_length, parse_header
+from umbrella_data.regular_file import open_regular_file
 
 MAX_PLAUSIBLE_RATIO = 200
 """Voxels that gzip shrinks more than this are no scan: even a masked map with little brain stays below 100."""
 
 _ALWAYS_ALLOWED_BYTES = 1 << 24
 _MAX_PROVEN = 1 << 16
+_HEADER_CHUNK_BYTES = 1 << 13
+# Slices are handed on in blocks that the processor's cache can hold.
+_SLICE_BLOCK_BYTES = 1 << 19
 _Identity = tuple[int, int, int, int]
 # Files whose gzip stream was checked to the last byte, by device, inode, size and mtime. Bounded, oldest out first.
 _proven: OrderedDict[_Identity, None] = OrderedDict()
@@ -59,22 +61,53 @@ class StoredScan:
         Raises:
             ScanError: Where the file ends early, goes on too long or is damaged.
         """
-        header = self.header
-        start, length = header.offset + first * header.frame_bytes, count * header.frame_bytes
-        data = self._read_compressed(start, length) if self.is_compressed else self._read_plain(start, length)
-        x, y, z = header.shape[:3]
-        return np.frombuffer(data, dtype=header.dtype).reshape(count, z, y, x).transpose(0, 3, 2, 1)
+        x, y, z = self.header.shape[:3]
+        slices = np.empty((count * z, y, x), dtype=self.header.dtype)
+        position = 0
+        for block in self.iter_slices(first, count):
+            slices[position : position + len(block)] = block
+            position += len(block)
+        return slices.reshape(count, z, y, x).transpose(0, 3, 2, 1)
 
-    def _stream(self) -> Iterator[bytes]:
+    def iter_slices(self, first: int, count: int) -> Iterator[np.ndarray]:
+        """Read frames slice by slice, in little memory. Only a caller who exhausts the iterator has a proven file.
+
+        Args:
+            first: The first frame; 0 for a volume.
+            count: Number of frames; 1 for a volume.
+
+        Yields:
+            (n, Y, X) along the stored axes, in the stored type: neighbouring slices of one frame. Each block takes
+            the memory of the one before.
+
+        Raises:
+            ScanError: As `read_frames`.
+        """
+        header = self.header
+        x, y, z = header.shape[:3]
+        slice_bytes = x * y * header.dtype.itemsize
+        size = max(_SLICE_BLOCK_BYTES // slice_bytes, 1)
+        buffer = bytearray(min(size, z) * slice_bytes)
+        source = _Filler(self._range(header.offset + first * header.frame_bytes, count * header.frame_bytes))
+        for _ in range(count):
+            for position in range(0, z, size):
+                num_slices = min(size, z - position)
+                view = memoryview(buffer)[: num_slices * slice_bytes]
+                source.fill(view)
+                yield np.frombuffer(view, dtype=header.dtype).reshape(num_slices, y, x)
+        source.finish()
+
+    def _stream(self, *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
         self._file.seek(0)
         if self.is_compressed:
-            yield from iter_gzip(self._file, path=self.path)
+            yield from iter_gzip(self._file, path=self.path, chunk_bytes=chunk_bytes)
         else:
             while block := self._file.read(1 << 16):
                 yield block
 
     def _read_header(self) -> ScanHeader:
-        stream = self._stream()
+        # Small chunks: the header is a small part of the first one, and voxels are not wanted yet.
+        stream = self._stream(chunk_bytes=_HEADER_CHUNK_BYTES)
         start = _take(stream, b"", 4)
         length = header_length(start, path=self.path)
         start = _take(stream, start, length + 4)
@@ -109,34 +142,59 @@ class StoredScan:
         elif declared != stored:
             raise _wrong_length(stored, declared, path=self.path)
 
-    def _read_plain(self, start: int, length: int) -> bytearray:
-        data = bytearray(length)
-        self._file.seek(start)
-        found = self._file.readinto(data)  # type: ignore[attr-defined]
-        if found != length:
-            raise _wrong_length(start + found, self.header.file_bytes, path=self.path)
-        return data
+    def _range(self, start: int, length: int) -> Iterator[bytes | memoryview]:
+        """The decompressed bytes from `start` on; exhausted, it has proven the file."""
+        return self._compressed_range(start, length) if self.is_compressed else self._plain_range(start, length)
 
-    def _read_compressed(self, start: int, length: int) -> bytearray:
-        data = bytearray(length)
-        view = memoryview(data)
+    def _plain_range(self, start: int, length: int) -> Iterator[bytes]:
+        self._file.seek(start)
+        position, end = start, start + length
+        while position < end:
+            block = self._file.read(min(CHUNK_BYTES, end - position))
+            if not block:
+                raise _wrong_length(position, self.header.file_bytes, path=self.path)
+            position += len(block)
+            yield block
+
+    def _compressed_range(self, start: int, length: int) -> Iterator[memoryview]:
         position, declared = 0, self.header.file_bytes
         is_proven = self._identity in _proven
         for chunk in self._stream():
             low, high = max(start - position, 0), min(start + length - position, len(chunk))
-            if low < high:
-                view[position + low - start : position + high - start] = chunk[low:high]
             position += len(chunk)
             if position > declared:
                 raise _wrong_length(position, declared, path=self.path)
+            if low < high:
+                yield memoryview(chunk)[low:high]
             if is_proven and position >= start + length:
-                return data
+                return
         if position != declared:
             raise _wrong_length(position, declared, path=self.path)
         _proven[self._identity] = None
         if len(_proven) > _MAX_PROVEN:
             _proven.popitem(last=False)
-        return data
+
+
+class _Filler:
+    """Cuts a stream of pieces of any size into pieces of a wanted size. The stream raises where it ends early."""
+
+    def __init__(self, pieces: Iterator[bytes | memoryview]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def fill(self, target: memoryview) -> None:
+        position = 0
+        while position < len(target):
+            if not self._rest:
+                self._rest = memoryview(next(self._pieces))
+            count = min(len(self._rest), len(target) - position)
+            target[position : position + count] = self._rest[:count]
+            self._rest = self._rest[count:]
+            position += count
+
+    def finish(self) -> None:
+        """Let the stream check what comes behind the last wanted byte."""
+        next(self._pieces, None)
 
 
 @contextmanager
@@ -147,33 +205,8 @@ def open_scan(path: str | os.PathLike[str]) -> Iterator[StoredScan]:
         ScanError: Where there is no such regular file, or its header is wrong.
     """
     name = os.fspath(path)
-    try:
-        # O_NONBLOCK: a FIFO under this name would otherwise block for ever.
-        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:
-        raise _cannot_open(error, path=name) from error
-    # fdopen itself would stumble over a folder.
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ScanError(
-            "not a regular file (a folder, a pipe or a device)", path=name, reason=ScanReason.NOT_REGULAR_FILE
-        )
-    with os.fdopen(descriptor, "rb") as file:
-        try:
-            yield StoredScan(file, path=name)
-        except OSError as error:
-            raise ScanError(
-                f"reading fails: {error.strerror or error}", path=name, reason=ScanReason.UNREADABLE
-            ) from error
-
-
-def _cannot_open(error: OSError | ValueError, *, path: str) -> ScanError:
-    number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.ENOENT, errno.ENOTDIR):
-        return ScanError("there is no such file", path=path, reason=ScanReason.MISSING)
-    if number == errno.ENXIO:
-        return ScanError("not a regular file (a socket or a device)", path=path, reason=ScanReason.NOT_REGULAR_FILE)
-    return ScanError(f"cannot be opened: {error}", path=path, reason=ScanReason.UNREADABLE)
+    with open_regular_file(name) as file:
+        yield StoredScan(file, path=name)
 
 
 def _is_compressed(file: BinaryIO, *, path: str) -> bool:

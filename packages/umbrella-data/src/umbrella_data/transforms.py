@@ -1,7 +1,8 @@
 """The pipeline of each modality, from files to the tensor that the model sees.
 
-    files -> load_volume          (C, X, Y, Z) or (C, X, Y, Z, T), RAS+, the scan's own grid
-          -> resize or resample   frames (T, C, *image_size[:3]); a volume is one frame
+    file  -> read_resampled       frames (T, 1, *image_size[:3]), RAS+; a volume is one frame
+    files -> load_volume          (C, X, Y, Z), RAS+, the scan's own grid: maps, or a DWI to fit them to
+          -> resample             frames (1, C, *image_size)
           -> normalise            a z-score over the foreground
           -> augment              in training only, from the sample's generator
           -> (C, *image_size)
@@ -18,17 +19,20 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, field_validator
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from umbrella_data.augment import AugmentConfig, augment
 from umbrella_data.cache import VolumeCache
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.intensity import NoContrastError, Normalisation, normalise
 from umbrella_data.modality import find_modality
-from umbrella_data.resample import resample, resize
-from umbrella_data.volume import Volume, load_volume, read_shape
+from umbrella_data.resample import Grid, Interpolation, resample
+from umbrella_data.scan_file import StoredScan, open_scan
+from umbrella_data.scan_resample import read_resampled
+from umbrella_data.volume import load_volume
+from umbrella_data.voxels import check_rank
 
-PIPELINE_VERSION = 1
+PIPELINE_VERSION = 2
 """Raised whenever the same files and config would give other voxels, so that old caches are not used."""
 
 
@@ -39,7 +43,9 @@ class PipelineConfig(BaseModel):
         image_size: Voxels (X, Y, Z) that the model sees, and frames T for a series.
         spacing: Voxel size in mm; the grid lies around the centre of the field of view. None: the whole field of view
             is resized to `image_size`, whatever its size.
-        normalise: See `umbrella_data.intensity.Normalisation`.
+        interpolation: How the field of view is resized, see `umbrella_data.resample.Interpolation`.
+        normalise: See `umbrella_data.intensity.Normalisation`. MONAI's `Resize(image_size)` and
+            `NormalizeIntensity()` are `interpolation="area", normalise="zscore"`.
         short_series: What to do with a series of fewer frames than T: refuse it, or play it back and forth.
         augment: Random changes in training; None for none.
     """
@@ -48,6 +54,7 @@ class PipelineConfig(BaseModel):
 
     image_size: tuple[PositiveInt, ...]
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    interpolation: Interpolation = "trilinear"
     normalise: Normalisation = "foreground_zscore"
     short_series: Literal["raise", "pad"] = "raise"
     augment: AugmentConfig | None = None
@@ -58,6 +65,18 @@ class PipelineConfig(BaseModel):
         if len(value) not in (3, 4):
             raise ValueError(f"image_size {value} is neither (X, Y, Z) nor (X, Y, Z, T)")
         return value
+
+    @model_validator(mode="after")
+    def _has_one_way(self) -> PipelineConfig:
+        if self.spacing is not None and self.interpolation != "trilinear":
+            raise ValueError(f"interpolation: {self.interpolation} is for resizing; with spacing, use trilinear")
+        return self
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of one frame."""
+        x, y, z = self.image_size[:3]
+        return Grid(image_size=(x, y, z), spacing=self.spacing, interpolation=self.interpolation)
 
 
 class Pipeline:
@@ -90,6 +109,7 @@ class Pipeline:
             "modality": self.spec.name,
             "image_size": self.config.image_size[:3],
             "spacing": self.config.spacing,
+            "interpolation": self.config.interpolation,
             # A series is normalised after its window was drawn.
             "normalise": None if self.spec.is_series else self.config.normalise,
         }
@@ -133,9 +153,10 @@ class Pipeline:
         """The normalised window (T, C, X, Y, Z) of a series."""
         length = self.config.image_size[3]
         if self.cache is None:
-            num_frames = read_shape(files[0]).shape[-1]
-            first, count = self._place(num_frames, length, generator, path=files[0])
-            frames = self._resized(load_volume(files, modality=self.spec.name, window=(first, count)))
+            with open_scan(files[0]) as scan:
+                check_rank(scan.header, rank=4, path=scan.path)
+                place = self._place(scan.header.num_frames, length, generator, path=files[0])
+                frames = self._resampled(scan, window=place)
         else:
             entry = self.cache.fetch(
                 self._sources(files), fingerprint=self.fingerprint, make=lambda: self._prepare(files)
@@ -161,15 +182,18 @@ class Pipeline:
 
     def _prepare(self, files: list[Path]) -> torch.Tensor:
         """What the cache keeps: frames (T, C, X, Y, Z), all of a series' and not normalised, a volume's ready."""
-        frames = self._resized(load_volume(files, modality=self.spec.name))
+        if len(files) == 1 and self.spec.num_channels == 1:
+            with open_scan(files[0]) as scan:
+                frames = self._resampled(scan)
+        else:
+            volume = load_volume(files, modality=self.spec.name)
+            frames = resample(volume.data[None], spacing=volume.spacing, grid=self.config.grid)
         return frames if self.spec.is_series else self._normalised(frames, path=files[0])
 
-    def _resized(self, volume: Volume) -> torch.Tensor:
-        frames = volume.data.permute(4, 0, 1, 2, 3) if self.spec.is_series else volume.data[None]
-        x, y, z = self.config.image_size[:3]
-        if self.config.spacing is None:
-            return resize(frames, (x, y, z))
-        return resample(frames, spacing=volume.spacing, target_spacing=self.config.spacing, image_size=(x, y, z))
+    def _resampled(self, scan: StoredScan, *, window: tuple[int, int] | None = None) -> torch.Tensor:
+        """Frames (T, 1, X, Y, Z) of one file."""
+        frames = read_resampled(scan, rank=self.spec.spatial_rank, grid=self.config.grid, window=window)
+        return torch.from_numpy(frames)[:, None]
 
     def _normalised(self, frames: torch.Tensor, *, path: Path) -> torch.Tensor:
         try:

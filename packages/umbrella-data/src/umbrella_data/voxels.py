@@ -55,11 +55,16 @@ def read_voxels(
     with open_scan(path) as scan:
         header = scan.header
         check_rank(header, rank=rank, path=scan.path)
-        first, count = _checked_window(header, window, max_voxels=max_voxels, path=scan.path)
+        first, count = checked_window(header, window, max_voxels=max_voxels, path=scan.path)
         reorientation = Reorientation(header.affine, path=scan.path)
         stored = scan.read_frames(first, count)
-        frames = _real_values(reorientation.view(stored), header)
-        check_values(frames, path=scan.path)
+        values = ValueRange(header)
+        frames = np.empty((count, *reorientation.shape(header.shape[:3])), dtype=np.float32)
+        # Frame by frame, so that float64 takes the memory of one frame only.
+        for frame, target in zip(stored, frames, strict=True):
+            values.add(frame)
+            write_real_values(reorientation.view(frame[None])[0], target, header=header)
+        values.check(path=scan.path)
     return Voxels(
         frames=frames,
         affine=reorientation.affine(header.shape),
@@ -68,10 +73,14 @@ def read_voxels(
     )
 
 
-def _checked_window(
+def checked_window(
     header: ScanHeader, window: tuple[int, int] | None, *, max_voxels: int, path: str
 ) -> tuple[int, int]:
-    """First frame and number of frames to read, refused where they are not there or too many."""
+    """First frame and number of frames to read.
+
+    Raises:
+        ScanError: `window` where they are not there, `too_large` where they are too many.
+    """
     first, count = window if window is not None else (0, header.num_frames)
     if first < 0 or count < 1 or first + count > header.num_frames:
         raise ScanError(
@@ -100,32 +109,55 @@ def check_rank(header: ScanHeader, *, rank: int, path: str) -> None:
         raise ScanError(f"shape {header.shape}, but {needed} is needed here", path=path, reason=ScanReason.RANK)
 
 
-def check_values(values: np.ndarray, *, path: str) -> None:
-    """Refuse values that are not finite, or all the same.
+class ValueRange:
+    """The least and the greatest of the stored values seen so far; a NaN stays.
 
-    Raises:
-        ScanError: `non_finite` or `constant`.
+    Scaling keeps their order, so the two decide for all voxels whether they are finite and whether they differ,
+    without a float copy of the volume.
     """
-    # Minimum and maximum carry a NaN along: two passes without a temporary array of truth values.
-    low, high = float(values.min()), float(values.max())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        count = int(values.size - np.isfinite(values).sum())
-        raise ScanError(
-            f"{count} of {values.size} voxels are NaN or infinite; masked voxels should be 0",
-            path=path,
-            reason=ScanReason.NON_FINITE,
-        )
-    if low == high:
-        raise ScanError(f"every voxel is {low:g}: there is no image", path=path, reason=ScanReason.CONSTANT)
+
+    def __init__(self, header: ScanHeader) -> None:
+        self._header = header
+        self._limits: list[np.generic] = []
+        self._num_wrong = 0
+
+    def add(self, stored: np.ndarray) -> None:
+        """Look at stored values."""
+        # Minimum and maximum carry a NaN along: no temporary array of truth values.
+        limits = [stored.min(), stored.max()]
+        self._limits += limits
+        if not np.isfinite(self._scaled(limits)).all():
+            self._num_wrong += int(stored.size - np.isfinite(self._scaled(stored)).sum())
+
+    def check(self, *, path: str) -> tuple[float, float]:
+        """The least and the greatest value.
+
+        Raises:
+            ScanError: `non_finite` where a value is not finite in float32, or `constant` where all are the same.
+        """
+        if self._num_wrong:
+            raise ScanError(
+                f"{self._num_wrong} voxels are NaN or infinite in float32; masked voxels should be 0",
+                path=path,
+                reason=ScanReason.NON_FINITE,
+            )
+        values = self._scaled(self._limits)
+        low, high = float(values.min()), float(values.max())
+        if low == high:
+            raise ScanError(f"every voxel is {low:g}: there is no image", path=path, reason=ScanReason.CONSTANT)
+        return low, high
+
+    def _scaled(self, stored: np.ndarray | list[np.generic]) -> np.ndarray:
+        array = np.asarray(stored)
+        values = np.empty(array.shape, dtype=np.float32)
+        write_real_values(array, values, header=self._header)
+        return values
 
 
-def _real_values(stored: np.ndarray, header: ScanHeader) -> np.ndarray:
-    """Scale to float32, frame by frame, so that float64 takes the memory of one frame only."""
-    values = np.empty(stored.shape, dtype=np.float32)
+def write_real_values(stored: np.ndarray, target: np.ndarray, *, header: ScanHeader) -> None:
+    """Scale stored values into a float32 array of the same shape."""
     with np.errstate(over="ignore", invalid="ignore"):
-        for source, target in zip(stored, values, strict=True):
-            if header.slope == 1.0 and header.inter == 0.0:
-                target[...] = source
-            else:
-                target[...] = source.astype(np.float64) * header.slope + header.inter
-    return values
+        if header.slope == 1.0 and header.inter == 0.0:
+            target[...] = stored
+        else:
+            target[...] = stored.astype(np.float64) * header.slope + header.inter
