@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from umbrella_data import cache as cache_module
+from umbrella_data import cache_entry
 from umbrella_data.cache import VolumeCache
 from umbrella_data.errors import ScanError, ScanReason
 
@@ -40,7 +40,7 @@ def make() -> Maker:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> VolumeCache:
-    cache_module._verified.clear()
+    cache_entry._verified.clear()
     return VolumeCache(tmp_path / "cache")
 
 

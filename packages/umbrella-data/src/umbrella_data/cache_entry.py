@@ -1,0 +1,179 @@
+"""One scan in the cache: a file of float16 frames, mapped, each with a checksum."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from umbrella_data.atomic_file import write_atomically
+
+_MAGIC = b"UMBRVOL1"
+_ALIGNMENT = 64
+_MAX_REMEMBERED = 1 << 16
+# The largest magnitude stored: float16 ends at 65504.
+_FLOAT16_LIMIT = 6e4
+MAX_ATTEMPTS = 10
+"""Where a cache is far too small for its readers, an entry may go again before it is read."""
+# Path, inode and time of writing: another file under the same name is another entry.
+_EntryKey = tuple[str, int, int]
+
+
+class DamagedEntryError(ValueError):
+    """An entry that does not hold what was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """What an entry's header says: the stored float16 times `scale` plus `offset` are the values."""
+
+    shape: tuple[int, ...]
+    scale: float
+    offset: float
+    checksums: tuple[int, ...]
+    start: int
+    key: _EntryKey
+
+    @property
+    def frame_bytes(self) -> int:
+        return prod(self.shape[1:]) * 2
+
+
+# Headers that were read, and frames whose checksum was verified, by this process: a warm cache is read at the speed of
+# memory. Bounded, oldest out first.
+_layouts: OrderedDict[_EntryKey, _Layout] = OrderedDict()
+_verified: OrderedDict[tuple[_EntryKey, int], None] = OrderedDict()
+
+
+class CachedFrames:
+    """One scan in the cache.
+
+    Args:
+        path: The entry.
+        restore: Writes the entry again.
+
+    Attributes:
+        num_frames: Frames of a series; 1 for a volume.
+
+    Raises:
+        DamagedEntryError: Where the file is no entry.
+        FileNotFoundError: Where there is none.
+    """
+
+    def __init__(self, path: Path, *, restore: Callable[[], None]) -> None:
+        self._path = path
+        self._restore = restore
+        self._layout = _read_layout(path)
+        self.num_frames = self._layout.shape[0]
+
+    def read(self, first: int, count: int) -> torch.Tensor:
+        """Frames (count, C, X, Y, Z) float32, checked; an entry that is damaged or gone is made again from the scan.
+
+        Args:
+            first: The first frame.
+            count: Number of frames.
+        """
+        for _ in range(MAX_ATTEMPTS):
+            try:
+                self._layout = _read_layout(self._path)
+                return self._read(first, count)
+            except (DamagedEntryError, FileNotFoundError):
+                self._restore()
+        self._layout = _read_layout(self._path)
+        return self._read(first, count)
+
+    def _read(self, first: int, count: int) -> torch.Tensor:
+        layout = self._layout
+        with self._path.open("rb") as file:
+            # Private and never written to: pages are those of the file, and torch may call the memory its own.
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        begin = layout.start + first * layout.frame_bytes
+        if len(mapped) < begin + count * layout.frame_bytes:
+            raise DamagedEntryError(f"{self._path} was cut off")
+        for frame in range(first, first + count):
+            _verify(mapped, frame, layout=layout)
+        stored = torch.frombuffer(mapped, dtype=torch.float16, count=count * layout.frame_bytes // 2, offset=begin)
+        values = stored.reshape(count, *layout.shape[1:]).float()
+        if layout.scale != 1.0 or layout.offset != 0.0:
+            values.mul_(layout.scale).add_(layout.offset)
+        return values
+
+
+def write_entry(path: Path, frames: np.ndarray) -> int:
+    """Write frames (T, C, X, Y, Z) float32 as float16; returns the size in bytes."""
+    low, high = float(frames.min()), float(frames.max())
+    scale, offset = 1.0, 0.0
+    if frames.shape[0] > 1:
+        # A series waits unnormalised for its window: centred, float16 resolves its fluctuation best.
+        offset = float(frames.mean(dtype=np.float64))
+        scale = float(frames.std(dtype=np.float64)) or 1.0
+    scale = max(scale, max(abs(low - offset), abs(high - offset)) / _FLOAT16_LIMIT)
+    stored = ((frames - np.float32(offset)) / np.float32(scale)).astype(np.float16)
+    header = json.dumps(
+        {
+            "shape": frames.shape,
+            "scale": scale,
+            "offset": offset,
+            "checksums": [zlib.crc32(np.ascontiguousarray(frame).data) for frame in stored],
+        }
+    ).encode()
+    prefix = _MAGIC + struct.pack("<II", len(header), zlib.crc32(header)) + header
+    prefix += b"\0" * (-len(prefix) % _ALIGNMENT)
+    write_atomically(path, [prefix, stored.tobytes()])
+    return len(prefix) + stored.nbytes
+
+
+def _read_layout(path: Path) -> _Layout:
+    status = path.stat()
+    key = (str(path), status.st_ino, status.st_mtime_ns)
+    if (known := _layouts.get(key)) is not None:
+        return known
+    with path.open("rb") as file:
+        start = file.read(16)
+        if len(start) != 16 or start[:8] != _MAGIC:
+            raise DamagedEntryError(f"{path} is no cache entry")
+        length, checksum = struct.unpack("<II", start[8:])
+        header = file.read(length)
+        size = os.fstat(file.fileno()).st_size
+    if len(header) != length or zlib.crc32(header) != checksum:
+        raise DamagedEntryError(f"{path} has a damaged header")
+    facts = json.loads(header)
+    begin = 16 + length
+    layout = _Layout(
+        shape=tuple(facts["shape"]),
+        scale=facts["scale"],
+        offset=facts["offset"],
+        checksums=tuple(facts["checksums"]),
+        start=begin + -begin % _ALIGNMENT,
+        key=key,
+    )
+    if size != layout.start + layout.shape[0] * layout.frame_bytes:
+        raise DamagedEntryError(f"{path} has {size} bytes and should have more or fewer")
+    _layouts[key] = layout
+    if len(_layouts) > _MAX_REMEMBERED:
+        _layouts.popitem(last=False)
+    return layout
+
+
+def _verify(mapped: mmap.mmap, frame: int, *, layout: _Layout) -> None:
+    key = (layout.key, frame)
+    if key in _verified:
+        return
+    begin = layout.start + frame * layout.frame_bytes
+    with memoryview(mapped) as view:
+        checksum = zlib.crc32(view[begin : begin + layout.frame_bytes])
+    if checksum != layout.checksums[frame]:
+        raise DamagedEntryError(f"frame {frame} of {layout.key[0]} does not match its checksum")
+    _verified[key] = None
+    if len(_verified) > _MAX_REMEMBERED:
+        _verified.popitem(last=False)
