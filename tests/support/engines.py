@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from toy import ORDER, ToyDataset, build_collator, build_model
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from umbrella_train.config import DummyLossConfig
+from umbrella_train.sharding import whole_state_dict
 from umbrella_train.trainer import UmbrellaTrainer
 
 BATCH_SIZE = 2
@@ -36,6 +38,8 @@ class Case:
         accumulation: Micro-batches a rank and step.
         optim: Hugging Face's name of the optimiser.
         dummy_loss: Settings of the dummy loss.
+        engine: As of the trainer.
+        gradient_scale: As of the trainer.
         arguments: More training arguments.
     """
 
@@ -45,6 +49,8 @@ class Case:
     accumulation: int = 1
     optim: str = "sgd"
     dummy_loss: dict[str, Any] = field(default_factory=dict)
+    engine: str = "ddp"
+    gradient_scale: str = "mean"
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
@@ -140,6 +146,9 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
         train_dataset=build_dataset(case, world_size=ranks),
         data_collator=build_collator(),
         dummy_loss=DummyLossConfig(**case.dummy_loss),
+        engine=case.engine,
+        gradient_scale=case.gradient_scale,
+        parity_every=1,
     )
     trainer.remove_callback(PrinterCallback)
     result: dict[str, Any] = {"case": asdict(case), "error": None, "warnings": []}
@@ -152,9 +161,14 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
     result["warnings"] = [str(item.message) for item in caught]
     result["log"] = trainer.state.log_history
     rank = arguments.process_index
-    state = {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, output / f"{case.name}-{rank}.safetensors")
+    result["num_sharded"] = sum(isinstance(parameter, DTensor) for parameter in model.parameters())
     (output / f"{case.name}-{rank}.json").write_text(json.dumps(result))
+    if result["error"] is not None and case.engine == "fsdp2":
+        # The other ranks wait in a collective that will not come: an orderly end is not to be had.
+        os._exit(1)
+    # A state dict shares memory between tied weights: each tensor is copied.
+    state = {name: tensor.clone().contiguous() for name, tensor in whole_state_dict(model, keep=True).items()}
+    save_file(state, output / f"{case.name}-{rank}.safetensors")
     return result
 
 

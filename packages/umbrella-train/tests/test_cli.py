@@ -181,4 +181,5 @@ def test_every_flag_of_the_help_is_understood() -> None:
 
 
 def keys_of(content: object) -> object:
-    return {key: keys_of(value) for key, value in content.items()} if isinstance(content, dict) else None
+    # An empty table is a value like any other: the flag that names it replaces it.
+    return {key: keys_of(value) for key, value in content.items()} if content and isinstance(content, dict) else None

@@ -15,7 +15,7 @@ from umbrella_train.errors import RunError
 logger = logging.getLogger(__name__)
 
 # Fields of the section that are ours, not Hugging Face's.
-_OWN_FIELDS = {"world_size"}
+_OWN_FIELDS = {"world_size", "engine", "gradient_scale", "parity_every"}
 
 
 def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = False) -> TrainingArguments:
@@ -29,7 +29,8 @@ def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = Fals
         dry_run: Two steps, nothing saved or tracked.
 
     Raises:
-        RunError: The number of processes is not the one that was launched, or not the one that the config asks for.
+        RunError: The number of processes is not the one that was launched, or not the one that the config asks for; or
+            float16 without a GPU.
     """
     section = config.trainer.model_dump(exclude=_OWN_FIELDS)
     if "activation_checkpointing" in TrainingArguments.__dataclass_fields__:
@@ -55,6 +56,8 @@ def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = Fals
         disable_tqdm=True,
     )
     _check_world_size(config, arguments)
+    if arguments.fp16 and arguments.device.type == "cpu":
+        raise RunError("trainer.fp16 needs a GPU, and there is none: a CPU would quietly compute in float32; use bf16")
     _keep_to_one_device(arguments)
     return arguments
 

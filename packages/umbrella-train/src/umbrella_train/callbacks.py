@@ -9,9 +9,11 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from umbrella_train.parity import check_rank_parity
 from umbrella_train.run_folder import RunFolder
 
 
@@ -24,6 +26,29 @@ class StepSeed(TrainerCallback):
         """Called by the Trainer."""
         words = f"{args.seed}/{state.global_step}/{args.process_index}".encode()
         torch.manual_seed(int.from_bytes(hashlib.sha256(words).digest()[:8], "big") >> 1)
+
+
+class RankParity(TrainerCallback):
+    """Compares the parameters over ranks every few steps.
+
+    Args:
+        every: Steps between two comparisons; 0 for none.
+    """
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Called by the Trainer, on every rank at the same step."""
+        if self._every and state.global_step % self._every == 0 and model is not None:
+            check_rank_parity(model, step=state.global_step)
 
 
 class MetricsFile(TrainerCallback):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from umbrella_model.vision_tower import UmbrellaVisionTower
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's shard of a sharded tensor, sharing its memory; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class PatchEmbedGradients:
@@ -38,8 +43,7 @@ class PatchEmbedGradients:
             for name, parameter in self._tower.patch_embed(modality).named_parameters():
                 if parameter.grad is None:
                     continue
-                gradient = parameter.grad
-                gradients.append(gradient.to_local() if isinstance(gradient, DTensor) else gradient)
+                gradients.append(local(parameter.grad))
                 whole.append(2 * index)
                 projection.append(2 * index + 1 if name.startswith("proj.") else -1)
         device = next(self._tower.parameters()).device
@@ -62,3 +66,11 @@ class PatchEmbedGradients:
         for modality in modalities:
             for parameter in self._tower.patch_embed(modality).parameters():
                 parameter.grad = None
+
+    def scale(self, factors: Mapping[str, float]) -> None:
+        """Multiplies the gradients of each modality by its factor."""
+        for modality, factor in factors.items():
+            parameters = self._tower.patch_embed(modality).parameters()
+            gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+            if gradients and factor != 1:
+                torch._foreach_mul_(gradients, factor)

@@ -6,10 +6,10 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as hf_logging
 
+from umbrella_model.parts import Part
 from umbrella_train.arguments import build_arguments
 from umbrella_train.build import Parts, build_parts
 from umbrella_train.callbacks import MetricsFile, ProgressBar
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None) -> Path | None:
-    """Trains, evaluates and reports.
+    """Trains, evaluates and reports; a run that is asked to stop (SIGTERM) ends with a checkpoint and nothing more.
 
     Args:
         config: The run.
@@ -67,6 +68,9 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
     if config.report.pictures and trainer.is_world_process_zero():
         draw_pictures(sources.evaluation or sources.train, parts=parts, config=config, folder=folder.pictures)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.is_stopped:
+        logger.warning("stopped after step %d; go on with: --resume auto", trainer.state.global_step)
+        return folder.path
     trainer.save_model(str(folder.model))
     if sources.evaluation:
         scope = _Scope(config, parts, folder, device=arguments.device, step=trainer.state.global_step)
@@ -142,6 +146,10 @@ def _build_trainer(config: RunConfig, arguments: TrainingArguments, parts: Parts
         dummy_loss=config.dummy_loss,
         batches=config.data.batches,
         max_tokens_per_batch=config.data.max_tokens_per_batch,
+        engine=config.trainer.engine,
+        gradient_scale=config.trainer.gradient_scale,
+        parity_every=config.trainer.parity_every,
+        part_learning_rates=cast(Mapping[Part, float], config.model.learn.learning_rate.given),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -3,35 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from umbrella_model import parameter_groups
+from umbrella_model.parts import Part
 from umbrella_model.vision_tower import UmbrellaVisionTower
-from umbrella_train.callbacks import StepSeed, StopOnSignal
-from umbrella_train.checkpoint import seal_checkpoint
+from umbrella_train.callbacks import RankParity, StepSeed, StopOnSignal
 from umbrella_train.config import DummyLossConfig
+from umbrella_train.drift_watch import DriftWatch
 from umbrella_train.dummy_loss import DummyLoss
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation_loss import EvaluationLoss
+from umbrella_train.finite import first_non_finite
 from umbrella_train.gradients import PatchEmbedGradients
 from umbrella_train.loader import build_loader
+from umbrella_train.sharding import shard_model
+from umbrella_train.whole_checkpoints import WholeCheckpointTrainer
 from umbrella_train.window import AccumulationWindow, WindowFacts
+
+
+def _whole(norm: Any) -> Any:
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 class NonFiniteError(RunError):
     """The loss is not finite; the message names the first parameter that is not, if there is one."""
 
 
-class UmbrellaTrainer(Trainer):
+class UmbrellaTrainer(WholeCheckpointTrainer):
     """Trains an UMBRELLA model on batches of any mixture of modalities.
 
     Args:
@@ -41,6 +48,11 @@ class UmbrellaTrainer(Trainer):
         batches: Whether a batch holds one set of modalities (`by_modality`), any (`mixed`), or any of like length
             (`by_length`).
         max_tokens_per_batch: Token budget of a training batch, in place of its number of samples.
+        engine: `ddp`: accelerate wraps the model where there are several ranks; `fsdp2`: it is sharded over them here.
+        gradient_scale: `mean`: a patch embed's gradient is averaged over all supervised tokens of a step; `present`:
+            over those of the samples that hold its modality.
+        parity_every: Steps between comparisons of the replicated parameters over ranks; 0 for none.
+        part_learning_rates: Learning rates of single parts of the model, in place of the arguments' one.
         **kwargs: As for `transformers.Trainer`.
     """
 
@@ -50,9 +62,14 @@ class UmbrellaTrainer(Trainer):
         dummy_loss: DummyLossConfig | None = None,
         batches: Literal["by_modality", "mixed", "by_length"] = "by_modality",
         max_tokens_per_batch: int | None = None,
+        engine: Literal["ddp", "fsdp2"] = "ddp",
+        gradient_scale: Literal["mean", "present"] = "mean",
+        parity_every: int = 100,
+        part_learning_rates: Mapping[Part, float] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.part_learning_rates = part_learning_rates or {}
         self.batches = batches
         self.max_tokens_per_batch = max_tokens_per_batch
         self.dummy_loss_config = dummy_loss or DummyLossConfig()
@@ -61,14 +78,32 @@ class UmbrellaTrainer(Trainer):
             reduction=self.dummy_loss_config.reduction,
             sizes=self._unwrapped().dummy_sizes() if self.dummy_loss_config.reduction == "sum" else {},
         )
-        tower = next(module for module in self._unwrapped().modules() if isinstance(module, UmbrellaVisionTower))
-        self.gradients = PatchEmbedGradients(tower)
-        self._window = AccumulationWindow(tower.modality_order)
+        self.gradient_scale = gradient_scale
+        if engine == "fsdp2":
+            self._shard()
+        self._tower = next(module for module in self._unwrapped().modules() if isinstance(module, UmbrellaVisionTower))
+        self.gradients = PatchEmbedGradients(self._tower)
+        self._window = AccumulationWindow(self._tower.modality_order)
+        self._drift: DriftWatch | None = None
         self._gradient_log: dict[str, float] = {}
+        self._active_norms: dict[str, float] = {}
         self._task_loss: Tensor | None = None
         self._stop = StopOnSignal()
         self.add_callback(self._stop)
         self.add_callback(StepSeed())
+        self.add_callback(RankParity(parity_every))
+
+    def _shard(self) -> None:
+        model = self._unwrapped()
+        shard_model(model, device=self.args.device)
+        # In evaluation mode accelerate adds autocast and leaves the wrapping to others.
+        self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+        model._is_accelerate_prepared = True
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the ranks agreed to stop before the last step, since one of them got SIGTERM."""
+        return self._stop.is_agreed and self.state.global_step < self.state.max_steps
 
     # ---- data ----
 
@@ -104,6 +139,22 @@ class UmbrellaTrainer(Trainer):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._window.see(batches)
         return batches, num_items
+
+    # ---- optimiser ----
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Hugging Face's optimiser, with groups by learning rate where parts have one of their own."""
+        if self.optimizer is None and self.part_learning_rates:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self._unwrapped())
+            groups = parameter_groups(
+                self._unwrapped(),
+                learning_rate=self.args.learning_rate,
+                part_learning_rates=self.part_learning_rates,
+                weight_decay=self.args.weight_decay,
+            )
+            self.optimizer = kind(groups, **options)
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        return optimizer
 
     # ---- loss ----
 
@@ -164,10 +215,22 @@ class UmbrellaTrainer(Trainer):
         self._stop.is_agreed = facts.is_stop_asked
         if not facts.is_finite:
             raise NonFiniteError(self._describe_non_finite())
+        factors = {}
+        if self.gradient_scale == "present":
+            factors = {name: facts.num_tokens / tokens for name, tokens in facts.tokens_with.items() if tokens}
+            self.gradients.scale(factors)
         if self.dummy_loss_config.absent == "hold":
             self.gradients.clear([name for name in self.gradients.modalities if name not in facts.present])
+        self._follow_drift(facts)
         if is_logged:
-            self._gradient_log = self._name_norms(facts)
+            self._name_norms(facts, factors)
+
+    def _follow_drift(self, facts: WindowFacts) -> None:
+        if not self.dummy_loss_config.enabled or self.dummy_loss_config.absent == "hold":
+            return
+        if self._drift is None:
+            self._drift = DriftWatch(self._tower, optimizer=self.optimizer, dummy_loss=self.dummy_loss)
+        self._drift.step(facts.present)
 
     def _local_squared_norms(self) -> Tensor:
         norms = self.gradients.squared_norms()
@@ -176,30 +239,49 @@ class UmbrellaTrainer(Trainer):
             norms = torch.zeros_like(norms)
         return norms
 
-    def _name_norms(self, facts: WindowFacts) -> dict[str, float]:
+    def _name_norms(self, facts: WindowFacts, factors: Mapping[str, float]) -> None:
         scaler = self.accelerator.scaler
         scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
-        named = {}
+        self._gradient_log, self._active_norms = {}, {}
         for index, modality in enumerate(self.gradients.modalities):
-            keys = self.gradients.keys(modality, is_active=modality in facts.present)
+            is_active = modality in facts.present
+            keys = self.gradients.keys(modality, is_active=is_active)
             for key, square in zip(keys, facts.norms[2 * index : 2 * index + 2], strict=True):
-                named[key] = math.sqrt(square) / scale
-        return named
+                self._gradient_log[key] = math.sqrt(square) / scale * factors.get(modality, 1.0)
+            if is_active:
+                self._active_norms[modality] = self._gradient_log[keys[0]]
 
     def _describe_non_finite(self) -> str:
         step = self.state.global_step + 1
-        for name, parameter in self._unwrapped().named_parameters():
-            if not bool(parameter.detach().isfinite().all()):
-                return f"step {step}: parameter {name} is not finite; no step was taken with it"
+        name = first_non_finite(self._unwrapped())
+        if name is not None:
+            return f"step {step}: parameter {name} is not finite; no step was taken with it"
         return (
             f"step {step}: the loss is not finite though all parameters are; look at the learning rate, the precision "
             "and the samples of this step"
         )
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        return _whole(super()._clip_grad_norm(model))
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        return _whole(super()._get_grad_norm(model, grad_norm=grad_norm))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the gradient norms to the line of the training loss."""
+        """Adds to the line of the training loss each patch embed's gradient norm, its share of the whole, and drift."""
         if "loss" in logs and self._gradient_log:
             logs = {**logs, **self._gradient_log}
+            total = float(logs.get("grad_norm") or 0.0)
+            if total > 0:
+                logs |= {
+                    key.replace("grad/", "grad_share/", 1): norm / total
+                    for key, norm in self._gradient_log.items()
+                    if not key.endswith(".proj")
+                }
+            if self._drift is not None:
+                clipped = min(1.0, self.args.max_grad_norm / total) if self.args.max_grad_norm and total else 1.0
+                self._drift.learn({name: norm * clipped for name, norm in self._active_norms.items()})
+                logs |= self._drift.as_log()
             self._gradient_log = {}
         super().log(logs, start_time)
 
@@ -242,27 +324,3 @@ class UmbrellaTrainer(Trainer):
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         metrics, num_samples = total.reduce(prefix=metric_key_prefix)
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=num_samples)
-
-    # ---- saving ----
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Writes safetensors, configs and the processor; Hugging Face's pickled arguments are left out."""
-        target = Path(output_dir or self._run_folder())
-        target.mkdir(parents=True, exist_ok=True)
-        self._unwrapped().save_pretrained(target, state_dict=state_dict)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(target)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if dist.is_initialized():
-            dist.barrier()
-        if self.args.should_save:
-            seal_checkpoint(self._run_folder() / f"checkpoint-{self.state.global_step}")
-
-    def _run_folder(self) -> Path:
-        assert self.args.output_dir is not None
-        return Path(self.args.output_dir)
-
-    def _unwrapped(self) -> Any:
-        return self.accelerator.unwrap_model(self.model)

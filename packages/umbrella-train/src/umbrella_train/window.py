@@ -18,12 +18,16 @@ class WindowFacts:
         is_finite: Whether every loss on every rank was finite.
         is_stop_asked: Whether some rank was asked to stop.
         present: Modalities that some rank saw.
+        num_tokens: Supervised tokens of all samples.
+        tokens_with: Supervised tokens of the samples that hold each modality present.
         norms: Squared gradient norms summed over ranks, empty where none were asked for.
     """
 
     is_finite: bool
     is_stop_asked: bool
     present: frozenset[str]
+    num_tokens: int
+    tokens_with: Mapping[str, int]
     norms: tuple[float, ...]
 
 
@@ -36,15 +40,29 @@ class AccumulationWindow:
 
     def __init__(self, modalities: Sequence[str]) -> None:
         self._modalities = tuple(modalities)
-        self._seen: set[str] = set()
         self._is_bad: Tensor | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._seen: set[str] = set()
+        self._num_tokens = 0
+        self._tokens_with = dict.fromkeys(self._modalities, 0)
 
     def see(self, batches: Iterable[Mapping[str, object]]) -> None:
-        """Notes the modalities of the batches to come; their keys are known on the host."""
+        """Notes the modalities and supervised tokens of the batches to come, which still lie on the host."""
         for batch in batches:
             pixel_values = batch.get("pixel_values")
-            if isinstance(pixel_values, Mapping):
-                self._seen.update(pixel_values)
+            present = set(pixel_values) if isinstance(pixel_values, Mapping) else set()
+            self._seen |= present
+            labels, modality_ids = batch.get("labels"), batch.get("modality_ids")
+            if not isinstance(labels, Tensor) or not isinstance(modality_ids, Tensor):
+                continue
+            # The model shifts labels by one: the first position is never predicted.
+            tokens = labels[:, 1:].ne(-100).sum(dim=1)
+            self._num_tokens += int(tokens.sum())
+            for tag, name in enumerate(self._modalities, start=1):
+                if name in present:
+                    self._tokens_with[name] += int(tokens[modality_ids.eq(tag).any(dim=1)].sum())
 
     def add_loss(self, loss: Tensor) -> None:
         """Notes one micro-batch's loss, a 0-dim tensor on the device."""
@@ -62,7 +80,9 @@ class AccumulationWindow:
             The facts over all ranks.
         """
         assert self._is_bad is not None, "a window without a loss cannot be closed"
-        host = [float(is_stop_asked), *(float(name in self._seen) for name in self._modalities)]
+        host = [float(is_stop_asked), float(self._num_tokens)]
+        host += [float(name in self._seen) for name in self._modalities]
+        host += [float(self._tokens_with[name]) for name in self._modalities]
         facts = torch.cat(
             [
                 self._is_bad.double().reshape(1),
@@ -72,13 +92,17 @@ class AccumulationWindow:
         )
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(facts)
-        bad, stops, *values = facts.tolist()
-        present = frozenset(name for name, count in zip(self._modalities, values, strict=False) if count > 0)
-        self._seen.clear()
+        bad, stops, num_tokens, *values = facts.tolist()
+        count = len(self._modalities)
+        seen = [name for name, times in zip(self._modalities, values[:count], strict=True) if times > 0]
+        tokens = dict(zip(self._modalities, values[count : 2 * count], strict=True))
         self._is_bad = None
+        self._forget()
         return WindowFacts(
             is_finite=bad == 0,
             is_stop_asked=stops > 0,
-            present=present,
-            norms=tuple(values[len(self._modalities) :]),
+            present=frozenset(seen),
+            num_tokens=int(num_tokens),
+            tokens_with={name: int(tokens[name]) for name in seen},
+            norms=tuple(values[2 * count :]),
         )

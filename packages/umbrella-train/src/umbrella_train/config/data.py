@@ -69,8 +69,10 @@ class PipelineSettings(Section):
 
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Voxel size in mm to resample to, then crop or pad (default: the whole field of view, resized)."""
-    normalise: Literal["foreground_zscore", "temporal_zscore"] = "foreground_zscore"
-    """foreground_zscore: by mean and deviation of the foreground; temporal_zscore: by each voxel's mean over time."""
+    interpolation: Literal["trilinear", "area"] = "trilinear"
+    """How the field of view is resized: trilinear, or area, where a new voxel is the mean of those that it covers."""
+    normalise: Literal["foreground_zscore", "temporal_zscore", "zscore", "nonzero_zscore"] = "foreground_zscore"
+    """Over which voxels: foreground_zscore, zscore (all), nonzero_zscore; temporal_zscore: each one over time."""
     short_series: Literal["raise", "pad"] = "raise"
     """What to do with a series shorter than the window of frames."""
     augment: AugmentSettings | None = None

@@ -23,7 +23,7 @@ class DummyLossConfig(Section):
 
 
 class TrainerConfig(Section):
-    """Training knobs, named and meant exactly as in transformers' TrainingArguments, but for the last."""
+    """Training knobs, named and meant exactly as in transformers' TrainingArguments, but for the last four."""
 
     max_steps: int = -1
     """Optimiser steps; -1: as num_train_epochs says."""
@@ -85,6 +85,12 @@ class TrainerConfig(Section):
     """Stay on the CPU though there is a GPU."""
     report_to: list[Literal["wandb"]] = Field(default_factory=list)
     """Trackers besides metrics.jsonl, which is always written."""
+    engine: Literal["ddp", "fsdp2"] = "ddp"
+    """How several processes share the work: ddp: each holds the whole model; fsdp2: each holds a shard of it."""
+    gradient_scale: Literal["mean", "present"] = "mean"
+    """mean: over all supervised tokens; present: a patch embed's gradient over those of samples with its modality."""
+    parity_every: NonNegativeInt = 100
+    """Steps between comparisons of the parameters over ranks; 0: never."""
     world_size: PositiveInt | None = None
     """Number of processes that this run is meant for; another number at the launch is an error."""
 
@@ -95,6 +101,8 @@ class TrainerConfig(Section):
             problems.append(("max_steps", f"{self.max_steps} is neither a number of steps nor -1"))
         if self.bf16 and self.fp16:
             problems.append(("fp16", "cannot be combined with bf16: choose one"))
+        if self.fp16 and self.engine == "fsdp2":
+            problems.append(("fp16", "cannot be combined with engine fsdp2: its loss scaler sees one shard; use bf16"))
         if self.fp16 and self.use_cpu:
             problems.append(("fp16", "needs a GPU: a CPU would quietly compute in float32; use bf16"))
         if problems:

@@ -1,0 +1,101 @@
+"""Warns when the dummy gradient has moved an absent modality's patch embed noticeably."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import nn
+
+from umbrella_model.vision_tower import UmbrellaVisionTower
+from umbrella_train.drift import DriftForecast, OptimizerFacts
+from umbrella_train.dummy_loss import DummyLoss
+from umbrella_train.gradients import local
+
+logger = logging.getLogger(__name__)
+
+WARNING_LEVEL = 0.02
+"""Drift, in standard deviations of the patch embed's weights at the start, from which on a modality is named."""
+
+_RULES = {"AdamW": "adam", "Adam": "adam", "SGD": "sgd"}
+
+
+class DriftWatch:
+    """One forecast a modality, on the host alone.
+
+    Args:
+        tower: The vision tower, before its first step.
+        optimizer: What steps it. Of an optimiser other than Adam, AdamW and SGD nothing is forecast.
+        dummy_loss: Gives the norm of each modality's dummy gradient.
+    """
+
+    def __init__(self, tower: UmbrellaVisionTower, *, optimizer: Any, dummy_loss: DummyLoss) -> None:
+        rule = _RULES.get(type(getattr(optimizer, "optimizer", optimizer)).__name__)
+        self._forecasts: dict[str, DriftForecast] = {}
+        self._spread: dict[str, float] = {}
+        self._groups: dict[str, dict[str, Any]] = {}
+        self._norms: dict[str, float] = {}
+        self._warned: set[str] = set()
+        if rule is None:
+            return
+        for name in tower.modality_order:
+            trainable = [parameter for parameter in tower.patch_embed(name).parameters() if parameter.requires_grad]
+            if not trainable:
+                continue
+            group = _group_of(trainable[0], optimizer)
+            beta1, beta2 = group.get("betas", (group.get("momentum", 0.0), 0.0))
+            facts = OptimizerFacts("adam" if rule == "adam" else "sgd", beta1, beta2, group.get("eps", 0.0))
+            self._forecasts[name] = DriftForecast(
+                num_elements=sum(parameter.numel() for parameter in trainable),
+                gradient_norm=dummy_loss.weight(name),
+                optimizer=facts,
+            )
+            self._spread[name] = _spread(trainable)
+            self._groups[name] = group
+
+    def learn(self, norms: Mapping[str, float]) -> None:
+        """Takes the size of real gradients, after clipping, as known from a logging step."""
+        self._norms.update(norms)
+
+    def step(self, present: frozenset[str]) -> None:
+        """Follows one optimiser step, with the modalities that some rank saw in its window."""
+        # Between logging steps a gradient's size is taken from the last one; before the first, 0.01 is common.
+        usual = fmean(self._norms.values()) if self._norms else 0.01
+        for name, forecast in self._forecasts.items():
+            norm = self._norms.get(name, usual) if name in present else None
+            forecast.step(learning_rate=float(self._groups[name]["lr"]), real_norm=norm)
+            if name not in self._warned and self.drift(name) > WARNING_LEVEL:
+                self._warned.add(name)
+                logger.warning(
+                    "%s has not come for %d steps; by forecast the dummy loss alone has moved its patch embed by "
+                    "%.1f %% of its initial standard deviation. dummy_loss.absent: hold leaves it untouched",
+                    name,
+                    forecast.steps_absent,
+                    100 * self.drift(name),
+                )
+
+    def drift(self, modality: str) -> float:
+        """Drift since the modality was last seen, in standard deviations of its weights at the start."""
+        return self._forecasts[modality].since_seen / self._spread[modality]
+
+    def as_log(self) -> dict[str, float]:
+        """`drift/{modality}` of each modality followed."""
+        return {f"drift/{name}": self.drift(name) for name in self._forecasts}
+
+
+def _group_of(parameter: nn.Parameter, optimizer: Any) -> dict[str, Any]:
+    group: dict[str, Any] = next(
+        group for group in optimizer.param_groups if any(parameter is other for other in group["params"])
+    )
+    return group
+
+
+def _spread(parameters: list[nn.Parameter]) -> float:
+    """Standard deviation of the largest tensor, the projection's weight; of this rank's shard where it is sharded."""
+    largest = max(parameters, key=torch.Tensor.numel)
+    spread = float(local(largest.detach()).float().std())
+    # A rank whose shard has one element or none would divide by NaN.
+    return spread if spread > 0 else 1.0

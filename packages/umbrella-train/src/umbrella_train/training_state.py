@@ -1,0 +1,163 @@
+"""Optimiser, schedule and scaler of a checkpoint as safetensors and JSON: no pickle, one form for every engine.
+
+Tensors are stored whole and under the names of their parameters. So a checkpoint of two sharded ranks resumes on three,
+or on one, and a parameter that was never stepped (`absent: hold`) simply has no entry.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from umbrella_train.errors import RunError
+
+TENSORS, FACTS = "optimizer.safetensors", "training_state.json"
+
+
+def save_training_state(
+    folder: Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    scaler: Any = None,
+    is_writer: bool = True,
+) -> None:
+    """Writes the state; under a sharded engine every rank must call it, and one of them writes.
+
+    Args:
+        folder: The checkpoint.
+        model: Whose parameters the optimiser steps; not wrapped.
+        optimizer: Its moments are gathered one parameter at a time.
+        scheduler: The learning rate's schedule.
+        scaler: The loss scaler, if there is one.
+        is_writer: Whether this rank writes.
+    """
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    for name, parameter in _stepped(model, optimizer):
+        numbers[name] = {}
+        for key, value in optimizer.state[parameter].items():
+            if isinstance(value, Tensor):
+                whole = value.full_tensor() if isinstance(value, DTensor) else value
+                if is_writer:
+                    tensors[f"{name}/{key}"] = whole.detach().to("cpu", copy=True).contiguous()
+            else:
+                numbers[name][key] = value
+    if not is_writer:
+        return
+    facts = {
+        "optimizer": type(_unwrapped(optimizer)).__name__,
+        "groups": _groups(model, optimizer),
+        "numbers": numbers,
+        "scheduler": scheduler.state_dict(),
+        "scaler": None if scaler is None else scaler.state_dict(),
+    }
+    save_file(tensors, folder / TENSORS)
+    (folder / FACTS).write_text(json.dumps(facts, indent=1, default=_plain), encoding="utf-8")
+
+
+def load_training_state(
+    folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, scaler: Any = None
+) -> None:
+    """Puts a saved state back; each rank reads from the file what its shards need.
+
+    Args:
+        folder: The checkpoint.
+        model: As when it was saved, on any number of ranks.
+        optimizer: Of the same kind and over the same parameters.
+        scheduler: The learning rate's schedule.
+        scaler: The loss scaler, if there is one.
+
+    Raises:
+        RunError: The checkpoint has no such state, or it belongs to another optimiser or to other parameters.
+    """
+    if not (folder / FACTS).is_file() or not (folder / TENSORS).is_file():
+        raise RunError(f"{folder}: has no {TENSORS} and {FACTS}: a run cannot go on without its optimiser's state")
+    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    kind = type(_unwrapped(optimizer)).__name__
+    if facts["optimizer"] != kind:
+        raise RunError(f"{folder}: was written by {facts['optimizer']}, and this run uses {kind}; set trainer.optim")
+    groups = _groups(model, optimizer)
+    saved_names = [group["parameters"] for group in facts["groups"]]
+    names = [group["parameters"] for group in groups]
+    if saved_names != names:
+        other = sorted({name for group in saved_names for name in group} ^ {name for group in names for name in group})
+        raise RunError(
+            f"{folder}: its optimiser steps other parameters than this run's"
+            + (f", among them {other[0]}" if other else ", in other groups")
+            + "; resume with the config that it was trained with"
+        )
+    for group, saved in zip(optimizer.param_groups, facts["groups"], strict=True):
+        group.update({key: _as_before(value, group.get(key)) for key, value in saved["settings"].items()})
+    parameters = dict(model.named_parameters())
+    settings = {name: group["settings"] for group in groups for name in group["parameters"]}
+    optimizer.state.clear()
+    with safe_open(folder / TENSORS, framework="pt") as stored:
+        for key in stored.keys():  # noqa: SIM118 - the handle is no mapping
+            name, entry = key.rsplit("/", 1)
+            parameter = parameters[name]
+            optimizer.state[parameter][entry] = _placed(
+                stored.get_tensor(key), entry=entry, parameter=parameter, settings=settings[name]
+            )
+    for name, values in facts["numbers"].items():
+        optimizer.state[parameters[name]].update(values)
+    scheduler.load_state_dict(facts["scheduler"])
+    if scaler is not None and facts["scaler"] is not None:
+        scaler.load_state_dict(facts["scaler"])
+
+
+def _placed(value: Tensor, *, entry: str, parameter: nn.Parameter, settings: dict[str, Any]) -> Tensor:
+    """A stored tensor where the optimiser expects it: sharded as its parameter, or beside it."""
+    if entry == "step" and not (settings.get("fused") or settings.get("capturable")):
+        # The rule of torch.optim: only fused and capturable optimisers keep their step counter on the device.
+        return value
+    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
+        # Without a source rank each one cuts its own shard from what it read: nothing is sent.
+        return distribute_tensor(
+            value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
+    return value.to(parameter.device)
+
+
+def _stepped(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters with a state, in the model's order, which is the same on every rank."""
+    stepped = {id(parameter) for parameter, state in optimizer.state.items() if state}
+    yield from ((name, parameter) for name, parameter in model.named_parameters() if id(parameter) in stepped)
+
+
+def _groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [
+        {
+            "parameters": [names[id(parameter)] for parameter in group["params"]],
+            "settings": {key: value for key, value in group.items() if key != "params"},
+        }
+        for group in optimizer.param_groups
+    ]
+
+
+def _unwrapped(optimizer: Any) -> torch.optim.Optimizer:
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner
+
+
+def _as_before(value: Any, current: Any) -> Any:
+    """JSON has neither tuples nor tensors: a setting gets the type back that the optimiser gave it."""
+    if isinstance(current, tuple):
+        return tuple(value)
+    return torch.tensor(value) if isinstance(current, Tensor) else value
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, Tensor):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be kept in {FACTS}")

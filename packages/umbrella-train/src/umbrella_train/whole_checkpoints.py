@@ -1,0 +1,100 @@
+"""A Hugging Face Trainer whose checkpoints are whole: safetensors and JSON for every engine, sealed when finished."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import Trainer
+
+from umbrella_train.checkpoint import seal_checkpoint
+from umbrella_train.sharding import is_sharded_model, load_whole_state, whole_state_dict
+from umbrella_train.training_state import load_training_state, save_training_state
+
+
+class WholeCheckpointTrainer(Trainer):
+    """Replaces what Hugging Face's Trainer pickles, and loads what is asked for or nothing.
+
+    There is no random state to keep: a step's generator comes from (seed, step, rank), a sample's from its index.
+    """
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the model whole; under a sharded engine every rank must call it."""
+        if self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        state = None
+        if is_sharded_model(self._unwrapped()):
+            state = whole_state_dict(self._unwrapped(), keep=self.args.should_save)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=state)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Writes safetensors, configs and the processor; Hugging Face's pickled arguments are left out."""
+        target = Path(output_dir or self._run_folder())
+        target.mkdir(parents=True, exist_ok=True)
+        self._unwrapped().save_pretrained(target, state_dict=state_dict)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(target)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if dist.is_initialized():
+            dist.barrier()
+        if self.args.should_save:
+            seal_checkpoint(self._run_folder() / f"checkpoint-{self.state.global_step}")
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        assert self.optimizer is not None
+        save_training_state(
+            Path(output_dir),
+            model=self._unwrapped(),
+            optimizer=self.optimizer,
+            scheduler=self.lr_scheduler,
+            scaler=self.accelerator.scaler,
+            is_writer=self.args.should_save,
+        )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        if self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        assert self.optimizer is not None
+        load_training_state(
+            Path(checkpoint),
+            model=self._unwrapped(),
+            optimizer=self.optimizer,
+            scheduler=self.lr_scheduler,
+            scaler=self.accelerator.scaler,
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Loads the weights; a key that is missing or not expected is an error, where Hugging Face's Trainer warns."""
+        target = self._unwrapped() if model is None else model
+        load_whole_state(target, sorted(Path(resume_from_checkpoint).glob("model*.safetensors")))
+
+    def _save_scaler(self, output_dir: str) -> None:
+        """Part of the training state."""
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Part of the training state."""
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """There is none."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """There is none."""
+
+    def _run_folder(self) -> Path:
+        assert self.args.output_dir is not None
+        return Path(self.args.output_dir)
+
+    def _unwrapped(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)
