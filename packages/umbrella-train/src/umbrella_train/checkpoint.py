@@ -28,24 +28,32 @@ def seal_checkpoint(folder: Path) -> None:
 
 
 def checkpoint_problems(folder: Path) -> list[str]:
-    """What keeps a checkpoint from being resumed: no seal, or files that are missing, extra or not as they were.
+    """What keeps a checkpoint from being resumed: no seal, files that are missing or changed, or weights of others.
+
+    Any other file that somebody added does no harm, since nothing reads it.
 
     Returns:
         One sentence a problem; empty for a good checkpoint.
     """
     if not (folder / SEAL_NAME).is_file():
         return [f"{folder}: has no {SEAL_NAME}: it was not finished"]
-    seal = json.loads((folder / SEAL_NAME).read_text(encoding="utf-8"))
+    try:
+        seal = json.loads((folder / SEAL_NAME).read_bytes())
+        sealed = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in seal.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return [f"{folder / SEAL_NAME}: cannot be read ({error}): the checkpoint is damaged"]
     problems = []
-    for name, expected in seal.items():
+    for name, (size, digest) in sealed.items():
         path = folder / name
         if not path.is_file():
             problems.append(f"{path}: is missing")
-        elif path.stat().st_size != expected["bytes"]:
-            problems.append(f"{path}: has {path.stat().st_size} bytes instead of {expected['bytes']}")
-        elif _sha256(path) != expected["sha256"]:
+        elif path.stat().st_size != size:
+            problems.append(f"{path}: has {path.stat().st_size} bytes instead of {size}")
+        elif _sha256(path) != digest:
             problems.append(f"{path}: its content changed after it was written")
-    return problems
+    # All of these are loaded, whatever their names.
+    added = sorted({path.name for path in folder.glob("*.safetensors")} - sealed.keys())
+    return problems + [f"{folder / name}: was not written with this checkpoint" for name in added]
 
 
 def newest_good_checkpoint(run_folder: Path) -> Path:

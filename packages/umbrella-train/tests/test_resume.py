@@ -1,0 +1,206 @@
+"""A run that is stopped and resumed is the unbroken run: the same losses and weights, to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainerCallback
+
+from umbrella_train import run
+from umbrella_train.checkpoint import checkpoint_problems
+from umbrella_train.config import RunConfig, dump_config
+from umbrella_train.errors import RunError
+
+MakeConfig = Callable[..., RunConfig]
+
+# 18 samples in batches of 3 are 6 batches an epoch: 2 epochs and a third of another.
+NUM_STEPS = 14
+
+KILL_IN_THE_FOURTH_STEP = """
+import os, signal, sys
+from umbrella_train import run
+from umbrella_train.cli import train_command
+
+class KilledTrainer(run.UmbrellaTrainer):
+    def compute_loss(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().compute_loss(*args, **kwargs)
+
+run.UmbrellaTrainer = KilledTrainer
+train_command(sys.argv[1:])
+"""
+
+
+class PowerCutError(Exception):
+    """The end of the process, without a word."""
+
+
+class AtStep(TrainerCallback):
+    """Does something at the end of a step."""
+
+    def __init__(self, step: int, do: Callable[[], None]) -> None:
+        self.step, self.do = step, do
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            self.do()
+
+
+@contextmanager
+def at_step(step: int, do: Callable[[], None]) -> Iterator[None]:
+    """Every trainer built in here does something at the end of that step."""
+
+    class WatchedTrainer(run.UmbrellaTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.add_callback(AtStep(step, do))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "UmbrellaTrainer", WatchedTrainer)
+        yield
+
+
+def cut_the_power() -> None:
+    raise PowerCutError
+
+
+def losses_of(folder: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+def config_of(make_config: MakeConfig, output_dir: Path, *, accumulation: int = 1, **trainer: Any) -> RunConfig:
+    return make_config(
+        output_dir,
+        trainer={
+            "max_steps": NUM_STEPS // accumulation,
+            "gradient_accumulation_steps": accumulation,
+            "lr_scheduler_type": "cosine",
+            **trainer,
+        },
+        data={"evaluation": []},
+    )
+
+
+@pytest.fixture(scope="module")
+def unbroken(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The folder of an unbroken run with so many batches a step."""
+    done: dict[int, Path] = {}
+
+    def folder_of(accumulation: int) -> Path:
+        if accumulation not in done:
+            config = config_of(make_config, tmp_path_factory.mktemp("unbroken"), accumulation=accumulation)
+            folder = run.train(config)
+            assert folder is not None
+            done[accumulation] = folder
+        return done[accumulation]
+
+    return folder_of
+
+
+@pytest.mark.parametrize(
+    ("save_steps", "stop", "workers", "accumulation"),
+    [(4, 5, 0, 1), (6, 8, 0, 1), (9, 11, 2, 1), (12, 13, 2, 1), (2, 3, 0, 2)],
+    ids=["mid-epoch", "end-of-epoch", "second-epoch-2-workers", "end-of-second-epoch-2-workers", "accumulated"],
+)
+def test_a_run_that_broke_off_goes_on_as_if_it_had_not(
+    make_config: MakeConfig,
+    unbroken: Callable[[int], Path],
+    tmp_path: Path,
+    save_steps: int,
+    stop: int,
+    workers: int,
+    accumulation: int,
+) -> None:
+    config = config_of(
+        make_config, tmp_path, accumulation=accumulation, save_steps=save_steps, dataloader_num_workers=workers
+    )
+    with at_step(stop, cut_the_power), pytest.raises(PowerCutError):
+        run.train(config)
+    folder = run.train(config, resume="auto")
+    assert folder == tmp_path / "run"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    reference = unbroken(accumulation)
+    assert [step for step, _ in losses_of(reference)] == list(range(1, NUM_STEPS // accumulation + 1))
+    assert losses_of(folder) == losses_of(reference)
+    assert weights_of(folder) == weights_of(reference)
+
+
+def test_a_process_that_gets_sigterm_leaves_a_checkpoint_to_go_on_from(
+    make_config: MakeConfig, unbroken: Callable[[int], Path], tmp_path: Path
+) -> None:
+    config = config_of(make_config, tmp_path)
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    words = [sys.executable, "-c", KILL_IN_THE_FOURTH_STEP, "--config", str(tmp_path / "config.yaml")]
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=False, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--resume auto" in done.stderr
+    folder = tmp_path / "run"
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert checkpoint_problems(folder / "checkpoint-4") == []
+    assert [step for step, _ in losses_of(folder)] == [1, 2, 3, 4]
+    # The weights of an unfinished run must not be taken for those of a finished one.
+    assert not (folder / "model").exists()
+    assert run.train(config, resume="auto") == folder
+    assert losses_of(folder) == losses_of(unbroken(1))
+    assert weights_of(folder) == weights_of(unbroken(1))
+
+
+def test_the_handler_of_sigterm_is_put_back_when_training_ends(make_config: MakeConfig, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen: list[Any] = []
+    with at_step(1, lambda: seen.append(signal.getsignal(signal.SIGTERM))):
+        run.train(config_of(make_config, tmp_path, max_steps=1))
+    assert seen != [before]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    make_config: MakeConfig, unbroken: Callable[[int], Path], tmp_path: Path
+) -> None:
+    config = config_of(make_config, tmp_path, save_steps=3)
+    with at_step(8, cut_the_power), pytest.raises(PowerCutError):
+        run.train(config)
+    weights = tmp_path / "run" / "checkpoint-6" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 4
+    weights.write_bytes(content)
+    with pytest.raises(RunError, match=r"model\.safetensors: its content changed"):
+        run.train(config, resume=str(weights.parent))
+    starts: list[int] = []
+    with at_step(4, lambda: starts.append(4)):
+        folder = run.train(config, resume="auto")
+    assert starts == [4]
+    assert folder is not None
+    assert losses_of(folder) == losses_of(unbroken(1))
+    assert weights_of(folder) == weights_of(unbroken(1))
+
+
+def test_a_run_that_never_was_cannot_go_on(make_config: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="run: there is no such run to go on with"):
+        run.train(config_of(make_config, tmp_path), resume="auto")
+
+
+def test_auto_takes_the_newest_run_of_the_name_alone(make_config: MakeConfig, tmp_path: Path) -> None:
+    for age, name in enumerate(("run-2", "run", "run-other")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("")
+        os.utime(tmp_path / name / "config.yaml", (1e9 + age, 1e9 + age))
+    with pytest.raises(RunError, match=r"/run: has no checkpoint to go on from"):
+        run.train(config_of(make_config, tmp_path), resume="auto")
