@@ -28,7 +28,7 @@ _FHCRC, _FEXTRA, _FNAME, _FCOMMENT, _RESERVED = 0x02, 0x04, 0x08, 0x10, 0xE0
 _MAX_NAME_BYTES = 1 << 12
 
 
-class _Source:
+class GzipSource:
     """The compressed file with a push-back, since a member's end is known only after its block was read."""
 
     def __init__(self, file: BinaryIO, *, path: str) -> None:
@@ -36,14 +36,26 @@ class _Source:
         self._path = path
         self._pending = b""
 
+    @property
+    def position(self) -> int:
+        """Bytes of the file that were handed out."""
+        return self._file.tell() - len(self._pending)
+
     def block(self) -> bytes:
+        """The next bytes, some 256 KiB; empty at the end of the file."""
         pending, self._pending = self._pending, b""
         return pending or self._file.read(_BLOCK_BYTES)
 
     def push_back(self, data: bytes) -> None:
+        """Give back the last bytes."""
         self._pending = data + self._pending
 
     def take(self, count: int) -> bytes:
+        """Exactly this many bytes.
+
+        Raises:
+            ScanError: `gzip_truncated`.
+        """
         data = self._pending
         while len(data) < count:
             more = self._file.read(_BLOCK_BYTES)
@@ -58,6 +70,11 @@ class _Source:
         return data[:count]
 
     def skip_text(self) -> None:
+        """Read past a text that ends with a zero byte.
+
+        Raises:
+            ScanError: `gzip_header` where it does not end.
+        """
         for _ in range(_MAX_NAME_BYTES):
             if self.take(1) == b"\0":
                 return
@@ -68,9 +85,14 @@ class _Source:
         )
 
     def at_end(self) -> bool:
+        """Whether all bytes were handed out."""
         if not self._pending:
             self._pending = self._file.read(_BLOCK_BYTES)
         return not self._pending
+
+    def peek(self) -> bytes:
+        """The next byte, which stays; empty at the end of the file."""
+        return b"" if self.at_end() else self._pending[:1]
 
 
 def iter_gzip(file: BinaryIO, *, path: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
@@ -86,24 +108,27 @@ def iter_gzip(file: BinaryIO, *, path: str, chunk_bytes: int = CHUNK_BYTES) -> I
     Raises:
         ScanError: `gzip_header`, `gzip_data`, `gzip_crc`, `gzip_length`, `gzip_truncated` or `gzip_trailing`.
     """
-    source = _Source(file, path=path)
-    _skip_member_header(source, path=path)
+    source = GzipSource(file, path=path)
+    skip_member_header(source, path=path)
     while True:
         yield from _iter_member(source, path=path, chunk_bytes=chunk_bytes)
         if source.at_end():
             return
-        start = source.take(1)
-        source.push_back(start)
-        if start != GZIP_MAGIC[:1]:
+        if source.peek() != GZIP_MAGIC[:1]:
             raise ScanError(
                 "bytes that are not gzip follow the end of the gzip stream: damaged, or joined with another file",
                 path=path,
                 reason=ScanReason.GZIP_TRAILING,
             )
-        _skip_member_header(source, path=path)
+        skip_member_header(source, path=path)
 
 
-def _skip_member_header(source: _Source, *, path: str) -> None:
+def skip_member_header(source: GzipSource, *, path: str) -> None:
+    """Read past the header of a member.
+
+    Raises:
+        ScanError: `gzip_header` or `gzip_truncated`.
+    """
     header = source.take(10)
     flags = header[3]
     if header[:2] != GZIP_MAGIC or header[2] != 8 or flags & _RESERVED:
@@ -122,7 +147,7 @@ def _skip_member_header(source: _Source, *, path: str) -> None:
         source.take(2)
 
 
-def _iter_member(source: _Source, *, path: str, chunk_bytes: int) -> Iterator[bytes]:
+def _iter_member(source: GzipSource, *, path: str, chunk_bytes: int) -> Iterator[bytes]:
     """Yield one member's bytes and check its trailer."""
     decompressor = inflate.decompressobj(-15)
     crc, size = 0, 0
@@ -149,10 +174,15 @@ def _iter_member(source: _Source, *, path: str, chunk_bytes: int) -> Iterator[by
             size += len(chunk)
             yield chunk
     source.push_back(decompressor.unused_data)
-    _check_trailer(source.take(8), crc=crc, size=size, path=path)
+    check_trailer(source.take(8), crc=crc, size=size, path=path)
 
 
-def _check_trailer(trailer: bytes, *, crc: int, size: int, path: str) -> None:
+def check_trailer(trailer: bytes, *, crc: int, size: int, path: str) -> None:
+    """Compare a member's stored checksum and length (8 bytes) with what was found.
+
+    Raises:
+        ScanError: `gzip_crc` or `gzip_length`.
+    """
     stored_crc, stored_size = struct.unpack("<II", trailer)
     if stored_crc != crc:
         raise ScanError(

@@ -12,6 +12,8 @@ from typing import BinaryIO
 import numpy as np
 
 from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.gzip_index import DamagedIndexError, GzipIndex, Identity, index_path, load_index
+from umbrella_data.gzip_index_build import build_index
 from umbrella_data.gzip_stream import CHUNK_BYTES, GZIP_MAGIC, MAX_DEFLATE_RATIO, iter_gzip
 from umbrella_data.header import ScanHeader, header_length, parse_header
 from umbrella_data.regular_file import open_regular_file
@@ -24,9 +26,10 @@ _MAX_PROVEN = 1 << 16
 _HEADER_CHUNK_BYTES = 1 << 13
 # Slices are handed on in blocks that the processor's cache can hold.
 _SLICE_BLOCK_BYTES = 1 << 19
-_Identity = tuple[int, int, int, int]
+# Below this, inflating from the start is as fast as an index.
+_MIN_INDEXED_BYTES = 1 << 24
 # Files whose gzip stream was checked to the last byte, by device, inode, size and mtime. Bounded, oldest out first.
-_proven: OrderedDict[_Identity, None] = OrderedDict()
+_proven: OrderedDict[Identity, None] = OrderedDict()
 
 
 class StoredScan:
@@ -38,9 +41,10 @@ class StoredScan:
         is_compressed: Whether it is gzip.
     """
 
-    def __init__(self, file: BinaryIO, *, path: str) -> None:
+    def __init__(self, file: BinaryIO, *, path: str, index_folder: Path | None = None) -> None:
         self.path = path
         self._file = file
+        self._index_folder = index_folder
         status = os.fstat(file.fileno())
         self._size = status.st_size
         self._identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
@@ -144,7 +148,12 @@ class StoredScan:
 
     def _range(self, start: int, length: int) -> Iterator[bytes | memoryview]:
         """The decompressed bytes from `start` on; exhausted, it has proven the file."""
-        return self._compressed_range(start, length) if self.is_compressed else self._plain_range(start, length)
+        if not self.is_compressed:
+            return self._plain_range(start, length)
+        num_voxel_bytes = self.header.file_bytes - self.header.offset
+        if self._index_folder is not None and length < num_voxel_bytes >= _MIN_INDEXED_BYTES:
+            return self._indexed_range(start, length, folder=self._index_folder)
+        return self._compressed_range(start, length)
 
     def _plain_range(self, start: int, length: int) -> Iterator[bytes]:
         self._file.seek(start)
@@ -170,9 +179,42 @@ class StoredScan:
                 return
         if position != declared:
             raise _wrong_length(position, declared, path=self.path)
-        _proven[self._identity] = None
-        if len(_proven) > _MAX_PROVEN:
-            _proven.popitem(last=False)
+        _remember(self._identity)
+
+    def _indexed_range(self, start: int, length: int, *, folder: Path) -> Iterator[bytes | memoryview]:
+        index = self._index(folder)
+        position = start
+        if index.is_useful:
+            try:
+                for piece in index.iter_range(self._file, start, length):
+                    yield piece
+                    position += len(piece)
+                return
+            except DamagedIndexError:
+                # Either the index is damaged or the file has changed: the stream itself will tell.
+                index_path(folder, self.path, identity=self._identity).unlink(missing_ok=True)
+                _proven.pop(self._identity, None)
+        yield from self._compressed_range(position, start + length - position)
+
+    def _index(self, folder: Path) -> GzipIndex:
+        """The saved index of this file, made first where there is none, which proves the file."""
+        path = index_path(folder, self.path, identity=self._identity)
+        index = load_index(path, identity=self._identity)
+        if index is None:
+            self._file.seek(0)
+            index = build_index(self._file, path=self.path)
+            if index.num_bytes == self.header.file_bytes:
+                index.save(path, identity=self._identity)
+        if index.num_bytes != self.header.file_bytes:
+            raise _wrong_length(index.num_bytes, self.header.file_bytes, path=self.path)
+        _remember(self._identity)
+        return index
+
+
+def _remember(identity: Identity) -> None:
+    _proven[identity] = None
+    if len(_proven) > _MAX_PROVEN:
+        _proven.popitem(last=False)
 
 
 class _Filler:
@@ -198,15 +240,20 @@ class _Filler:
 
 
 @contextmanager
-def open_scan(path: str | os.PathLike[str]) -> Iterator[StoredScan]:
+def open_scan(path: str | os.PathLike[str], *, index_folder: Path | None = None) -> Iterator[StoredScan]:
     """Open a `.nii` or `.nii.gz` file and check its header.
+
+    Args:
+        path: The file.
+        index_folder: Where access points into long `.nii.gz` series are kept, so that their windows are read fast;
+            made on the first use of each file. None streams.
 
     Raises:
         ScanError: Where there is no such regular file, or its header is wrong.
     """
     name = os.fspath(path)
     with open_regular_file(name) as file:
-        yield StoredScan(file, path=name)
+        yield StoredScan(file, path=name, index_folder=index_folder)
 
 
 def _is_compressed(file: BinaryIO, *, path: str) -> bool:

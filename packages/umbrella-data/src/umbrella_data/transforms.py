@@ -86,15 +86,24 @@ class Pipeline:
         config: What to do.
         modality: A name or an alias.
         cache: Where preprocessed volumes are kept; None computes them each time.
+        index_folder: Where access points into long `.nii.gz` series are kept, for windows without a cache.
 
     Raises:
         ValueError: Where the config does not fit the modality.
     """
 
-    def __init__(self, config: PipelineConfig, *, modality: str, cache: VolumeCache | None = None) -> None:
+    def __init__(
+        self,
+        config: PipelineConfig,
+        *,
+        modality: str,
+        cache: VolumeCache | None = None,
+        index_folder: Path | None = None,
+    ) -> None:
         self.spec = find_modality(modality)
         self.config = config
         self.cache = cache
+        self.index_folder = index_folder
         if len(config.image_size) != self.spec.spatial_rank:
             axes = "(X, Y, Z, T)" if self.spec.is_series else "(X, Y, Z)"
             raise ValueError(f"{self.spec.name} needs an image_size {axes}; it is {config.image_size}")
@@ -153,7 +162,7 @@ class Pipeline:
         """The normalised window (T, C, X, Y, Z) of a series."""
         length = self.config.image_size[3]
         if self.cache is None:
-            with open_scan(files[0]) as scan:
+            with open_scan(files[0], index_folder=self.index_folder) as scan:
                 check_rank(scan.header, rank=4, path=scan.path)
                 place = self._place(scan.header.num_frames, length, generator, path=files[0])
                 frames = self._resampled(scan, window=place)

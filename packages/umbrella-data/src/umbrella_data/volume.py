@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -71,6 +72,7 @@ def load_volume(
     modality: str,
     window: tuple[int, int] | None = None,
     max_voxels: int = MAX_VOXELS,
+    index_folder: Path | None = None,
 ) -> Volume:
     """Read a scan.
 
@@ -79,6 +81,8 @@ def load_volume(
         modality: A name or an alias.
         window: First frame and number of frames, for a series; None reads all of it.
         max_voxels: Refuse to read more voxels than this from one file.
+        index_folder: A folder of our own, where access points into long `.nii.gz` series are kept: windows are then
+            read without inflating what comes before them.
 
     Raises:
         ScanError: Where a file cannot be trusted; `.path` and `.reason` say which and why.
@@ -96,7 +100,10 @@ def load_volume(
             path=paths[0] if paths else "",
             reason=ScanReason.MAPS,
         )
-    channels = [read_voxels(each, rank=spec.spatial_rank, window=window, max_voxels=max_voxels) for each in paths]
+    channels = [
+        read_voxels(each, rank=spec.spatial_rank, window=window, max_voxels=max_voxels, index_folder=index_folder)
+        for each in paths
+    ]
     _check_same_grid(channels, paths, spec=spec)
     return _to_volume(channels, is_series=spec.is_series)
 

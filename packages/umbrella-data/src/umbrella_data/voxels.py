@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 
@@ -40,6 +41,7 @@ def read_voxels(
     rank: int,
     window: tuple[int, int] | None = None,
     max_voxels: int = MAX_VOXELS,
+    index_folder: Path | None = None,
 ) -> Voxels:
     """Read a file strictly.
 
@@ -48,11 +50,12 @@ def read_voxels(
         rank: 3 for a volume, 4 for a series; the file must have it.
         window: First frame and number of frames of a series; None reads all.
         max_voxels: The most voxels to read.
+        index_folder: Where access points into `.nii.gz` series are kept, see `open_scan`.
 
     Raises:
         ScanError: With the file's path and a reason code.
     """
-    with open_scan(path) as scan:
+    with open_scan(path, index_folder=index_folder) as scan:
         header = scan.header
         check_rank(header, rank=rank, path=scan.path)
         first, count = checked_window(header, window, max_voxels=max_voxels, path=scan.path)
