@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from transformers import Qwen2Config
 
-from umbrella_model import parameter_table, set_trainable
-from umbrella_model.trainable import PRESETS, named_part_parameters
+from umbrella_model import parameter_groups, parameter_table, set_trainable
+from umbrella_model.parts import named_part_parameters
+from umbrella_model.trainable import PRESETS
 
 TIED = Qwen2Config(
     hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
@@ -96,9 +97,9 @@ def test_table_lists_each_patch_embed_and_adds_up(make_model):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ("everything", "unknown preset 'everything'; known are full, align, patch_embed_only"),
+        ("everything", "unknown preset 'everything'; known are full, align, patch_embed_only, lora"),
         ({"tower": "train"}, "unknown part tower; known are patch_embed, vision_tower"),
-        ({"projector": "learn"}, "'train' or 'frozen', got {'projector': 'learn'}"),
+        ({"projector": "learn"}, "'train', 'frozen' or 'lora', got {'projector': 'learn'}"),
     ],
 )
 def test_unknown_presets_parts_and_modes_are_refused(make_model, parts, message):
@@ -108,3 +109,25 @@ def test_unknown_presets_parts_and_modes_are_refused(make_model, parts, message)
 
 def test_presets_name_every_part():
     assert all(set(preset) == set(PREFIXES) for preset in PRESETS.values())
+
+
+def test_groups_hold_every_trainable_parameter_once_with_the_rate_of_its_part(make_model):
+    model = make_model(text_config=TIED)
+    set_trainable(model, {"vision_tower": "frozen"})
+    groups = parameter_groups(
+        model, learning_rate=1.0, part_learning_rates={"projector": 0.1, "patch_embed": 0.2}, weight_decay=0.5
+    )
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    expected = {"projector": 0.1, "patch_embed": 0.2, "language_model": 1.0, "embeddings": 1.0}
+    learning = [(part, p) for part, _, p in named_part_parameters(model) if p.requires_grad]
+    assert len(learning) == sum(len(group["params"]) for group in groups) == len(rates)
+    assert all(rates[id(parameter)] == expected[part] for part, parameter in learning)
+    # The Trainer logs the rate of the first group.
+    assert groups[0]["lr"] == 1.0
+    for group in groups:
+        assert {parameter.ndim > 1 for parameter in group["params"]} == {group["weight_decay"] == 0.5}
+
+
+def test_a_rate_of_an_unknown_part_is_refused(make_model):
+    with pytest.raises(ValueError, match="unknown part tower"):
+        parameter_groups(make_model(), learning_rate=1.0, part_learning_rates={"tower": 0.1})

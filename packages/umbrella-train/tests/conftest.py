@@ -160,6 +160,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., ToyTrainer]:
         evaluation: Sequence[Sequence[Kind]] = (),
         dummy_loss: Mapping[str, Any] | None = None,
         model: UmbrellaForConditionalGeneration | None = None,
+        part_learning_rates: Mapping[Any, float] | None = None,
         **arguments: Any,
     ) -> ToyTrainer:
         settings = {
@@ -185,6 +186,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., ToyTrainer]:
             eval_dataset=ToyDataset(evaluation),
             data_collator=PaddingCollator(pad_token_id=PADDING, modality_order=list(ORDER)),
             dummy_loss=DummyLossConfig(**(dummy_loss or {})),
+            part_learning_rates=part_learning_rates,
         )
         trainer.remove_callback(PrinterCallback)
         return trainer

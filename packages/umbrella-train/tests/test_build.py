@@ -9,8 +9,10 @@ import pytest
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
+from umbrella_model import parameter_table, trainable
 from umbrella_train.build import build_parts
 from umbrella_train.config import ConfigError, RunConfig, load_config
+from umbrella_train.config.model import LearnConfig
 from umbrella_train.tokenizer import build_byte_tokenizer, image_token_id
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -98,3 +100,24 @@ def test_pool_can_be_overridden(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     config = load_config(tmp_path / "config.yaml", ["--model.pool.T1", "2"])
     assert config.model.pool == {"T1": 2}
+
+
+def test_the_presets_of_the_config_are_the_models() -> None:
+    for name, modes in trainable.PRESETS.items():
+        assert LearnConfig.model_validate({"preset": name}).parts == modes
+
+
+@pytest.mark.parametrize(
+    ("learn", "part", "share"),
+    [({"preset": "lora"}, "language_model", 0.5), ({"preset": "align", "projector": "frozen"}, "projector", 0.0)],
+)
+def test_parts_of_the_config_reach_the_model(llava: Path, learn: dict[str, Any], part: str, share: float) -> None:
+    pytest.importorskip("peft")
+    model = build_parts(pretrained_config(llava, learn={**learn, "lora": {"rank": 2}})).model
+    row = next(row for row in parameter_table(model) if row.part == part)
+    assert 0 < row.num_trainable < share * row.num_parameters if share else row.num_trainable == 0
+
+
+def test_a_rate_for_a_frozen_part_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"learning_rates.vision_tower: would not be used: vision_tower is frozen"):
+        LearnConfig.model_validate({"preset": "align", "learning_rates": {"vision_tower": 1e-4}})

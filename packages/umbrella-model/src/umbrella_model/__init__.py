@@ -7,18 +7,20 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from umbrella_model.backbone import UmbrellaModel
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
+from umbrella_model.lora import LoraSettings, merge_lora
 from umbrella_model.modeling import UmbrellaForConditionalGeneration
 from umbrella_model.outputs import UmbrellaCausalLMOutput
 from umbrella_model.packing import pack_batch
 from umbrella_model.patch_embed import SeriesPatchEmbed, VolumePatchEmbed
 from umbrella_model.supervision import supervised_index
-from umbrella_model.trainable import parameter_table, set_trainable
+from umbrella_model.trainable import parameter_groups, parameter_table, set_trainable
 
 AutoConfig.register(UmbrellaConfig.model_type, UmbrellaConfig, exist_ok=True)
 AutoModel.register(UmbrellaConfig, UmbrellaModel, exist_ok=True)
 AutoModelForImageTextToText.register(UmbrellaConfig, UmbrellaForConditionalGeneration, exist_ok=True)
 
 __all__ = [
+    "LoraSettings",
     "PatchEmbedConfig",
     "SeriesPatchEmbed",
     "UmbrellaCausalLMOutput",
@@ -26,7 +28,9 @@ __all__ = [
     "UmbrellaForConditionalGeneration",
     "UmbrellaModel",
     "VolumePatchEmbed",
+    "merge_lora",
     "pack_batch",
+    "parameter_groups",
     "parameter_table",
     "set_trainable",
     "supervised_index",

@@ -111,6 +111,8 @@ class UmbrellaConfig(LlavaConfig):
         modalities: `PatchEmbedConfig` (or its dict form) of each modality, by name.
         modality_order: The modalities in the order of their tags (tag 0 is text, tag i+1 the i-th modality). Taken from
             the order of `modalities` and kept as a list of its own, because a saved config sorts its keys.
+        lora: The adapters that the model is built with, as `umbrella_model.lora.add_lora` notes them: `parts`, `rank`,
+            `alpha`, `dropout`. None for none.
 
     Raises:
         ValueError: `modality_order` does not name the modalities exactly, or a name cannot be part of a module name.
@@ -123,6 +125,7 @@ class UmbrellaConfig(LlavaConfig):
     text_config: Any = None
     modalities: dict[str, Any] | None = None
     modality_order: list[str] | None = None
+    lora: dict[str, Any] | None = None
     vision_feature_layer: int | list[int] = -1
     vision_feature_select_strategy: Literal["default", "full"] = "full"
 

@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 from umbrella_model.backbone import UmbrellaModel, UmbrellaPreTrainedModel
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
 from umbrella_model.loading import check_loaded_keys
+from umbrella_model.lora import LoraSettings, add_lora
 from umbrella_model.outputs import UmbrellaCausalLMOutput
 from umbrella_model.supervision import gather_supervised
 from umbrella_model.supervision import supervised_index as find_supervised
@@ -31,6 +32,9 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
         self.model = UmbrellaModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
+        if config.lora is not None:
+            settings = dict(config.lora)
+            add_lora(self, settings.pop("parts"), LoraSettings(**settings))
 
     @classmethod
     def from_pretrained(

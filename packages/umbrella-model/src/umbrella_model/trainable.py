@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import nn
+
+from umbrella_model.lora import LoraSettings, add_lora, is_lora_name
+from umbrella_model.parts import PARTS, Part, named_part_parameters
 
 if TYPE_CHECKING:
     from umbrella_model.modeling import UmbrellaForConditionalGeneration
 
-Part = Literal["patch_embed", "vision_tower", "projector", "language_model", "embeddings"]
-Mode = Literal["train", "frozen"]
-PARTS: tuple[Part, ...] = ("patch_embed", "vision_tower", "projector", "language_model", "embeddings")
+Mode = Literal["train", "frozen", "lora"]
 
 PRESETS: Mapping[str, Mapping[Part, Mode]] = {
     "full": dict.fromkeys(PARTS, "train"),
     "align": {**dict.fromkeys(PARTS, "frozen"), "patch_embed": "train", "projector": "train"},
     "patch_embed_only": {**dict.fromkeys(PARTS, "frozen"), "patch_embed": "train"},
-}
+    "lora": {
+        **dict.fromkeys(PARTS, "frozen"), "patch_embed": "train", "projector": "train", "language_model": "lora",
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,52 +35,75 @@ class PartRow:
     num_trainable: int
 
 
-def named_part_parameters(model: UmbrellaForConditionalGeneration) -> Iterator[tuple[Part, str, nn.Parameter]]:
-    """Every parameter once, with the part that it belongs to.
-
-    A language model's input and output embeddings are the part `embeddings`; tied ones appear once.
-    """
-    embeddings = {
-        id(parameter)
-        for module in (model.get_input_embeddings(), model.get_output_embeddings())
-        for parameter in module.parameters()
-    }
-    for name, parameter in model.named_parameters():
-        if id(parameter) in embeddings:
-            yield "embeddings", name, parameter
-        elif "_patch_embed." in name:
-            yield "patch_embed", name, parameter
-        elif ".vision_tower." in name:
-            yield "vision_tower", name, parameter
-        elif ".multi_modal_projector." in name:
-            yield "projector", name, parameter
-        else:
-            yield "language_model", name, parameter
-
-
-def set_trainable(model: UmbrellaForConditionalGeneration, parts: Mapping[Part, Mode] | str) -> None:
-    """Freezes and unfreezes parts of a model.
+def set_trainable(
+    model: UmbrellaForConditionalGeneration, parts: Mapping[Part, Mode] | str, *, lora: LoraSettings | None = None
+) -> None:
+    """Freezes and unfreezes parts of a model, and puts adapters on those that are `lora`.
 
     Args:
         model: The model.
-        parts: A preset (`full`, `align`, `patch_embed_only`), or a mode for every part that is to change.
+        parts: A preset (`full`, `align`, `patch_embed_only`, `lora`), or a mode for every part that is to change.
+        lora: The adapters of parts that are `lora`; None for the defaults.
 
     Raises:
-        ValueError: An unknown preset, part or mode.
+        ValueError: An unknown preset, part or mode, or adapters that do not fit those that are there.
+        ImportError: A part is `lora` and peft is not installed.
     """
     if isinstance(parts, str):
         if parts not in PRESETS:
             raise ValueError(f"unknown preset {parts!r}; known are {', '.join(PRESETS)}")
         parts = PRESETS[parts]
+    _check_parts(parts)
+    wrong = {part: mode for part, mode in parts.items() if mode not in get_args(Mode)}
+    if wrong:
+        raise ValueError(f"a part is 'train', 'frozen' or 'lora', got {wrong}")
+    adapted = [part for part in PARTS if parts.get(part) == "lora"]
+    if adapted:
+        add_lora(model, adapted, lora or LoraSettings())
+    for part, name, parameter in named_part_parameters(model):
+        mode = parts.get(part)
+        if mode == "train" and is_lora_name(name):
+            raise ValueError(f"{part} has adapters, which 'train' would leave beside it: merge_lora first")
+        if mode is not None:
+            parameter.requires_grad_(mode == "train" or (mode == "lora" and is_lora_name(name)))
+
+
+def parameter_groups(
+    model: UmbrellaForConditionalGeneration,
+    *,
+    learning_rate: float,
+    part_learning_rates: Mapping[Part, float] | None = None,
+    weight_decay: float = 0.0,
+) -> list[dict[str, Any]]:
+    """The trainable parameters in groups for an optimiser of torch.
+
+    Args:
+        model: The model.
+        learning_rate: Of parts that `part_learning_rates` does not name; their groups come first.
+        part_learning_rates: Learning rates of single parts.
+        weight_decay: Of matrices and tables; biases and norms, which are vectors, have none.
+
+    Returns:
+        Dicts of `params`, `lr` and `weight_decay`.
+
+    Raises:
+        ValueError: `part_learning_rates` names an unknown part.
+    """
+    rates = part_learning_rates or {}
+    _check_parts(rates)
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    for part, _, parameter in named_part_parameters(model):
+        if parameter.requires_grad:
+            decay = weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((part in rates, rates.get(part, learning_rate), decay), []).append(parameter)
+    ordered = sorted(groups.items(), key=lambda item: item[0][0])
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (_, rate, decay), params in ordered]
+
+
+def _check_parts(parts: Mapping[Part, object]) -> None:
     unknown = sorted(set(parts) - set(PARTS))
     if unknown:
         raise ValueError(f"unknown part {', '.join(unknown)}; known are {', '.join(PARTS)}")
-    wrong = {part: mode for part, mode in parts.items() if mode not in ("train", "frozen")}
-    if wrong:
-        raise ValueError(f"a part is either 'train' or 'frozen', got {wrong}")
-    for part, _, parameter in named_part_parameters(model):
-        if part in parts:
-            parameter.requires_grad_(parts[part] == "train")
 
 
 def parameter_table(model: UmbrellaForConditionalGeneration) -> list[PartRow]:

@@ -149,5 +149,10 @@ class UmbrellaVisionTower(nn.Module):
         parameter = next(self.parameters())
         # FSDP2 reduces a layer's gradients where one flows back out of its input: real tokens have one, so must this.
         return torch.zeros(
-            1, 1, self.hidden_size, dtype=parameter.dtype, device=parameter.device, requires_grad=torch.is_grad_enabled()
+            1,
+            1,
+            self.hidden_size,
+            dtype=parameter.dtype,
+            device=parameter.device,
+            requires_grad=torch.is_grad_enabled(),
         )

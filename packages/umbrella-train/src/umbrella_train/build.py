@@ -15,8 +15,15 @@ from umbrella_data.bad_scans import BadScanList
 from umbrella_data.cache import VolumeCache
 from umbrella_data.modality import find_modality
 from umbrella_data.transforms import Pipeline, PipelineConfig
-from umbrella_model import PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration, set_trainable
-from umbrella_model.trainable import Mode, Part
+from umbrella_model import (
+    LoraSettings,
+    PatchEmbedConfig,
+    UmbrellaConfig,
+    UmbrellaForConditionalGeneration,
+    set_trainable,
+)
+from umbrella_model.parts import Part
+from umbrella_model.trainable import Mode
 from umbrella_train.config import DatasetConfig, RunConfig
 from umbrella_train.tokenizer import image_token_id, load_tokenizer
 
@@ -70,10 +77,16 @@ class Parts:
     def mixture(
         self, sources: Sequence[DatasetConfig], *, config: RunConfig, augment: bool, folder: Path | None = None
     ) -> InterleaveDataset:
-        """Several manifests as one data set; arguments are those of `dataset`."""
+        """Several manifests as one data set; arguments are those of `dataset`.
+
+        The config's mixing is for training: to evaluate, with `augment` off, every sample comes exactly once.
+        """
         data = config.data
+        datasets = [self.dataset(source, config=config, augment=augment, folder=folder) for source in sources]
+        if not augment:
+            return InterleaveDataset(datasets, seed=config.seed)
         return InterleaveDataset(
-            [self.dataset(source, config=config, augment=augment, folder=folder) for source in sources],
+            datasets,
             mixing=[source.weight for source in sources] if data.mixing == "weights" else data.mixing,
             temperature=data.temperature,
             stop=data.stop,
@@ -97,7 +110,8 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> Parts:
         model = _build_model(config, tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    set_trainable(model, cast(Mapping[Part, Mode], config.model.learn.parts))
+    learn = config.model.learn
+    set_trainable(model, cast(Mapping[Part, Mode], learn.parts), lora=LoraSettings(**learn.lora.model_dump()))
     return Parts(tokenizer=tokenizer, model=model, pipelines=_build_pipelines(config))
 
 

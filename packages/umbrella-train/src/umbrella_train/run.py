@@ -149,7 +149,7 @@ def _build_trainer(config: RunConfig, arguments: TrainingArguments, parts: Parts
         engine=config.trainer.engine,
         gradient_scale=config.trainer.gradient_scale,
         parity_every=config.trainer.parity_every,
-        part_learning_rates=cast(Mapping[Part, float], config.model.learn.learning_rate.given),
+        part_learning_rates=cast(Mapping[Part, float], config.model.learn.learning_rates.given),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

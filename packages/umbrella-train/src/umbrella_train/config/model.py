@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from umbrella_data.modality import find_modality
 from umbrella_train.config.section import Section, SectionError
@@ -14,15 +14,17 @@ from umbrella_train.config.section import Section, SectionError
 AXES = ("X", "Y", "Z", "T")
 T = TypeVar("T")
 
-PartState = Literal["train", "frozen"]
+PartState = Literal["train", "frozen", "lora"]
 Pool = PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=4)]
 Grid = Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=4)]
 
-# What each preset trains; a part that is not named stays as it is loaded.
-PRESETS: Mapping[str, tuple[str, ...]] = {
-    "full": ("patch_embed", "vision_tower", "projector", "language_model", "embeddings"),
-    "align": ("patch_embed", "projector"),
-    "patch_embed_only": ("patch_embed",),
+# The parts that each preset does not freeze; the same as of umbrella_model, which this file must not import.
+PARTS = ("patch_embed", "vision_tower", "projector", "language_model", "embeddings")
+PRESETS: Mapping[str, Mapping[str, PartState]] = {
+    "full": dict.fromkeys(PARTS, "train"),
+    "align": {"patch_embed": "train", "projector": "train"},
+    "patch_embed_only": {"patch_embed": "train"},
+    "lora": {"patch_embed": "train", "projector": "train", "language_model": "lora"},
 }
 
 
@@ -73,11 +75,43 @@ def grid_problems(image_size: tuple[int, ...], *, patch_size: tuple[int, ...]) -
     return problems
 
 
-class LearnConfig(Section):
-    """Which parts of the model learn: a preset, and single parts that depart from it."""
+class LoraConfig(Section):
+    """The adapters on every linear layer of the parts that are lora."""
 
-    preset: Literal["full", "align", "patch_embed_only"] = "full"
-    """full: everything; align: patch embeds and projector; patch_embed_only: patch embeds."""
+    rank: PositiveInt = 16
+    """Rank of the adapters' product."""
+    alpha: PositiveInt = 32
+    """Scale of the adapters' output, divided by the rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout in front of the adapters."""
+
+
+class PartLearningRates(Section):
+    """Peak learning rates of single parts, in place of trainer.learning_rate."""
+
+    patch_embed: PositiveFloat | None = None
+    """Of the patch embeds."""
+    vision_tower: PositiveFloat | None = None
+    """Of the vision encoder."""
+    projector: PositiveFloat | None = None
+    """Of the projector."""
+    language_model: PositiveFloat | None = None
+    """Of the language model."""
+    embeddings: PositiveFloat | None = None
+    """Of the token embeddings and the head."""
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The rates of the parts that have one of their own."""
+        rates: dict[str, float | None] = {part: getattr(self, part) for part in PARTS}
+        return {part: rate for part, rate in rates.items() if rate is not None}
+
+
+class LearnConfig(Section):
+    """Which parts of the model learn, and how fast: a preset, and single parts that depart from it."""
+
+    preset: Literal["full", "align", "patch_embed_only", "lora"] = "full"
+    """full: everything; align: patch embeds and projector; patch_embed_only; lora: align and adapters."""
     patch_embed: PartState | None = None
     """The patch embeds of all modalities."""
     vision_tower: PartState | None = None
@@ -88,13 +122,27 @@ class LearnConfig(Section):
     """The language model without its token embeddings."""
     embeddings: PartState | None = None
     """The token embeddings and the output head."""
+    learning_rates: PartLearningRates = PartLearningRates()
+    """Learning rates of single parts."""
+    lora: LoraConfig = LoraConfig()
+    """The adapters of parts that are lora."""
+
+    @model_validator(mode="after")
+    def _check_rates_are_used(self) -> LearnConfig:
+        problems = [
+            (f"learning_rates.{part}", f"would not be used: {part} is frozen")
+            for part in self.learning_rates.given
+            if self.parts[part] == "frozen"
+        ]
+        if problems:
+            raise SectionError(problems)
+        return self
 
     @property
     def parts(self) -> dict[str, PartState]:
         """Every part with its state, the preset resolved."""
-        preset = PRESETS[self.preset]
-        explicit: dict[str, PartState | None] = {part: getattr(self, part) for part in PRESETS["full"]}
-        return {part: state or ("train" if part in preset else "frozen") for part, state in explicit.items()}
+        explicit: dict[str, PartState | None] = {part: getattr(self, part) for part in PARTS}
+        return {part: state or PRESETS[self.preset].get(part, "frozen") for part, state in explicit.items()}
 
 
 class ModelConfig(Section):

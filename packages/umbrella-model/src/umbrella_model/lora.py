@@ -1,0 +1,100 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685) on whole parts of a model, with peft's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from umbrella_model.parts import PARTS, Part, part_layers
+
+if TYPE_CHECKING:
+    from umbrella_model.modeling import UmbrellaForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The adapters: to every linear layer of a part, x W' + (alpha / rank) x A' B' with B zero at the start.
+
+    Attributes:
+        rank: Rows of A and columns of B.
+        alpha: Scale of the adapters' output, divided by the rank.
+        dropout: Dropout in front of A.
+
+    Raises:
+        ValueError: A rank or an alpha that is not positive, or a dropout outside [0, 1).
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+            raise ValueError(f"rank and alpha must be positive and dropout in [0, 1), got {self}")
+
+
+def add_lora(model: UmbrellaForConditionalGeneration, parts: Collection[Part], settings: LoraSettings) -> None:
+    """Puts adapters on parts of a model, in place; of these parts only the adapters learn from then on.
+
+    `model.config.lora` keeps what was added, so that a saved checkpoint is built with the same adapters when it loads.
+
+    Raises:
+        ImportError: peft is not installed.
+        ValueError: The model has other adapters already, or a part cannot have any.
+    """
+    wanted = {"parts": [part for part in PARTS if part in parts], **asdict(settings)}
+    if has_lora(model):
+        if model.config.lora != wanted:
+            raise ValueError(f"the model has adapters {model.config.lora}, asked for are {wanted}: merge_lora first")
+        return
+    if "embeddings" in parts and model.config.tie_word_embeddings:
+        raise ValueError(
+            "embeddings: lora needs a head of its own, and this model's is tied to its token table; use train or frozen"
+        )
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError("LoRA needs peft: pip install 'umbrella-model[lora]'") from error
+    layers = [layer for part in parts for layer in part_layers(model, part)]
+    # peft freezes everything but its adapters; the state of the other parts is not its business.
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    inject_adapter_in_model(
+        LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=layers),
+        model,
+    )
+    adapted = {id(parameter) for _, layer in _lora_layers(model) for parameter in layer.parameters()}
+    for parameter in learned:
+        parameter.requires_grad_(id(parameter) not in adapted)
+    model.config.lora = wanted
+
+
+def merge_lora(model: UmbrellaForConditionalGeneration) -> None:
+    """Adds the adapters' products to the weights and takes the adapters away, in place.
+
+    The model then saves and loads without peft. What was frozen under an adapter stays frozen.
+    """
+    for name, layer in _lora_layers(model):
+        layer.merge(safe_merge=True)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    model.config.lora = None
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+
+
+def has_lora(model: nn.Module) -> bool:
+    """Whether any layer has an adapter."""
+    return bool(_lora_layers(model))
+
+
+def is_lora_name(parameter_name: str) -> bool:
+    """Whether a parameter is an adapter's."""
+    return ".lora_" in parameter_name
+
+
+def _lora_layers(model: nn.Module) -> list[tuple[str, Any]]:
+    # Told by their parts: peft need not be installed to say that there are none.
+    return [(name, module) for name, module in model.named_modules() if hasattr(module, "lora_A")]

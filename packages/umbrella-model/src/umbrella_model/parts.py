@@ -1,0 +1,47 @@
+"""The five parts of a model, and what belongs to each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from umbrella_model.modeling import UmbrellaForConditionalGeneration
+
+Part = Literal["patch_embed", "vision_tower", "projector", "language_model", "embeddings"]
+PARTS: tuple[Part, ...] = ("patch_embed", "vision_tower", "projector", "language_model", "embeddings")
+
+
+def named_part_parameters(model: UmbrellaForConditionalGeneration) -> Iterator[tuple[Part, str, nn.Parameter]]:
+    """Every parameter once, with the part that it belongs to.
+
+    A language model's input and output embeddings are the part `embeddings`; tied ones appear once.
+    """
+    embeddings = {id(parameter) for module in _embeddings(model) for parameter in module.parameters()}
+    for name, parameter in model.named_parameters():
+        yield "embeddings" if id(parameter) in embeddings else _part_of(name), name, parameter
+
+
+def part_layers(model: UmbrellaForConditionalGeneration, part: Part) -> list[str]:
+    """Names of the linear layers of a part; of `embeddings`, of the table and the head."""
+    embeddings = {id(module) for module in _embeddings(model)}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Embedding)
+        and ("embeddings" if id(module) in embeddings else _part_of(name)) == part
+    ]
+
+
+def _embeddings(model: UmbrellaForConditionalGeneration) -> tuple[nn.Module, nn.Module]:
+    return model.get_input_embeddings(), model.get_output_embeddings()
+
+
+def _part_of(name: str) -> Part:
+    if "_patch_embed." in name:
+        return "patch_embed"
+    if ".vision_tower." in name:
+        return "vision_tower"
+    return "projector" if ".multi_modal_projector." in name else "language_model"

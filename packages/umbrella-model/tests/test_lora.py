@@ -1,0 +1,168 @@
+"""Adapters on parts of a model: what learns, what is saved, and what a merge leaves."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, Qwen2Config
+
+from umbrella_model import LoraSettings, UmbrellaForConditionalGeneration, merge_lora, set_trainable
+from umbrella_model.lora import has_lora
+from umbrella_model.trainable import PARTS
+
+pytest.importorskip("peft")
+
+ROWS = ((3, "T1", 2), (1, "dMRI", "rsfMRI", 1, "T1", 3), (5,))
+LAYERS = {
+    "patch_embed": 3,
+    "vision_tower": 3 * 6,
+    "projector": 2,
+    "language_model": 2 * 7,
+    "embeddings": 2,
+}
+
+
+def learning(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def adapt(model, *parts, **settings):
+    set_trainable(model, dict.fromkeys(PARTS, "frozen") | dict.fromkeys(parts, "lora"), lora=LoraSettings(**settings))
+    return model
+
+
+def shake(model):
+    """Adapters are zero at the start: give them something to say."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                parameter.normal_(std=0.2)
+
+
+@pytest.mark.parametrize("part", LAYERS)
+def test_of_a_part_with_adapters_only_these_learn_and_each_layer_has_one(make_model, make_batch, part):
+    model = adapt(make_model(), part, rank=2)
+    assert len(learning(model)) == 2 * LAYERS[part]
+    assert all(".lora_" in name for name in learning(model))
+    out = model(**make_batch(*ROWS))
+    (out.loss + sum(out.dummy_terms.values())).backward()
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == learning(model)
+
+
+def test_the_preset_trains_patch_embeds_and_projector_beside_the_language_models_adapters(make_model):
+    model = make_model()
+    set_trainable(model, "lora")
+    prefixes = ("model.vision_tower.T1_", "model.vision_tower.rsfMRI_", "model.vision_tower.dMRI_")
+    for name in learning(model):
+        assert name.startswith((*prefixes, "model.multi_modal_projector.")) or ".lora_" in name, name
+    assert model.config.lora == {"parts": ["language_model"], "rank": 16, "alpha": 32, "dropout": 0.0}
+
+
+def test_adapters_change_nothing_at_the_start(make_model, make_batch):
+    model, batch = make_model().eval(), make_batch(*ROWS)
+    with torch.no_grad():
+        expected = model(**batch).logits
+        assert torch.equal(adapt(model, *PARTS)(**batch).logits, expected)
+
+
+def test_parts_without_adapters_keep_their_state(make_model):
+    model = make_model()
+    model.lm_head.weight.requires_grad_(False)
+    set_trainable(model, {"language_model": "lora"})
+    assert not model.lm_head.weight.requires_grad
+    assert model.model.multi_modal_projector.linear_1.weight.requires_grad
+    assert not model.model.language_model.norm.weight.requires_grad
+
+
+def test_the_dummy_terms_count_the_adapters_elements_alone(make_model, make_batch):
+    model = adapt(make_model(), "patch_embed", rank=2)
+    shake(model)
+    config = model.config.patch_embeds["rsfMRI"]
+    assert model.dummy_sizes()["rsfMRI"] == 2 * (config.patch_elements + 16)
+    term = model(**make_batch((3, "T1", 2))).dummy_terms["rsfMRI"]
+    adapters = [p for n, p in model.named_parameters() if "rsfMRI_patch_embed.proj.lora_" in n]
+    torch.testing.assert_close(term, sum(p.sum() for p in adapters) / model.dummy_sizes()["rsfMRI"] ** 0.5)
+    term.backward()
+    assert torch.cat([p.grad.flatten() for p in adapters]).norm().item() == pytest.approx(1.0)
+
+
+def test_a_model_with_adapters_saves_and_loads_with_every_key(make_model, make_batch, tmp_path):
+    model = adapt(make_model().eval(), "language_model", "vision_tower", rank=3, alpha=5)
+    shake(model)
+    model.save_pretrained(tmp_path)
+    assert any(".lora_A." in key for key in load_file(tmp_path / "model.safetensors"))
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    batch = make_batch(*ROWS)
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
+    assert learning(adapt(loaded, "language_model", "vision_tower", rank=3, alpha=5)) == learning(model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("parts", [("language_model",), PARTS])
+def test_a_merged_model_answers_as_before_and_loads_without_peft(make_model, make_batch, tmp_path, monkeypatch, parts):
+    plain = set(make_model().state_dict())
+    model = adapt(make_model().double().eval(), *parts, rank=3)  # a merge rounds otherwise
+    shake(model)
+    batch = make_batch(*ROWS)
+    with torch.no_grad():
+        expected = model(**batch).logits
+        merge_lora(model)
+        torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+    assert not has_lora(model)
+    model.save_pretrained(tmp_path)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    loaded = UmbrellaForConditionalGeneration.from_pretrained(tmp_path)
+    assert set(loaded.state_dict()) == plain
+    assert loaded.config.lora is None
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_generation_and_checkpointing_work_with_adapters(make_model, make_batch):
+    model = adapt(make_model(), "language_model", rank=2)
+    shake(model)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    out = model(**make_batch(*ROWS))
+    out.loss.backward()
+    ids = model.eval().generate(**make_batch(*ROWS, padding_side="left"), max_new_tokens=3, do_sample=False)
+    merge_lora(model)
+    merged = model.generate(**make_batch(*ROWS, padding_side="left"), max_new_tokens=3, do_sample=False)
+    assert torch.equal(ids, merged)
+
+
+def test_other_adapters_than_those_there_and_training_beside_them_are_refused(make_model):
+    model = adapt(make_model(), "language_model", rank=2)
+    with pytest.raises(ValueError, match=r"'rank': 2.*asked for.*'rank': 4.*merge_lora first"):
+        adapt(model, "language_model", rank=4)
+    with pytest.raises(ValueError, match="language_model has adapters, which 'train' would leave beside it"):
+        set_trainable(model, "full")
+
+
+def test_tied_embeddings_take_no_adapters(make_model):
+    text = Qwen2Config(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = make_model(text_config=text)
+    with pytest.raises(ValueError, match="this model's is tied to its token table"):
+        set_trainable(model, {"embeddings": "lora"})
+    set_trainable(model, {"language_model": "lora"})
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_without_peft_the_extra_is_named(make_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match=r"pip install 'umbrella-model\[lora\]'"):
+        set_trainable(make_model(), "lora")
+
+
+@pytest.mark.parametrize("settings", [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}])
+def test_settings_that_make_no_sense_are_refused(settings):
+    with pytest.raises(ValueError, match="must be positive"):
+        LoraSettings(**settings)
