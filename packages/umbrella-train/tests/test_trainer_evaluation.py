@@ -48,7 +48,10 @@ def test_evaluate_gives_the_mean_over_tokens_for_each_set_of_modalities(
 ) -> None:
     batches = [[("T1",)] * 2, [("T1",)] * 3, [("rsfMRI",)], [("T1", "dMRI"), ("dMRI", "T1")], [()]]
     trainer = make_trainer(evaluation=batches, dummy_loss=LOUD)
+    modes: list[bool] = []
+    trainer.model.train().register_forward_pre_hook(lambda model, _: modes.append(model.training))
     metrics = trainer.evaluate()
+    assert modes == [False] * len(batches)
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
     for index, kind in enumerate(kind for batch in batches for kind in batch):
         loss, count = summed_loss(trainer.model, collate([make_example(kind, index)]))

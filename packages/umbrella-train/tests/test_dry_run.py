@@ -1,0 +1,42 @@
+"""A dry run: two steps, a table, and nothing left behind."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from umbrella_train.config import RunConfig
+from umbrella_train.run import train
+
+
+def test_a_dry_run_shows_tokens_and_memory_and_leaves_nothing(
+    make_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scratch, here = tmp_path / "scratch", tmp_path / "here"
+    scratch.mkdir()
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    config = make_config(tmp_path / "runs", model={"learn": {"preset": "patch_embed_only"}})
+    with caplog.at_level(logging.INFO, logger="umbrella_train"):
+        assert train(config, dry_run=True) is None
+    assert [path.name for path in tmp_path.iterdir() if any(path.iterdir())] == []
+    assert not (tmp_path / "runs").exists()
+    tokens = dict(re.findall(r"^(rsfMRI|T1|dMRI) +([\d,]+)$", caplog.text, flags=re.MULTILINE))
+    assert tokens == {"rsfMRI": "4", "T1": "8", "dMRI": "4"}
+    parameters = re.findall(r"^(\S+) +([\d,]+) +([\d,]+)$", caplog.text, flags=re.MULTILINE)
+    counts = {
+        part: (int(number.replace(",", "")), int(learning.replace(",", ""))) for part, number, learning in parameters
+    }
+    assert any(learning > 0 for _, learning in counts.values())
+    assert any(number > 0 and learning == 0 for number, learning in counts.values())
+    steps = re.findall(r"step (\d+): loss \d+\.\d{4}, \d+\.\d\d s, peak memory \d+\.\d\d GiB", caplog.text)
+    assert steps == ["1", "2"]

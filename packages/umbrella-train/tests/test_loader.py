@@ -1,0 +1,72 @@
+"""Loaders: every sample once an epoch over all ranks, in an order of (seed, epoch) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from umbrella_data import Example
+from umbrella_data.synthetic import DemoCohort
+from umbrella_train.build import build_parts
+from umbrella_train.config import RunConfig
+from umbrella_train.loader import build_loader
+
+
+class IndexCollator:
+    """A batch is the indices of its examples and their modalities."""
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        modalities = [tuple(scan.modality for scan in example.scans) for example in examples]
+        return {"index": [example.index for example in examples], "modalities": modalities}
+
+
+@pytest.fixture
+def make_batches(make_config: Callable[..., RunConfig], cohort: DemoCohort, tmp_path: Path) -> Callable[..., Any]:
+    """The batches of one epoch of the cohort's 18 training samples."""
+    config = make_config(tmp_path)
+    dataset = build_parts(config).mixture(config.data.train, config=config, augment=False)
+
+    def batches(epoch: int = 0, **options: Any) -> list[dict[str, Any]]:
+        settings = {"batch_size": 4, "mode": "mixed", "seed": 0, "rank": 0, "world_size": 1, "shuffle": True}
+        loader = build_loader(dataset, collate=IndexCollator(), **(settings | options))
+        loader.set_epoch(epoch)
+        found = list(loader)
+        assert len(loader) == len(found)
+        return found
+
+    return batches
+
+
+def indices_of(batches: list[dict[str, Any]]) -> list[int]:
+    return [index for batch in batches for index in batch["index"]]
+
+
+@pytest.mark.parametrize("mode", ["mixed", "by_modality"])
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_an_epoch_holds_every_sample_once_over_all_ranks(
+    make_batches: Callable[..., Any], mode: str, epoch: int
+) -> None:
+    shares = [make_batches(epoch, mode=mode, rank=rank, world_size=2) for rank in range(2)]
+    assert len(shares[0]) == len(shares[1])
+    drawn = [index for share in shares for batch in share for index in batch["index"]]
+    assert len(drawn) == len(set(drawn)) == 18
+    if mode == "by_modality":
+        assert all(len({frozenset(kind) for kind in batch["modalities"]}) == 1 for share in shares for batch in share)
+
+
+def test_order_depends_on_seed_and_epoch_alone(make_batches: Callable[..., Any]) -> None:
+    first = indices_of(make_batches())
+    assert indices_of(make_batches()) == first
+    assert indices_of(make_batches(num_workers=2)) == first
+    assert indices_of(make_batches(seed=1)) != first
+    # Virtual indices: the samples of the second epoch are numbered on.
+    second = make_batches(1)
+    assert sorted(index // 18 for index in range(36))[18:] == [1] * 18
+    assert indices_of(second) != first
+
+
+def test_evaluation_goes_in_order_when_it_is_not_shuffled(make_batches: Callable[..., Any]) -> None:
+    assert make_batches(shuffle=False) == make_batches(shuffle=False, seed=5)
