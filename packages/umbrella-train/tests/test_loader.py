@@ -62,10 +62,10 @@ def test_order_depends_on_seed_and_epoch_alone(make_batches: Callable[..., Any])
     assert indices_of(make_batches()) == first
     assert indices_of(make_batches(num_workers=2)) == first
     assert indices_of(make_batches(seed=1)) != first
-    # Virtual indices: the samples of the second epoch are numbered on.
-    second = make_batches(1)
-    assert sorted(index // 18 for index in range(36))[18:] == [1] * 18
-    assert indices_of(second) != first
+    # Virtual indices: the samples of the second epoch are numbered on, and come in an order of their own.
+    second = indices_of(make_batches(1))
+    assert sorted(second) == list(range(18, 36))
+    assert [index - 18 for index in second] != first
 
 
 def test_evaluation_goes_in_order_when_it_is_not_shuffled(make_batches: Callable[..., Any]) -> None:

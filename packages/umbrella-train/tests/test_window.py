@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +51,22 @@ def test_norms_and_the_wish_to_stop_are_handed_on() -> None:
     facts = window_with(1.0).close()
     assert not facts.is_stop_asked
     assert facts.norms == ()
+
+
+def test_supervised_tokens_are_counted_for_each_modality(
+    make_example: Callable[..., Any], collate: Callable[..., Any]
+) -> None:
+    window = window_with(1.0)
+    kinds = [("T1",), ("T1", "dMRI"), (), ("T1", "T1")]
+    # The answer of example i has 2 + i % 4 tokens.
+    window.see([collate([make_example(kind, index) for index, kind in enumerate(kinds)])])
+    facts = window.close()
+    assert facts.num_tokens == 2 + 3 + 4 + 5
+    assert {name: facts.tokens_with.get(name, 0) for name in ("T1", "dMRI", "rsfMRI")} == {
+        "T1": 2 + 3 + 5,
+        "dMRI": 3,
+        "rsfMRI": 0,
+    }
 
 
 def test_facts_of_all_ranks_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
