@@ -10,6 +10,7 @@ import numpy as np
 
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.gradients import B0_LIMIT, Gradients, read_gradients
+from umbrella_data.header import ScanDoubt
 from umbrella_data.voxels import MAX_VOXELS, read_voxels
 
 _MIN_DIRECTIONS = 6
@@ -27,6 +28,7 @@ class TensorMaps:
         mask: (X, Y, Z) bool, the brain.
         affine: (4, 4) float64.
         spacing: Voxel size in mm along X, Y, Z.
+        doubts: What is legal but doubtful in the header of the series.
     """
 
     fa: np.ndarray
@@ -35,6 +37,7 @@ class TensorMaps:
     mask: np.ndarray
     affine: np.ndarray
     spacing: tuple[float, float, float]
+    doubts: tuple[ScanDoubt, ...] = ()
 
 
 def fit_dwi(path: str | PathLike[str], *, max_voxels: int = MAX_VOXELS) -> TensorMaps:
@@ -74,6 +77,7 @@ def fit_dwi(path: str | PathLike[str], *, max_voxels: int = MAX_VOXELS) -> Tenso
         mask=np.asarray(mask, dtype=bool),
         affine=voxels.affine,
         spacing=voxels.spacing,
+        doubts=voxels.header.doubts,
     )
 
 

@@ -12,8 +12,10 @@ import torch
 
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.geometry import Reorientation
+from umbrella_data.header import ScanDoubt, ScanHeader
 from umbrella_data.modality import ModalitySpec, find_modality
 from umbrella_data.scan_file import open_scan
+from umbrella_data.sidecar import RepetitionTime, repetition_time
 from umbrella_data.voxels import MAX_VOXELS, Voxels, read_voxels
 
 
@@ -26,13 +28,16 @@ class Volume:
             A series lies time-first in memory, so `.permute(4, 0, 1, 2, 3)` is contiguous.
         affine: (4, 4) float64, index of a voxel to world coordinates in mm.
         spacing: Voxel size in mm along X, Y, Z.
-        repetition_time: Seconds from frame to frame; None for a volume or where the file does not say.
+        repetition_time: Seconds from frame to frame, the sidecar's where it has one; None for a volume or where
+            nothing says.
+        doubts: What is legal but doubtful in the headers of its files and in the sidecar, each once.
     """
 
     data: torch.Tensor
     affine: np.ndarray
     spacing: tuple[float, float, float]
     repetition_time: float | None = None
+    doubts: tuple[ScanDoubt, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +47,14 @@ class ScanShape:
     Attributes:
         shape: (X, Y, Z) or (X, Y, Z, T).
         spacing: Voxel size in mm along X, Y, Z.
-        repetition_time: Seconds from frame to frame, or None.
+        repetition_time: Seconds from frame to frame, the sidecar's where it has one, or None.
+        doubts: What is legal but doubtful in the header and in the sidecar.
     """
 
     shape: tuple[int, ...]
     spacing: tuple[float, float, float]
     repetition_time: float | None
+    doubts: tuple[ScanDoubt, ...] = ()
 
 
 def read_shape(path: str | PathLike[str]) -> ScanShape:
@@ -59,11 +66,18 @@ def read_shape(path: str | PathLike[str]) -> ScanShape:
     with open_scan(path) as scan:
         header = scan.header
         turn = Reorientation(header.affine, path=scan.path)
+        timing = _timing(scan.path, header)
         return ScanShape(
             shape=turn.shape(header.shape),
             spacing=turn.spacing(header.spacing),
-            repetition_time=header.repetition_time,
+            repetition_time=timing.seconds,
+            doubts=(*header.doubts, *timing.doubts),
         )
+
+
+def _timing(path: str | PathLike[str], header: ScanHeader) -> RepetitionTime:
+    """The repetition time of a series; a volume has none."""
+    return repetition_time(path, header) if len(header.shape) == 4 else RepetitionTime(seconds=None)
 
 
 def load_volume(
@@ -105,7 +119,15 @@ def load_volume(
         for each in paths
     ]
     _check_same_grid(channels, paths, spec=spec)
-    return _to_volume(channels, is_series=spec.is_series)
+    timing = _timing(paths[0], channels[0].header)
+    doubts = [doubt for channel in channels for doubt in channel.header.doubts]
+    return Volume(
+        data=_stacked(channels, is_series=spec.is_series),
+        affine=channels[0].affine,
+        spacing=channels[0].spacing,
+        repetition_time=timing.seconds,
+        doubts=tuple(dict.fromkeys([*doubts, *timing.doubts])),
+    )
 
 
 def _fit_maps(path: str | PathLike[str], *, max_voxels: int) -> Volume:
@@ -113,15 +135,16 @@ def _fit_maps(path: str | PathLike[str], *, max_voxels: int) -> Volume:
     from umbrella_data.diffusion import fit_dwi
 
     fit = fit_dwi(path, max_voxels=max_voxels)
-    return Volume(data=torch.from_numpy(np.stack([fit.fa, fit.md])), affine=fit.affine, spacing=fit.spacing)
+    return Volume(
+        data=torch.from_numpy(np.stack([fit.fa, fit.md])), affine=fit.affine, spacing=fit.spacing, doubts=fit.doubts
+    )
 
 
-def _to_volume(channels: list[Voxels], *, is_series: bool) -> Volume:
-    first = channels[0]
+def _stacked(channels: list[Voxels], *, is_series: bool) -> torch.Tensor:
+    """(C, X, Y, Z), or (C, X, Y, Z, T) for a series."""
     # (T, C, X, Y, Z); one channel needs no copy.
     frames = torch.stack([torch.from_numpy(each.frames) for each in channels], dim=1)
-    data = frames.permute(1, 2, 3, 4, 0) if is_series else frames[0]
-    return Volume(data=data, affine=first.affine, spacing=first.spacing, repetition_time=first.header.repetition_time)
+    return frames.permute(1, 2, 3, 4, 0) if is_series else frames[0]
 
 
 def _check_same_grid(channels: list[Voxels], paths: Sequence[str | PathLike[str]], *, spec: ModalitySpec) -> None:
