@@ -104,12 +104,12 @@ def test_facts_of_a_series_count_its_frames(only_scan):
 
 
 def test_facts_of_a_long_series_are_read_in_a_window(only_scan, monkeypatch):
-    from umbrella_data import bids, volume
+    from umbrella_data import proof, volume
 
     windows = []
     load = volume.load_volume
     monkeypatch.setattr(volume, "load_volume", lambda path, **options: windows.append(options) or load(path, **options))
-    monkeypatch.setattr(bids, "_MAX_WINDOW_VOXELS", 4 * 120)
+    monkeypatch.setattr(proof, "_MAX_WINDOW_VOXELS", 4 * 120)
     scan, root = only_scan("func/sub-01_task-rest_bold.nii.gz", 4, 5, 6, 9)
     assert read_facts(scan, root=root).num_frames == 9
     assert windows[0]["window"] == (2, 4)

@@ -7,11 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 from umbrella_data.errors import ManifestError, ScanError, ScanReason
 from umbrella_data.modality import MODALITIES
+from umbrella_data.proof import prove_scan
 from umbrella_data.questions import ScanFacts
 from umbrella_data.sample import resolve_inside
 
@@ -22,8 +22,6 @@ _SCAN_NAME = re.compile(
 )
 # The phase and the parts of complex images are no pictures of a brain.
 _OTHER_PART = re.compile(r"_part-(phase|real|imag)_")
-# Series are proven in a window of at most so many voxels: gzip is checked whole all the same.
-_MAX_WINDOW_VOXELS = 1 << 26
 
 _MODALITY_OF = {
     (spec.bids_datatype, suffix): spec.name for spec in MODALITIES.values() for suffix in spec.bids_suffixes
@@ -101,22 +99,8 @@ def read_facts(scan: BidsScan, *, root: Path, min_frames: int = 0) -> ScanFacts:
     Raises:
         ScanError: If the scan cannot be used.
     """
-    from umbrella_data.gradients import count_b0
-    from umbrella_data.volume import load_volume, read_shape
-
-    path = _inside(scan, root)
-    if not MODALITIES[scan.modality].is_series:
-        load_volume(path, modality=scan.modality)
-        return ScanFacts(scan.modality, num_b0=count_b0(path) if scan.modality == "dMRI" else None)
-    shape = read_shape(path).shape
-    num_frames = shape[3] if len(shape) == 4 else 1
-    if num_frames < min_frames:
-        raise ScanError(
-            f"{num_frames} frames, fewer than the {min_frames} asked for", path=path, reason=ScanReason.SHORT_SERIES
-        )
-    count = min(num_frames, max(2, _MAX_WINDOW_VOXELS // prod(shape[:3])))
-    load_volume(path, modality=scan.modality, window=((num_frames - count) // 2, count))
-    return ScanFacts(scan.modality, num_frames=num_frames)
+    proof = prove_scan([_inside(scan, root)], modality=scan.modality, min_frames=min_frames)
+    return ScanFacts(scan.modality, num_frames=proof.num_frames, num_b0=proof.num_b0)
 
 
 def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, list[str]]]:

@@ -78,6 +78,8 @@ def _new_figure(num_rows: int) -> Figure:
 def _draw_plane(
     axes: Any, frame: np.ndarray, *, plane: tuple[str, int, tuple[int, int], str], patch_size: Sequence[int] | None
 ) -> None:
+    from matplotlib.patheffects import withStroke
+
     name, cut, (right, up), letters = plane
     image = np.take(frame, frame.shape[cut] // 2, axis=cut)
     # take() leaves the two other axes in order; the first one is drawn to the right.
@@ -85,8 +87,9 @@ def _draw_plane(
     axes.imshow(image.T, origin="lower", cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
     width, height = image.shape
     style = {"color": "gold", "fontsize": 9, "fontweight": "bold", "ha": "center", "va": "center"}
+    outline = [withStroke(linewidth=2, foreground="black")]  # readable on bright tissue too
     for letter, (x, y) in zip(letters, ((0.05, 0.5), (0.95, 0.5), (0.5, 0.05), (0.5, 0.95)), strict=True):
-        axes.text(x, y, letter, transform=axes.transAxes, **style)
+        axes.text(x, y, letter, transform=axes.transAxes, path_effects=outline, **style)
     if patch_size is not None:
         lines = {"color": "deepskyblue", "linewidth": 0.4, "alpha": 0.7}
         for position in range(patch_size[right], width, patch_size[right]):

@@ -1,0 +1,207 @@
+"""Every row and every file of some manifests looked at once: what is wrong with them, and who is in two of them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from umbrella_data.errors import ManifestError, ScanError
+from umbrella_data.manifest import Manifest
+from umbrella_data.parallel import map_unordered
+from umbrella_data.proof import prove_scan
+from umbrella_data.sample import Scan
+
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+_NO_PROGRESS: Progress = lambda items, total, words: items  # noqa: E731, ARG005
+
+
+@dataclass
+class ManifestCheck:
+    """What one manifest holds.
+
+    Attributes:
+        path: The manifest.
+        num_rows: Its rows, bad ones too.
+        problems: What is wrong with rows: line and words.
+        subjects: Rows by subject.
+        scans: Different scans by modality.
+    """
+
+    path: Path
+    num_rows: int
+    problems: list[tuple[int, str]] = field(default_factory=list)
+    subjects: Counter[str] = field(default_factory=Counter)
+    scans: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A scan that cannot be used, and where it is asked for.
+
+    Attributes:
+        error: Why.
+        modality: The scan's.
+        subject: Whose it is, as the first row that names it says.
+        manifests: The manifests that name it.
+    """
+
+    error: ScanError
+    modality: str
+    subject: str
+    manifests: tuple[Path, ...]
+
+
+@dataclass
+class CheckReport:
+    """The result.
+
+    Attributes:
+        manifests: What each holds.
+        bad_files: Scans that cannot be used.
+        num_files: Scans that were read.
+        shared_subjects: Subjects that stand in more than one manifest, with those.
+        shared_scans: Scans that stand in more than one manifest under different subjects, with those.
+    """
+
+    manifests: list[ManifestCheck]
+    bad_files: list[BadFile] = field(default_factory=list)
+    num_files: int = 0
+    shared_subjects: dict[str, list[Path]] = field(default_factory=dict)
+    shared_scans: dict[Path, list[Path]] = field(default_factory=dict)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing is wrong."""
+        has_problems = any(manifest.problems for manifest in self.manifests)
+        return not (has_problems or self.bad_files or self.shared_subjects or self.shared_scans)
+
+
+def check_manifests(
+    manifests: Sequence[Manifest],
+    *,
+    num_workers: int | None = None,
+    may_share_subjects: bool = False,
+    progress: Progress = _NO_PROGRESS,
+) -> CheckReport:
+    """Read every row of every manifest, then every scan once.
+
+    Args:
+        manifests: Each is taken for a split of its own.
+        num_workers: Processes that read scans; None for as many as there are cores.
+        may_share_subjects: Whether the manifests belong to one split, so that a subject may stand in several.
+        progress: Wraps what is gone through; called with it, its length and what is done.
+    """
+    report = CheckReport([ManifestCheck(manifest.path, len(manifest)) for manifest in manifests])
+    places: dict[Scan, dict[Path, str]] = defaultdict(dict)
+    for manifest, found in zip(manifests, report.manifests, strict=True):
+        _check_rows(manifest, found, places, progress)
+    if not may_share_subjects:
+        report.shared_subjects = _shared_subjects(report.manifests)
+        report.shared_scans = _shared_scans(places)
+    report.num_files = len(places)
+    results = map_unordered(_prove, list(places), num_workers=num_workers)
+    for scan, error in progress(results, len(places), "reading scans"):
+        if error is not None:
+            subject = next(iter(places[scan].values()))
+            report.bad_files.append(BadFile(error, scan.modality, subject, tuple(places[scan])))
+    report.bad_files.sort(key=lambda bad: bad.error.path)
+    return report
+
+
+def _check_rows(
+    manifest: Manifest, found: ManifestCheck, places: dict[Scan, dict[Path, str]], progress: Progress
+) -> None:
+    line_of_id: dict[str, int] = {}
+    own: set[Scan] = set()
+    for row in progress(range(len(manifest)), len(manifest), f"reading {manifest.path.name}"):
+        line = manifest.line(row)
+        try:
+            sample = manifest[row]
+        except ManifestError as error:
+            found.problems += [(line, problem) for problem in error.problems]
+            continue
+        first = line_of_id.setdefault(sample.id, line)
+        if first != line:
+            problem = f"line {line}: id {sample.id!r} stands in line {first} already; ids are unique"
+            found.problems.append((line, problem))
+        found.subjects[sample.subject] += 1
+        own.update(sample.scans)
+        for scan in sample.scans:
+            places[scan].setdefault(manifest.path, sample.subject)
+    found.scans.update(scan.modality for scan in own)
+
+
+def _prove(scan: Scan) -> tuple[Scan, ScanError | None]:
+    try:
+        prove_scan(scan.paths, modality=scan.modality)
+    except ScanError as error:
+        return scan, error
+    return scan, None
+
+
+def _shared_subjects(manifests: Sequence[ManifestCheck]) -> dict[str, list[Path]]:
+    homes: dict[str, list[Path]] = defaultdict(list)
+    for manifest in manifests:
+        for subject in manifest.subjects:
+            homes[subject].append(manifest.path)
+    return {subject: paths for subject, paths in sorted(homes.items()) if len(paths) > 1}
+
+
+def _shared_scans(places: dict[Scan, dict[Path, str]]) -> dict[Path, list[Path]]:
+    """Scans in several manifests; where the subject is the same everywhere, that one is reported already."""
+    return {
+        scan.paths[0]: list(homes) for scan, homes in places.items() if len(homes) > 1 and len(set(homes.values())) > 1
+    }
+
+
+def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: bool) -> dict[str, Any]:
+    """The report as JSON can hold it.
+
+    Args:
+        report: The result.
+        name: How subjects and files are called: by a hash, or in clear.
+        with_words: Whether sentences are written that name files and subjects in clear.
+    """
+    rows = partial(_row_problems, with_words=with_words)
+    return {
+        "is_good": report.is_good,
+        "num_files": report.num_files,
+        "manifests": [
+            {
+                "manifest": name(str(each.path)),
+                "num_rows": each.num_rows,
+                "num_subjects": len(each.subjects),
+                "scans": dict(sorted(each.scans.items())),
+                "row_problems": list(rows(each)),
+            }
+            for each in report.manifests
+        ],
+        "bad_files": [
+            {
+                "scan": name(bad.error.path),
+                "subject": name(bad.subject),
+                "modality": bad.modality,
+                "reason": str(bad.error.reason),
+                "manifests": [name(str(path)) for path in bad.manifests],
+                **({"words": str(bad.error)} if with_words else {}),
+            }
+            for bad in report.bad_files
+        ],
+        "shared_subjects": [
+            {"subject": name(subject), "manifests": [name(str(path)) for path in paths]}
+            for subject, paths in report.shared_subjects.items()
+        ],
+        "shared_scans": [
+            {"scan": name(str(scan)), "manifests": [name(str(path)) for path in paths]}
+            for scan, paths in report.shared_scans.items()
+        ],
+    }
+
+
+def _row_problems(manifest: ManifestCheck, *, with_words: bool) -> Iterator[dict[str, Any]]:
+    for line, words in manifest.problems:
+        yield {"line": line, "words": words} if with_words else {"line": line}

@@ -1,0 +1,65 @@
+"""`umbrella-data cache`: fills the cache ahead of a run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from umbrella_data.cli.sources import Commands, add_manifests, add_pipelines, add_workers, show
+
+HELP = """\
+Reads every scan of the manifests, prepares it as the run would, and keeps the result, so that training reads prepared
+volumes from the first step on. Stopped and started again, it goes on where it was.
+
+  umbrella-data cache --config my.yaml
+  umbrella-data cache train.jsonl --cache-dir /scratch/cache --size T1=96,96,96 --size rsfMRI=96,96,96,24"""
+_MAX_SHOWN = 50
+
+
+def add_command(commands: Commands) -> None:
+    """Add the command to the parser."""
+    command = commands.add_parser(
+        "cache",
+        help="prepare all scans ahead of a run",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_manifests(command, are_needed=False)
+    add_pipelines(command)
+    add_workers(command)
+    command.add_argument("--cache-dir", type=Path, help="folder of the cache (default: the config's)")
+    command.add_argument("--max-gb", type=float, help="size to keep the cache under, in 10^9 bytes (default: no limit)")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Warm the cache, and list what cannot be prepared."""
+    from umbrella_data.cache import VolumeCache
+    from umbrella_data.manifest import read_manifest
+    from umbrella_data.pipeline_options import options_from_run, options_from_words
+    from umbrella_data.transforms import Pipeline
+    from umbrella_data.warm import warm_cache
+
+    words = options_from_words(sizes=options.size, spacings=options.spacing, settings=options.set)
+    known = options_from_run(options.config) if options.config is not None else words
+    known.configs |= words.configs
+    directory = options.cache_dir or known.cache_dir
+    sources = [(path, options.data_root) for path in options.manifests] or known.sources
+    if directory is None or not sources or not known.configs:
+        raise ValueError("manifests, --cache-dir and --size are needed, or a --config that holds them")
+    max_bytes = None if options.max_gb is None else int(options.max_gb * 1e9)
+    cache = VolumeCache(directory, max_bytes=max_bytes)
+    report = warm_cache(
+        [read_manifest(path, data_root=root) for path, root in sources],
+        pipelines={name: Pipeline(config, modality=name, cache=cache) for name, config in known.configs.items()},
+        num_workers=options.workers,
+        progress=lambda results, total: show(results, total, "preparing scans", "scan"),
+    )
+    print(f"{report.num_scans - len(report.failed):,} of {report.num_scans:,} scans are in {directory}")
+    for modality, count in report.passed_over.items():
+        print(f"passed over: {count:,} scans of {modality}, which has no --size")
+    for error in report.failed[:_MAX_SHOWN]:
+        print(f"  {error}")
+    if len(report.failed) > _MAX_SHOWN:
+        print(f"  and {len(report.failed) - _MAX_SHOWN} more; `umbrella-data check` lists all")
+    return 1 if report.failed else 0

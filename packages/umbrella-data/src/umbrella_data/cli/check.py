@@ -1,0 +1,94 @@
+"""`umbrella-data check`: every row and every file looked at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from umbrella_data.cli.sources import Commands, add_manifests, add_workers, name_by_hash, read_manifests, show
+
+if TYPE_CHECKING:
+    from umbrella_data.check import CheckReport
+
+HELP = """\
+Reads every row of the manifests and every scan in them once, from the first byte to the last. Lists what cannot be
+used and why, and subjects that stand in more than one manifest (each manifest is taken for a split of its own).
+The exit code is 1 if anything is wrong. The terminal names files and subjects; the report in --out names them by
+hashes that `umbrella-data whois HASH --in OUT` finds again, unless --names is given."""
+_MAX_SHOWN = 50
+
+
+def add_command(commands: Commands) -> None:
+    """Add the command to the parser."""
+    command = commands.add_parser(
+        "check",
+        help="look at every row and every file once",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_manifests(command)
+    add_workers(command)
+    command.add_argument("--out", type=Path, help="folder for check.json")
+    command.add_argument("--names", action="store_true", help="write names in clear into check.json")
+    command.add_argument("--one-split", action="store_true", help="a subject may stand in several of the manifests")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check, print a table, and write the report."""
+    from umbrella_data.atomic_file import write_atomically
+    from umbrella_data.check import check_manifests, report_rows
+
+    report = check_manifests(
+        read_manifests(options),
+        num_workers=options.workers,
+        may_share_subjects=options.one_split,
+        progress=lambda items, total, words: show(items, total, words, "scan" if "scans" in words else "row"),
+    )
+    _print_report(report)
+    if options.out is not None:
+        name = name_by_hash(options.out, in_clear=options.names)
+        rows = report_rows(report, name=name, with_words=options.names)
+        path = options.out / "check.json"
+        write_atomically(path, [json.dumps(rows, indent=1, ensure_ascii=False).encode()])
+        print(f"wrote {path}")
+    return 0 if report.is_good else 1
+
+
+def _print_report(report: CheckReport) -> None:
+    modalities = sorted({modality for each in report.manifests for modality in each.scans})
+    width = max([8, *(len(str(each.path)) for each in report.manifests)])
+    heads = ["rows", "bad rows", "subjects", *modalities, "bad scans"]
+    print(f"{'manifest':{width}}" + "".join(f"{head:>10}" for head in heads))
+    for each in report.manifests:
+        bad_rows = len({line for line, _ in each.problems})
+        num_bad = sum(each.path in bad.manifests for bad in report.bad_files)
+        counts = [each.num_rows, bad_rows, len(each.subjects), *(each.scans[name] for name in modalities), num_bad]
+        print(f"{each.path!s:{width}}" + "".join(f"{count:>10,}" for count in counts))
+    reasons = Counter(str(bad.error.reason) for bad in report.bad_files)
+    lines = [f"{each.path}: {words}" for each in report.manifests for _, words in each.problems]
+    _print_list("rows that cannot be used", lines)
+    by_reason = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    _print_list(f"scans that cannot be used ({by_reason})", [str(bad.error) for bad in report.bad_files])
+    _print_list(
+        "subjects in more than one manifest",
+        [f"{subject}: {', '.join(map(str, paths))}" for subject, paths in report.shared_subjects.items()],
+    )
+    _print_list(
+        "scans in more than one manifest, under different subjects",
+        [f"{scan}: {', '.join(map(str, paths))}" for scan, paths in report.shared_scans.items()],
+    )
+    print(f"{report.num_files:,} scans read: " + ("all is well" if report.is_good else "not all is well"))
+
+
+def _print_list(head: str, lines: list[str]) -> None:
+    if not lines:
+        return
+    print(f"\n{head}: {len(lines)}")
+    for line in lines[:_MAX_SHOWN]:
+        print(f"  {line}")
+    if len(lines) > _MAX_SHOWN:
+        print(f"  and {len(lines) - _MAX_SHOWN} more; --out FOLDER --names writes all")

@@ -1,0 +1,64 @@
+"""`umbrella-data preview`: a page of what the model sees."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from umbrella_data.cli.sources import Commands, add_manifests, add_pipelines, name_by_hash, show
+
+HELP = """\
+Writes OUT/index.html and a PNG for some scans of each modality, as the model sees them: after the pipeline, in three
+planes with the letters of their directions, with the patch grid; a carpet plot for a series; FA and MD for dMRI.
+Subjects and files are named by hashes that `umbrella-data whois HASH --in OUT` finds again, unless --names is given.
+
+  umbrella-data preview --config my.yaml --out preview
+  umbrella-data preview train.jsonl --size T1=96,96,96 --patch T1=16,16,16 --out preview"""
+
+
+def add_command(commands: Commands) -> None:
+    """Add the command to the parser."""
+    command = commands.add_parser(
+        "preview",
+        help="a page of pictures of what the model sees",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_manifests(command, are_needed=False)
+    add_pipelines(command)
+    command.add_argument("--patch", action="append", default=[], metavar="MODALITY=X,Y,Z[,T]", help="patch size")
+    command.add_argument("--out", type=Path, required=True, help="folder for index.html and its pictures")
+    command.add_argument("--num", type=int, default=3, help="scans of each modality (3)")
+    command.add_argument("--names", action="store_true", help="write names of subjects and files in clear")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Draw the scans and write the page."""
+    from umbrella_data.manifest import read_manifest
+    from umbrella_data.pipeline_options import options_from_run, options_from_words
+    from umbrella_data.preview_page import write_preview
+    from umbrella_data.transforms import Pipeline
+
+    words = options_from_words(
+        sizes=options.size, patches=options.patch, spacings=options.spacing, settings=options.set
+    )
+    known = options_from_run(options.config) if options.config is not None else words
+    known.configs |= words.configs
+    known.patch_sizes |= words.patch_sizes
+    sources = [(path, options.data_root) for path in options.manifests] or known.sources
+    if not sources or not known.configs:
+        raise ValueError("manifests and --size are needed, or a --config that holds them")
+    report = write_preview(
+        [read_manifest(path, data_root=root) for path, root in sources],
+        pipelines={name: Pipeline(config, modality=name) for name, config in known.configs.items()},
+        patch_sizes=known.patch_sizes,
+        folder=options.out,
+        name=name_by_hash(options.out, in_clear=options.names),
+        num_scans=options.num,
+        progress=lambda scans: show(scans, len(scans), "drawing scans", "scan"),
+    )
+    for error in report.failed:
+        print(f"cannot be shown: {error}")
+    print(f"wrote {report.page}, {len(report.pictures) - len(report.failed)} pictures")
+    return 1 if report.failed else 0

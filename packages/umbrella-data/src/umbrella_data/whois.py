@@ -1,0 +1,61 @@
+"""From a hash that a command or a run wrote back to the subject or file that it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from umbrella_data.bad_scans import SALT_NAME
+from umbrella_data.errors import ManifestError, UmbrellaDataError
+from umbrella_data.manifest import Manifest
+from umbrella_data.privacy import HASH_LENGTH, name_hasher, read_or_create_salt
+
+_MIN_LENGTH = 4
+
+
+class UnknownHashError(UmbrellaDataError):
+    """No name has the hash, or more than one."""
+
+
+def who_is(hash_text: str, *, folder: Path, manifests: Iterable[Manifest]) -> str:
+    """Find a name by its hash.
+
+    Args:
+        hash_text: The hash, or its beginning if that tells it apart.
+        folder: The folder whose files hold the hash, with its salt; or the salt itself.
+        manifests: Where to look: at their own paths, at their subjects and at their scans.
+
+    Returns:
+        The subject, or the path of the scan or manifest.
+
+    Raises:
+        UnknownHashError: Where no name has that hash, or several begin with it.
+        ManifestError: Where there is no salt.
+    """
+    salt = folder / SALT_NAME if folder.is_dir() else folder
+    if not salt.is_file():
+        raise ManifestError(f"no salt; give the folder of the run or report that holds {hash_text}", path=salt)
+    wanted = hash_text.lower()
+    if not _MIN_LENGTH <= len(wanted) <= HASH_LENGTH or set(wanted) - set("0123456789abcdef"):
+        raise UnknownHashError(f"{hash_text!r} is no hash: those have {HASH_LENGTH} hexadecimal digits, of which the "
+                               f"first {_MIN_LENGTH} or more are needed")  # fmt: skip
+    name_hash = name_hasher(read_or_create_salt(salt))
+    found = {name for name in _names(manifests) if name_hash(name).startswith(wanted)}
+    if len(found) != 1:
+        count = "no subject, scan or manifest" if not found else f"{len(found)} names, the first ones of {hash_text},"
+        raise UnknownHashError(f"{count} has the hash {hash_text} with the salt of {salt}; give the manifests that the "
+                               "run used, or more digits")  # fmt: skip
+    return found.pop()
+
+
+def _names(manifests: Iterable[Manifest]) -> Iterator[str]:
+    for manifest in manifests:
+        yield str(manifest.path)
+        for row in range(len(manifest)):
+            try:
+                sample = manifest[row]
+            except ManifestError:
+                continue
+            yield sample.subject
+            yield sample.id
+            yield from (str(path) for scan in sample.scans for path in scan.paths)

@@ -1,0 +1,115 @@
+"""`check` looks at every row and file once, finds what is wrong and who is in two splits, and keeps names to itself."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from umbrella_data import check as check_module
+from umbrella_data.check import check_manifests
+from umbrella_data.cli import main
+from umbrella_data.manifest import read_manifest
+from umbrella_data.parallel import map_unordered
+
+
+@pytest.fixture
+def cohort(nifti, random_voxels, make_row, write_manifest, tmp_path):
+    """Two manifests of three good scans each; returns their rows and a function that writes rows."""
+    for name in ("a_0", "b_0", "c_0", "d_0", "e_0", "f_0"):
+        nifti.write(random_voxels(4, 5, 6), f"{name}.nii.gz")
+    rows = {"train": [make_row(name, "T1") for name in "abc"], "test": [make_row(name, "T1") for name in "def"]}
+
+    def write(changed=rows):
+        return [write_manifest(of_split, f"{split}.jsonl") for split, of_split in changed.items()]
+
+    return rows, write
+
+
+def test_check_of_good_manifests_is_good(cohort, capsys):
+    paths = cohort[1]()
+    assert main(["check", *map(str, paths)]) == 0
+    printed = capsys.readouterr().out
+    assert "6 scans read: all is well" in printed
+    assert str(paths[0]) in printed
+
+
+def test_check_reads_every_file_once(cohort, make_row, monkeypatch):
+    rows, write = cohort
+    rows["train"] += [{**make_row("a", "T1", question="And?"), "id": "a-2"}, {**make_row("a", "T1"), "id": "a-3"}]
+    read = []
+    prove = check_module.prove_scan
+    monkeypatch.setattr(check_module, "prove_scan", lambda paths, **kind: read.append(paths) or prove(paths, **kind))
+    report = check_manifests([read_manifest(path) for path in write()], num_workers=1)
+    assert len(read) == report.num_files == 6
+    assert report.is_good
+    assert report.manifests[0].scans == {"T1": 3}
+    assert report.manifests[0].subjects == {"sub-a": 3, "sub-b": 1, "sub-c": 1}
+
+
+def test_check_finds_rows_files_and_leaks(cohort, make_row, tmp_path, capsys):
+    rows, write = cohort
+    content = (tmp_path / "b_0.nii.gz").read_bytes()
+    (tmp_path / "b_0.nii.gz").write_bytes(content[:-3])
+    (tmp_path / "e_0.nii.gz").unlink()
+    rows["train"].append({**make_row("x", "T1"), "id": "a"} | {"messages": make_row("c", "T1")["messages"]})
+    rows["train"].append(make_row("y", "T7"))
+    rows["test"].append({**make_row("d", "T1"), "id": "leak", "subject": "sub-a"})
+    rows["test"].append({**make_row("c", "T1"), "id": "scan-leak", "subject": "sub-other"})
+    paths = write()
+    out = tmp_path / "out"
+    assert main(["check", *map(str, paths), "--out", str(out), "--workers", "1"]) == 1
+    printed = capsys.readouterr().out
+    for words in (
+        "b_0.nii.gz: ", "[gzip_", "e_0.nii.gz: there is no such file", "id 'a' stands in line 1 already",
+        "unknown modality 'T7'", "subjects in more than one manifest: 1", "sub-a: ",
+        "scans in more than one manifest, under different subjects: 1", "c_0.nii.gz", "not all is well",
+    ):  # fmt: skip
+        assert words in printed
+    text = (out / "check.json").read_text()
+    assert not any(name in text for name in ("sub-", ".nii", "jsonl", "T7", str(tmp_path)))
+    report = json.loads(text)
+    assert not report["is_good"]
+    assert [sorted(each["reason"] for each in report["bad_files"])[0][:4]] == ["gzip"]
+    assert [len(each["row_problems"]) for each in report["manifests"]] == [2, 0]
+    assert len(report["shared_subjects"]) == len(report["shared_scans"]) == 1
+    # The hashes lead back to the names, on this machine.
+    manifests = [word for path in paths for word in ("--manifest", str(path))]
+    assert main(["whois", report["shared_subjects"][0]["subject"], "--in", str(out), *manifests]) == 0
+    assert capsys.readouterr().out == "sub-a\n"
+    assert main(["whois", report["bad_files"][0]["scan"][:8], "--in", str(out), *manifests]) == 0
+    assert capsys.readouterr().out.strip().endswith("b_0.nii.gz")
+
+
+def test_check_when_asked_writes_names_in_clear(cohort, tmp_path):
+    (tmp_path / "b_0.nii.gz").unlink()
+    paths = cohort[1]()
+    assert main(["check", *map(str, paths), "--out", str(tmp_path / "out"), "--names"]) == 1
+    (bad,) = json.loads((tmp_path / "out" / "check.json").read_text())["bad_files"]
+    assert bad["subject"] == "sub-b"
+    assert "there is no such file" in bad["words"]
+    assert not (tmp_path / "out" / "salt").exists()
+
+
+def test_manifests_of_one_split_may_share_subjects(cohort, make_row):
+    rows, write = cohort
+    rows["test"].append({**make_row("d", "T1"), "id": "again", "subject": "sub-a"})
+    paths = list(map(str, write()))
+    assert main(["check", *paths]) == 1
+    assert main(["check", *paths, "--one-split"]) == 0
+
+
+def test_scans_are_read_in_several_processes(cohort, nifti, random_voxels, make_row, write_manifest, tmp_path):
+    for i in range(10):
+        nifti.write(random_voxels(4, 5, 6), f"{i}_0.nii.gz")
+    (tmp_path / "7_0.nii.gz").write_bytes(b"no scan")
+    manifest = read_manifest(write_manifest([make_row(str(i), "T1") for i in range(10)], "many.jsonl"))
+    report = check_manifests([manifest], num_workers=2)
+    assert [bad.error.path for bad in report.bad_files] == [str(tmp_path / "7_0.nii.gz")]
+    assert report.bad_files[0].subject == "sub-7"
+
+
+def test_work_of_many_items_comes_back_whole():
+    assert sorted(map_unordered(abs, range(-30, 0), num_workers=2)) == list(range(1, 31))
+    assert list(map_unordered(abs, [-3, -2], num_workers=2)) == [3, 2]
+    assert list(map_unordered(abs, iter(range(100)), num_workers=1)) == list(range(100))

@@ -1,0 +1,99 @@
+"""The page shows scans of each modality after their pipelines, and names nobody unless asked."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib", reason="pictures are an extra")
+
+from umbrella_data.cli import main
+from umbrella_data.privacy import name_hasher, read_or_create_salt
+
+SIZES = ["--size", "T1=16,16,16", "--size", "rsfMRI=8,8,8,4", "--size", "dMRI=8,8,8"]
+PATCHES = ["--patch", "T1=8,8,8", "--patch", "rsfMRI=8,8,4,2"]
+
+
+@pytest.fixture
+def manifest(nifti, random_voxels, make_row, write_manifest):
+    rows = []
+    for name in "abc":
+        nifti.write(random_voxels(6, 7, 8), f"{name}_0.nii.gz")
+        nifti.write(random_voxels(6, 7, 8, 6), f"{name}_1.nii.gz")
+        rows += [make_row(name, "T1", "bold"), {**make_row(name, "T1", "bold"), "id": f"{name}-again"}]
+    maps = make_row("m", "dMRI")
+    maps["messages"][0]["content"][0]["path"] = ["fa.nii.gz", "md.nii.gz"]
+    for name in ("fa", "md"):
+        nifti.write(np.random.default_rng(0).random((6, 6, 6)).astype(np.float32), f"{name}.nii.gz")
+    return write_manifest([*rows, maps])
+
+
+def test_page_shows_each_modality_of_several_subjects(manifest, tmp_path, capsys):
+    out = tmp_path / "page"
+    assert main(["preview", str(manifest), *SIZES, *PATCHES, "--out", str(out), "--num", "2"]) == 0
+    assert "5 pictures" in capsys.readouterr().out
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["T1-1.png", "T1-2.png", "dMRI-1.png", "index.html", "rsfMRI-1.png", "rsfMRI-2.png", "salt"]
+    page = (out / "index.html").read_text()
+    for name in names:
+        if name.endswith(".png"):
+            assert (out / name).read_bytes().startswith(b"\x89PNG")
+            assert f'src="{name}"' in page
+    for words in ("16 × 16 × 16", "<td>8</td>", "<td>4</td>", "whole field of view", "foreground_zscore"):
+        assert words in page
+    name_hash = name_hasher(read_or_create_salt(out / "salt"))
+    assert name_hash("sub-a") in page
+    assert name_hash("sub-b") in page
+    assert name_hash("sub-c") not in page
+    for path in out.iterdir():
+        content = path.read_bytes()
+        assert not any(name in content for name in (b"sub-a", b"a_0", b"nii.gz", str(tmp_path).encode()))
+
+
+def test_page_when_asked_names_subjects_and_files(manifest, tmp_path):
+    out = tmp_path / "page"
+    assert main(["preview", str(manifest), *SIZES[:2], "--out", str(out), "--num", "1", "--names"]) == 0
+    page = (out / "index.html").read_text()
+    assert "sub-a" in page
+    assert "a_0.nii.gz" in page
+    assert not (out / "salt").exists()
+
+
+def test_page_says_which_scans_cannot_be_shown(manifest, tmp_path, capsys):
+    (tmp_path / "a_0.nii.gz").write_bytes(b"no scan")
+    out = tmp_path / "page"
+    assert main(["preview", str(manifest), *SIZES[:2], "--out", str(out), "--num", "2"]) == 1
+    assert "a_0.nii.gz" in capsys.readouterr().out
+    assert "cannot be used: gzip_header" in (out / "index.html").read_text()
+
+
+def test_preview_of_a_runs_file_takes_its_sizes_and_manifests(manifest, tmp_path):
+    pytest.importorskip("yaml", reason="the run's file is YAML")
+    (tmp_path / "run.yaml").write_text(
+        "model:\n  modalities:\n    T1w: {image_size: [16, 16, 8], patch_size: [8, 8, 4]}\n"
+        f"data:\n  train: [{{manifest: {manifest}}}]\n  pipelines: {{T1w: {{normalise: zscore}}}}\n"
+    )
+    out = tmp_path / "page"
+    assert main(["preview", "--config", str(tmp_path / "run.yaml"), "--out", str(out)]) == 0
+    page = (out / "index.html").read_text()
+    assert "16 × 16 × 8" in page
+    assert "<td>zscore</td>" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--size", "T1=16,16"], "image_size"),
+        (["--size", "T9=16,16,16"], "unknown modality"),
+        (["--size", "T1=a,b,c"], "write MODALITY=NUMBER"),
+        (["--spacing", "T1=2,2,2"], "T1 has no size"),
+        (["--size", "T1=8,8,8", "--set", "T1=pad"], "MODALITY.KEY=VALUE"),
+        (["--size", "T1=8,8,8", "--set", "T1.colour=pad"], "colour"),
+        ([], "--size"),
+        (["--size", "dMRI=8,8,8"], "no scan of dMRI"),
+    ],
+)
+def test_words_that_make_no_pipeline_are_refused(make_row, write_manifest, tmp_path, capsys, words, problem):
+    path = write_manifest([make_row("a", "T1")])
+    assert main(["preview", str(path), *words, "--out", str(tmp_path / "page")]) == 1
+    assert problem in capsys.readouterr().err

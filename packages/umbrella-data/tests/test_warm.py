@@ -1,0 +1,84 @@
+"""The cache is filled as the run would fill it, once, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from umbrella_data.cache import VolumeCache
+from umbrella_data.cli import main
+from umbrella_data.manifest import read_manifest
+from umbrella_data.transforms import Pipeline, PipelineConfig
+from umbrella_data.warm import warm_cache
+
+
+@pytest.fixture
+def manifest(nifti, random_voxels, make_row, write_manifest):
+    for i in range(10):
+        nifti.write(random_voxels(6, 7, 8, seed=i), f"{i}_0.nii.gz")
+    rows = [make_row(str(i), "T1") for i in range(10)]
+    return write_manifest([*rows, {**rows[3], "id": "again"}, make_row("x", "bold")])
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    config = PipelineConfig(image_size=(8, 8, 8))
+    return Pipeline(config, modality="T1", cache=VolumeCache(tmp_path / "cache"))
+
+
+def entries(tmp_path):
+    return sorted((tmp_path / "cache").glob("volumes/*/*"))
+
+
+def test_command_prepares_every_scan_as_the_run_reads_it(manifest, pipeline, tmp_path, capsys, monkeypatch):
+    cache = ["--cache-dir", str(tmp_path / "cache")]
+    assert main(["cache", str(manifest), *cache, "--size", "T1=8,8,8", "--workers", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "10 of 10 scans are in" in printed
+    assert "passed over: 1 scans of rsfMRI" in printed
+    assert len(entries(tmp_path)) == 10
+    monkeypatch.setattr(pipeline, "_prepare", None)  # nothing is made any more
+    scan = read_manifest(manifest)[4].scans[0]
+    assert pipeline(scan.paths, generator=None).shape == (1, 8, 8, 8)
+
+
+def test_warming_goes_on_where_it_stopped(manifest, pipeline, tmp_path, monkeypatch):
+    manifests = [read_manifest(manifest)]
+    warm_cache(manifests, pipelines={"T1": pipeline}, num_workers=1)
+    for entry in entries(tmp_path)[:3]:
+        entry.unlink()
+    made = []
+    prepare = Pipeline._prepare
+    monkeypatch.setattr(Pipeline, "_prepare", lambda self, files: made.append(files) or prepare(self, files))
+    report = warm_cache(manifests, pipelines={"T1": pipeline}, num_workers=1)
+    assert len(made) == 3
+    assert (report.num_scans, report.failed) == (10, [])
+    assert len(entries(tmp_path)) == 10
+
+
+def test_scans_that_cannot_be_prepared_are_listed(manifest, tmp_path, capsys):
+    (tmp_path / "5_0.nii.gz").write_bytes(b"no scan")
+    words = ["--cache-dir", str(tmp_path / "cache"), "--size", "T1=8,8,8", "--workers", "1"]
+    assert main(["cache", str(manifest), *words]) == 1
+    printed = capsys.readouterr().out
+    assert "9 of 10 scans" in printed
+    assert "5_0.nii.gz" in printed
+
+
+def test_cache_by_a_runs_file_takes_its_folder_sizes_and_manifests(manifest, tmp_path, capsys):
+    pytest.importorskip("yaml", reason="the run's file is YAML")
+    (tmp_path / "run.yaml").write_text(
+        "model:\n  modalities:\n    T1: {image_size: [8, 8, 8], patch_size: [4, 4, 4]}\n"
+        f"data:\n  cache_dir: {tmp_path / 'cache'}\n  train: [{{manifest: {manifest}}}]\n"
+    )
+    assert main(["cache", "--config", str(tmp_path / "run.yaml"), "--max-gb", "1", "--workers", "1"]) == 0
+    assert len(entries(tmp_path)) == 10
+
+
+def test_cache_without_a_folder_or_pipelines_is_refused(manifest, tmp_path, capsys):
+    assert main(["cache", str(manifest), "--size", "T1=8,8,8"]) == 1
+    assert "--cache-dir" in capsys.readouterr().err
+    bare = Pipeline(PipelineConfig(image_size=(8, 8, 8)), modality="T1")
+    with pytest.raises(ValueError, match="T1 have no cache"):
+        warm_cache([read_manifest(manifest)], pipelines={"T1": bare})
+    assert torch.is_tensor(bare(tmp_path / "1_0.nii.gz", generator=None))
