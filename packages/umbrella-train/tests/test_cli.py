@@ -144,7 +144,7 @@ def test_a_folder_that_is_no_run_is_named(
     assert run.calls == []
 
 
-@pytest.mark.parametrize("command", ["train_command", "eval_command", "report_command"])
+@pytest.mark.parametrize("command", ["train_command", "eval_command", "predict_command", "report_command"])
 def test_help_imports_no_torch(command: str) -> None:
     code = (
         "import sys; from umbrella_train import cli\n"

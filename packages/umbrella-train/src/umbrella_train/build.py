@@ -25,6 +25,7 @@ from umbrella_model import (
 from umbrella_model.parts import Part
 from umbrella_model.trainable import Mode
 from umbrella_train.config import DatasetConfig, RunConfig
+from umbrella_train.processor import UmbrellaProcessor
 from umbrella_train.tokenizer import image_token_id, load_tokenizer
 
 
@@ -49,6 +50,10 @@ class Parts:
             modality_order=list(self.pipelines),
             padding_side=padding_side,
         )
+
+    def processor(self) -> UmbrellaProcessor:
+        """What is saved beside the weights: tokenizer, pipelines and the table of modalities."""
+        return UmbrellaProcessor.from_parts(self.tokenizer, self.model, self.pipelines)
 
     def dataset(
         self, source: DatasetConfig, *, config: RunConfig, augment: bool, folder: Path | None = None

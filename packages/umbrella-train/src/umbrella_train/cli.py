@@ -1,4 +1,4 @@
-"""The commands umbrella-train, umbrella-eval and umbrella-report. None of them imports torch to parse its arguments."""
+"""The commands umbrella-train, -eval, -predict and -report. None of them imports torch to parse its arguments."""
 
 from __future__ import annotations
 
@@ -84,6 +84,50 @@ def eval_command(arguments: Sequence[str] | None = None) -> None:
     metrics = _or_exit(evaluate)
     for name, value in sorted(metrics.items()):
         print(f"{name:<48} {value:.4g}")
+
+
+def predict_command(arguments: Sequence[str] | None = None) -> None:
+    """Ask a trained model a question about scans."""
+    parser = _parser("umbrella-predict", "Ask a trained model a question about scans; nothing is written.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or one with a model, as in RUN/model")
+    parser.add_argument(
+        "--scan",
+        type=_read_scan,
+        action="append",
+        default=[],
+        metavar="MODALITY=FILE",
+        help="a scan; may be repeated, in reading order. Ready maps: MODALITY=FILE,FILE",
+    )
+    parser.add_argument("--question", required=True, help="what to ask")
+    parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="longest answer in tokens")
+    parser.add_argument("--use-cpu", action="store_true", help="stay on the CPU though there is a GPU")
+    parser.add_argument("--help", "-h", action="help", help="show this help")
+    options = parser.parse_args(arguments)
+
+    def answer() -> str:
+        for _, paths in options.scan:
+            for path in paths:
+                if not path.exists():
+                    raise FileNotFoundError(f"{path}: there is no such file")
+        from umbrella_train.predict import predict  # late: imports torch
+
+        return predict(
+            options.run,
+            question=options.question,
+            scans=options.scan,
+            max_new_tokens=options.max_new_tokens,
+            device="cpu" if options.use_cpu else None,
+        )
+
+    print(_or_exit(answer))
+
+
+def _read_scan(text: str) -> tuple[str, list[Path]]:
+    modality, _, files = text.partition("=")
+    if not modality or not files:
+        raise argparse.ArgumentTypeError(f"{text!r} is not MODALITY=FILE, as in T1=scan.nii.gz")
+    # A comma may also be part of a file's name.
+    return modality, [Path(files)] if Path(files).exists() else [Path(name) for name in files.split(",")]
 
 
 def report_command(arguments: Sequence[str] | None = None) -> None:

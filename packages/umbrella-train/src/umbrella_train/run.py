@@ -142,7 +142,7 @@ def _build_trainer(config: RunConfig, arguments: TrainingArguments, parts: Parts
         if sources.evaluation
         else None,
         data_collator=parts.collator(),
-        processing_class=parts.tokenizer,
+        processing_class=parts.processor(),
         dummy_loss=config.dummy_loss,
         batches=config.data.batches,
         max_tokens_per_batch=config.data.max_tokens_per_batch,

@@ -1,0 +1,186 @@
+"""The processor beside a model's weights: conversations with scan files -> model inputs, and token ids -> words.
+
+    messages, paths -> pipelines -> volumes
+                    -> tokens    -> the batch that `umbrella_data.PaddingCollator` makes
+
+Importing this module registers it with Hugging Face's `AutoProcessor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+
+from umbrella_data import Example, ExampleScan, PaddingCollator
+from umbrella_data.chat import ChatEncoder
+from umbrella_data.modality import find_modality
+from umbrella_data.sample import ROLES, Scan, Turn
+from umbrella_data.transforms import Pipeline, PipelineConfig
+from umbrella_model import UmbrellaConfig, UmbrellaForConditionalGeneration
+
+Message = Mapping[str, Any]
+
+
+class UmbrellaProcessor(ProcessorMixin):
+    """Makes a batch from conversations that name scan files, as the model was trained on them.
+
+    Args:
+        tokenizer: Of the language model.
+        image_token_id: The token at scan positions.
+        modality_order: The modalities by tag.
+        num_image_tokens: Positions that a scan of each modality takes.
+        pipelines: Fields of each modality's `umbrella_data.transforms.PipelineConfig`.
+        chat_template: Kept by Hugging Face beside the tokenizer's; not used.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_token_id: int,
+        modality_order: Sequence[str],
+        num_image_tokens: Mapping[str, int],
+        pipelines: Mapping[str, Mapping[str, Any]],
+        chat_template: str | None = None,
+    ) -> None:
+        super().__init__(tokenizer, chat_template=chat_template)
+        # These are what is written to processor_config.json, whose keys lose their order.
+        self.image_token_id = image_token_id
+        self.modality_order = list(modality_order)
+        self.num_image_tokens = dict(num_image_tokens)
+        self.pipelines = {name: dict(settings) for name, settings in pipelines.items()}
+
+    @classmethod
+    def from_parts(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        model: UmbrellaForConditionalGeneration,
+        pipelines: Mapping[str, Pipeline],
+    ) -> UmbrellaProcessor:
+        """The processor of a model that was trained with these pipelines."""
+        return cls(
+            tokenizer,
+            image_token_id=model.config.image_token_id,
+            modality_order=list(pipelines),
+            num_image_tokens={name: model.num_image_tokens(name) for name in pipelines},
+            # Augmentation is for training.
+            pipelines={
+                name: pipeline.config.model_dump(mode="json", exclude={"augment"})
+                for name, pipeline in pipelines.items()
+            },
+        )
+
+    def __call__(self, conversations: Sequence[Message] | Sequence[Sequence[Message]]) -> dict[str, Any]:
+        """Prompts for generation, or examples to train on, from one conversation or several.
+
+        Args:
+            conversations: Messages of the form `{"role": "user", "content": [{"type": "image", "modality": "T1",
+                "path": "scan.nii.gz"}, {"type": "text", "text": "..."}]}`; a content may also be a text, and a path a
+                list of ready maps. Those that end with the user's turn make prompts, padded on the left; those that end
+                with the assistant's make training examples, padded on the right and with labels.
+
+        Returns:
+            The batch of `umbrella_data.PaddingCollator`; prompts have no `labels`.
+
+        Raises:
+            ValueError: A conversation is not of that form, or some end with the user and some with the assistant.
+            ScanError: A scan cannot be trusted.
+        """
+        rows = [conversations] if conversations and isinstance(conversations[0], Mapping) else conversations
+        turns = [_read_turns(row, where=f"conversation {number}") for number, row in enumerate(rows, start=1)]
+        ends = {conversation[-1].role for conversation in turns}
+        if ends not in ({"user"}, {"assistant"}):
+            raise ValueError("conversations must all end with the user (a prompt) or all with the assistant (training)")
+        is_prompt = ends == {"user"}
+        encoder = ChatEncoder(
+            self.tokenizer, image_token_id=self.image_token_id, num_image_tokens=self.num_image_tokens
+        )
+        examples = [
+            self._example(conversation, encoder, is_prompt=is_prompt, index=index)
+            for index, conversation in enumerate(turns)
+        ]
+        collate = PaddingCollator(
+            pad_token_id=self.tokenizer.pad_token_id,
+            modality_order=self.modality_order,
+            padding_side="left" if is_prompt else "right",
+        )
+        batch = collate(examples)
+        if is_prompt:
+            del batch["labels"]
+        return batch
+
+    def decode_answers(self, generated: Tensor, *, prompt_length: int) -> list[str]:
+        """The words that `generate` added to each prompt, up to the end of the turn.
+
+        Args:
+            generated: Shape (B, prompt_length + new).
+            prompt_length: Length of the padded prompts.
+        """
+        stops = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
+        answers = []
+        for row in generated[:, prompt_length:].tolist():
+            end = next((place for place, token in enumerate(row) if token in stops), len(row))
+            answers.append(str(self.tokenizer.decode(row[:end], skip_special_tokens=True)).strip())
+        return answers
+
+    def _example(self, turns: list[Turn], encoder: ChatEncoder, *, is_prompt: bool, index: int) -> Example:
+        # A prompt ends in front of the last answer: an answer to leave out keeps the turns before it whole.
+        encoded = encoder.encode_prompt([*turns, Turn("assistant", ("-",))]) if is_prompt else encoder.encode(turns)
+        scans = tuple(
+            ExampleScan(scan.modality, self._load(scan), start=start, num_tokens=self.num_image_tokens[scan.modality])
+            for scan, start in zip(encoded.scans, encoded.scan_starts, strict=True)
+        )
+        return Example(input_ids=encoded.input_ids, labels=encoded.labels, scans=scans, index=index)
+
+    def _load(self, scan: Scan) -> Tensor:
+        config = PipelineConfig.model_validate(self.pipelines[scan.modality])
+        return Pipeline(config, modality=scan.modality)(scan.paths, generator=None)
+
+
+def question_with_scans(question: str, scans: Sequence[tuple[str, Sequence[Path]]]) -> list[Message]:
+    """One user turn: the scans in their order, then the question.
+
+    Args:
+        question: The words.
+        scans: Modality and files of each scan.
+    """
+    images = [
+        {"type": "image", "modality": modality, "path": [str(path) for path in paths]} for modality, paths in scans
+    ]
+    return [{"role": "user", "content": [*images, {"type": "text", "text": question}]}]
+
+
+def _read_turns(messages: Any, *, where: str) -> list[Turn]:
+    turns = []
+    for number, message in enumerate(messages, start=1):
+        place = f"{where}, turn {number}"
+        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+            raise ValueError(f"{place}: must be an object with a role of {', '.join(ROLES)}")
+        content = message.get("content")
+        items = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(items, Sequence) or not items:
+            raise ValueError(f"{place}: content must be a text, or a list of items of type image or text")
+        turn = Turn(message["role"], tuple(_read_item(item, where=place) for item in items))
+        if turn.scans and turn.role != "user":
+            raise ValueError(f"{place}: a scan stands in the {turn.role}'s turn; scans belong to user turns")
+        turns.append(turn)
+    if not turns or turns[-1].role == "system":
+        raise ValueError(f"{where}: needs a turn of the user")
+    return turns
+
+
+def _read_item(item: Any, *, where: str) -> Scan | str:
+    kind = item.get("type") if isinstance(item, Mapping) else None
+    if kind == "text" and isinstance(item.get("text"), str):
+        return str(item["text"])
+    if kind == "image" and isinstance(item.get("modality"), str) and item.get("path"):
+        path = item["path"]
+        paths = [path] if isinstance(path, str | Path) else path
+        return Scan(modality=find_modality(item["modality"]).name, paths=tuple(Path(part).resolve() for part in paths))
+    raise ValueError(f"{where}: an item is {{type: text, text: ...}} or {{type: image, modality: ..., path: ...}}")
+
+
+AutoProcessor.register(UmbrellaConfig, UmbrellaProcessor, exist_ok=True)

@@ -1,0 +1,215 @@
+"""The processor: the same batch as in training, saved and loaded beside the weights, and answers to questions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoProcessor
+
+from umbrella_data import ScanError, read_manifest
+from umbrella_data.sample import Sample
+from umbrella_data.synthetic import DemoCohort
+from umbrella_train import cli
+from umbrella_train.build import Parts, build_parts
+from umbrella_train.config import DatasetConfig, RunConfig
+from umbrella_train.errors import RunError
+from umbrella_train.predict import find_model, predict
+from umbrella_train.processor import UmbrellaProcessor, question_with_scans
+
+
+@pytest.fixture(scope="module")
+def config(make_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    return make_config(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def parts(config: RunConfig) -> Parts:
+    parts = build_parts(config)
+    # Random weights say the same to every scan.
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in parts.model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return parts
+
+
+@pytest.fixture(scope="module")
+def run_folder(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has ended, as far as a question goes."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "config.yaml").write_text("{}")
+    parts.model.save_pretrained(folder / "model")
+    parts.processor().save_pretrained(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def processor(run_folder: Path) -> UmbrellaProcessor:
+    loaded = AutoProcessor.from_pretrained(run_folder / "model")
+    assert isinstance(loaded, UmbrellaProcessor)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def sample(cohort: DemoCohort) -> Sample:
+    samples = read_manifest(cohort.test_manifest)
+    return next(samples[i] for i in range(len(samples)) if samples[i].modalities == ("T1",))
+
+
+def messages_of(sample: Sample) -> list[dict[str, Any]]:
+    return [
+        {
+            "role": turn.role,
+            "content": [
+                {"type": "text", "text": item}
+                if isinstance(item, str)
+                else {"type": "image", "modality": item.modality, "path": [str(path) for path in item.paths]}
+                for item in turn.content
+            ],
+        }
+        for turn in sample.messages
+    ]
+
+
+def assert_equal_batches(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert ours.keys() == theirs.keys()
+    for key in ours.keys() - {"pixel_values"}:
+        assert torch.equal(ours[key], theirs[key]), key
+    assert list(ours["pixel_values"]) == list(theirs["pixel_values"])
+    for name, volume in ours["pixel_values"].items():
+        # The cache of the data set keeps float16.
+        torch.testing.assert_close(volume, theirs["pixel_values"][name], atol=5e-3, rtol=1e-3)
+
+
+def test_a_batch_is_that_of_the_data_set(
+    processor: UmbrellaProcessor, parts: Parts, config: RunConfig, cohort: DemoCohort
+) -> None:
+    dataset = parts.dataset(DatasetConfig(manifest=cohort.test_manifest), config=config, augment=False)
+    chosen = [0, 1, 2, len(dataset) - 1]
+    examples = [messages_of(dataset.sample(index)) for index in chosen]
+    assert_equal_batches(processor(examples), parts.collator()([dataset[index] for index in chosen]))
+    prompts = [messages[:-1] for messages in examples]
+    expected = parts.collator(padding_side="left")([dataset.prompt(index) for index in chosen])
+    del expected["labels"]
+    assert_equal_batches(processor(prompts), expected)
+
+
+def test_a_question_after_an_answer_keeps_both(processor: UmbrellaProcessor, sample: Sample) -> None:
+    first = messages_of(sample)
+    more = [*first, {"role": "user", "content": "And why?"}]
+    longer, shorter = processor(more)["input_ids"], processor(first[:1])["input_ids"]
+    text = processor.tokenizer.decode(longer[0])
+    assert "And why?" in text
+    assert first[1]["content"][0]["text"] in text
+    assert longer.shape[1] > shorter.shape[1]
+
+
+def test_the_saved_processor_names_no_file(run_folder: Path, cohort: DemoCohort) -> None:
+    content = (run_folder / "model" / "processor_config.json").read_text()
+    assert json.loads(content)["modality_order"] == ["rsfMRI", "T1", "dMRI"]
+    assert str(cohort.train_manifest.parent) not in content
+    assert "cache" not in content
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ([{"role": "doctor", "content": "Hm."}], "conversation 1, turn 1: must be an object with a role"),
+        ([{"role": "user", "content": []}], "content must be a text, or a list"),
+        ([{"role": "user", "content": [{"type": "image", "path": "a.nii"}]}], "an item is"),
+        ([{"role": "system", "content": "Be brief."}], "needs a turn of the user"),
+        (
+            [{"role": "user", "content": "?"},
+             {"role": "assistant", "content": [{"type": "image", "modality": "T1", "path": "a.nii"}]}],
+            "scans belong to user turns",
+        ),
+    ],
+)  # fmt: skip
+def test_conversations_of_another_form_are_refused(
+    processor: UmbrellaProcessor, messages: list[Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        processor(messages)
+
+
+def test_prompts_and_examples_do_not_mix(processor: UmbrellaProcessor, sample: Sample) -> None:
+    messages = messages_of(sample)
+    with pytest.raises(ValueError, match="all end with the user"):
+        processor([messages, messages[:1]])
+
+
+def test_decoding_stops_at_the_end_of_the_turn(processor: UmbrellaProcessor) -> None:
+    tokenizer = processor.tokenizer
+    ids = [1, 2, *tokenizer.encode("yes"), tokenizer.eos_token_id, *tokenizer.encode("no")]
+    assert processor.decode_answers(torch.tensor([ids]), prompt_length=2) == ["yes"]
+
+
+# ---- predict ----
+
+
+def test_an_answer_is_that_of_the_model_and_its_folder_may_be_named_in_two_ways(
+    run_folder: Path, processor: UmbrellaProcessor, parts: Parts, sample: Sample
+) -> None:
+    scans = [(scan.modality, scan.paths) for scan in sample.scans]
+    batch = processor(question_with_scans("Old or young?", scans))
+    ids = parts.model.eval().generate(**batch, max_new_tokens=5, do_sample=False)
+    (expected,) = processor.decode_answers(ids, prompt_length=batch["input_ids"].shape[1])
+    before = sorted(run_folder.rglob("*"))
+    for folder in (run_folder, run_folder / "model"):
+        answer = predict(folder, question="Old or young?", scans=scans, max_new_tokens=5, device="cpu")
+        assert answer == expected
+    assert sorted(run_folder.rglob("*")) == before
+
+
+def test_a_question_may_go_without_scans_or_with_several(run_folder: Path, cohort: DemoCohort, sample: Sample) -> None:
+    samples = read_manifest(cohort.test_manifest)
+    series = next(samples[i] for i in range(len(samples)) if samples[i].modalities == ("rsfMRI",))
+    (t1,), (bold,) = sample.scans[0].paths, series.scans[0].paths
+    for scans in ([], [("T1w", [t1]), ("bold", [bold]), ("T1", [t1])]):
+        assert isinstance(predict(run_folder, question="?", scans=scans, max_new_tokens=2, device="cpu"), str)
+
+
+def test_a_scan_that_cannot_be_trusted_and_an_unknown_modality_are_refused(
+    run_folder: Path, sample: Sample, tmp_path: Path
+) -> None:
+    path = sample.scans[0].paths[0]
+    cut = tmp_path / "cut.nii.gz"
+    cut.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ScanError):
+        predict(run_folder, question="?", scans=[("T1", [cut])], device="cpu")
+    with pytest.raises(RunError, match=r"did you mean|unknown"):
+        predict(run_folder, question="?", scans=[("T11", [path])], device="cpu")
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"holds no model .there is no config.json"):
+        find_model(tmp_path)
+    (tmp_path / "config.yaml").write_text("{}")
+    with pytest.raises(RunError, match="the run did not end"):
+        find_model(tmp_path)
+
+
+def test_the_command_prints_the_answer(
+    run_folder: Path, sample: Sample, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = sample.scans[0].paths[0]
+    words = [str(run_folder), "--scan", f"T1={path}", "--question", "Old or young?", "--max-new-tokens", "3"]
+    cli.predict_command([*words, "--use-cpu"])
+    expected = predict(run_folder, question="Old or young?", scans=[("T1", [path])], max_new_tokens=3, device="cpu")
+    assert capsys.readouterr().out.strip() == expected
+    for scan, says in ((f"T1={tmp_path / 'no.nii'}", "there is no such file"), ("T1", "is not MODALITY=FILE")):
+        with pytest.raises(SystemExit) as caught:
+            cli.predict_command([str(run_folder), "--question", "?", "--scan", scan])
+        assert caught.value.code == 2
+        assert says in capsys.readouterr().err
+
+
+def test_maps_are_split_at_commas_but_a_name_with_a_comma_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "a,b.nii").touch()
+    assert cli._read_scan(f"T1={tmp_path / 'a,b.nii'}") == ("T1", [tmp_path / "a,b.nii"])
+    assert cli._read_scan("dMRI=fa.nii,md.nii") == ("dMRI", [Path("fa.nii"), Path("md.nii")])
