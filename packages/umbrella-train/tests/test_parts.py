@@ -35,7 +35,7 @@ def test_examples_of_the_cohort_go_through_the_model(make_config: MakeConfig, tm
     mixture = parts.mixture(config.data.train, config=config, augment=True)
     assert isinstance(mixture, InterleaveDataset)
     assert len(mixture) == 18
-    batch = parts.collator()([mixture[i] for i in range(6)])
+    batch = parts.collator()(list(mixture))
     assert set(batch["pixel_values"]) == set(TOKENS)
     assert batch["pixel_values"]["dMRI"].shape[1] == 2
     output = parts.model(**batch)
