@@ -7,11 +7,14 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from umbrella_data.bids import BidsScan, find_scans, read_facts
+from umbrella_data.bids_derivatives import choose_versions
 from umbrella_data.errors import ScanError
+from umbrella_data.parallel import map_unordered
 from umbrella_data.participants import read_participants
 from umbrella_data.questions import METADATA_QUESTIONS, Question, ScanFacts
 
@@ -19,7 +22,7 @@ SPLITS = ("train", "test")
 _HASH_BITS = 62
 
 Row = dict[str, Any]
-Progress = Callable[[Sequence[BidsScan]], Iterable[BidsScan]]
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
 
 @dataclass
@@ -50,40 +53,56 @@ def write_manifests(
     min_frames: int = 0,
     choices: Sequence[str] = (),
     numbers: Mapping[str, str | None] | None = None,
-    progress: Progress = iter,
+    space: str | None = None,
+    desc: str | None = None,
+    participants: str | os.PathLike[str] | None = None,
+    num_workers: int | None = 1,
+    progress: Progress = lambda results, total: results,  # noqa: ARG005
 ) -> BidsReport:
     """Read every scan of a tree once and write `train.jsonl` and `test.jsonl`, with paths relative to the tree.
 
     Args:
-        root: The top folder of a BIDS tree.
+        root: The top folder of a BIDS tree, raw or of derivatives (fMRIPrep, QSIPrep).
         out: The folder for the manifests.
         test_fraction: Share of the subjects held out.
         seed: Seed of the split and of the questions' wording.
         min_frames: Leave out series with fewer frames.
         choices: Columns of `participants.tsv` that hold one of a few texts, to ask about.
         numbers: Columns that hold numbers, with their units.
-        progress: Wraps the list of scans while they are read, as tqdm does.
+        space: Take scans in this space alone, such as `MNI152NLin2009cAsym`; see `umbrella_data.bids_derivatives`.
+        desc: Take scans of this description alone, such as `preproc`.
+        participants: The file with the labels; by default the tree's own.
+        num_workers: Processes that read scans; None for as many as there are cores.
+        progress: Wraps the results while scans are read, as tqdm does; called with their number.
 
     Raises:
         ManifestError: If there is no such tree, or `participants.tsv` is wrong.
     """
     tree = Path(root)
-    listing = find_scans(tree)
-    participants = read_participants(tree / "participants.tsv", choices=choices, numbers=numbers)
-    report = BidsReport(notes=[*listing.notes, *participants.notes])
-    for scan in progress(listing.scans):
-        try:
-            facts = read_facts(scan, root=tree, min_frames=min_frames)
-        except ScanError as error:
-            report.unreadable.append(error)
+    listing = choose_versions(find_scans(tree), space=space, desc=desc)
+    table = Path(participants) if participants is not None else tree / "participants.tsv"
+    known_labels = read_participants(table, choices=choices, numbers=numbers)
+    report = BidsReport(notes=[*listing.notes, *known_labels.notes])
+    read = partial(_read, root=tree, min_frames=min_frames)
+    results = progress(map_unordered(read, listing.scans, num_workers=num_workers), len(listing.scans))
+    for scan, facts in sorted(results, key=lambda result: result[0].path):
+        if isinstance(facts, ScanError):
+            report.unreadable.append(facts)
             continue
         split = "test" if is_test_subject(scan.subject, fraction=test_fraction, seed=seed) else "train"
-        known = replace(facts, labels=participants.labels.get(scan.subject, {}))
+        known = replace(facts, labels=known_labels.labels.get(scan.subject, {}))
         report.scans[split].append(scan)
-        report.rows[split] += make_rows(scan, known, questions=participants.questions, seed=seed)
+        report.rows[split] += make_rows(scan, known, questions=known_labels.questions, seed=seed)
     report.notes += _missing_modalities(report, test_fraction=test_fraction)
     report.manifests = _write_splits(report.rows, folder=Path(out))
     return report
+
+
+def _read(scan: BidsScan, *, root: Path, min_frames: int) -> tuple[BidsScan, ScanFacts | ScanError]:
+    try:
+        return scan, read_facts(scan, root=root, min_frames=min_frames)
+    except ScanError as error:
+        return scan, error
 
 
 def make_rows(scan: BidsScan, facts: ScanFacts, *, questions: Sequence[Question], seed: int = 0) -> Iterator[Row]:

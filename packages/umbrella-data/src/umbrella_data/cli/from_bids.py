@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from umbrella_data.cli.sources import Commands
+from umbrella_data.cli.sources import Commands, add_workers, show
 
 if TYPE_CHECKING:
     from umbrella_data.bids_manifest import BidsReport
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 HELP = """\
 Finds the T1w, bold and dwi scans of a BIDS tree, reads each of them once, and writes OUT/train.jsonl and
 OUT/test.jsonl: questions about each scan's own metadata, and about age and sex where participants.tsv holds them.
+A tree of derivatives (fMRIPrep, QSIPrep) is taken as ROOT itself; of several versions of a scan one is used,
+desc-preproc in the subject's own space unless --space and --desc say otherwise.
 Subjects, never files, are dealt to the two splits by a seeded hash. Scans that cannot be read are listed, each with
 its reason.
 
@@ -42,13 +44,17 @@ def add_command(commands: Commands) -> None:
     command.add_argument(
         "--number", action="append", default=[], metavar="COLUMN[:UNIT]", help="also ask about a column of numbers"
     )
+    command.add_argument("--space", help="take scans in this space alone, such as MNI152NLin2009cAsym")
+    command.add_argument("--desc", help="take scans of this description alone, such as preproc")
+    command.add_argument(
+        "--participants", type=Path, help="file with the labels (default: the tree's participants.tsv)"
+    )
+    add_workers(command)
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Read the tree and write the manifests."""
-    from tqdm import tqdm
-
     from umbrella_data.bids_manifest import write_manifests
 
     report = write_manifests(
@@ -59,7 +65,11 @@ def run(options: argparse.Namespace) -> int:
         min_frames=options.min_frames,
         choices=options.choice,
         numbers={column: unit or None for column, _, unit in (text.partition(":") for text in options.number)},
-        progress=lambda scans: tqdm(scans, desc="reading scans", unit="scan"),
+        space=options.space,
+        desc=options.desc,
+        participants=options.participants,
+        num_workers=options.workers,
+        progress=lambda results, total: show(results, total, "reading scans", "scan"),
     )
     _print_report(report)
     if not report.manifests:
