@@ -6,10 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from umbrella_data.bad_scans import BadScanList
+    from umbrella_data.cache import VolumeCache
     from umbrella_data.chat import ChatEncoder, encode_conversation, encode_prompt
     from umbrella_data.collator import PaddingCollator
     from umbrella_data.dataset import ConversationDataset, Example, ExampleScan
     from umbrella_data.errors import ManifestError, ScanError, ScanReason, UmbrellaDataError
+    from umbrella_data.hf_export import to_hf_dataset
     from umbrella_data.interleave import InterleaveDataset
     from umbrella_data.manifest import Answer, Manifest, Sample, Scan, Turn, read_manifest
     from umbrella_data.modality import MODALITIES, ModalitySpec, find_modality
@@ -31,6 +34,9 @@ _HOME = {
     "ScanReason": "errors",
     "UmbrellaDataError": "errors",
     "InterleaveDataset": "interleave",
+    "BadScanList": "bad_scans",
+    "to_hf_dataset": "hf_export",
+    "VolumeCache": "cache",
     "Answer": "manifest",
     "Manifest": "manifest",
     "Sample": "manifest",
@@ -50,6 +56,7 @@ _HOME = {
 __all__ = [
     "MODALITIES",
     "Answer",
+    "BadScanList",
     "ChatEncoder",
     "ConversationDataset",
     "Example",
@@ -69,11 +76,13 @@ __all__ = [
     "Turn",
     "UmbrellaDataError",
     "Volume",
+    "VolumeCache",
     "encode_conversation",
     "encode_prompt",
     "find_modality",
     "load_volume",
     "read_manifest",
+    "to_hf_dataset",
 ]
 
 

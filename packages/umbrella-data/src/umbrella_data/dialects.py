@@ -79,7 +79,13 @@ def from_umbrella(row: Row) -> dict[str, Any]:
 
 
 def from_hugging_face(row: Row) -> dict[str, Any]:
-    """Hugging Face: `messages` with places for images, and `images` with their files, in order."""
+    """Hugging Face: `messages` with places for images, and `images` with their files, in order.
+
+    The answer may be JSON text, as `to_hf_dataset` writes it: a column of Arrow holds one type.
+    """
+    answer = row.get("answer")
+    if isinstance(answer, str):
+        row = {**row, "answer": json.loads(answer)}
     return _assemble(row, _turns(row, "messages"), _listed_scans(row, "images"))
 
 
