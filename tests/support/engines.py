@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sabotage import SABOTAGES
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
@@ -40,6 +41,9 @@ class Case:
         dummy_loss: Settings of the dummy loss.
         engine: As of the trainer.
         gradient_scale: As of the trainer.
+        float64: Train in double precision.
+        sabotage: A rule to break, see `sabotage.py`.
+        parity_every: As of the trainer.
         arguments: More training arguments.
     """
 
@@ -51,6 +55,9 @@ class Case:
     dummy_loss: dict[str, Any] = field(default_factory=dict)
     engine: str = "ddp"
     gradient_scale: str = "mean"
+    float64: bool = False
+    sabotage: str | None = None
+    parity_every: int = 1
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
@@ -138,7 +145,7 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
         },
     )
     model = build_model(seed=0)
-    if case.arguments.get("float64"):
+    if case.float64:
         model = model.double()
     trainer = ScheduledTrainer(
         model=model,
@@ -148,8 +155,10 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
         dummy_loss=DummyLossConfig(**case.dummy_loss),
         engine=case.engine,
         gradient_scale=case.gradient_scale,
-        parity_every=1,
+        parity_every=case.parity_every,
     )
+    if case.sabotage is not None:
+        SABOTAGES[case.sabotage](trainer)
     trainer.remove_callback(PrinterCallback)
     result: dict[str, Any] = {"case": asdict(case), "error": None, "warnings": []}
     with warnings.catch_warnings(record=True) as caught:
@@ -161,6 +170,7 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
     result["warnings"] = [str(item.message) for item in caught]
     result["log"] = trainer.state.log_history
     rank = arguments.process_index
+    result["parameters"] = [name for name, _ in model.named_parameters()]
     result["num_sharded"] = sum(isinstance(parameter, DTensor) for parameter in model.parameters())
     (output / f"{case.name}-{rank}.json").write_text(json.dumps(result))
     if result["error"] is not None and case.engine == "fsdp2":

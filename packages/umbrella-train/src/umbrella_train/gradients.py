@@ -50,7 +50,9 @@ class PatchEmbedGradients:
         sums = torch.zeros(2 * len(self.modalities), dtype=torch.float64, device=device)
         if not gradients:
             return sums
-        squares = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)).double().square()
+        is_double = any(gradient.dtype == torch.float64 for gradient in gradients)
+        dtype = torch.float64 if is_double else torch.float32
+        squares = torch.stack(torch._foreach_norm(gradients, 2, dtype=dtype)).double().square()
         sums.index_add_(0, torch.tensor(whole, device=device), squares)
         is_projection = torch.tensor([index >= 0 for index in projection], device=device)
         sums.index_add_(0, torch.tensor(projection, device=device).clamp_min(0), squares * is_projection)

@@ -1,0 +1,75 @@
+"""Breaks one rule of the dummy loss on purpose, to show that a test notices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from umbrella_model.vision_tower import UmbrellaVisionTower
+from umbrella_train.trainer import UmbrellaTrainer
+
+
+def break_call_order(trainer: UmbrellaTrainer) -> None:
+    """Calls the patch embeds in another order on odd ranks, as where absent ones come last."""
+    tower = _tower(trainer)
+    if trainer.args.process_index % 2:
+        tower.modality_order = tuple(reversed(tower.modality_order))
+
+
+def compute_outside_forward(trainer: UmbrellaTrainer) -> None:
+    """Adds the terms in the trainer, from parameters that the wrapped forward did not touch."""
+    tower, forward = _tower(trainer), UmbrellaVisionTower.forward
+
+    def without_terms(*args: Any, **kwargs: Any) -> Any:
+        output = forward(tower, *args, **kwargs)
+        output.dummy_terms = {}
+        return output
+
+    tower.forward = without_terms
+    compute = trainer.compute_loss
+
+    def with_terms(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        loss, outputs = compute(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        for name in tower.modality_order:
+            if name not in inputs["pixel_values"]:
+                loss = loss + 1e-7 * sum(parameter.sum() for parameter in tower.patch_embed(name).parameters())
+        return (loss, outputs) if return_outputs else loss
+
+    trainer.compute_loss = with_terms
+
+
+def go_around_the_wrapper(trainer: UmbrellaTrainer) -> None:
+    """Computes the loss on `model.module`: DDP then reduces nothing, and says nothing."""
+    compute = trainer.compute_loss
+
+    def unwrapped(model: Any, *args: Any, **kwargs: Any) -> Any:
+        return compute(getattr(model, "module", model), *args, **kwargs)
+
+    trainer.compute_loss = unwrapped
+
+
+def forget_the_window(trainer: UmbrellaTrainer) -> None:
+    """Lets `hold` look at the last micro-batch alone."""
+    see = trainer._window.see
+    trainer._window.see = lambda batches: see(batches[-1:])
+
+
+def plant_infinity(trainer: UmbrellaTrainer) -> None:
+    """Sets one weight of the patch embed that never comes (schedule `absent`) to infinity."""
+    with torch.no_grad():
+        next(_tower(trainer).patch_embed("dMRI").parameters()).view(-1)[0] = float("inf")
+
+
+SABOTAGES: dict[str, Callable[[UmbrellaTrainer], None]] = {
+    "order": break_call_order,
+    "outside": compute_outside_forward,
+    "around": go_around_the_wrapper,
+    "window": forget_the_window,
+    "infinity": plant_infinity,
+}
+
+
+def _tower(trainer: UmbrellaTrainer) -> Any:
+    return next(module for module in trainer.model.modules() if isinstance(module, UmbrellaVisionTower))

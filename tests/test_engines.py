@@ -1,0 +1,203 @@
+"""Every engine, policy and mixture against one process: equal weights, no hang, no warning, on 2 and 3 gloo ranks."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engines import Case, run_case
+from pairwise import all_combinations, pairwise
+from safetensors.torch import load_file
+from torch import Tensor
+
+SCRIPT = Path(__file__).parent / "support" / "engines.py"
+OPTIONS: dict[str, Sequence[Any]] = {
+    "engine": ["ddp", "fsdp2"],
+    "schedule": ["same", "different", "text", "absent", "all", "random"],
+    "steps_as": ["sgd32", "adam64", "bf16"],
+    "accumulation": [1, 2],
+    "gradient_checkpointing": [False, True],
+    "absent": ["update", "hold"],
+}
+
+
+def build_case(
+    *, engine: str, schedule: str, steps_as: str, accumulation: int, gradient_checkpointing: bool, absent: str
+) -> Case:
+    dummy_loss: dict[str, Any] = {"absent": absent}
+    if steps_as == "adam64":
+        # The dummy gradient itself would differ by its own rounding; zero keeps the graph and nothing else.
+        dummy_loss["scale"] = 0.0
+    return Case(
+        f"{engine}-{schedule}-{steps_as}-{accumulation}-{'ckpt' if gradient_checkpointing else 'keep'}-{absent}",
+        schedule=schedule,
+        steps=4,
+        accumulation=accumulation,
+        optim="adamw_torch" if steps_as == "adam64" else "sgd",
+        dummy_loss=dummy_loss,
+        engine=engine,
+        float64=steps_as == "adam64",
+        arguments={"gradient_checkpointing": gradient_checkpointing, "bf16": steps_as == "bf16", "weight_decay": 0.01},
+    )
+
+
+PAIRS = [build_case(**combination) for combination in pairwise(OPTIONS)]
+EVERY = [build_case(**combination) for combination in all_combinations(OPTIONS)]
+LONG = [Case(f"{engine}-random-200", "random", steps=200, engine=engine) for engine in ("ddp", "fsdp2")]
+
+
+TOLERANCE = {
+    ("ddp", "sgd32"): 1e-6,
+    ("fsdp2", "sgd32"): 1e-5,
+    ("ddp", "adam64"): 1e-6,
+    ("fsdp2", "adam64"): 1e-6,
+    # One process rounds to bfloat16 what several ranks round in parts.
+    ("ddp", "bf16"): 2e-3,
+    ("fsdp2", "bf16"): 2e-3,
+}
+
+
+def tolerance(case: Case) -> float:
+    precision = "adam64" if case.float64 else "bf16" if case.arguments.get("bf16") else "sgd32"
+    return TOLERANCE[case.engine, precision]
+
+
+def launch(cases: Sequence[Case], folder: Path, *, world_size: int, timeout: float = 280) -> str:
+    """Runs cases on several ranks in one process group; all of it is killed where it takes longer than the timeout.
+
+    Returns:
+        What the ranks wrote to stderr.
+    """
+    (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
+    with (
+        (folder / "stderr").open("w") as errors,
+        subprocess.Popen(
+            [*command, str(SCRIPT), str(folder / "cases.json"), str(folder)],
+            stdout=errors,
+            stderr=errors,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+    return (folder / "stderr").read_text()
+
+
+def results_of(case: Case, folder: Path, *, world_size: int) -> tuple[list[dict[str, Any]], list[dict[str, Tensor]]]:
+    logs, weights = [], []
+    for rank in range(world_size):
+        path = folder / f"{case.name}-{rank}.json"
+        assert path.is_file(), f"rank {rank} did not get to {case.name}\n{(folder / 'stderr').read_text()[-3000:]}"
+        logs.append(json.loads(path.read_text()))
+        assert logs[-1]["error"] is None, logs[-1]["error"]
+        weights.append(load_file(folder / f"{case.name}-{rank}.safetensors"))
+    return logs, weights
+
+
+def check_case(case: Case, folder: Path, *, world_size: int, scratch: Path) -> None:
+    logs, weights = results_of(case, folder, world_size=world_size)
+    for log in logs:
+        assert (log["num_sharded"] == len(log["parameters"])) == (case.engine == "fsdp2")
+        assert not [words for words in log["warnings"] if "unused" in words]
+        assert all(math.isfinite(line["loss"]) for line in log["log"] if "loss" in line)
+    for other in weights[1:]:
+        assert all(torch.equal(weights[0][name], other[name]) for name in other)
+    assert run_case(replace(case, engine="ddp"), output=scratch, simulated_world_size=world_size)["error"] is None
+    reference = load_file(scratch / f"{case.name}-0.safetensors")
+    differences = {name: (weights[0][name] - reference[name]).abs().max().item() for name in reference}
+    worst = max(differences, key=differences.__getitem__)
+    assert differences[worst] < tolerance(case), (worst, differences[worst])
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=["2-ranks", "3-ranks"])
+def paired(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    folder = tmp_path_factory.mktemp("ranks")
+    errors = launch(PAIRS, folder, world_size=request.param)
+    assert "unused" not in errors
+    return folder, request.param
+
+
+@pytest.mark.parametrize("case", PAIRS, ids=lambda case: case.name)
+def test_ranks_equal_one_process(case: Case, paired: tuple[Path, int], tmp_path: Path) -> None:
+    folder, world_size = paired
+    check_case(case, folder, world_size=world_size, scratch=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_every_combination_equals_one_process(engine: str, world_size: int, tmp_path: Path) -> None:
+    cases = [case for case in [*EVERY, *LONG] if case.engine == engine]
+    launch(cases, tmp_path, world_size=world_size, timeout=3000)
+    for case in cases:
+        check_case(case, tmp_path, world_size=world_size, scratch=tmp_path)
+
+
+# ---- each guard bites ----
+
+SABOTAGED = {
+    "around": Case("around", "random", sabotage="around"),
+    "infinity": Case("infinity", "absent", sabotage="infinity"),
+    "window": Case("window", "random", accumulation=2, dummy_loss={"absent": "hold"}, sabotage="window"),
+    # Last: where one sharded rank fails, all are ended.
+    "outside": Case("outside", "different", engine="fsdp2", sabotage="outside"),
+}
+MESSAGES = {
+    "outside": "mixed torch.Tensor and DTensor",
+    "around": "RankParityError: step 1: the ranks hold different values of",
+    "infinity": "NonFiniteError: step 1: parameter model.vision_tower.dMRI_patch_embed",
+}
+
+
+@pytest.fixture(scope="module")
+def sabotaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sabotaged")
+    launch(list(SABOTAGED.values()), folder, world_size=2)
+    return folder
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_a_broken_rule_stops_the_run_on_every_rank(name: str, sabotaged: Path) -> None:
+    for rank in range(2):
+        error = json.loads((sabotaged / f"{name}-{rank}.json").read_text())["error"]
+        assert error is not None
+        assert re.search(MESSAGES[name], error)
+
+
+def test_no_step_is_taken_with_an_infinite_parameter(sabotaged: Path, tmp_path: Path) -> None:
+    start = Case("start", "absent", steps=1, sabotage="infinity", arguments={"learning_rate": 0.0})
+    run_case(start, output=tmp_path)
+    before, after = load_file(tmp_path / "start-0.safetensors"), load_file(sabotaged / "infinity-0.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_hold_that_forgets_the_window_is_noticed(sabotaged: Path, tmp_path: Path) -> None:
+    case = SABOTAGED["window"]
+    results_of(case, sabotaged, world_size=2)
+    run_case(replace(case, sabotage=None), output=tmp_path, simulated_world_size=2)
+    right, wrong = load_file(tmp_path / "window-0.safetensors"), load_file(sabotaged / "window-0.safetensors")
+    assert max((right[name] - wrong[name]).abs().max().item() for name in right) > 1e-5
+
+
+@pytest.mark.slow
+def test_another_call_order_on_one_rank_is_noticed(tmp_path: Path) -> None:
+    case = Case("order", "different", engine="fsdp2", sabotage="order", parity_every=0)
+    launch([case], tmp_path, world_size=2, timeout=60)
+    with pytest.raises(AssertionError):
+        check_case(case, tmp_path, world_size=2, scratch=tmp_path)
