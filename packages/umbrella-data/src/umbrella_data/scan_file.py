@@ -92,12 +92,15 @@ class StoredScan:
         slice_bytes = x * y * header.dtype.itemsize
         size = max(_SLICE_BLOCK_BYTES // slice_bytes, 1)
         buffer = bytearray(min(size, z) * slice_bytes)
-        source = _Filler(self._range(header.offset + first * header.frame_bytes, count * header.frame_bytes))
+        start, length = header.offset + first * header.frame_bytes, count * header.frame_bytes
+        source = _Filler(self._compressed(start, length)) if self.is_compressed else _Reader(self._file, start)
         for _ in range(count):
             for position in range(0, z, size):
                 num_slices = min(size, z - position)
                 view = memoryview(buffer)[: num_slices * slice_bytes]
-                source.fill(view)
+                if not source.fill(view):
+                    raise ScanError("the file ends early: it was cut while it was read",
+                                    path=self.path, reason=ScanReason.TRUNCATED)  # fmt: skip
                 yield np.frombuffer(view, dtype=header.dtype).reshape(num_slices, y, x)
         source.finish()
 
@@ -146,24 +149,12 @@ class StoredScan:
         elif declared != stored:
             raise _wrong_length(stored, declared, path=self.path)
 
-    def _range(self, start: int, length: int) -> Iterator[bytes | memoryview]:
+    def _compressed(self, start: int, length: int) -> Iterator[bytes | memoryview]:
         """The decompressed bytes from `start` on; exhausted, it has proven the file."""
-        if not self.is_compressed:
-            return self._plain_range(start, length)
         num_voxel_bytes = self.header.file_bytes - self.header.offset
         if self._index_folder is not None and length < num_voxel_bytes >= _MIN_INDEXED_BYTES:
             return self._indexed_range(start, length, folder=self._index_folder)
         return self._compressed_range(start, length)
-
-    def _plain_range(self, start: int, length: int) -> Iterator[bytes]:
-        self._file.seek(start)
-        position, end = start, start + length
-        while position < end:
-            block = self._file.read(min(CHUNK_BYTES, end - position))
-            if not block:
-                raise _wrong_length(position, self.header.file_bytes, path=self.path)
-            position += len(block)
-            yield block
 
     def _compressed_range(self, start: int, length: int) -> Iterator[memoryview]:
         position, declared = 0, self.header.file_bytes
@@ -217,22 +208,31 @@ def _remember(identity: Identity) -> None:
         _proven.popitem(last=False)
 
 
+def forget_proven() -> None:
+    """Forget which files were proven, as a new process has it."""
+    _proven.clear()
+
+
 class _Filler:
-    """Cuts a stream of pieces of any size into pieces of a wanted size. The stream raises where it ends early."""
+    """Cuts a stream of pieces of any size into pieces of a wanted size."""
 
     def __init__(self, pieces: Iterator[bytes | memoryview]) -> None:
         self._pieces = pieces
         self._rest = memoryview(b"")
 
-    def fill(self, target: memoryview) -> None:
+    def fill(self, target: memoryview) -> bool:
+        """Fill the memory; False where the stream ends before."""
         position = 0
         while position < len(target):
             if not self._rest:
-                self._rest = memoryview(next(self._pieces))
+                self._rest = memoryview(next(self._pieces, b""))
+                if not self._rest:
+                    return False
             count = min(len(self._rest), len(target) - position)
             target[position : position + count] = self._rest[:count]
             self._rest = self._rest[count:]
             position += count
+        return True
 
     def finish(self) -> None:
         """Let the stream check what comes behind the last wanted byte."""
@@ -270,6 +270,21 @@ def _is_compressed(file: BinaryIO, *, path: str) -> bool:
         message = "holds gzip: call it .nii.gz" if is_gzip else "holds no gzip: call it .nii, or compress it"
         raise ScanError(message, path=path, reason=ScanReason.GZIP_HEADER)
     return is_gzip
+
+
+class _Reader:
+    """Reads a file that is not compressed from some byte on."""
+
+    def __init__(self, file: BinaryIO, start: int) -> None:
+        self._file = file
+        file.seek(start)
+
+    def fill(self, target: memoryview) -> bool:
+        """Fill the memory; False where the file ends before."""
+        return bool(self._file.readinto(target) == len(target))  # type: ignore[attr-defined]
+
+    def finish(self) -> None:
+        """Nothing is left to check: the size of the file was."""
 
 
 def _take(stream: Iterator[bytes], start: bytes, count: int) -> bytes:

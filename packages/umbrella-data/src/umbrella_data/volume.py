@@ -25,7 +25,7 @@ class Volume:
 
     Attributes:
         data: float32 (C, X, Y, Z), or (C, X, Y, Z, T) for a series; X runs to the Right, Y to Anterior, Z to Superior.
-            A series lies time-first in memory, so `.permute(4, 0, 1, 2, 3)` is contiguous.
+            A series lies time-first in memory; within a frame, the axes lie as the file has them.
         affine: (4, 4) float64, index of a voxel to world coordinates in mm.
         spacing: Voxel size in mm along X, Y, Z.
         repetition_time: Seconds from frame to frame, the sidecar's where it has one; None for a volume or where
@@ -142,8 +142,9 @@ def _fit_maps(path: str | PathLike[str], *, max_voxels: int) -> Volume:
 
 def _stacked(channels: list[Voxels], *, is_series: bool) -> torch.Tensor:
     """(C, X, Y, Z), or (C, X, Y, Z, T) for a series."""
-    # (T, C, X, Y, Z); one channel needs no copy.
-    frames = torch.stack([torch.from_numpy(each.frames) for each in channels], dim=1)
+    # (T, C, X, Y, Z); one channel is not copied.
+    parts = [torch.from_numpy(each.frames) for each in channels]
+    frames = torch.stack(parts, dim=1) if len(parts) > 1 else parts[0][:, None]
     return frames.permute(1, 2, 3, 4, 0) if is_series else frames[0]
 
 

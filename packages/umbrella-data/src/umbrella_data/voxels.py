@@ -12,7 +12,7 @@ import numpy as np
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.geometry import Reorientation
 from umbrella_data.header import ScanHeader
-from umbrella_data.scan_file import open_scan
+from umbrella_data.scan_file import StoredScan, open_scan
 
 MAX_VOXELS = 1 << 30
 """The most voxels read at once by default: 4 GiB in float32, a diffusion series of 288 volumes at 1.25 mm."""
@@ -23,7 +23,8 @@ class Voxels:
     """Frames of one file.
 
     Attributes:
-        frames: (T, X, Y, Z) float32, RAS+, contiguous; T is 1 for a volume.
+        frames: (T, X, Y, Z) float32, RAS+; T is 1 for a volume. Frame lies after frame in memory, and within one the
+            axes in the file's order.
         affine: (4, 4) float64, index of a RAS+ voxel to world mm.
         spacing: Voxel size in mm along X, Y, Z of RAS+.
         header: As stored.
@@ -59,21 +60,34 @@ def read_voxels(
         header = scan.header
         check_rank(header, rank=rank, path=scan.path)
         first, count = checked_window(header, window, max_voxels=max_voxels, path=scan.path)
-        reorientation = Reorientation(header.affine, path=scan.path)
-        stored = scan.read_frames(first, count)
-        values = ValueRange(header)
-        frames = np.empty((count, *reorientation.shape(header.shape[:3])), dtype=np.float32)
-        # Frame by frame, so that float64 takes the memory of one frame only.
-        for frame, target in zip(stored, frames, strict=True):
-            values.add(frame)
-            write_real_values(reorientation.view(frame[None])[0], target, header=header)
-        values.check(path=scan.path)
+        turn = Reorientation(header.affine, path=scan.path)
+        frames = _read_frames(scan, turn, first=first, count=count)
     return Voxels(
         frames=frames,
-        affine=reorientation.affine(header.shape),
-        spacing=reorientation.spacing(header.spacing),
+        affine=turn.affine(header.shape),
+        spacing=turn.spacing(header.spacing),
         header=header,
     )
+
+
+def _read_frames(scan: StoredScan, turn: Reorientation, *, first: int, count: int) -> np.ndarray:
+    """Frames (T, X, Y, Z) float32 in RAS+, checked."""
+    header = scan.header
+    x, y, z = header.shape[:3]
+    # Axes stay where the file has them, and only their directions are turned: to move them would take longer than
+    # to read them.
+    frames = np.empty((count, z, y, x), dtype=np.float32)
+    flips = dict(zip(turn.order, turn.flips, strict=True))
+    target = frames[(slice(None), *(slice(None, None, -1 if flips[axis] else 1) for axis in (2, 1, 0)))]
+    values = ValueRange(header)
+    position = 0
+    for block in scan.iter_slices(first, count):
+        values.add(block)
+        frame, row = divmod(position, z)
+        write_real_values(block, target[frame, row : row + len(block)], header=header)
+        position += len(block)
+    values.check(path=scan.path)
+    return frames.transpose(0, 3, 2, 1).transpose(0, *(axis + 1 for axis in turn.order))
 
 
 def checked_window(
