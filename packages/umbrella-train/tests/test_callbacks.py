@@ -117,6 +117,7 @@ def test_another_ranks_signal_stops_this_one_too(stop: StopOnSignal) -> None:
 def test_progress_is_one_line_that_starts_at_the_step_of_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     bar = ProgressBar()
     bar.on_train_begin(None, state_at(4), TrainerControl())  # type: ignore[arg-type]
+    assert " 4/10 " in capsys.readouterr().err
     bar.on_step_end(None, state_at(5), TrainerControl())  # type: ignore[arg-type]
     bar.on_log(None, state_at(5), TrainerControl(), logs={"loss": 0.25})  # type: ignore[arg-type]
     bar.on_train_end(None, state_at(5), TrainerControl())  # type: ignore[arg-type]
