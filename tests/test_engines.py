@@ -53,6 +53,11 @@ def build_case(
 
 
 PAIRS = [build_case(**combination) for combination in pairwise(OPTIONS)]
+# A modality's gradient over the tokens of its own samples, wherever they lie.
+PAIRS += [
+    Case(f"{engine}-present", "random", steps=4, accumulation=4, engine=engine, gradient_scale="present")
+    for engine in ("ddp", "fsdp2")
+]
 EVERY = [build_case(**combination) for combination in all_combinations(OPTIONS)]
 LONG = [Case(f"{engine}-random-200", "random", steps=200, engine=engine) for engine in ("ddp", "fsdp2")]
 
@@ -147,6 +152,70 @@ def test_every_combination_equals_one_process(engine: str, world_size: int, tmp_
     launch(cases, tmp_path, world_size=world_size, timeout=3000)
     for case in cases:
         check_case(case, tmp_path, world_size=world_size, scratch=tmp_path)
+
+
+# ---- a modality that does not come is held ----
+
+
+@pytest.mark.parametrize(
+    "steps", [40, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])], ids=lambda steps: f"{steps}"
+)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_hold_leaves_an_absent_modality_untouched_to_the_bit(world_size: int, steps: int, tmp_path: Path) -> None:
+    def train(steps: int, absent: str) -> dict[str, Tensor]:
+        case = Case(
+            f"{absent}-{steps}",
+            "vanishes",
+            steps=steps,
+            optim="adamw_torch_fused",
+            dummy_loss={"absent": absent},
+            parity_every=20,
+            arguments={"weight_decay": 0.1, "logging_steps": 20},
+        )
+        if world_size == 1:
+            assert run_case(case, output=tmp_path)["error"] is None
+            return load_file(tmp_path / f"{case.name}-0.safetensors")
+        launch([case], tmp_path, world_size=world_size, timeout=1500)
+        return results_of(case, tmp_path, world_size=world_size)[1][1]
+
+    first, held = train(1, "hold"), train(steps, "hold")
+    followed = [name for name in first if "dMRI_patch_embed" in name]
+    assert {"exp_avg", "exp_avg_sq"} <= {name.rpartition("/")[2] for name in followed}
+    assert all(torch.equal(first[name], held[name]) for name in followed)
+    assert not all(torch.equal(first[name], held[name]) for name in first if "T1_patch_embed" in name)
+    if world_size == 1:
+        updated = train(steps, "update")
+        assert not any(torch.equal(first[name], updated[name]) for name in followed if name in updated)
+
+
+# ---- sharded checkpoints ----
+
+
+def test_a_sharded_run_resumes_to_the_bit_and_on_another_number_of_ranks(tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_grad_norm": 1.0}
+    # dMRI is never stepped: its moments are in no checkpoint.
+    whole = Case(
+        "whole",
+        "absent",
+        steps=4,
+        optim="adamw_torch_fused",
+        dummy_loss={"absent": "hold"},
+        engine="fsdp2",
+        arguments=saving,
+    )
+    checkpoint = tmp_path / "whole-run" / "checkpoint-2"
+    launch([whole, replace(whole, name="resumed", resume=str(checkpoint))], tmp_path, world_size=2)
+    _, (expected, _) = results_of(whole, tmp_path, world_size=2)
+    logs, (resumed, _) = results_of(replace(whole, name="resumed"), tmp_path, world_size=2)
+    assert [line["step"] for line in logs[0]["log"] if "loss" in line] == [1, 2, 3, 4]
+    assert {name: tensor.tolist() for name, tensor in expected.items()} == {
+        name: tensor.tolist() for name, tensor in resumed.items()
+    }
+    assert not [path for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth", ".bin", ".distcp")]
+    alone = replace(whole, name="alone", engine="ddp", resume=str(checkpoint))
+    assert run_case(alone, output=tmp_path, simulated_world_size=2)["error"] is None
+    plain = load_file(tmp_path / "alone-0.safetensors")
+    assert max((plain[name] - expected[name]).abs().max().item() for name in expected) < 1e-5
 
 
 # ---- each guard bites ----

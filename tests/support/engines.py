@@ -42,6 +42,7 @@ class Case:
         engine: As of the trainer.
         gradient_scale: As of the trainer.
         float64: Train in double precision.
+        resume: A checkpoint to go on from.
         sabotage: A rule to break, see `sabotage.py`.
         parity_every: As of the trainer.
         arguments: More training arguments.
@@ -56,6 +57,7 @@ class Case:
     engine: str = "ddp"
     gradient_scale: str = "mean"
     float64: bool = False
+    resume: str | None = None
     sabotage: str | None = None
     parity_every: int = 1
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -66,7 +68,8 @@ def kinds_of(schedule: str, *, step: int, rank: int, number: int) -> list[tuple[
 
     Args:
         schedule: `different`: another modality on each rank; `same`: one modality on all; `text`: rank 0 has text
-            alone; `absent`: dMRI never comes; `all`: every batch has all; `random`: any samples of 0 to 3 scans.
+            alone; `absent`: dMRI never comes; `vanishes`: dMRI comes once; `all`: every batch has all; `random`: any
+            samples of 0 to 3 scans.
         step: The optimiser step.
         rank: The rank.
         number: Number of the micro-batch in the whole run.
@@ -78,9 +81,9 @@ def kinds_of(schedule: str, *, step: int, rank: int, number: int) -> list[tuple[
         return [(ORDER[step % 3],)] * BATCH_SIZE
     if schedule == "text":
         return [() if rank == 0 else (ORDER[step % 3],)] * BATCH_SIZE
-    if schedule == "absent":
+    if schedule == "absent" or (schedule == "vanishes" and step > 0):
         return [("T1",) if (step + rank) % 2 else ("rsfMRI",)] * BATCH_SIZE
-    if schedule == "all":
+    if schedule in ("all", "vanishes"):
         return [("T1", "dMRI"), ("rsfMRI",)]
     assert schedule == "random", schedule
     draw = random.Random(number)
@@ -122,7 +125,7 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     ranks = simulated_world_size or world_size
     arguments = TrainingArguments(
-        output_dir=str(output / "trainer"),
+        output_dir=str(output / f"{case.name}-run"),
         max_steps=case.steps,
         per_device_train_batch_size=BATCH_SIZE,
         gradient_accumulation_steps=case.accumulation * ranks // world_size,
@@ -164,7 +167,7 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            trainer.train()
+            trainer.train(resume_from_checkpoint=case.resume)
         except (RuntimeError, ValueError) as error:
             result["error"] = f"{type(error).__name__}: {error}"
     result["warnings"] = [str(item.message) for item in caught]
@@ -178,6 +181,11 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
         os._exit(1)
     # A state dict shares memory between tied weights: each tensor is copied.
     state = {name: tensor.clone().contiguous() for name, tensor in whole_state_dict(model, keep=True).items()}
+    for name, parameter in model.named_parameters():
+        for key, value in trainer.optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor):
+                whole = value.full_tensor() if isinstance(value, DTensor) else value
+                state[f"{name}/{key}"] = whole.clone().contiguous()
     save_file(state, output / f"{case.name}-{rank}.safetensors")
     return result
 
