@@ -458,15 +458,16 @@ _MEASURE = r"""
 import re, sys
 from pathlib import Path
 from umbrella_data.errors import ScanError
-from umbrella_data.volume import load_volume
+from umbrella_data.voxels import read_voxels
 def peak():
     # getrusage would count what the parent process had.
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
-before = peak()
-try:
-    load_volume(sys.argv[1], modality="rsfMRI")
-except ScanError as error:
-    print(error.reason, (peak() - before) // 1024)
+for path in sys.argv[1:]:
+    before = peak()
+    try:
+        read_voxels(path, rank=4)
+    except ScanError as error:
+        print(error.reason, (peak() - before) // 1024)
 """
 
 
@@ -475,7 +476,7 @@ def bombs() -> dict[str, tuple[bytes, R]]:
     huge = put(dim=(4, 30000, 30000, 30000, 30000, 1, 1, 1))(good(SERIES))
     declared = put(dim=(4, 200, 200, 200, 30, 1, 1, 1))(good(SERIES))[:HEADER]
     long_extension = put(vox_offset=float(1 << 24), extension=(1, 0, 0, 0))(good(SERIES))
-    zeros = zlib.compressobj(9, wbits=31)
+    zeros = zlib.compressobj(1, wbits=31)
     stream = zeros.compress(declared) + b"".join(zeros.compress(bytes(1 << 20)) for _ in range(458)) + zeros.flush()
     return {
         "header.nii": (huge, R.TRUNCATED),
@@ -487,16 +488,16 @@ def bombs() -> dict[str, tuple[bytes, R]]:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", ["header.nii", "header.nii.gz", "zeros.nii.gz", "extension.nii", "extension.nii.gz"])
-def test_bomb_takes_little_memory_when_refused(name: str, tmp_path: Path) -> None:
-    content, reason = bombs()[name]
-    path = tmp_path / name
-    path.write_bytes(content)
-    # What the whole process takes counts here, C libraries and all.
-    run = subprocess.run([sys.executable, "-c", _MEASURE, str(path)], capture_output=True, text=True, check=True)
-    found, megabytes = run.stdout.split()
-    assert found == reason
-    assert int(megabytes) < 50
+def test_bombs_take_little_memory_when_refused(tmp_path: Path) -> None:
+    files = bombs()
+    for name, (content, _) in files.items():
+        (tmp_path / name).write_bytes(content)
+    # In a process of its own, where what C libraries take counts as well.
+    command = [sys.executable, "-c", _MEASURE, *(str(tmp_path / name) for name in files)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    outcomes = [line.split() for line in run.stdout.splitlines()]
+    assert [reason for reason, _ in outcomes] == [reason for _, reason in files.values()]
+    assert max(int(megabytes) for _, megabytes in outcomes) < 50
 
 
 def mutate_headers(count: int, *, seed: int, folder: Path) -> dict[str, int]:
