@@ -76,23 +76,27 @@ class CachedFrames:
         self._layout = _read_layout(path)
         self.num_frames = self._layout.shape[0]
 
-    def read(self, first: int, count: int) -> torch.Tensor:
-        """Frames (count, C, X, Y, Z) float32, checked; an entry that is damaged or gone is made again from the scan.
+    def read(self, first: int, count: int, *, as_stored: bool = False) -> torch.Tensor:
+        """Frames (count, C, X, Y, Z), checked; an entry that is damaged or gone is made again from the scan.
 
         Args:
             first: The first frame.
             count: Number of frames.
+            as_stored: Take float16 as it lies on disk, mapped and not copied, where it needs no scaling.
+
+        Returns:
+            float32, or float16 as stored.
         """
         for _ in range(MAX_ATTEMPTS):
             try:
                 self._layout = _read_layout(self._path)
-                return self._read(first, count)
+                return self._read(first, count, as_stored=as_stored)
             except (DamagedEntryError, FileNotFoundError):
                 self._restore()
         self._layout = _read_layout(self._path)
-        return self._read(first, count)
+        return self._read(first, count, as_stored=as_stored)
 
-    def _read(self, first: int, count: int) -> torch.Tensor:
+    def _read(self, first: int, count: int, *, as_stored: bool) -> torch.Tensor:
         layout = self._layout
         with self._path.open("rb") as file:
             # Private and never written to: pages are those of the file, and torch may call the memory its own.
@@ -103,10 +107,12 @@ class CachedFrames:
         for frame in range(first, first + count):
             _verify(mapped, frame, layout=layout)
         stored = torch.frombuffer(mapped, dtype=torch.float16, count=count * layout.frame_bytes // 2, offset=begin)
-        values = stored.reshape(count, *layout.shape[1:]).float()
-        if layout.scale != 1.0 or layout.offset != 0.0:
-            values.mul_(layout.scale).add_(layout.offset)
-        return values
+        stored = stored.reshape(count, *layout.shape[1:])
+        is_scaled = layout.scale != 1.0 or layout.offset != 0.0
+        if as_stored and not is_scaled:
+            return stored
+        values = stored.float()
+        return values.mul_(layout.scale).add_(layout.offset) if is_scaled else values
 
 
 def write_entry(path: Path, frames: np.ndarray) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -77,7 +77,9 @@ class ChatEncoder:
         self.num_image_tokens = dict(num_image_tokens)
         self._template = ChatTemplate(tokenizer, image_token=self._image_token)
         markup = {token_id for token_id, token in added.items() if token.special} - {tokenizer.unk_token_id}
-        self._markup_ids = np.array(sorted(markup | {image_token_id}), dtype=np.int64)
+        # A table of all ids up to the last markup, and one False for those beyond: a search a row would cost more.
+        self._is_markup = np.zeros(max(markup | {image_token_id}) + 2, dtype=bool)
+        self._is_markup[sorted(markup | {image_token_id})] = True
 
     @property
     def fingerprint(self) -> str | None:
@@ -129,12 +131,28 @@ class ChatEncoder:
         return np.array([len(ids) for ids in self._encode_texts(texts)], dtype=np.int64) - num_scans
 
     def _encode_texts(self, texts: list[str]) -> Sequence[Sized]:
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        if backend is None or backend.padding is not None or backend.truncation is not None:
+        backend = self._backend()
+        if backend is None:
             encodings: Sequence[Sized] = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
             return encodings
         # Without offsets, and without lists of Python integers: three times as fast.
         return cast("Sequence[Sized]", backend.encode_batch_fast(texts, add_special_tokens=False))
+
+    def _encode_text(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The ids (L,) of a text, and the characters (L, 2) that each stands for."""
+        backend = self._backend()
+        if backend is None:
+            encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
+        else:
+            encoded = backend.encode(text, add_special_tokens=False)
+            ids, offsets = encoded.ids, encoded.offsets
+        return np.asarray(ids, dtype=np.int64), np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+
+    def _backend(self) -> Any:
+        """The Rust tokenizer itself, which Hugging Face's class calls; None where it would pad or cut."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        return None if backend is None or backend.padding is not None or backend.truncation is not None else backend
 
     def _encode_within(
         self, messages: Sequence[Turn], *, max_length: int | None, is_prompt: bool
@@ -157,9 +175,7 @@ class ChatEncoder:
         shape = _shape(messages, contents)
         layout = self._template.layout(shape, add_generation_prompt=is_prompt)
         chat = self._fill(layout, contents, shape)
-        encoding = self._tokenizer(chat.text, add_special_tokens=False, return_offsets_mapping=True)
-        ids = np.asarray(encoding["input_ids"], dtype=np.int64)
-        offsets = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        ids, offsets = self._encode_text(chat.text)
         self._check_words(chat, ids, offsets)
         scan_positions = np.flatnonzero(ids == self._image_token_id)
         self._check_scans(chat, offsets[scan_positions])
@@ -187,7 +203,7 @@ class ChatEncoder:
 
     def _check_words(self, chat: _Chat, ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> None:
         """Refuse words that would be read as markup: they could end a turn, or claim a scan's features."""
-        for start, stop in offsets[np.isin(ids, self._markup_ids)]:
+        for start, stop in offsets[self._is_markup[np.minimum(ids, len(self._is_markup) - 1)]]:
             if any(start < end and stop > begin for begin, end in chat.words):
                 raise ValueError(f"the words hold {chat.text[start:stop]!r}, a special token of the tokenizer; "
                                  "write it another way, and name scans as items of type image")  # fmt: skip

@@ -14,7 +14,7 @@ class ScanPipeline(Protocol):
     """Turns the files of one scan into a tensor; `umbrella_data.transforms.Pipeline` is one."""
 
     def __call__(self, paths: Sequence[Path], /, *, generator: torch.Generator | None) -> torch.Tensor:
-        """A volume (C, X, Y, Z) or series (C, X, Y, Z, T), float32; without a generator nothing is drawn."""
+        """A volume (C, X, Y, Z) or series (C, X, Y, Z, T), float32 or float16; without a generator nothing is drawn."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ExampleScan:
 
     Attributes:
         modality: Its canonical name.
-        volume: (C, X, Y, Z) or (C, X, Y, Z, T), float32.
+        volume: (C, X, Y, Z) or (C, X, Y, Z, T), float32; float16 as the cache holds it.
         start: First of its positions in `input_ids`.
         num_tokens: Number of its positions.
     """

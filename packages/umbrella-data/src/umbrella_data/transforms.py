@@ -132,13 +132,16 @@ class Pipeline:
             generator: The sample's own source of chance in training; None takes a series' middle and augments nothing.
 
         Returns:
-            float32 (C, *image_size).
+            (C, *image_size) float32; float16 for a volume from the cache that is not augmented.
 
         Raises:
             ScanError: Where a file cannot be trusted, or the series is too short.
         """
         files = [paths] if isinstance(paths, Path) else list(paths)
-        frames = self._window(files, generator) if self.spec.is_series else self._whole(files)
+        is_augmented = generator is not None and self.config.augment is not None
+        frames = (
+            self._window(files, generator) if self.spec.is_series else self._whole(files, as_stored=not is_augmented)
+        )
         if generator is not None and self.config.augment is not None:
             frames = augment(frames, config=self.config.augment, generator=generator)
         if self.spec.is_series:
@@ -151,12 +154,13 @@ class Pipeline:
         if self.cache is not None:
             self.cache.fetch(self._sources(files), fingerprint=self.fingerprint, make=lambda: self._prepare(files))
 
-    def _whole(self, files: list[Path]) -> torch.Tensor:
+    def _whole(self, files: list[Path], *, as_stored: bool) -> torch.Tensor:
         """The prepared frame (1, C, X, Y, Z) of a volume."""
         if self.cache is None:
             return self._prepare(files)
         entry = self.cache.fetch(self._sources(files), fingerprint=self.fingerprint, make=lambda: self._prepare(files))
-        return entry.read(0, 1)
+        # Half the bytes to copy into a batch and to send to the device; the model casts to its own type.
+        return entry.read(0, 1, as_stored=as_stored)
 
     def _window(self, files: list[Path], generator: torch.Generator | None) -> torch.Tensor:
         """The normalised window (T, C, X, Y, Z) of a series."""

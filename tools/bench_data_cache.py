@@ -1,0 +1,352 @@
+"""Benchmarks of what stands between a prepared scan and a batch: cache, manifests, sample order, loader workers.
+
+    python tools/bench_data_cache.py                 # all parts
+    python tools/bench_data_cache.py cache samples   # some of them
+    python tools/bench_data_cache.py --json out.json
+
+Both sides of a comparison run in turn, in one process on one thread, from files in the page cache; medians of CPU time
+over the repeats are shown. Scans are random volumes, made in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+import tracemalloc
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from umbrella_data import ConversationDataset, InterleaveDataset, ModalityBatchSampler, PaddingCollator, read_manifest
+from umbrella_data.cache import VolumeCache
+from umbrella_data.permutation import Permutation
+from umbrella_data.transforms import Pipeline, PipelineConfig
+from umbrella_train.tokenizer import build_byte_tokenizer, image_token_id
+
+SIZE = (96, 96, 96)
+BATCH = 8
+NUM_TOKENS = {"T1": 216}
+Result = dict[str, Any]
+
+
+def main() -> None:
+    """Run the parts that were named, and print a table."""
+    parts: dict[str, Callable[[Path, argparse.Namespace], Result]] = {
+        "cache": bench_cache, "samples": bench_samples, "manifest": bench_manifest, "order": bench_order,
+        "workers": bench_workers,
+    }  # fmt: skip
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)} (default: all)")
+    parser.add_argument("--json", type=Path, help="write the figures")
+    parser.add_argument("--repeats", type=int, default=41, help="batches a side (41)")
+    parser.add_argument("--scans", type=int, default=64, help="scans in the cache (64)")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the manifest (1,000,000)")
+    parser.add_argument("--samples", type=int, default=20_000, help="samples through the loader (20,000)")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(parts):
+        parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    found: Result = {"machine": describe_machine()}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.parts or parts:
+            found[name] = parts[name](Path(folder), options)
+            print(f"\n{name}")
+            for key, value in found[name].items():
+                print(f"  {key:58}{value:>14,.4g}" if isinstance(value, float) else f"  {key:58}{value!s:>14}")
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def describe_machine() -> Result:
+    """Versions and cores."""
+    packages = {name: version(name) for name in ("torch", "numpy", "monai", "nibabel", "transformers")}
+    return {"python": platform.python_version(), "cores": len(os.sched_getaffinity(0)), **packages}
+
+
+# ---- the cache against MONAI's ----
+
+
+def bench_cache(folder: Path, options: argparse.Namespace) -> Result:
+    """Random batches of 8 at 96³ from a warm cache, against MONAI's two caches."""
+    # MONAI's and nibabel's modules are not what their types say.
+    mt: Any = importlib.import_module("monai.transforms")
+    md: Any = importlib.import_module("monai.data")
+    paths = make_scans(folder, options.scans)
+    steps = mt.Compose(
+        [mt.LoadImage(image_only=True), mt.EnsureChannelFirst(), mt.Resize(SIZE), mt.NormalizeIntensity()]
+    )
+    names = [str(path) for path in paths]
+    persistent = md.PersistentDataset(names, transform=steps, cache_dir=str(folder / "monai"))
+    in_memory = md.CacheDataset(names, transform=steps, progress=False)
+    pipeline = make_pipeline(folder)
+    sides: dict[str, Callable[[list[int]], Any]] = {
+        "umbrella": lambda chosen: torch.stack([pipeline(paths[i], generator=None) for i in chosen]),
+        "PersistentDataset": lambda chosen: md.list_data_collate([persistent[i] for i in chosen]),
+        "CacheDataset": lambda chosen: md.list_data_collate([in_memory[i] for i in chosen]),
+    }
+    draw = random.Random(0)
+    for read in sides.values():
+        for first in range(0, len(paths), BATCH):
+            read(list(range(first, first + BATCH)))
+    times = time_in_turn(sides, lambda: draw.sample(range(len(paths)), BATCH), repeats=options.repeats)
+    result: Result = {f"{name}, ms a batch": value * 1e3 for name, value in times.items()}
+    for name in ("PersistentDataset", "CacheDataset"):
+        result[f"{name} / umbrella"] = times[name] / times["umbrella"]
+    return result
+
+
+def time_in_turn(sides: dict[str, Callable[[Any], Any]], draw: Callable[[], Any], *, repeats: int) -> dict[str, float]:
+    """Median CPU seconds of each side, one after another in every round: neighbours count little."""
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, run in sides.items():
+            given = draw()
+            start = time.process_time()
+            kept = run(given)
+            taken[name].append(time.process_time() - start)
+            del kept
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def make_scans(folder: Path, count: int) -> list[Path]:
+    """Random volumes of 96³ int16 as `.nii.gz`, made once."""
+    paths = [folder / f"sub-{i:03d}_T1w.nii.gz" for i in range(count)]
+    for i, path in enumerate(paths):
+        if not path.exists():
+            voxels = np.random.default_rng(i).integers(0, 1000, SIZE).astype(np.int16)
+            nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 2.0, 1.0])), path)
+    return paths
+
+
+def make_pipeline(folder: Path) -> Pipeline:
+    """The pipeline of a T1 with a cache in the folder."""
+    return Pipeline(PipelineConfig(image_size=SIZE), modality="T1", cache=VolumeCache(folder / "cache"))
+
+
+# ---- samples ----
+
+
+def make_dataset(folder: Path, options: argparse.Namespace) -> ConversationDataset:
+    """Conversations about cached scans, without augmentation."""
+    paths = make_scans(folder, options.scans)
+    rows = [make_row(f"{i:03d}", path.name, words=8) for i, path in enumerate(paths)]
+    manifest = folder / "samples.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = build_byte_tokenizer()
+    pipeline = make_pipeline(folder)
+    for path in paths:
+        pipeline.warm(path)
+    return ConversationDataset(
+        read_manifest(manifest),
+        tokenizer=tokenizer,
+        image_token_id=image_token_id(tokenizer),
+        num_image_tokens=NUM_TOKENS,
+        pipelines={"T1": pipeline},
+        augment=False,
+    )
+
+
+def make_row(name: str, path: str, *, words: int) -> Result:
+    """A canonical row."""
+    question = "What is the sex of this person? " + "word " * words
+    image = {"type": "image", "modality": "T1", "path": path}
+    return {
+        "id": f"sub-{name}_sex",
+        "subject": f"sub-{name}",
+        "task": "sex",
+        "messages": [
+            {"role": "user", "content": [image, {"type": "text", "text": question}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "female"}]},
+        ],
+        "answer": {"type": "choice", "options": ["female", "male"], "value": "female"},
+    }
+
+
+def make_collator() -> PaddingCollator:
+    """The collator of a T1 run."""
+    return PaddingCollator(pad_token_id=0, modality_order=["T1"])
+
+
+def bench_samples(folder: Path, options: argparse.Namespace) -> Result:
+    """Samples a second from a warm cache to a collated batch, on one core."""
+    dataset, collate = make_dataset(folder, options), make_collator()
+    mixed = InterleaveDataset([dataset])
+    times = {"whole": [], "tokens": [], "scan": [], "collate": []}  # type: dict[str, list[float]]
+    for number in range(options.repeats + 8):
+        indices = range(number * BATCH, (number + 1) * BATCH)
+        start = time.process_time()
+        examples = [mixed[i] for i in indices]
+        middle = time.process_time()
+        batch = collate(examples)
+        end = time.process_time()
+        for i in indices:
+            dataset.num_tokens(i)
+        tokens = time.process_time() - end
+        if number >= 8:
+            times["whole"].append((end - start) / BATCH)
+            times["collate"].append((end - middle) / BATCH)
+            times["tokens"].append(tokens / BATCH)
+            times["scan"].append((middle - start - tokens) / BATCH)
+        del examples, batch
+    medians = {key: statistics.median(values) for key, values in times.items()}
+    return {
+        "samples a second on one core": 1.0 / medians["whole"],
+        "of a sample's ms: row and tokens": medians["tokens"] * 1e3,
+        "of a sample's ms: scan": medians["scan"] * 1e3,
+        "of a sample's ms: collate": medians["collate"] * 1e3,
+    }
+
+
+# ---- manifests ----
+
+
+def bench_manifest(folder: Path, options: argparse.Namespace) -> Result:
+    """Offsets, the full index, and opening it again, for a manifest of many rows."""
+    path = folder / "many.jsonl"
+    with path.open("w") as file:
+        for i in range(options.rows):
+            file.write(json.dumps(make_row(f"{i:07d}", f"sub-{i:07d}_T1w.nii.gz", words=i % 60)) + "\n")
+    path.read_bytes()  # both measurements from the page cache
+    code = (
+        "import resource, sys, time; from pathlib import Path; from umbrella_data.row_index import index_rows\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; start = time.perf_counter()\n"
+        "index = index_rows(Path(sys.argv[1])); print(time.perf_counter() - start,"
+        " (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)\n"
+    )
+    seconds, megabytes = map(float, run_python(code, str(path)).split())
+    start = time.perf_counter()
+    read_manifest(path).index_rows()
+    full = time.perf_counter() - start
+    reopened = []
+    for _ in range(21):
+        start = time.perf_counter()
+        manifest = read_manifest(path)
+        manifest.facts.modalities(len(manifest) // 2)
+        reopened.append(time.perf_counter() - start)
+    return {
+        "rows": options.rows,
+        "manifest, MB": path.stat().st_size / 1e6,
+        "plain offsets, s": seconds,
+        "plain offsets, MB at most": megabytes,
+        "full index, saved, s": full,
+        "saved index, MB": path.with_name(f".{path.name}.index").stat().st_size / 1e6,
+        "opened again, ms": statistics.median(reopened) * 1e3,
+    }
+
+
+def run_python(code: str, *words: str) -> str:
+    """What a fresh interpreter prints."""
+    import subprocess
+
+    return subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True, text=True).stdout
+
+
+# ---- order ----
+
+
+class _Lengths:
+    """A data set of many samples, of which nothing is known but a length."""
+
+    is_epoch_constant = True
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def modality_masks(self, indices: np.ndarray) -> np.ndarray:
+        return indices % 3
+
+    def modality_sets(self) -> frozenset[frozenset[str]]:
+        return frozenset(frozenset([name]) for name in ("T1", "rsfMRI", "dMRI"))
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        return 200 + indices * 7919 % 2000
+
+
+def bench_order(_folder: Path, _options: argparse.Namespace) -> Result:
+    """Memory of a shuffled order of 10⁸ samples, and of batches by modality over it."""
+    size = 10**8
+
+    def peak(run: Callable[[], None]) -> float:
+        tracemalloc.start()
+        run()
+        megabytes = tracemalloc.get_traced_memory()[1] / 1e6
+        tracemalloc.stop()
+        return megabytes
+
+    def shuffle() -> None:
+        order = Permutation(size, key=1)
+        for start in range(0, 16 * 65_536, 65_536):
+            order.block(start, start + 65_536)
+
+    def deal() -> None:
+        batches: Iterator[list[int]] = iter(ModalityBatchSampler(_Lengths(size), batch_size=8))
+        for _ in range(20_000):
+            next(batches)
+
+    order_megabytes, batch_megabytes = peak(shuffle), peak(deal)
+    start = time.process_time()
+    shuffle()
+    return {
+        "samples": size,
+        "shuffled order, MB": order_megabytes,
+        "shuffled order, ns an index": (time.process_time() - start) / (16 * 65_536) * 1e9,
+        "batches by modality, MB": batch_megabytes,
+    }
+
+
+# ---- workers ----
+
+
+def bench_workers(folder: Path, options: argparse.Namespace) -> Result:
+    """Samples a second with loader workers, and the memory of each over many samples."""
+    dataset, collate = make_dataset(folder, options), make_collator()
+    result: Result = {}
+    for num_workers in (1, 2, 4):
+        num_batches = options.samples // BATCH
+        batches = [[(n * BATCH + i) % len(dataset) for i in range(BATCH)] for n in range(num_batches)]
+        loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=num_workers)
+        iterator = iter(loader)
+        marks: list[tuple[float, list[float]]] = []
+        for number, _ in enumerate(iterator):
+            if number in (num_batches // 5, num_batches - 1 - 2 * num_workers):
+                workers = [worker.pid for worker in iterator._workers]  # type: ignore[attr-defined]
+                marks.append((time.perf_counter(), [own_megabytes(pid) for pid in workers]))
+        (start, before), (end, after) = marks
+        rate = (num_batches - 1 - 2 * num_workers - num_batches // 5) * BATCH / (end - start)
+        result[f"{num_workers} workers: samples a second"] = rate
+        result[f"{num_workers} workers: own memory of the largest, MB"] = max(after)
+        result[f"{num_workers} workers: most growth over 80 % of {options.samples:,}, MB"] = max(
+            late - early for early, late in zip(before, after, strict=True)
+        )
+    return result
+
+
+def own_megabytes(pid: int) -> float:
+    """Memory that belongs to a process alone."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+if __name__ == "__main__":
+    main()
