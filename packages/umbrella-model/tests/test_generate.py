@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import DynamicCache, GenerationConfig
 
 ROWS = (
     (4,),
@@ -98,3 +99,45 @@ def test_a_batch_with_too_few_scans_is_refused(model, make_batch):
     del batch["pixel_values"]["T1"]
     with pytest.raises(ValueError, match="4 positions tagged T1 but 0 vision tokens"):
         model.generate(**batch, max_new_tokens=2)
+
+
+def test_sampling_goes_with_beams_and_a_static_cache_decodes_the_same(model, make_batch):
+    batch = make_batch(*ROWS, padding_side="left")
+    sampled = model.generate(**batch, max_new_tokens=3, do_sample=True, num_beams=2, num_return_sequences=2)
+    assert sampled.shape == (2 * len(ROWS), batch["input_ids"].shape[1] + 3)
+    expected = model.generate(**batch, max_new_tokens=3, do_sample=False)
+    assert torch.equal(
+        model.generate(**batch, max_new_tokens=3, do_sample=False, cache_implementation="static"), expected
+    )
+
+
+def test_each_prompt_of_a_sampled_batch_is_drawn_from_its_own_distribution(model, make_batch):
+    """The first token's frequencies over many draws, in a batch and one by one."""
+    rows, draws = (ROWS[1], ROWS[2]), 4000
+    torch.manual_seed(0)
+    options = {"max_new_tokens": 1, "do_sample": True, "num_return_sequences": draws, "top_k": 0}
+    together = model.generate(**make_batch(*rows, padding_side="left"), **options)[:, -1].view(2, draws)
+    for row, drawn in zip(rows, together, strict=True):
+        expected = model(**make_batch(row)).logits[0, -1].softmax(-1)
+        frequencies = torch.bincount(drawn, minlength=64) / draws
+        assert (frequencies - expected).abs().max() < 5 * (0.25 / draws) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"assistant_model": object()}, "does not take assistant_model: the assistant would not see the scans"),
+        ({"prompt_lookup_num_tokens": 2}, "does not take prompt_lookup_num_tokens"),
+        ({"generation_config": GenerationConfig(guidance_scale=2.0)}, "does not take guidance_scale"),
+        ({"past_key_values": DynamicCache()}, "leave the cache to generate"),
+        ({"attention_mask": None}, "needs its attention_mask"),
+    ],
+)
+def test_what_does_not_work_with_scans_is_refused(model, make_batch, change, message):
+    with pytest.raises(ValueError, match=message):
+        model.generate(**(make_batch(*ROWS, padding_side="left") | change), max_new_tokens=2)
+
+
+def test_padding_on_the_right_is_refused(model, make_batch):
+    with pytest.raises(ValueError, match='padded on the left: padding_side="left"'):
+        model.generate(**make_batch(*ROWS), max_new_tokens=2)

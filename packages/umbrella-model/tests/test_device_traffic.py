@@ -1,0 +1,71 @@
+"""What a training step asks of the device: how many operations, and none whose answer the host must wait for."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from umbrella_model import pack_batch, supervised_index
+
+# Operations whose result, or whose result's shape, the host reads from the device.
+WAITING = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "unique_dim")
+
+
+class Recorder(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.counts[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def operations(model, batch, device):
+    """Of one forward and backward. Volumes and ids come from the collator on the host, and are moved beforehand."""
+    batch["supervised_index"] = supervised_index(batch["labels"])
+    model = model.to(device)
+    volumes = {name: volume.to(device) for name, volume in batch.pop("pixel_values").items()}
+    tensors = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    with Recorder() as recorder:
+        out = model(**tensors, pixel_values=volumes)
+        (out.loss + sum(out.dummy_terms.values())).backward()
+    return recorder.counts
+
+
+def packed(batch):
+    return pack_batch(batch)
+
+
+def padded(batch):
+    return batch
+
+
+# A GPU's kernels are launched by the same code as the meta device's: only the CPU has a way of its own.
+@pytest.mark.parametrize(("form", "attention"), [(padded, "sdpa"), (padded, "varlen"), (packed, "varlen")])
+def test_the_number_of_operations_does_not_grow_with_the_batch(make_model, make_batch, form, attention):
+    counts = []
+    for size in (2, 3, 8):
+        model = make_model().bfloat16()
+        model.set_attn_implementation(attention)
+        device = "cpu" if attention == "sdpa" else "meta"
+        rows = [(3, "T1", 2), (1, "dMRI", "T1", 4)] * size
+        counts.append(operations(model, form(make_batch(*rows)), device))
+    assert counts[0]
+    assert counts[0] == counts[1] == counts[2]
+
+
+@pytest.mark.parametrize("rows", [((3, "T1", 2), (4,)), ((5,),), ((1, "dMRI", "rsfMRI", "T1", 2),)])
+@pytest.mark.parametrize("form", [padded, packed])
+def test_no_operation_makes_the_host_wait(make_model, make_batch, rows, form):
+    model = make_model().bfloat16()
+    model.set_attn_implementation("varlen")
+    counts = operations(model, form(make_batch(*rows)), "meta")
+    assert sum(counts.values()) > 100
+    assert {name: counts[name] for name in WAITING if counts[name]} == {}
+    assert counts["nonzero_static"] == len({item for row in rows for item in row if isinstance(item, str)})
