@@ -58,6 +58,22 @@ PAIRS += [
     Case(f"{engine}-present", "random", steps=4, accumulation=4, engine=engine, gradient_scale="present")
     for engine in ("ddp", "fsdp2")
 ]
+PAIRS += [
+    Case(
+        f"{engine}-{learn}",
+        "random",
+        steps=4,
+        optim="adamw_torch",
+        dummy_loss={"scale": 0.0},
+        engine=engine,
+        float64=True,
+        learn=learn,
+    )
+    for engine in ("ddp", "fsdp2")
+    for learn in ("lora", "patch_embed_only")
+]
+# Captured whole and run by autograd: what a compiler would change of the graph, without its minutes.
+COMPILED = Case("ddp-compiled", "random", steps=4, compiler="aot_eager")
 EVERY = [build_case(**combination) for combination in all_combinations(OPTIONS)]
 LONG = [Case(f"{engine}-random-200", "random", steps=200, engine=engine) for engine in ("ddp", "fsdp2")]
 
@@ -152,6 +168,12 @@ def test_every_combination_equals_one_process(engine: str, world_size: int, tmp_
     launch(cases, tmp_path, world_size=world_size, timeout=3000)
     for case in cases:
         check_case(case, tmp_path, world_size=world_size, scratch=tmp_path)
+
+
+@pytest.mark.slow
+def test_compiled_layers_equal_one_process_that_does_not_compile(tmp_path: Path) -> None:
+    launch([COMPILED], tmp_path, world_size=2)
+    check_case(replace(COMPILED, compiler=None), tmp_path, world_size=2, scratch=tmp_path)
 
 
 # ---- a modality that does not come is held ----

@@ -21,6 +21,8 @@ from toy import ORDER, ToyDataset, build_collator, build_model
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from umbrella_model import set_trainable
+from umbrella_train.compilation import compile_layers
 from umbrella_train.config import DummyLossConfig
 from umbrella_train.sharding import whole_state_dict
 from umbrella_train.trainer import UmbrellaTrainer
@@ -42,6 +44,8 @@ class Case:
         engine: As of the trainer.
         gradient_scale: As of the trainer.
         float64: Train in double precision.
+        learn: Parts or preset of `set_trainable`.
+        compiler: Backend to compile the layers with.
         resume: A checkpoint to go on from.
         sabotage: A rule to break, see `sabotage.py`.
         parity_every: As of the trainer.
@@ -57,6 +61,8 @@ class Case:
     engine: str = "ddp"
     gradient_scale: str = "mean"
     float64: bool = False
+    learn: str | dict[str, str] | None = None
+    compiler: str | None = None
     resume: str | None = None
     sabotage: str | None = None
     parity_every: int = 1
@@ -148,6 +154,12 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
         },
     )
     model = build_model(seed=0)
+    if case.learn is not None:
+        torch.manual_seed(1)  # adapters start at random
+        set_trainable(model, case.learn)
+    if case.compiler is not None:
+        torch._dynamo.reset()
+        compile_layers(model, backend=case.compiler)
     if case.float64:
         model = model.double()
     trainer = ScheduledTrainer(

@@ -11,11 +11,12 @@ from transformers import TrainingArguments
 
 from umbrella_train.config import RunConfig
 from umbrella_train.errors import RunError
+from umbrella_train.launcher import check_launcher
 
 logger = logging.getLogger(__name__)
 
 # Fields of the section that are ours, not Hugging Face's.
-_OWN_FIELDS = {"world_size", "engine", "gradient_scale", "parity_every"}
+_OWN_FIELDS = {"world_size", "engine", "gradient_scale", "parity_every", "torch_compile"}
 
 
 def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = False) -> TrainingArguments:
@@ -32,6 +33,7 @@ def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = Fals
         RunError: The number of processes is not the one that was launched, or not the one that the config asks for; or
             float16 without a GPU.
     """
+    check_launcher(config)
     section = config.trainer.model_dump(exclude=_OWN_FIELDS)
     if "activation_checkpointing" in TrainingArguments.__dataclass_fields__:
         # The newer name of the same thing.

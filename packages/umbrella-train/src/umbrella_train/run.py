@@ -23,6 +23,7 @@ from umbrella_train.arguments import build_arguments
 from umbrella_train.build import Parts, build_parts
 from umbrella_train.callbacks import MetricsFile, ProgressBar
 from umbrella_train.checkpoint import checkpoint_problems, newest_good_checkpoint
+from umbrella_train.compilation import compile_layers
 from umbrella_train.config import DatasetConfig, RunConfig, dump_config, load_config
 from umbrella_train.dry_run import DryRunTable
 from umbrella_train.errors import RunError
@@ -30,6 +31,7 @@ from umbrella_train.evaluate import evaluate_dataset, merge_results
 from umbrella_train.pictures import draw_pictures
 from umbrella_train.report import build_report
 from umbrella_train.run_folder import RunFolder
+from umbrella_train.sharding import is_sharded_model
 from umbrella_train.sources import Sources, prepare_sources
 from umbrella_train.trainer import UmbrellaTrainer
 
@@ -74,7 +76,7 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
     trainer.save_model(str(folder.model))
     if sources.evaluation:
         scope = _Scope(config, parts, folder, device=arguments.device, step=trainer.state.global_step)
-        _evaluate(scope, sources.evaluation, model=trainer.accelerator.unwrap_model(trainer.model))
+        _evaluate(scope, sources.evaluation, model=_model_to_ask(config, trainer, folder=folder))
     if config.report.enabled and trainer.is_world_process_zero():
         build_report([folder.path])
     return folder.path
@@ -134,6 +136,8 @@ def _try_out(config: RunConfig, scratch: Path) -> None:
 
 def _build_trainer(config: RunConfig, arguments: TrainingArguments, parts: Parts, sources: Sources) -> UmbrellaTrainer:
     folder = Path(str(arguments.output_dir))
+    if config.trainer.torch_compile:
+        compile_layers(parts.model)
     trainer = UmbrellaTrainer(
         model=parts.model,
         args=arguments,
@@ -153,6 +157,16 @@ def _build_trainer(config: RunConfig, arguments: TrainingArguments, parts: Parts
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _model_to_ask(config: RunConfig, trainer: UmbrellaTrainer, *, folder: RunFolder) -> torch.nn.Module:
+    """The trained model; a sharded one is read again whole, for answers of different lengths would part the ranks."""
+    model: torch.nn.Module = trainer.accelerator.unwrap_model(trainer.model)
+    if not is_sharded_model(model):
+        return model
+    dist.barrier()
+    whole: torch.nn.Module = build_parts(config, weights=folder.model).model
+    return whole.to(trainer.args.device)
 
 
 def _find_checkpoint(config: RunConfig, resume: str) -> Path:

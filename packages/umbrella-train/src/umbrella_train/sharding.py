@@ -50,6 +50,11 @@ def sharding_units(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         if isinstance(module, UmbrellaVisionTower):
             yield from (module.patch_embed(name) for name in module.modality_order)
+    yield from transformer_layers(model)
+
+
+def transformer_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """The layers of the vision encoder and of the language model."""
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and name.endswith("layers"):
             yield from module

@@ -1,0 +1,43 @@
+"""What a launcher asks for is done or refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from umbrella_train.config import load_config
+from umbrella_train.errors import RunError
+from umbrella_train.launcher import check_launcher
+
+HOLD = ["--dummy-loss.absent", "hold", "--trainer.gradient-scale", "present"]
+
+
+def test_an_ordinary_launch_is_fine(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    check_launcher(load_config(None, HOLD))
+
+
+def test_fsdp_through_accelerate_is_refused_and_the_way_is_told(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(RunError, match=r"trainer\.engine: fsdp2"):
+        check_launcher(load_config(None))
+
+
+@pytest.mark.parametrize(
+    ("asked", "words", "is_fine"), [("bf16", [], False), ("bf16", ["--trainer.bf16", "true"], True)]
+)
+def test_a_precision_is_asked_for_in_one_place(monkeypatch, asked, words, is_fine):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    if is_fine:
+        check_launcher(load_config(None, words))
+    else:
+        with pytest.raises(RunError, match=r"trainer\.bf16: true"):
+            check_launcher(load_config(None, words))
+
+
+def test_all_that_deepspeed_cannot_keep_is_named_at_once(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(RunError) as caught:
+        check_launcher(load_config(None, [*HOLD, "--trainer.engine", "fsdp2"]))
+    for words in ("absent: hold", "gradient_scale: present", "engine: fsdp2 and DeepSpeed"):
+        assert words in str(caught.value)
+    check_launcher(load_config(None))
