@@ -1,0 +1,227 @@
+"""What the dummy loss costs a training step: `uv run python tools/bench_dummy_loss.py --size toy`.
+
+Every round takes one step of each variant on the same batch of T1 alone, in an order that turns, and the ratio of each
+to the first; the table gives the medians. Under `torchrun --nproc-per-node 2` the first is DDP with
+find_unused_parameters=True, since DDP does not train without either.
+
+    off     one process without any term: absent patch embeds have no gradient, and the optimiser passes them over
+    update  the dummy loss as it is by default
+    hold    the same, with the gradients of absent patch embeds cleared before the optimiser steps
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import platform
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import Qwen2Config, SiglipVisionConfig
+
+from umbrella_model import PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration
+from umbrella_train import DummyLoss
+
+IMAGE_TOKEN = 5
+NUM_WORDS = 100
+
+
+def build_model(size: str) -> UmbrellaForConditionalGeneration:
+    """Random weights: `toy`, or the architecture of llava-interleave-qwen-0.5b (SigLIP so400m and Qwen2 0.5B)."""
+    torch.manual_seed(0)
+    if size == "toy":
+        grid, patch, frames = (32, 32, 32), (8, 8, 8), 4
+        vision = SiglipVisionConfig(hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4)
+        text = Qwen2Config(
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=1000,
+        )
+    else:
+        grid, patch, frames = (96, 96, 96), (16, 16, 16), 24
+        vision = SiglipVisionConfig(
+            hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16
+        )
+        text = Qwen2Config(
+            hidden_size=896,
+            intermediate_size=4864,
+            num_hidden_layers=24,
+            num_attention_heads=14,
+            num_key_value_heads=2,
+            vocab_size=151_936,
+            tie_word_embeddings=True,
+        )
+    modalities = {
+        "T1": PatchEmbedConfig(grid, patch),
+        "rsfMRI": PatchEmbedConfig((*grid, frames), (*patch, 3 if frames == 24 else 2)),
+        "dMRI": PatchEmbedConfig(grid, patch, in_channels=2),
+    }
+    config = UmbrellaConfig(
+        modalities=modalities,
+        vision_config=vision,
+        text_config=text,
+        image_token_index=IMAGE_TOKEN,
+        tie_word_embeddings=size != "toy",
+    )
+    return UmbrellaForConditionalGeneration(config)
+
+
+def unwrap(model: Any) -> Any:
+    """The model itself, without DDP."""
+    return getattr(model, "module", model)
+
+
+def build_batch(model: Any, *, batch_size: int, device: torch.device) -> dict[str, Any]:
+    """T1 alone: one scan and some words a sample, the last 24 of them supervised."""
+    length = model.num_image_tokens("T1")
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(10, 900, (batch_size, length + NUM_WORDS), generator=generator)
+    ids[:, :length] = IMAGE_TOKEN
+    labels = torch.full_like(ids, -100)
+    labels[:, -24:] = ids[:, -24:]
+    tags = torch.zeros_like(ids)
+    tags[:, :length] = 1
+    scans = torch.randn(batch_size, 1, *model.config.patch_embeds["T1"].image_size, generator=generator)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "modality_ids": tags}
+    dtype = next(model.parameters()).dtype
+    return {
+        **{name: tensor.to(device) for name, tensor in batch.items()},
+        "pixel_values": {"T1": scans.to(device, dtype)},
+    }
+
+
+class Variant:
+    """One way to step a model of its own, or one that is shared.
+
+    Args:
+        model: Wrapped or not.
+        with_terms: Whether absent modalities give a term.
+        is_held: Whether their gradients are cleared before the optimiser steps.
+    """
+
+    def __init__(self, model: nn.Module, *, with_terms: bool, is_held: bool) -> None:
+        self.model = model
+        self._with_terms = with_terms
+        self._is_held = is_held
+        self._tower: Any = unwrap(model).model.vision_tower
+        self._absent = [self._tower.patch_embed(name) for name in self._tower.modality_order if name != "T1"]
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def step(self, batch: dict[str, Any]) -> Tensor:
+        """Forward, backward and the optimiser's step."""
+        assert self.optimizer is not None
+        for embed in self._absent:
+            # Without terms even their sums are not computed.
+            embed.forward = type(embed).forward.__get__(embed) if self._with_terms else lambda _scans: None
+        out = self.model(**batch)
+        loss: Tensor = out.loss
+        if self._with_terms:
+            loss = loss + DummyLoss()(out.dummy_terms)
+        loss.backward()
+        if self._is_held:
+            for embed in self._absent:
+                for parameter in embed.parameters():
+                    parameter.grad = None
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
+
+
+def build_variants(size: str, *, device: torch.device, dtype: torch.dtype) -> dict[str, Variant]:
+    """The variants; DDP needs a copy of the model for each way of wrapping it."""
+    model: nn.Module = build_model(size)
+    model = model.to(device, dtype).train()
+    if dist.is_initialized():
+        ids = [device.index] if device.type == "cuda" else None
+        unused = DistributedDataParallel(copy.deepcopy(model), device_ids=ids, find_unused_parameters=True)
+        wrapped = DistributedDataParallel(model, device_ids=ids)
+        variants = {
+            "find_unused": Variant(unused, with_terms=False, is_held=False),
+            "update": Variant(wrapped, with_terms=True, is_held=False),
+            "hold": Variant(wrapped, with_terms=True, is_held=True),
+        }
+    else:
+        variants = {
+            "off": Variant(model, with_terms=False, is_held=False),
+            "update": Variant(model, with_terms=True, is_held=False),
+            "hold": Variant(model, with_terms=True, is_held=True),
+        }
+    optimizers: dict[int, torch.optim.Optimizer] = {}
+    for variant in variants.values():
+        key = id(variant.model)
+        if key not in optimizers:
+            optimizers[key] = torch.optim.AdamW(variant.model.parameters(), lr=1e-5, fused=True)
+        variant.optimizer = optimizers[key]
+    return variants
+
+
+def time_step(step: Callable[[], Tensor], *, device: torch.device) -> float:
+    """Seconds of one step, the device's work included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def measure(
+    variants: dict[str, Variant], batch: dict[str, Any], *, pairs: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of every step, round by round."""
+    names = list(variants)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(pairs + 2):
+        turned = names[number % len(names) :] + names[: number % len(names)]
+        for name in turned:
+            seconds = time_step(lambda name=name: variants[name].step(batch), device=device)  # type: ignore[misc]
+            if number >= 2:  # the first rounds warm up
+                times[name].append(seconds)
+    return times
+
+
+def main() -> None:
+    """Prints one line a variant."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--size", choices=["toy", "0.5b"], default="toy")
+    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    options = parser.parse_args()
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", rank) if options.device == "cuda" else torch.device("cpu")
+    if "RANK" in os.environ:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    variants = build_variants(options.size, device=device, dtype=getattr(torch, options.dtype))
+    model = next(iter(variants.values())).model
+    batch = build_batch(unwrap(model), batch_size=options.batch_size, device=device)
+    times = measure(variants, batch, pairs=options.pairs, device=device)
+    if rank == 0:
+        first, *_ = times
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        print(
+            f"{options.size}, {options.dtype}, {options.batch_size} T1 samples, {ranks} rank(s), {where}, "
+            f"torch {torch.__version__}, {options.pairs} rounds"
+        )
+        for name, seconds in times.items():
+            ratios = [one / base for one, base in zip(seconds, times[first], strict=True)]
+            print(f"{name:<12} {1000 * median(seconds):9.1f} ms   {median(ratios):6.3f} of {first}")
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
