@@ -6,6 +6,7 @@ Importing this package registers the model with Hugging Face's Auto classes.
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from umbrella_model.backbone import UmbrellaModel
+from umbrella_model.checkpointing import checkpoint_parts
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
 from umbrella_model.lora import LoraSettings, merge_lora
 from umbrella_model.modeling import UmbrellaForConditionalGeneration
@@ -28,6 +29,7 @@ __all__ = [
     "UmbrellaForConditionalGeneration",
     "UmbrellaModel",
     "VolumePatchEmbed",
+    "checkpoint_parts",
     "merge_lora",
     "pack_batch",
     "parameter_groups",
