@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Every benchmark of the model on one GPU, without network: tables on the terminal, figures as JSON in a folder.
+#   bash tools/bench_gpu.sh [FOLDER]
+# DEVICE=cpu runs the same with tiny sizes, to see that nothing is broken.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder=${1:-benchmarks}
+mkdir -p "$folder"
+export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+run() { printf '\n== %s\n' "$*"; ${PYTHON:-uv run --no-sync python} "$@"; }
+
+if [ "${DEVICE:-cuda}" = cpu ]; then
+  run tools/bench_patch_embed.py --image-size 32 --patch-size 8 --width 64 --repeats 1 --json "$folder/patch_embed.json"
+  run tools/bench_step.py --size tiny --batch-size 2 --pool 4 --repeats 1 --json "$folder/step.json"
+  exit
+fi
+run tools/bench_patch_embed.py --device cuda --batch-size 32 --repeats 20 --json "$folder/patch_embed.json"
+for batch_size in 8 32 64; do
+  run tools/bench_step.py --device cuda --size 0.5b --sections T1 --batch-size "$batch_size" --repeats 10 \
+    --json "$folder/step-T1-$batch_size.json"
+done
+for batch_size in 4 16; do
+  run tools/bench_step.py --device cuda --size 0.5b --sections rsfMRI --batch-size "$batch_size" --repeats 10 \
+    --json "$folder/step-rsfMRI-$batch_size.json"
+done
+run tools/bench_step.py --device cuda --size 0.5b --sections mixed logits --pool 64 --json "$folder/step-mixed.json"
