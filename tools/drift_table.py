@@ -4,8 +4,8 @@ Every row trains the same elements in float64 with the dummy gradient, with exac
 `hold` does. The distance to the second is what the dummy gradient did, and what is forecast; the distance to the third
 holds also what momentum goes on to do while the modality is away.
 
-Elements of a patch embed are alike, so that a sample of them stands for all N: the dummy gradient of each is that of the
-whole patch embed, scale / sqrt(N) or, for `sum`, scale. Muon looks at whole matrices: it steps one of that size, in
+Elements of a patch embed are alike, so that a sample of them stands for all N: the dummy gradient of each is that of
+the whole patch embed, scale / sqrt(N) or, for `sum`, scale. Muon looks at whole matrices: it steps one of that size, in
 float32 and for fewer steps.
 """
 

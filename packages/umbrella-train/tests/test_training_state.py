@@ -77,6 +77,18 @@ def test_a_checkpoint_without_its_state_is_refused(tmp_path, missing):
         load_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
 
 
+def test_another_share_of_the_samples_is_warned_of(tmp_path, caplog):
+    model, optimizer, scheduler = build()
+    train(model, optimizer, scheduler, steps=1)
+    state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    save_training_state(tmp_path, **state, layout={"ranks": 2})
+    load_training_state(tmp_path, **state, layout={"ranks": 2})
+    assert not caplog.records
+    load_training_state(tmp_path, **state, layout={"ranks": 3})
+    assert "{'ranks': 2}" in caplog.text
+    assert "{'ranks': 3}" in caplog.text
+
+
 def test_another_optimiser_is_refused(tmp_path):
     model, optimizer, scheduler = build()
     train(model, optimizer, scheduler, steps=1)

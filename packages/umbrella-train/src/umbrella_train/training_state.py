@@ -7,7 +7,8 @@ or on one, and a parameter that was never stepped (`absent: hold`) simply has no
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from umbrella_train.errors import RunError
 
+logger = logging.getLogger(__name__)
+
 TENSORS, FACTS = "optimizer.safetensors", "training_state.json"
 
 
@@ -29,6 +32,7 @@ def save_training_state(
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
     scaler: Any = None,
+    layout: Mapping[str, int] | None = None,
     is_writer: bool = True,
 ) -> None:
     """Writes the state; under a sharded engine every rank must call it, and one of them writes.
@@ -39,6 +43,7 @@ def save_training_state(
         optimizer: Its moments are gathered one parameter at a time.
         scheduler: The learning rate's schedule.
         scaler: The loss scaler, if there is one.
+        layout: How the samples of a step are shared out (ranks, batch, accumulation).
         is_writer: Whether this rank writes.
     """
     tensors: dict[str, Tensor] = {}
@@ -60,13 +65,20 @@ def save_training_state(
         "numbers": numbers,
         "scheduler": scheduler.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
+        "layout": dict(layout or {}),
     }
     save_file(tensors, folder / TENSORS)
     (folder / FACTS).write_text(json.dumps(facts, indent=1, default=_plain), encoding="utf-8")
 
 
 def load_training_state(
-    folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, scaler: Any = None
+    folder: Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    scaler: Any = None,
+    layout: Mapping[str, int] | None = None,
 ) -> None:
     """Puts a saved state back; each rank reads from the file what its shards need.
 
@@ -76,6 +88,7 @@ def load_training_state(
         optimizer: Of the same kind and over the same parameters.
         scheduler: The learning rate's schedule.
         scaler: The loss scaler, if there is one.
+        layout: How this run shares out the samples of a step; another one than before is warned of.
 
     Raises:
         RunError: The checkpoint has no such state, or it belongs to another optimiser or to other parameters.
@@ -95,6 +108,14 @@ def load_training_state(
             f"{folder}: its optimiser steps other parameters than this run's"
             + (f", among them {other[0]}" if other else ", in other groups")
             + "; resume with the config that it was trained with"
+        )
+    if layout is not None and facts["layout"] != dict(layout):
+        logger.warning(
+            "%s was written with %s and goes on with %s: the place in the epoch is counted anew, so that some of its "
+            "samples may come twice and others not at all",
+            folder.name,
+            facts["layout"],
+            dict(layout),
         )
     for group, saved in zip(optimizer.param_groups, facts["groups"], strict=True):
         group.update({key: _as_before(value, group.get(key)) for key, value in saved["settings"].items()})

@@ -57,6 +57,7 @@ class WholeCheckpointTrainer(Trainer):
             optimizer=self.optimizer,
             scheduler=self.lr_scheduler,
             scaler=self.accelerator.scaler,
+            layout=self._layout(),
             is_writer=self.args.should_save,
         )
 
@@ -73,6 +74,7 @@ class WholeCheckpointTrainer(Trainer):
             optimizer=self.optimizer,
             scheduler=self.lr_scheduler,
             scaler=self.accelerator.scaler,
+            layout=self._layout(),
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -91,6 +93,13 @@ class WholeCheckpointTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """There is none."""
+
+    def _layout(self) -> dict[str, int]:
+        return {
+            "ranks": self.args.world_size,
+            "batch": self.args.per_device_train_batch_size,
+            "accumulation": self.args.gradient_accumulation_steps,
+        }
 
     def _run_folder(self) -> Path:
         assert self.args.output_dir is not None
