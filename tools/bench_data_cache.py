@@ -4,8 +4,8 @@
     python tools/bench_data_cache.py cache samples   # some of them
     python tools/bench_data_cache.py --json out.json
 
-Both sides of a comparison run in turn, in one process on one thread, from files in the page cache; medians of CPU time
-over the repeats are shown. Scans are random volumes, made in a temporary folder.
+The sides of a comparison take turns, each in a process of its own on one thread, from files in the page cache; medians
+of CPU time over the repeats are shown. Scans are random volumes, made in a temporary folder.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import importlib
 import json
 import logging
+import multiprocessing
 import os
 import platform
 import random
@@ -24,6 +25,7 @@ import time
 import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -86,44 +88,78 @@ def describe_machine() -> Result:
 
 def bench_cache(folder: Path, options: argparse.Namespace) -> Result:
     """Random batches of 8 at 96³ from a warm cache, against MONAI's two caches."""
-    # MONAI's and nibabel's modules are not what their types say.
-    mt: Any = importlib.import_module("monai.transforms")
-    md: Any = importlib.import_module("monai.data")
-    paths = make_scans(folder, options.scans)
-    steps = mt.Compose(
-        [mt.LoadImage(image_only=True), mt.EnsureChannelFirst(), mt.Resize(SIZE), mt.NormalizeIntensity()]
-    )
-    names = [str(path) for path in paths]
-    persistent = md.PersistentDataset(names, transform=steps, cache_dir=str(folder / "monai"))
-    in_memory = md.CacheDataset(names, transform=steps, progress=False)
-    pipeline = make_pipeline(folder)
-    sides: dict[str, Callable[[list[int]], Any]] = {
-        "umbrella": lambda chosen: torch.stack([pipeline(paths[i], generator=None) for i in chosen]),
-        "PersistentDataset": lambda chosen: md.list_data_collate([persistent[i] for i in chosen]),
-        "CacheDataset": lambda chosen: md.list_data_collate([in_memory[i] for i in chosen]),
-    }
+    make_scans(folder, options.scans)
     draw = random.Random(0)
-    for read in sides.values():
-        for first in range(0, len(paths), BATCH):
-            read(list(range(first, first + BATCH)))
-    times = time_in_turn(sides, lambda: draw.sample(range(len(paths)), BATCH), repeats=options.repeats)
+    times = time_in_turn(
+        folder, options.scans, lambda: draw.sample(range(options.scans), BATCH), repeats=options.repeats
+    )
     result: Result = {f"{name}, ms a batch": value * 1e3 for name, value in times.items()}
     for name in ("PersistentDataset", "CacheDataset"):
         result[f"{name} / umbrella"] = times[name] / times["umbrella"]
     return result
 
 
-def time_in_turn(sides: dict[str, Callable[[Any], Any]], draw: Callable[[], Any], *, repeats: int) -> dict[str, float]:
-    """Median CPU seconds of each side, one after another in every round: neighbours count little."""
-    taken: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, run in sides.items():
-            given = draw()
-            start = time.process_time()
-            kept = run(given)
-            taken[name].append(time.process_time() - start)
-            del kept
+def time_in_turn(folder: Path, count: int, draw: Callable[[], list[int]], *, repeats: int) -> dict[str, float]:
+    """Median CPU seconds of each side: each has a process, as a loader worker has, and they take turns."""
+    context = multiprocessing.get_context("spawn")
+    lines: dict[str, Any] = {}
+    for name in SIDES:
+        lines[name], theirs = context.Pipe()
+        context.Process(target=serve, args=(name, folder, count, theirs), daemon=True).start()
+    taken: dict[str, list[float]] = {name: [] for name in SIDES}
+    for number in range(repeats + 4):
+        for name, line in lines.items():
+            line.send(draw())
+            seconds = line.recv()
+            if number >= 4:
+                taken[name].append(seconds)
+    for line in lines.values():
+        line.send(None)
     return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def serve(name: str, folder: Path, count: int, line: Any) -> None:
+    """One side: warm the cache, then read batches as asked, and say what each took."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    read = SIDES[name](folder, make_scans(folder, count))
+    for first in range(0, count, BATCH):
+        read(list(range(first, min(first + BATCH, count))))
+    while (chosen := line.recv()) is not None:
+        start = time.process_time()
+        kept = read(chosen)
+        seconds = time.process_time() - start
+        del kept
+        line.send(seconds)
+
+
+def read_umbrella(folder: Path, paths: list[Path]) -> Callable[[list[int]], Any]:
+    """The pipeline with its cache."""
+    pipeline = make_pipeline(folder)
+    return lambda chosen: torch.stack([pipeline(paths[i], generator=None) for i in chosen])
+
+
+def read_monai(kind: str, folder: Path, paths: list[Path]) -> Callable[[list[int]], Any]:
+    """A data set of MONAI with the usual pipeline."""
+    # MONAI's modules are not what their types say.
+    mt: Any = importlib.import_module("monai.transforms")
+    md: Any = importlib.import_module("monai.data")
+    steps = mt.Compose(
+        [mt.LoadImage(image_only=True), mt.EnsureChannelFirst(), mt.Resize(SIZE), mt.NormalizeIntensity()]
+    )
+    names = [str(path) for path in paths]
+    if kind == "PersistentDataset":
+        dataset = md.PersistentDataset(names, transform=steps, cache_dir=str(folder / "monai"))
+    else:
+        dataset = md.CacheDataset(names, transform=steps, progress=False)
+    return lambda chosen: md.list_data_collate([dataset[i] for i in chosen])
+
+
+SIDES: dict[str, Callable[[Path, list[Path]], Callable[[list[int]], Any]]] = {
+    "umbrella": read_umbrella,
+    "PersistentDataset": partial(read_monai, "PersistentDataset"),
+    "CacheDataset": partial(read_monai, "CacheDataset"),
+}
 
 
 def make_scans(folder: Path, count: int) -> list[Path]:
@@ -327,13 +363,18 @@ def bench_workers(folder: Path, options: argparse.Namespace) -> Result:
         batches = [[(n * BATCH + i) % len(dataset) for i in range(BATCH)] for n in range(num_batches)]
         loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=num_workers)
         iterator = iter(loader)
-        marks: list[tuple[float, list[float]]] = []
+        first, last = num_batches // 5, num_batches - 4 * num_workers
+        marks: dict[int, float] = {}
+        readings: dict[int, list[list[float]]] = {first: [], last: []}
         for number, _ in enumerate(iterator):
-            if number in (num_batches // 5, num_batches - 1 - 2 * num_workers):
-                workers = [worker.pid for worker in iterator._workers]  # type: ignore[attr-defined]
-                marks.append((time.perf_counter(), [own_megabytes(pid) for pid in workers]))
-        (start, before), (end, after) = marks
-        rate = (num_batches - 1 - 2 * num_workers - num_batches // 5) * BATCH / (end - start)
+            workers = [worker.pid for worker in iterator._workers]  # type: ignore[attr-defined]
+            marks[number] = time.perf_counter()
+            for mark, found in readings.items():
+                # The least of a few readings: a worker has its batch in hand at some of them.
+                if mark - 20 <= number < mark:
+                    found.append([own_megabytes(pid) for pid in workers])
+        before, after = ([min(of_worker) for of_worker in zip(*found, strict=True)] for found in readings.values())
+        rate = (last - 20 - first) * BATCH / (marks[last - 20] - marks[first])
         result[f"{num_workers} workers: samples a second"] = rate
         result[f"{num_workers} workers: own memory of the largest, MB"] = max(after)
         result[f"{num_workers} workers: most growth over 80 % of {options.samples:,}, MB"] = max(

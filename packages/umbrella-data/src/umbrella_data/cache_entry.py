@@ -89,18 +89,19 @@ class CachedFrames:
         """
         for _ in range(MAX_ATTEMPTS):
             try:
-                self._layout = _read_layout(self._path)
                 return self._read(first, count, as_stored=as_stored)
             except (DamagedEntryError, FileNotFoundError):
                 self._restore()
-        self._layout = _read_layout(self._path)
         return self._read(first, count, as_stored=as_stored)
 
     def _read(self, first: int, count: int, *, as_stored: bool) -> torch.Tensor:
-        layout = self._layout
-        with self._path.open("rb") as file:
+        with self._path.open("rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
             # Private and never written to: pages are those of the file, and torch may call the memory its own.
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if status.st_size else b""
+        if (status.st_ino, status.st_mtime_ns) != self._layout.key[1:]:
+            self._layout = _read_layout(self._path)  # written anew since it was opened
+        layout = self._layout
         begin = layout.start + first * layout.frame_bytes
         if len(mapped) < begin + count * layout.frame_bytes:
             raise DamagedEntryError(f"{self._path} was cut off")
@@ -171,7 +172,7 @@ def _read_layout(path: Path) -> _Layout:
     return layout
 
 
-def _verify(mapped: mmap.mmap, frame: int, *, layout: _Layout) -> None:
+def _verify(mapped: mmap.mmap | bytes, frame: int, *, layout: _Layout) -> None:
     key = (layout.key, frame)
     if key in _verified:
         return

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -110,7 +111,7 @@ class Pipeline:
         if config.normalise == "temporal_zscore" and not self.spec.is_series:
             raise ValueError(f"{self.spec.name} has no frames: normalise: temporal_zscore is for series")
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of all that decides the cached voxels, but for the files."""
         facts = {
