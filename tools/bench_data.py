@@ -16,7 +16,6 @@ import importlib
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -40,8 +39,7 @@ import torch
 from umbrella_data import gzip_stream, scan_file
 from umbrella_data.resample import Interpolation
 from umbrella_data.transforms import Pipeline, PipelineConfig
-from umbrella_data.volume import load_volume, read_shape
-from umbrella_data.voxels import read_voxels
+from umbrella_data.volume import load_volume
 
 # nibabel's and MONAI's classes are not what their types say.
 load: Any = nib.load
@@ -264,10 +262,31 @@ def bench_memory(folder: Path, options: argparse.Namespace) -> Iterator[Figure]:
     """Peak memory of a process that reads windows of 20 frames from a long series."""
     path = folder / "long.nii.gz"
     write_long_series(path, num_frames=options.long_frames)
-    for name, arguments in {"imports alone": [], "windows, streamed": ["s"], "windows, saved index": ["i"]}.items():
-        command = [sys.executable, __file__, "--read-windows", str(path), *arguments]
+    ways: dict[str, list[str]] = {
+        "imports alone": [],
+        "20-frame windows, streamed": [""],
+        "20-frame windows, saved index": [str(folder / "long-index")],
+    }
+    for name, arguments in ways.items():
+        command = [sys.executable, "-c", READ_WINDOWS, str(path), *arguments]
         process = subprocess.run(command, check=True, capture_output=True, text=True)
         yield Figure("memory", f"91x109x91x{options.long_frames} .nii.gz, {name}", float(process.stdout), "MB", None)
+
+
+# What a worker does, alone in its process: 30 windows as tensors, then the peak of resident memory in MB.
+# (getrusage would count what the process had that started this one.)
+READ_WINDOWS = r"""
+import re, sys
+from pathlib import Path
+from umbrella_data.volume import load_volume, read_shape
+path, ways = sys.argv[1], sys.argv[2:]
+for way in ways:
+    folder = Path(way) if way else None
+    num_frames = read_shape(path).shape[-1]
+    for first in range(0, num_frames - 19, max(num_frames // 30, 1)):
+        load_volume(path, modality="rsfMRI", window=(first, 20), index_folder=folder)
+print(int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024)
+"""
 
 
 def write_long_series(path: Path, *, num_frames: int) -> None:
@@ -287,18 +306,6 @@ def write_long_series(path: Path, *, num_frames: int) -> None:
             file.write(member)
 
 
-def read_windows(path: str, way: str) -> None:
-    """Read 30 windows and print the peak memory of this process in MB."""
-    with tempfile.TemporaryDirectory() as folder:
-        index_folder = Path(folder) if way == "i" else None
-        num_frames = read_shape(path).shape[-1] if way else 0
-        for first in range(0, num_frames - 19, max(num_frames // 30, 1)):
-            read_voxels(path, rank=4, window=(first, 20), index_folder=index_folder)
-    # getrusage would count what the process had that started this one.
-    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    print(int(peak) / 1024)
-
-
 SECTIONS: dict[str, Callable[[Path, argparse.Namespace], Iterator[Figure]]] = {
     "t1": bench_t1,
     "windows": bench_windows,
@@ -306,7 +313,4 @@ SECTIONS: dict[str, Callable[[Path, argparse.Namespace], Iterator[Figure]]] = {
 }
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--read-windows"]:
-        read_windows(sys.argv[2], "".join(sys.argv[3:]))
-    else:
-        main()
+    main()
