@@ -40,3 +40,13 @@ def test_a_dry_run_shows_tokens_and_memory_and_leaves_nothing(
     assert any(number > 0 and learning == 0 for number, learning in counts.values())
     steps = re.findall(r"step (\d+): loss \d+\.\d{4}, \d+\.\d\d s, peak memory \d+\.\d\d GiB", caplog.text)
     assert steps == ["1", "2"]
+
+
+def test_a_run_starts_with_the_same_table(
+    make_config: Callable[..., RunConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(tmp_path, trainer={"max_steps": 1, "use_cpu": True, "per_device_train_batch_size": 2})
+    with caplog.at_level(logging.INFO, logger="umbrella_train"):
+        assert train(config.model_copy(update={"data": config.data.model_copy(update={"evaluation": []})})) is not None
+    assert re.search(r"^projector +[\d,]+ +[1-9][\d,]*$", caplog.text, flags=re.MULTILINE)
+    assert re.search(r"^rsfMRI +4$", caplog.text, flags=re.MULTILINE)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from umbrella_model import parameter_table
+from umbrella_model import UmbrellaForConditionalGeneration, parameter_table
 
 if TYPE_CHECKING:
     from umbrella_train.trainer import UmbrellaTrainer
@@ -36,11 +36,7 @@ class DryRunTable(TrainerCallback):
         if not state.is_world_process_zero:
             return
         model = self._trainer.accelerator.unwrap_model(self._trainer.model)
-        lines = [f"{'part':<24}{'parameters':>16}{'trainable':>16}"]
-        lines += [f"{row.part:<24}{row.num_parameters:>16,}{row.num_trainable:>16,}" for row in parameter_table(model)]
-        lines += ["", f"{'modality':<24}{'tokens a scan':>16}"]
-        lines += [f"{name:<24}{model.num_image_tokens(name):>16,}" for name in self._trainer.gradients.modalities]
-        logger.info("\n".join(lines))
+        logger.info(describe_model(model))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -62,6 +58,15 @@ class DryRunTable(TrainerCallback):
             logger.info(
                 "step %d: loss %.4f, %.2f s, peak memory %s", state.global_step, logs["loss"], seconds, _peak_memory()
             )
+
+
+def describe_model(model: UmbrellaForConditionalGeneration) -> str:
+    """A table of the parts, with what learns of each, and of the tokens that a scan takes."""
+    lines = [f"{'part':<24}{'parameters':>16}{'trainable':>16}"]
+    lines += [f"{row.part:<24}{row.num_parameters:>16,}{row.num_trainable:>16,}" for row in parameter_table(model)]
+    lines += ["", f"{'modality':<24}{'tokens a scan':>16}"]
+    lines += [f"{name:<24}{model.num_image_tokens(name):>16,}" for name in model.config.patch_embeds]
+    return "\n".join(lines)
 
 
 def _peak_memory() -> str:

@@ -25,7 +25,7 @@ from umbrella_train.callbacks import MetricsFile, ProgressBar
 from umbrella_train.checkpoint import checkpoint_problems, newest_good_checkpoint
 from umbrella_train.compilation import compile_layers
 from umbrella_train.config import DatasetConfig, RunConfig, dump_config, load_config
-from umbrella_train.dry_run import DryRunTable
+from umbrella_train.dry_run import DryRunTable, describe_model
 from umbrella_train.errors import RunError
 from umbrella_train.evaluate import evaluate_dataset, merge_results
 from umbrella_train.pictures import draw_pictures
@@ -65,6 +65,8 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
     folder = _open_folder(config, checkpoint)
     arguments.output_dir = str(folder.path)
     trainer = _build_trainer(config, arguments, parts, sources)
+    if trainer.is_world_process_zero():
+        logger.info(describe_model(parts.model))
     trainer.add_callback(MetricsFile(folder))
     trainer.add_callback(ProgressBar())
     if config.report.pictures and trainer.is_world_process_zero():
