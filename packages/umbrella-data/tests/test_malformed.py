@@ -284,6 +284,8 @@ ROWS: dict[str, Row] = {
     "slope_overflows": Row(put(scl_slope=1e37, scl_inter=0.0), R.NON_FINITE),
     "slope_vanishes": Row(put(scl_slope=1e-38, scl_inter=100.0), R.CONSTANT),
     # Affines and forms
+    "sform_code_unknown": Row(put(sform_code=90), R.AFFINE),
+    "qform_code_negative": Row(put(qform_code=-1), R.AFFINE),
     "sform_zero": Row(put(**BOTH_ZERO), R.AFFINE),
     "sform_nan": Row(put(srow_y=(0, NAN, 0, 0)), R.AFFINE),
     "sform_infinite_origin": Row(put(srow_z=(0, 0, 2, INF)), R.AFFINE),

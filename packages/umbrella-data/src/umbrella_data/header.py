@@ -23,6 +23,8 @@ REPETITION_TIME_LIMITS = (0.01, 100.0)
 
 _DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+# NIFTI_XFORM_TEMPLATE_OTHER (nifti1.h)
+_MAX_FORM_CODE = 5
 _SECONDS_PER_UNIT = {8: 1.0, 16: 1e-3, 24: 1e-6}
 
 
@@ -213,7 +215,15 @@ def _scaling(fields: Nifti1Header, *, path: str) -> tuple[float, float]:
 
 
 def _affine(fields: Nifti1Header, doubts: list[ScanDoubt], *, path: str) -> np.ndarray:
-    has_sform, has_qform = int(fields["sform_code"]) > 0, int(fields["qform_code"]) > 0
+    codes = int(fields["sform_code"]), int(fields["qform_code"])
+    # Readers differ over unknown codes: nibabel drops the form, others use it, and left and right may change places.
+    if not all(0 <= code <= _MAX_FORM_CODE for code in codes):
+        raise ScanError(
+            f"sform_code {codes[0]} and qform_code {codes[1]}: 0 to {_MAX_FORM_CODE} are right; set the forms again",
+            path=path,
+            reason=ScanReason.AFFINE,
+        )
+    has_sform, has_qform = (code > 0 for code in codes)
     if not (has_sform or has_qform):
         doubts.append(ScanDoubt.NO_FORM)
     try:
