@@ -115,7 +115,7 @@ def test_mixing_by_temperature_and_the_end_of_an_epoch_reach_the_mixture(cohort:
         config = RunConfig.model_validate({"model": MODEL, "data": {"train": sources, **data}})
         parts = build_parts(config)
         return parts.mixture(
-            [DatasetConfig.model_validate(each) for each in sources], config=config, augment=False
+            [DatasetConfig.model_validate(each) for each in sources], config=config, augment=True
         ).draws
 
     large, small = draws()
