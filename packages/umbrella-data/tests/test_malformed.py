@@ -221,6 +221,7 @@ ROWS: dict[str, Row] = {
     "analyze": Row(put(magic=b"\0\0\0\0"), R.FILE_TYPE),
     "pair_header": Row(put(magic=b"ni1\0"), R.FILE_TYPE),
     "magic_of_nifti2": Row(put(magic=b"n+2\0"), R.FILE_TYPE),
+    "magic_without_end": Row(put(magic=b"n+1*"), R.FILE_TYPE),
     "sizeof_hdr": Row(put(sizeof_hdr=349), R.FILE_TYPE),
     "mgz": Row(packed(), R.FILE_TYPE, name="scan.mgz"),
     "img": Row(bytes, R.FILE_TYPE, name="scan.img"),
@@ -566,9 +567,13 @@ def test_random_bytes_in_gzip_never_change_voxels_in_silence(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_random_headers_raise_typed_errors_only_when_many(tmp_path: Path) -> None:
-    assert sum(mutate_headers(5000, seed=1, folder=tmp_path).values()) == 5000
+    outcomes = mutate_headers(5000, seed=1, folder=tmp_path)
+    assert sum(outcomes.values()) == 5000
+    assert min(outcomes["refused"], outcomes["the same"]) > 500
 
 
 @pytest.mark.slow
 def test_random_bytes_in_gzip_never_change_voxels_in_silence_when_many(tmp_path: Path) -> None:
-    assert sum(flip_bytes(2000, seed=1, folder=tmp_path).values()) == 2000
+    outcomes = flip_bytes(2000, seed=1, folder=tmp_path)
+    assert sum(outcomes.values()) == 2000
+    assert min(outcomes.values()) > 0

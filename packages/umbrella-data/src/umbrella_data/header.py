@@ -137,11 +137,11 @@ def parse_header(block: bytes, *, path: str) -> ScanHeader:
 
 def _nibabel_header(block: bytes, *, path: str) -> Nifti1Header:
     little = int.from_bytes(block[:4], "little") == len(block)
-    kind, magic = (Nifti1Header, b"n+1") if len(block) == 348 else (Nifti2Header, b"n+2")
+    kind, magic = (Nifti1Header, b"n+1\0") if len(block) == 348 else (Nifti2Header, b"n+2\0")
     # check=False: nibabel's own checks mend some fields in silence; ours below refuse.
     fields = kind(block, endianness="<" if little else ">", check=False)
     stored = bytes(fields["magic"])
-    if stored[:3] == magic:
+    if stored == magic:
         return fields
     if stored[:2] == b"ni":
         message = "the header of a .hdr/.img pair: convert it to one .nii or .nii.gz file"
