@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from umbrella_train.errors import RunError
 from umbrella_train.evaluation_loss import EvaluationLoss
 
 KINDS = [("T1",), ("rsfMRI",), ("dMRI",), ("T1", "dMRI"), (), ("T1", "rsfMRI", "dMRI")]
@@ -91,3 +92,8 @@ def test_loss_is_weighted_by_tokens_and_counts_samples() -> None:
     metrics, num_samples = total.reduce(prefix="test")
     assert metrics == {"test_loss": 3.0, "test/loss/T1": 4.0, "test/loss/T1+dMRI": 2.0}
     assert num_samples == 6
+
+
+def test_predict_is_refused_and_the_way_is_told(make_trainer) -> None:
+    with pytest.raises(RunError, match="umbrella-eval"):
+        make_trainer([[("T1",)]]).predict([])

@@ -123,17 +123,35 @@ class ConversationDataset(Dataset[Example]):
         try:
             return self._read(index, row=row)
         except ScanError as error:
-            self._bad_rows[row] = error
-            bad_scans.add(
-                BadScan(
-                    manifest=self.manifest.path,
-                    line=self.manifest.line(row),
-                    num_rows=len(self),
-                    subject=self.manifest[row].subject,
-                    error=error,
-                )
-            )
+            self._note(row, error, bad_scans)
             raise
+
+    def _note(self, row: int, error: ScanError, bad_scans: BadScanList) -> None:
+        self._bad_rows[row] = error
+        bad_scans.add(
+            BadScan(
+                manifest=self.manifest.path,
+                line=self.manifest.line(row),
+                num_rows=len(self),
+                subject=self.manifest[row].subject,
+                error=error,
+            )
+        )
+
+    def leave_out(self, index: int, error: ScanError) -> None:
+        """Note a sample that cannot be asked about; nothing can stand in for a question.
+
+        Args:
+            index: The sample whose scan is bad.
+            error: What `prompt` raised.
+
+        Raises:
+            ScanError: The error itself, where bad scans are not to be left out.
+            TooManyBadScansError: If more scans than allowed cannot be used.
+        """
+        if self._bad_scans is None:
+            raise error
+        self._note(index % len(self), error, self._bad_scans)
 
     def sample(self, index: int) -> Sample:
         """The manifest's row at a virtual index."""

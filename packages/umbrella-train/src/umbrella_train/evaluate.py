@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from umbrella_data import ScanError
 from umbrella_data.modality import MODALITIES
 from umbrella_data.sample import Sample
 from umbrella_train.controls import Question, QuestionSource, plan_questions
@@ -23,6 +24,10 @@ class PromptSource(QuestionSource, Protocol):
 
     def prompt(self, index: int, /, *, scans_from: int | None = None, with_scans: bool = True) -> Any:
         """The conversation up to the answer, with its own scans, another sample's, or none."""
+        ...
+
+    def leave_out(self, index: int, error: ScanError, /) -> None:
+        """Notes a sample whose scan cannot be used, or raises the error."""
         ...
 
 
@@ -95,12 +100,15 @@ def evaluate_dataset(
             number = turn * world_size + rank
             # A rank without a batch repeats the last one unheard: a sharded model needs all ranks in every forward.
             positions = batches[min(number, len(batches) - 1)]
-            examples = [_prompt(dataset, questions[position]) for position in positions]
-            texts = _generate(
-                model, collator(examples), tokenizer, max_new_tokens=max_new_tokens, device=device, stop_ids=stop_ids
-            )
+            examples = _prompts(dataset, {position: questions[position] for position in positions})
+            texts = []
+            if examples:
+                batch = collator(list(examples.values()))
+                texts = _generate(
+                    model, batch, tokenizer, max_new_tokens=max_new_tokens, device=device, stop_ids=stop_ids
+                )
             if number < len(batches):
-                answers += zip(positions, texts, strict=True)
+                answers += zip(examples, texts, strict=True)
             if progress is not None:
                 progress(turn + 1, num_rounds)
     finally:
@@ -129,6 +137,17 @@ def _batches(dataset: PromptSource, questions: Sequence[Question], *, batch_size
         positions = list(group)
         for start in range(0, len(positions), batch_size):
             yield positions[start : start + batch_size]
+
+
+def _prompts(dataset: PromptSource, questions: Mapping[int, Question]) -> dict[int, Any]:
+    """Examples by position, without those whose scan cannot be used and may be left out."""
+    examples = {}
+    for position, question in questions.items():
+        try:
+            examples[position] = _prompt(dataset, question)
+        except ScanError as error:
+            dataset.leave_out(question.index if question.scans_from is None else question.scans_from, error)
+    return examples
 
 
 def _prompt(dataset: PromptSource, question: Question) -> Any:

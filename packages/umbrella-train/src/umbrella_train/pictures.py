@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from umbrella_data import ScanError
 from umbrella_data.preview import draw_volume
 from umbrella_train.build import Parts
 from umbrella_train.config import DatasetConfig, RunConfig
@@ -28,9 +29,15 @@ def draw_pictures(sources: Sequence[DatasetConfig], *, parts: Parts, config: Run
             if missing.keys().isdisjoint(dataset.modalities(index)):
                 continue
             for scan in dataset.sample(index).scans:
-                modality = missing.pop(scan.modality, None)
+                modality = missing.get(scan.modality)
                 if modality is not None:
-                    volume = parts.pipelines[scan.modality](scan.paths, generator=None)
+                    try:
+                        volume = parts.pipelines[scan.modality](scan.paths, generator=None)
+                    except ScanError:
+                        if config.data.on_bad_scan == "raise":
+                            raise
+                        continue  # the run notes it when it comes to it
+                    del missing[scan.modality]
                     figure = draw_volume(volume, modality=scan.modality, patch_size=modality.patch_size)
                     # The report shows two side by side: a smaller page keeps the letters readable.
                     width, height = figure.get_size_inches()

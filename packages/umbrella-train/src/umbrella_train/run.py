@@ -32,7 +32,7 @@ from umbrella_train.pictures import draw_pictures
 from umbrella_train.report import build_report
 from umbrella_train.run_folder import RunFolder
 from umbrella_train.sharding import is_sharded_model
-from umbrella_train.sources import Sources, prepare_sources
+from umbrella_train.sources import Sources, check_manifests, prepare_sources
 from umbrella_train.trainer import UmbrellaTrainer
 
 logger = logging.getLogger(__name__)
@@ -119,6 +119,7 @@ def evaluate_run(
     device = torch.device("cpu" if config.trainer.use_cpu or not torch.cuda.is_available() else "cuda")
     if manifests:
         evaluation: Sequence[DatasetConfig] = [DatasetConfig(manifest=path, data_root=data_root) for path in manifests]
+        check_manifests(evaluation, config=config)
     else:
         evaluation = prepare_sources(config).evaluation
     if not evaluation:
@@ -131,7 +132,8 @@ def evaluate_run(
 def _try_out(config: RunConfig, scratch: Path) -> None:
     """Two steps whose only result is the table."""
     arguments = build_arguments(config, output_dir=scratch, dry_run=True)
-    trainer = _build_trainer(config, arguments, build_parts(config), prepare_sources(config))
+    sources = prepare_sources(config)
+    trainer = _build_trainer(config, arguments, build_parts(config), sources)
     trainer.add_callback(DryRunTable(trainer))
     trainer.train()
 
@@ -222,7 +224,7 @@ def _evaluate(scope: _Scope, sources: Sequence[DatasetConfig], *, model: Any) ->
 
             result = evaluate_dataset(
                 model,
-                parts.dataset(source, config=config, augment=False),
+                parts.dataset(source, config=config, augment=False, folder=scope.folder.path),
                 tokenizer=parts.tokenizer,
                 collator=parts.collator(padding_side="left"),
                 batch_size=config.trainer.per_device_eval_batch_size,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -318,9 +318,17 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
         total = EvaluationLoss(self.gradients.modalities, device=self.args.device)
         for batch in dataloader:
             inputs = self._prepare_inputs(batch)
-            with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = model(**inputs)
-            total.add(outputs.loss, inputs)
+            loss, _, _ = self.prediction_step(model, inputs, prediction_loss_only=True)
+            assert loss is not None
+            total.add(loss, inputs)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         metrics, num_samples = total.reduce(prefix=metric_key_prefix)
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=num_samples)
+
+    def predict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not for this model: logits of batches of different lengths and modalities make no array.
+
+        Raises:
+            RunError: Always.
+        """
+        raise RunError("predict has no meaning here; ask a trained model with umbrella-eval or umbrella-predict")

@@ -1,0 +1,84 @@
+"""Manifests and scans that are not as they should be: all named before a run begins, or left out where it says so."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from umbrella_data.synthetic import DemoCohort
+from umbrella_train.config import RunConfig
+from umbrella_train.errors import RunError
+from umbrella_train.run import evaluate_run, train
+
+MakeConfig = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def own_cohort(cohort: DemoCohort, tmp_path: Path) -> Path:
+    """A copy of the cohort that a test may damage."""
+    folder = tmp_path / "cohort"
+    shutil.copytree(cohort.train_manifest.parent, folder)
+    return folder
+
+
+def rows_of(manifest: Path) -> list[dict]:
+    return [json.loads(line) for line in manifest.read_text().splitlines()]
+
+
+def write(manifest: Path, rows: list[dict]) -> None:
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def sources(folder: Path) -> dict:
+    return {
+        "train": [{"manifest": str(folder / "train.jsonl")}],
+        "evaluation": [{"manifest": str(folder / "test.jsonl")}],
+    }
+
+
+def test_all_problems_of_all_manifests_come_before_anything_is_made(
+    make_config: MakeConfig, own_cohort: Path, tmp_path: Path
+) -> None:
+    rows = rows_of(own_cohort / "train.jsonl")
+    rows[1]["messages"][0]["content"][0]["path"] = "nowhere.nii.gz"
+    rows[3]["answer"]["value"] = "neither"
+    write(own_cohort / "train.jsonl", rows)
+    rows = rows_of(own_cohort / "test.jsonl")
+    rows[0]["messages"][0]["content"][0]["path"] = "../outside.nii.gz"
+    write(own_cohort / "test.jsonl", rows)
+    config = make_config(tmp_path / "runs", data={**sources(own_cohort), "pipelines": {}})
+    for dry_run in (False, True):
+        with pytest.raises(RunError) as caught:
+            train(config, dry_run=dry_run)
+        for words in ("line 2", "nowhere.nii.gz", "line 4", "neither", "line 1", "outside"):
+            assert words in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_question_about_a_bad_scan_is_left_out_and_listed(
+    make_config: MakeConfig, own_cohort: Path, tmp_path: Path
+) -> None:
+    row = next(row for row in rows_of(own_cohort / "test.jsonl") if "T1" in json.dumps(row["messages"]))
+    scan = own_cohort / row["messages"][0]["content"][0]["path"]
+    scan.write_bytes(scan.read_bytes()[:-200])
+    data = {**sources(own_cohort), "cache_dir": None, "pipelines": {}}
+    options = {
+        "trainer": {"max_steps": 1, "use_cpu": True},
+        "report": {"enabled": True, "controls": True, "pictures": True},
+    }
+    skipping = make_config(tmp_path / "runs", data={**data, "on_bad_scan": "skip", "max_bad_fraction": 0.9}, **options)
+    folder = train(skipping)
+    assert folder is not None
+    listed = [json.loads(line) for line in (folder / "bad_scans.jsonl").read_text().splitlines()]
+    assert [entry["reason"] for entry in listed] == ["gzip_truncated"]
+    metrics = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert metrics["eval/questions/T1"] == metrics["eval/questions/dMRI"] - 1
+    assert (folder / "pictures" / "T1.png").is_file()
+    with pytest.raises(RunError, match=r"nothing\.jsonl"):
+        evaluate_run(folder, manifests=[tmp_path / "nothing.jsonl"])
+    with pytest.raises(Exception, match="gzip"):
+        train(make_config(tmp_path / "strict", data=data, **options))
