@@ -325,7 +325,7 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
         metrics, num_samples = total.reduce(prefix=metric_key_prefix)
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=num_samples)
 
-    def predict(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def predict(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Not for this model: logits of batches of different lengths and modalities make no array.
 
         Raises:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from umbrella_data.bad_scans import LIST_NAME
 from umbrella_train.config.strict_yaml import read_yaml
 from umbrella_train.run_folder import RunFolder, read_lines
 
@@ -88,6 +90,7 @@ def read_run(path: Path, *, name: str) -> RunData:
             notes.append(f"{file.name}: {lines} could not be read; the run was cut off while it wrote")
     training = [row for row in metrics if "loss" in row]
     evaluations = [row for row in metrics if any(str(key).startswith("eval/questions/") for key in row)]
+    notes += _left_out(folder)
     notes += _state(folder, training=training, is_evaluated=bool(evaluations))
     return RunData(
         name=name,
@@ -99,6 +102,17 @@ def read_run(path: Path, *, name: str) -> RunData:
         pictures=_pictures(folder, config=config),
         notes=notes,
     )
+
+
+def _left_out(folder: RunFolder) -> list[str]:
+    """How many samples were left out for their scans, and why."""
+    rows, _ = read_lines(folder.path / LIST_NAME)
+    reasons = Counter(str(row.get("reason")) for row in rows)
+    if not reasons:
+        return []
+    listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    samples = "1 sample was" if len(rows) == 1 else f"{len(rows)} samples were"
+    return [f"{LIST_NAME}: {samples} left out, since a scan could not be used ({listed})"]
 
 
 def points(rows: Sequence[Mapping[str, Any]], key: str) -> Points:
