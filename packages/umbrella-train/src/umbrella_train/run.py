@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -33,6 +32,7 @@ from umbrella_train.report import build_report
 from umbrella_train.run_folder import RunFolder
 from umbrella_train.sharding import is_sharded_model
 from umbrella_train.sources import Sources, check_manifests, prepare_sources
+from umbrella_train.trackers import keep_trackers_private, log_to_trackers
 from umbrella_train.trainer import UmbrellaTrainer
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,6 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
             _try_out(config, Path(scratch))
         return None
     arguments = build_arguments(config, output_dir=config.output_dir / config.name)
-    _keep_trackers_private(config)
     checkpoint = None if resume is None else _find_checkpoint(config, resume)
     sources = prepare_sources(config)
     parts = build_parts(config)
@@ -160,6 +159,7 @@ def _build_trainer(config: RunConfig, arguments: TrainingArguments, parts: Parts
         part_learning_rates=cast(Mapping[Part, float], config.model.learn.learning_rates.given),
     )
     trainer.remove_callback(PrinterCallback)
+    keep_trackers_private(trainer, config)
     return trainer
 
 
@@ -244,20 +244,10 @@ def _evaluate(scope: _Scope, sources: Sequence[DatasetConfig], *, model: Any) ->
     if rank == 0 and scope.step is not None:
         step = scope.folder.last_step() if scope.step < 0 else scope.step
         scope.folder.append_metrics({"step": step, **merged.metrics})
+        log_to_trackers(merged.metrics, step=step)
         scope.folder.write_predictions(prediction.to_row() for prediction in merged.predictions)
     return merged.metrics
 
 
 def _stop_ids(parts: Parts) -> set[int]:
     return {token for token in (parts.tokenizer.eos_token_id, parts.tokenizer.pad_token_id) if token is not None}
-
-
-def _keep_trackers_private(config: RunConfig) -> None:
-    """Trackers get numbers: no console, no code, and without a key nothing leaves the machine."""
-    if "wandb" in config.trainer.report_to:
-        os.environ.setdefault("WANDB_CONSOLE", "off")
-        os.environ.setdefault("WANDB_DISABLE_CODE", "true")
-        os.environ.setdefault("WANDB_DIR", str(config.output_dir))
-        has_key = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").exists()
-        if not has_key:
-            os.environ.setdefault("WANDB_MODE", "offline")
