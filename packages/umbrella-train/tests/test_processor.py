@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,10 @@ def test_maps_are_split_at_commas_but_a_name_with_a_comma_is_kept(tmp_path: Path
     (tmp_path / "a,b.nii").touch()
     assert cli._read_scan(f"T1={tmp_path / 'a,b.nii'}") == ("T1", [tmp_path / "a,b.nii"])
     assert cli._read_scan("dMRI=fa.nii,md.nii") == ("dMRI", [Path("fa.nii"), Path("md.nii")])
+
+
+def test_a_model_without_a_processor_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_folder / "model", tmp_path / "model")
+    (tmp_path / "model" / "processor_config.json").unlink()
+    with pytest.raises(RunError, match="holds no processor"):
+        predict(tmp_path / "model", scans=[], question="Is there one?")

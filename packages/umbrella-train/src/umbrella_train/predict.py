@@ -37,7 +37,8 @@ def predict(
         ScanError: A scan cannot be trusted.
     """
     model_folder = find_model(folder)
-    processor = AutoProcessor.from_pretrained(model_folder)
+    has_processor = (model_folder / "processor_config.json").is_file()
+    processor = AutoProcessor.from_pretrained(model_folder) if has_processor else None
     if not isinstance(processor, UmbrellaProcessor):
         raise RunError(f"{model_folder}: holds no processor of this package; train the model with umbrella-train")
     named = [(_known_modality(name, processor), paths) for name, paths in scans]
