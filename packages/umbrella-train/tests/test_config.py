@@ -187,6 +187,17 @@ def test_overrides_reach_every_kind_of_key(good: Path) -> None:
     assert config.name == "0012"
 
 
+@pytest.mark.parametrize("words", [["[wandb]"], ['["wandb"]'], ["[", "wandb", "]"], ["wandb"]])
+def test_a_list_is_understood_as_the_file_would_hold_it(good: Path, words: list[str]) -> None:
+    assert load_config(good, ["--trainer.report-to", *words]).trainer.report_to == ["wandb"]
+
+
+def test_a_list_that_is_not_closed_is_a_problem(good: Path) -> None:
+    assert problems_of(good, "--trainer.report-to", "[wandb") == (
+        "--trainer.report-to: [wandb is not a list; write [a, b], or a b",
+    )
+
+
 def test_an_override_mends_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD.replace("[4, 4, 4]}", "[3, 4, 4]}"))
     assert problems_of(path)

@@ -7,12 +7,14 @@ of a valid default only, and not into a section that is null there.)
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
 from pydantic import BaseModel
 
 from umbrella_data.modality import find_modality
@@ -125,7 +127,8 @@ def _value(values: list[str], annotation: Any) -> Any:
         free = [_from_json(value) for value in values] or [True]
         return free[0] if len(free) == 1 else free
     if is_sequence(annotation):
-        return _from_json(values[0]) if len(values) == 1 and values[0].startswith("[") else list(values)
+        text = " ".join(values)
+        return _from_flow_list(text) if text.startswith("[") else list(values)
     if not values and without_none(annotation) is bool:
         return True
     if len(values) != 1:
@@ -134,6 +137,17 @@ def _value(values: list[str], annotation: Any) -> Any:
     if is_mapping(annotation) or section_of(annotation) is not None:
         return _from_json(values[0])
     return values[0]
+
+
+def _from_flow_list(text: str) -> Any:
+    """Read a list as the file would hold it: `[wandb]`, `[8, 8, 8]`, or JSON."""
+    found = _from_json(text)
+    if isinstance(found, str):
+        with contextlib.suppress(yaml.YAMLError):
+            found = yaml.safe_load(text)
+    if not isinstance(found, list):
+        raise _UnusableValueError(f"{text} is not a list; write [a, b], or a b")
+    return found
 
 
 def _from_json(text: str) -> Any:
