@@ -23,6 +23,16 @@ LLAVA = (
     "{% for item in message['content'] | selectattr('type', 'equalto', 'text') %}{{ item['text'] + ' ' }}{% endfor %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
+# As of Llama-2: a blank in front of the end of turn.
+BLANK_BEFORE_END = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% else %} {{ m['content'] }} </s>{% endif %}{% endfor %}"
+)
+# Only the last turn ends by a token, and another one begins each turn.
+END_AT_LAST = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }} {{ m['content'] }}"
+    "{% if m['role'] == 'assistant' and loop.last %}</s>{% endif %}{% endfor %}"
+)
 MANY_TURNS = (
     Turn("system", ("Be brief.",)),
     Turn("user", (T1, "What is it?")),
@@ -65,6 +75,36 @@ def test_labels_when_many_turns_are_all_words_and_ends_of_turn(encoder_of, templ
     tokenizer, encoder = encoder_of(chat_template=template)
     encoded = encoder.encode(MANY_TURNS[1:] if template == VICUNA else MANY_TURNS)
     assert learned(tokenizer, encoded) == f"a brain{end}größer: 脳 \n two lines{end}yes{end}"
+
+
+@pytest.mark.parametrize("template", [BLANK_BEFORE_END, END_AT_LAST], ids=["blank before the end", "end at last"])
+def test_labels_hold_neither_blanks_nor_marks_of_the_template(encoder_of, template):
+    tokenizer, encoder = encoder_of(chat_template=template)
+    encoded = encoder.encode(MANY_TURNS[1:])
+    where = (encoded.labels != -100).nonzero().flatten().tolist()
+    spans: list[list[int]] = []
+    for place in where:
+        if spans and spans[-1][-1] == place - 1:
+            spans[-1].append(place)
+        else:
+            spans.append([place])
+    words = [tokenizer.decode(encoded.input_ids[span]) for span in spans]
+    assert words == ["a brain</s>", "größer: 脳 \n two lines</s>", "yes</s>"]
+
+
+def test_max_length_never_leaves_an_answer_without_its_question(encoder_of):
+    tokenizer, encoder = encoder_of()
+    turns = tuple(Turn(role, (role[0],)) for role in ("user", "user", "assistant", "user", "assistant"))
+    length = len(encoder.encode(turns).input_ids)
+    encoded = encoder.encode(turns, max_length=length - 1)
+    assert encoded.num_dropped_turns == 3
+    assert tokenizer.decode(encoded.input_ids).startswith("<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\na<")
+
+
+def test_answer_of_blanks_is_refused(encoder_of):
+    _, encoder = encoder_of()
+    with pytest.raises(ValueError, match="nothing to learn"):
+        encoder.encode((Turn("user", ("What?",)), Turn("assistant", (" ",))))
 
 
 def test_scans_own_runs_of_the_image_token_in_reading_order(encoder_of):

@@ -100,11 +100,11 @@ class ChatEncoder:
 
         Args:
             messages: The turns.
-            max_length: Most positions; whole turns are dropped from the front until the rest fits.
+            max_length: Most positions; whole exchanges are dropped from the front until the rest fits.
 
         Raises:
-            ValueError: If the last exchange alone is longer than `max_length`, if words hold markup of the chat
-                template, or if a modality has no number of image tokens.
+            ValueError: If the last exchange alone is longer than `max_length`, if no answer holds a word, if words
+                hold markup of the chat template, or if a modality has no number of image tokens.
         """
         return self._encode_within(messages, max_length=max_length, is_prompt=False)
 
@@ -163,12 +163,13 @@ class ChatEncoder:
             if max_length is None or len(encoded.input_ids) <= max_length:
                 return encoded
             first = 1 if kept[0].role == "system" else 0
-            # An exchange, a user turn and its answer, goes as a whole: templates insist on turns that alternate.
-            if len(kept) - first <= 2:
+            num_leaving = _first_exchange(kept[first:])
+            rest = kept[first + num_leaving :]
+            if not any(turn.role == ("user" if is_prompt else "assistant") for turn in rest):
                 raise ValueError(f"the last exchange alone takes {len(encoded.input_ids)} positions, more than "
                                  f"max_length {max_length}; scans are never cut")  # fmt: skip
-            del kept[first : first + 2]
-            num_dropped += 2
+            del kept[first : first + num_leaving]
+            num_dropped += num_leaving
 
     def _encode_all(self, messages: list[Turn], *, is_prompt: bool, num_dropped_turns: int) -> EncodedConversation:
         contents = [_merge_texts(turn) for turn in messages]
@@ -179,6 +180,9 @@ class ChatEncoder:
         self._check_words(chat, ids, offsets)
         scan_positions = np.flatnonzero(ids == self._image_token_id)
         self._check_scans(chat, offsets[scan_positions])
+        if not is_prompt and not chat.learned:
+            raise ValueError("no turn of the assistant holds a word, so there is nothing to learn; give it an answer "
+                             "that is more than blanks")  # fmt: skip
         labels = _labels([] if is_prompt else chat.learned, ids, offsets)
         return self._expand(ids, labels, scan_positions, chat.scans, num_dropped_turns)
 
@@ -275,6 +279,19 @@ def _shape(messages: Sequence[Turn], contents: Sequence[Sequence[Scan | str]]) -
         (turn.role, "".join("s" if isinstance(item, Scan) else "t" for item in content))
         for turn, content in zip(messages, contents, strict=True)
     )
+
+
+def _first_exchange(turns: Sequence[Turn]) -> int:
+    """The number of turns up to where the user speaks again after an answer.
+
+    They go as a whole: templates insist that the user begins.
+    """
+    answered = False
+    for number, turn in enumerate(turns):
+        if answered and turn.role != "assistant":
+            return number
+        answered = answered or turn.role == "assistant"
+    return len(turns)
 
 
 def _merge_texts(turn: Turn) -> list[Scan | str]:

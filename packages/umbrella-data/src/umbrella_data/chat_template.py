@@ -184,18 +184,20 @@ class ChatTemplate:
         return tuple(layout) if _keeps_all(layout, slots, moves_scans=bool(scans)) else None
 
     def _end_turns(self, layout: Layout, shape: Shape) -> Layout:
-        """Mark what ends each assistant turn, and write the end-of-sequence token where the template ends none."""
+        """Put the end-of-turn token right behind each assistant's words, where the template does not have it.
+
+        A blank between the two goes: a model that learns the words and the token alone could not write it.
+        """
         ended: list[str | Slot] = list(layout)
         for i, slot in enumerate(layout):
             if isinstance(slot, str) or shape[slot.turn][0] != "assistant":
                 continue
             following = str(layout[i + 1])
-            match = self._special_pattern.search(following) if self._terminator else None
-            if match is None:
-                eos_token = str(self._tokenizer.eos_token)
-                ended[i], ended[i + 1] = replace(slot, tail=len(eos_token)), eos_token + following
-            else:
-                ended[i] = replace(slot, tail=match.end())
+            match = self._special_pattern.search(following)
+            # Another special token belongs to the next turn, as does one that words stand in front of.
+            is_end = match is not None and match.group() == self._terminator and not following[: match.start()].strip()
+            rest = following[match.end() :] if match is not None and is_end else following
+            ended[i], ended[i + 1] = replace(slot, tail=len(self.end_of_turn)), self.end_of_turn + rest
         return tuple(ended)
 
 
