@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from umbrella_train.config import RunConfig
+from umbrella_train.config.run_checks import world_size_problem
 from umbrella_train.errors import RunError
 from umbrella_train.launcher import check_launcher
 
@@ -68,12 +69,9 @@ def _check_world_size(config: RunConfig, arguments: TrainingArguments) -> None:
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if arguments.world_size != launched:
         raise RunError(f"{launched} processes were launched, but this one sees {arguments.world_size} of them")
-    expected = config.trainer.world_size
-    if expected is not None and expected != launched:
-        raise RunError(
-            f"trainer.world_size is {expected}, but the number of processes launched is {launched}; "
-            f"start it with: torchrun --nproc-per-node {expected} -m umbrella_train ..."
-        )
+    problem = world_size_problem(config.trainer.world_size)
+    if problem is not None:
+        raise RunError(problem)
 
 
 def _keep_to_one_device(arguments: TrainingArguments) -> None:

@@ -42,7 +42,7 @@ def train_command(arguments: Sequence[str] | None = None) -> None:
         print(parser.format_help())
         print(_describe_keys(config))
         return
-    config = _or_exit(lambda: load_config(options.config, overrides))
+    config = _or_exit(lambda: load_config(options.config, overrides, to_run=True))
 
     def train() -> Path | None:
         from umbrella_train import run  # late: imports torch

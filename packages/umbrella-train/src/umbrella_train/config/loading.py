@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from umbrella_train.config.overrides import apply_overrides
 from umbrella_train.config.problems import ConfigError, validation_problems
+from umbrella_train.config.run_checks import run_problems
 from umbrella_train.config.run_config import RunConfig
 from umbrella_train.config.strict_yaml import read_yaml, remove_secrets
 
@@ -22,12 +23,13 @@ def demo_config_path() -> Path:
     return Path(str(files("umbrella_train") / "configs" / "demo.yaml"))
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: Path | None, overrides: Sequence[str] = (), *, to_run: bool = False) -> RunConfig:
     """Read and check a configuration.
 
     Args:
         path: A YAML file; None: the packaged demo.
         overrides: The command line's words, as in `["--trainer.learning-rate", "1e-4"]`. They win over the file.
+        to_run: Also hold it against what a run would meet here: transformers, the disk, the processes launched.
 
     Raises:
         ConfigError: With every problem of the file and of the overrides at once.
@@ -41,6 +43,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     problems += override_problems + secret_problems
     config, schema_problems = _validate(content)
     problems += schema_problems
+    if to_run:
+        problems += run_problems(content)
     if problems or config is None:
         raise ConfigError(problems, source=str(path))
     return config

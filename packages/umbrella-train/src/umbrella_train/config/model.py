@@ -207,6 +207,29 @@ class ModelConfig(Section):
         ]
 
     @model_validator(mode="after")
+    def _check_positions(self) -> ModelConfig:
+        positions = (self.text_config or {}).get("max_position_embeddings")
+        if not isinstance(positions, int):
+            return self
+        problems = [
+            ("text_config.max_position_embeddings", f"{positions} is less than the {tokens} tokens of one {name} scan")
+            for name, tokens in self._num_tokens().items()
+            if tokens > positions
+        ]
+        if problems:
+            raise SectionError(problems)
+        return self
+
+    def _num_tokens(self) -> dict[str, int]:
+        """Tokens of one scan, after pooling."""
+        pools = {name: self.pool.get(name, 1) for name in self.modalities}
+        return {
+            name: modality.num_patches
+            // (pool ** len(modality.grid_size) if isinstance(pool := pools[name], int) else math.prod(pool))
+            for name, modality in self.modalities.items()
+        }
+
+    @model_validator(mode="after")
     def _check_source(self) -> ModelConfig:
         configs = {"vision_config": self.vision_config, "text_config": self.text_config}
         if self.pretrained is not None:
