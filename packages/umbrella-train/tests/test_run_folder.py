@@ -87,3 +87,16 @@ def test_predictions_stay_where_new_ones_fail(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         folder.write_predictions([{"subject": object()}])
     assert read_lines(folder.predictions) == ([{"subject": "a"}], 0)
+
+
+def test_going_on_with_other_settings_keeps_what_was_before(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, name="run", config_text="a: 1\n")
+    folder.replace_config("a: 1\n", checkpoint="checkpoint-2")
+    assert list(folder.path.glob("config*")) == [folder.config]
+    folder.replace_config("a: 2\n", checkpoint="checkpoint-4")
+    folder.replace_config("a: 3\n", checkpoint="checkpoint-4")
+    assert {path.name: path.read_text() for path in folder.path.glob("config*")} == {
+        "config.yaml": "a: 3\n",
+        "config-until-checkpoint-4.yaml": "a: 1\n",
+        "config-until-checkpoint-4-2.yaml": "a: 2\n",
+    }

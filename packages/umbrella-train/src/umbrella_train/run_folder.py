@@ -95,6 +95,25 @@ class RunFolder:
         """The salt of the subjects' hashes, readable by its owner alone."""
         return self.path / "salt"
 
+    def replace_config(self, config_text: str, *, checkpoint: str) -> None:
+        """Write the configuration that the run goes on with; one that differs is kept as config-until-CHECKPOINT.yaml.
+
+        Args:
+            config_text: The resolved configuration.
+            checkpoint: Name of the checkpoint that the run goes on from.
+        """
+        before = self.config.read_text(encoding="utf-8")
+        if before == config_text:
+            return
+        ends = ("" if number == 1 else f"-{number}" for number in count(1))
+        paths = (self.path / f"config-until-{checkpoint}{end}.yaml" for end in ends)
+        kept = next(path for path in paths if not path.exists())
+        kept.write_text(before, encoding="utf-8")
+        # Replaced as a whole: a run that is killed here would else have no configuration left.
+        new = self.config.with_suffix(".new")
+        new.write_text(config_text, encoding="utf-8")
+        new.replace(self.config)
+
     def subject_hash(self) -> Callable[[str], str]:
         """Return the function that names a subject by this run's hash."""
         return subject_hasher(read_or_create_salt(self.salt))
