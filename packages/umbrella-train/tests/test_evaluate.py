@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from umbrella_data.sample import Answer, Sample, Scan, Turn
+from umbrella_train.end_of_turn import EndOfTurn
 from umbrella_train.evaluate import EvaluationResult, evaluate_dataset, merge_results, modality_name
 
 SIDES = ("left", "right")
@@ -71,14 +72,22 @@ class ToyModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.num_batches = 0
+        self.stops: list[int] | None = None
 
     def generate(
-        self, *, input_ids: Tensor, pixel_values: dict[str, Tensor], max_new_tokens: int, do_sample: bool
+        self,
+        *,
+        input_ids: Tensor,
+        pixel_values: dict[str, Tensor],
+        max_new_tokens: int,
+        do_sample: bool,
+        eos_token_id: list[int] | None = None,
     ) -> Tensor:
         assert not self.training
         assert not torch.is_grad_enabled()
         assert not do_sample
         self.num_batches += 1
+        self.stops = eos_token_id
         numbers = [int(number) for number in pixel_values["T1"].tolist()] or [0] * len(input_ids)
         ending = bytes([STOP]) + b"and more to fill up"
         said = [(SIDES[number % 2].encode() + ending)[:max_new_tokens] for number in numbers]
@@ -94,7 +103,13 @@ class ByteDecoder:
 
 
 def evaluate(model: ToyModel, dataset: ToyDataset, **options: Any) -> EvaluationResult:
-    arguments: dict[str, Any] = {"batch_size": 5, "max_new_tokens": 12, "stop_ids": [STOP], "seed": 0, **options}
+    arguments: dict[str, Any] = {
+        "batch_size": 5,
+        "max_new_tokens": 12,
+        "end_of_turn": EndOfTurn((STOP,)),
+        "seed": 0,
+        **options,
+    }
     return evaluate_dataset(
         model,
         dataset,
@@ -114,6 +129,12 @@ def test_a_model_that_looks_is_right_with_its_own_scan_alone() -> None:
     assert 0.25 < metrics["eval/shuffled/T1"] < 0.75
     assert (metrics["eval/questions/T1"], metrics["eval/subjects/T1"], metrics["eval/unparsed/T1"]) == (40, 40, 0)
     assert metrics["eval/accuracy_lower/T1"] < 1 == metrics["eval/accuracy_upper/T1"]
+
+
+def test_generation_stops_at_the_end_of_turn() -> None:
+    model = ToyModel()
+    evaluate(model, ToyDataset([side_sample(0)]))
+    assert model.stops == [STOP]
 
 
 def test_predictions_hold_the_words_and_a_hash_of_the_subject() -> None:
@@ -137,7 +158,7 @@ def test_predictions_hold_the_words_and_a_hash_of_the_subject() -> None:
 
 def test_what_comes_behind_the_end_of_turn_was_not_said() -> None:
     dataset = ToyDataset([side_sample(i) for i in range(4)])
-    assert evaluate(ToyModel(), dataset, stop_ids=()).metrics["eval/unparsed/T1"] == 1
+    assert evaluate(ToyModel(), dataset, end_of_turn=None).metrics["eval/unparsed/T1"] == 1
     assert evaluate(ToyModel(), dataset).metrics["eval/unparsed/T1"] == 0
 
 

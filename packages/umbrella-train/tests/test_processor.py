@@ -154,16 +154,29 @@ def test_decoding_stops_at_the_end_of_the_turn(processor: UmbrellaProcessor) -> 
 
 
 def test_an_answer_is_that_of_the_model_and_its_folder_may_be_named_in_two_ways(
-    run_folder: Path, processor: UmbrellaProcessor, parts: Parts, sample: Sample
+    run_folder: Path,
+    processor: UmbrellaProcessor,
+    parts: Parts,
+    sample: Sample,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scans = [(scan.modality, scan.paths) for scan in sample.scans]
     batch = processor(question_with_scans("Old or young?", scans))
     ids = parts.model.eval().generate(**batch, max_new_tokens=5, do_sample=False)
     (expected,) = processor.decode_answers(ids, prompt_length=batch["input_ids"].shape[1])
     before = sorted(run_folder.rglob("*"))
+    stops: list[object] = []
+    generate = type(parts.model).generate
+
+    def note_stops(model: Any, **options: Any) -> Any:
+        stops.append(options.get("eos_token_id"))
+        return generate(model, **options)
+
+    monkeypatch.setattr(type(parts.model), "generate", note_stops)
     for folder in (run_folder, run_folder / "model"):
         answer = predict(folder, question="Old or young?", scans=scans, max_new_tokens=5, device="cpu")
         assert answer == expected
+    assert stops == [list(processor.end_of_turn.stop_ids)] * 2
     assert sorted(run_folder.rglob("*")) == before
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from umbrella_data import ScanError
 from umbrella_data.modality import MODALITIES
 from umbrella_data.sample import Sample
 from umbrella_train.controls import Question, QuestionSource, plan_questions
+from umbrella_train.end_of_turn import EndOfTurn
 from umbrella_train.metrics import Prediction, score_answer, summarise
 
 Batch = Mapping[str, Any]
@@ -62,7 +63,7 @@ def evaluate_dataset(
     max_new_tokens: int,
     device: torch.device | str,
     subject_hash: Callable[[str], str],
-    stop_ids: Collection[int] = (),
+    end_of_turn: EndOfTurn | None = None,
     controls: bool = True,
     seed: int = 0,
     rank: int = 0,
@@ -81,7 +82,7 @@ def evaluate_dataset(
         max_new_tokens: Longest answer in tokens.
         device: Where the model is.
         subject_hash: Names a subject in the predictions.
-        stop_ids: End-of-turn tokens: an answer ends in front of the first.
+        end_of_turn: What generation stops at, and an answer ends in front of; None: the model's own.
         controls: Whether to ask also with shuffled, swapped and absent scans.
         seed: Seed of the controls' partners and of the intervals.
         rank: This process.
@@ -105,7 +106,12 @@ def evaluate_dataset(
             if examples:
                 batch = collator(list(examples.values()))
                 texts = _generate(
-                    model, batch, tokenizer, max_new_tokens=max_new_tokens, device=device, stop_ids=stop_ids
+                    model,
+                    batch,
+                    tokenizer,
+                    max_new_tokens=max_new_tokens,
+                    device=device,
+                    end=end_of_turn or EndOfTurn(),
                 )
             if number < len(batches):
                 answers += zip(examples, texts, strict=True)
@@ -164,18 +170,13 @@ def _generate(
     *,
     max_new_tokens: int,
     device: torch.device | str,
-    stop_ids: Collection[int],
+    end: EndOfTurn,
 ) -> list[str]:
     inputs = {key: _to_device(value, device) for key, value in batch.items() if key != "labels"}
-    output: Tensor = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    stops = {"eos_token_id": list(end.stop_ids)} if end.stop_ids else {}
+    output: Tensor = model.generate(**inputs, **stops, max_new_tokens=max_new_tokens, do_sample=False)
     new: list[list[int]] = output[:, inputs["input_ids"].shape[1] :].tolist()
-    return [_decode(tokens, tokenizer, stop_ids=stop_ids) for tokens in new]
-
-
-def _decode(tokens: list[int], tokenizer: Decoder, *, stop_ids: Collection[int]) -> str:
-    # Rows that end early are filled up: what comes behind the end of the turn was not said.
-    end = next((position for position, token in enumerate(tokens) if token in stop_ids), len(tokens))
-    return str(tokenizer.decode(tokens[:end], skip_special_tokens=True)).strip()
+    return [end.decode(tokens, tokenizer) for tokens in new]
 
 
 def _to_device(value: Any, device: torch.device | str) -> Any:

@@ -47,7 +47,10 @@ def predict(
     model: Any = AutoModelForImageTextToText.from_pretrained(model_folder).eval().to(place)
     volumes = {name: volume.to(place) for name, volume in batch.pop("pixel_values").items()}
     inputs = {name: tensor.to(place) for name, tensor in batch.items()}
-    generated = model.generate(**inputs, pixel_values=volumes, max_new_tokens=max_new_tokens, do_sample=False)
+    stops = list(processor.end_of_turn.stop_ids)
+    generated = model.generate(
+        **inputs, pixel_values=volumes, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops
+    )
     return processor.decode_answers(generated, prompt_length=inputs["input_ids"].shape[1])[0]
 
 

@@ -21,6 +21,7 @@ from umbrella_data.modality import find_modality
 from umbrella_data.sample import ROLES, Scan, Turn
 from umbrella_data.transforms import Pipeline, PipelineConfig
 from umbrella_model import UmbrellaConfig, UmbrellaForConditionalGeneration
+from umbrella_train.end_of_turn import EndOfTurn, find_end_of_turn
 
 Message = Mapping[str, Any]
 
@@ -112,6 +113,11 @@ class UmbrellaProcessor(ProcessorMixin):
             del batch["labels"]
         return batch
 
+    @property
+    def end_of_turn(self) -> EndOfTurn:
+        """What generation is to stop at: `generate(..., eos_token_id=list(processor.end_of_turn.stop_ids))`."""
+        return find_end_of_turn(self.tokenizer, image_token_id=self.image_token_id)
+
     def decode_answers(self, generated: Tensor, *, prompt_length: int) -> list[str]:
         """The words that `generate` added to each prompt, up to the end of the turn.
 
@@ -119,12 +125,8 @@ class UmbrellaProcessor(ProcessorMixin):
             generated: Shape (B, prompt_length + new).
             prompt_length: Length of the padded prompts.
         """
-        stops = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
-        answers = []
-        for row in generated[:, prompt_length:].tolist():
-            end = next((place for place, token in enumerate(row) if token in stops), len(row))
-            answers.append(str(self.tokenizer.decode(row[:end], skip_special_tokens=True)).strip())
-        return answers
+        end = self.end_of_turn
+        return [end.decode(row, self.tokenizer) for row in generated[:, prompt_length:].tolist()]
 
     def _example(self, turns: list[Turn], encoder: ChatEncoder, *, is_prompt: bool, index: int) -> Example:
         # A prompt ends in front of the last answer: an answer to leave out keeps the turns before it whole.

@@ -25,6 +25,7 @@ from umbrella_train.checkpoint import checkpoint_problems, newest_good_checkpoin
 from umbrella_train.compilation import compile_layers
 from umbrella_train.config import DatasetConfig, RunConfig, dump_config, load_config
 from umbrella_train.dry_run import DryRunTable, describe_model
+from umbrella_train.end_of_turn import find_end_of_turn
 from umbrella_train.errors import RunError
 from umbrella_train.evaluate import evaluate_dataset, merge_results
 from umbrella_train.pictures import draw_pictures
@@ -231,7 +232,7 @@ def _evaluate(scope: _Scope, sources: Sequence[DatasetConfig], *, model: Any) ->
                 max_new_tokens=config.report.max_new_tokens,
                 device=scope.device,
                 subject_hash=scope.folder.subject_hash(),
-                stop_ids=_stop_ids(parts),
+                end_of_turn=find_end_of_turn(parts.tokenizer, image_token_id=parts.model.config.image_token_id),
                 controls=config.report.controls,
                 seed=config.seed,
                 rank=rank,
@@ -247,7 +248,3 @@ def _evaluate(scope: _Scope, sources: Sequence[DatasetConfig], *, model: Any) ->
         log_to_trackers(merged.metrics, step=step)
         scope.folder.write_predictions(prediction.to_row() for prediction in merged.predictions)
     return merged.metrics
-
-
-def _stop_ids(parts: Parts) -> set[int]:
-    return {token for token in (parts.tokenizer.eos_token_id, parts.tokenizer.pad_token_id) if token is not None}
