@@ -204,3 +204,12 @@ def test_auto_takes_the_newest_run_of_the_name_alone(make_config: MakeConfig, tm
         os.utime(tmp_path / name / "config.yaml", (1e9 + age, 1e9 + age))
     with pytest.raises(RunError, match=r"/run: has no checkpoint to go on from"):
         run.train(config_of(make_config, tmp_path), resume="auto")
+
+
+def test_the_folder_tells_the_settings_that_the_run_goes_on_with(make_config: MakeConfig, tmp_path: Path) -> None:
+    first = config_of(make_config, tmp_path)
+    folder = run._open_folder(first, None)
+    changed = first.model_copy(update={"seed": 5})
+    assert run._open_folder(changed, folder.path / "checkpoint-4") == folder
+    assert folder.config.read_text() == dump_config(changed)
+    assert (folder.path / "config-until-checkpoint-4.yaml").read_text() == dump_config(first)

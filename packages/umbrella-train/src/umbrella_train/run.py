@@ -190,7 +190,10 @@ def _find_checkpoint(config: RunConfig, resume: str) -> Path:
 def _open_folder(config: RunConfig, checkpoint: Path | None) -> RunFolder:
     """The run's folder on every rank; a new one is made by the first rank alone."""
     if checkpoint is not None:
-        return RunFolder.open(checkpoint.parent)
+        folder = RunFolder.open(checkpoint.parent)
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            folder.replace_config(dump_config(config), checkpoint=checkpoint.name)
+        return folder
     shared: list[str | None] = [None]
     if not dist.is_initialized() or dist.get_rank() == 0:
         created = RunFolder.create(config.output_dir, name=config.name, config_text=dump_config(config))
