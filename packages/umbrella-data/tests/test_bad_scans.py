@@ -12,7 +12,7 @@ import torch
 
 from umbrella_data.bad_scans import LIST_NAME, BadScan, BadScanList, TooManyBadScansError
 from umbrella_data.dataset import ConversationDataset
-from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.errors import ScanError, ScanReason, UmbrellaDataError
 from umbrella_data.interleave import InterleaveDataset
 from umbrella_data.manifest import read_manifest
 from umbrella_data.privacy import name_hasher, read_or_create_salt
@@ -67,6 +67,19 @@ def number(example):
 def test_bad_scan_when_nothing_is_said_is_raised(make_dataset, rows):
     with pytest.raises(ScanError, match="is damaged"):
         make_dataset(rows, Files("3"), max_fraction=None)[3]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_bad_scan_is_told_with_line_and_subject_from_any_process(make_dataset, rows, num_workers):
+    dataset = make_dataset(rows, Files("3"), max_fraction=None)
+    loader = torch.utils.data.DataLoader(dataset, sampler=[3], batch_size=None, num_workers=num_workers)
+    with pytest.raises(UmbrellaDataError) as caught:
+        next(iter(loader))
+    message = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
+    subject = dataset.manifest[3].subject
+    assert f"line {dataset.manifest.line(3)}, subject {subject}" in message
+    assert f"is damaged [{ScanReason.GZIP_CRC}]" in message
+    assert "Traceback" not in message
 
 
 def test_bad_scan_when_skipped_gives_way_to_another_of_the_same_modalities(make_dataset, rows):

@@ -113,6 +113,21 @@ def test_errors_of_the_run_that_a_user_can_mend_end_with_exit_code_2(
     assert "2 were launched" in capsys.readouterr().err
 
 
+def test_notes_of_an_error_are_told(
+    run: types.ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(config: RunConfig, **options: object) -> Path:
+        error = RunError("is damaged")
+        error.add_note("while reading a T1 scan of line 3")
+        raise error
+
+    monkeypatch.setattr(run, "train", refuse)
+    with pytest.raises(SystemExit) as caught:
+        cli.train_command([])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: is damaged\nwhile reading a T1 scan of line 3\n"
+
+
 def test_errors_of_our_own_keep_their_traceback(run: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(config: RunConfig, **options: object) -> Path:
         raise RuntimeError("a bug")

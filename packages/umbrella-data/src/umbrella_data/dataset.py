@@ -265,7 +265,7 @@ class ConversationDataset(Dataset[Example]):
 
     def _where(self, index: int) -> str:
         row = index % len(self)
-        return f"{self.manifest.path}, line {self.manifest.line(row)}"
+        return f"{self.manifest.path}, line {self.manifest.line(row)}, subject {self.manifest[row].subject}"
 
 
 def _texts_of(turn: Turn) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from os import PathLike, fspath
+from typing import Any
 
 
 class ScanReason(StrEnum):
@@ -42,7 +43,19 @@ class ScanReason(StrEnum):
 
 
 class UmbrellaDataError(Exception):
-    """Base of every error that this package raises on bad data."""
+    """Base of every error that this package raises on bad data.
+
+    PyTorch makes an error of a loader worker anew from the text of its traceback alone. Such a text gives an error of
+    this base, whose message is what the worker's error said, its notes included.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> UmbrellaDataError:
+        """An error of `cls`; of the base where the text of a worker's traceback is all that is left of it."""
+        if len(args) == 1 and not kwargs and str(args[0]).startswith(f"Caught {cls.__name__} in "):
+            # The last mention is the error itself: what it was raised from stands in front.
+            said = str(args[0]).rpartition(f"\n{cls.__module__}.{cls.__qualname__}: ")[2]
+            return super().__new__(UmbrellaDataError, said.strip())
+        return super().__new__(cls, *args)
 
 
 class ManifestError(UmbrellaDataError):

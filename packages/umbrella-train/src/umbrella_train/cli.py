@@ -187,5 +187,5 @@ def _or_exit(work: Callable[[], T]) -> T:
 
 
 def _exit(error: Exception) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
+    print("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
     raise SystemExit(2) from None
