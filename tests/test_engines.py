@@ -75,8 +75,8 @@ PAIRS += [
 ]
 # Captured whole and run by autograd: what a compiler would change of the graph, without its minutes.
 COMPILED = Case("ddp-compiled", "random", steps=4, compiler="aot_eager")
-# Three ranks take every third case here, and all of them among the slow ones.
-TRIALS = [(case, 2) for case in PAIRS] + [(case, 3) for case in PAIRS[::3]]
+TRIALS: list[Any] = [(case, 2) for case in PAIRS]
+TRIALS += [pytest.param(case, 3, marks=pytest.mark.slow) for case in PAIRS]
 EVERY = [build_case(**combination) for combination in all_combinations(OPTIONS)]
 LONG = [Case(f"{engine}-random-200", "random", steps=200, engine=engine) for engine in ("ddp", "fsdp2")]
 
@@ -155,7 +155,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     @cache
     def launch_once(world_size: int) -> Path:
         folder = tmp_path_factory.mktemp("ranks")
-        errors = launch([case for case, size in TRIALS if size == world_size], folder, world_size=world_size)
+        errors = launch(PAIRS, folder, world_size=world_size)
         assert "unused" not in errors
         return folder
 
