@@ -100,7 +100,7 @@ def test_max_length_when_it_drops_turns_drops_their_scans_everywhere(make_datase
 
 def test_max_length_when_nothing_fits_names_the_line(make_dataset, make_row):
     _, dataset = make_dataset([make_row("a"), make_row("b", "T1")], max_length=5)
-    with pytest.raises(ValueError, match=r"manifest\.jsonl, line 2: .*max_length 5"):
+    with pytest.raises(ValueError, match=r"manifest\.jsonl, line 2, subject sub-b: .*max_length 5"):
         dataset[1]
 
 
