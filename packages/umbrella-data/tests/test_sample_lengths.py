@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from umbrella_data import sample_lengths
 from umbrella_data.dataset import ConversationDataset
 from umbrella_data.errors import ManifestError
@@ -12,8 +13,8 @@ from umbrella_data.row_facts import modality_mask
 
 # The package does without them; whoever has a Hugging Face tokenizer has both.
 pytest.importorskip("transformers")
-from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
-from transformers import PreTrainedTokenizerFast  # noqa: E402
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 NUM_TOKENS = {"T1": 30, "rsfMRI": 200, "dMRI": 20}
 
