@@ -6,6 +6,7 @@ import json
 import os
 import random
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,7 @@ from umbrella_train.compilation import compile_layers
 from umbrella_train.config import DummyLossConfig
 from umbrella_train.sharding import whole_state_dict
 from umbrella_train.trainer import UmbrellaTrainer
+from umbrella_train.zero import built_whole, is_partitioned
 
 BATCH_SIZE = 2
 
@@ -130,6 +132,16 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
     # Not of torch.distributed: the first case of a process starts the group itself.
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     ranks = simulated_world_size or world_size
+    with built_whole():
+        model = build_model(seed=0)
+    if case.learn is not None:
+        torch.manual_seed(1)  # adapters start at random
+        set_trainable(model, case.learn)
+    if case.compiler is not None:
+        torch._dynamo.reset()
+        compile_layers(model, backend=case.compiler)
+    if case.float64:
+        model = model.double()
     arguments = TrainingArguments(
         output_dir=str(output / f"{case.name}-run"),
         max_steps=case.steps,
@@ -153,15 +165,6 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
             **case.arguments,
         },
     )
-    model = build_model(seed=0)
-    if case.learn is not None:
-        torch.manual_seed(1)  # adapters start at random
-        set_trainable(model, case.learn)
-    if case.compiler is not None:
-        torch._dynamo.reset()
-        compile_layers(model, backend=case.compiler)
-    if case.float64:
-        model = model.double()
     trainer = ScheduledTrainer(
         model=model,
         args=arguments,
@@ -182,17 +185,18 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
             trainer.train(resume_from_checkpoint=case.resume)
         except (RuntimeError, ValueError) as error:
             result["error"] = f"{type(error).__name__}: {error}"
+            traceback.print_exception(error)
     result["warnings"] = [str(item.message) for item in caught]
     result["log"] = trainer.state.log_history
     rank = arguments.process_index
     result["parameters"] = [name for name, _ in model.named_parameters()]
-    result["num_sharded"] = sum(isinstance(parameter, DTensor) for parameter in model.parameters())
+    result["num_sharded"] = sum(isinstance(each, DTensor) or is_partitioned(each) for each in model.parameters())
     (output / f"{case.name}-{rank}.json").write_text(json.dumps(result))
-    if result["error"] is not None and case.engine == "fsdp2":
+    if result["error"] is not None and (case.engine == "fsdp2" or trainer.is_deepspeed_enabled):
         # The other ranks wait in a collective that will not come: an orderly end is not to be had.
         os._exit(1)
     # A state dict shares memory between tied weights: each tensor is copied.
-    state = {name: tensor.clone().contiguous() for name, tensor in whole_state_dict(model, keep=True).items()}
+    state = {name: tensor.clone().contiguous() for name, tensor in _whole_state(trainer, model).items()}
     for name, parameter in model.named_parameters():
         for key, value in trainer.optimizer.state.get(parameter, {}).items():
             if isinstance(value, torch.Tensor):
@@ -200,6 +204,13 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
                 state[f"{name}/{key}"] = whole.clone().contiguous()
     save_file(state, output / f"{case.name}-{rank}.safetensors")
     return result
+
+
+def _whole_state(trainer: UmbrellaTrainer, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters whole: of ZeRO-3 on the first rank alone."""
+    if not trainer.is_deepspeed_enabled:
+        return whole_state_dict(model, keep=True)
+    return trainer.accelerator.get_state_dict(trainer.deepspeed) or {}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -41,3 +41,9 @@ def test_all_that_deepspeed_cannot_keep_is_named_at_once(monkeypatch):
     for words in ("absent: hold", "gradient_scale: present", "engine: fsdp2 and DeepSpeed"):
         assert words in str(caught.value)
     check_launcher(load_config(None))
+
+
+def test_float16_is_left_to_others_under_deepspeed(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(RunError, match=r"trainer\.fp16 .* use bf16"):
+        check_launcher(load_config(None, ["--trainer.fp16", "true", "--trainer.use-cpu", "false"]))

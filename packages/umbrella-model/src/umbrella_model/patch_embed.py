@@ -11,6 +11,7 @@ from transformers import initialization as init
 
 from umbrella_model.config import PatchEmbedConfig
 from umbrella_model.positions import sincos_position_embedding
+from umbrella_model.sharding import is_sharded_by_zero
 
 
 class PatchEmbed(nn.Module):
@@ -87,12 +88,32 @@ class PatchEmbed(nn.Module):
         """Sum of the trainable elements divided by the square root of their number N, in float32.
 
         Its gradient has an L2 norm of exactly 1, whatever N. None where nothing is trainable.
+
+        Raises:
+            ValueError: DeepSpeed ZeRO-3 holds a patch embed with adapters.
         """
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if not trainable:
             return None
-        total = torch.stack([parameter.sum(dtype=torch.float32) for parameter in trainable]).sum()
-        return total / math.sqrt(sum(parameter.numel() for parameter in trainable))
+        count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in trainable)
+        if is_sharded_by_zero(self):
+            return self._sum_through_layers() / math.sqrt(count)
+        # Summed in this order, the gradients are ready in the order of a real batch, positions first: ZeRO-2 lays them
+        # into its buckets as they come, and adds up what lies at the same place on other ranks.
+        ordered = [*self.proj.parameters(), self.position_embedding]
+        sums = [parameter.sum(dtype=torch.float32) for parameter in ordered if parameter.requires_grad]
+        return torch.stack(sums).sum() / math.sqrt(count)
+
+    def _sum_through_layers(self) -> Tensor:
+        """The sum by way of the layers themselves: ZeRO-3 gathers a layer's weights only when it is called.
+
+        Each weight is multiplied by 1, so that the gradients are those of the plain sum.
+        """
+        if type(self.proj) is not nn.Linear:
+            raise ValueError("DeepSpeed ZeRO-3 cannot hold a patch embed with adapters; use ZeRO-2, FSDP2 or DDP")
+        ones = torch.ones(1, self.config.patch_elements, dtype=self.proj.weight.dtype, device=self.proj.weight.device)
+        through_projection = self.proj(ones).sum(dtype=torch.float32)
+        return through_projection + self.position_embedding.sum(dtype=torch.float32)
 
 
 class VolumePatchEmbed(PatchEmbed):

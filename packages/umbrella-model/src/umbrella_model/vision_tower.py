@@ -13,7 +13,7 @@ from transformers import AutoModel
 from umbrella_model.config import UmbrellaConfig
 from umbrella_model.patch_embed import PatchEmbed, build_patch_embed
 from umbrella_model.pooling import pool_tokens
-from umbrella_model.sharding import is_sharded
+from umbrella_model.sharding import is_sharded, is_sharded_by_zero
 
 
 @dataclass
@@ -22,7 +22,8 @@ class VisionTowerOutput:
 
     Attributes:
         features: For each modality present, shape (N_m, num_tokens, hidden_size), pooled.
-        dummy_terms: For each absent, trainable modality while training, a 0-dim float32 tensor.
+        dummy_terms: For each absent, trainable modality while training, a 0-dim float32 tensor. Under DeepSpeed ZeRO-3
+            there is an exact zero for each present one as well.
         idle: Encoder outputs of zero tokens, shape (1, 1, hidden_size) each. They carry no information; the model
             joins them to the graph with weight zero so that the encoder and the projector take part in every step.
     """
@@ -119,13 +120,16 @@ class UmbrellaVisionTower(nn.Module):
         for name in pixel_values:
             self.patch_embed(name)
         learns = self.training and torch.is_grad_enabled()
-        sharded = is_sharded(self)
+        sharded, under_zero = is_sharded(self), is_sharded_by_zero(self)
         output = VisionTowerOutput()
         tokens: dict[str, Tensor | None] = {}
         for name in self.modality_order:
             tokens[name] = None
             if name in pixel_values:
                 tokens[name] = self.patch_embed(name)(pixel_values[name])
+                if learns and under_zero and self._is_trainable(name):
+                    # ZeRO-3 counts the tensors that a module returns, and wants as many of them on every rank.
+                    output.dummy_terms[name] = torch.zeros((), device=pixel_values[name].device, requires_grad=True)
             elif learns or sharded:
                 term = self.patch_embed(name)(None)
                 if learns and term is not None:
@@ -139,6 +143,9 @@ class UmbrellaVisionTower(nn.Module):
         if not output.features and not output.idle and learns and trainable:
             output.idle.append(self.encode(self._zero_token()))
         return output
+
+    def _is_trainable(self, modality: str) -> bool:
+        return any(parameter.requires_grad for parameter in self.patch_embed(modality).parameters())
 
     def encode(self, tokens: Tensor) -> Tensor:
         """The encoder alone: shape (N, L, hidden_size) to the same."""

@@ -27,6 +27,7 @@ from umbrella_model.trainable import Mode
 from umbrella_train.config import DatasetConfig, RunConfig
 from umbrella_train.processor import UmbrellaProcessor
 from umbrella_train.tokenizer import image_token_id, load_tokenizer
+from umbrella_train.zero import built_whole
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,14 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> Parts:
         config: The run.
         weights: A folder with a trained model and its tokenizer, in place of what the config starts from.
     """
-    if weights is not None:
-        tokenizer = load_tokenizer(str(weights))
-        model = UmbrellaForConditionalGeneration.from_pretrained(weights)
-    else:
-        # A LLaVA checkpoint brings its own tokenizer.
-        tokenizer = load_tokenizer(config.model.tokenizer or config.model.pretrained)
-        model = _build_model(config, tokenizer)
+    with built_whole():
+        if weights is not None:
+            tokenizer = load_tokenizer(str(weights))
+            model = UmbrellaForConditionalGeneration.from_pretrained(weights)
+        else:
+            # A LLaVA checkpoint brings its own tokenizer.
+            tokenizer = load_tokenizer(config.model.tokenizer or config.model.pretrained)
+            model = _build_model(config, tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     learn = config.model.learn

@@ -7,20 +7,20 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-import torch
 from torch import nn
 
 from umbrella_model.vision_tower import UmbrellaVisionTower
-from umbrella_train.drift import DriftForecast, OptimizerFacts
+from umbrella_train.drift import DriftForecast, OptimizerFacts, Rule
 from umbrella_train.dummy_loss import DummyLoss
 from umbrella_train.gradients import local
+from umbrella_train.zero import is_partitioned, num_elements, partition
 
 logger = logging.getLogger(__name__)
 
 WARNING_LEVEL = 0.02
 """Drift, in standard deviations of the patch embed's weights at the start, from which on a modality is named."""
 
-_RULES = {"AdamW": "adam", "Adam": "adam", "SGD": "sgd"}
+_RULES: Mapping[str, Rule] = {"AdamW": "adam", "Adam": "adam", "SGD": "sgd"}
 
 
 class DriftWatch:
@@ -30,10 +30,20 @@ class DriftWatch:
         tower: The vision tower, before its first step.
         optimizer: What steps it. Of an optimiser other than Adam, AdamW and SGD nothing is forecast.
         dummy_loss: Gives the norm of each modality's dummy gradient.
+        groups: Number of the optimiser's group of each parameter, as of `number_groups`. DeepSpeed, which steps flat
+            partitions, keeps the groups and their order, but not the parameters in them.
     """
 
-    def __init__(self, tower: UmbrellaVisionTower, *, optimizer: Any, dummy_loss: DummyLoss) -> None:
-        rule = _RULES.get(type(getattr(optimizer, "optimizer", optimizer)).__name__)
+    def __init__(
+        self,
+        tower: UmbrellaVisionTower,
+        *,
+        optimizer: Any,
+        dummy_loss: DummyLoss,
+        groups: Mapping[int, int] | None = None,
+    ) -> None:
+        groups = number_groups(optimizer) if groups is None else groups
+        rule = _rule_of(optimizer)
         self._forecasts: dict[str, DriftForecast] = {}
         self._spread: dict[str, float] = {}
         self._groups: dict[str, dict[str, Any]] = {}
@@ -45,11 +55,11 @@ class DriftWatch:
             trainable = [parameter for parameter in tower.patch_embed(name).parameters() if parameter.requires_grad]
             if not trainable:
                 continue
-            group = _group_of(trainable[0], optimizer)
+            group = optimizer.param_groups[groups[id(trainable[0])]]
             beta1, beta2 = group.get("betas", (group.get("momentum", 0.0), 0.0))
-            facts = OptimizerFacts("adam" if rule == "adam" else "sgd", beta1, beta2, group.get("eps", 0.0))
+            facts = OptimizerFacts(rule, beta1, beta2, group.get("eps", 0.0))
             self._forecasts[name] = DriftForecast(
-                num_elements=sum(parameter.numel() for parameter in trainable),
+                num_elements=sum(map(num_elements, trainable)),
                 gradient_norm=dummy_loss.weight(name),
                 optimizer=facts,
             )
@@ -86,16 +96,24 @@ class DriftWatch:
         return {f"drift/{name}": self.drift(name) for name in self._forecasts}
 
 
-def _group_of(parameter: nn.Parameter, optimizer: Any) -> dict[str, Any]:
-    group: dict[str, Any] = next(
-        group for group in optimizer.param_groups if any(parameter is other for other in group["params"])
-    )
-    return group
+def number_groups(optimizer: Any) -> dict[int, int]:
+    """The number of the group that each parameter is in, by the parameter's `id`."""
+    return {
+        id(parameter): number for number, group in enumerate(optimizer.param_groups) for parameter in group["params"]
+    }
+
+
+def _rule_of(optimizer: Any) -> Rule | None:
+    # accelerate wraps the optimiser once, DeepSpeed once more.
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return _RULES.get(type(optimizer).__name__)
 
 
 def _spread(parameters: list[nn.Parameter]) -> float:
     """Standard deviation of the largest tensor, the projection's weight; of this rank's shard where it is sharded."""
-    largest = max(parameters, key=torch.Tensor.numel)
-    spread = float(local(largest.detach()).float().std())
+    largest = max(parameters, key=num_elements)
+    shard = partition(largest) if is_partitioned(largest) else local(largest.detach())
+    spread = float(shard.float().std())
     # A rank whose shard has one element or none would divide by NaN.
     return spread if spread > 0 else 1.0

@@ -7,6 +7,23 @@ import torch.distributed as dist
 from torch import nn
 
 from umbrella_train.gradients import local
+from umbrella_train.zero import is_partitioned, partition
+
+
+def describe_non_finite(model: nn.Module, *, step: int) -> str:
+    """Words for a step whose loss is not finite on some rank; a collective.
+
+    Args:
+        model: Not wrapped.
+        step: Number of the step that is not taken.
+    """
+    name = first_non_finite(model)
+    if name is not None:
+        return f"step {step}: parameter {name} is not finite; no step was taken with it"
+    return (
+        f"step {step}: the loss is not finite though all parameters are; look at the learning rate, the precision "
+        "and the samples of this step"
+    )
 
 
 def first_non_finite(model: nn.Module) -> str | None:
@@ -19,7 +36,8 @@ def first_non_finite(model: nn.Module) -> str | None:
         The name, or None where all are finite.
     """
     named = list(model.named_parameters())
-    bad = torch.stack([(~local(parameter.detach()).isfinite()).any() for _, parameter in named]).int()
+    shards = [partition(each) if is_partitioned(each) else local(each.detach()) for _, each in named]
+    bad = torch.stack([(~shard.isfinite()).any() for shard in shards]).int()
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(bad, op=dist.ReduceOp.MAX)
     found = bad.cpu().nonzero()

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from umbrella_model.vision_tower import UmbrellaVisionTower
+from umbrella_train.zero import whole_gradient
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -21,10 +22,12 @@ class PatchEmbedGradients:
 
     Args:
         tower: The model's vision tower.
+        under_zero: Whether DeepSpeed holds the gradients: each norm then costs a collective of its own.
     """
 
-    def __init__(self, tower: UmbrellaVisionTower) -> None:
+    def __init__(self, tower: UmbrellaVisionTower, *, under_zero: bool = False) -> None:
         self._tower = tower
+        self._under_zero = under_zero
         self.modalities: Sequence[str] = tower.modality_order
 
     def keys(self, modality: str, *, is_active: bool) -> tuple[str, str]:
@@ -41,9 +44,10 @@ class PatchEmbedGradients:
         gradients, whole, projection = [], [], []
         for index, modality in enumerate(self.modalities):
             for name, parameter in self._tower.patch_embed(modality).named_parameters():
-                if parameter.grad is None:
+                gradient = whole_gradient(parameter) if self._under_zero else parameter.grad
+                if gradient is None:
                     continue
-                gradients.append(local(parameter.grad))
+                gradients.append(local(gradient))
                 whole.append(2 * index)
                 projection.append(2 * index + 1 if name.startswith("proj.") else -1)
         device = next(self._tower.parameters()).device

@@ -6,6 +6,7 @@ import os
 
 from umbrella_train.config import RunConfig
 from umbrella_train.errors import RunError
+from umbrella_train.zero import zero_problems
 
 
 def check_launcher(config: RunConfig) -> None:
@@ -29,18 +30,12 @@ def check_launcher(config: RunConfig) -> None:
             f"(trainer.{precision}: true), and mixed_precision: 'no' in accelerate's"
         )
     if _is_on("ACCELERATE_USE_DEEPSPEED"):
-        if config.dummy_loss.absent == "hold":
-            problems.append(
-                "dummy_loss.absent: hold has no effect under DeepSpeed, whose partitions step a cleared gradient "
-                "as well; use update, or trainer.engine: fsdp2"
-            )
-        if section.gradient_scale == "present":
-            problems.append(
-                "trainer.gradient_scale: present has no effect under DeepSpeed, which keeps the gradients to itself; "
-                "use mean, or trainer.engine: fsdp2"
-            )
-        if section.engine == "fsdp2":
-            problems.append("trainer.engine: fsdp2 and DeepSpeed cannot both share the model out; choose one")
+        problems += zero_problems(
+            absent=config.dummy_loss.absent,
+            gradient_scale=section.gradient_scale,
+            engine=section.engine,
+            fp16=section.fp16,
+        )
     if problems:
         raise RunError("the launcher and the config do not fit together:\n  " + "\n  ".join(problems))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from umbrella_train.errors import RunError
+from umbrella_train.zero import is_partitioned
 
 # An odd multiplier makes the weights of a sum distinct modulo 2^64: exchanged elements change it.
 _ODD = 0x9E3779B97F4A7C15 - 2**64
@@ -37,7 +38,7 @@ def check_rank_parity(model: nn.Module, *, step: int) -> None:
     named = [
         (name.removeprefix("module."), parameter)
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not isinstance(parameter, DTensor)
+        if parameter.requires_grad and not isinstance(parameter, DTensor) and not is_partitioned(parameter)
     ]
     if not named:
         return

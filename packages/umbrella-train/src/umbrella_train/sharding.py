@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from umbrella_model.vision_tower import UmbrellaVisionTower
 from umbrella_train.errors import RunError
+from umbrella_train.zero import is_partitioned
 
 
 def shard_model(model: nn.Module, *, device: torch.device, reshard_after_forward: bool = True) -> None:
@@ -61,8 +62,8 @@ def transformer_layers(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def is_sharded_model(model: nn.Module) -> bool:
-    """Whether any parameter is spread over ranks."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    """Whether FSDP2 or DeepSpeed ZeRO-3 spreads any parameter over the ranks."""
+    return any(isinstance(parameter, DTensor) or is_partitioned(parameter) for parameter in model.parameters())
 
 
 def whole_state_dict(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:

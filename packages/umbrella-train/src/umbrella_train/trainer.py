@@ -18,16 +18,17 @@ from umbrella_model.parts import Part
 from umbrella_model.vision_tower import UmbrellaVisionTower
 from umbrella_train.callbacks import RankParity, StepSeed, StopOnSignal
 from umbrella_train.config import DummyLossConfig
-from umbrella_train.drift_watch import DriftWatch
+from umbrella_train.drift_watch import DriftWatch, number_groups
 from umbrella_train.dummy_loss import DummyLoss
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation_loss import EvaluationLoss
-from umbrella_train.finite import first_non_finite
+from umbrella_train.finite import describe_non_finite
 from umbrella_train.gradients import PatchEmbedGradients
 from umbrella_train.loader import build_loader
 from umbrella_train.sharding import shard_model
 from umbrella_train.whole_checkpoints import WholeCheckpointTrainer
 from umbrella_train.window import AccumulationWindow, WindowFacts
+from umbrella_train.zero import before_step, zero_problems
 
 
 def _whole(norm: Any) -> Any:
@@ -79,12 +80,15 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
             sizes=self._unwrapped().dummy_sizes() if self.dummy_loss_config.reduction == "sum" else {},
         )
         self.gradient_scale = gradient_scale
+        if self.is_deepspeed_enabled:
+            self._refuse_what_zero_cannot_keep(engine)
         if engine == "fsdp2":
             self._shard()
         self._tower = next(module for module in self._unwrapped().modules() if isinstance(module, UmbrellaVisionTower))
-        self.gradients = PatchEmbedGradients(self._tower)
+        self.gradients = PatchEmbedGradients(self._tower, under_zero=self.is_deepspeed_enabled)
         self._window = AccumulationWindow(self._tower.modality_order)
         self._drift: DriftWatch | None = None
+        self._optimizer_groups: Mapping[int, int] = {}
         self._gradient_log: dict[str, float] = {}
         self._active_norms: dict[str, float] = {}
         self._task_loss: Tensor | None = None
@@ -99,6 +103,16 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
         # In evaluation mode accelerate adds autocast and leaves the wrapping to others.
         self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
         model._is_accelerate_prepared = True
+
+    def _refuse_what_zero_cannot_keep(self, engine: str) -> None:
+        problems = zero_problems(
+            absent=self.dummy_loss_config.absent,
+            gradient_scale=self.gradient_scale,
+            engine=engine,
+            fp16=self.args.fp16,
+        )
+        if problems:
+            raise RunError("\n  ".join(problems))
 
     @property
     def is_stopped(self) -> bool:
@@ -154,6 +168,7 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
             )
             self.optimizer = kind(groups, **options)
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        self._optimizer_groups = number_groups(optimizer)
         return optimizer
 
     # ---- loss ----
@@ -193,6 +208,8 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
             NonFiniteError: The loss of some rank is not finite; raised before the optimiser steps.
             RunError: A modality was absent under DDP with the dummy loss off.
         """
+        if self.is_deepspeed_enabled:
+            before_step(self.deepspeed, self._close_window)
         try:
             super().training_step(model, inputs, num_items_in_batch)
         except RuntimeError as error:
@@ -202,7 +219,7 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
                     "off; set dummy_loss.enabled: true"
                 ) from error
             raise
-        if self.accelerator.sync_gradients:
+        if self.accelerator.sync_gradients and not self.is_deepspeed_enabled:
             self._close_window()
         assert self._task_loss is not None
         return self._task_loss
@@ -214,7 +231,7 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
         )
         self._stop.is_agreed = facts.is_stop_asked
         if not facts.is_finite:
-            raise NonFiniteError(self._describe_non_finite())
+            raise NonFiniteError(describe_non_finite(self._unwrapped(), step=self.state.global_step + 1))
         factors = {}
         if self.gradient_scale == "present":
             factors = {name: facts.num_tokens / tokens for name, tokens in facts.tokens_with.items() if tokens}
@@ -229,7 +246,9 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
         if not self.dummy_loss_config.enabled or self.dummy_loss_config.absent == "hold":
             return
         if self._drift is None:
-            self._drift = DriftWatch(self._tower, optimizer=self.optimizer, dummy_loss=self.dummy_loss)
+            self._drift = DriftWatch(
+                self._tower, optimizer=self.optimizer, dummy_loss=self.dummy_loss, groups=self._optimizer_groups
+            )
         self._drift.step(facts.present)
 
     def _local_squared_norms(self) -> Tensor:
@@ -250,16 +269,6 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
                 self._gradient_log[key] = math.sqrt(square) / scale * factors.get(modality, 1.0)
             if is_active:
                 self._active_norms[modality] = self._gradient_log[keys[0]]
-
-    def _describe_non_finite(self) -> str:
-        step = self.state.global_step + 1
-        name = first_non_finite(self._unwrapped())
-        if name is not None:
-            return f"step {step}: parameter {name} is not finite; no step was taken with it"
-        return (
-            f"step {step}: the loss is not finite though all parameters are; look at the learning rate, the precision "
-            "and the samples of this step"
-        )
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         return _whole(super()._clip_grad_norm(model))

@@ -1,0 +1,101 @@
+"""DeepSpeed ZeRO: where its parameters and gradients lie, and the moment before its optimiser steps.
+
+DeepSpeed keeps gradients in partitions of its own (`parameter.grad` is None), steps inside `accelerator.backward`, and
+at stage 3 leaves a parameter empty but for the time of its module's forward and backward. Nothing here imports
+DeepSpeed before a run uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.integrations import deepspeed as hf_deepspeed
+
+
+def zero_problems(*, absent: str, gradient_scale: str, engine: str, fp16: bool) -> list[str]:
+    """Say which settings DeepSpeed cannot keep.
+
+    Args:
+        absent: `dummy_loss.absent`.
+        gradient_scale: `trainer.gradient_scale`.
+        engine: `trainer.engine`.
+        fp16: `trainer.fp16`.
+
+    Returns:
+        One sentence a problem, with the keys at fault and what to set instead.
+    """
+    problems = []
+    if absent == "hold":
+        problems.append(
+            "dummy_loss.absent: hold has no effect under DeepSpeed, whose partitions step a cleared gradient as well; "
+            "use update, or trainer.engine: fsdp2"
+        )
+    if gradient_scale == "present":
+        problems.append(
+            "trainer.gradient_scale: present has no effect under DeepSpeed, which keeps the gradients to itself; "
+            "use mean, or trainer.engine: fsdp2"
+        )
+    if engine == "fsdp2":
+        problems.append("trainer.engine: fsdp2 and DeepSpeed cannot both share the model out; choose one")
+    if fp16:
+        problems.append("trainer.fp16 has not been made to work with DeepSpeed, which scales the loss itself; use bf16")
+    return problems
+
+
+def is_partitioned(parameter: nn.Parameter) -> bool:
+    """Whether DeepSpeed ZeRO-3 keeps this parameter in partitions."""
+    return hasattr(parameter, "ds_id")
+
+
+def partition(parameter: nn.Parameter) -> Tensor:
+    """This rank's elements of a parameter of ZeRO-3, shape (n,), without the padding behind the last one."""
+    shard: Any = parameter
+    size, whole = shard.ds_tensor.ds_numel, shard.ds_numel
+    begin = size * shard._z3_optimizer._get_param_partition_rank(parameter) if hasattr(shard, "_z3_optimizer") else 0
+    own: Tensor = shard.ds_tensor.detach().flatten()
+    return own[: max(0, min(size, whole - begin))]
+
+
+def num_elements(parameter: nn.Parameter) -> int:
+    """Elements of the whole parameter, partitioned or not."""
+    count: int = getattr(parameter, "ds_numel", parameter.numel())
+    return count
+
+
+def whole_gradient(parameter: nn.Parameter) -> Tensor | None:
+    """The gradient that the optimiser is about to use, reduced and whole; a collective that every rank must call."""
+    from deepspeed.utils import safe_get_full_grad
+
+    gradient: Tensor | None = safe_get_full_grad(parameter)
+    return gradient
+
+
+def before_step(engine: Any, action: Callable[[], None]) -> None:
+    """Has a DeepSpeed engine call `action` whenever its optimiser is about to step; done once an engine."""
+    if "step" in vars(engine):
+        return
+    step = engine.step
+
+    def announced(*args: Any, **kwargs: Any) -> Any:
+        action()
+        return step(*args, **kwargs)
+
+    engine.step = announced
+
+
+@contextmanager
+def built_whole() -> Iterator[None]:
+    """Models made in this context are whole on every rank; DeepSpeed partitions them when it takes them over.
+
+    Under ZeRO-3 transformers partitions whatever is made by `from_config` or `from_pretrained`, also the halves of a
+    model that is being put together; their weights could then neither be initialised nor inflated.
+    """
+    kept = hf_deepspeed._hf_deepspeed_config_weak_ref
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = kept

@@ -1,0 +1,154 @@
+"""DeepSpeed ZeRO-2 and ZeRO-3 by the shipped accelerate configs, two gloo ranks against one process.
+
+DeepSpeed is no dependency of the workspace: `uv run --with deepspeed pytest -m deepspeed`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from engines import Case, run_case
+from safetensors.torch import load_file
+
+import umbrella_train
+
+pytestmark = [pytest.mark.deepspeed, pytest.mark.timeout(600)]
+
+SCRIPT = Path(__file__).parent / "support" / "engines.py"
+CONFIGS = Path(umbrella_train.__file__).parent / "configs" / "accelerate"
+ADAM = {"optim": "adamw_torch", "dummy_loss": {"scale": 0.0}}
+CASES = [
+    *(Case(schedule, schedule, steps=4) for schedule in ("same", "different", "text", "all")),
+    Case("absent", "absent", steps=2, accumulation=8),
+    Case("random", "random", steps=8, accumulation=2),
+    Case("checkpointed", "random", steps=4, arguments={"gradient_checkpointing": True, "max_grad_norm": 0.5}),
+    Case("adam", "random", steps=4, accumulation=2, **ADAM, arguments={"weight_decay": 0.01}),
+    Case("lora", "random", steps=4, learn="lora", **ADAM),
+    Case("patch-embeds", "random", steps=4, learn="patch_embed_only"),
+]
+BF16 = Case("bf16", "different", steps=2, arguments={"bf16": True})
+SAVING = {"save_strategy": "steps", "save_steps": 2}
+WHOLE = Case("whole", "random", steps=4, optim="adamw_torch", arguments=SAVING)
+INFINITY = Case("infinity", "absent", sabotage="infinity")
+
+
+def launch(cases: Sequence[Case], folder: Path, *, stage: int, timeout: float = 400) -> None:
+    """Runs cases on two ranks as a user would; all is killed where it takes longer than the timeout."""
+    (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
+    config = CONFIGS / f"deepspeed_zero{stage}.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
+    with (
+        (folder / "stderr").open("w") as errors,
+        subprocess.Popen(
+            [*command, str(SCRIPT), str(folder / "cases.json"), str(folder)],
+            stdout=errors,
+            stderr=errors,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The results of all cases at one stage, from one process group."""
+
+    @cache
+    def launch_once(stage: int) -> Path:
+        folder = tmp_path_factory.mktemp("zero")
+        resumed = replace(WHOLE, name="resumed", resume=str(folder / "whole-run" / "checkpoint-2"))
+        launch([*CASES, BF16, WHOLE, resumed, INFINITY], folder, stage=stage)
+        return folder
+
+    return launch_once
+
+
+def log_of(case: Case, folder: Path, *, rank: int = 0) -> dict:
+    path = folder / f"{case.name}-{rank}.json"
+    assert path.is_file(), f"rank {rank} did not get to {case.name}\n{(folder / 'stderr').read_text()[-3000:]}"
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_ranks_under_zero_equal_one_process(case: Case, stage: int, launched: Callable[[int], Path], tmp_path: Path):
+    folder = launched(stage)
+    for rank in range(2):
+        log = log_of(case, folder, rank=rank)
+        assert log["error"] is None
+        assert (log["num_sharded"] == len(log["parameters"])) == (stage == 3)
+    assert run_case(case, output=tmp_path, simulated_world_size=2)["error"] is None
+    weights, reference = (
+        load_file(folder / f"{case.name}-0.safetensors"),
+        load_file(tmp_path / f"{case.name}-0.safetensors"),
+    )
+    # A bias of keys shifts all scores alike: its true gradient is zero, and Adam makes a step of the rounding.
+    names = [name for name in reference if "/" not in name and not (case.optim != "sgd" and "k_proj.bias" in name)]
+    assert set(names) <= set(weights)
+    differences = {name: (weights[name] - reference[name]).abs().max().item() for name in names}
+    worst = max(differences, key=differences.__getitem__)
+    assert differences[worst] < 1e-5, (worst, differences[worst])
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(
+    ("case", "tolerance"),
+    [(CASES[1], 1e-4), (CASES[4], 1e-4), (BF16, 5e-3)],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_inactive_norm_under_zero_is_the_scale(case, tolerance, stage, launched):
+    rows = [row for row in log_of(case, launched(stage))["log"] if "loss" in row]
+    inactive = [
+        value
+        for row in rows
+        for key, value in row.items()
+        if key.startswith("grad/[inactive]") and not key.endswith("proj")
+    ]
+    assert inactive
+    assert inactive == pytest.approx([1e-7] * len(inactive), rel=tolerance)
+    assert max(value for row in rows for key, value in row.items() if key.startswith("grad/[T1]")) > 1e-4
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_run_under_zero_resumes_to_the_bit(stage, launched):
+    folder = launched(stage)
+    steps = [row["step"] for row in log_of(replace(WHOLE, name="resumed"), folder)["log"] if "loss" in row]
+    assert steps == [1, 2, 3, 4]
+    whole, resumed = (load_file(folder / f"{name}-0.safetensors") for name in ("whole", "resumed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_hold_is_refused_by_the_trainer_itself(tmp_path):
+    (tmp_path / "cases.json").write_text(json.dumps([asdict(Case("hold", dummy_loss={"absent": "hold"}))]))
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), str(tmp_path / "cases.json"), str(tmp_path)],
+        env={**os.environ, "ACCELERATE_USE_DEEPSPEED": "true"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode
+    assert "RunError: dummy_loss.absent: hold has no effect under DeepSpeed" in result.stderr
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_infinity_under_zero_stops_the_run_before_a_step(stage, launched):
+    for rank in range(2):
+        error = log_of(INFINITY, launched(stage), rank=rank)["error"]
+        assert error is not None
+        assert "NonFiniteError: step 1: parameter model.vision_tower.dMRI_patch_embed" in error
