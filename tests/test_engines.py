@@ -74,7 +74,7 @@ PAIRS += [
     for learn in ("lora", "patch_embed_only")
 ]
 # Captured whole and run by autograd: what a compiler would change of the graph, without its minutes.
-COMPILED = Case("ddp-compiled", "random", steps=4, compiler="aot_eager")
+COMPILED = Case("compiled", "random", steps=4, compiler="aot_eager")
 TRIALS: list[Any] = [(case, 2) for case in PAIRS]
 TRIALS += [pytest.param(case, 3, marks=pytest.mark.slow) for case in PAIRS]
 EVERY = [build_case(**combination) for combination in all_combinations(OPTIONS)]
@@ -84,8 +84,8 @@ LONG = [Case(f"{engine}-random-200", "random", steps=200, engine=engine) for eng
 TOLERANCE = {
     ("ddp", "sgd32"): 1e-6,
     ("fsdp2", "sgd32"): 1e-5,
-    ("ddp", "adam64"): 1e-6,
-    ("fsdp2", "adam64"): 1e-6,
+    ("ddp", "adam64"): 1e-10,
+    ("fsdp2", "adam64"): 1e-10,
     # One process rounds to bfloat16 what several ranks round in parts.
     ("ddp", "bf16"): 2e-3,
     ("fsdp2", "bf16"): 2e-3,
@@ -175,14 +175,21 @@ def test_ranks_equal_one_process(case: Case, world_size: int, launched: Callable
 def test_every_combination_equals_one_process(engine: str, world_size: int, tmp_path: Path) -> None:
     cases = [case for case in [*PAIRS[-6:], *EVERY, *LONG] if case.engine == engine]
     launch(cases, tmp_path, world_size=world_size, timeout=3000)
+    failed = {}
     for case in cases:
-        check_case(case, tmp_path, world_size=world_size, scratch=tmp_path)
+        try:
+            check_case(case, tmp_path, world_size=world_size, scratch=tmp_path)
+        except AssertionError as error:
+            failed[case.name] = str(error)[:300]
+    assert not failed, f"{len(failed)} of {len(cases)} cases"
 
 
 @pytest.mark.slow
-def test_compiled_layers_equal_one_process_that_does_not_compile(tmp_path: Path) -> None:
-    launch([COMPILED], tmp_path, world_size=2)
-    check_case(replace(COMPILED, compiler=None), tmp_path, world_size=2, scratch=tmp_path)
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_compiled_layers_equal_one_process_that_does_not_compile(engine: str, tmp_path: Path) -> None:
+    case = replace(COMPILED, name=f"{engine}-compiled", engine=engine)
+    launch([case], tmp_path, world_size=2)
+    check_case(replace(case, compiler=None), tmp_path, world_size=2, scratch=tmp_path)
 
 
 # ---- a modality that does not come is held ----

@@ -10,16 +10,20 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from sabotage import SABOTAGES
 from safetensors.torch import save_file
+from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.nn.functional import cross_entropy, rms_norm
 from torch.utils.data import DataLoader
 from toy import ORDER, ToyDataset, build_collator, build_model
 from transformers import TrainingArguments
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.trainer_callback import PrinterCallback
 
 from umbrella_model import set_trainable
@@ -118,6 +122,28 @@ def build_dataset(case: Case, *, world_size: int) -> ToyDataset:
     return ToyDataset(kinds)
 
 
+def keep_double(model: Any) -> Any:
+    """A model in float64 throughout: Hugging Face's loss and RMSNorm round to float32 on the way.
+
+    In float32 a third of three times a gradient is another number than the gradient, and Adam makes a step of the
+    difference where a sum over tokens cancels.
+    """
+    model = model.double()
+    model.loss_function = _loss_in_double
+    for module in model.modules():
+        if isinstance(module, Qwen2RMSNorm):
+            module.forward = partial(_norm_in_double, module)
+    return model
+
+
+def _loss_in_double(logits: Tensor, *, shift_labels: Tensor, num_items_in_batch: Any, **_kwargs: Any) -> Tensor:
+    return cross_entropy(logits, shift_labels, reduction="sum") / num_items_in_batch
+
+
+def _norm_in_double(norm: Qwen2RMSNorm, hidden_states: Tensor) -> Tensor:
+    return rms_norm(hidden_states, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
 def run_case(case: Case, *, output: Path, simulated_world_size: int | None = None) -> dict[str, Any]:
     """Trains one case and writes this rank's parameters and log.
 
@@ -141,7 +167,7 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
         torch._dynamo.reset()
         compile_layers(model, backend=case.compiler)
     if case.float64:
-        model = model.double()
+        model = keep_double(model)
     arguments = TrainingArguments(
         output_dir=str(output / f"{case.name}-run"),
         max_steps=case.steps,
@@ -199,14 +225,14 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
     state = {name: tensor.clone().contiguous() for name, tensor in _whole_state(trainer, model).items()}
     for name, parameter in model.named_parameters():
         for key, value in trainer.optimizer.state.get(parameter, {}).items():
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, Tensor):
                 whole = value.full_tensor() if isinstance(value, DTensor) else value
                 state[f"{name}/{key}"] = whole.clone().contiguous()
     save_file(state, output / f"{case.name}-{rank}.safetensors")
     return result
 
 
-def _whole_state(trainer: UmbrellaTrainer, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _whole_state(trainer: UmbrellaTrainer, model: torch.nn.Module) -> dict[str, Tensor]:
     """The parameters whole: of ZeRO-3 on the first rank alone."""
     if not trainer.is_deepspeed_enabled:
         return whole_state_dict(model, keep=True)

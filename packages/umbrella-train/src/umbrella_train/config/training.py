@@ -103,8 +103,6 @@ class TrainerConfig(Section):
             problems.append(("fp16", "cannot be combined with bf16: choose one"))
         if self.fp16 and self.engine == "fsdp2":
             problems.append(("fp16", "cannot be combined with engine fsdp2: its loss scaler sees one shard; use bf16"))
-        if self.torch_compile and self.engine == "fsdp2":
-            problems.append(("torch_compile", "has not been made to work with engine fsdp2: choose one"))
         if self.fp16 and self.use_cpu:
             problems.append(("fp16", "needs a GPU: a CPU would quietly compute in float32; use bf16"))
         if problems:
