@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -18,13 +17,13 @@ from pathlib import Path
 import pytest
 import torch
 from engines import Case, run_case
+from launching import SCRIPT, launch
 from safetensors.torch import load_file
 
 import umbrella_train
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.timeout(600)]
 
-SCRIPT = Path(__file__).parent / "support" / "engines.py"
 CONFIGS = Path(umbrella_train.__file__).parent / "configs" / "accelerate"
 ADAM = {"optim": "adamw_torch", "dummy_loss": {"scale": 0.0}}
 CASES = [
@@ -42,25 +41,10 @@ WHOLE = Case("whole", "random", steps=4, optim="adamw_torch", arguments=SAVING)
 INFINITY = Case("infinity", "absent", sabotage="infinity")
 
 
-def launch(cases: Sequence[Case], folder: Path, *, stage: int, timeout: float = 400) -> None:
-    """Runs cases on two ranks as a user would; all is killed where it takes longer than the timeout."""
-    (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
+def accelerate(stage: int) -> list[str]:
+    """Two ranks, as a user would start them."""
     config = CONFIGS / f"deepspeed_zero{stage}.yaml"
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
-    with (
-        (folder / "stderr").open("w") as errors,
-        subprocess.Popen(
-            [*command, str(SCRIPT), str(folder / "cases.json"), str(folder)],
-            stdout=errors,
-            stderr=errors,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        ) as process,
-    ):
-        try:
-            process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+    return ["accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +55,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     def launch_once(stage: int) -> Path:
         folder = tmp_path_factory.mktemp("zero")
         resumed = replace(WHOLE, name="resumed", resume=str(folder / "whole-run" / "checkpoint-2"))
-        launch([*CASES, BF16, WHOLE, resumed, INFINITY], folder, stage=stage)
+        launch([*CASES, BF16, WHOLE, resumed, INFINITY], folder, launcher=accelerate(stage), timeout=400)
         return folder
 
     return launch_once

@@ -4,80 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from engine_matrix import EVERY, PAIRS
 from engines import Case, run_case
-from pairwise import all_combinations, pairwise
+from launching import launch, results_of, torchrun
 from safetensors.torch import load_file
-from torch import Tensor
 
-SCRIPT = Path(__file__).parent / "support" / "engines.py"
-OPTIONS: dict[str, Sequence[Any]] = {
-    "engine": ["ddp", "fsdp2"],
-    "schedule": ["same", "different", "text", "absent", "all", "random"],
-    "steps_as": ["sgd32", "adam64", "bf16"],
-    "accumulation": [1, 2],
-    "gradient_checkpointing": [False, True],
-    "absent": ["update", "hold"],
-}
-
-
-def build_case(
-    *, engine: str, schedule: str, steps_as: str, accumulation: int, gradient_checkpointing: bool, absent: str
-) -> Case:
-    dummy_loss: dict[str, Any] = {"absent": absent}
-    if steps_as == "adam64":
-        # The dummy gradient itself would differ by its own rounding; zero keeps the graph and nothing else.
-        dummy_loss["scale"] = 0.0
-    return Case(
-        f"{engine}-{schedule}-{steps_as}-{accumulation}-{'ckpt' if gradient_checkpointing else 'keep'}-{absent}",
-        schedule=schedule,
-        steps=4,
-        accumulation=accumulation,
-        optim="adamw_torch" if steps_as == "adam64" else "sgd",
-        dummy_loss=dummy_loss,
-        engine=engine,
-        float64=steps_as == "adam64",
-        arguments={"gradient_checkpointing": gradient_checkpointing, "bf16": steps_as == "bf16", "weight_decay": 0.01},
-    )
-
-
-PAIRS = [build_case(**combination) for combination in pairwise(OPTIONS)]
-# A modality's gradient over the tokens of its own samples, wherever they lie.
-PAIRS += [
-    Case(f"{engine}-present", "random", steps=4, accumulation=4, engine=engine, gradient_scale="present")
-    for engine in ("ddp", "fsdp2")
-]
-PAIRS += [
-    Case(
-        f"{engine}-{learn}",
-        "random",
-        steps=4,
-        optim="adamw_torch",
-        dummy_loss={"scale": 0.0},
-        engine=engine,
-        float64=True,
-        learn=learn,
-    )
-    for engine in ("ddp", "fsdp2")
-    for learn in ("lora", "patch_embed_only")
-]
 # Captured whole and run by autograd: what a compiler would change of the graph, without its minutes.
 COMPILED = Case("compiled", "random", steps=4, compiler="aot_eager")
 TRIALS: list[Any] = [(case, 2) for case in PAIRS]
 TRIALS += [pytest.param(case, 3, marks=pytest.mark.slow) for case in PAIRS]
-EVERY = [build_case(**combination) for combination in all_combinations(OPTIONS)]
 LONG = [Case(f"{engine}-random-200", "random", steps=200, engine=engine) for engine in ("ddp", "fsdp2")]
 
 
@@ -95,42 +39,6 @@ TOLERANCE = {
 def tolerance(case: Case) -> float:
     precision = "adam64" if case.float64 else "bf16" if case.arguments.get("bf16") else "sgd32"
     return TOLERANCE[case.engine, precision]
-
-
-def launch(cases: Sequence[Case], folder: Path, *, world_size: int, timeout: float = 280) -> str:
-    """Runs cases on several ranks in one process group; all of it is killed where it takes longer than the timeout.
-
-    Returns:
-        What the ranks wrote to stderr.
-    """
-    (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
-    with (
-        (folder / "stderr").open("w") as errors,
-        subprocess.Popen(
-            [*command, str(SCRIPT), str(folder / "cases.json"), str(folder)],
-            stdout=errors,
-            stderr=errors,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        ) as process,
-    ):
-        try:
-            process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-    return (folder / "stderr").read_text()
-
-
-def results_of(case: Case, folder: Path, *, world_size: int) -> tuple[list[dict[str, Any]], list[dict[str, Tensor]]]:
-    logs, weights = [], []
-    for rank in range(world_size):
-        path = folder / f"{case.name}-{rank}.json"
-        assert path.is_file(), f"rank {rank} did not get to {case.name}\n{(folder / 'stderr').read_text()[-3000:]}"
-        logs.append(json.loads(path.read_text()))
-        assert logs[-1]["error"] is None, logs[-1]["error"]
-        weights.append(load_file(folder / f"{case.name}-{rank}.safetensors"))
-    return logs, weights
 
 
 def check_case(case: Case, folder: Path, *, world_size: int, scratch: Path) -> None:
@@ -155,7 +63,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     @cache
     def launch_once(world_size: int) -> Path:
         folder = tmp_path_factory.mktemp("ranks")
-        errors = launch(PAIRS, folder, world_size=world_size)
+        errors = launch(PAIRS, folder, launcher=torchrun(world_size))
         assert "unused" not in errors
         return folder
 
@@ -174,7 +82,7 @@ def test_ranks_equal_one_process(case: Case, world_size: int, launched: Callable
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_every_combination_equals_one_process(engine: str, world_size: int, tmp_path: Path) -> None:
     cases = [case for case in [*PAIRS[-6:], *EVERY, *LONG] if case.engine == engine]
-    launch(cases, tmp_path, world_size=world_size, timeout=3000)
+    launch(cases, tmp_path, launcher=torchrun(world_size), timeout=3000)
     failed = {}
     for case in cases:
         try:
@@ -188,7 +96,7 @@ def test_every_combination_equals_one_process(engine: str, world_size: int, tmp_
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_compiled_layers_equal_one_process_that_does_not_compile(engine: str, tmp_path: Path) -> None:
     case = replace(COMPILED, name=f"{engine}-compiled", engine=engine)
-    launch([case], tmp_path, world_size=2)
+    launch([case], tmp_path, launcher=torchrun(2))
     check_case(replace(case, compiler=None), tmp_path, world_size=2, scratch=tmp_path)
 
 
@@ -215,7 +123,7 @@ def test_hold_leaves_an_absent_modality_untouched_to_the_bit(world_size: int, st
     if world_size == 1:
         assert [run_case(each, output=tmp_path)["error"] for each in cases] == [None] * 3
     else:
-        launch(cases, tmp_path, world_size=world_size, timeout=1500)
+        launch(cases, tmp_path, launcher=torchrun(world_size), timeout=1500)
     last = world_size - 1
     first, held, updated = (load_file(tmp_path / f"{each.name}-{last}.safetensors") for each in cases)
     followed = [name for name in first if "dMRI_patch_embed" in name]
@@ -241,7 +149,7 @@ def test_a_sharded_run_resumes_to_the_bit_and_on_another_number_of_ranks(tmp_pat
         arguments=saving,
     )
     checkpoint = tmp_path / "whole-run" / "checkpoint-2"
-    launch([whole, replace(whole, name="resumed", resume=str(checkpoint))], tmp_path, world_size=2)
+    launch([whole, replace(whole, name="resumed", resume=str(checkpoint))], tmp_path, launcher=torchrun(2))
     _, (expected, _) = results_of(whole, tmp_path, world_size=2)
     logs, (resumed, _) = results_of(replace(whole, name="resumed"), tmp_path, world_size=2)
     assert [line["step"] for line in logs[0]["log"] if "loss" in line] == [1, 2, 3, 4]
@@ -274,7 +182,7 @@ MESSAGES = {
 @pytest.fixture(scope="module")
 def sabotaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sabotaged")
-    launch(list(SABOTAGED.values()), folder, world_size=2)
+    launch(list(SABOTAGED.values()), folder, launcher=torchrun(2))
     return folder
 
 
@@ -304,6 +212,6 @@ def test_hold_that_forgets_the_window_is_noticed(sabotaged: Path, tmp_path: Path
 @pytest.mark.slow
 def test_another_call_order_on_one_rank_is_noticed(tmp_path: Path) -> None:
     case = Case("order", "different", engine="fsdp2", sabotage="order", parity_every=0)
-    launch([case], tmp_path, world_size=2, timeout=60)
+    launch([case], tmp_path, launcher=torchrun(2), timeout=60)
     with pytest.raises(AssertionError):
         check_case(case, tmp_path, world_size=2, scratch=tmp_path)

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
 from engines import Case, run_case
+from launching import launch, torchrun
 from safetensors.torch import load_file
 
-SCRIPT = Path(__file__).parent / "support" / "engines.py"
 CASES = [
     Case("different", "different", steps=20),
     Case("random", "random", steps=6),
@@ -27,14 +22,7 @@ CASES = [
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    (folder / "cases.json").write_text(json.dumps([asdict(case) for case in CASES]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run(
-        [*command, str(SCRIPT), str(folder / "cases.json"), str(folder)],
-        check=True,
-        timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    launch(CASES, folder, launcher=torchrun(2), timeout=240)
     return folder
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from sabotage import SABOTAGES
 from safetensors.torch import save_file
 from torch import Tensor
@@ -27,6 +28,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.trainer_callback import PrinterCallback
 
 from umbrella_model import set_trainable
+from umbrella_train.arguments import keep_to_one_device
 from umbrella_train.compilation import compile_layers
 from umbrella_train.config import DummyLossConfig
 from umbrella_train.sharding import whole_state_dict
@@ -191,6 +193,7 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
             **case.arguments,
         },
     )
+    keep_to_one_device(arguments)
     trainer = ScheduledTrainer(
         model=model,
         args=arguments,
@@ -217,6 +220,9 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
     rank = arguments.process_index
     result["parameters"] = [name for name, _ in model.named_parameters()]
     result["num_sharded"] = sum(isinstance(each, DTensor) or is_partitioned(each) for each in model.parameters())
+    result["device"] = str(arguments.device)
+    result["backend"] = dist.get_backend() if dist.is_initialized() else None
+    result["has_scaler"] = trainer.accelerator.scaler is not None
     (output / f"{case.name}-{rank}.json").write_text(json.dumps(result))
     if result["error"] is not None and (case.engine == "fsdp2" or trainer.is_deepspeed_enabled):
         # The other ranks wait in a collective that will not come: an orderly end is not to be had.

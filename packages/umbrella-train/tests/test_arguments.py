@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from umbrella_train.arguments import _keep_to_one_device, build_arguments
+from umbrella_train.arguments import keep_to_one_device, build_arguments
 from umbrella_train.config import RunConfig
 from umbrella_train.errors import RunError
 
@@ -66,7 +66,7 @@ def test_fp16_without_a_gpu_is_refused_at_the_launch(
 def test_several_gpus_in_one_process_are_one_and_a_hint(caplog: pytest.LogCaptureFixture) -> None:
     arguments = SimpleNamespace(n_gpu=4, _n_gpu=4)
     with caplog.at_level(logging.WARNING):
-        _keep_to_one_device(arguments)  # type: ignore[arg-type]
+        keep_to_one_device(arguments)  # type: ignore[arg-type]
     assert arguments._n_gpu == 1
     assert "sees 4 GPUs and uses one" in caplog.text
     assert "--nproc-per-node 4" in caplog.text

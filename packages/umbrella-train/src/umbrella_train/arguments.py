@@ -61,7 +61,7 @@ def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = Fals
     _check_world_size(config, arguments)
     if arguments.fp16 and arguments.device.type == "cpu":
         raise RunError("trainer.fp16 needs a GPU, and there is none: a CPU would quietly compute in float32; use bf16")
-    _keep_to_one_device(arguments)
+    keep_to_one_device(arguments)
     return arguments
 
 
@@ -74,7 +74,7 @@ def _check_world_size(config: RunConfig, arguments: TrainingArguments) -> None:
         raise RunError(problem)
 
 
-def _keep_to_one_device(arguments: TrainingArguments) -> None:
+def keep_to_one_device(arguments: TrainingArguments) -> None:
     """Hugging Face would use `DataParallel` over several GPUs, which hands scans to the wrong samples."""
     num_devices = arguments.n_gpu  # sets the devices up on first use
     if num_devices > 1:

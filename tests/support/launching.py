@@ -1,0 +1,67 @@
+"""Starts cases on several ranks and reads what they left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from engines import Case
+from safetensors.torch import load_file
+from torch import Tensor
+
+SCRIPT = Path(__file__).parent / "engines.py"
+
+
+def torchrun(world_size: int) -> list[str]:
+    """The command that starts so many ranks of this machine."""
+    return ["torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
+
+
+def launch(cases: Sequence[Case], folder: Path, *, launcher: Sequence[str], timeout: float = 280) -> str:
+    """Runs cases on several ranks in one process group; all of it is killed where it takes longer than the timeout.
+
+    Args:
+        cases: What to train, one after the other.
+        folder: For the results, and all that the ranks print.
+        launcher: Python module that starts the ranks, with its arguments.
+        timeout: In seconds.
+
+    Returns:
+        What the ranks wrote to stderr.
+    """
+    (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
+    command = [sys.executable, "-m", *launcher]
+    with (
+        (folder / "stderr").open("w") as errors,
+        subprocess.Popen(
+            [*command, str(SCRIPT), str(folder / "cases.json"), str(folder)],
+            stdout=errors,
+            stderr=errors,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+    return (folder / "stderr").read_text()
+
+
+def results_of(case: Case, folder: Path, *, world_size: int) -> tuple[list[dict[str, Any]], list[dict[str, Tensor]]]:
+    """The log and the weights of every rank; fails where one did not get there or ended with an error."""
+    logs, weights = [], []
+    for rank in range(world_size):
+        path = folder / f"{case.name}-{rank}.json"
+        assert path.is_file(), f"rank {rank} did not get to {case.name}\n{(folder / 'stderr').read_text()[-3000:]}"
+        logs.append(json.loads(path.read_text()))
+        assert logs[-1]["error"] is None, logs[-1]["error"]
+        weights.append(load_file(folder / f"{case.name}-{rank}.safetensors"))
+    return logs, weights
