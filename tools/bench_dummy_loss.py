@@ -2,7 +2,11 @@
 
 Every round takes one step of each variant on the same batch of T1 alone, in an order that turns, and the ratio of each
 to the first; the table gives the medians. Under `torchrun --nproc-per-node 2` the first is DDP with
-find_unused_parameters=True, since DDP does not train without either.
+find_unused_parameters=True, since DDP does not train without either. One model serves all variants: DDP is wrapped
+around it anew where the way of wrapping changes, and an untimed step follows, in which DDP forms its buckets.
+
+On a machine that others use too, `--clock cpu` counts the seconds that this process computes and not those it waits;
+with OMP_NUM_THREADS=1 they are nearly the same whoever else is there.
 
     off     one process without any term: absent patch embeds have no gradient, and the optimiser passes them over
     update  the dummy loss as it is by default
@@ -12,11 +16,12 @@ find_unused_parameters=True, since DDP does not train without either.
 from __future__ import annotations
 
 import argparse
-import copy
+import gc
 import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -76,11 +81,6 @@ def build_model(size: str) -> UmbrellaForConditionalGeneration:
     return UmbrellaForConditionalGeneration(config)
 
 
-def unwrap(model: Any) -> Any:
-    """The model itself, without DDP."""
-    return getattr(model, "module", model)
-
-
 def build_batch(model: Any, *, batch_size: int, device: torch.device) -> dict[str, Any]:
     """T1 alone: one scan and some words a sample, the last 24 of them supervised."""
     length = model.num_image_tokens("T1")
@@ -100,92 +100,98 @@ def build_batch(model: Any, *, batch_size: int, device: torch.device) -> dict[st
     }
 
 
+@dataclass(frozen=True)
 class Variant:
-    """One way to step a model of its own, or one that is shared.
+    """One way to take a step.
 
-    Args:
-        model: Wrapped or not.
+    Attributes:
         with_terms: Whether absent modalities give a term.
         is_held: Whether their gradients are cleared before the optimiser steps.
+        find_unused: DDP's setting; None without DDP.
     """
 
-    def __init__(self, model: nn.Module, *, with_terms: bool, is_held: bool) -> None:
-        self.model = model
-        self._with_terms = with_terms
-        self._is_held = is_held
-        self._tower: Any = unwrap(model).model.vision_tower
-        self._absent = [self._tower.patch_embed(name) for name in self._tower.modality_order if name != "T1"]
-        self.optimizer: torch.optim.Optimizer | None = None
+    with_terms: bool = False
+    is_held: bool = False
+    find_unused: bool | None = None
 
-    def step(self, batch: dict[str, Any]) -> Tensor:
-        """Forward, backward and the optimiser's step."""
-        assert self.optimizer is not None
+
+ALONE = {"off": Variant(), "update": Variant(with_terms=True), "hold": Variant(with_terms=True, is_held=True)}
+RANKS = {
+    "find_unused": Variant(find_unused=True),
+    "update": Variant(with_terms=True, find_unused=False),
+    "hold": Variant(with_terms=True, is_held=True, find_unused=False),
+}
+
+
+class Stepper:
+    """Steps one model in any of the ways.
+
+    Args:
+        model: Not wrapped.
+        batch: On its device.
+        clock: Seconds so far.
+    """
+
+    def __init__(
+        self, model: UmbrellaForConditionalGeneration, batch: dict[str, Any], *, clock: Callable[[], float]
+    ) -> None:
+        self._model, self._batch, self._clock = model, batch, clock
+        self._device = next(model.parameters()).device
+        self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+        tower = model.model.vision_tower
+        self._absent: list[Any] = [tower.patch_embed(name) for name in tower.modality_order if name != "T1"]
+        self._wrapped: nn.Module = model
+        self._find_unused: bool | None = None
+
+    def time_step(self, variant: Variant) -> float:
+        """Seconds of forward, backward and the optimiser's step, the device's work included."""
         for embed in self._absent:
             # Without terms even their sums are not computed.
-            embed.forward = type(embed).forward.__get__(embed) if self._with_terms else lambda _scans: None
-        out = self.model(**batch)
+            embed.forward = type(embed).forward.__get__(embed) if variant.with_terms else lambda _scans: None
+        if variant.find_unused != self._find_unused:
+            self._wrap(variant.find_unused)
+            self._step(variant)
+        self._wait()
+        start = self._clock()
+        self._step(variant)
+        self._wait()
+        return self._clock() - start
+
+    def _wrap(self, find_unused: bool | None) -> None:
+        self._wrapped = self._model
+        gc.collect()  # the old wrapper's hooks go with it
+        ids = [self._device.index] if self._device.type == "cuda" else None
+        self._wrapped = DistributedDataParallel(
+            self._model, device_ids=ids, find_unused_parameters=bool(find_unused), gradient_as_bucket_view=True
+        )
+        self._find_unused = find_unused
+
+    def _step(self, variant: Variant) -> None:
+        out = self._wrapped(**self._batch)
         loss: Tensor = out.loss
-        if self._with_terms:
+        if variant.with_terms:
             loss = loss + DummyLoss()(out.dummy_terms)
         loss.backward()
-        if self._is_held:
+        if variant.is_held:
             for embed in self._absent:
                 for parameter in embed.parameters():
                     parameter.grad = None
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return loss
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
 
-def build_variants(size: str, *, device: torch.device, dtype: torch.dtype) -> dict[str, Variant]:
-    """The variants; DDP needs a copy of the model for each way of wrapping it."""
-    model: nn.Module = build_model(size)
-    model = model.to(device, dtype).train()
-    if dist.is_initialized():
-        ids = [device.index] if device.type == "cuda" else None
-        unused = DistributedDataParallel(copy.deepcopy(model), device_ids=ids, find_unused_parameters=True)
-        wrapped = DistributedDataParallel(model, device_ids=ids)
-        variants = {
-            "find_unused": Variant(unused, with_terms=False, is_held=False),
-            "update": Variant(wrapped, with_terms=True, is_held=False),
-            "hold": Variant(wrapped, with_terms=True, is_held=True),
-        }
-    else:
-        variants = {
-            "off": Variant(model, with_terms=False, is_held=False),
-            "update": Variant(model, with_terms=True, is_held=False),
-            "hold": Variant(model, with_terms=True, is_held=True),
-        }
-    optimizers: dict[int, torch.optim.Optimizer] = {}
-    for variant in variants.values():
-        key = id(variant.model)
-        if key not in optimizers:
-            optimizers[key] = torch.optim.AdamW(variant.model.parameters(), lr=1e-5, fused=True)
-        variant.optimizer = optimizers[key]
-    return variants
-
-
-def time_step(step: Callable[[], Tensor], *, device: torch.device) -> float:
-    """Seconds of one step, the device's work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def measure(
-    variants: dict[str, Variant], batch: dict[str, Any], *, pairs: int, device: torch.device
-) -> dict[str, list[float]]:
+def measure(stepper: Stepper, variants: dict[str, Variant], *, pairs: int) -> dict[str, list[float]]:
     """Seconds of every step, round by round."""
     names = list(variants)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(pairs + 2):
         turned = names[number % len(names) :] + names[: number % len(names)]
         for name in turned:
-            seconds = time_step(lambda name=name: variants[name].step(batch), device=device)  # type: ignore[misc]
+            seconds = stepper.time_step(variants[name])
             if number >= 2:  # the first rounds warm up
                 times[name].append(seconds)
     return times
@@ -198,23 +204,27 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     options = parser.parse_args()
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", rank) if options.device == "cuda" else torch.device("cpu")
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    variants = build_variants(options.size, device=device, dtype=getattr(torch, options.dtype))
-    model = next(iter(variants.values())).model
-    batch = build_batch(unwrap(model), batch_size=options.batch_size, device=device)
-    times = measure(variants, batch, pairs=options.pairs, device=device)
+    model: Any = build_model(options.size)
+    model = model.to(device, getattr(torch, options.dtype)).train()
+    batch = build_batch(model, batch_size=options.batch_size, device=device)
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    variants = RANKS if dist.is_initialized() else ALONE
+    times = measure(Stepper(model, batch, clock=clock), variants, pairs=options.pairs)
     if rank == 0:
         first, *_ = times
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         print(
             f"{options.size}, {options.dtype}, {options.batch_size} T1 samples, {ranks} rank(s), {where}, "
-            f"torch {torch.__version__}, {options.pairs} rounds"
+            f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {options.clock} time, "
+            f"{options.pairs} rounds"
         )
         for name, seconds in times.items():
             ratios = [one / base for one, base in zip(seconds, times[first], strict=True)]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from umbrella_train.arguments import keep_to_one_device, build_arguments
+from umbrella_train.arguments import build_arguments, keep_to_one_device
 from umbrella_train.config import RunConfig
 from umbrella_train.errors import RunError
 
