@@ -37,7 +37,7 @@ TOLERANCE = {
 
 
 def tolerance(case: Case) -> float:
-    precision = "adam64" if case.float64 else "bf16" if case.arguments.get("bf16") else "sgd32"
+    precision = "adam64" if case.dtype == "float64" else "bf16" if case.arguments.get("bf16") else "sgd32"
     return TOLERANCE[case.engine, precision]
 
 

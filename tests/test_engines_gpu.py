@@ -40,7 +40,7 @@ CASES += [
 
 def tolerance(case: Case) -> float:
     is_half = case.arguments.get("bf16") or case.arguments.get("fp16")
-    return TOLERANCE["float64" if case.float64 else "half" if is_half else "float32"]
+    return TOLERANCE["float64" if case.dtype == "float64" else "half" if is_half else "float32"]
 
 
 @pytest.fixture(scope="module")

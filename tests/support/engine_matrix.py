@@ -33,7 +33,7 @@ def build_case(
         optim="adamw_torch" if steps_as == "adam64" else "sgd",
         dummy_loss=dummy_loss,
         engine=engine,
-        float64=steps_as == "adam64",
+        dtype="float64" if steps_as == "adam64" else "float32",
         arguments={"gradient_checkpointing": gradient_checkpointing, "bf16": steps_as == "bf16", "weight_decay": 0.01},
     )
 
@@ -52,7 +52,7 @@ PAIRS += [
         optim="adamw_torch",
         dummy_loss={"scale": 0.0},
         engine=engine,
-        float64=True,
+        dtype="float64",
         learn=learn,
     )
     for engine in ("ddp", "fsdp2")

@@ -35,8 +35,6 @@ from umbrella_train.sharding import whole_state_dict
 from umbrella_train.trainer import UmbrellaTrainer
 from umbrella_train.zero import built_whole, is_partitioned
 
-BATCH_SIZE = 2
-
 
 @dataclass(frozen=True)
 class Case:
@@ -51,7 +49,8 @@ class Case:
         dummy_loss: Settings of the dummy loss.
         engine: As of the trainer.
         gradient_scale: As of the trainer.
-        float64: Train in double precision.
+        dtype: Of the parameters: float32, float64 or bfloat16.
+        batch_size: Samples of a rank's micro-batch.
         learn: Parts or preset of `set_trainable`.
         compiler: Backend to compile the layers with.
         resume: A checkpoint to go on from.
@@ -68,7 +67,8 @@ class Case:
     dummy_loss: dict[str, Any] = field(default_factory=dict)
     engine: str = "ddp"
     gradient_scale: str = "mean"
-    float64: bool = False
+    dtype: str = "float32"
+    batch_size: int = 2
     learn: str | dict[str, str] | None = None
     compiler: str | None = None
     resume: str | None = None
@@ -77,31 +77,36 @@ class Case:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-def kinds_of(schedule: str, *, step: int, rank: int, number: int) -> list[tuple[str, ...]]:
+def kinds_of(schedule: str, *, step: int, rank: int, number: int, batch_size: int) -> list[tuple[str, ...]]:
     """The modalities of each sample of one rank's batch.
 
     Args:
         schedule: `different`: another modality on each rank; `same`: one modality on all; `text`: rank 0 has text
             alone; `absent`: dMRI never comes; `vanishes`: dMRI comes once; `all`: every batch has all; `random`: any
-            samples of 0 to 3 scans.
+            samples of 0 to 3 scans; `samples`: the same, drawn sample by sample, so that they do not depend on how
+            they are shared out.
         step: The optimiser step.
         rank: The rank.
         number: Number of the micro-batch in the whole run.
+        batch_size: Samples of the micro-batch.
     """
     if schedule == "different":
         kind: tuple[str, ...] = (ORDER[(step + rank) % 3],)
-        return [kind] * BATCH_SIZE
+        return [kind] * batch_size
     if schedule == "same":
-        return [(ORDER[step % 3],)] * BATCH_SIZE
+        return [(ORDER[step % 3],)] * batch_size
     if schedule == "text":
-        return [() if rank == 0 else (ORDER[step % 3],)] * BATCH_SIZE
+        return [() if rank == 0 else (ORDER[step % 3],)] * batch_size
     if schedule == "absent" or (schedule == "vanishes" and step > 0):
-        return [("T1",) if (step + rank) % 2 else ("rsfMRI",)] * BATCH_SIZE
+        return [("T1",) if (step + rank) % 2 else ("rsfMRI",)] * batch_size
+    if schedule == "samples":
+        draws = [random.Random(number * batch_size + place) for place in range(batch_size)]
+        return [tuple(draw.choices(ORDER, k=draw.randint(0, 3))) for draw in draws]
     if schedule in ("all", "vanishes"):
         return [("T1", "dMRI"), ("rsfMRI",)]
     assert schedule == "random", schedule
     draw = random.Random(number)
-    return [tuple(draw.choices(ORDER, k=draw.randint(0, 3))) for _ in range(BATCH_SIZE)]
+    return [tuple(draw.choices(ORDER, k=draw.randint(0, 3))) for _ in range(batch_size)]
 
 
 class ScheduledTrainer(UmbrellaTrainer):
@@ -109,9 +114,10 @@ class ScheduledTrainer(UmbrellaTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches rank, rank + world_size, ..."""
-        starts = range(0, len(self.train_dataset), BATCH_SIZE)
+        size = self.args.per_device_train_batch_size
+        starts = range(0, len(self.train_dataset), size)
         mine = list(starts)[self.args.process_index :: self.args.world_size]
-        batches = [list(range(start, start + BATCH_SIZE)) for start in mine]
+        batches = [list(range(start, start + size)) for start in mine]
         return DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
 
 
@@ -120,7 +126,7 @@ def build_dataset(case: Case, *, world_size: int) -> ToyDataset:
     kinds: list[tuple[str, ...]] = []
     for number in range(case.steps * case.accumulation * world_size):
         step = number // (case.accumulation * world_size)
-        kinds += kinds_of(case.schedule, step=step, rank=number % world_size, number=number)
+        kinds += kinds_of(case.schedule, step=step, rank=number % world_size, number=number, batch_size=case.batch_size)
     return ToyDataset(kinds)
 
 
@@ -168,12 +174,14 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
     if case.compiler is not None:
         torch._dynamo.reset()
         compile_layers(model, backend=case.compiler)
-    if case.float64:
+    if case.dtype == "float64":
         model = keep_double(model)
+    elif case.dtype == "bfloat16":
+        model = model.bfloat16()
     arguments = TrainingArguments(
         output_dir=str(output / f"{case.name}-run"),
         max_steps=case.steps,
-        per_device_train_batch_size=BATCH_SIZE,
+        per_device_train_batch_size=case.batch_size,
         gradient_accumulation_steps=case.accumulation * ranks // world_size,
         optim=case.optim,
         **{

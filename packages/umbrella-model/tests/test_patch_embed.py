@@ -146,3 +146,16 @@ def test_dummy_term_is_summed_in_float32_where_float16_would_overflow():
 def test_bfloat16_patch_embed_takes_float32_volumes():
     patch_embed = VolumePatchEmbed(VOLUME, hidden_size=12).bfloat16()
     assert patch_embed(torch.randn(1, 2, *VOLUME.image_size)).dtype == torch.bfloat16
+
+
+def test_dummy_term_keeps_no_copy_of_the_weights_for_backward():
+    embed = VolumePatchEmbed(PatchEmbedConfig((8, 8, 8), (4, 4, 4)), hidden_size=16)
+    kept = []
+
+    def note(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        embed(None)
+    assert sum(kept) <= 1
