@@ -38,6 +38,7 @@ CASES = [
 BF16 = Case("bf16", "different", steps=2, arguments={"bf16": True})
 SAVING = {"save_strategy": "steps", "save_steps": 2}
 WHOLE = Case("whole", "random", steps=4, optim="adamw_torch", arguments=SAVING)
+SUMMED = Case("summed", "different", steps=4, sabotage="summed")
 INFINITY = Case("infinity", "absent", sabotage="infinity")
 
 
@@ -55,7 +56,8 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     def launch_once(stage: int) -> Path:
         folder = tmp_path_factory.mktemp("zero")
         resumed = replace(WHOLE, name="resumed", resume=str(folder / "whole-run" / "checkpoint-2"))
-        launch([*CASES, BF16, WHOLE, resumed, INFINITY], folder, launcher=accelerate(stage), timeout=400)
+        sabotaged = [SUMMED, INFINITY] if stage == 2 else [INFINITY]
+        launch([*CASES, BF16, WHOLE, resumed, *sabotaged], folder, launcher=accelerate(stage), timeout=400)
         return folder
 
     return launch_once
@@ -114,6 +116,14 @@ def test_a_run_under_zero_resumes_to_the_bit(stage, launched):
     assert steps == [1, 2, 3, 4]
     whole, resumed = (load_file(folder / f"{name}-0.safetensors") for name in ("whole", "resumed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_another_order_of_summing_is_noticed_under_zero_2(launched, tmp_path):
+    folder = launched(2)
+    assert log_of(SUMMED, folder)["error"] is None
+    run_case(replace(SUMMED, sabotage=None), output=tmp_path, simulated_world_size=2)
+    wrong, right = load_file(folder / "summed-0.safetensors"), load_file(tmp_path / "summed-0.safetensors")
+    assert max((wrong[name] - right[name]).abs().max().item() for name in right) > 1e-4
 
 
 def test_hold_is_refused_by_the_trainer_itself(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,6 +57,20 @@ def forget_the_window(trainer: UmbrellaTrainer) -> None:
     trainer._window.see = lambda batches: see(batches[-1:])
 
 
+def sum_in_another_order(trainer: UmbrellaTrainer) -> None:
+    """Sums positions before the projection, so that gradients are ready in another order than in a real batch."""
+
+    def dummy_term(embed: Any) -> Any:
+        parameters = [embed.position_embedding, *embed.proj.parameters()]
+        total = torch.stack([parameter.sum() for parameter in parameters]).sum()
+        return total / sum(parameter.numel() for parameter in parameters) ** 0.5
+
+    tower = _tower(trainer)
+    for name in tower.modality_order:
+        embed = tower.patch_embed(name)
+        embed.dummy_term = partial(dummy_term, embed)
+
+
 def plant_infinity(trainer: UmbrellaTrainer) -> None:
     """Sets one weight of the patch embed that never comes (schedule `absent`) to infinity."""
     with torch.no_grad():
@@ -68,6 +83,7 @@ SABOTAGES: dict[str, Callable[[UmbrellaTrainer], None]] = {
     "around": go_around_the_wrapper,
     "window": forget_the_window,
     "infinity": plant_infinity,
+    "summed": sum_in_another_order,
 }
 
 

@@ -159,3 +159,30 @@ def test_dummy_term_keeps_no_copy_of_the_weights_for_backward():
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         embed(None)
     assert sum(kept) <= 1
+
+
+@pytest.fixture
+def embed_under_zero_3():
+    """A patch embed that is marked as DeepSpeed marks it, with its weights there as inside of its own calls."""
+    embed = VolumePatchEmbed(PatchEmbedConfig((8, 8, 8), (4, 4, 4)), hidden_size=16)
+    for parameter in embed.parameters():
+        parameter.ds_id, parameter.ds_numel = 0, parameter.numel()
+    return embed
+
+
+def test_dummy_term_under_zero_3_calls_the_projection_and_has_the_gradients_of_the_plain_sum(embed_under_zero_3):
+    embed, calls = embed_under_zero_3, []
+    embed.proj.register_forward_pre_hook(lambda *_: calls.append("proj"))
+    term = embed(None)
+    assert calls == ["proj"]
+    root = math.sqrt(sum(parameter.numel() for parameter in embed.parameters()))
+    plain = sum(parameter.double().sum() for parameter in embed.parameters()) / root
+    assert term.item() == pytest.approx(plain.item(), rel=1e-5)
+    term.backward()
+    assert all(torch.allclose(parameter.grad * root, torch.ones(())) for parameter in embed.parameters())
+
+
+def test_adapters_in_a_patch_embed_are_refused_under_zero_3(embed_under_zero_3):
+    embed_under_zero_3.proj = torch.nn.Sequential(embed_under_zero_3.proj)
+    with pytest.raises(ValueError, match="ZeRO-3 cannot hold a patch embed with adapters"):
+        embed_under_zero_3(None)
