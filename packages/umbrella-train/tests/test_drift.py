@@ -98,3 +98,18 @@ def test_nothing_is_forecast_of_an_optimiser_without_a_rule(watched):
     watch = DriftWatch(tower, optimizer=torch.optim.Adagrad(tower.parameters()), dummy_loss=DummyLoss())
     watch.step(frozenset())
     assert watch.as_log() == {}
+
+
+def test_a_resumed_run_goes_on_counting(make_trainer, tmp_path):
+    batches = [[("T1",)]] * 4
+    saving = {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 2}
+    trainer = make_trainer(batches, **saving)
+    trainer.train()
+    whole = [row for row in trainer.state.log_history if "loss" in row]
+    resumed = make_trainer(batches, **saving)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-2"))
+    again = [row for row in resumed.state.log_history if "loss" in row]
+    assert [row["step"] for row in again] == [1, 2, 3, 4]
+    for name in ("drift/rsfMRI", "drift/dMRI"):
+        assert [row[name] for row in again] == [row[name] for row in whole]
+        assert whole[3][name] > whole[1][name] > 0

@@ -11,6 +11,7 @@ moment and for the expected second moment of one element, with numbers on the ho
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -83,6 +84,14 @@ class DriftForecast:
         )
         self.total += moved
         self.since_seen += moved if is_absent else 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        """What has been followed so far, as numbers that JSON can hold."""
+        return {key: value for key, value in vars(self).items() if key not in ("_count", "_dummy", "_optimizer")}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Goes on from there."""
+        vars(self).update(state)
 
     def _sgd(self, gradient: float) -> float:
         self._first = self._optimizer.beta1 * self._first + gradient

@@ -87,6 +87,24 @@ class DriftWatch:
                     100 * self.drift(name),
                 )
 
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: a resumed run goes on counting, and measures against the weights of the first start."""
+        return {
+            "forecasts": {name: forecast.state_dict() for name, forecast in self._forecasts.items()},
+            "spread": self._spread,
+            "norms": self._norms,
+            "warned": sorted(self._warned),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what a checkpoint holds of the modalities that are followed."""
+        for name, forecast in self._forecasts.items():
+            if name in state["forecasts"]:
+                forecast.load_state_dict(state["forecasts"][name])
+                self._spread[name] = state["spread"][name]
+        self._norms = dict(state["norms"])
+        self._warned = set(state["warned"])
+
     def drift(self, modality: str) -> float:
         """Drift since the modality was last seen, in standard deviations of its weights at the start."""
         return self._forecasts[modality].since_seen / self._spread[modality]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,10 @@ from umbrella_train.loader import build_loader
 from umbrella_train.sharding import shard_model
 from umbrella_train.whole_checkpoints import WholeCheckpointTrainer
 from umbrella_train.window import AccumulationWindow, WindowFacts
-from umbrella_train.zero import before_step, zero_problems
+from umbrella_train.zero import before_step, check_zero
+
+# Under this name trainer_state.json keeps what the forecast of the drift has followed.
+_DRIFT = "DriftWatch"
 
 
 def _whole(norm: Any) -> Any:
@@ -81,7 +84,8 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
         )
         self.gradient_scale = gradient_scale
         if self.is_deepspeed_enabled:
-            self._refuse_what_zero_cannot_keep(engine)
+            absent = self.dummy_loss_config.absent
+            check_zero(absent=absent, gradient_scale=gradient_scale, engine=engine, fp16=self.args.fp16)
         if engine == "fsdp2":
             self._shard()
         self._tower = next(module for module in self._unwrapped().modules() if isinstance(module, UmbrellaVisionTower))
@@ -103,16 +107,6 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
         # In evaluation mode accelerate adds autocast and leaves the wrapping to others.
         self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
         model._is_accelerate_prepared = True
-
-    def _refuse_what_zero_cannot_keep(self, engine: str) -> None:
-        problems = zero_problems(
-            absent=self.dummy_loss_config.absent,
-            gradient_scale=self.gradient_scale,
-            engine=engine,
-            fp16=self.args.fp16,
-        )
-        if problems:
-            raise RunError("\n  ".join(problems))
 
     @property
     def is_stopped(self) -> bool:
@@ -249,7 +243,17 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
             self._drift = DriftWatch(
                 self._tower, optimizer=self.optimizer, dummy_loss=self.dummy_loss, groups=self._optimizer_groups
             )
+            if _DRIFT in self._kept_states():
+                self._drift.load_state_dict(self._kept_states()[_DRIFT])
         self._drift.step(facts.present)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self._drift is not None:
+            self._kept_states()[_DRIFT] = self._drift.state_dict()
+        super()._save_checkpoint(model, trial)
+
+    def _kept_states(self) -> dict[str, Any]:
+        return cast(dict[str, Any], self.state.stateful_callbacks)
 
     def _local_squared_norms(self) -> Tensor:
         norms = self.gradients.squared_norms()
