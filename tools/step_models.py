@@ -1,0 +1,183 @@
+"""The contenders of `bench_step.py`, on equal weights: ours, Hugging Face's LLaVA on `Conv3d`, and a merge loop."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PretrainedConfig,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+
+from umbrella_model import PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration
+from umbrella_model.parts import named_part_parameters
+
+VOCABULARY, FILL = 151_936, 0
+# Widths of the vision encoder and of the language model, and the voxels along X, Y and Z.
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"vision": (32, 64, 2, 2), "text": (32, 64, 2, 2, 1), "vocabulary": 512, "image": 16, "patch": 8},
+    # Tower, language model and head in about the proportion of llava-interleave-qwen-7b (weights 1 to 18 to 5).
+    "text": {"vision": (96, 384, 1, 2), "text": (256, 1024, 2, 4, 2), "vocabulary": 2048, "image": 48, "patch": 8},
+    "toy": {"vision": (192, 768, 4, 4), "text": (256, 1024, 4, 4, 2), "vocabulary": 8192, "image": 96, "patch": 16},
+    "0.5b": {
+        "vision": (1152, 4304, 27, 16), "text": (896, 4864, 24, 14, 2), "vocabulary": VOCABULARY, "image": 96,
+        "patch": 16,
+    },
+}  # fmt: skip
+Batch = dict[str, Any]
+
+
+def build_model(options: argparse.Namespace) -> UmbrellaForConditionalGeneration:
+    """Our model with random weights."""
+    torch.manual_seed(0)
+    size = SIZES[options.size]
+    image, patch = (size["image"],) * 3, (size["patch"],) * 3
+    config = UmbrellaConfig(
+        modalities={"T1": PatchEmbedConfig(image, patch), "rsfMRI": PatchEmbedConfig((*image, 24), (*patch, 3))},
+        vision_config=_vision_config(size),
+        text_config=_text_config(size),
+        image_token_index=size["vocabulary"] - 1,
+    )
+    model = UmbrellaForConditionalGeneration(config).to(options.device, getattr(torch, options.dtype)).train()
+    # The kernel for packed rows is the GPU's; on a CPU the plain path is as fast.
+    model.set_attn_implementation("varlen" if options.device == "cuda" else "sdpa")
+    return model
+
+
+def _vision_config(size: dict[str, Any]) -> PretrainedConfig:
+    width, inner, layers, heads = size["vision"]
+    return SiglipVisionConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        vision_use_head=False,
+    )
+
+
+def _text_config(size: dict[str, Any]) -> PretrainedConfig:
+    width, inner, layers, heads, key_heads = size["text"]
+    return Qwen2Config(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        vocab_size=size["vocabulary"],
+        tie_word_embeddings=True,
+        pad_token_id=FILL,
+    )
+
+
+class ConvEmbeddings(nn.Module):
+    """What a plain port of LLaVA to volumes does: `Conv3d` in place of `Conv2d`; frames of a patch as channels."""
+
+    def __init__(self, patch_embed: Any) -> None:
+        super().__init__()
+        patch = patch_embed.config.patch_size
+        weight = patch_embed.proj.weight.detach().reshape(-1, 1, *patch)
+        self.frames = patch[3] if len(patch) > 3 else 0
+        if self.frames:
+            weight = weight.permute(0, 1, 5, 2, 3, 4).flatten(1, 2)
+        self.conv = nn.Conv3d(weight.shape[1], len(weight), kernel_size=patch[:3], stride=patch[:3])
+        self.conv.to(weight.device, weight.dtype)
+        with torch.no_grad():
+            self.conv.weight.copy_(weight)
+            assert self.conv.bias is not None
+            self.conv.bias.copy_(patch_embed.proj.bias)
+        self.position_embedding = nn.Parameter(patch_embed.position_embedding.detach().clone())
+
+    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None) -> Tensor:  # noqa: ARG002
+        """Tokens (N, P, H) of volumes (N, 1, X, Y, Z[, T]); the signature is the encoder's."""
+        num_scans = len(pixel_values)
+        if self.frames:
+            windows = pixel_values.unflatten(-1, (-1, self.frames)).permute(0, 5, 1, 6, 2, 3, 4)
+            pixel_values = windows.flatten(2, 3).flatten(0, 1)
+        tokens = self.conv(pixel_values).flatten(2).transpose(1, 2).unflatten(0, (num_scans, -1))
+        return tokens.transpose(1, 2).flatten(1, 2) + self.position_embedding
+
+
+class ConvEmbeddingsByAxes(nn.Module):
+    """Tells the modality from the number of axes, as earlier code does; for the merge loop, which sees scans singly."""
+
+    def __init__(self, model: UmbrellaForConditionalGeneration) -> None:
+        super().__init__()
+        tower = model.model.vision_tower
+        self.volume = ConvEmbeddings(tower.patch_embed("T1"))
+        self.series = ConvEmbeddings(tower.patch_embed("rsfMRI"))
+
+    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None) -> Tensor:  # noqa: ARG002
+        """Tokens (N, P, H) of volumes (N, 1, X, Y, Z) or series (N, 1, X, Y, Z, T)."""
+        tokens: Tensor = (self.volume if pixel_values.ndim == 5 else self.series)(pixel_values)
+        return tokens
+
+
+def build_llava(model: UmbrellaForConditionalGeneration, modality: str | None) -> LlavaForConditionalGeneration:
+    """Hugging Face's own LLaVA with our weights, `Conv3d` patches and its own attention; None takes both modalities."""
+    config = LlavaConfig(
+        vision_config=model.config.vision_config.to_dict(),
+        text_config=model.config.text_config.to_dict(),
+        image_token_index=model.config.image_token_id,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=True,
+    )
+    parameter = next(model.parameters())
+    llava = LlavaForConditionalGeneration(config).train()
+    llava.to(device=parameter.device, dtype=parameter.dtype)
+    ours = model.model
+    llava.model.vision_tower.encoder.load_state_dict(ours.vision_tower.encoder.encoder.state_dict())
+    llava.model.multi_modal_projector.load_state_dict(ours.multi_modal_projector.state_dict())
+    llava.model.language_model.load_state_dict(ours.language_model.state_dict())
+    llava.model.vision_tower.embeddings = (
+        ConvEmbeddingsByAxes(model) if modality is None else ConvEmbeddings(ours.vision_tower.patch_embed(modality))
+    )
+    learns = {part: parameter.requires_grad for part, _, parameter in named_part_parameters(model)}
+    for name, parameter in llava.named_parameters():
+        parameter.requires_grad_(learns[_part_in_llava(name)] and "post_layernorm" not in name)
+    return llava
+
+
+def _part_in_llava(name: str) -> Any:
+    if "vision_tower.embeddings" in name:
+        return "patch_embed"
+    if "vision_tower" in name:
+        return "vision_tower"
+    if "projector" in name:
+        return "projector"
+    return "embeddings" if "embed_tokens" in name or "lm_head" in name else "language_model"
+
+
+def merge_loop_loss(llava: LlavaForConditionalGeneration, batch: Batch, volumes: Iterable[Tensor]) -> Tensor:
+    """The step as earlier code wrote it: sample by sample through the tower, pieces joined, rows padded, all logits.
+
+    Args:
+        llava: From `build_llava`.
+        batch: A padded batch of one scan a sample.
+        volumes: Each sample's scan, shape (1, X, Y, Z[, T]).
+    """
+    rows, labels = [], []
+    image_id = llava.config.image_token_id
+    for all_ids, mask, all_labels, volume in zip(
+        batch["input_ids"], batch["attention_mask"], batch["labels"], volumes, strict=True
+    ):
+        ids, row_labels = all_ids[mask.bool()], all_labels[mask.bool()]
+        hidden = llava.model.vision_tower(volume[None], output_hidden_states=True).hidden_states[-1]
+        features = llava.model.multi_modal_projector(hidden)[0]
+        start = int((ids == image_id).nonzero()[0])
+        before, after = ids[:start], ids[start + len(features) :]
+        embed = llava.get_input_embeddings()
+        rows.append(torch.cat([embed(before), features.to(embed.weight.dtype), embed(after)]))
+        labels.append(row_labels)
+    embeds = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    targets = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
+    logits = llava(inputs_embeds=embeds, attention_mask=batch["attention_mask"]).logits.float()
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
