@@ -192,6 +192,25 @@ def test_a_list_is_understood_as_the_file_would_hold_it(good: Path, words: list[
     assert load_config(good, ["--trainer.report-to", *words]).trainer.report_to == ["wandb"]
 
 
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--trainer.gradient-checkpointing"], True),
+        (["--trainer.gradient-checkpointing=true"], True),
+        (["--trainer.no-gradient-checkpointing"], False),
+        (["--trainer.gradient-checkpointing", "vision_tower"], "vision_tower"),
+        ([], False),
+    ],
+)
+def test_a_switch_may_also_name_a_part(good: Path, words: list[str], value: bool | str) -> None:
+    assert load_config(good, words).trainer.gradient_checkpointing == value
+
+
+def test_a_part_that_has_no_layers_is_a_problem(good: Path) -> None:
+    problems = problems_of(good, "--trainer.gradient-checkpointing", "projector")
+    assert any("should be 'vision_tower' or 'language_model'" in problem for problem in problems)
+
+
 def test_a_list_that_is_not_closed_is_a_problem(good: Path) -> None:
     assert problems_of(good, "--trainer.report-to", "[wandb") == (
         "--trainer.report-to: [wandb is not a list; write [a, b], or a b",

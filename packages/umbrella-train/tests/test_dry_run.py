@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from umbrella_train.build import Parts, build_parts
 from umbrella_train.config import RunConfig
 from umbrella_train.run import train
 
@@ -50,3 +51,30 @@ def test_a_run_starts_with_the_same_table(
         assert train(config.model_copy(update={"data": config.data.model_copy(update={"evaluation": []})})) is not None
     assert re.search(r"^projector +[\d,]+ +[1-9][\d,]*$", caplog.text, flags=re.MULTILINE)
     assert re.search(r"^rsfMRI +4$", caplog.text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("value", "parts"), [(True, {"vision_tower", "language_model"}), ("language_model", {"language_model"})]
+)
+def test_layers_of_the_parts_named_are_computed_again(
+    make_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    value: bool | str,
+    parts: set[str],
+) -> None:
+    built: list[Parts] = []
+
+    def build_and_keep(config: RunConfig) -> Parts:
+        built.append(build_parts(config))
+        return built[-1]
+
+    monkeypatch.setattr("umbrella_train.run.build_parts", build_and_keep)
+    train(make_config(tmp_path, trainer={"gradient_checkpointing": value, "use_cpu": True}), dry_run=True)
+    model = built[0].model.model
+    layers = {
+        "vision_tower": model.vision_tower.encoder.encoder.layers,
+        "language_model": model.language_model.layers,
+    }
+    assert {part for part in layers if all(layer.gradient_checkpointing for layer in layers[part])} == parts
+    assert {part for part in layers if any(layer.gradient_checkpointing for layer in layers[part])} == parts

@@ -17,7 +17,7 @@ from umbrella_train.launcher import check_launcher
 logger = logging.getLogger(__name__)
 
 # Fields of the section that are ours, not Hugging Face's.
-_OWN_FIELDS = {"world_size", "engine", "gradient_scale", "parity_every", "torch_compile"}
+_OWN_FIELDS = {"world_size", "engine", "gradient_scale", "parity_every", "torch_compile", "gradient_checkpointing"}
 
 
 def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = False) -> TrainingArguments:
@@ -36,9 +36,6 @@ def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = Fals
     """
     check_launcher(config)
     section = config.trainer.model_dump(exclude=_OWN_FIELDS)
-    if "activation_checkpointing" in TrainingArguments.__dataclass_fields__:
-        # The newer name of the same thing.
-        section["activation_checkpointing"] = section.pop("gradient_checkpointing")
     # Without an accelerator this must be said, or two ranks under torchrun each believe to be alone.
     section["use_cpu"] = section["use_cpu"] or not torch.cuda.is_available()
     section["eval_strategy"] = "no" if section["eval_steps"] is None else "steps"

@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as hf_logging
 
+from umbrella_model import checkpoint_parts
 from umbrella_model.parts import Part
 from umbrella_train.arguments import build_arguments
 from umbrella_train.build import Parts, build_parts
@@ -140,6 +141,10 @@ def _try_out(config: RunConfig, scratch: Path) -> None:
 
 def _build_trainer(config: RunConfig, arguments: TrainingArguments, parts: Parts, sources: Sources) -> UmbrellaTrainer:
     folder = Path(str(arguments.output_dir))
+    recomputed = config.trainer.gradient_checkpointing
+    if recomputed:
+        # Not by the arguments: Hugging Face's trainer knows all layers or none.
+        checkpoint_parts(parts.model, ("vision_tower", "language_model") if recomputed is True else (recomputed,))
     if config.trainer.torch_compile:
         compile_layers(parts.model)
     trainer = UmbrellaTrainer(

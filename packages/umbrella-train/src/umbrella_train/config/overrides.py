@@ -23,8 +23,8 @@ from umbrella_train.config.schema import (
     annotation_at,
     is_mapping,
     is_sequence,
+    is_switch,
     section_of,
-    without_none,
 )
 
 _NONE_WORDS = frozenset({"none", "null"})
@@ -87,7 +87,8 @@ def _read(
         last = str(path[-1])
         positive = (*path[:-1], last.removeprefix("no_"))
         # In a free table, where no annotation says so, a flag without a value can only be a switch.
-        if last.startswith("no_") and annotation_at(section, positive) in (bool, None):
+        meant = annotation_at(section, positive)
+        if last.startswith("no_") and (meant is None or is_switch(meant)):
             return positive, False
     return path, _value(override.values, annotation)
 
@@ -129,7 +130,7 @@ def _value(values: list[str], annotation: Any) -> Any:
     if is_sequence(annotation):
         text = " ".join(values)
         return _from_flow_list(text) if text.startswith("[") else list(values)
-    if not values and without_none(annotation) is bool:
+    if not values and is_switch(annotation):
         return True
     if len(values) != 1:
         shown = f" ({' '.join(values)})" if values else ""

@@ -46,6 +46,12 @@ def is_union(annotation: Any) -> bool:
     return get_origin(annotation) in (Union, types.UnionType)
 
 
+def is_switch(annotation: Any) -> bool:
+    """Tell whether the annotation is a bool, or a bool or something else: the key alone then says True."""
+    annotation = _without_metadata(annotation)
+    return annotation is bool or (is_union(annotation) and bool in get_args(annotation))
+
+
 def section_of(annotation: Any) -> type[BaseModel] | None:
     """Return the section class that the annotation stands for, if it is one."""
     annotation = without_none(annotation)

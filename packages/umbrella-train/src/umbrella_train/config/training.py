@@ -67,8 +67,8 @@ class TrainerConfig(Section):
     """Autocast to bfloat16."""
     fp16: bool = False
     """Autocast to float16 with a loss scaler (GPU)."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in backward instead of keeping them."""
+    gradient_checkpointing: bool | Literal["vision_tower", "language_model"] = False
+    """Compute activations again in backward instead of keeping them: in all layers, or in those of one part."""
     torch_compile: bool = False
     """Compile the layers of the vision encoder and of the language model."""
     logging_steps: PositiveInt = 10
