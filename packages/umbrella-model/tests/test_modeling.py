@@ -74,6 +74,16 @@ def test_attention_implementations_agree_and_reach_every_part(make_config, make_
         torch.testing.assert_close(model(**batch).logits[mask], expected[mask], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_flex_attention_agrees_with_the_others(make_model, make_batch):
+    """Run by Python, since its compilation takes minutes on a CPU, where torch has its forward alone."""
+    batch, plain, flex = make_batch(*ROWS), make_model().eval(), make_model().eval()
+    flex.set_attn_implementation("flex_attention")
+    mask = batch["attention_mask"].bool()
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        torch.testing.assert_close(flex(**batch).logits[mask], plain(**batch).logits[mask], atol=1e-5, rtol=1e-5)
+
+
 def test_gradient_checkpointing_gives_equal_gradients(make_model, make_batch):
     model, batch = make_model(), make_batch(*ROWS)
     plain = gradients(model, batch)
