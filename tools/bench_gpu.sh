@@ -10,8 +10,8 @@ export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 run() { printf '\n== %s\n' "$*"; ${PYTHON:-uv run --no-sync python} "$@"; }
 
 if [ "${DEVICE:-cuda}" = cpu ]; then
-  run tools/bench_patch_embed.py --image-size 32 --patch-size 8 --width 64 --repeats 1 --json "$folder/patch_embed.json"
-  run tools/bench_step.py --size tiny --batch-size 2 --pool 4 --repeats 1 --json "$folder/step.json"
+  run tools/bench_patch_embed.py --image-size 32 --patch-size 8 --width 64 --repeats 1 --threads 1 --json "$folder/patch_embed.json"
+  run tools/bench_step.py --size tiny --batch-size 2 --pool 4 --repeats 1 --threads 1 --json "$folder/step.json"
   exit
 fi
 run tools/bench_patch_embed.py --device cuda --batch-size 32 --repeats 20 --json "$folder/patch_embed.json"

@@ -33,18 +33,29 @@ def _step(loss: Callable[[], Tensor]) -> Callable[[], None]:
 
 
 def take_turns(steps: dict[str, Callable[[], None]], options: argparse.Namespace) -> dict[str, tuple[float, float]]:
-    """Median seconds of each, and the most memory in GiB that it takes; one turn comes first for memory alone."""
+    """Median seconds of each, and the most memory in GiB that it takes; one turn comes first for memory alone.
+
+    A contender that does not fit into a GPU's memory is left out, and that is said.
+    """
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    memory = {name: peak_memory(run, device=options.device) for name, run in steps.items()}
+    memory: dict[str, float] = {}
+    for name, run in steps.items():
+        try:
+            memory[name] = peak_memory(run, device=options.device)
+        except torch.OutOfMemoryError:
+            print(f"{name}: out of memory, left out", flush=True)
+            torch.cuda.empty_cache()
     for _ in range(options.repeats):
         for name, run in steps.items():
+            if name not in memory:
+                continue
             _wait(options.device)
             start = clock()
             run()
             _wait(options.device)
             seconds[name].append(clock() - start)
-    return {name: (statistics.median(values), memory[name]) for name, values in seconds.items()}
+    return {name: (statistics.median(seconds[name]), most) for name, most in memory.items()}
 
 
 def peak_memory(run: Callable[[], None], *, device: str) -> float:
