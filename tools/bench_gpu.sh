@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every benchmark of the model on one GPU, without network: tables on the terminal, figures as JSON in a folder.
+# Every benchmark of the model and of the dummy loss on one GPU, without network: tables on the terminal, figures as JSON in a folder.
 #   bash tools/bench_gpu.sh [FOLDER]
 # DEVICE=cpu runs the same with tiny sizes, to see that nothing is broken.
 set -euo pipefail
@@ -12,6 +12,7 @@ run() { printf '\n== %s\n' "$*"; ${PYTHON:-uv run --no-sync python} "$@"; }
 if [ "${DEVICE:-cuda}" = cpu ]; then
   run tools/bench_patch_embed.py --image-size 32 --patch-size 8 --width 64 --repeats 1 --threads 1 --json "$folder/patch_embed.json"
   run tools/bench_step.py --size tiny --batch-size 2 --pool 4 --repeats 1 --threads 1 --json "$folder/step.json"
+  run tools/bench_dummy_loss.py --device cpu --pairs 1 --batch-size 1
   exit
 fi
 run tools/bench_patch_embed.py --device cuda --batch-size 32 --repeats 20 --json "$folder/patch_embed.json"
@@ -24,3 +25,6 @@ for batch_size in 4 16; do
     --json "$folder/step-rsfMRI-$batch_size.json"
 done
 run tools/bench_step.py --device cuda --size 0.5b --sections mixed logits --pool 64 --json "$folder/step-mixed.json"
+for dtype in float32 bfloat16; do
+  run tools/bench_dummy_loss.py --device cuda --size 0.5b --dtype "$dtype" --batch-size 32 --pairs 30 | tee "$folder/dummy_loss-$dtype.txt"
+done

@@ -27,7 +27,7 @@ from transformers import TrainingArguments
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.trainer_callback import PrinterCallback
 
-from umbrella_model import set_trainable
+from umbrella_model import checkpoint_parts, set_trainable
 from umbrella_train.arguments import keep_to_one_device
 from umbrella_train.compilation import compile_layers
 from umbrella_train.config import DummyLossConfig
@@ -171,6 +171,10 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
     if case.learn is not None:
         torch.manual_seed(1)  # adapters start at random
         set_trainable(model, case.learn)
+    settings = dict(case.arguments)
+    if settings.pop("gradient_checkpointing", False):
+        # As a run does it.
+        checkpoint_parts(model, ("vision_tower", "language_model"))
     if case.compiler is not None:
         torch._dynamo.reset()
         compile_layers(model, backend=case.compiler)
@@ -198,7 +202,7 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
             "disable_tqdm": True,
             "use_cpu": True,
             "dataloader_pin_memory": False,
-            **case.arguments,
+            **settings,
         },
     )
     keep_to_one_device(arguments)
