@@ -16,6 +16,8 @@ from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.eviction import SizeLimit
 
 _MAX_REMEMBERED = 1 << 16
+# Path, size, mtime, inode and device: who changes a file changes one of them.
+_FileIdentity = tuple[str, int, int, int, int]
 
 
 class VolumeCache:
@@ -31,7 +33,7 @@ class VolumeCache:
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self._limit = SizeLimit(self.directory / "volumes", max_bytes=max_bytes)
-        self._hashes: OrderedDict[tuple[str | int, ...], str] = OrderedDict()
+        self._paths: OrderedDict[tuple[str, tuple[_FileIdentity, ...]], Path] = OrderedDict()
 
     def fetch(self, sources: Sequence[Path], *, fingerprint: str, make: Callable[[], torch.Tensor]) -> CachedFrames:
         """Open the entry of a scan, which is made first where it is missing or damaged.
@@ -72,24 +74,20 @@ class VolumeCache:
         return True
 
     def _path(self, sources: Sequence[Path], fingerprint: str) -> Path:
-        key = hashlib.sha256("\n".join([fingerprint, *map(self._content_hash, sources)]).encode()).hexdigest()
-        return self.directory / "volumes" / key[:2] / f"{key}.f16"
+        """The entry of some files, remembered by their paths, sizes, mtimes and inodes."""
+        identities = tuple(map(_identify, sources))
+        path = self._paths.get((fingerprint, identities))
+        if path is None:
+            hashes = map(self._content_hash, sources, identities)
+            key = hashlib.sha256("\n".join([fingerprint, *hashes]).encode()).hexdigest()
+            path = self.directory / "volumes" / key[:2] / f"{key}.f16"
+            self._paths[fingerprint, identities] = path
+            if len(self._paths) > _MAX_REMEMBERED:
+                self._paths.popitem(last=False)
+        return path
 
-    def _content_hash(self, source: Path) -> str:
-        """The hash of a file's content, remembered beside the cache by the file's path, size, mtime and inode."""
-        try:
-            status = source.stat()
-        except OSError as error:
-            raise ScanError(f"cannot be opened: {error}", path=source, reason=ScanReason.MISSING) from error
-        identity = (str(source.absolute()), status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
-        digest = self._hashes.get(identity)
-        if digest is None:
-            digest = self._hashes[identity] = self._look_up_hash(source, identity)
-            if len(self._hashes) > _MAX_REMEMBERED:
-                self._hashes.popitem(last=False)
-        return digest
-
-    def _look_up_hash(self, source: Path, identity: tuple[str | int, ...]) -> str:
+    def _content_hash(self, source: Path, identity: _FileIdentity) -> str:
+        """The hash of a file's content, remembered beside the cache by the file's identity."""
         name = hashlib.sha256("\n".join(map(str, identity)).encode(errors="surrogateescape")).hexdigest()
         memory = self.directory / "content" / name[:2] / name
         try:
@@ -102,3 +100,11 @@ class VolumeCache:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         write_atomically(memory, [digest.encode()])
         return digest
+
+
+def _identify(source: Path) -> _FileIdentity:
+    try:
+        status = source.stat()
+    except OSError as error:
+        raise ScanError(f"cannot be opened: {error}", path=source, reason=ScanReason.MISSING) from error
+    return str(source.absolute()), status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev

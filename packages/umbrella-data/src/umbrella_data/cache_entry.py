@@ -76,44 +76,68 @@ class CachedFrames:
         self._layout = _read_layout(path)
         self.num_frames = self._layout.shape[0]
 
-    def read(self, first: int, count: int, *, as_stored: bool = False) -> torch.Tensor:
-        """Frames (count, C, X, Y, Z), checked; an entry that is damaged or gone is made again from the scan.
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Frames (T, C, X, Y, Z)."""
+        return self._layout.shape
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether what is stored is not the values themselves."""
+        return self._layout.scale != 1.0 or self._layout.offset != 0.0
+
+    def read(self, first: int, count: int) -> torch.Tensor:
+        """Frames (count, C, X, Y, Z) float32, checked; a damaged or lost entry is made again from the scan.
 
         Args:
             first: The first frame.
             count: Number of frames.
-            as_stored: Take float16 as it lies on disk, mapped and not copied, where it needs no scaling.
-
-        Returns:
-            float32, or float16 as stored.
         """
+        layout, stored = self._read(first, count, None)
+        values = stored.float()
+        return values.mul_(layout.scale).add_(layout.offset) if self.is_scaled else values
+
+    def read_stored(self, target: torch.Tensor) -> torch.Tensor:
+        """Read all frames as they are stored, checked as in `read`.
+
+        Args:
+            target: Memory (T, C, X, Y, Z) float16, contiguous; it is filled and returned.
+        """
+        return self._read(0, self.num_frames, target)[1]
+
+    def _read(self, first: int, count: int, target: torch.Tensor | None) -> tuple[_Layout, torch.Tensor]:
         for _ in range(MAX_ATTEMPTS):
             try:
-                return self._read(first, count, as_stored=as_stored)
+                return self._read_once(first, count, target)
             except (DamagedEntryError, FileNotFoundError):
                 self._restore()
-        return self._read(first, count, as_stored=as_stored)
+        return self._read_once(first, count, target)
 
-    def _read(self, first: int, count: int, *, as_stored: bool) -> torch.Tensor:
-        with self._path.open("rb", buffering=0) as file:
-            status = os.fstat(file.fileno())
-            # Private and never written to: pages are those of the file, and torch may call the memory its own.
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if status.st_size else b""
-        if (status.st_ino, status.st_mtime_ns) != self._layout.key[1:]:
-            self._layout = _read_layout(self._path)  # written anew since it was opened
-        layout = self._layout
-        begin = layout.start + first * layout.frame_bytes
-        if len(mapped) < begin + count * layout.frame_bytes:
-            raise DamagedEntryError(f"{self._path} was cut off")
-        for frame in range(first, first + count):
-            _verify(mapped, frame, layout=layout)
-        stored = torch.frombuffer(mapped, dtype=torch.float16, count=count * layout.frame_bytes // 2, offset=begin)
-        stored = stored.reshape(count, *layout.shape[1:])
-        is_scaled = layout.scale != 1.0 or layout.offset != 0.0
-        if as_stored and not is_scaled:
-            return stored
-        values = stored.float()
-        return values.mul_(layout.scale).add_(layout.offset) if is_scaled else values
+    def _read_once(self, first: int, count: int, target: torch.Tensor | None) -> tuple[_Layout, torch.Tensor]:
+        """What is stored of some frames, float16: read into memory, or else mapped."""
+        # Plain descriptors: Python's file objects would take as long as all the rest but the reading.
+        file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            status = os.fstat(file)
+            if (status.st_ino, status.st_mtime_ns) != self._layout.key[1:]:
+                self._layout = _read_layout(self._path)  # written anew since it was opened
+            layout = self._layout
+            begin, num_bytes = layout.start + first * layout.frame_bytes, count * layout.frame_bytes
+            if status.st_size < begin + num_bytes:
+                raise DamagedEntryError(f"{self._path} was cut off")
+            if target is None:
+                # Private and never written to: pages are those of the file, and torch may call the memory its own.
+                mapped = mmap.mmap(file, 0, access=mmap.ACCESS_COPY)
+                target = torch.frombuffer(mapped, dtype=torch.float16, count=num_bytes // 2, offset=begin)
+                target = target.reshape(count, *layout.shape[1:])
+            elif os.preadv(file, [target.numpy().data], begin) != num_bytes:
+                raise DamagedEntryError(f"{self._path} was cut off")
+        finally:
+            os.close(file)
+        stored = target.numpy()
+        for number, frame in enumerate(stored, start=first):
+            _verify(frame, number, layout=layout)
+        return layout, target
 
 
 def write_entry(path: Path, frames: np.ndarray) -> int:
@@ -172,14 +196,11 @@ def _read_layout(path: Path) -> _Layout:
     return layout
 
 
-def _verify(mapped: mmap.mmap | bytes, frame: int, *, layout: _Layout) -> None:
+def _verify(stored: np.ndarray, frame: int, *, layout: _Layout) -> None:
     key = (layout.key, frame)
     if key in _verified:
         return
-    begin = layout.start + frame * layout.frame_bytes
-    with memoryview(mapped) as view:
-        checksum = zlib.crc32(view[begin : begin + layout.frame_bytes])
-    if checksum != layout.checksums[frame]:
+    if zlib.crc32(stored.data) != layout.checksums[frame]:
         raise DamagedEntryError(f"frame {frame} of {layout.key[0]} does not match its checksum")
     _verified[key] = None
     if len(_verified) > _MAX_REMEMBERED:

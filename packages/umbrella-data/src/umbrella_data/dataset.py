@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from umbrella_data.bad_scans import BadScan, BadScanList
+from umbrella_data.batch_memory import ReadExamples, read_together
 from umbrella_data.batching import Indices
 from umbrella_data.chat import ChatEncoder, EncodedConversation, Tokenizer
 from umbrella_data.errors import ScanError, UmbrellaDataError
@@ -91,6 +92,10 @@ class ConversationDataset(Dataset[Example]):
         if self._bad_scans is None:
             return self._read(index, row=index % len(self))
         return self._read_or_substitute(index, self._bad_scans)
+
+    def __getitems__(self, indices: Sequence[int]) -> ReadExamples:
+        """The examples of one batch, as a loader asks for them; the same as one by one, but less is copied."""
+        return read_together(indices, self.__getitem__)
 
     def _read(self, index: int, *, row: int) -> Example:
         """The example of a row, augmented as the index says."""

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from umbrella_data.batch_memory import ReadExamples, read_together
 from umbrella_data.batching import Indices
 from umbrella_data.example import Example
 from umbrella_data.permutation import Permutation, derive_seed
@@ -108,6 +109,10 @@ class InterleaveDataset(Dataset[Example]):
         """The example at a virtual index."""
         part, child = self.locate(index)
         return self.datasets[part][child]
+
+    def __getitems__(self, indices: Sequence[int]) -> ReadExamples:
+        """The examples of one batch, as a loader asks for them; the same as one by one, but less is copied."""
+        return read_together(indices, self.__getitem__)
 
     def locate(self, index: int) -> tuple[int, int]:
         """The data set that a virtual index falls on, and the virtual index within it."""

@@ -23,6 +23,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from umbrella_data.augment import AugmentConfig, augment
+from umbrella_data.batch_memory import next_place
 from umbrella_data.cache import VolumeCache
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.intensity import NoContrastError, Normalisation, normalise
@@ -160,8 +161,10 @@ class Pipeline:
         if self.cache is None:
             return self._prepare(files)
         entry = self.cache.fetch(self._sources(files), fingerprint=self.fingerprint, make=lambda: self._prepare(files))
-        # Half the bytes to copy into a batch and to send to the device; the model casts to its own type.
-        return entry.read(0, 1, as_stored=as_stored)
+        if as_stored and not entry.is_scaled:
+            # Half the bytes to read and to send to the device; the model casts to its own type.
+            return entry.read_stored(next_place(self.spec.name, entry.shape[1:])[None])
+        return entry.read(0, 1)
 
     def _window(self, files: list[Path], generator: torch.Generator | None) -> torch.Tensor:
         """The normalised window (T, C, X, Y, Z) of a series."""

@@ -1,0 +1,125 @@
+"""Memory for the scans of one batch: what is read straight into it need not be copied again to be stacked.
+
+    read_together(indices, dataset.__getitem__)   # `__getitems__`, which a loader calls for a whole batch: pipelines
+                                                  # take places in its memory, one behind the other
+    stack(volumes, memory=...)                    # the collator: the memory itself, or a copy where places are missing
+
+In a loader worker the memory is shared from the start, so that a batch is not copied to be handed over.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from math import prod
+
+import numpy as np
+import torch
+from torch.utils.data import get_worker_info
+
+from umbrella_data.example import Example
+
+_MAX_SPARE = 4
+
+
+class BatchMemory:
+    """Places for the stored volumes of one batch, one behind the other.
+
+    Args:
+        num_examples: Places for each modality and shape; further volumes find none.
+    """
+
+    def __init__(self, num_examples: int) -> None:
+        self._num_examples = num_examples
+        self._buffers: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
+        self._num_taken: dict[tuple[str, tuple[int, ...]], int] = {}
+
+    def place(self, modality: str, shape: Sequence[int]) -> torch.Tensor | None:
+        """The next place (C, X, Y, Z) float16 for a modality, its values anything; None where all are taken."""
+        key = (modality, tuple(shape))
+        if key not in self._buffers:
+            self._buffers[key] = _empty((self._num_examples, *shape), torch.float16)
+        number = self._num_taken.get(key, 0)
+        if number == self._num_examples:
+            return None
+        self._num_taken[key] = number + 1
+        return self._buffers[key][number]
+
+    def find(self, modality: str, volumes: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """The batch (N, C, X, Y, Z) of volumes that lie in their places, in order; None where they do not."""
+        buffer = self._buffers.get((modality, tuple(volumes[0].shape)))
+        if buffer is None or len(volumes) > self._num_examples:
+            return None
+        places = zip(volumes, buffer, strict=False)
+        if not all(each.dtype == place.dtype and each.data_ptr() == place.data_ptr() for each, place in places):
+            return None
+        return buffer[: len(volumes)]
+
+
+class ReadExamples(list[Example]):
+    """The examples of one batch, with the memory that their scans may lie in.
+
+    Attributes:
+        memory: That memory.
+    """
+
+    def __init__(self, examples: Sequence[Example], *, memory: BatchMemory) -> None:
+        super().__init__(examples)
+        self.memory = memory
+
+
+_reading: ContextVar[BatchMemory | None] = ContextVar("the batch that is being read", default=None)
+
+
+def read_together(indices: Sequence[int], read: Callable[[int], Example]) -> ReadExamples:
+    """Read the examples of one batch; pipelines find places for their scans with `next_place` meanwhile."""
+    memory = BatchMemory(len(indices))
+    token = _reading.set(memory)
+    try:
+        return ReadExamples([read(index) for index in indices], memory=memory)
+    finally:
+        _reading.reset(token)
+
+
+def next_place(modality: str, shape: Sequence[int]) -> torch.Tensor:
+    """Memory (C, X, Y, Z) float16 for a volume: a place in the batch that is being read, or its own."""
+    memory = _reading.get()
+    place = None if memory is None else memory.place(modality, shape)
+    return torch.empty(tuple(shape), dtype=torch.float16) if place is None else place
+
+
+def stack(volumes: Sequence[torch.Tensor], *, modality: str, memory: BatchMemory | None) -> torch.Tensor:
+    """`torch.stack` of volumes of one shape, (N, ...); not copied where they lie in the batch's memory already."""
+    found = None if memory is None else memory.find(modality, volumes)
+    if found is not None:
+        return found
+    dtype = volumes[0].dtype
+    if get_worker_info() is None or any(each.dtype != dtype for each in volumes):
+        return torch.stack(list(volumes))
+    return torch.stack(list(volumes), out=_shared((len(volumes), *volumes[0].shape), dtype))
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    return _recycled(shape, dtype) if get_worker_info() is None else _shared(shape, dtype)
+
+
+def _shared(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Memory that other processes can map, as torch's own collate function takes it in a worker."""
+    storage = torch.UntypedStorage._new_shared(prod(shape) * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage, 0, tuple(shape))  # type: ignore[call-overload]
+
+
+# The memory of batches, and what the latest tensors over each of them hold on to: it is used again once nothing does.
+# The system clears every page of fresh memory first, which takes longer than to read a scan into it.
+_spare: list[tuple[np.ndarray, weakref.ref[np.ndarray]]] = []
+
+
+def _recycled(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    num_bytes = prod(shape) * dtype.itemsize
+    free = [block for block, in_use in _spare if block.nbytes == num_bytes and in_use() is None]
+    block = free[0] if free else np.empty(num_bytes, dtype=np.uint8)
+    view = block[:]
+    others = [each for each in _spare if each[0] is not block]
+    _spare[:] = [*others[1 - _MAX_SPARE :], (block, weakref.ref(view))]
+    return torch.from_numpy(view).view(dtype).reshape(tuple(shape))

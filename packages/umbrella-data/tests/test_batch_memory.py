@@ -1,0 +1,100 @@
+"""What is read into a batch's memory is what single reads give, is not copied again, and is nobody else's meanwhile."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollator, read_manifest
+from umbrella_data.batch_memory import BatchMemory, stack
+from umbrella_data.cache import VolumeCache
+from umbrella_data.transforms import Pipeline, PipelineConfig
+
+SHAPE = (1, 4, 4, 4)
+NAMES = "abcdef"
+
+
+@pytest.fixture
+def mixed(nifti, random_voxels, make_tokenizer, make_row, write_manifest, tmp_path):
+    """Six cached T1 scans; the last sample holds two of them."""
+    for seed, name in enumerate(NAMES):
+        nifti.write(random_voxels(6, 6, 6, seed=seed), f"{name}_0.nii.gz")
+    nifti.write(random_voxels(6, 6, 6, seed=99), "f_1.nii.gz")
+    rows = [make_row(name, *["T1"] * (2 if name == "f" else 1)) for name in NAMES]
+    tokenizer = make_tokenizer()
+    pipeline = Pipeline(PipelineConfig(image_size=SHAPE[1:]), modality="T1", cache=VolumeCache(tmp_path / "cache"))
+    dataset = ConversationDataset(
+        read_manifest(write_manifest(rows)),
+        tokenizer=tokenizer,
+        image_token_id=tokenizer.ids["<image>"],
+        num_image_tokens={"T1": 2},
+        pipelines={"T1": pipeline},
+    )
+    return InterleaveDataset([dataset])
+
+
+@pytest.fixture
+def collate():
+    return PaddingCollator(pad_token_id=0, modality_order=["T1"])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_of_a_loader_are_those_of_single_reads(mixed, collate, num_workers):
+    batches = [[0, 1, 2], [3, 4, 5], [2], [5, 5, 0]]
+    loader = DataLoader(mixed, batch_sampler=batches, collate_fn=collate, num_workers=num_workers)
+    for indices, batch in zip(batches, loader, strict=True):
+        single = collate([mixed[i] for i in indices])
+        assert torch.equal(batch["pixel_values"]["T1"], single["pixel_values"]["T1"])
+        assert batch["pixel_values"]["T1"].dtype == single["pixel_values"]["T1"].dtype == torch.float16
+        assert torch.equal(batch["input_ids"], single["input_ids"])
+
+
+def test_batch_read_together_is_not_copied(mixed, collate):
+    indices = [i for i in range(6) if len(mixed.sample(i).scans) == 1]
+    examples = mixed.__getitems__(indices)
+    pixels = collate(examples)["pixel_values"]["T1"]
+    assert [pixels[i].data_ptr() for i in range(5)] == [example.scans[0].volume.data_ptr() for example in examples]
+
+
+def test_single_examples_are_copied_into_their_batch(mixed, collate):
+    examples = [mixed[0], mixed[1]]
+    pixels = collate(examples)["pixel_values"]["T1"]
+    pixels.zero_()
+    assert examples[0].scans[0].volume.any()
+
+
+def test_memory_of_a_batch_in_use_is_not_used_again(mixed, collate):
+    kept = collate(mixed.__getitems__([0, 1, 2]))["pixel_values"]["T1"]
+    row, before = kept[1], kept[1].clone()
+    del kept  # a view of a part keeps the whole
+    others = [collate(mixed.__getitems__([3, 4, 5]))["pixel_values"]["T1"] for _ in range(6)]
+    assert torch.equal(row, before)
+    assert len({other.data_ptr() for other in others} | {row.data_ptr()}) == 7
+
+
+def test_memory_of_a_batch_that_is_gone_is_used_again():
+    def address() -> int:
+        place = BatchMemory(3).place("T1", (1, 5, 5, 7))
+        assert place is not None
+        return place.data_ptr()
+
+    first = address()
+    gc.collect()
+    assert address() == first
+
+
+def test_volumes_out_of_place_are_stacked():
+    memory = BatchMemory(2)
+    first, second = memory.place("T1", SHAPE), memory.place("T1", SHAPE)
+    assert memory.place("T1", SHAPE) is None
+    first.fill_(1)
+    second.fill_(2)
+    other = torch.full(SHAPE, 3.0, dtype=torch.float16)
+    for volumes in ([second, first], [first, other], [second], [first, second, other]):
+        stacked = stack(volumes, modality="T1", memory=memory)
+        assert torch.equal(stacked, torch.stack(volumes))
+    assert stack([first, second], modality="T1", memory=memory).data_ptr() == first.data_ptr()
+    assert torch.equal(stack([first, second], modality="dMRI", memory=memory), torch.stack([first, second]))
