@@ -11,14 +11,11 @@ all of them alike. The scans are heads with noise; how well they compress is pri
 from __future__ import annotations
 
 import argparse
-import gzip
 import importlib
 import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import zlib
@@ -56,8 +53,8 @@ class Figure:
         section: Which comparison it belongs to.
         name: What was measured.
         value: Median, in the unit.
-        unit: `ms` or `MB`.
-        ratio: How many times faster than the section's first line; None for that line and for memory.
+        unit: `ms`.
+        ratio: How many times faster than the section's first line; None for that line.
     """
 
     section: str
@@ -94,7 +91,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--frame-size", type=int, default=96, help="voxels along each axis of the series")
     parser.add_argument("--frames", type=int, default=200, help="frames of the series")
     parser.add_argument("--window", type=int, default=24, help="frames of a window, from the middle")
-    parser.add_argument("--long-frames", type=int, default=1200, help="frames of the 91x109x91 series for memory")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--folder", type=Path, default=None, help="where the scans are made (default: the system's)")
     parser.add_argument("--json", type=Path, default=None, help="write the figures here as well")
@@ -258,58 +254,9 @@ def bench_windows(folder: Path, options: argparse.Namespace) -> Iterator[Figure]
     )
 
 
-def bench_memory(folder: Path, options: argparse.Namespace) -> Iterator[Figure]:
-    """Peak memory of a process that reads windows of 20 frames from a long series."""
-    path = folder / "long.nii.gz"
-    write_long_series(path, num_frames=options.long_frames)
-    ways: dict[str, list[str]] = {
-        "imports alone": [],
-        "20-frame windows, streamed": [""],
-        "20-frame windows, saved index": [str(folder / "long-index")],
-    }
-    for name, arguments in ways.items():
-        command = [sys.executable, "-c", READ_WINDOWS, str(path), *arguments]
-        process = subprocess.run(command, check=True, capture_output=True, text=True)
-        yield Figure("memory", f"91x109x91x{options.long_frames} .nii.gz, {name}", float(process.stdout), "MB", None)
-
-
-# What a worker does, alone in its process: 30 windows as tensors, then the peak of resident memory in MB.
-# (getrusage would count what the process had that started this one.)
-READ_WINDOWS = r"""
-import re, sys
-from pathlib import Path
-from umbrella_data.volume import load_volume, read_shape
-path, ways = sys.argv[1], sys.argv[2:]
-for way in ways:
-    folder = Path(way) if way else None
-    num_frames = read_shape(path).shape[-1]
-    for first in range(0, num_frames - 19, max(num_frames // 30, 1)):
-        load_volume(path, modality="rsfMRI", window=(first, 20), index_folder=folder)
-print(int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024)
-"""
-
-
-def write_long_series(path: Path, *, num_frames: int) -> None:
-    """A series of 91x109x91 voxels, 20 frames a gzip member, so that it is made in seconds."""
-    shape = (91, 109, 91)
-    small = head(128, seed=3)[:91, :109, :91]
-    rng = np.random.default_rng(4)
-    image = image_of(np.zeros((2, 2, 2, 2), dtype=np.int16))
-    header = image.header.copy()
-    header.set_data_shape((*shape, num_frames))
-    header["vox_offset"], header["magic"] = 352, b"n+1"
-    block = np.stack([small + rng.integers(0, 9, shape, dtype=np.int16) for _ in range(20)], axis=-1)
-    member = gzip.compress(block.tobytes(order="F"), 1)
-    with path.open("wb") as file:
-        file.write(gzip.compress(header.binaryblock + b"\0\0\0\0"))
-        for _ in range(num_frames // 20):
-            file.write(member)
-
-
 SECTIONS: dict[str, Callable[[Path, argparse.Namespace], Iterator[Figure]]] = {
     "t1": bench_t1,
     "windows": bench_windows,
-    "memory": bench_memory,
 }
 
 if __name__ == "__main__":

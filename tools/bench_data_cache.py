@@ -1,4 +1,4 @@
-"""Benchmarks of what stands between a prepared scan and a batch: cache, manifests, sample order, loader workers.
+"""Benchmarks of what stands between a prepared scan and a batch: cache, manifests, sample order.
 
     python tools/bench_data_cache.py                 # all parts
     python tools/bench_data_cache.py cache samples   # some of them
@@ -33,7 +33,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from umbrella_data import ConversationDataset, InterleaveDataset, ModalityBatchSampler, PaddingCollator, read_manifest
 from umbrella_data.batch_memory import read_together, stack
@@ -55,7 +54,6 @@ def main() -> None:
     """Run the parts that were named, and print a table."""
     parts: dict[str, Callable[[Path, argparse.Namespace], Result]] = {
         "cache": bench_cache, "samples": bench_samples, "manifest": bench_manifest, "order": bench_order,
-        "workers": bench_workers,
     }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)} (default: all)")
@@ -63,7 +61,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=41, help="turns a side (41)")
     parser.add_argument("--scans", type=int, default=64, help="scans in the cache (64)")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the manifest (1,000,000)")
-    parser.add_argument("--samples", type=int, default=20_000, help="samples through the loader (20,000)")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(parts):
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
@@ -363,44 +360,6 @@ def bench_order(_folder: Path, _options: argparse.Namespace) -> Result:
         "shuffled order, ns an index": (time.process_time() - start) / (16 * 65_536) * 1e9,
         "batches by modality, MB": batch_megabytes,
     }
-
-
-# ---- workers ----
-
-
-def bench_workers(folder: Path, options: argparse.Namespace) -> Result:
-    """Samples a second with loader workers, and the memory of each over many samples."""
-    dataset, collate = make_dataset(folder, options), make_collator()
-    result: Result = {}
-    for num_workers in (1, 2, 4):
-        num_batches = options.samples // BATCH
-        batches = [[(n * BATCH + i) % len(dataset) for i in range(BATCH)] for n in range(num_batches)]
-        loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=num_workers)
-        iterator = iter(loader)
-        first, last = num_batches // 5, num_batches - 4 * num_workers
-        marks: dict[int, float] = {}
-        readings: dict[int, list[list[float]]] = {first: [], last: []}
-        for number, _ in enumerate(iterator):
-            workers = [worker.pid for worker in iterator._workers]  # type: ignore[attr-defined]
-            marks[number] = time.perf_counter()
-            for mark, found in readings.items():
-                # The least of a few readings: a worker has its batch in hand at some of them.
-                if mark - 20 <= number < mark:
-                    found.append([own_megabytes(pid) for pid in workers])
-        before, after = ([min(of_worker) for of_worker in zip(*found, strict=True)] for found in readings.values())
-        rate = (last - 20 - first) * BATCH / (marks[last - 20] - marks[first])
-        result[f"{num_workers} workers: samples a second"] = rate
-        result[f"{num_workers} workers: own memory of the largest, MB"] = max(after)
-        result[f"{num_workers} workers: most growth over 80 % of {options.samples:,}, MB"] = max(
-            late - early for early, late in zip(before, after, strict=True)
-        )
-    return result
-
-
-def own_megabytes(pid: int) -> float:
-    """Memory that belongs to a process alone."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
 if __name__ == "__main__":

@@ -1,0 +1,239 @@
+"""Benchmarks of loader workers: samples a second, and how much memory each worker takes.
+
+    python tools/bench_data_workers.py                 # both parts
+    python tools/bench_data_workers.py windows         # windows of a long 4-D series: needs 2 GB for moments
+    python tools/bench_data_workers.py --json out.json
+
+Memory is that of a real `DataLoader` worker, forked as in training: what it holds for itself alone (USS), and what it
+holds more than right after the fork (RSS, pages of libraries included), both at their peaks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import logging
+import multiprocessing
+import re
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from bench_data import head, image_of
+from bench_data_cache import BATCH, Result, describe_machine, make_collator, make_dataset
+from umbrella_data.transforms import Pipeline, PipelineConfig
+from umbrella_data.volume import load_volume
+
+SHAPE = (91, 109, 91)
+WINDOW = 20
+
+
+def main() -> None:
+    """Run the parts that were named, and print their figures."""
+    parts: dict[str, Callable[[Path, argparse.Namespace], Result]] = {
+        "windows": bench_windows,
+        "samples": bench_samples,
+    }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)} (default: both)")
+    parser.add_argument("--json", type=Path, help="write the figures")
+    parser.add_argument("--frames", type=int, default=1200, help="frames of the series (1200)")
+    parser.add_argument("--windows", type=int, default=8, help="windows that a worker reads (8)")
+    parser.add_argument("--scans", type=int, default=64, help="scans in the cache (64)")
+    parser.add_argument("--samples", type=int, default=20_000, help="samples through the loader (20,000)")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(parts):
+        parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    found: Result = {"machine": describe_machine()}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.parts or parts:
+            found[name] = parts[name](Path(folder), options)
+            print(f"\n{name}")
+            for key, value in found[name].items():
+                print(f"  {key:72}{value:>10,.1f}", flush=True)
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+# ---- windows of a long series ----
+
+
+def bench_windows(folder: Path, options: argparse.Namespace) -> Result:
+    """Memory of a worker that reads windows of 20 frames from a series of 91x109x91x1200."""
+    path, index_folder = folder / "long.nii.gz", folder / "index"
+    write_long_series(path, num_frames=options.frames)
+    config = PipelineConfig(image_size=(96, 96, 96, WINDOW))
+    result: Result = {}
+    for name, kept in (("streamed", None), ("saved index", index_folder)):
+        pipeline = Pipeline(config, modality="rsfMRI", index_folder=kept)
+        ways: dict[str, Callable[[int], torch.Tensor]] = {
+            "as they are": lambda first, kept=kept: (
+                load_volume(  # type: ignore[misc]
+                    path, modality="rsfMRI", window=(first, WINDOW), index_folder=kept
+                ).data
+            ),
+            "prepared at 96³": lambda first, pipeline=pipeline: pipeline(  # type: ignore[misc]
+                path, generator=torch.Generator().manual_seed(first)
+            ),
+        }
+        for way, read in ways.items():
+            memory = watch_worker(read, range(0, options.frames - WINDOW, options.frames // options.windows))
+            result[f"{name}, windows {way}: USS, MB"] = memory.private
+            result[f"{name}, windows {way}: RSS above that after the fork, MB"] = memory.added
+    return result
+
+
+@dataclass
+class WorkerMemory:
+    """Peaks of one worker, MB: what it held for itself alone, and what it held more than right after the fork."""
+
+    private: float = 0.0
+    added: float = 0.0
+
+
+class _Windows(Dataset[torch.Tensor]):
+    """Windows by their first frame."""
+
+    def __init__(self, read: Callable[[int], torch.Tensor]) -> None:
+        self._read = read
+
+    def __getitem__(self, first: int) -> torch.Tensor:
+        return self._read(first)
+
+
+def watch_worker(read: Callable[[int], torch.Tensor], firsts: Sequence[int]) -> WorkerMemory:
+    """Peaks of a loader worker that reads windows in batches of one."""
+    context = multiprocessing.get_context("fork")
+    at_fork = context.Value("d", 0.0)
+
+    def note_start(_worker: int) -> None:
+        at_fork.value = status_megabytes("self", "VmRSS")
+
+    loader = DataLoader(
+        _Windows(read),
+        sampler=list(firsts),
+        batch_size=1,
+        num_workers=1,
+        worker_init_fn=note_start,
+        multiprocessing_context=context,
+    )
+    memory = WorkerMemory()
+    iterator = iter(loader)
+    (worker,) = iterator._workers  # type: ignore[attr-defined]
+    with watched(worker.pid, memory):
+        for batch in iterator:
+            assert batch.shape[-1] == WINDOW
+            del batch
+            # The system remembers the peak itself; it is gone with the worker.
+            memory.added = max(memory.added, peak_megabytes(worker.pid) - at_fork.value)
+    return memory
+
+
+@contextmanager
+def watched(pid: int, memory: WorkerMemory) -> Iterator[None]:
+    """Look at a process's own memory every 5 ms."""
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.005):
+            memory.private = max(memory.private, own_megabytes(pid))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def write_long_series(path: Path, *, num_frames: int) -> None:
+    """A series of 91x109x91 voxels, 20 frames a gzip member, so that it is made in seconds."""
+    small = head(128, seed=3)[:91, :109, :91]
+    rng = np.random.default_rng(4)
+    image = image_of(np.zeros((2, 2, 2, 2), dtype=np.int16))
+    header = image.header.copy()
+    header.set_data_shape((*SHAPE, num_frames))
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    block = np.stack([small + rng.integers(0, 9, SHAPE, dtype=np.int16) for _ in range(20)], axis=-1)
+    member = gzip.compress(block.tobytes(order="F"), 1)
+    with path.open("wb") as file:
+        file.write(gzip.compress(header.binaryblock + b"\0\0\0\0"))
+        for _ in range(num_frames // 20):
+            file.write(member)
+
+
+# ---- samples ----
+
+
+def bench_samples(folder: Path, options: argparse.Namespace) -> Result:
+    """Samples a second with loader workers, and the memory of each over many samples."""
+    dataset, collate = make_dataset(folder, options), make_collator()
+    result: Result = {}
+    for num_workers in (1, 2, 4):
+        num_batches = options.samples // BATCH
+        batches = [[(n * BATCH + i) % len(dataset) for i in range(BATCH)] for n in range(num_batches)]
+        loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=num_workers)
+        iterator = iter(loader)
+        first, last = num_batches // 5, num_batches - 4 * num_workers
+        marks: dict[int, float] = {}
+        readings: dict[int, list[list[float]]] = {first: [], last: []}
+        for number, _ in enumerate(iterator):
+            workers = [worker.pid for worker in iterator._workers]  # type: ignore[attr-defined]
+            marks[number] = time.perf_counter()
+            for mark, found in readings.items():
+                # The least of a few readings: a worker has its batch in hand at some of them.
+                if mark - 20 <= number < mark:
+                    found.append([own_megabytes(pid) for pid in workers])
+        before, after = ([min(of_worker) for of_worker in zip(*found, strict=True)] for found in readings.values())
+        rate = (last - 20 - first) * BATCH / (marks[last - 20] - marks[first])
+        name = f"{num_workers} workers"
+        result[f"{name}: samples a second"] = rate
+        result[f"{name}: USS of the largest, MB"] = max(after)
+        result[f"{name}: most growth over the last 80 % of {options.samples:,}, MB"] = max(
+            late - early for early, late in zip(before, after, strict=True)
+        )
+    return result
+
+
+# ---- memory of a process ----
+
+
+def own_megabytes(pid: int) -> float:
+    """Memory that belongs to a process alone (USS); 0 when it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+def peak_megabytes(pid: int) -> float:
+    """The most resident memory that a process has had; 0 when it has ended."""
+    try:
+        return status_megabytes(str(pid), "VmHWM")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+
+
+def status_megabytes(pid: str, field: str) -> float:
+    """A field of `/proc/PID/status`; 0 for a process that has given its memory back."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) / 1024 if found else 0.0
+
+
+if __name__ == "__main__":
+    main()
