@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from umbrella_data.bids import find_scans
@@ -87,6 +88,37 @@ def test_manifest_of_derivatives_takes_labels_from_the_raw_tree(nifti, random_vo
     assert [sample.subject for sample in samples if sample.task == "age"] == [f"sub-{i}" for i in range(10)]
     assert all(f"space-{MNI}" in sample.scans[0].paths[0].name for sample in samples)
     assert "other versions of scans, left out: 10 desc-preproc" in capsys.readouterr().out
+
+
+def test_manifest_of_derivatives_names_the_brain_masks_beside_the_scans(nifti, random_voxels, tmp_path, capsys):
+    brain = np.zeros((4, 5, 6), dtype=np.uint8)
+    brain[1:3, 1:4, 1:5] = 1
+    for name in ("anat/sub-1", "func/sub-1_task-rest", "anat/sub-2", "anat/sub-3"):
+        subject = name[5:10]
+        is_series = name.startswith("func")
+        shape = (4, 5, 6, 3) if is_series else (4, 5, 6)
+        options = {"repetition_time": 2.0} if is_series else {}
+        suffix = "bold" if is_series else "T1w"
+        nifti.write(random_voxels(*shape), f"prep/{subject}/{name}_desc-preproc_{suffix}.nii.gz", **options)
+    nifti.write(brain, "prep/sub-1/anat/sub-1_desc-brain_mask.nii.gz")
+    nifti.write(brain, "prep/sub-1/func/sub-1_task-rest_desc-brain_mask.nii.gz")
+    nifti.write(brain[:-1], "prep/sub-2/anat/sub-2_desc-brain_mask.nii.gz")
+    words = ["from-bids", str(tmp_path / "prep"), "--out", str(tmp_path), "--test-fraction", "0", "--workers", "1"]
+    assert main(words) == 0
+    scans = {scan for sample in read_manifest(tmp_path / "train.jsonl", data_root=tmp_path / "prep")
+             for scan in sample.scans}  # fmt: skip
+    assert {scan.paths[0].name: scan.mask and scan.mask.name for scan in scans} == {
+        "sub-1_desc-preproc_T1w.nii.gz": "sub-1_desc-brain_mask.nii.gz",
+        "sub-1_task-rest_desc-preproc_bold.nii.gz": "sub-1_task-rest_desc-brain_mask.nii.gz",
+        "sub-3_desc-preproc_T1w.nii.gz": None,
+    }
+    told = capsys.readouterr().out
+    assert "3 of 4 scans have a brain mask beside them" in told
+    assert "sub-2_desc-brain_mask.nii.gz: shape (3, 5, 6)" in told
+    assert main([*words, "--no-masks"]) == 0
+    samples = list(read_manifest(tmp_path / "train.jsonl", data_root=tmp_path / "prep"))
+    assert {scan.mask for sample in samples for scan in sample.scans} == {None}
+    assert {sample.subject for sample in samples} == {"sub-1", "sub-2", "sub-3"}
 
 
 def test_rows_do_not_depend_on_the_number_of_processes(nifti, random_voxels, tmp_path):

@@ -72,6 +72,21 @@ def test_load_volume_gives_fa_and_md_when_given_a_dwi(nifti: Any) -> None:
         assert volume.spacing == (2.0, 2.0, 2.0)
 
 
+def test_fit_dwi_finds_no_other_brain_than_the_mask_given(nifti: Any) -> None:
+    path = write_dwi(nifti)
+    found = fit_dwi(path)
+    given = found.mask.copy()
+    given[:, :, 8:] = False
+    mask = nifti.write(given.astype(np.uint8), "sub-01_desc-brain_mask.nii.gz")
+    maps = fit_dwi(path, mask=mask)
+    np.testing.assert_array_equal(maps.mask, given)
+    both = given & found.mask
+    np.testing.assert_allclose(maps.fa[both], found.fa[both], rtol=1e-5)
+    assert not maps.fa[~given].any()
+    volume = load_volume(path, modality="dMRI", mask=mask)
+    np.testing.assert_array_equal(volume.data[0], maps.fa)
+
+
 def test_fit_dwi_refuses_when_directions_do_not_span_the_tensor(nifti: Any) -> None:
     path = write_dwi(nifti, num_directions=5)
     with pytest.raises(ScanError, match="at least 6 different directions") as caught:

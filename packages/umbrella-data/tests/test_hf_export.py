@@ -15,6 +15,7 @@ def manifest(make_row, write_manifest):
     rows = [make_row("a", "T1"), make_row("b", "bold", "T1", question="two lines\n  and blanks"), make_row("c")]
     rows[0]["answer"] = {"type": "choice", "options": ["a brain", "none"], "value": "a brain"}
     rows[1]["answer"] = {"type": "number", "value": 3.5, "unit": "years"}
+    rows[1]["messages"][0]["content"][1]["mask"] = "b_mask.nii.gz"
     rows[2]["messages"].insert(0, {"role": "system", "content": "Be brief."})
     maps = make_row("m", "dMRI", question="Maps?")
     maps["messages"][0]["content"][0]["path"] = ["deep/fa.nii.gz", "deep/md.nii.gz"]
@@ -33,7 +34,10 @@ def read_back(text, manifest, tmp_path):
 
 def test_rows_read_back_to_equal_samples(manifest, tmp_path):
     rows = list(to_hf_rows(manifest))
-    assert {tuple(row) for row in rows} == {("id", "subject", "task", "messages", "images", "modalities", "answer")}
+    assert {tuple(row) for row in rows} == {
+        ("id", "subject", "task", "messages", "images", "modalities", "masks", "answer")
+    }
+    assert rows[1]["masks"] == [None, "b_mask.nii.gz"]
     assert rows[3]["images"] == [["deep/fa.nii.gz", "deep/md.nii.gz"], ["n_0.nii.gz"]]
     assert read_back("".join(json.dumps(row) + "\n" for row in rows), manifest, tmp_path) == list(manifest)
 

@@ -37,12 +37,14 @@ class BidsScan:
         subject: Such as `sub-01`.
         modality: The canonical name.
         path: Relative to the tree, with forward slashes.
+        mask: Its brain mask, named as `path` is; None where there is none, or it is not wanted.
     """
 
     name: str
     subject: str
     modality: str
     path: str
+    mask: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def read_facts(scan: BidsScan, *, root: Path, min_frames: int = 0) -> ScanFacts:
     Raises:
         ScanError: If the scan cannot be used.
     """
-    proof = prove_scan([_inside(scan, root)], modality=scan.modality, min_frames=min_frames)
+    mask = None if scan.mask is None else _inside(scan.mask, root)
+    proof = prove_scan([_inside(scan.path, root)], modality=scan.modality, min_frames=min_frames, mask=mask)
     return ScanFacts(scan.modality, num_frames=proof.num_frames, num_b0=proof.num_b0)
 
 
@@ -115,8 +118,8 @@ def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, list[str]]]:
         yield here, sorted(name for name in files if name.endswith((".nii", ".nii.gz")) and not name.startswith("."))
 
 
-def _inside(scan: BidsScan, root: Path) -> Path:
+def _inside(path: str, root: Path) -> Path:
     try:
-        return resolve_inside(scan.path, root=root.resolve())
+        return resolve_inside(path, root=root.resolve())
     except ValueError as error:
-        raise ScanError(str(error), path=root / scan.path, reason=ScanReason.UNREADABLE) from error
+        raise ScanError(str(error), path=root / path, reason=ScanReason.UNREADABLE) from error

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from umbrella_data.bids import BidsListing, BidsScan
+from umbrella_data.brain_mask import mask_beside
 
 _VERSION_ENTITIES = ("space", "res", "den", "cohort", "desc")
 _PREPROCESSED = "preproc"
@@ -50,6 +53,19 @@ def choose_versions(listing: BidsListing, *, space: str | None = None, desc: str
         wanted = ", ".join(f"{key}-{value}" for key, value in (("space", space), ("desc", desc)) if value is not None)
         notes.append(f"{num_without} scans have no version with {wanted}")
     return BidsListing(tuple(sorted(kept, key=lambda scan: scan.path)), tuple(notes))
+
+
+def add_masks(listing: BidsListing, *, root: Path) -> BidsListing:
+    """Give each scan the brain mask that stands beside it: see `umbrella_data.brain_mask.mask_beside`.
+
+    Returns:
+        The listing with a note of how many have one.
+    """
+    found = [(scan, mask_beside(root / scan.path)) for scan in listing.scans]
+    scans = [scan if mask is None else replace(scan, mask=mask.relative_to(root).as_posix()) for scan, mask in found]
+    num_masked = sum(scan.mask is not None for scan in scans)
+    note = f"{num_masked} of {len(scans)} scans have a brain mask beside them: all outside of it is set to 0"
+    return BidsListing(tuple(scans), (*listing.notes, *([note] if num_masked else [])))
 
 
 def _entities(scan: BidsScan) -> dict[str, str]:

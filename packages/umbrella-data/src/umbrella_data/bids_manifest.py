@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from umbrella_data.bids import BidsScan, find_scans, read_facts
-from umbrella_data.bids_derivatives import choose_versions
+from umbrella_data.bids_derivatives import add_masks, choose_versions
 from umbrella_data.errors import ScanError
 from umbrella_data.parallel import map_unordered
 from umbrella_data.participants import read_participants
@@ -55,6 +55,7 @@ def write_manifests(
     numbers: Mapping[str, str | None] | None = None,
     space: str | None = None,
     desc: str | None = None,
+    with_masks: bool = True,
     participants: str | os.PathLike[str] | None = None,
     num_workers: int | None = 1,
     progress: Progress = lambda results, total: results,  # noqa: ARG005
@@ -71,6 +72,7 @@ def write_manifests(
         numbers: Columns that hold numbers, with their units.
         space: Take scans in this space alone, such as `MNI152NLin2009cAsym`; see `umbrella_data.bids_derivatives`.
         desc: Take scans of this description alone, such as `preproc`.
+        with_masks: Whether scans are read inside of the brain masks that stand beside them in a tree of derivatives.
         participants: The file with the labels; by default the tree's own.
         num_workers: Processes that read scans; None for as many as there are cores.
         progress: Wraps the results while scans are read, as tqdm does; called with their number.
@@ -80,6 +82,8 @@ def write_manifests(
     """
     tree = Path(root)
     listing = choose_versions(find_scans(tree), space=space, desc=desc)
+    if with_masks:
+        listing = add_masks(listing, root=tree)
     table = Path(participants) if participants is not None else tree / "participants.tsv"
     known_labels = read_participants(table, choices=choices, numbers=numbers)
     report = BidsReport(notes=[*listing.notes, *known_labels.notes])
@@ -114,6 +118,7 @@ def make_rows(scan: BidsScan, facts: ScanFacts, *, questions: Sequence[Question]
             continue
         text, words, answer = asked
         image = {"type": "image", "modality": scan.modality, "path": scan.path}
+        image |= {"mask": scan.mask} if scan.mask is not None else {}
         yield {
             "id": row_id,
             "subject": scan.subject,

@@ -149,6 +149,9 @@ def write_entry(path: Path, frames: np.ndarray) -> int:
         offset = float(frames.mean(dtype=np.float64))
         scale = float(frames.std(dtype=np.float64)) or 1.0
     scale = max(scale, max(abs(low - offset), abs(high - offset)) / _FLOAT16_LIMIT)
+    if offset != 0.0 and low <= 0.0 <= high:
+        # Moved by less than a step, so that 0 is read as 0 again: what lies outside of a mask is told by it.
+        offset = -float(np.float32(np.float16(-offset / scale)) * np.float32(scale))
     stored = ((frames - np.float32(offset)) / np.float32(scale)).astype(np.float16)
     header = json.dumps(
         {

@@ -137,7 +137,7 @@ def _check_rows(
 
 def _prove(scan: Scan) -> tuple[Scan, ScanError | None]:
     try:
-        prove_scan(scan.paths, modality=scan.modality)
+        prove_scan(scan.paths, modality=scan.modality, mask=scan.mask)
     except ScanError as error:
         return scan, error
     return scan, None
@@ -153,8 +153,12 @@ def _shared_subjects(manifests: Sequence[ManifestCheck]) -> dict[str, list[Path]
 
 def _shared_scans(places: dict[Scan, dict[Path, str]]) -> dict[Path, list[Path]]:
     """Scans in several manifests; where the subject is the same everywhere, that one is reported already."""
+    # With a mask or without, it is the same scan.
+    homes_of: dict[tuple[Path, ...], dict[Path, str]] = defaultdict(dict)
+    for scan, homes in places.items():
+        homes_of[scan.paths] |= homes
     return {
-        scan.paths[0]: list(homes) for scan, homes in places.items() if len(homes) > 1 and len(set(homes.values())) > 1
+        paths[0]: list(homes) for paths, homes in homes_of.items() if len(homes) > 1 and len(set(homes.values())) > 1
     }
 
 

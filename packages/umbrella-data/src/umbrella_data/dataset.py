@@ -263,7 +263,9 @@ class ConversationDataset(Dataset[Example]):
 
     def _load(self, index: int, scan: Scan, *, generator: torch.Generator | None) -> torch.Tensor:
         try:
-            return self._pipelines[scan.modality](scan.paths, generator=generator)
+            if scan.mask is None:
+                return self._pipelines[scan.modality](scan.paths, generator=generator)
+            return self._pipelines[scan.modality](scan.paths, generator=generator, mask=scan.mask)
         except (UmbrellaDataError, ValueError) as error:
             error.add_note(f"while reading a {scan.modality} scan of {self._where(index)}")
             raise

@@ -38,7 +38,7 @@ def to_canonical(row: Any, *, root: Path) -> Any:
         return row
     canonical = adapter(row)
     for item in _images(canonical):
-        item["path"] = _relative(item["path"], root=root)
+        item |= {key: _relative(item[key], root=root) for key in ("path", "mask") if key in item}
     return canonical
 
 
@@ -86,7 +86,14 @@ def from_hugging_face(row: Row) -> dict[str, Any]:
     answer = row.get("answer")
     if isinstance(answer, str):
         row = {**row, "answer": json.loads(answer)}
-    return _assemble(row, _turns(row, "messages"), _listed_scans(row, "images"))
+    scans = _listed_scans(row, "images")
+    masks = _expect(row, "masks", (list,), "a list: for each image the path of its brain mask, or null") or []
+    if masks and len(masks) != len(scans):
+        raise ValueError(f"{len(scans)} images, but {len(masks)} masks; give a path or null for each image")
+    for scan, mask in zip(scans, masks, strict=False):
+        if mask is not None:
+            scan["mask"] = mask
+    return _assemble(row, _turns(row, "messages"), scans)
 
 
 def _turns(row: Row, key: str) -> list[Row]:
@@ -176,7 +183,8 @@ def _split(content: Any) -> Iterator[dict[str, Any]]:
         elif kind.startswith("image"):
             modality = item.get("modality") or kind.removeprefix("image").lstrip("_") or None
             path = item.get("image_path", item.get("path"))
-            yield {"type": "image" if path else "place", "modality": modality, "path": path}
+            mask = {"mask": item["mask"]} if path and item.get("mask") is not None else {}
+            yield {"type": "image" if path else "place", "modality": modality, "path": path, **mask}
         elif isinstance(item.get("text"), str):
             parts = _MARK.split(item["text"])
             for i, part in enumerate(parts):

@@ -40,41 +40,46 @@ class TensorMaps:
     doubts: tuple[ScanDoubt, ...] = ()
 
 
-def fit_dwi(path: str | PathLike[str], *, max_voxels: int = MAX_VOXELS) -> TensorMaps:
+def fit_dwi(
+    path: str | PathLike[str], *, max_voxels: int = MAX_VOXELS, mask: str | PathLike[str] | None = None
+) -> TensorMaps:
     """Fit a tensor in each voxel of the brain of a DWI with `.bval` and `.bvec` beside it.
 
     Args:
         path: The series, `.nii` or `.nii.gz`.
         max_voxels: Refuse to read more voxels than this.
+        mask: The brain mask of the series; None finds the brain in the mean b0 volume (median filter, Otsu).
 
     Raises:
         ScanError: Where a file cannot be trusted, or no brain is found.
         ImportError: Without dipy; the message names the extra to install.
     """
     dipy = _import_dipy()
-    voxels = read_voxels(path, rank=4, max_voxels=max_voxels)
+    voxels = read_voxels(path, rank=4, max_voxels=max_voxels, mask=mask)
     gradients = read_gradients(path, num_volumes=len(voxels.frames))
     directions = gradients.world_directions(voxels.header.affine)
     _check_span(directions, gradients, path=fspath(path))
     table = dipy["gradient_table"](gradients.b_values, bvecs=directions, b0_threshold=B0_LIMIT, atol=0.05)
-    _, mask = dipy["median_otsu"](
-        voxels.frames[gradients.is_b0].mean(axis=0), median_radius=_median_radius(voxels.spacing), numpass=1
-    )
-    if not mask.any():
+    mean_b0 = voxels.frames[gradients.is_b0].mean(axis=0)
+    if mask is None:
+        _, brain = dipy["median_otsu"](mean_b0, median_radius=_median_radius(voxels.spacing), numpass=1)
+    else:
+        brain = mean_b0 > 0  # all else was set to 0
+    if not brain.any():
         raise ScanError("no brain is found in the mean b0 volume", path=path, reason=ScanReason.NO_BRAIN)
-    signal = np.ascontiguousarray(voxels.frames[:, mask].T)
+    signal = np.ascontiguousarray(voxels.frames[:, brain].T)
     fit = dipy["TensorModel"](table, fit_method="WLS").fit(signal)
 
     def spread(values: np.ndarray) -> np.ndarray:
-        volume = np.zeros((*values.shape[1:], *mask.shape), dtype=np.float32)
-        volume[..., mask] = values.T
+        volume = np.zeros((*values.shape[1:], *brain.shape), dtype=np.float32)
+        volume[..., brain] = values.T
         return volume
 
     return TensorMaps(
         fa=spread(np.clip(np.nan_to_num(fit.fa), 0.0, 1.0)),
         md=spread(np.clip(np.nan_to_num(fit.md), 0.0, None)),
         direction=spread(fit.evecs[..., 0]),
-        mask=np.asarray(mask, dtype=bool),
+        mask=np.asarray(brain, dtype=bool),
         affine=voxels.affine,
         spacing=voxels.spacing,
         doubts=voxels.header.doubts,

@@ -40,6 +40,7 @@ class ScanReason(StrEnum):
     BVAL = "bval"
     BVEC = "bvec"
     NO_BRAIN = "no_brain"
+    MASK = "mask"
 
 
 class UmbrellaDataError(Exception):

@@ -13,8 +13,13 @@ import torch
 class ScanPipeline(Protocol):
     """Turns the files of one scan into a tensor; `umbrella_data.transforms.Pipeline` is one."""
 
-    def __call__(self, paths: Sequence[Path], /, *, generator: torch.Generator | None) -> torch.Tensor:
-        """A volume (C, X, Y, Z) or series (C, X, Y, Z, T), float32 or float16; without a generator nothing is drawn."""
+    def __call__(
+        self, paths: Sequence[Path], /, *, generator: torch.Generator | None, mask: Path | None = None
+    ) -> torch.Tensor:
+        """A volume (C, X, Y, Z) or series (C, X, Y, Z, T), float32 or float16; without a generator nothing is drawn.
+
+        A mask is given for scans alone that have one.
+        """
 
 
 @dataclass(frozen=True)

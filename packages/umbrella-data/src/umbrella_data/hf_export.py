@@ -42,7 +42,7 @@ def to_hf_rows(manifest: Manifest) -> Iterator[dict[str, Any]]:
     Yields:
         `id`, `subject` and `task`; `messages`, a list of `role` and `content`, which is a list of items of type `image`
         or `text`; `images`, the files of each scan in reading order, relative to the data root; `modalities`, one for
-        each; `answer`, as JSON text, for its value may be a text or a number.
+        each; `masks`, a brain mask or None for each; `answer`, as JSON text, for its value may be a text or a number.
 
     Raises:
         ManifestError: For a row that cannot be read.
@@ -63,6 +63,7 @@ def _to_row(sample: Sample, manifest: Manifest) -> dict[str, Any]:
         "messages": [{"role": turn.role, "content": _content(turn)} for turn in sample.messages],
         "images": [[path.relative_to(manifest.data_root).as_posix() for path in scan.paths] for scan in sample.scans],
         "modalities": list(sample.modalities),
+        "masks": [scan.mask and scan.mask.relative_to(manifest.data_root).as_posix() for scan in sample.scans],
         "answer": _answer(sample.answer),
     }
 

@@ -154,7 +154,7 @@ class Manifest(Sequence[Sample]):
             raise ManifestError(problems, path=self.path)
 
     def _missing_files(self, sample: Sample) -> Iterator[str]:
-        for path in (path for scan in sample.scans for path in scan.paths):
+        for path in (path for scan in sample.scans for path in scan.files):
             if not path.is_file():
                 yield (f"subject {sample.subject!r}: no file {path.relative_to(self.data_root)} under "
                        f"{self.data_root}; is data_root right?")  # fmt: skip

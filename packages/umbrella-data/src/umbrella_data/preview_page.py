@@ -125,12 +125,12 @@ def _choose(manifests: Sequence[Manifest], modalities: set[str], num_scans: int)
 
 
 def _draw(scan: Scan, pipeline: Pipeline, patch_size: Sequence[int] | None, path: Path, title: str) -> str:
-    volume = pipeline(scan.paths, generator=None)
+    volume = pipeline(scan.paths, generator=None, mask=scan.mask)
     figure = draw_volume(volume, modality=scan.modality, patch_size=patch_size, title=title)
     figure.savefig(path, dpi=110, metadata={"Software": None})
-    foreground = volume[volume != 0]
+    masked = "" if scan.mask is None else ", outside of its brain mask the value of 0"
     return (f"Shape {' × '.join(map(str, volume.shape))}, values {volume.min():.2f} to {volume.max():.2f}, "
-            f"mean {volume.mean():.2f}, {len(foreground) / volume.numel():.0%} of voxels not 0.")  # fmt: skip
+            f"mean {volume.mean():.2f}{masked}.")  # fmt: skip
 
 
 def _to_html(

@@ -27,13 +27,14 @@ class Proof:
     num_b0: int | None = None
 
 
-def prove_scan(paths: Sequence[Path], *, modality: str, min_frames: int = 0) -> Proof:
+def prove_scan(paths: Sequence[Path], *, modality: str, min_frames: int = 0, mask: Path | None = None) -> Proof:
     """Read a scan.
 
     Args:
         paths: Its files.
         modality: A name or an alias.
         min_frames: Refuse series that are shorter.
+        mask: Its brain mask.
 
     Raises:
         ScanError: If the scan cannot be used.
@@ -44,7 +45,7 @@ def prove_scan(paths: Sequence[Path], *, modality: str, min_frames: int = 0) -> 
 
     spec = find_modality(modality)
     if not spec.is_series:
-        load_volume(list(paths), modality=spec.name)
+        load_volume(list(paths), modality=spec.name, mask=mask)
         is_raw_dwi = spec.num_channels > 1 and len(paths) == 1
         return Proof(num_b0=count_b0(paths[0]) if is_raw_dwi else None)
     shape = read_shape(paths[0]).shape
@@ -54,5 +55,5 @@ def prove_scan(paths: Sequence[Path], *, modality: str, min_frames: int = 0) -> 
             f"{num_frames} frames, fewer than the {min_frames} asked for", path=paths[0], reason=ScanReason.SHORT_SERIES
         )
     count = min(num_frames, max(2, _MAX_WINDOW_VOXELS // prod(shape[:3])))
-    load_volume(list(paths), modality=spec.name, window=((num_frames - count) // 2, count))
+    load_volume(list(paths), modality=spec.name, window=((num_frames - count) // 2, count), mask=mask)
     return Proof(num_frames=num_frames)

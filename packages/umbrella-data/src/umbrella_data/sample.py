@@ -29,10 +29,17 @@ class Scan:
     Attributes:
         modality: The canonical name, such as `T1`.
         paths: Absolute files: one, or several ready maps in the order of the modality's channels.
+        mask: The absolute file of its brain mask, see `umbrella_data.brain_mask`; None takes the whole scan.
     """
 
     modality: str
     paths: tuple[Path, ...]
+    mask: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that it names, the mask last."""
+        return self.paths if self.mask is None else (*self.paths, self.mask)
 
 
 @dataclass(frozen=True)
@@ -226,9 +233,16 @@ def _item(item: object, *, root: Path | None) -> Scan | str:
     if not isinstance(paths, Sequence) or not paths or not all(isinstance(part, str) for part in paths):
         raise ValueError(f"an image needs a 'path', or a list of ready maps, not {path!r:.80}")
     name = find_modality(modality).name
+    mask = item.get("mask")
+    if mask is not None and not isinstance(mask, str):
+        raise ValueError(f"'mask' must be the path of a brain mask, not {mask!r:.80}")
     if root is None:
         return Scan(modality=name, paths=())
-    return Scan(modality=name, paths=tuple(resolve_inside(part, root=root) for part in paths))
+    return Scan(
+        modality=name,
+        paths=tuple(resolve_inside(part, root=root) for part in paths),
+        mask=None if mask is None else resolve_inside(mask, root=root),
+    )
 
 
 def _answer(value: object, problems: list[str]) -> Answer | None:

@@ -9,13 +9,16 @@ checks are the same, and so are the voxels, but for rounding (a test holds both 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
+from umbrella_data.brain_mask import check_contrast, clear_outside, read_mask
 from umbrella_data.geometry import Reorientation
+from umbrella_data.real_values import ValueRange, write_real_values
 from umbrella_data.resample import Grid, Taps, fill_outside, resample_slices
 from umbrella_data.scan_file import StoredScan
-from umbrella_data.voxels import MAX_VOXELS, ValueRange, check_rank, checked_window, write_real_values
+from umbrella_data.voxels import MAX_VOXELS, check_rank, checked_window
 
 
 def read_resampled(
@@ -25,6 +28,7 @@ def read_resampled(
     grid: Grid,
     window: tuple[int, int] | None = None,
     max_voxels: int = MAX_VOXELS,
+    mask: Path | None = None,
 ) -> np.ndarray:
     """Read frames on the model's grid.
 
@@ -34,6 +38,7 @@ def read_resampled(
         grid: The grid to make; voxels outside of the field of view take the minimum of what was read.
         window: First frame and number of frames of a series; None reads all.
         max_voxels: The most voxels to read.
+        mask: The scan's brain mask: all is 0 outside, also beyond the field of view.
 
     Returns:
         (T, *grid.image_size) float32, RAS+; T is 1 for a volume.
@@ -48,16 +53,26 @@ def read_resampled(
     taps = grid.taps(turn.shape(header.shape), spacing=turn.spacing(header.spacing))
     stored_taps = _as_stored(taps, turn)
     values = ValueRange(header)
+    inside = None if mask is None else read_mask(mask, like=header)
 
     def convert(stored: np.ndarray, plane: np.ndarray) -> None:
         write_real_values(stored, plane, header=header)
 
-    blocks = scan.iter_slices(first, count)
+    def copy(real: np.ndarray, plane: np.ndarray) -> None:
+        plane[...] = real
 
     def looked_at() -> Iterator[np.ndarray]:
-        for block in blocks:
+        position = 0
+        for block in scan.iter_slices(first, count):
             values.add(block)
-            yield block
+            if inside is None:
+                yield block
+                continue
+            real = np.empty(block.shape, dtype=np.float32)
+            write_real_values(block, real, header=header)
+            clear_outside(real, inside, first=position % header.shape[2])
+            position += len(block)
+            yield real
 
     frames = np.empty((count, *grid.image_size), dtype=np.float32)
     pieces = looked_at()
@@ -65,11 +80,14 @@ def read_resampled(
     with np.errstate(invalid="ignore", over="ignore"):
         for frame in frames:
             # Slices run along the last stored axis, rows along the second, columns along the first.
-            resampled = resample_slices(pieces, stored_taps[::-1], convert=convert)
+            resampled = resample_slices(pieces, stored_taps[::-1], convert=convert if inside is None else copy)
             frame[...] = resampled.transpose(2, 1, 0).transpose(turn.order)
     # The file is proven by whoever reads to its end.
     next(pieces, None)
     low, _ = values.check(path=scan.path)
+    if inside is not None:
+        check_contrast(frames, path=scan.path)
+        low = 0.0
     fill_outside(frames, taps, low=low)
     return frames
 

@@ -17,7 +17,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, field_va
 from umbrella_data.augment import AugmentConfig, augment
 from umbrella_data.batch_memory import next_place
 from umbrella_data.cache import VolumeCache
+from umbrella_data.cache_entry import CachedFrames
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.intensity import NoContrastError, Normalisation, normalise
 from umbrella_data.modality import find_modality
@@ -34,7 +35,7 @@ from umbrella_data.scan_resample import read_resampled
 from umbrella_data.volume import load_volume
 from umbrella_data.voxels import check_rank
 
-PIPELINE_VERSION = 2
+PIPELINE_VERSION = 3
 """Raised whenever the same files and config would give other voxels, so that old caches are not used."""
 
 
@@ -79,6 +80,13 @@ class PipelineConfig(BaseModel):
         """The grid of one frame."""
         x, y, z = self.image_size[:3]
         return Grid(image_size=(x, y, z), spacing=self.spacing, interpolation=self.interpolation)
+
+
+class _Files(NamedTuple):
+    """The files of one scan."""
+
+    paths: tuple[Path, ...]
+    mask: Path | None
 
 
 class Pipeline:
@@ -126,12 +134,15 @@ class Pipeline:
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
-    def __call__(self, paths: Path | Sequence[Path], *, generator: torch.Generator | None) -> torch.Tensor:
+    def __call__(
+        self, paths: Path | Sequence[Path], *, generator: torch.Generator | None, mask: Path | None = None
+    ) -> torch.Tensor:
         """Preprocess one scan.
 
         Args:
             paths: Its file or files.
             generator: The sample's own source of chance in training; None takes a series' middle and augments nothing.
+            mask: Its brain mask: all outside is 0 before it is normalised, and the foreground is what lies inside.
 
         Returns:
             (C, *image_size) float32; float16 for a volume from the cache that is not augmented.
@@ -139,48 +150,46 @@ class Pipeline:
         Raises:
             ScanError: Where a file cannot be trusted, or the series is too short.
         """
-        files = [paths] if isinstance(paths, Path) else list(paths)
+        scan = _files_of(paths, mask)
         is_augmented = generator is not None and self.config.augment is not None
-        frames = (
-            self._window(files, generator) if self.spec.is_series else self._whole(files, as_stored=not is_augmented)
-        )
+        frames = self._window(scan, generator) if self.spec.is_series else self._whole(scan, as_stored=not is_augmented)
         if generator is not None and self.config.augment is not None:
             frames = augment(frames, config=self.config.augment, generator=generator)
         if self.spec.is_series:
             return frames.permute(1, 2, 3, 4, 0).contiguous()
         return frames[0]
 
-    def warm(self, paths: Path | Sequence[Path]) -> None:
+    def warm(self, paths: Path | Sequence[Path], *, mask: Path | None = None) -> None:
         """Put a scan into the cache, if it is not there already."""
-        files = [paths] if isinstance(paths, Path) else list(paths)
         if self.cache is not None:
-            self.cache.fetch(self._sources(files), fingerprint=self.fingerprint, make=lambda: self._prepare(files))
+            self._entry(_files_of(paths, mask), self.cache)
 
-    def _whole(self, files: list[Path], *, as_stored: bool) -> torch.Tensor:
+    def _entry(self, scan: _Files, cache: VolumeCache) -> CachedFrames:
+        return cache.fetch(self._sources(scan), fingerprint=self.fingerprint, make=lambda: self._prepare(scan))
+
+    def _whole(self, scan: _Files, *, as_stored: bool) -> torch.Tensor:
         """The prepared frame (1, C, X, Y, Z) of a volume."""
         if self.cache is None:
-            return self._prepare(files)
-        entry = self.cache.fetch(self._sources(files), fingerprint=self.fingerprint, make=lambda: self._prepare(files))
+            return self._prepare(scan)
+        entry = self._entry(scan, self.cache)
         if as_stored and not entry.is_scaled:
             # Half the bytes to read and to send to the device; the model casts to its own type.
             return entry.read_stored(next_place(self.spec.name, entry.shape[1:])[None])
         return entry.read(0, 1)
 
-    def _window(self, files: list[Path], generator: torch.Generator | None) -> torch.Tensor:
+    def _window(self, scan: _Files, generator: torch.Generator | None) -> torch.Tensor:
         """The normalised window (T, C, X, Y, Z) of a series."""
         length = self.config.image_size[3]
         if self.cache is None:
-            with open_scan(files[0], index_folder=self.index_folder) as scan:
-                check_rank(scan.header, rank=4, path=scan.path)
-                place = self._place(scan.header.num_frames, length, generator, path=files[0])
-                frames = self._resampled(scan, window=place)
+            with open_scan(scan.paths[0], index_folder=self.index_folder) as stored:
+                check_rank(stored.header, rank=4, path=stored.path)
+                place = self._place(stored.header.num_frames, length, generator, path=scan.paths[0])
+                frames = self._resampled(stored, mask=scan.mask, window=place)
         else:
-            entry = self.cache.fetch(
-                self._sources(files), fingerprint=self.fingerprint, make=lambda: self._prepare(files)
-            )
-            first, count = self._place(entry.num_frames, length, generator, path=files[0])
+            entry = self._entry(scan, self.cache)
+            first, count = self._place(entry.num_frames, length, generator, path=scan.paths[0])
             frames = entry.read(first, count)
-        return self._normalised(_back_and_forth(frames, length), path=files[0])
+        return self._normalised(_back_and_forth(frames, length), scan)
 
     def _place(self, num_frames: int, length: int, generator: torch.Generator | None, *, path: Path) -> tuple[int, int]:
         """First frame and number of frames to read."""
@@ -197,34 +206,43 @@ class Pipeline:
             return spare // 2, length
         return int(torch.randint(spare + 1, (1,), generator=generator)), length
 
-    def _prepare(self, files: list[Path]) -> torch.Tensor:
+    def _prepare(self, scan: _Files) -> torch.Tensor:
         """What the cache keeps: frames (T, C, X, Y, Z), all of a series' and not normalised, a volume's ready."""
-        if len(files) == 1 and self.spec.num_channels == 1:
-            with open_scan(files[0]) as scan:
-                frames = self._resampled(scan)
+        if len(scan.paths) == 1 and self.spec.num_channels == 1:
+            with open_scan(scan.paths[0]) as stored:
+                frames = self._resampled(stored, mask=scan.mask)
         else:
-            volume = load_volume(files, modality=self.spec.name)
+            volume = load_volume(scan.paths, modality=self.spec.name, mask=scan.mask)
             frames = resample(volume.data[None], spacing=volume.spacing, grid=self.config.grid)
-        return frames if self.spec.is_series else self._normalised(frames, path=files[0])
+        return frames if self.spec.is_series else self._normalised(frames, scan)
 
-    def _resampled(self, scan: StoredScan, *, window: tuple[int, int] | None = None) -> torch.Tensor:
+    def _resampled(
+        self, stored: StoredScan, *, mask: Path | None, window: tuple[int, int] | None = None
+    ) -> torch.Tensor:
         """Frames (T, 1, X, Y, Z) of one file."""
-        frames = read_resampled(scan, rank=self.spec.spatial_rank, grid=self.config.grid, window=window)
+        rank = self.spec.spatial_rank
+        frames = read_resampled(stored, rank=rank, grid=self.config.grid, window=window, mask=mask)
         return torch.from_numpy(frames)[:, None]
 
-    def _normalised(self, frames: torch.Tensor, *, path: Path) -> torch.Tensor:
+    def _normalised(self, frames: torch.Tensor, scan: _Files) -> torch.Tensor:
+        is_masked = self.spec.is_masked or scan.mask is not None
         try:
-            return normalise(frames, method=self.config.normalise, is_masked=self.spec.is_masked)
+            return normalise(frames, method=self.config.normalise, is_masked=is_masked)
         except NoContrastError as error:
-            raise ScanError(str(error), path=path, reason=ScanReason.CONSTANT) from error
+            raise ScanError(str(error), path=scan.paths[0], reason=ScanReason.CONSTANT) from error
 
-    def _sources(self, files: list[Path]) -> list[Path]:
+    def _sources(self, scan: _Files) -> list[Path]:
         """Every file that decides the voxels."""
-        if self.spec.num_channels > 1 and len(files) == 1:
+        masks = [] if scan.mask is None else [scan.mask]
+        if self.spec.num_channels > 1 and len(scan.paths) == 1:
             from umbrella_data.gradients import gradient_files
 
-            return [*files, *gradient_files(files[0])]
-        return files
+            return [*scan.paths, *gradient_files(scan.paths[0]), *masks]
+        return [*scan.paths, *masks]
+
+
+def _files_of(paths: Path | Sequence[Path], mask: Path | None) -> _Files:
+    return _Files((paths,) if isinstance(paths, Path) else tuple(paths), mask)
 
 
 def _back_and_forth(frames: torch.Tensor, length: int) -> torch.Tensor:

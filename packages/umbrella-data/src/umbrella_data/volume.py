@@ -87,6 +87,7 @@ def load_volume(
     window: tuple[int, int] | None = None,
     max_voxels: int = MAX_VOXELS,
     index_folder: Path | None = None,
+    mask: str | PathLike[str] | None = None,
 ) -> Volume:
     """Read a scan.
 
@@ -97,6 +98,7 @@ def load_volume(
         max_voxels: Refuse to read more voxels than this from one file.
         index_folder: A folder of our own, where access points into long `.nii.gz` series are kept: windows are then
             read without inflating what comes before them.
+        mask: Its brain mask, on the same grid: voxels outside are 0. A DWI is fitted inside of it.
 
     Raises:
         ScanError: Where a file cannot be trusted; `.path` and `.reason` say which and why.
@@ -107,7 +109,7 @@ def load_volume(
     if window is not None and not spec.is_series:
         raise ValueError(f"{spec.name} has no frames: window {window} makes sense for a series only")
     if len(paths) == 1 and spec.num_channels > 1:
-        return _fit_maps(paths[0], max_voxels=max_voxels)
+        return _fit_maps(paths[0], max_voxels=max_voxels, mask=mask)
     if len(paths) != spec.num_channels:
         raise ScanError(
             f"{len(paths)} files for one {spec.name} scan; {spec.num_channels} ({', '.join(spec.channels)}) are needed",
@@ -115,7 +117,9 @@ def load_volume(
             reason=ScanReason.MAPS,
         )
     channels = [
-        read_voxels(each, rank=spec.spatial_rank, window=window, max_voxels=max_voxels, index_folder=index_folder)
+        read_voxels(
+            each, rank=spec.spatial_rank, window=window, max_voxels=max_voxels, index_folder=index_folder, mask=mask
+        )
         for each in paths
     ]
     _check_same_grid(channels, paths, spec=spec)
@@ -130,11 +134,11 @@ def load_volume(
     )
 
 
-def _fit_maps(path: str | PathLike[str], *, max_voxels: int) -> Volume:
+def _fit_maps(path: str | PathLike[str], *, max_voxels: int, mask: str | PathLike[str] | None) -> Volume:
     # Lazy: dipy is an extra, and only a raw diffusion series needs it.
     from umbrella_data.diffusion import fit_dwi
 
-    fit = fit_dwi(path, max_voxels=max_voxels)
+    fit = fit_dwi(path, max_voxels=max_voxels, mask=mask)
     return Volume(
         data=torch.from_numpy(np.stack([fit.fa, fit.md])), affine=fit.affine, spacing=fit.spacing, doubts=fit.doubts
     )

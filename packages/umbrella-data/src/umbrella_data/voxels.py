@@ -1,4 +1,4 @@
-"""From stored frames to real values: scaling, RAS+, and the checks on the voxels themselves."""
+"""A file read whole or in windows: real values in RAS+, checked."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from umbrella_data.brain_mask import check_contrast, clear_outside, read_mask
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.geometry import Reorientation
 from umbrella_data.header import ScanHeader
+from umbrella_data.real_values import ValueRange, write_real_values
 from umbrella_data.scan_file import StoredScan, open_scan
 
 MAX_VOXELS = 1 << 30
@@ -43,6 +45,7 @@ def read_voxels(
     window: tuple[int, int] | None = None,
     max_voxels: int = MAX_VOXELS,
     index_folder: Path | None = None,
+    mask: str | PathLike[str] | None = None,
 ) -> Voxels:
     """Read a file strictly.
 
@@ -52,6 +55,7 @@ def read_voxels(
         window: First frame and number of frames of a series; None reads all.
         max_voxels: The most voxels to read.
         index_folder: Where access points into `.nii.gz` series are kept, see `open_scan`.
+        mask: The scan's brain mask: voxels outside are 0, whatever the file has there.
 
     Raises:
         ScanError: With the file's path and a reason code.
@@ -61,7 +65,8 @@ def read_voxels(
         check_rank(header, rank=rank, path=scan.path)
         first, count = checked_window(header, window, max_voxels=max_voxels, path=scan.path)
         turn = Reorientation(header.affine, path=scan.path)
-        frames = _read_frames(scan, turn, first=first, count=count)
+        inside = None if mask is None else read_mask(mask, like=header)
+        frames = _read_frames(scan, turn, first=first, count=count, inside=inside)
     return Voxels(
         frames=frames,
         affine=turn.affine(header.shape),
@@ -70,8 +75,10 @@ def read_voxels(
     )
 
 
-def _read_frames(scan: StoredScan, turn: Reorientation, *, first: int, count: int) -> np.ndarray:
-    """Frames (T, X, Y, Z) float32 in RAS+, checked."""
+def _read_frames(
+    scan: StoredScan, turn: Reorientation, *, first: int, count: int, inside: np.ndarray | None
+) -> np.ndarray:
+    """Frames (T, X, Y, Z) float32 in RAS+, checked; 0 outside of a mask (X, Y, Z) along the stored axes."""
     header = scan.header
     x, y, z = header.shape[:3]
     # Axes stay where the file has them, and only their directions are turned: to move them would take longer than
@@ -84,9 +91,13 @@ def _read_frames(scan: StoredScan, turn: Reorientation, *, first: int, count: in
     for block in scan.iter_slices(first, count):
         values.add(block)
         frame, row = divmod(position, z)
-        write_real_values(block, target[frame, row : row + len(block)], header=header)
+        real = target[frame, row : row + len(block)]
+        write_real_values(block, real, header=header)
+        clear_outside(real, inside, first=row)
         position += len(block)
     values.check(path=scan.path)
+    if inside is not None:
+        check_contrast(frames, path=scan.path)
     return frames.transpose(0, 3, 2, 1).transpose(0, *(axis + 1 for axis in turn.order))
 
 
@@ -124,57 +135,3 @@ def check_rank(header: ScanHeader, *, rank: int, path: str) -> None:
     if len(header.shape) != rank:
         needed = "a volume (X, Y, Z)" if rank == 3 else "a series (X, Y, Z, T) of at least 2 frames"
         raise ScanError(f"shape {header.shape}, but {needed} is needed here", path=path, reason=ScanReason.RANK)
-
-
-class ValueRange:
-    """The least and the greatest of the stored values seen so far; a NaN stays.
-
-    Scaling keeps their order, so the two decide for all voxels whether they are finite and whether they differ,
-    without a float copy of the volume.
-    """
-
-    def __init__(self, header: ScanHeader) -> None:
-        self._header = header
-        self._limits: list[np.generic] = []
-        self._num_wrong = 0
-
-    def add(self, stored: np.ndarray) -> None:
-        """Look at stored values."""
-        # Minimum and maximum carry a NaN along: no temporary array of truth values.
-        limits = [stored.min(), stored.max()]
-        self._limits += limits
-        if not np.isfinite(self._scaled(limits)).all():
-            self._num_wrong += int(stored.size - np.isfinite(self._scaled(stored)).sum())
-
-    def check(self, *, path: str) -> tuple[float, float]:
-        """The least and the greatest value.
-
-        Raises:
-            ScanError: `non_finite` where a value is not finite in float32, or `constant` where all are the same.
-        """
-        if self._num_wrong:
-            raise ScanError(
-                f"{self._num_wrong} voxels are NaN or infinite in float32; masked voxels should be 0",
-                path=path,
-                reason=ScanReason.NON_FINITE,
-            )
-        values = self._scaled(self._limits)
-        low, high = float(values.min()), float(values.max())
-        if low == high:
-            raise ScanError(f"every voxel is {low:g}: there is no image", path=path, reason=ScanReason.CONSTANT)
-        return low, high
-
-    def _scaled(self, stored: np.ndarray | list[np.generic]) -> np.ndarray:
-        array = np.asarray(stored)
-        values = np.empty(array.shape, dtype=np.float32)
-        write_real_values(array, values, header=self._header)
-        return values
-
-
-def write_real_values(stored: np.ndarray, target: np.ndarray, *, header: ScanHeader) -> None:
-    """Scale stored values into a float32 array of the same shape."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        if header.slope == 1.0 and header.inter == 0.0:
-            target[...] = stored
-        else:
-            target[...] = stored.astype(np.float64) * header.slope + header.inter

@@ -70,7 +70,7 @@ def warm_cache(
 
 def _warm(scan: Scan, *, pipelines: Mapping[str, Pipeline]) -> ScanError | None:
     try:
-        pipelines[scan.modality].warm(scan.paths)
+        pipelines[scan.modality].warm(scan.paths, mask=scan.mask)
     except ScanError as error:
         return error
     return None

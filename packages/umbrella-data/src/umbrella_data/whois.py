@@ -58,4 +58,4 @@ def _names(manifests: Iterable[Manifest]) -> Iterator[str]:
                 continue
             yield sample.subject
             yield sample.id
-            yield from (str(path) for scan in sample.scans for path in scan.paths)
+            yield from (str(path) for scan in sample.scans for path in scan.files)

@@ -32,7 +32,7 @@ def draw_pictures(sources: Sequence[DatasetConfig], *, parts: Parts, config: Run
                 modality = missing.get(scan.modality)
                 if modality is not None:
                     try:
-                        volume = parts.pipelines[scan.modality](scan.paths, generator=None)
+                        volume = parts.pipelines[scan.modality](scan.paths, generator=None, mask=scan.mask)
                     except ScanError:
                         if config.data.on_bad_scan == "raise":
                             raise

@@ -17,7 +17,8 @@ HELP = """\
 Finds the T1w, bold and dwi scans of a BIDS tree, reads each of them once, and writes OUT/train.jsonl and
 OUT/test.jsonl: questions about each scan's own metadata, and about age and sex where participants.tsv holds them.
 A tree of derivatives (fMRIPrep, QSIPrep) is taken as ROOT itself; of several versions of a scan one is used,
-desc-preproc in the subject's own space unless --space and --desc say otherwise.
+desc-preproc in the subject's own space unless --space and --desc say otherwise. A brain mask beside it
+(desc-brain_mask) is written into the manifest: the model then sees 0 outside of the brain. --no-masks leaves masks out.
 Subjects, never files, are dealt to the two splits by a seeded hash. Scans that cannot be read are listed, each with
 its reason.
 
@@ -46,6 +47,7 @@ def add_command(commands: Commands) -> None:
     )
     command.add_argument("--space", help="take scans in this space alone, such as MNI152NLin2009cAsym")
     command.add_argument("--desc", help="take scans of this description alone, such as preproc")
+    command.add_argument("--no-masks", action="store_true", help="take scans whole, whatever masks stand beside them")
     command.add_argument(
         "--participants", type=Path, help="file with the labels (default: the tree's participants.tsv)"
     )
@@ -67,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
         numbers={column: unit or None for column, _, unit in (text.partition(":") for text in options.number)},
         space=options.space,
         desc=options.desc,
+        with_masks=not options.no_masks,
         participants=options.participants,
         num_workers=options.workers,
         progress=lambda results, total: show(results, total, "reading scans", "scan"),

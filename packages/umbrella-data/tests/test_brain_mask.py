@@ -1,0 +1,187 @@
+"""With a brain mask all is 0 outside, whatever the file has there; a mask that does not fit its scan is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from umbrella_data.brain_mask import mask_beside
+from umbrella_data.cache import VolumeCache
+from umbrella_data.check import check_manifests
+from umbrella_data.errors import ManifestError, ScanError
+from umbrella_data.manifest import read_manifest
+from umbrella_data.transforms import Pipeline, PipelineConfig
+from umbrella_data.volume import load_volume
+
+SHAPE = (6, 7, 8)
+
+
+@pytest.fixture
+def brain():
+    """An L-shaped brain: no two of its mirror images are alike."""
+    brain = np.zeros(SHAPE, dtype=np.uint8)
+    brain[1:4, 1:6, 1:7] = 1
+    brain[4, 1:3, 1:3] = 1
+    return brain
+
+
+@pytest.fixture
+def write(nifti, random_voxels, brain):
+    """Writes a scan, and its mask in the same orientation."""
+
+    def make(*frames, orientation="RAS", name="scan", mask=brain):
+        voxels = random_voxels(*SHAPE, *frames) + np.int16(500)
+        options = {"repetition_time": 2.0} if frames else {}
+        scan = nifti.write(voxels, f"{name}.nii.gz", orientation=orientation, **options)
+        return voxels, scan, nifti.write(mask, f"{name}_mask.nii.gz", orientation=orientation)
+
+    return make
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPI", "SAR"])
+@pytest.mark.parametrize("frames", [(), (5,)])
+def test_voxels_outside_of_the_mask_are_0_and_those_inside_as_they_were(write, brain, orientation, frames):
+    voxels, scan, mask = write(*frames, orientation=orientation)
+    volume = load_volume(scan, modality="rsfMRI" if frames else "T1", mask=mask)
+    expected = voxels * (brain[..., None] if frames else brain)
+    np.testing.assert_array_equal(volume.data[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "ILP"])
+@pytest.mark.parametrize("is_cached", [False, True])
+@pytest.mark.parametrize("frames", [(), (5,)])
+def test_pipeline_normalises_what_lies_inside(write, brain, tmp_path, orientation, is_cached, frames):
+    voxels, scan, mask = write(*frames, orientation=orientation)
+    config = PipelineConfig(image_size=(*SHAPE, *((3,) if frames else ())))
+    cache = VolumeCache(tmp_path / "cache") if is_cached else None
+    result = Pipeline(config, modality="rsfMRI" if frames else "T1", cache=cache)(scan, generator=None, mask=mask)
+    chosen = (voxels[..., 1:4] if frames else voxels).astype(np.float64)
+    inside = chosen[brain == 1]
+    expected = (chosen * (brain[..., None] if frames else brain) - inside.mean()) / inside.std()
+    np.testing.assert_allclose(result[0].float().numpy(), expected, atol=5e-3)
+    outside = result[0][torch.from_numpy(brain) == 0]
+    assert (outside == outside.flatten()[0]).all()
+
+
+def test_voxels_beyond_the_field_of_view_are_as_those_outside_of_the_mask(write):
+    _, scan, mask = write()
+    config = PipelineConfig(image_size=(12, 12, 12), spacing=(2.0, 2.0, 2.0))
+    result = Pipeline(config, modality="T1")(scan, generator=None, mask=mask)
+    assert (result[:, 0] == result[0, 0, 0, 0]).all()
+    assert result[0, 0, 0, 0] == result.min()
+
+
+def test_cache_tells_masks_apart_by_their_content(write, brain, tmp_path, nifti):
+    _, scan, mask = write()
+    pipeline = Pipeline(PipelineConfig(image_size=SHAPE), modality="T1", cache=VolumeCache(tmp_path / "cache"))
+    whole, masked = pipeline(scan, generator=None), pipeline(scan, generator=None, mask=mask)
+    assert not torch.equal(whole, masked)
+    nifti.write(1 - brain, mask.name)
+    assert not torch.equal(masked, pipeline(scan, generator=None, mask=mask))
+    assert torch.equal(whole, pipeline(scan, generator=None))
+
+
+def shifted(brain):
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[0, 3] = 4.0
+    return brain, {"affine": affine}
+
+
+BAD = {
+    "of another shape": lambda brain: (brain[:-1], {}),
+    "moved": shifted,
+    "turned": lambda brain: (brain, {"orientation": "LAS"}),
+    "a map of probabilities": lambda brain: (brain * np.linspace(0.1, 1, 8).astype(np.float32), {}),
+    "without an outside": lambda brain: (brain + np.uint8(1), {}),
+    "of labels": lambda brain: (brain * np.arange(8, dtype=np.uint8), {}),
+    "negative": lambda brain: (-brain.astype(np.int16), {}),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_mask_is_refused_when_it_is_none_of_this_scan(write, brain, nifti, name):
+    _, scan, mask = write()
+    voxels, options = BAD[name](brain)
+    nifti.write(voxels, mask.name, **options)
+    with pytest.raises(ScanError) as caught:
+        load_volume(scan, modality="T1", mask=mask)
+    assert (caught.value.reason, caught.value.path) == ("mask", str(mask))
+
+
+def test_mask_is_refused_when_empty_damaged_or_missing(write, brain, nifti):
+    _, scan, mask = write()
+    nifti.write(brain * 0, mask.name)
+    for reason in ("constant", "gzip_truncated", "missing"):
+        with pytest.raises(ScanError) as caught:
+            Pipeline(PipelineConfig(image_size=SHAPE), modality="T1")(scan, generator=None, mask=mask)
+        assert (caught.value.reason, caught.value.path) == (reason, str(mask))
+        if reason == "constant":
+            mask.write_bytes(mask.read_bytes()[:-5])
+        else:
+            mask.unlink(missing_ok=True)
+
+
+def test_scan_is_refused_when_its_mask_leaves_one_value(nifti, random_voxels, brain):
+    scan = nifti.write(random_voxels(*SHAPE) * (1 - brain), "scan.nii.gz")
+    mask = nifti.write(brain, "mask.nii.gz")
+    for read in (
+        lambda: load_volume(scan, modality="T1", mask=mask),
+        lambda: Pipeline(PipelineConfig(image_size=SHAPE), modality="T1")(scan, generator=None, mask=mask),
+    ):
+        with pytest.raises(ScanError, match="once its mask is put on") as caught:
+            read()
+        assert caught.value.reason == "constant"
+
+
+def test_manifest_names_a_mask_and_check_reads_it(write, make_row, write_manifest, tmp_path, nifti, brain):
+    _, scan, mask = write(name="a_0")
+    row = make_row("a", "T1")
+    row["messages"][0]["content"][0]["mask"] = mask.name
+    manifest = read_manifest(write_manifest([row]))
+    assert manifest[0].scans[0].mask == mask
+    assert manifest[0].scans[0].files == (scan, mask)
+    assert check_manifests([manifest], num_workers=1).is_good
+    nifti.write(brain[:-1], mask.name)
+    (bad,) = check_manifests([manifest], num_workers=1).bad_files
+    assert (bad.error.reason, bad.error.path) == ("mask", str(mask))
+    mask.unlink()
+    with pytest.raises(ManifestError, match="no file a_0_mask"):
+        manifest.validate()
+
+
+def test_scan_in_two_splits_is_found_with_a_mask_in_one_of_them(write, make_row, write_manifest):
+    _, _, mask = write(name="a_0")
+    rows = [make_row("a", "T1"), make_row("a", "T1")]
+    rows[0]["messages"][0]["content"][0]["mask"] = mask.name
+    rows[1]["subject"] = "sub-other"
+    manifests = [read_manifest(write_manifest([row], f"{i}.jsonl")) for i, row in enumerate(rows)]
+    assert check_manifests(manifests, num_workers=1).shared_scans
+
+
+@pytest.mark.parametrize("mask", [7, "../mask.nii.gz", "/etc/mask.nii.gz", ""])
+def test_mask_of_a_manifest_may_not_leave_the_root(make_row, write_manifest, mask):
+    row = make_row("a", "T1")
+    row["messages"][0]["content"][0]["mask"] = mask
+    with pytest.raises(ManifestError, match=r"content\[0\]"):
+        read_manifest(write_manifest([row]))[0]
+
+
+def test_mask_is_found_beside_a_derivative_alone(tmp_path):
+    for name in ("sub-1_desc-brain_mask.nii.gz", "sub-1_space-T1w_res-2_desc-brain_mask.nii"):
+        (tmp_path / name).touch()
+    beside = {
+        name: mask_beside(tmp_path / name)
+        for name in (
+            "sub-1_desc-preproc_T1w.nii.gz",
+            "sub-1_space-T1w_res-2_desc-preproc_bold.nii.gz",
+            "sub-1_space-MNI_desc-preproc_T1w.nii.gz",
+            "sub-1_T1w.nii.gz",
+        )
+    }
+    assert [mask and mask.name for mask in beside.values()] == [
+        "sub-1_desc-brain_mask.nii.gz",
+        "sub-1_space-T1w_res-2_desc-brain_mask.nii",
+        None,
+        None,
+    ]
