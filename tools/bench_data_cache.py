@@ -268,9 +268,7 @@ def bench_samples(folder: Path, options: argparse.Namespace) -> Result:
 def bench_manifest(folder: Path, options: argparse.Namespace) -> Result:
     """Offsets, the full index, and opening it again, for a manifest of many rows."""
     path = folder / "many.jsonl"
-    with path.open("w") as file:
-        for i in range(options.rows):
-            file.write(json.dumps(make_row(f"{i:07d}", f"sub-{i:07d}_T1w.nii.gz", words=i % 60)) + "\n")
+    write_rows(path, options.rows)
     path.read_bytes()  # both measurements from the page cache
     code = (
         "import resource, sys, time; from pathlib import Path; from umbrella_data.row_index import index_rows\n"
@@ -297,6 +295,13 @@ def bench_manifest(folder: Path, options: argparse.Namespace) -> Result:
         "saved index, MB": path.with_name(f".{path.name}.index").stat().st_size / 1e6,
         "opened again, ms": statistics.median(reopened) * 1e3,
     }
+
+
+def write_rows(path: Path, count: int) -> None:
+    """A manifest of many rows."""
+    with path.open("w") as file:
+        for i in range(count):
+            file.write(json.dumps(make_row(f"{i:07d}", f"sub-{i:07d}_T1w.nii.gz", words=i % 60)) + "\n")
 
 
 def run_python(code: str, *words: str) -> str:

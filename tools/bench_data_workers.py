@@ -1,6 +1,6 @@
 """Benchmarks of loader workers: samples a second, and how much memory each worker takes.
 
-    python tools/bench_data_workers.py                 # both parts
+    python tools/bench_data_workers.py                 # all parts
     python tools/bench_data_workers.py windows         # windows of a long 4-D series: needs 2 GB for moments
     python tools/bench_data_workers.py --json out.json
 
@@ -30,7 +30,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bench_data import head, image_of
-from bench_data_cache import BATCH, Result, describe_machine, make_collator, make_dataset
+from bench_data_cache import BATCH, Result, describe_machine, make_collator, make_dataset, write_rows
+from umbrella_data.manifest import Manifest, read_manifest
+from umbrella_data.permutation import Permutation
 from umbrella_data.transforms import Pipeline, PipelineConfig
 from umbrella_data.volume import load_volume
 
@@ -43,14 +45,16 @@ def main() -> None:
     parts: dict[str, Callable[[Path, argparse.Namespace], Result]] = {
         "windows": bench_windows,
         "samples": bench_samples,
+        "rows": bench_rows,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)} (default: both)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)} (default: all)")
     parser.add_argument("--json", type=Path, help="write the figures")
     parser.add_argument("--frames", type=int, default=1200, help="frames of the series (1200)")
     parser.add_argument("--windows", type=int, default=8, help="windows that a worker reads (8)")
     parser.add_argument("--scans", type=int, default=64, help="scans in the cache (64)")
     parser.add_argument("--samples", type=int, default=20_000, help="samples through the loader (20,000)")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the manifest (1,000,000)")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(parts):
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
@@ -207,6 +211,48 @@ def bench_samples(folder: Path, options: argparse.Namespace) -> Result:
             late - early for early, late in zip(before, after, strict=True)
         )
     return result
+
+
+# ---- rows of a large manifest ----
+
+
+class _Rows(Dataset[int]):
+    """Rows of a manifest, parsed as training parses them."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+
+    def __len__(self) -> int:
+        return len(self._manifest)
+
+    def __getitem__(self, row: int) -> int:
+        return len(self._manifest[row].id) + len(self._manifest.modalities(row))
+
+
+def bench_rows(folder: Path, options: argparse.Namespace) -> Result:
+    """Memory of 8 workers that read rows here and there of a large manifest, through its saved index."""
+    path = folder / "many.jsonl"
+    write_rows(path, options.rows)
+    read_manifest(path).index_rows()
+    manifest = read_manifest(path)
+    order = Permutation(len(manifest), key=1)
+    num_read = min(options.rows, 400_000)
+    sampler = [order(position) for position in range(num_read)]
+    loader = DataLoader(_Rows(manifest), sampler=sampler, batch_size=100, num_workers=8)
+    iterator = iter(loader)
+    early: list[float] = []
+    late: list[float] = []
+    for number, _ in enumerate(iterator, start=1):
+        if number * 100 in (num_read // 5, num_read * 19 // 20):
+            pids = [worker.pid for worker in iterator._workers]  # type: ignore[attr-defined]
+            (early if not early else late).extend(map(own_megabytes, pids))
+    growth = [after - before for before, after in zip(early, late, strict=True)]
+    return {
+        "rows": options.rows,
+        "rows read": num_read,
+        "8 workers: USS of the largest, MB": max(late),
+        "8 workers: most growth over the last 75 %, MB": max(growth),
+    }
 
 
 # ---- memory of a process ----

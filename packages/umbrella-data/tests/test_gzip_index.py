@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from umbrella_data.gzip_index import GzipIndex, aligned, load_index
 from umbrella_data.gzip_index_build import build_index
 from umbrella_data.gzip_stream import inflate, iter_gzip
 from umbrella_data.scan_file import open_scan
+from umbrella_data.transforms import Pipeline, PipelineConfig
 from umbrella_data.volume import load_volume
 
 SPACING = 1 << 17
@@ -208,3 +210,27 @@ def test_open_scan_refuses_a_wrong_length_when_indexed(series: tuple[Path, np.nd
             scan.read_frames(0, 1)
         assert caught.value.reason == reason
     assert not list((tmp_path / "index").rglob("*.gzindex"))
+
+
+@pytest.mark.parametrize("way", ["plain", "streamed", "indexed"])
+def test_window_is_read_in_the_memory_of_a_window(nifti: Any, tmp_path: Path, way: str) -> None:
+    series = np.random.default_rng(0).integers(0, 99, (32, 32, 32, 600), dtype=np.int16)
+    path = nifti.write(series, "bold.nii" if way == "plain" else "bold.nii.gz", repetition_time=1.0)
+    pipeline = Pipeline(
+        PipelineConfig(image_size=(16, 16, 16, 8)),
+        modality="rsfMRI",
+        index_folder=tmp_path / "index" if way == "indexed" else None,
+    )
+    num_bytes = series.nbytes
+    del series
+    for read in (
+        lambda: load_volume(path, modality="rsfMRI", window=(300, 8), index_folder=pipeline.index_folder),
+        lambda: pipeline(path, generator=None),
+    ):
+        for _ in range(2):  # proven or indexed at first, and known afterwards
+            tracemalloc.start()
+            read()
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            # The series has 600 frames; the window of 8 has 1 MB in float32.
+            assert peak < num_bytes / 6

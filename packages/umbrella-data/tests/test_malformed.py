@@ -365,7 +365,7 @@ def test_file_is_refused_or_read_as_its_row_says(name: str, tmp_path: Path) -> N
 
 def test_corpus_is_large() -> None:
     assert sum(row.reason is not None for row in ROWS.values()) >= 60
-    # Every reason that one file of voxels can have stands in some row; the rest is about paths, windows and other files.
+    # Every reason that one file of voxels can have stands in some row; others are about paths, windows, other files.
     elsewhere = {R.MISSING, R.NOT_REGULAR_FILE, R.UNREADABLE, R.TOO_LARGE, R.WINDOW, R.SHORT_SERIES}
     elsewhere |= {R.MAPS, R.BVAL, R.BVEC, R.NO_BRAIN, R.MASK}
     assert {row.reason for row in ROWS.values()} - {None} >= set(R) - elsewhere

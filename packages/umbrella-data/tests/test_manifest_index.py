@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -147,3 +148,26 @@ def test_json_list_and_gaps_between_rows_keep_their_lines(rows, tmp_path):
     again = read_manifest(path, index_dir=tmp_path / "i")
     assert is_saved(again)
     assert [again.line(row) for row in range(4)] == [1, 3, 5, 7]
+
+
+def test_manifest_with_a_saved_index_takes_no_memory_a_row(make_row, write_manifest, tmp_path):
+    path = write_manifest([make_row(f"{i}", "T1") for i in range(30_000)])
+    read_manifest(path, index_dir=tmp_path / "indexes").index_rows()
+
+    def read_some(num_rows: int) -> Manifest:
+        manifest = read_manifest(path, index_dir=tmp_path / "indexes")
+        for row in range(0, 15 * num_rows, 15):
+            assert manifest[row].id == str(row)
+            assert manifest.modalities(row) == ("T1",)
+        return manifest
+
+    read_some(100)  # what is made once a process
+    kept = []
+    for num_rows in (100, 2_000):
+        tracemalloc.start()
+        manifest = read_some(num_rows)
+        kept.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        assert len(manifest) == 30_000
+    # Offsets and facts alone would take 20 bytes a row: 600 kB.
+    assert max(kept) < 300_000
