@@ -224,7 +224,6 @@ ROWS: dict[str, Row] = {
     "magic_without_end": Row(put(magic=b"n+1*"), R.FILE_TYPE),
     "sizeof_hdr": Row(put(sizeof_hdr=349), R.FILE_TYPE),
     "mgz": Row(packed(), R.FILE_TYPE, name="scan.mgz"),
-    "img": Row(bytes, R.FILE_TYPE, name="scan.img"),
     "no_extension": Row(bytes, R.FILE_TYPE, name="scan"),
     "bzip2": Row(lambda content: b"BZh9" + content, R.FILE_TYPE, name="scan.nii.bz2"),
     "zstandard_as_gzip": Row(lambda content: b"\x28\xb5\x2f\xfd" + content, R.GZIP_HEADER, name=GZ),

@@ -117,7 +117,7 @@ def test_open_scan_refuses_when_there_is_no_regular_file(tmp_path: Path, monkeyp
 
 
 def test_open_scan_refuses_when_the_kind_of_file_is_another(tmp_path: Path) -> None:
-    for name in ("scan.hdr", "scan.img", "scan.mgz", "scan.dcm", "nii"):
+    for name in ("scan.mgz", "scan.dcm", "nii"):
         (tmp_path / name).write_bytes(b"\0" * 400)
         assert reason_of(tmp_path / name) == ScanReason.FILE_TYPE
 

@@ -11,6 +11,7 @@ from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.header import ScanHeader
 from umbrella_data.real_values import ValueRange
 from umbrella_data.scan_file import open_scan
+from umbrella_data.scan_pair import scan_stem
 
 
 def read_mask(path: str | PathLike[str], *, like: ScanHeader) -> np.ndarray:
@@ -77,7 +78,7 @@ def mask_beside(scan: Path) -> Path | None:
     `sub-01_space-T1w_desc-preproc_bold.nii.gz` -> `sub-01_space-T1w_desc-brain_mask.nii.gz`, as fMRIPrep and QSIPrep
     write them; a raw scan, with neither `space` nor `desc`, has none.
     """
-    *entities, _ = scan.name.removesuffix(".gz").removesuffix(".nii").split("_")
+    *entities, _ = scan_stem(scan.name).split("_")
     if not any(entity.startswith(("space-", "desc-")) for entity in entities):
         return None
     stem = "_".join([*(entity for entity in entities if not entity.startswith("desc-")), "desc-brain_mask"])

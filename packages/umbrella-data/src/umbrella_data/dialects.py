@@ -17,7 +17,7 @@ Adapter = Callable[[Row], dict[str, Any]]
 # Where a scan stands in a text: `<image>`, or `<image_sMRI>` in the first version of UMBRELLA JSON.
 _MARK = re.compile(r"<image(?:_(\w+))?>")
 _BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)(?=[/_])")
-_BIDS_SUFFIX = re.compile(r"_([A-Za-z0-9]+)\.nii(?:\.gz)?$")
+_BIDS_SUFFIX = re.compile(r"_([A-Za-z0-9]+)\.(?:nii(?:\.gz)?|hdr|img)$")
 _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.scan_pair import scan_stem
 
 B0_LIMIT = 50.0
 """Volumes with b up to this (s/mm2) count as b0: scanners write 5 or 1.25 where 0 was asked for."""
@@ -54,7 +55,7 @@ class Gradients:
 def gradient_files(path: str | PathLike[str]) -> tuple[Path, Path]:
     """The `.bval` and `.bvec` files beside a DWI, by BIDS name: `sub-01_dwi.nii.gz` -> `sub-01_dwi.bval`."""
     dwi = Path(path)
-    stem = dwi.name.removesuffix(".gz").removesuffix(".nii")
+    stem = scan_stem(dwi.name)
     return dwi.with_name(f"{stem}.bval"), dwi.with_name(f"{stem}.bvec")
 
 

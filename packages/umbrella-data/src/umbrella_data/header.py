@@ -104,21 +104,22 @@ def header_length(start: bytes, *, path: str) -> int:
     )
 
 
-def parse_header(block: bytes, *, path: str) -> ScanHeader:
+def parse_header(block: bytes, *, path: str, is_pair: bool = False) -> ScanHeader:
     """Read and check the fixed header.
 
     Args:
         block: Exactly the 348 or 540 bytes that `header_length` names.
         path: The file's name for errors.
+        is_pair: Whether the header stands in a file of its own, and the voxels in another.
 
     Raises:
         ScanError: With the reason `file_type`, `dims`, `dtype`, `offset`, `scaling`, `affine` or `spacing`.
     """
-    fields = _nibabel_header(block, path=path)
+    fields = _nibabel_header(block, path=path, is_pair=is_pair)
     doubts: list[ScanDoubt] = []
     shape = _shape(fields, path=path)
     dtype = _dtype(fields, doubts, path=path)
-    offset = _offset(fields, length=len(block), path=path)
+    offset = _offset(fields, least=0 if is_pair else len(block) + 4, path=path)
     slope, inter = _scaling(fields, path=path)
     affine = _affine(fields, doubts, path=path)
     spacing = _spacing(fields, affine, doubts, path=path)
@@ -135,16 +136,17 @@ def parse_header(block: bytes, *, path: str) -> ScanHeader:
     )
 
 
-def _nibabel_header(block: bytes, *, path: str) -> Nifti1Header:
+def _nibabel_header(block: bytes, *, path: str, is_pair: bool) -> Nifti1Header:
     little = int.from_bytes(block[:4], "little") == len(block)
-    kind, magic = (Nifti1Header, b"n+1\0") if len(block) == 348 else (Nifti2Header, b"n+2\0")
+    kind, number = (Nifti1Header, b"1") if len(block) == 348 else (Nifti2Header, b"2")
+    magic = (b"ni" if is_pair else b"n+") + number + b"\0"
     # check=False: nibabel's own checks mend some fields in silence; ours below refuse.
     fields = kind(block, endianness="<" if little else ">", check=False)
     stored = bytes(fields["magic"])
     if stored == magic:
         return fields
     if stored[:2] == b"ni":
-        message = "the header of a .hdr/.img pair: convert it to one .nii or .nii.gz file"
+        message = "the header of a .hdr/.img pair: give it its ending and its .img, or convert it to one .nii file"
     else:
         message = f"not a NIfTI file: its magic is {stored!r} and not {magic!r} (an Analyze file has no orientation)"
     raise ScanError(message, path=path, reason=ScanReason.FILE_TYPE)
@@ -187,13 +189,13 @@ def _dtype(fields: Nifti1Header, doubts: list[ScanDoubt], *, path: str) -> np.dt
     return dtype
 
 
-def _offset(fields: Nifti1Header, *, length: int, path: str) -> int:
+def _offset(fields: Nifti1Header, *, least: int, path: str) -> int:
     offset = float(fields["vox_offset"])
     # Four bytes behind the fixed header announce extensions: no voxel can begin before they end. nibabel and others
-    # write 0 in memory only; in a file it would read the header as voxels.
-    if not (math.isfinite(offset) and offset == int(offset) and length + 4 <= offset <= MAX_OFFSET):
+    # write 0 in memory only; in a file it would read the header as voxels. In a pair, 0 is the rule.
+    if not (math.isfinite(offset) and offset == int(offset) and least <= offset <= MAX_OFFSET):
         raise ScanError(
-            f"voxels cannot begin at byte {offset:g}: a whole number from {length + 4} to {MAX_OFFSET} is right",
+            f"voxels cannot begin at byte {offset:g}: a whole number from {least} to {MAX_OFFSET} is right",
             path=path,
             reason=ScanReason.OFFSET,
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from umbrella_data.modality import find_modality
+from umbrella_data.scan_pair import pair_of
 
 Role = Literal["system", "user", "assistant"]
 AnswerType = Literal["choice", "number", "text"]
@@ -240,9 +241,15 @@ def _item(item: object, *, root: Path | None) -> Scan | str:
         return Scan(modality=name, paths=())
     return Scan(
         modality=name,
-        paths=tuple(resolve_inside(part, root=root) for part in paths),
-        mask=None if mask is None else resolve_inside(mask, root=root),
+        paths=tuple(_resolve_scan(part, root=root) for part in paths),
+        mask=None if mask is None else _resolve_scan(mask, root=root),
     )
+
+
+def _resolve_scan(text: str, *, root: Path) -> Path:
+    # Of a pair, neither file may leave the root; it goes by the name of its voxels.
+    *_, path = [resolve_inside(part, root=root) for part in pair_of(text) or (text,)]
+    return path
 
 
 def _answer(value: object, problems: list[str]) -> Answer | None:

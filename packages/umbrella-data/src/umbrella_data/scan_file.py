@@ -1,4 +1,7 @@
-"""A scan's file: opened safely, proven whole, its frames read as stored; `.nii` by seeking, `.nii.gz` by streaming."""
+"""A scan's file: opened safely, proven whole, its frames read as stored; `.nii` by seeking, `.nii.gz` by streaming.
+
+Of a pair, `.hdr` is read for the header and `.img` for the voxels.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ from umbrella_data.gzip_index import DamagedIndexError, GzipIndex, Identity, ind
 from umbrella_data.gzip_index_build import build_index
 from umbrella_data.gzip_stream import CHUNK_BYTES, GZIP_MAGIC, MAX_DEFLATE_RATIO, iter_gzip
 from umbrella_data.header import ScanHeader, header_length, parse_header
+from umbrella_data.header_file import check_extensions, header_ends, read_separate_header
 from umbrella_data.regular_file import open_regular_file
+from umbrella_data.scan_pair import pair_of
 
 MAX_PLAUSIBLE_RATIO = 200
 """Voxels that gzip shrinks more than this are no scan: even a masked map with little brain stays below 100."""
@@ -41,15 +46,26 @@ class StoredScan:
         is_compressed: Whether it is gzip.
     """
 
-    def __init__(self, file: BinaryIO, *, path: str, index_folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        *,
+        path: str,
+        index_folder: Path | None = None,
+        header_file: BinaryIO | None = None,
+        header_path: str | None = None,
+    ) -> None:
         self.path = path
         self._file = file
         self._index_folder = index_folder
         status = os.fstat(file.fileno())
         self._size = status.st_size
         self._identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        self.is_compressed = _is_compressed(file, path=path)
-        self.header = self._read_header()
+        self.is_compressed = header_file is None and _is_compressed(file, path=path)
+        if header_file is None:
+            self.header = self._read_header()
+        else:
+            self.header = read_separate_header(header_file, path=header_path or path)
         self._check_size()
 
     def read_frames(self, first: int, count: int) -> np.ndarray:
@@ -119,14 +135,10 @@ class StoredScan:
         length = header_length(start, path=self.path)
         start = _take(stream, start, length + 4)
         if len(start) < length + 4:
-            raise ScanError(
-                f"the file ends inside its header, after {len(start)} bytes",
-                path=self.path,
-                reason=ScanReason.TRUNCATED,
-            )
+            raise header_ends(len(start), path=self.path)
         header = parse_header(start[:length], path=self.path)
         if start[length] != 0:
-            _check_extensions(_take(stream, start, header.offset)[length + 4 : header.offset], path=self.path)
+            check_extensions(_take(stream, start, header.offset)[length + 4 : header.offset], path=self.path)
         return header
 
     def _check_size(self) -> None:
@@ -241,10 +253,10 @@ class _Filler:
 
 @contextmanager
 def open_scan(path: str | os.PathLike[str], *, index_folder: Path | None = None) -> Iterator[StoredScan]:
-    """Open a `.nii` or `.nii.gz` file and check its header.
+    """Open a `.nii` or `.nii.gz` file, or a pair of `.hdr` and `.img`, and check its header.
 
     Args:
-        path: The file.
+        path: The file, or either one of a pair.
         index_folder: Where access points into long `.nii.gz` series are kept, so that their windows are read fast;
             made on the first use of each file. None streams.
 
@@ -252,15 +264,21 @@ def open_scan(path: str | os.PathLike[str], *, index_folder: Path | None = None)
         ScanError: Where there is no such regular file, or its header is wrong.
     """
     name = os.fspath(path)
-    with open_regular_file(name) as file:
-        yield StoredScan(file, path=name, index_folder=index_folder)
+    pair = pair_of(name)
+    if pair is None:
+        with open_regular_file(name) as file:
+            yield StoredScan(file, path=name, index_folder=index_folder)
+        return
+    header_name, voxels_name = pair
+    with open_regular_file(header_name) as header_file, open_regular_file(voxels_name) as file:
+        yield StoredScan(file, path=voxels_name, header_file=header_file, header_path=header_name)
 
 
 def _is_compressed(file: BinaryIO, *, path: str) -> bool:
     name = Path(path).name.lower()
     if not name.endswith((".nii", ".nii.gz")):
         raise ScanError(
-            "not a .nii or .nii.gz file: convert it (dcm2niix for DICOM, mri_convert for MGZ)",
+            "not a .nii, .nii.gz or .hdr/.img file: convert it (dcm2niix for DICOM, mri_convert for MGZ)",
             path=path,
             reason=ScanReason.FILE_TYPE,
         )
@@ -294,21 +312,6 @@ def _take(stream: Iterator[bytes], start: bytes, count: int) -> bytes:
         parts.append(block)
         size += len(block)
     return b"".join(parts)
-
-
-def _check_extensions(block: bytes, *, path: str) -> None:
-    position = 0
-    while position < len(block):
-        size = int.from_bytes(block[position : position + 4], "little")
-        swapped = int.from_bytes(block[position : position + 4], "big")
-        size = min(size, swapped) if size >= 8 and swapped >= 8 else max(size, swapped)
-        if size < 8 or position + size > len(block):
-            raise ScanError(
-                f"a header extension of {size} bytes does not fit before the voxels",
-                path=path,
-                reason=ScanReason.HEADER,
-            )
-        position += size
 
 
 def _wrong_length(found: int, declared: int, *, path: str) -> ScanError:

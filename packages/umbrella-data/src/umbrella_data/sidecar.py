@@ -13,6 +13,7 @@ from pathlib import Path
 from umbrella_data.errors import ScanError
 from umbrella_data.header import REPETITION_TIME_LIMITS, ScanDoubt, ScanHeader
 from umbrella_data.regular_file import open_regular_file
+from umbrella_data.scan_pair import scan_stem
 
 _MAX_BYTES = 1 << 22
 _MAX_LEVELS = 5
@@ -54,7 +55,7 @@ def repetition_time(path: str | PathLike[str], header: ScanHeader) -> Repetition
 def sidecar_files(path: str | PathLike[str]) -> Iterator[Path]:
     """The sidecars of a scan that exist, the one that counts most first (BIDS, "The inheritance principle")."""
     scan = Path(path)
-    stem = scan.name.removesuffix(".gz").removesuffix(".nii")
+    stem = scan_stem(scan.name)
     beside = scan.with_name(f"{stem}.json")
     if beside.exists():
         yield beside

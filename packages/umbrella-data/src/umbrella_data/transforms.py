@@ -31,6 +31,7 @@ from umbrella_data.intensity import NoContrastError, Normalisation, normalise
 from umbrella_data.modality import find_modality
 from umbrella_data.resample import Grid, Interpolation, resample
 from umbrella_data.scan_file import StoredScan, open_scan
+from umbrella_data.scan_pair import pair_of
 from umbrella_data.scan_resample import read_resampled
 from umbrella_data.volume import load_volume
 from umbrella_data.voxels import check_rank
@@ -233,16 +234,22 @@ class Pipeline:
 
     def _sources(self, scan: _Files) -> list[Path]:
         """Every file that decides the voxels."""
-        masks = [] if scan.mask is None else [scan.mask]
+        beside = [] if scan.mask is None else [scan.mask]
         if self.spec.num_channels > 1 and len(scan.paths) == 1:
             from umbrella_data.gradients import gradient_files
 
-            return [*scan.paths, *gradient_files(scan.paths[0]), *masks]
-        return [*scan.paths, *masks]
+            beside += gradient_files(scan.paths[0])
+        return [file for path in (*scan.paths, *beside) for file in _whole_scan(path)]
 
 
 def _files_of(paths: Path | Sequence[Path], mask: Path | None) -> _Files:
     return _Files((paths,) if isinstance(paths, Path) else tuple(paths), mask)
+
+
+def _whole_scan(path: Path) -> tuple[Path, ...]:
+    """Both files of a pair, or the one of any other scan."""
+    pair = pair_of(str(path))
+    return (path,) if pair is None else (Path(pair[0]), Path(pair[1]))
 
 
 def _back_and_forth(frames: torch.Tensor, length: int) -> torch.Tensor:
