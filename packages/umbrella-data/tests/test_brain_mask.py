@@ -9,10 +9,13 @@ import torch
 from umbrella_data.brain_mask import mask_beside
 from umbrella_data.cache import VolumeCache
 from umbrella_data.check import check_manifests
+from umbrella_data.dataset import ConversationDataset
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.manifest import read_manifest
+from umbrella_data.preview_page import write_preview
 from umbrella_data.transforms import Pipeline, PipelineConfig
 from umbrella_data.volume import load_volume
+from umbrella_data.warm import warm_cache
 
 SHAPE = (6, 7, 8)
 
@@ -31,7 +34,7 @@ def write(nifti, random_voxels, brain):
     """Writes a scan, and its mask in the same orientation."""
 
     def make(*frames, orientation="RAS", name="scan", mask=brain):
-        voxels = random_voxels(*SHAPE, *frames) + np.int16(500)
+        voxels = random_voxels(*SHAPE, *frames)  # some of the brain is darker than the mean of all
         options = {"repetition_time": 2.0} if frames else {}
         scan = nifti.write(voxels, f"{name}.nii.gz", orientation=orientation, **options)
         return voxels, scan, nifti.write(mask, f"{name}_mask.nii.gz", orientation=orientation)
@@ -148,6 +151,44 @@ def test_manifest_names_a_mask_and_check_reads_it(write, make_row, write_manifes
     mask.unlink()
     with pytest.raises(ManifestError, match="no file a_0_mask"):
         manifest.validate()
+
+
+def test_check_reads_the_mask_of_a_series(write, make_row, write_manifest, brain, nifti):
+    _, _, mask = write(5, name="a_0")
+    row = make_row("a", "rsfMRI")
+    row["messages"][0]["content"][0]["mask"] = mask.name
+    manifest = read_manifest(write_manifest([row]))
+    assert check_manifests([manifest], num_workers=1).is_good
+    nifti.write(brain[:-1], mask.name)
+    assert not check_manifests([manifest], num_workers=1).is_good
+
+
+def test_data_set_cache_and_preview_put_the_mask_on(write, make_row, write_manifest, make_tokenizer, tmp_path):
+    _, scan, mask = write(name="a_0")
+    row = make_row("a", "T1")
+    row["messages"][0]["content"][0]["mask"] = mask.name
+    manifest = read_manifest(write_manifest([row]))
+    cache = VolumeCache(tmp_path / "cache")
+    pipelines = {"T1": Pipeline(PipelineConfig(image_size=SHAPE), modality="T1", cache=cache)}
+    assert warm_cache([manifest], pipelines=pipelines, num_workers=1).failed == []
+    assert cache.holds([scan, mask], fingerprint=pipelines["T1"].fingerprint)
+    tokenizer = make_tokenizer()
+    dataset = ConversationDataset(
+        manifest,
+        tokenizer=tokenizer,
+        image_token_id=tokenizer.ids["<image>"],
+        num_image_tokens={"T1": 2},
+        pipelines=pipelines,
+    )
+    masked = pipelines["T1"](scan, generator=None, mask=mask)
+    assert torch.equal(dataset[0].scans[0].volume, masked)
+    pytest.importorskip("matplotlib", reason="pictures are an extra")
+    report = write_preview(
+        [manifest], pipelines=pipelines, patch_sizes={}, folder=tmp_path / "page", name=lambda name: "x"
+    )
+    assert f"values {masked.min():.2f} to {masked.max():.2f}" in report.pictures[0].caption
+    assert "outside of its brain mask" in report.pictures[0].caption
+    assert "a_0" not in (tmp_path / "page" / "index.html").read_text()
 
 
 def test_scan_in_two_splits_is_found_with_a_mask_in_one_of_them(write, make_row, write_manifest):

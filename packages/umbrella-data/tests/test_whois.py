@@ -20,12 +20,14 @@ def run_folder(tmp_path):
 
 @pytest.fixture
 def manifest(make_row, write_manifest):
-    return read_manifest(write_manifest([make_row(name, "T1") for name in "abc"]))
+    rows = [make_row(name, "T1") for name in "abc"]
+    rows[1]["messages"][0]["content"][0]["mask"] = "b_mask.nii.gz"
+    return read_manifest(write_manifest(rows))
 
 
 def test_subjects_scans_samples_and_manifests_are_found(run_folder, manifest):
     folder, name_hash = run_folder
-    for name in ("sub-b", "b", str(manifest.path), str(manifest[1].scans[0].paths[0])):
+    for name in ("sub-b", "b", str(manifest.path), *map(str, manifest[1].scans[0].files)):
         assert who_is(name_hash(name), folder=folder, manifests=[manifest]) == name
         assert who_is(name_hash(name)[:10].upper(), folder=folder / "salt", manifests=[manifest]) == name
 
