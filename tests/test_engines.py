@@ -9,36 +9,31 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from engine_matrix import EVERY, PAIRS
-from engines import Case, run_case
+from engine_matrix import EVERY, TRIALS
+from engines import Case, build_case_model, run_case
 from launching import launch, results_of, torchrun
 from safetensors.torch import load_file
+from torch import Tensor
 
 # Captured whole and run by autograd: what a compiler would change of the graph, without its minutes.
 COMPILED = Case("compiled", "random", steps=4, compiler="aot_eager")
-TRIALS: list[Any] = [(case, 2) for case in PAIRS]
-TRIALS += [pytest.param(case, 3, marks=pytest.mark.slow) for case in PAIRS]
 LONG = [Case(f"{engine}-random-200", "random", steps=200, engine=engine) for engine in ("ddp", "fsdp2")]
 
 
 TOLERANCE = {
-    ("ddp", "sgd32"): 1e-6,
-    ("fsdp2", "sgd32"): 1e-5,
-    ("ddp", "adam64"): 1e-10,
-    ("fsdp2", "adam64"): 1e-10,
-    # One process rounds to bfloat16 what several ranks round in parts.
-    ("ddp", "bf16"): 2e-3,
-    ("fsdp2", "bf16"): 2e-3,
+    ("ddp", "float32"): 1e-6,
+    ("fsdp2", "float32"): 1e-5,
+    ("ddp", "float64"): 1e-10,
+    ("fsdp2", "float64"): 1e-10,
 }
-
-
-def tolerance(case: Case) -> float:
-    precision = "adam64" if case.dtype == "float64" else "bf16" if case.arguments.get("bf16") else "sgd32"
-    return TOLERANCE[case.engine, precision]
+    ("ddp", "float32"): 1e-6,
+    ("fsdp2", "float32"): 1e-5,
+    ("ddp", "float64"): 1e-10,
+    ("fsdp2", "float64"): 1e-10,
+}
 
 
 def check_case(case: Case, folder: Path, *, world_size: int, scratch: Path) -> None:
@@ -51,9 +46,23 @@ def check_case(case: Case, folder: Path, *, world_size: int, scratch: Path) -> N
         assert all(torch.equal(weights[0][name], other[name]) for name in other)
     assert run_case(replace(case, engine="ddp"), output=scratch, simulated_world_size=world_size)["error"] is None
     reference = load_file(scratch / f"{case.name}-0.safetensors")
+    if case.arguments.get("bf16"):
+        assert_moved_alike(case, weights[0], reference)
+        return
     differences = {name: (weights[0][name] - reference[name]).abs().max().item() for name in reference}
     worst = max(differences, key=differences.__getitem__)
-    assert differences[worst] < tolerance(case), (worst, differences[worst])
+    assert differences[worst] < TOLERANCE[case.engine, case.dtype], (worst, differences[worst])
+
+
+def assert_moved_alike(case: Case, weights: dict[str, Tensor], reference: dict[str, Tensor]) -> None:
+    """Under autocast one process rounds as a whole what ranks round in parts: compared is how far each tensor went."""
+    start = build_case_model(case).state_dict()
+    moved = {name: (reference[name] - start[name]).norm().item() for name in start if name in reference}
+    assert moved["model.vision_tower.T1_patch_embed.proj.weight"] > 1e-4
+    for name, distance in moved.items():
+        # A bias of keys shifts all scores alike: its true gradient is zero, and all of it is rounding.
+        if "k_proj.bias" not in name:
+            assert (weights[name] - reference[name]).norm().item() <= 0.05 * distance + 1e-9, (name, distance)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +72,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     @cache
     def launch_once(world_size: int) -> Path:
         folder = tmp_path_factory.mktemp("ranks")
-        errors = launch(PAIRS, folder, launcher=torchrun(world_size))
+        errors = launch([case for case, ranks in TRIALS if ranks == world_size], folder, launcher=torchrun(world_size))
         assert "unused" not in errors
         return folder
 
@@ -81,7 +90,7 @@ def test_ranks_equal_one_process(case: Case, world_size: int, launched: Callable
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_every_combination_equals_one_process(engine: str, world_size: int, tmp_path: Path) -> None:
-    cases = [case for case in [*PAIRS[-6:], *EVERY, *LONG] if case.engine == engine]
+    cases = [case for case in [*(case for case, _ in TRIALS), *EVERY, *LONG] if case.engine == engine]
     launch(cases, tmp_path, launcher=torchrun(world_size), timeout=3000)
     failed = {}
     for case in cases:
@@ -174,7 +183,9 @@ SABOTAGED = {
 }
 MESSAGES = {
     "outside": "mixed torch.Tensor and DTensor",
-    "around": "RankParityError: step 1: the ranks hold different values of",
+    # The first of all parameters is named.
+    "around": "RankParityError: step 1: the ranks hold different values of .* the first is "
+    "model.vision_tower.rsfMRI_patch_embed.position_embedding",
     "infinity": "NonFiniteError: step 1: parameter model.vision_tower.dMRI_patch_embed",
 }
 
@@ -211,7 +222,13 @@ def test_hold_that_forgets_the_window_is_noticed(sabotaged: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_another_call_order_on_one_rank_is_noticed(tmp_path: Path) -> None:
-    case = Case("order", "different", engine="fsdp2", sabotage="order", parity_every=0)
-    launch([case], tmp_path, launcher=torchrun(2), timeout=60)
-    with pytest.raises(AssertionError):
-        check_case(case, tmp_path, world_size=2, scratch=tmp_path)
+    healthy = Case("healthy", "different", engine="fsdp2", parity_every=0)
+    broken = replace(healthy, name="order", sabotage="order")
+    errors = launch([healthy, broken], tmp_path, launcher=torchrun(2), timeout=120)
+    check_case(healthy, tmp_path, world_size=2, scratch=tmp_path)
+    if all((tmp_path / f"order-{rank}.safetensors").is_file() for rank in range(2)):
+        wrong, right = load_file(tmp_path / "order-0.safetensors"), load_file(tmp_path / "healthy-0.safetensors")
+        assert max((wrong[name] - right[name]).abs().max().item() for name in right) > 1e-3
+    else:
+        # The sizes of two patch embeds differ: gloo sees it, or the ranks wait for each other.
+        assert "Received data size doesn't match" in errors or not (tmp_path / "order-0.json").is_file()

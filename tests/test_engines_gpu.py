@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_matrix import PAIRS
+from engine_matrix import TRIALS
 from engines import Case, run_case
 from launching import launch, results_of, torchrun
 from safetensors.torch import load_file
@@ -30,7 +30,7 @@ def on_gpu(case: Case, **arguments: Any) -> Case:
     return replace(case, arguments={**case.arguments, **arguments, "use_cpu": False})
 
 
-CASES = [on_gpu(case) for case in PAIRS]
+CASES = [on_gpu(case) for case, _ in TRIALS]
 CASES += [
     on_gpu(Case("ddp-fp16", "random", steps=4, accumulation=2), fp16=True),
     on_gpu(Case("ddp-compiled", "random", steps=4, compiler="inductor")),

@@ -18,44 +18,46 @@ OPTIONS: dict[str, Sequence[Any]] = {
 }
 
 
+# Settings that every engine has besides, and the number of ranks.
+MORE_OPTIONS: dict[str, Sequence[Any]] = {
+    **OPTIONS,
+    "learn": ["full", "lora", "patch_embed_only"],
+    "gradient_scale": ["mean", "present"],
+    "world_size": [2, 3],
+}
+
+
 def build_case(
-    *, engine: str, schedule: str, steps_as: str, accumulation: int, gradient_checkpointing: bool, absent: str
+    *,
+    engine: str,
+    schedule: str,
+    steps_as: str,
+    accumulation: int,
+    gradient_checkpointing: bool,
+    absent: str,
+    learn: str = "full",
+    gradient_scale: str = "mean",
 ) -> Case:
+    """One combination as a case."""
     dummy_loss: dict[str, Any] = {"absent": absent}
     if steps_as == "adam64":
         # The dummy gradient itself would differ by its own rounding; zero keeps the graph and nothing else.
         dummy_loss["scale"] = 0.0
+    words = [engine, schedule, steps_as, str(accumulation), "ckpt" if gradient_checkpointing else "keep", absent]
     return Case(
-        f"{engine}-{schedule}-{steps_as}-{accumulation}-{'ckpt' if gradient_checkpointing else 'keep'}-{absent}",
+        "-".join([*words, learn, gradient_scale]),
         schedule=schedule,
         steps=4,
         accumulation=accumulation,
         optim="adamw_torch" if steps_as == "adam64" else "sgd",
         dummy_loss=dummy_loss,
         engine=engine,
+        gradient_scale=gradient_scale,
         dtype="float64" if steps_as == "adam64" else "float32",
+        learn=learn,
         arguments={"gradient_checkpointing": gradient_checkpointing, "bf16": steps_as == "bf16", "weight_decay": 0.01},
     )
 
 
-PAIRS = [build_case(**combination) for combination in pairwise(OPTIONS)]
-# A modality's gradient over the tokens of its own samples, wherever they lie.
-PAIRS += [
-    Case(f"{engine}-present", "random", steps=4, accumulation=4, engine=engine, gradient_scale="present")
-    for engine in ("ddp", "fsdp2")
-]
-PAIRS += [
-    Case(
-        f"{engine}-{learn}",
-        "random",
-        steps=4,
-        optim="adamw_torch",
-        dummy_loss={"scale": 0.0},
-        engine=engine,
-        dtype="float64",
-        learn=learn,
-    )
-    for engine in ("ddp", "fsdp2")
-    for learn in ("lora", "patch_embed_only")
-]
+TRIALS = [(build_case(**chosen), ranks) for chosen, ranks in ((c, c.pop("world_size")) for c in pairwise(MORE_OPTIONS))]
 EVERY = [build_case(**combination) for combination in all_combinations(OPTIONS)]

@@ -152,6 +152,18 @@ def _norm_in_double(norm: Qwen2RMSNorm, hidden_states: Tensor) -> Tensor:
     return rms_norm(hidden_states, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
+def build_case_model(case: Case) -> Any:
+    """The model that a case starts from, the same on every rank."""
+    with built_whole():
+        model = build_model(seed=0)
+    if case.learn is not None:
+        torch.manual_seed(1)  # adapters start at random
+        set_trainable(model, case.learn)
+    if case.dtype == "float64":
+        return keep_double(model)
+    return model.bfloat16() if case.dtype == "bfloat16" else model
+
+
 def run_case(case: Case, *, output: Path, simulated_world_size: int | None = None) -> dict[str, Any]:
     """Trains one case and writes this rank's parameters and log.
 
@@ -166,11 +178,7 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
     # Not of torch.distributed: the first case of a process starts the group itself.
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     ranks = simulated_world_size or world_size
-    with built_whole():
-        model = build_model(seed=0)
-    if case.learn is not None:
-        torch.manual_seed(1)  # adapters start at random
-        set_trainable(model, case.learn)
+    model = build_case_model(case)
     settings = dict(case.arguments)
     if settings.pop("gradient_checkpointing", False):
         # As a run does it.
@@ -178,10 +186,6 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
     if case.compiler is not None:
         torch._dynamo.reset()
         compile_layers(model, backend=case.compiler)
-    if case.dtype == "float64":
-        model = keep_double(model)
-    elif case.dtype == "bfloat16":
-        model = model.bfloat16()
     arguments = TrainingArguments(
         output_dir=str(output / f"{case.name}-run"),
         max_steps=case.steps,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 from engines import Case
 from safetensors.torch import load_file
 from torch import Tensor
@@ -51,7 +52,11 @@ def launch(cases: Sequence[Case], folder: Path, *, launcher: Sequence[str], time
         try:
             process.wait(timeout)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            # Ranks are in sessions of their own: each is killed by its number.
+            ranks = psutil.Process(process.pid).children(recursive=True)
+            for each in [*ranks, process]:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
     return (folder / "stderr").read_text()
 
 

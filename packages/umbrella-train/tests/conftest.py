@@ -161,6 +161,8 @@ def make_trainer(tmp_path: Path) -> Callable[..., ToyTrainer]:
         dummy_loss: Mapping[str, Any] | None = None,
         model: UmbrellaForConditionalGeneration | None = None,
         part_learning_rates: Mapping[Any, float] | None = None,
+        engine: Any = "ddp",
+        gradient_scale: Any = "mean",
         **arguments: Any,
     ) -> ToyTrainer:
         settings = {
@@ -187,6 +189,8 @@ def make_trainer(tmp_path: Path) -> Callable[..., ToyTrainer]:
             data_collator=PaddingCollator(pad_token_id=PADDING, modality_order=list(ORDER)),
             dummy_loss=DummyLossConfig(**(dummy_loss or {})),
             part_learning_rates=part_learning_rates,
+            engine=engine,
+            gradient_scale=gradient_scale,
         )
         trainer.remove_callback(PrinterCallback)
         return trainer

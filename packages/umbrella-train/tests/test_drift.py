@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from transformers.optimization import Adafactor
 
 from umbrella_train.drift import DriftForecast, OptimizerFacts
 from umbrella_train.drift_watch import DriftWatch
@@ -64,6 +65,52 @@ def test_documented_drift_of_a_patch_embed_of_1152_by_4096(reduction, documented
     assert forecast_drift(**situation).total / 0.02 == pytest.approx(drift, rel=0.01)
 
 
+@pytest.mark.parametrize("every", [0, 10], ids=["never", "1-in-10"])
+def test_forecast_for_adafactor_is_right_within_ten_per_cent(every):
+    shape, norm, rate = (40, 50), 1e-7, 5e-5
+    ends = []
+    for gradient in (norm / math.sqrt(2000), 0.0):
+        weights = torch.zeros(shape, requires_grad=True)
+        optimizer = Adafactor([weights], lr=rate, scale_parameter=False, relative_step=False)
+        generator = torch.Generator().manual_seed(0)
+        for step in range(300):
+            weights.grad = torch.full(shape, gradient)
+            if every and step % every == 0:
+                weights.grad = torch.randn(shape, generator=generator) * REAL_NORM / math.sqrt(2000)
+            optimizer.step()
+        ends.append(weights.detach().clone())
+    measured = (ends[0] - ends[1]).abs().mean().item()
+    forecast = DriftForecast(num_elements=2000, gradient_norm=norm, optimizer=OptimizerFacts("adafactor"))
+    for step in range(300):
+        forecast.step(learning_rate=rate, real_norm=REAL_NORM if every and step % every == 0 else None)
+    assert forecast.total == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0, 0.05], ids=["free", "clipped", "clipped-hard"])
+def test_the_logged_drift_is_what_the_weights_have_moved(train_batches, limit):
+    trained = train_batches([[("T1",)]] * 30, optim="adamw_torch", learning_rate=1e-3, max_grad_norm=limit)
+    name = "model.vision_tower.dMRI_patch_embed.proj.weight"
+    before, after = trained.before[name], trained.trainer.model.state_dict()[name]
+    moved = (after - before).double().mean().abs() / before.double().std()
+    assert trained.log[-1]["drift/dMRI"] == pytest.approx(moved.item(), rel=0.1)
+    assert trained.log[0]["drift/T1"] == 0
+
+
+def test_the_trainer_names_a_modality_that_drifts(train_batches, caplog):
+    with caplog.at_level(logging.WARNING, logger="umbrella_train.drift_watch"):
+        train_batches([[("T1",), ("rsfMRI",)]] * 12, optim="adamw_torch", learning_rate=0.05)
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["dMRI"]
+
+
+def test_a_spread_is_taken_where_there_is_one(watched):
+    tower, optimizer = watched
+    embed = tower.patch_embed("T1")
+    with torch.no_grad():
+        embed.proj.weight.zero_()  # as the second of two adapters starts
+    watch = DriftWatch(tower, optimizer=optimizer, dummy_loss=DummyLoss())
+    assert watch.state_dict()["spread"]["T1"] == pytest.approx(embed.position_embedding.std().item())
+
+
 def test_being_seen_starts_the_count_again():
     forecast = forecast_drift(count=1000, gradient_norm=1e-7, every=0, learning_rate=1e-3, steps=20)
     assert forecast.steps_absent == 20
@@ -85,6 +132,7 @@ def test_a_modality_that_drifts_is_named_once_with_the_remedy(watched, caplog):
     with caplog.at_level(logging.WARNING):
         for _ in range(100):
             watch.step(frozenset({"T1"}))
+            watch.learn({"T1": 0.1})
     named = [record.getMessage() for record in caplog.records]
     assert len(named) == 2
     assert all("dummy_loss.absent: hold" in words for words in named)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 Train = Callable[..., Any]
 
@@ -64,3 +65,15 @@ def test_norms_come_at_logging_steps_alone(train_batches: Train) -> None:
     assert [row["step"] for row in trained.log] == [2, 4]
     assert all(len(norms_of(row)) == 6 for row in trained.log)
     assert trained.log[0]["grad/[dMRI]/vision_tower.dMRI_patch_embed"] == pytest.approx(trained.norm("dMRI", step=1))
+
+
+def test_a_share_is_the_norm_over_that_of_all_gradients(train_batches: Train) -> None:
+    trained = train_batches([[("T1",)], [("dMRI",), ("rsfMRI",)]])
+    for step, row in enumerate(trained.log):
+        gradients = trained.gradients[step].values()
+        total = torch.stack([each.double().norm() for each in gradients if each is not None]).norm().item()
+        assert row["grad_norm"] == pytest.approx(total, rel=1e-4)
+        shares = {key: value for key, value in row.items() if key.startswith("grad_share/")}
+        assert len(shares) == 3
+        for key, share in shares.items():
+            assert share == pytest.approx(row[key.replace("grad_share/", "grad/")] / total, rel=1e-4)

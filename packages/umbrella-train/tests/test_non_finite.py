@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from umbrella_train.trainer import NonFiniteError
+from umbrella_train.finite import NonFiniteError
 
 WEIGHT = "vision_tower.dMRI_patch_embed.proj.weight"
 

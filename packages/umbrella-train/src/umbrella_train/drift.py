@@ -18,7 +18,7 @@ from typing import Literal
 
 from scipy.integrate import quad
 
-Rule = Literal["adam", "sgd"]
+Rule = Literal["adam", "sgd", "adafactor"]
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,13 @@ class DriftForecast:
         self.since_seen = 0.0
         self.steps_absent = 0
 
-    def step(self, *, learning_rate: float, real_norm: float | None = None) -> None:
+    def step(self, *, learning_rate: float, real_norm: float | None = None, clip: float = 1.0) -> None:
         """Follows one step of the optimiser.
 
         Args:
             learning_rate: Of this step.
             real_norm: L2 norm of the modality's own gradient where it was in the batch, None where it was absent.
+            clip: What clipping multiplied all gradients by, the dummy one too.
         """
         is_absent = real_norm is None
         self._steps += 1
@@ -78,10 +79,9 @@ class DriftForecast:
             self.steps_absent += 1
         else:
             self.steps_absent, self.since_seen = 0, 0.0
-        gradient = self._dummy if is_absent else 0.0
-        moved = learning_rate * (
-            self._sgd(gradient) if self._optimizer.rule == "sgd" else self._adam(gradient, real_norm or 0.0)
-        )
+        gradient = clip * self._dummy if is_absent else 0.0
+        rule = {"sgd": self._sgd, "adam": self._adam, "adafactor": self._adafactor}[self._optimizer.rule]
+        moved = learning_rate * rule(gradient, clip * (real_norm or 0.0))
         self.total += moved
         self.since_seen += moved if is_absent else 0.0
 
@@ -93,9 +93,17 @@ class DriftForecast:
         """Goes on from there."""
         vars(self).update(state)
 
-    def _sgd(self, gradient: float) -> float:
+    def _sgd(self, gradient: float, _real_norm: float) -> float:
         self._first = self._optimizer.beta1 * self._first + gradient
         return self._first
+
+    def _adafactor(self, gradient: float, real_norm: float) -> float:
+        # The second moment is a mean over rows and columns: no element has hardly any, so that its spread is left out.
+        beta2 = 1 - self._steps**-0.8
+        self._dummy_square = beta2 * self._dummy_square + (1 - beta2) * gradient**2
+        self._real_square = beta2 * self._real_square + (1 - beta2) * real_norm**2 / self._count
+        size = math.sqrt(self._dummy_square + self._real_square)
+        return min(gradient / size, 1.0) if size else 0.0
 
     def _adam(self, gradient: float, real_norm: float) -> float:
         beta1, beta2 = self._optimizer.beta1, self._optimizer.beta2

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
 from umbrella_model.vision_tower import UmbrellaVisionTower
@@ -20,7 +21,10 @@ logger = logging.getLogger(__name__)
 WARNING_LEVEL = 0.02
 """Drift, in standard deviations of the patch embed's weights at the start, from which on a modality is named."""
 
-_RULES: Mapping[str, Rule] = {"AdamW": "adam", "Adam": "adam", "SGD": "sgd"}
+_MOST_PENDING = 1000
+"""Steps that wait to be followed, where logging steps are further apart."""
+
+_RULES: Mapping[str, Rule] = {"AdamW": "adam", "Adam": "adam", "SGD": "sgd", "Adafactor": "adafactor"}
 
 
 class DriftWatch:
@@ -28,7 +32,7 @@ class DriftWatch:
 
     Args:
         tower: The vision tower, before its first step.
-        optimizer: What steps it. Of an optimiser other than Adam, AdamW and SGD nothing is forecast.
+        optimizer: What steps it. Of an optimiser other than Adam, AdamW, SGD and Adafactor nothing is forecast.
         dummy_loss: Gives the norm of each modality's dummy gradient.
         groups: Number of the optimiser's group of each parameter, as of `number_groups`. DeepSpeed, which steps flat
             partitions, keeps the groups and their order, but not the parameters in them.
@@ -49,6 +53,8 @@ class DriftWatch:
         self._groups: dict[str, dict[str, Any]] = {}
         self._norms: dict[str, float] = {}
         self._warned: set[str] = set()
+        self._pending: list[tuple[frozenset[str], dict[str, float]]] = []
+        self._clip = 1.0
         if rule is None:
             return
         for name in tower.modality_order:
@@ -66,34 +72,59 @@ class DriftWatch:
             self._spread[name] = _spread(trainable)
             self._groups[name] = group
 
-    def learn(self, norms: Mapping[str, float]) -> None:
-        """Takes the size of real gradients, after clipping, as known from a logging step."""
-        self._norms.update(norms)
-
     def step(self, present: frozenset[str]) -> None:
-        """Follows one optimiser step, with the modalities that some rank saw in its window."""
-        # Between logging steps a gradient's size is taken from the last one; before the first, 0.01 is common.
+        """Notes one optimiser step, with the modalities that some rank saw in its window.
+
+        It is followed at the next logging step, when the size of the gradients and what they were clipped by is known.
+        """
+        rates = {name: float(group["lr"]) for name, group in self._groups.items()}
+        self._pending.append((present, rates))
+        if len(self._pending) >= _MOST_PENDING:
+            self._follow()
+
+    def learn(self, norms: Mapping[str, float], *, clip: float = 1.0) -> None:
+        """Takes the sizes known from a logging step, and follows the steps up to this one.
+
+        Args:
+            norms: L2 norm of the gradient of each modality that was there, before clipping.
+            clip: What clipping multiplied them by.
+        """
+        self._norms.update(norms)
+        self._clip = clip
+        self._follow()
+
+    def _follow(self) -> None:
+        # A modality whose gradient was in no logging step yet has the others' size; before the first, 0.01 is common.
         usual = fmean(self._norms.values()) if self._norms else 0.01
-        for name, forecast in self._forecasts.items():
-            norm = self._norms.get(name, usual) if name in present else None
-            forecast.step(learning_rate=float(self._groups[name]["lr"]), real_norm=norm)
-            if name not in self._warned and self.drift(name) > WARNING_LEVEL:
-                self._warned.add(name)
-                logger.warning(
-                    "%s has not come for %d steps; by forecast the dummy loss alone has moved its patch embed by "
-                    "%.1f %% of its initial standard deviation. dummy_loss.absent: hold leaves it untouched",
-                    name,
-                    forecast.steps_absent,
-                    100 * self.drift(name),
-                )
+        for present, rates in self._pending:
+            for name, forecast in self._forecasts.items():
+                norm = self._norms.get(name, usual) if name in present else None
+                forecast.step(learning_rate=rates[name], real_norm=norm, clip=self._clip)
+                if name not in self._warned and self.drift(name) > WARNING_LEVEL:
+                    self._warn(name, forecast.steps_absent)
+        self._pending.clear()
+
+    def _warn(self, name: str, steps_absent: int) -> None:
+        self._warned.add(name)
+        if dist.is_initialized() and dist.get_rank():
+            return  # one rank speaks for all
+        logger.warning(
+            "%s has not come for %d steps; by forecast the dummy loss alone has moved its patch embed by %.1f %% of "
+            "its initial standard deviation. dummy_loss.absent: hold leaves it untouched",
+            name,
+            steps_absent,
+            100 * self.drift(name),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: a resumed run goes on counting, and measures against the weights of the first start."""
+        self._follow()
         return {
             "forecasts": {name: forecast.state_dict() for name, forecast in self._forecasts.items()},
             "spread": self._spread,
             "norms": self._norms,
             "warned": sorted(self._warned),
+            "clip": self._clip,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -104,6 +135,7 @@ class DriftWatch:
                 self._spread[name] = state["spread"][name]
         self._norms = dict(state["norms"])
         self._warned = set(state["warned"])
+        self._clip = float(state["clip"])
 
     def drift(self, modality: str) -> float:
         """Drift since the modality was last seen, in standard deviations of its weights at the start."""
@@ -129,9 +161,13 @@ def _rule_of(optimizer: Any) -> Rule | None:
 
 
 def _spread(parameters: list[nn.Parameter]) -> float:
-    """Standard deviation of the largest tensor, the projection's weight; of this rank's shard where it is sharded."""
-    largest = max(parameters, key=num_elements)
-    shard = partition(largest) if is_partitioned(largest) else local(largest.detach())
-    spread = float(shard.float().std())
-    # A rank whose shard has one element or none would divide by NaN.
-    return spread if spread > 0 else 1.0
+    """Standard deviation of the largest tensor that has any; of this rank's shard where it is sharded.
+
+    That is the projection's weight, or the first of the adapters on it, for the second starts at zero.
+    """
+    for parameter in sorted(parameters, key=num_elements, reverse=True):
+        shard = partition(parameter) if is_partitioned(parameter) else local(parameter.detach())
+        spread = float(shard.float().std()) if shard.numel() > 1 else 0.0
+        if spread > 0:
+            return spread
+    return 1.0

@@ -6,8 +6,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from umbrella_train.errors import RunError
 from umbrella_train.gradients import local
 from umbrella_train.zero import is_partitioned, partition
+
+
+class NonFiniteError(RunError):
+    """The loss is not finite; the message names the first parameter that is not, if there is one."""
 
 
 def describe_non_finite(model: nn.Module, *, step: int) -> str:

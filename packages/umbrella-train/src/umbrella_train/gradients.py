@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from umbrella_model.vision_tower import UmbrellaVisionTower
@@ -37,30 +37,41 @@ class PatchEmbedGradients:
         return name, f"{name}.proj"
 
     def squared_norms(self) -> Tensor:
-        """Squared norms on this rank, shape (2 * number of modalities,), float64: (patch embed, projection) pairs.
+        """Squared gradient norms on this rank, one a parameter of the patch embeds, float64; for `add_up`.
 
-        Of a sharded gradient this is the local shard's share; the shares of all ranks add up.
+        Of a sharded gradient this is the local shard's share; the shares of all ranks add up. Zero where a parameter
+        has no gradient.
         """
-        gradients, whole, projection = [], [], []
+        gradients: list[Tensor] = []
+        places: list[int] = []
+        parameters = [parameter for _, _, parameter in self._named()]
+        for place, parameter in enumerate(parameters):
+            gradient = whole_gradient(parameter) if self._under_zero else parameter.grad
+            if gradient is not None:
+                gradients.append(local(gradient))
+                places.append(place)
+        squares = [torch.zeros((), dtype=torch.float64, device=parameters[0].device)] * len(parameters)
+        if gradients:
+            is_double = any(gradient.dtype == torch.float64 for gradient in gradients)
+            norms = torch._foreach_norm(gradients, 2, dtype=torch.float64 if is_double else torch.float32)
+            for place, norm in zip(places, norms, strict=True):
+                squares[place] = norm.double().square()
+        return torch.stack(squares)
+
+    def add_up(self, squares: Sequence[float]) -> list[float]:
+        """From the numbers of `squared_norms`, read from the device, to (patch embed, projection) of each modality."""
+        sums = [0.0] * (2 * len(self.modalities))
+        if not squares:
+            return sums
+        for (index, name, _), square in zip(self._named(), squares, strict=True):
+            sums[2 * index] += square
+            sums[2 * index + 1] += square if name.startswith("proj.") else 0.0
+        return sums
+
+    def _named(self) -> Iterator[tuple[int, str, nn.Parameter]]:
         for index, modality in enumerate(self.modalities):
             for name, parameter in self._tower.patch_embed(modality).named_parameters():
-                gradient = whole_gradient(parameter) if self._under_zero else parameter.grad
-                if gradient is None:
-                    continue
-                gradients.append(local(gradient))
-                whole.append(2 * index)
-                projection.append(2 * index + 1 if name.startswith("proj.") else -1)
-        device = next(self._tower.parameters()).device
-        sums = torch.zeros(2 * len(self.modalities), dtype=torch.float64, device=device)
-        if not gradients:
-            return sums
-        is_double = any(gradient.dtype == torch.float64 for gradient in gradients)
-        dtype = torch.float64 if is_double else torch.float32
-        squares = torch.stack(torch._foreach_norm(gradients, 2, dtype=dtype)).double().square()
-        sums.index_add_(0, torch.tensor(whole, device=device), squares)
-        is_projection = torch.tensor([index >= 0 for index in projection], device=device)
-        sums.index_add_(0, torch.tensor(projection, device=device).clamp_min(0), squares * is_projection)
-        return sums
+                yield index, name, parameter
 
     @property
     def is_sharded(self) -> bool:

@@ -88,10 +88,6 @@ def load_whole_state(model: nn.Module, files: list[Path]) -> None:
         RunError: The files and the model do not hold the same keys.
     """
     expected: dict[str, Any] = dict(model.state_dict())
-    # A tied weight is stored once, under the first of its names.
-    storages: dict[int, str] = {}
-    for name, tensor in expected.items():
-        storages.setdefault(_address(tensor), name)
     found: set[str] = set()
     with torch.no_grad():
         for file in files:
@@ -101,6 +97,7 @@ def load_whole_state(model: nn.Module, files: list[Path]) -> None:
                         raise RunError(f"{file}: holds {name}, which the model does not have")
                     _copy(stored.get_tensor(name), expected[name])
                     found.add(name)
+    # A tied weight is stored once, under the first of its names.
     loaded = {_address(expected[name]) for name in found}
     missing = [name for name, tensor in expected.items() if name not in found and _address(tensor) not in loaded]
     if missing:

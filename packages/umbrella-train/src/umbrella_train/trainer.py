@@ -22,13 +22,14 @@ from umbrella_train.drift_watch import DriftWatch, number_groups
 from umbrella_train.dummy_loss import DummyLoss
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation_loss import EvaluationLoss
-from umbrella_train.finite import describe_non_finite
+from umbrella_train.finite import NonFiniteError, describe_non_finite
 from umbrella_train.gradients import PatchEmbedGradients
 from umbrella_train.loader import build_loader
+from umbrella_train.refusals import check_trainer
 from umbrella_train.sharding import shard_model
 from umbrella_train.whole_checkpoints import WholeCheckpointTrainer
 from umbrella_train.window import AccumulationWindow, WindowFacts
-from umbrella_train.zero import before_step, check_zero
+from umbrella_train.zero import before_step
 
 # Under this name trainer_state.json keeps what the forecast of the drift has followed.
 _DRIFT = "DriftWatch"
@@ -36,10 +37,6 @@ _DRIFT = "DriftWatch"
 
 def _whole(norm: Any) -> Any:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-class NonFiniteError(RunError):
-    """The loss is not finite; the message names the first parameter that is not, if there is one."""
 
 
 class UmbrellaTrainer(WholeCheckpointTrainer):
@@ -83,9 +80,14 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
             sizes=self._unwrapped().dummy_sizes() if self.dummy_loss_config.reduction == "sum" else {},
         )
         self.gradient_scale = gradient_scale
-        if self.is_deepspeed_enabled:
-            absent = self.dummy_loss_config.absent
-            check_zero(absent=absent, gradient_scale=gradient_scale, engine=engine, fp16=self.args.fp16)
+        check_trainer(
+            self._unwrapped(),
+            self.args,
+            dummy_loss=self.dummy_loss_config,
+            engine=engine,
+            gradient_scale=gradient_scale,
+            zero_stage=self.accelerator.state.deepspeed_plugin.zero_stage if self.is_deepspeed_enabled else 0,
+        )
         if engine == "fsdp2":
             self._shard()
         self._tower = next(module for module in self._unwrapped().modules() if isinstance(module, UmbrellaVisionTower))
@@ -266,10 +268,11 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
         scaler = self.accelerator.scaler
         scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
         self._gradient_log, self._active_norms = {}, {}
+        squares = self.gradients.add_up(facts.norms)
         for index, modality in enumerate(self.gradients.modalities):
             is_active = modality in facts.present
             keys = self.gradients.keys(modality, is_active=is_active)
-            for key, square in zip(keys, facts.norms[2 * index : 2 * index + 2], strict=True):
+            for key, square in zip(keys, squares[2 * index : 2 * index + 2], strict=True):
                 self._gradient_log[key] = math.sqrt(square) / scale * factors.get(modality, 1.0)
             if is_active:
                 self._active_norms[modality] = self._gradient_log[keys[0]]
@@ -292,8 +295,8 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
                     if not key.endswith(".proj")
                 }
             if self._drift is not None:
-                clipped = min(1.0, self.args.max_grad_norm / total) if self.args.max_grad_norm and total else 1.0
-                self._drift.learn({name: norm * clipped for name, norm in self._active_norms.items()})
+                clip = min(1.0, self.args.max_grad_norm / total) if self.args.max_grad_norm and total else 1.0
+                self._drift.learn(self._active_norms, clip=clip)
                 logs |= self._drift.as_log()
             self._gradient_log = {}
         super().log(logs, start_time)

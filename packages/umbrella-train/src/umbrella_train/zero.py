@@ -14,8 +14,6 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.integrations import deepspeed as hf_deepspeed
 
-from umbrella_train.errors import RunError
-
 
 def zero_problems(*, absent: str, gradient_scale: str, engine: str, fp16: bool) -> list[str]:
     """Say which settings DeepSpeed cannot keep.
@@ -45,17 +43,6 @@ def zero_problems(*, absent: str, gradient_scale: str, engine: str, fp16: bool) 
     if fp16:
         problems.append("trainer.fp16 has not been made to work with DeepSpeed, which scales the loss itself; use bf16")
     return problems
-
-
-def check_zero(*, absent: str, gradient_scale: str, engine: str, fp16: bool) -> None:
-    """Refuses what `zero_problems` names, all of it at once.
-
-    Raises:
-        RunError: There is any.
-    """
-    problems = zero_problems(absent=absent, gradient_scale=gradient_scale, engine=engine, fp16=fp16)
-    if problems:
-        raise RunError("\n  ".join(problems))
 
 
 def is_partitioned(parameter: nn.Parameter) -> bool:

@@ -23,7 +23,10 @@ class DummyLossConfig(Section):
 
 
 class TrainerConfig(Section):
-    """Training knobs, named and meant exactly as in transformers' TrainingArguments, but for the last four."""
+    """Training knobs, named and meant as in transformers' TrainingArguments.
+
+    The last four are ours; gradient_checkpointing takes a part's name as well, and torch_compile means single layers.
+    """
 
     max_steps: int = -1
     """Optimiser steps; -1: as num_train_epochs says."""
