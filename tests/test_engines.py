@@ -29,11 +29,6 @@ TOLERANCE = {
     ("ddp", "float64"): 1e-10,
     ("fsdp2", "float64"): 1e-10,
 }
-    ("ddp", "float32"): 1e-6,
-    ("fsdp2", "float32"): 1e-5,
-    ("ddp", "float64"): 1e-10,
-    ("fsdp2", "float64"): 1e-10,
-}
 
 
 def check_case(case: Case, folder: Path, *, world_size: int, scratch: Path) -> None:
