@@ -51,6 +51,19 @@ def test_voxels_outside_of_the_mask_are_0_and_those_inside_as_they_were(write, b
     np.testing.assert_array_equal(volume.data[0].numpy(), expected)
 
 
+@pytest.mark.parametrize(
+    ("scaling", "inside", "outside"),
+    [((-1.0, 1.0), 0, 1), ((0.5, 0.0), 2, 0), ((2.0, -4.0), 9, 2), ((-3.0, 255.0), 0, 85)],
+)
+def test_mask_is_read_by_its_scaled_values(write, brain, nifti, scaling, inside, outside):
+    voxels, scan, mask = write()
+    nifti.write(np.where(brain == 1, inside, outside).astype(np.uint8), mask.name, scaling=scaling)
+    np.testing.assert_array_equal(load_volume(scan, modality="T1", mask=mask).data[0].numpy(), voxels * brain)
+    pipeline = Pipeline(PipelineConfig(image_size=SHAPE), modality="T1")
+    plain = pipeline(scan, generator=None, mask=nifti.write(brain, "plain.nii"))
+    assert torch.equal(pipeline(scan, generator=None, mask=mask), plain)
+
+
 @pytest.mark.parametrize("orientation", ["RAS", "ILP"])
 @pytest.mark.parametrize("is_cached", [False, True])
 @pytest.mark.parametrize("frames", [(), (5,)])

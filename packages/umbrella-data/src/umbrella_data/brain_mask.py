@@ -48,7 +48,8 @@ def read_mask(path: str | PathLike[str], *, like: ScanHeader) -> np.ndarray:
             path=path,
             reason=ScanReason.MASK,
         )
-    return np.asarray(stored == greatest)
+    # A negative slope turns the order of the values round.
+    return np.asarray(stored == (least if header.slope < 0 else greatest))
 
 
 def clear_outside(real: np.ndarray, inside: np.ndarray | None, *, first: int) -> None:

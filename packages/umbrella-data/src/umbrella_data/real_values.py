@@ -11,8 +11,8 @@ from umbrella_data.header import ScanHeader
 class ValueRange:
     """The least and the greatest of the stored values seen so far; a NaN stays.
 
-    Scaling keeps their order, so the two decide for all voxels whether they are finite and whether they differ,
-    without a float copy of the volume.
+    Scaling keeps their order or, where the slope is negative, turns it round: either way the two decide for all voxels
+    whether they are finite and whether they differ, without a float copy of the volume.
     """
 
     def __init__(self, header: ScanHeader) -> None:
