@@ -88,6 +88,26 @@ def test_voxels_beyond_the_field_of_view_are_as_those_outside_of_the_mask(write)
     assert result[0, 0, 0, 0] == result.min()
 
 
+@pytest.mark.parametrize("has_mask", [False, True])
+def test_one_voxel_below_0_leaves_maps_beyond_the_field_of_view_background(nifti, brain, has_mask):
+    rng = np.random.default_rng(0)
+    inside = brain == 1
+    fa = np.where(inside, rng.uniform(0.1, 0.9, SHAPE), 0).astype(np.float32)
+    md = np.where(inside, rng.uniform(5e-4, 2e-3, SHAPE), 0).astype(np.float32)
+    mask = nifti.write(brain, "mask.nii") if has_mask else None
+    pipeline = Pipeline(PipelineConfig(image_size=(14, 14, 14), spacing=(2.0, 2.0, 2.0)), modality="dMRI")
+    paths = [nifti.write(fa, "fa.nii"), nifti.write(md, "md.nii")]
+    before = pipeline(paths, generator=None, mask=mask)
+    md[2, 3, 4] = -1e-7  # as a fit on noise leaves it
+    nifti.write(md, "md.nii")
+    after = pipeline(paths, generator=None, mask=mask)
+    torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
+    for volume in (before, after):
+        for channel, values in zip(volume, (fa, md), strict=True):
+            assert (channel[:, 0] == channel[0, 0, 0]).all()
+            np.testing.assert_allclose(channel[0, 0, 0], -values[inside].mean() / values[inside].std(), rtol=0.2)
+
+
 def test_cache_tells_masks_apart_by_their_content(write, brain, tmp_path, nifti):
     _, scan, mask = write()
     pipeline = Pipeline(PipelineConfig(image_size=SHAPE), modality="T1", cache=VolumeCache(tmp_path / "cache"))

@@ -71,3 +71,15 @@ def test_resample_pads_with_the_minimum_when_the_grid_is_larger() -> None:
     result = resample(volume, spacing=(1, 1, 1), grid=Grid(image_size=(16, 16, 16), spacing=(1, 1, 1)))
     torch.testing.assert_close(result[..., 4:12, 4:12, 4:12], volume, rtol=0, atol=1e-5)
     assert result[0, 0, 0, 0, 0] == volume.min()
+
+
+def test_resample_pads_each_channel_with_its_own_minimum_or_with_0_when_masked() -> None:
+    volume = torch.rand(2, 2, 8, 8, 8)
+    volume[:, 1] -= 5
+    grid = Grid(image_size=(16, 16, 16), spacing=(1, 1, 1))
+    result = resample(volume, spacing=(1, 1, 1), grid=grid)
+    for channel in range(2):
+        assert (result[:, channel, 0] == volume[:, channel].min()).all()
+    masked = resample(volume, spacing=(1, 1, 1), grid=grid, is_masked=True)
+    torch.testing.assert_close(masked[..., 4:12, 4:12, 4:12], volume, rtol=0, atol=0)
+    assert not masked[..., :4, :, :].any()

@@ -64,6 +64,17 @@ def test_read_resampled_reads_a_window_when_asked(nifti: Any, random_voxels: Any
         np.testing.assert_allclose(fast, slow, rtol=1e-6, atol=1e-5)
 
 
+def test_read_resampled_pads_with_0_when_the_background_is_0(nifti: Any, random_voxels: Any) -> None:
+    path = nifti.write(random_voxels(4, 5, 6) - 300)
+    grid = Grid(image_size=(12, 12, 12), spacing=(2.0, 2.0, 2.0))
+    with open_scan(path) as scan:
+        masked = read_resampled(scan, rank=3, grid=grid, is_masked=True)
+    whole, _ = both(path, rank=3, grid=grid)
+    assert not masked[:, 0].any()
+    assert (whole[:, 0] == whole.min()).all()
+    np.testing.assert_array_equal(masked[:, 4:8, 4:8, 3:9], whole[:, 4:8, 4:8, 3:9])
+
+
 def reason_of(path: Path, **options: Any) -> ScanReason:
     with pytest.raises(ScanError) as caught, open_scan(path) as scan:
         read_resampled(scan, **{"rank": 3, "grid": GRIDS["trilinear"], **options})

@@ -120,13 +120,17 @@ class Grid:
         return x, y, z
 
 
-def resample(frames: torch.Tensor, *, spacing: tuple[float, float, float], grid: Grid) -> torch.Tensor:
+def resample(
+    frames: torch.Tensor, *, spacing: tuple[float, float, float], grid: Grid, is_masked: bool = False
+) -> torch.Tensor:
     """Resample frames in memory.
 
     Args:
         frames: (T, C, X, Y, Z) float32, RAS+.
         spacing: Voxel size of the frames in mm.
-        grid: The grid to make; voxels outside of the field of view take the frames' minimum.
+        grid: The grid to make.
+        is_masked: Whether the background is exactly 0: voxels outside of the field of view then are 0, too. Otherwise
+            they take the minimum of their channel.
 
     Returns:
         (T, C, *grid.image_size) float32.
@@ -136,7 +140,9 @@ def resample(frames: torch.Tensor, *, spacing: tuple[float, float, float], grid:
     result = np.empty((*values.shape[:2], *grid.image_size), dtype=np.float32)
     for source, target in zip(values.reshape(-1, *values.shape[2:]), result.reshape(-1, *grid.image_size), strict=True):
         target[...] = resample_slices(iter([source]), taps, convert=_copy)
-    fill_outside(result, taps, low=float(values.min()))
+    if not is_masked:
+        for channel in range(values.shape[1]):
+            fill_outside(result[:, channel], taps, low=float(values[:, channel].min()))
     return torch.from_numpy(result)
 
 

@@ -29,16 +29,19 @@ def read_resampled(
     window: tuple[int, int] | None = None,
     max_voxels: int = MAX_VOXELS,
     mask: Path | None = None,
+    is_masked: bool = False,
 ) -> np.ndarray:
     """Read frames on the model's grid.
 
     Args:
         scan: An open scan.
         rank: 3 for a volume, 4 for a series; the file must have it.
-        grid: The grid to make; voxels outside of the field of view take the minimum of what was read.
+        grid: The grid to make; voxels outside of the field of view take the minimum of what was read, or 0 where the
+            scan is masked.
         window: First frame and number of frames of a series; None reads all.
         max_voxels: The most voxels to read.
-        mask: The scan's brain mask: all is 0 outside, also beyond the field of view.
+        mask: The scan's brain mask: all is 0 outside.
+        is_masked: Whether the file's own background is exactly 0.
 
     Returns:
         (T, *grid.image_size) float32, RAS+; T is 1 for a volume.
@@ -87,8 +90,8 @@ def read_resampled(
     low, _ = values.check(path=scan.path)
     if inside is not None:
         check_contrast(frames, path=scan.path)
-        low = 0.0
-    fill_outside(frames, taps, low=low)
+    if inside is None and not is_masked:
+        fill_outside(frames, taps, low=low)
     return frames
 
 

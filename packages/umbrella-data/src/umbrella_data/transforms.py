@@ -36,7 +36,7 @@ from umbrella_data.scan_resample import read_resampled
 from umbrella_data.volume import load_volume
 from umbrella_data.voxels import check_rank
 
-PIPELINE_VERSION = 3
+PIPELINE_VERSION = 4
 """Raised whenever the same files and config would give other voxels, so that old caches are not used."""
 
 
@@ -214,7 +214,9 @@ class Pipeline:
                 frames = self._resampled(stored, mask=scan.mask)
         else:
             volume = load_volume(scan.paths, modality=self.spec.name, mask=scan.mask)
-            frames = resample(volume.data[None], spacing=volume.spacing, grid=self.config.grid)
+            frames = resample(
+                volume.data[None], spacing=volume.spacing, grid=self.config.grid, is_masked=self._is_masked(scan.mask)
+            )
         return frames if self.spec.is_series else self._normalised(frames, scan)
 
     def _resampled(
@@ -222,15 +224,19 @@ class Pipeline:
     ) -> torch.Tensor:
         """Frames (T, 1, X, Y, Z) of one file."""
         rank = self.spec.spatial_rank
-        frames = read_resampled(stored, rank=rank, grid=self.config.grid, window=window, mask=mask)
+        is_masked = self._is_masked(mask)
+        frames = read_resampled(stored, rank=rank, grid=self.config.grid, window=window, mask=mask, is_masked=is_masked)
         return torch.from_numpy(frames)[:, None]
 
     def _normalised(self, frames: torch.Tensor, scan: _Files) -> torch.Tensor:
-        is_masked = self.spec.is_masked or scan.mask is not None
         try:
-            return normalise(frames, method=self.config.normalise, is_masked=is_masked)
+            return normalise(frames, method=self.config.normalise, is_masked=self._is_masked(scan.mask))
         except NoContrastError as error:
             raise ScanError(str(error), path=scan.paths[0], reason=ScanReason.CONSTANT) from error
+
+    def _is_masked(self, mask: Path | None) -> bool:
+        """Whether the background is exactly 0: what tells the foreground, and what lies beyond the field of view."""
+        return self.spec.is_masked or mask is not None
 
     def _sources(self, scan: _Files) -> list[Path]:
         """Every file that decides the voxels."""
