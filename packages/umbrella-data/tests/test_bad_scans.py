@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import pickle
+import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -129,6 +132,37 @@ def test_bad_file_is_opened_once_a_process(make_dataset, rows):
     for epoch in range(5):
         dataset[epoch * 30 + 3]
     assert files.opened.count("3") == 1
+
+
+class Arrays:
+    """A pipeline that refuses every scan but one, after it has read its voxels."""
+
+    def __init__(self):
+        self.read = []
+
+    def __call__(self, paths, *, generator):
+        if paths[0].name.startswith("0_"):
+            return torch.zeros(1, 2, 2, 2)
+        voxels = np.zeros((2, 2, 2))
+        self.read.append(weakref.ref(voxels))
+        try:
+            raise ValueError(f"{len(voxels)} slices are bad")
+        except ValueError as error:
+            raise ScanError("is damaged", path=paths[0], reason=ScanReason.GZIP_CRC) from error
+
+
+def test_bad_scans_leave_no_voxels_in_memory(make_dataset, make_row):
+    arrays = Arrays()
+    dataset = make_dataset([make_row(f"{i}", "T1") for i in range(6)], arrays)
+    for index in (1, 2, 3, 7):
+        dataset[index]
+    with pytest.raises(ScanError) as caught:
+        arrays([Path("4_0.nii")], generator=None)
+    dataset.leave_out(4, caught.value)
+    del caught
+    gc.collect()
+    assert len(arrays.read) > 4
+    assert not any(reference() is not None for reference in arrays.read)
 
 
 def test_run_when_too_many_scans_are_bad_stops(make_dataset, rows):

@@ -65,6 +65,13 @@ def test_scans_that_cannot_be_prepared_are_listed(manifest, tmp_path, capsys):
     assert "5_0.nii.gz" in printed
 
 
+def test_report_keeps_no_frames_of_what_failed(manifest, pipeline, tmp_path):
+    (tmp_path / "5_0.nii.gz").write_bytes(b"no scan")
+    (error,) = warm_cache([read_manifest(manifest)], pipelines={"T1": pipeline}, num_workers=1).failed
+    assert error.path == str(tmp_path / "5_0.nii.gz")
+    assert (error.__traceback__, error.__context__, error.__cause__) == (None, None, None)
+
+
 def test_cache_by_a_runs_file_takes_its_folder_sizes_and_manifests(manifest, tmp_path, capsys):
     pytest.importorskip("yaml", reason="the run's file is YAML")
     (tmp_path / "run.yaml").write_text(

@@ -70,7 +70,8 @@ class BadScanList:
         if (str(bad.manifest), bad.line) in self._seen:
             return
         self._seen.add((str(bad.manifest), bad.line))
-        logger.warning("left out: %s, line %d, subject %s: %s", bad.manifest, bad.line, bad.subject, bad.error)
+        # As text: a handler that keeps its records would keep the error's frames, and their voxels, with them.
+        logger.warning("left out: %s, line %d, subject %s: %s", bad.manifest, bad.line, bad.subject, str(bad.error))
         count = self._count_own(bad) if self.folder is None else self._append(self.folder, bad)
         if count > self.max_fraction * bad.num_rows:
             raise TooManyBadScansError(

@@ -123,8 +123,7 @@ class ConversationDataset(Dataset[Example]):
     def _read_good(self, index: int, row: int, bad_scans: BadScanList) -> Example:
         """`_read`, but a row that failed before fails at once."""
         if row in self._bad_rows:
-            known = self._bad_rows[row]
-            raise ScanError(known.message, path=known.path, reason=known.reason)
+            raise self._bad_rows[row].bare()
         try:
             return self._read(index, row=row)
         except ScanError as error:
@@ -132,7 +131,7 @@ class ConversationDataset(Dataset[Example]):
             raise
 
     def _note(self, row: int, error: ScanError, bad_scans: BadScanList) -> None:
-        self._bad_rows[row] = error
+        self._bad_rows[row] = error.bare()
         bad_scans.add(
             BadScan(
                 manifest=self.manifest.path,

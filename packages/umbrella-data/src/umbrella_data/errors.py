@@ -93,6 +93,10 @@ class ScanError(UmbrellaDataError):
         self.reason = ScanReason(reason)
         super().__init__(f"{self.path}: {message} [{self.reason}]")
 
+    def bare(self) -> ScanError:
+        """The same error as it is before it is raised, to be kept: a traceback keeps the arrays of its frames alive."""
+        return ScanError(self.message, path=self.path, reason=self.reason)
+
     def __reduce__(self) -> tuple[object, ...]:
         return _restore_scan_error, (self.message, self.path, str(self.reason))
 

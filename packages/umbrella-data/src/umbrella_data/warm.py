@@ -72,5 +72,5 @@ def _warm(scan: Scan, *, pipelines: Mapping[str, Pipeline]) -> ScanError | None:
     try:
         pipelines[scan.modality].warm(scan.paths, mask=scan.mask)
     except ScanError as error:
-        return error
+        return error.bare()
     return None
