@@ -158,6 +158,18 @@ def test_mask_is_refused_when_empty_damaged_or_missing(write, brain, nifti):
             mask.unlink(missing_ok=True)
 
 
+def test_mask_is_refused_when_its_affine_is_not_finite(write, nifti):
+    _, scan, mask = write()
+    nifti.patch(mask, 280, np.array([np.nan], "<f4").tobytes())  # the sform's first number
+    for read in (
+        lambda: load_volume(scan, modality="T1", mask=mask),
+        lambda: Pipeline(PipelineConfig(image_size=SHAPE), modality="T1")(scan, generator=None, mask=mask),
+    ):
+        with pytest.raises(ScanError) as caught:
+            read()
+        assert (caught.value.reason, caught.value.path) == ("affine", str(mask))
+
+
 def test_scan_is_refused_when_its_mask_leaves_one_value(nifti, random_voxels, brain):
     scan = nifti.write(random_voxels(*SHAPE) * (1 - brain), "scan.nii.gz")
     mask = nifti.write(brain, "mask.nii.gz")

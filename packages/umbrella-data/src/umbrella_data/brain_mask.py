@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.geometry import grid_shift, is_same_grid
 from umbrella_data.header import ScanHeader
 from umbrella_data.real_values import ValueRange
 from umbrella_data.scan_file import open_scan
@@ -29,13 +30,7 @@ def read_mask(path: str | PathLike[str], *, like: ScanHeader) -> np.ndarray:
     """
     with open_scan(path) as scan:
         header = scan.header
-        if header.shape != like.shape[:3] or not np.allclose(header.affine, like.affine, atol=1e-2):
-            raise ScanError(
-                f"shape {header.shape} or its affine differ from the scan's, {like.shape[:3]}: a mask lies on the grid "
-                "of its scan, axis by axis",
-                path=path,
-                reason=ScanReason.MASK,
-            )
+        _check_grid(header, like, path=scan.path)
         stored = scan.read_frames(0, 1)[0]
         values = ValueRange(header)
         values.add(stored)
@@ -50,6 +45,17 @@ def read_mask(path: str | PathLike[str], *, like: ScanHeader) -> np.ndarray:
         )
     # A negative slope turns the order of the values round.
     return np.asarray(stored == (least if header.slope < 0 else greatest))
+
+
+def _check_grid(mask: ScanHeader, scan: ScanHeader, *, path: str) -> None:
+    shape = scan.shape[:3]
+    if mask.shape != shape:
+        problem = f"shape {mask.shape} differs from the scan's, {shape}"
+    elif not is_same_grid(scan.affine, mask.affine, shape=shape):
+        problem = f"its affine lays a corner {grid_shift(scan.affine, mask.affine, shape=shape):.3g} mm from the scan's"
+    else:
+        return
+    raise ScanError(f"{problem}: a mask lies on the grid of its scan, axis by axis", path=path, reason=ScanReason.MASK)
 
 
 def clear_outside(real: np.ndarray, inside: np.ndarray | None, *, first: int) -> None:

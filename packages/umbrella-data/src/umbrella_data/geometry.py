@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 from nibabel.orientations import inv_ornt_aff, io_orientation
 
@@ -9,6 +11,26 @@ from umbrella_data.errors import ScanError, ScanReason
 
 SPACING_LIMITS = (0.01, 100.0)
 """Voxel sizes in mm that a scan of a head can have; anything else is a wrong unit or a damaged header."""
+
+
+MAX_GRID_SHIFT = 0.05
+"""How far, as a part of the smallest voxel edge, two files of one grid may lie apart: forms go through float32 and
+quaternions, and tools write them with few digits. No voxel is then nearer to any other's place than to its own."""
+
+
+def grid_shift(affine: np.ndarray, other: np.ndarray, *, shape: tuple[int, ...]) -> float:
+    """How far two affines (4, 4) lay a grid of this shape (X, Y, Z) apart: mm at the corner where it is most.
+
+    What differs little an index can differ by much at the far end of a grid.
+    """
+    corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in shape[:3]))], dtype=np.float64)
+    return float(np.linalg.norm((corners @ (affine - other).T)[:, :3], axis=1).max())
+
+
+def is_same_grid(affine: np.ndarray, other: np.ndarray, *, shape: tuple[int, ...]) -> bool:
+    """Whether two affines (4, 4) lay a grid of this shape (X, Y, Z) onto the same place, see `MAX_GRID_SHIFT`."""
+    edge = float(np.linalg.norm(affine[:3, :3], axis=0).min())
+    return grid_shift(affine, other, shape=shape) <= MAX_GRID_SHIFT * edge
 
 
 def check_affine(affine: np.ndarray, *, path: str) -> None:

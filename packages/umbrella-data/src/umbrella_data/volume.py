@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from umbrella_data.errors import ScanError, ScanReason
-from umbrella_data.geometry import Reorientation
+from umbrella_data.geometry import Reorientation, is_same_grid
 from umbrella_data.header import ScanDoubt, ScanHeader
 from umbrella_data.modality import ModalitySpec, find_modality
 from umbrella_data.scan_file import open_scan
@@ -155,9 +155,10 @@ def _stacked(channels: list[Voxels], *, is_series: bool) -> torch.Tensor:
 def _check_same_grid(channels: list[Voxels], paths: Sequence[str | PathLike[str]], *, spec: ModalitySpec) -> None:
     first = channels[0]
     for path, other in zip(paths[1:], channels[1:], strict=True):
-        if other.frames.shape != first.frames.shape or not np.allclose(other.affine, first.affine, atol=1e-2):
+        shape = first.frames.shape
+        if other.frames.shape != shape or not is_same_grid(first.affine, other.affine, shape=shape[1:]):
             raise ScanError(
-                f"shape {other.frames.shape[1:]} or its affine differ from {paths[0]} {first.frames.shape[1:]}: "
+                f"shape {other.frames.shape[1:]} or its affine differ from {paths[0]} {shape[1:]}: "
                 f"the maps of one {spec.name} scan must lie on one grid",
                 path=path,
                 reason=ScanReason.MAPS,
