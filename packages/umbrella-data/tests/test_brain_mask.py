@@ -1,4 +1,4 @@
-"""With a brain mask all is 0 outside, whatever the file has there; a mask that does not fit its scan is refused."""
+"""With a brain mask all is 0 outside; a mask that does not fit its scan is refused, and so is what is not finite."""
 
 from __future__ import annotations
 
@@ -168,6 +168,20 @@ def test_mask_is_refused_when_its_affine_is_not_finite(write, nifti):
         with pytest.raises(ScanError) as caught:
             read()
         assert (caught.value.reason, caught.value.path) == ("affine", str(mask))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scan_is_refused_when_it_is_not_finite_outside_of_its_mask(nifti, random_voxels, brain, value):
+    voxels = random_voxels(*SHAPE).astype(np.float32)
+    voxels[0, 0, 0] = value
+    scan, mask = nifti.write(voxels, "scan.nii.gz"), nifti.write(brain, "mask.nii.gz")
+    for read in (
+        lambda: load_volume(scan, modality="T1", mask=mask),
+        lambda: Pipeline(PipelineConfig(image_size=SHAPE), modality="T1")(scan, generator=None, mask=mask),
+    ):
+        with pytest.raises(ScanError) as caught:
+            read()
+        assert (caught.value.reason, caught.value.path) == ("non_finite", str(scan))
 
 
 def test_scan_is_refused_when_its_mask_leaves_one_value(nifti, random_voxels, brain):

@@ -55,7 +55,8 @@ def read_voxels(
         window: First frame and number of frames of a series; None reads all.
         max_voxels: The most voxels to read.
         index_folder: Where access points into `.nii.gz` series are kept, see `open_scan`.
-        mask: The scan's brain mask: voxels outside are 0, whatever the file has there.
+        mask: The scan's brain mask: voxels outside are 0, whatever finite value the file has there. NaN is refused
+            there, too: who wrote the file lost something, and the mask does not say what.
 
     Raises:
         ScanError: With the file's path and a reason code.
