@@ -16,7 +16,10 @@ import torch
 from umbrella_data.cache import VolumeCache
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.errors import ScanReason as R
+from umbrella_data.gradients import gradient_files
 from umbrella_data.manifest import read_manifest
+from umbrella_data.scan_pair import scan_stem
+from umbrella_data.sidecar import sidecar_files
 from umbrella_data.transforms import Pipeline, PipelineConfig
 from umbrella_data.volume import load_volume
 
@@ -108,6 +111,15 @@ def test_pair_of_nifti2_and_of_upper_case_is_read(tmp_path: Path) -> None:
     for ending in (".hdr", ".img"):
         voxels.with_suffix(ending).rename(tmp_path / f"SCAN{ending.upper()}")
     np.testing.assert_array_equal(load_volume(tmp_path / "SCAN.HDR", modality="T1").data[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".hdr", ".img", ".NII", ".NII.GZ", ".HDR", ".IMG", ".Nii.gz"])
+def test_files_beside_a_scan_are_found_in_either_case_of_its_ending(tmp_path: Path, ending: str) -> None:
+    scan = tmp_path / f"sub-01.X_dwi{ending}"
+    assert scan_stem(scan.name) == "sub-01.X_dwi"
+    assert gradient_files(scan) == (tmp_path / "sub-01.X_dwi.bval", tmp_path / "sub-01.X_dwi.bvec")
+    (tmp_path / "sub-01.X_dwi.json").write_text("{}")
+    assert next(sidecar_files(scan)).name == "sub-01.X_dwi.json"
 
 
 def test_voxels_that_begin_as_gzip_does_are_voxels(tmp_path: Path) -> None:

@@ -17,5 +17,5 @@ def pair_of(path: str) -> tuple[str, str] | None:
 
 
 def scan_stem(name: str) -> str:
-    """A scan's file name without its ending: what the files beside it are named by."""
-    return next((name.removesuffix(ending) for ending in _ENDINGS if name.endswith(ending)), name)
+    """A scan's file name without its ending, in either case: what the files beside it are named by."""
+    return next((name[: -len(ending)] for ending in _ENDINGS if name.lower().endswith(ending)), name)
