@@ -22,6 +22,9 @@ Interpolation = Literal["trilinear", "area"]
 - `area`: each new voxel is the mean of the old ones that it covers, as in `torch.nn.functional.adaptive_avg_pool3d`.
 """
 
+Convert = Callable[[np.ndarray, np.ndarray, int], None]
+"""Writes the real values of a stored slice into a float32 one; the third argument is its number in the volume."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Taps:
@@ -146,7 +149,7 @@ def resample(
     return torch.from_numpy(result)
 
 
-def _copy(stored: np.ndarray, plane: np.ndarray) -> None:
+def _copy(stored: np.ndarray, plane: np.ndarray, index: int) -> None:  # noqa: ARG001
     plane[...] = stored
 
 
@@ -162,14 +165,14 @@ def resample_slices(
     blocks: Iterator[np.ndarray],
     taps: tuple[Taps, Taps, Taps],
     *,
-    convert: Callable[[np.ndarray, np.ndarray], None],
+    convert: Convert,
 ) -> np.ndarray:
     """Resample one volume whose slices come one after another; those that no new slice needs any more are let go.
 
     Args:
         blocks: Slices (n, N1, N2) in order, any number at a time; no more are taken than the volume has.
         taps: Along N0 (the slices), N1 and N2.
-        convert: Writes the real values of a stored slice (its first argument) into a float32 one (its second).
+        convert: See `Convert`; asked about slices that are needed alone.
 
     Returns:
         (M0, M1, M2) float32.
@@ -213,7 +216,7 @@ class _Order:
 class _Planes:
     """The old slices that are still needed, in memory that is used again: new memory costs more than the arithmetic."""
 
-    def __init__(self, shape: tuple[int, int], *, convert: Callable[[np.ndarray, np.ndarray], None]) -> None:
+    def __init__(self, shape: tuple[int, int], *, convert: Convert) -> None:
         self._shape = shape
         self._convert = convert
         self._kept: dict[int, np.ndarray] = {}
@@ -223,7 +226,7 @@ class _Planes:
 
     def keep(self, index: int, stored: np.ndarray) -> None:
         plane = self._free.pop() if self._free else np.empty(self._shape, dtype=np.float32)
-        self._convert(stored, plane)
+        self._convert(stored, plane, index)
         self._kept[index] = plane
 
     def let_go(self, *, before: int) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from umbrella_data.brain_mask import check_contrast, clear_outside, read_mask
+from umbrella_data.brain_mask import check_contrast, read_mask
 from umbrella_data.geometry import Reorientation
+from umbrella_data.header import ScanHeader
 from umbrella_data.real_values import ValueRange, write_real_values
 from umbrella_data.resample import Grid, Taps, fill_outside, resample_slices
 from umbrella_data.scan_file import StoredScan
@@ -52,47 +53,55 @@ def read_resampled(
     header = scan.header
     check_rank(header, rank=rank, path=scan.path)
     first, count = checked_window(header, window, max_voxels=max_voxels, path=scan.path)
+    inside = None if mask is None else read_mask(mask, like=header)
+    frames = np.empty((count, *grid.image_size), dtype=np.float32)
+    _resample_into(frames, scan, first=first, grid=grid, inside=inside, is_masked=is_masked or inside is not None)
+    if inside is not None:
+        check_contrast(frames, path=scan.path)
+    return frames
+
+
+def _resample_into(
+    frames: np.ndarray, scan: StoredScan, *, first: int, grid: Grid, inside: np.ndarray | None, is_masked: bool
+) -> None:
+    """Fill frames (T, X, Y, Z) of RAS+ from those of the file from `first` on, every voxel of which is checked."""
+    header = scan.header
     turn = Reorientation(header.affine, path=scan.path)
     taps = grid.taps(turn.shape(header.shape), spacing=turn.spacing(header.spacing))
-    stored_taps = _as_stored(taps, turn)
+    x, y, z = _as_stored(taps, turn)
     values = ValueRange(header)
-    inside = None if mask is None else read_mask(mask, like=header)
-
-    def convert(stored: np.ndarray, plane: np.ndarray) -> None:
-        write_real_values(stored, plane, header=header)
-
-    def copy(real: np.ndarray, plane: np.ndarray) -> None:
-        plane[...] = real
-
-    def looked_at() -> Iterator[np.ndarray]:
-        position = 0
-        for block in scan.iter_slices(first, count):
-            values.add(block)
-            if inside is None:
-                yield block
-                continue
-            real = np.empty(block.shape, dtype=np.float32)
-            write_real_values(block, real, header=header)
-            clear_outside(real, inside, first=position % header.shape[2])
-            position += len(block)
-            yield real
-
-    frames = np.empty((count, *grid.image_size), dtype=np.float32)
-    pieces = looked_at()
+    slices = _looked_at(scan.iter_slices(first, len(frames)), values)
+    convert = _RealPlane(header, inside)
     # Infinite voxels are refused below, when all are known.
     with np.errstate(invalid="ignore", over="ignore"):
         for frame in frames:
             # Slices run along the last stored axis, rows along the second, columns along the first.
-            resampled = resample_slices(pieces, stored_taps[::-1], convert=convert if inside is None else copy)
+            resampled = resample_slices(slices, (z, y, x), convert=convert)
             frame[...] = resampled.transpose(2, 1, 0).transpose(turn.order)
     # The file is proven by whoever reads to its end.
-    next(pieces, None)
+    next(slices, None)
     low, _ = values.check(path=scan.path)
-    if inside is not None:
-        check_contrast(frames, path=scan.path)
-    if inside is None and not is_masked:
+    if not is_masked:
         fill_outside(frames, taps, low=low)
-    return frames
+
+
+def _looked_at(blocks: Iterator[np.ndarray], values: ValueRange) -> Iterator[np.ndarray]:
+    for block in blocks:
+        values.add(block)
+        yield block
+
+
+class _RealPlane:
+    """The real values of one stored slice (Y, X), 0 outside of a mask (X, Y, Z) of stored axes."""
+
+    def __init__(self, header: ScanHeader, inside: np.ndarray | None) -> None:
+        self._header = header
+        self._outside = None if inside is None else ~inside.T
+
+    def __call__(self, stored: np.ndarray, plane: np.ndarray, index: int) -> None:
+        write_real_values(stored, plane, header=self._header)
+        if self._outside is not None:
+            np.copyto(plane, 0, where=self._outside[index])
 
 
 def _as_stored(taps: tuple[Taps, Taps, Taps], turn: Reorientation) -> tuple[Taps, Taps, Taps]:
