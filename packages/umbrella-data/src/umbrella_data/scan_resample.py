@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from umbrella_data.brain_mask import check_contrast, read_mask
+from umbrella_data.frame_file import empty_frames
 from umbrella_data.geometry import Reorientation
 from umbrella_data.header import ScanHeader
 from umbrella_data.real_values import ValueRange, write_real_values
 from umbrella_data.resample import Grid, Taps, fill_outside, resample_slices
 from umbrella_data.scan_file import StoredScan
-from umbrella_data.voxels import MAX_VOXELS, check_rank, checked_window
+from umbrella_data.voxels import MAX_VOXELS, check_rank, check_size, checked_window
 
 
 def read_resampled(
@@ -31,6 +32,7 @@ def read_resampled(
     max_voxels: int = MAX_VOXELS,
     mask: Path | None = None,
     is_masked: bool = False,
+    folder: Path | None = None,
 ) -> np.ndarray:
     """Read frames on the model's grid.
 
@@ -40,9 +42,11 @@ def read_resampled(
         grid: The grid to make; voxels outside of the field of view take the minimum of what was read, or 0 where the
             scan is masked.
         window: First frame and number of frames of a series; None reads all.
-        max_voxels: The most voxels to read.
+        max_voxels: The most voxels to read, and to make.
         mask: The scan's brain mask: all is 0 outside.
         is_masked: Whether the file's own background is exactly 0.
+        folder: Where frames are kept that are too many for memory, see `empty_frames`. No more than a few slices of
+            the file are in memory at a time anyway.
 
     Returns:
         (T, *grid.image_size) float32, RAS+; T is 1 for a volume.
@@ -54,7 +58,9 @@ def read_resampled(
     check_rank(header, rank=rank, path=scan.path)
     first, count = checked_window(header, window, max_voxels=max_voxels, path=scan.path)
     inside = None if mask is None else read_mask(mask, like=header)
-    frames = np.empty((count, *grid.image_size), dtype=np.float32)
+    shape = (count, *grid.image_size)
+    check_size(shape, max_voxels=max_voxels, path=scan.path)
+    frames = empty_frames(shape, folder=folder)
     _resample_into(frames, scan, first=first, grid=grid, inside=inside, is_masked=is_masked or inside is not None)
     if inside is not None:
         check_contrast(frames, path=scan.path)

@@ -34,7 +34,7 @@ from umbrella_data.scan_file import StoredScan, open_scan
 from umbrella_data.scan_pair import pair_of
 from umbrella_data.scan_resample import read_resampled
 from umbrella_data.volume import load_volume
-from umbrella_data.voxels import check_rank
+from umbrella_data.voxels import MAX_SERIES_VOXELS, MAX_VOXELS, check_rank
 
 PIPELINE_VERSION = 4
 """Raised whenever the same files and config would give other voxels, so that old caches are not used."""
@@ -223,9 +223,17 @@ class Pipeline:
         self, stored: StoredScan, *, mask: Path | None, window: tuple[int, int] | None = None
     ) -> torch.Tensor:
         """Frames (T, 1, X, Y, Z) of one file."""
-        rank = self.spec.spatial_rank
-        is_masked = self._is_masked(mask)
-        frames = read_resampled(stored, rank=rank, grid=self.config.grid, window=window, mask=mask, is_masked=is_masked)
+        is_for_cache = self.cache is not None and self.spec.is_series
+        frames = read_resampled(
+            stored,
+            rank=self.spec.spatial_rank,
+            grid=self.config.grid,
+            window=window,
+            max_voxels=MAX_SERIES_VOXELS if is_for_cache else MAX_VOXELS,
+            mask=mask,
+            is_masked=self._is_masked(mask),
+            folder=self.cache.directory if self.cache is not None else None,
+        )
         return torch.from_numpy(frames)[:, None]
 
     def _normalised(self, frames: torch.Tensor, scan: _Files) -> torch.Tensor:

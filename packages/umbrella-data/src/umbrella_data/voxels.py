@@ -19,6 +19,10 @@ from umbrella_data.scan_file import StoredScan, open_scan
 MAX_VOXELS = 1 << 30
 """The most voxels read at once by default: 4 GiB in float32, a diffusion series of 288 volumes at 1.25 mm."""
 
+MAX_SERIES_VOXELS = 1 << 32
+"""The most voxels of a series that is prepared for the cache, which never stands in memory: 16 GiB on disk while it is
+written. A header that says more is damaged, or worse."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Voxels:
@@ -117,14 +121,23 @@ def checked_window(
             path=path,
             reason=ScanReason.WINDOW,
         )
-    num_voxels = count * math.prod(header.shape[:3])
+    check_size((*header.shape[:3], count), max_voxels=max_voxels, path=path)
+    return first, count
+
+
+def check_size(shape: tuple[int, ...], *, max_voxels: int, path: str) -> None:
+    """Refuse what has too many voxels.
+
+    Raises:
+        ScanError: With the reason `too_large`.
+    """
+    num_voxels = math.prod(shape)
     if num_voxels > max_voxels:
         raise ScanError(
-            f"{num_voxels} voxels (shape {header.shape}) are more than max_voxels = {max_voxels}",
+            f"{num_voxels} voxels (shape {shape}) are more than max_voxels = {max_voxels}",
             path=path,
             reason=ScanReason.TOO_LARGE,
         )
-    return first, count
 
 
 def check_rank(header: ScanHeader, *, rank: int, path: str) -> None:
