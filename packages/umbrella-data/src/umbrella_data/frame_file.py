@@ -31,5 +31,8 @@ def empty_frames(shape: tuple[int, ...], *, folder: Path | None) -> np.ndarray:
     num_bytes = num_voxels * np.dtype(np.float32).itemsize
     with tempfile.TemporaryFile(dir=folder) as file:
         # All of it at once: to run out of disk while a mapped page is written would end the process, without a word.
-        os.posix_fallocate(file.fileno(), 0, num_bytes)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        else:  # macOS has no such call
+            file.truncate(num_bytes)
         return np.frombuffer(mmap.mmap(file.fileno(), num_bytes), dtype=np.float32).reshape(shape)
