@@ -10,6 +10,7 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
 from umbrella_model import parameter_table, trainable
+from umbrella_train import DummyLoss
 from umbrella_train.build import build_parts
 from umbrella_train.config import ConfigError, RunConfig, load_config
 from umbrella_train.config.model import LearnConfig
@@ -41,6 +42,33 @@ def llava(tmp_path: Path) -> Path:
 def pretrained_config(llava: Path, **entries: Any) -> RunConfig:
     model = {"pretrained": str(llava), "modalities": MODALITIES, **entries}
     return RunConfig.model_validate({"model": model, "data": {"synthetic": {}}})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_checkpoint_is_trained_in_float32(llava: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    LlavaForConditionalGeneration.from_pretrained(llava, dtype=dtype).save_pretrained(llava)
+    parts = build_parts(pretrained_config(llava))
+    model = parts.model.train()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    ids = torch.randint(1, 50, (2, 8))
+    out = model(input_ids=ids, labels=ids)
+    (out.loss + DummyLoss(scale=1e-7)(out.dummy_terms)).backward()
+    for name in MODALITIES:
+        parameters = model.model.vision_tower.patch_embed(name).parameters()
+        norm = torch.stack([parameter.grad.norm() for parameter in parameters]).norm()
+        assert norm.item() == pytest.approx(1e-7, rel=1e-3)
+    model.to(dtype).save_pretrained(tmp_path / "model")
+    parts.tokenizer.save_pretrained(tmp_path / "model")
+    again = build_parts(pretrained_config(llava), weights=tmp_path / "model").model
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
+
+
+def test_a_dtype_in_the_config_of_a_part_does_not_decide_what_is_trained() -> None:
+    vision = {"model_type": "siglip_vision_model", **SIZES, "dtype": "bfloat16"}
+    text = {"model_type": "qwen2", **SIZES, "num_key_value_heads": 1, "dtype": "float16"}
+    section = {"vision_config": vision, "text_config": text, "modalities": MODALITIES}
+    model = build_parts(RunConfig.model_validate({"model": section, "data": {"synthetic": {}}})).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(("entries", "depth"), [({}, 2), ({"vision_feature_layer": -1}, 3)])

@@ -103,6 +103,10 @@ class Parts:
 def build_parts(config: RunConfig, *, weights: Path | None = None) -> Parts:
     """Builds everything that does not depend on the samples.
 
+    The model is float32, whatever the checkpoint or the configs of its parts say: in half precision small steps of the
+    optimiser change no weight, and the gradient of an absent modality is zero. `trainer.bf16` decides what is computed
+    in less.
+
     Args:
         config: The run.
         weights: A folder with a trained model and its tokenizer, in place of what the config starts from.
@@ -110,7 +114,7 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> Parts:
     with built_whole():
         if weights is not None:
             tokenizer = load_tokenizer(str(weights))
-            model = UmbrellaForConditionalGeneration.from_pretrained(weights)
+            model = UmbrellaForConditionalGeneration.from_pretrained(weights, dtype=torch.float32)
         else:
             # A LLaVA checkpoint brings its own tokenizer.
             tokenizer = load_tokenizer(config.model.tokenizer or config.model.pretrained)
@@ -143,6 +147,7 @@ def _build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Umbre
             modalities=_patch_embeds(config),
             init=section.init,
             vision_feature_layer=section.vision_feature_layer,
+            dtype=torch.float32,
         )
     image_id = image_token_id(tokenizer)
     assert section.vision_config is not None
@@ -154,7 +159,7 @@ def _build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Umbre
         "pad_token_id": tokenizer.pad_token_id,
         **section.text_config,
     }
-    return UmbrellaForConditionalGeneration(
+    model = UmbrellaForConditionalGeneration(
         UmbrellaConfig(
             modalities=_patch_embeds(config),
             vision_config=AutoConfig.for_model(**section.vision_config),
@@ -164,6 +169,7 @@ def _build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Umbre
             vision_feature_layer=-1 if section.vision_feature_layer is None else section.vision_feature_layer,
         )
     )
+    return model.float()  # a `dtype` in the config of a part builds that part in it
 
 
 def _build_pipelines(config: RunConfig) -> dict[str, Pipeline]:
