@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -199,3 +202,30 @@ def test_the_feature_layer_is_the_one_asked_for_or_else_the_checkpoints(checkpoi
 def test_a_feature_layer_that_the_encoder_has_not_is_refused(checkpoint):
     with pytest.raises(ValueError, match="vision_feature_layer 4 is outside an encoder of 3 layers"):
         UmbrellaForConditionalGeneration.from_llava(checkpoint[1], modalities=MODALITIES, vision_feature_layer=4)
+
+
+@pytest.fixture
+def mutilated(checkpoint):
+    """A checkpoint without a weight of its projector, and with a tensor that no LLaVA has."""
+    _, folder = checkpoint
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[next(name for name in tensors if name.endswith("projector.linear_1.weight"))]
+    save_file(tensors | {"bogus.weight": torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_damaged_checkpoint_is_refused_and_names_what_it_lacks_and_has_too_much(mutilated):
+    with pytest.raises(ValueError, match="2 keys do not match the model") as error:
+        UmbrellaForConditionalGeneration.from_llava(mutilated, modalities=MODALITIES)
+    assert "the model has and the checkpoint has not: model.multi_modal_projector.linear_1.weight" in str(error.value)
+    assert "the checkpoint has and the model has not: bogus.weight" in str(error.value)
+
+
+def test_without_strict_the_account_is_that_of_the_file(mutilated, caplog):
+    with caplog.at_level(logging.INFO, logger="umbrella_model.from_llava"):
+        UmbrellaForConditionalGeneration.from_llava(mutilated, modalities=MODALITIES, strict=False)
+    (message,) = (record.message for record in caplog.records if record.name == "umbrella_model.from_llava")
+    dropped, new = message.split("dropped (")[1].split(") init")[0].split(" new, ")
+    assert "bogus.weight" in dropped
+    assert "model.multi_modal_projector.linear_1.weight" in new
+    assert "linear_1.weight" not in dropped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,7 @@ from transformers import (
 
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
 from umbrella_model.inflate import inflate_patch_embed
+from umbrella_model.loading import check_loaded_keys
 from umbrella_model.modeling import UmbrellaForConditionalGeneration
 from umbrella_model.vision_tower import reduce_encoder
 
@@ -44,8 +45,9 @@ class LlavaConversion:
     Attributes:
         kept: LLaVA's tensors that live on, bit for bit.
         dropped: LLaVA's tensors without a place: 2-D embeddings (from which `inflate` starts the patch embeds), layers
-            behind the feature layer, norms and heads, separators of image tiles.
-        new: The model's tensors that LLaVA does not have: the patch embeds.
+            behind the feature layer, norms and heads, separators of image tiles; without `strict` also what the file
+            has and a LLaVA has not.
+        new: The model's tensors that LLaVA does not have: the patch embeds; without `strict` also what the file lacks.
     """
 
     kept: tuple[str, ...]
@@ -59,14 +61,20 @@ def load_llava(
     modalities: Mapping[str, PatchEmbedConfig],
     init: PatchEmbedInit = "inflate",
     vision_feature_layer: int | None = None,
+    strict: bool = True,
     **kwargs: Any,
 ) -> UmbrellaForConditionalGeneration:
     """Loads a LLaVA checkpoint and converts it; see `UmbrellaForConditionalGeneration.from_llava`."""
     model_type = AutoConfig.from_pretrained(name_or_path).model_type
     if model_type not in LLAVA_CLASSES:
         raise ValueError(f"{name_or_path} is a {model_type!r} checkpoint; from_llava takes {', '.join(LLAVA_CLASSES)}")
-    llava = LLAVA_CLASSES[model_type].from_pretrained(name_or_path, **kwargs)
-    model, account = convert_llava(llava, modalities=modalities, init=init, vision_feature_layer=vision_feature_layer)
+    loaded: Any = LLAVA_CLASSES[model_type].from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+    llava, info = loaded
+    if strict:
+        check_loaded_keys(info, source=str(name_or_path))
+    model, account = convert_llava(
+        llava, modalities=modalities, init=init, vision_feature_layer=vision_feature_layer, loading_info=info
+    )
     logger.info(
         "from_llava: %d tensors kept, %d dropped (%s), %d new, init: %s (%s)",
         len(account.kept), len(account.dropped), ", ".join(account.dropped),
@@ -81,6 +89,7 @@ def convert_llava(
     modalities: Mapping[str, PatchEmbedConfig],
     init: PatchEmbedInit = "inflate",
     vision_feature_layer: int | None = None,
+    loading_info: Mapping[str, Collection[Any]] | None = None,
 ) -> tuple[UmbrellaForConditionalGeneration, LlavaConversion]:
     """Builds an UMBRELLA model around the parts of a LLaVA, which must not be used afterwards.
 
@@ -89,6 +98,7 @@ def convert_llava(
         modalities: Patch embeds by modality.
         init: `inflate` starts the patch embeds from the 2-D filter and positions, `random` from nothing.
         vision_feature_layer: The encoder layer to take features from; None: as the LLaVA's config says.
+        loading_info: What Hugging Face's `from_pretrained` said of the file; None: all tensors are the LLaVA's own.
 
     Returns:
         The model and the account of what became of each tensor.
@@ -119,7 +129,7 @@ def convert_llava(
         else:
             patch_embed.reset_parameters()
     model.generation_config = llava.generation_config
-    return model.train(llava.training), _account(source, model)
+    return model.train(llava.training), _account(source, model, loading_info or {})
 
 
 def _config_from(
@@ -134,10 +144,17 @@ def _config_from(
     return UmbrellaConfig(vision_config=old.vision_config.to_dict(), text_config=old.text_config.to_dict(), **settings)
 
 
-def _account(source: Mapping[str, torch.Tensor], model: UmbrellaForConditionalGeneration) -> LlavaConversion:
+def _account(
+    source: Mapping[str, torch.Tensor],
+    model: UmbrellaForConditionalGeneration,
+    loading_info: Mapping[str, Collection[Any]],
+) -> LlavaConversion:
     target = dict(model.state_dict())
+    # A tensor that the file lacks, or has in another shape, was made up when the LLaVA was read: it is not LLaVA's.
+    made_up = {*loading_info.get("missing_keys", ()), *(key for key, *_ in loading_info.get("mismatched_keys", ()))}
+    source = {name: tensor for name, tensor in source.items() if name not in made_up}
     renamed = {name: name.replace("model.vision_tower.", "model.vision_tower.encoder.") for name in source}
     kept = tuple(name for name, new in renamed.items() if new in target and torch.equal(source[name], target[new]))
-    dropped = tuple(name for name in source if name not in kept)
+    dropped = (*(name for name in source if name not in kept), *sorted(loading_info.get("unexpected_keys", ())))
     known = {renamed[name] for name in kept}
     return LlavaConversion(kept=kept, dropped=dropped, new=tuple(name for name in target if name not in known))

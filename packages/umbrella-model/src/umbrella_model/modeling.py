@@ -78,6 +78,7 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
         modalities: Mapping[str, PatchEmbedConfig],
         init: Literal["inflate", "random"] = "inflate",
         vision_feature_layer: int | None = None,
+        strict: bool = True,
         **kwargs: Any,
     ) -> UmbrellaForConditionalGeneration:
         """Starts from a pretrained LLaVA: its encoder layers, projector and language model, with new patch embeds.
@@ -89,15 +90,26 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
                 nothing.
             vision_feature_layer: The encoder layer whose output goes to the projector, as in LlavaConfig (0 is the
                 embeddings, -1 the last layer); layers behind it are dropped. None: as the checkpoint says.
-            **kwargs: For `LlavaForConditionalGeneration.from_pretrained` (dtype, attn_implementation, ...).
+            strict: Whether tensors that the checkpoint lacks, or that a LLaVA has not, are an error.
+            **kwargs: For `LlavaForConditionalGeneration.from_pretrained` (attn_implementation, ...; dtype, by
+                default the one that the checkpoint was saved in).
 
         Returns:
             The model; what was kept and what replaced is logged.
+
+        Raises:
+            ValueError: With `strict`, the checkpoint's tensors are not those of a LLaVA; all that differ are named.
+                An unknown `init`, another kind of checkpoint, or a feature layer that the encoder has not.
         """
         from umbrella_model.from_llava import load_llava
 
         return load_llava(
-            name_or_path, modalities=modalities, init=init, vision_feature_layer=vision_feature_layer, **kwargs
+            name_or_path,
+            modalities=modalities,
+            init=init,
+            vision_feature_layer=vision_feature_layer,
+            strict=strict,
+            **kwargs,
         )
 
     def num_image_tokens(self, modality: str) -> int:
