@@ -6,6 +6,8 @@ import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig
 
+from umbrella_model import checkpoint_parts
+
 ROWS = (
     (4,),
     (2, "T1", 3),
@@ -33,10 +35,9 @@ def model(make_model):
 
 
 @pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize("use_cache", [True, False])
-def test_greedy_equals_a_plain_loop_with_and_without_cache(model, make_batch, row, use_cache):
+def test_greedy_equals_a_plain_loop_without_cache(model, make_batch, row):
     batch = make_batch(row)
-    ids = model.generate(**batch, max_new_tokens=5, do_sample=False, use_cache=use_cache)
+    ids = model.generate(**batch, max_new_tokens=5, do_sample=False)
     assert torch.equal(ids, greedy_reference(model, batch, 5))
 
 
@@ -129,6 +130,13 @@ def test_each_prompt_of_a_sampled_batch_is_drawn_from_its_own_distribution(model
         ({"assistant_model": object()}, "does not take assistant_model: the assistant would not see the scans"),
         ({"prompt_lookup_num_tokens": 2}, "does not take prompt_lookup_num_tokens"),
         ({"generation_config": GenerationConfig(guidance_scale=2.0)}, "does not take guidance_scale"),
+        ({"guidance_scale": 2.0}, "does not take guidance_scale: the unguided forward would not see the scans"),
+        ({"negative_prompt_ids": torch.ones(5, 1, dtype=torch.long)}, "does not take negative_prompt_ids"),
+        ({"inputs_embeds": torch.zeros(5, 18, 16)}, "does not take inputs_embeds: give input_ids, modality_ids and"),
+        ({"assistant_early_exit": 1}, "does not take assistant_early_exit"),
+        ({"prefill_chunk_size": 3}, "does not take prefill_chunk_size"),
+        ({"use_cache": False}, "does not take use_cache=False: the scans are encoded once"),
+        ({"generation_config": GenerationConfig(use_cache=False)}, "does not take use_cache=False"),
         ({"past_key_values": DynamicCache()}, "leave the cache to generate"),
         ({"attention_mask": None}, "needs its attention_mask"),
     ],
@@ -141,3 +149,26 @@ def test_what_does_not_work_with_scans_is_refused(model, make_batch, change, mes
 def test_padding_on_the_right_is_refused(model, make_batch):
     with pytest.raises(ValueError, match='padded on the left: padding_side="left"'):
         model.generate(**make_batch(*ROWS), max_new_tokens=2)
+
+
+@pytest.mark.parametrize(("name", "value"), [("guidance_scale", 3.0), ("prompt_lookup_num_tokens", 2)])
+def test_the_models_own_generation_config_is_read_too(model, make_batch, name, value):
+    setattr(model.generation_config, name, value)
+    with pytest.raises(ValueError, match=rf"not take {name}: .* \(set it to None in model.generation_config\)"):
+        model.generate(**make_batch(ROWS[1]), max_new_tokens=2)
+
+
+def test_a_model_that_was_trained_without_a_cache_is_asked_with_one(model, make_batch):
+    batch = make_batch(ROWS[1])
+    expected = model.generate(**batch, max_new_tokens=3, do_sample=False)
+    model.generation_config.use_cache = False
+    assert torch.equal(model.generate(**batch, max_new_tokens=3, do_sample=False), expected)
+
+
+def test_train_mode_with_activation_checkpointing_is_refused(model, make_batch):
+    batch = make_batch(ROWS[1])
+    expected = model.generate(**batch, max_new_tokens=6, do_sample=False)
+    checkpoint_parts(model.train(), ["language_model"])
+    with pytest.raises(ValueError, match=r"forget the scans: call model\.eval\(\) first"):
+        model.generate(**batch, max_new_tokens=6, do_sample=False)
+    assert torch.equal(model.eval().generate(**batch, max_new_tokens=6, do_sample=False), expected)

@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 
 from umbrella_model.backbone import UmbrellaModel, UmbrellaPreTrainedModel
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
-from umbrella_model.generation import check_generation
+from umbrella_model.generation import check_generation, check_keeps_cache
 from umbrella_model.loading import check_loaded_keys
 from umbrella_model.lora import LoraSettings, add_lora
 from umbrella_model.outputs import UmbrellaCausalLMOutput
@@ -226,10 +226,12 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
             Prompt and new tokens, shape (B * num_return_sequences, L + new).
 
         Raises:
-            ValueError: Padding on the right, several prompts without a mask, or an option that does not work with
-                scans (assisted decoding, guidance, a cache of one's own).
+            ValueError: Padding on the right, several prompts without a mask, an option that does not work with scans
+                (assisted decoding, guidance, no cache or one of one's own), also in the model's `generation_config`, or
+                train mode with activation checkpointing.
         """
-        check_generation(input_ids, attention_mask, kwargs)
+        check_generation(input_ids, attention_mask, kwargs, default_config=self.generation_config)
+        check_keeps_cache(self.model.language_model)
         inputs_embeds, _ = self.model.embed(input_ids, modality_ids=modality_ids, pixel_values=pixel_values)
         decode: Any = super().generate  # type: ignore[misc]  # its self is a Protocol that no model class fulfils
         return decode(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
