@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
@@ -110,3 +111,11 @@ def test_random_leaves_the_pretrained_filter_aside():
 def test_inflating_a_bfloat16_model_keeps_its_dtype():
     model, _ = convert_llava(llava("clip").bfloat16(), modalities=FLAT)
     assert {p.dtype for p in model.model.vision_tower.parameters()} == {torch.bfloat16}
+
+
+def test_everything_is_computed_where_the_weights_are():
+    # Fake tensors know their device and no numbers: no GPU is needed.
+    with FakeTensorMode():
+        weight, table = torch.empty(8, 3, 4, 4, device="cuda"), torch.empty(16, 24, device="cuda")
+        assert inflate_filter(weight, patch_size=(6, 4, 4), in_channels=1).device.type == "cuda"
+        assert inflate_positions(table, grid_size=(4, 4, 2)).device.type == "cuda"

@@ -68,13 +68,15 @@ def resize_filter(weight: Tensor, *, size: tuple[int, int]) -> Tensor:
     Returns:
         float64, shape (hidden_size, *size).
     """
-    rows, columns = (_resize_matrix(old, new) for old, new in zip(weight.shape[1:], size, strict=True))
+    rows, columns = (
+        _resize_matrix(old, new, device=weight.device) for old, new in zip(weight.shape[1:], size, strict=True)
+    )
     return torch.linalg.pinv(rows).T @ weight.double() @ torch.linalg.pinv(columns)
 
 
-def _resize_matrix(old: int, new: int) -> Tensor:
+def _resize_matrix(old: int, new: int, *, device: torch.device) -> Tensor:
     """The linear map, shape (new, old), from a line of `old` pixels to one of `new`."""
-    identity = torch.eye(old, dtype=torch.float64)
+    identity = torch.eye(old, dtype=torch.float64, device=device)
     return F.interpolate(identity.unsqueeze(0), size=new, mode="linear", align_corners=False)[0].T
 
 
