@@ -20,9 +20,9 @@ from umbrella_train.errors import RunError
 
 @pytest.fixture(autouse=True)
 def _restore_logging(monkeypatch: pytest.MonkeyPatch) -> None:
-    package = logging.getLogger("umbrella_train")
-    for name in ("level", "handlers"):
-        monkeypatch.setattr(package, name, getattr(package, name))
+    for package in map(logging.getLogger, ("umbrella_train", "umbrella_model")):
+        for name in ("level", "handlers"):
+            monkeypatch.setattr(package, name, getattr(package, name))
 
 
 @pytest.fixture
@@ -89,6 +89,21 @@ def test_train_shows_the_messages_of_the_run(
     monkeypatch.setattr(run, "train", lambda config, **options: messages.info("step 1"))
     cli.train_command(["--dry-run"])
     assert capsys.readouterr().err == "step 1\n"
+
+
+@pytest.mark.parametrize(("rank", "shown"), [("0", "kept\n"), ("1", "")])
+def test_train_shows_once_what_became_of_a_checkpoints_tensors(
+    run: types.ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    rank: str,
+    shown: str,
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    messages = logging.getLogger("umbrella_model.from_llava")
+    monkeypatch.setattr(run, "train", lambda config, **options: messages.info("kept"))
+    cli.train_command(["--dry-run"])
+    assert capsys.readouterr().err == shown
 
 
 def test_mistakes_end_with_one_message_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:

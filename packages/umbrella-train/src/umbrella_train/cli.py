@@ -155,10 +155,14 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
 
 
 def _show_messages() -> None:
-    """Show this package's own messages, such as the table of a dry run; other libraries keep to warnings."""
-    package = logging.getLogger("umbrella_train")
-    package.setLevel(logging.INFO)
-    package.handlers = [logging.StreamHandler(sys.stderr)]
+    """Show the messages of the run, such as the table of a dry run; other libraries keep to warnings."""
+    names = ["umbrella_train"]
+    if os.environ.get("RANK", "0") == "0":
+        names.append("umbrella_model")  # what became of a checkpoint's tensors: the same on every rank
+    for name in names:
+        package = logging.getLogger(name)
+        package.setLevel(logging.INFO)
+        package.handlers = [logging.StreamHandler(sys.stderr)]
 
 
 def _describe_keys(config: RunConfig) -> str:
