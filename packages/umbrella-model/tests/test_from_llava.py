@@ -229,3 +229,52 @@ def test_without_strict_the_account_is_that_of_the_file(mutilated, caplog):
     assert "bogus.weight" in dropped
     assert "model.multi_modal_projector.linear_1.weight" in new
     assert "linear_1.weight" not in dropped
+
+
+def test_kept_dropped_and_new_tensors_are_logged(checkpoint, caplog):
+    with caplog.at_level(logging.INFO, logger="umbrella_model.from_llava"):
+        UmbrellaForConditionalGeneration.from_llava(checkpoint[1], modalities=MODALITIES)
+    (message,) = (record.message for record in caplog.records if record.name == "umbrella_model.from_llava")
+    dropped, new = message.split(" new, ")
+    assert "model.vision_tower.embeddings.patch_embedding.weight" in dropped
+    assert "init: inflate" in new
+    assert "model.vision_tower.T1_patch_embed.proj.weight" in new
+
+
+def test_the_config_is_looked_up_where_the_weights_are(checkpoint, tmp_path_factory):
+    _, folder = checkpoint
+    above = tmp_path_factory.mktemp("above")
+    folder.rename(above / "inner")
+    model = UmbrellaForConditionalGeneration.from_llava(above, modalities=MODALITIES, subfolder="inner")
+    assert model.config.image_token_id == 60
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_right"),
+    [
+        ({"projector_hidden_act": "relu"}, lambda projector: isinstance(projector.act, torch.nn.ReLU)),
+        ({"multimodal_projector_bias": False}, lambda projector: projector.linear_1.bias is None),
+    ],
+)
+def test_the_projectors_settings_are_kept_and_saved(settings, is_right, tmp_path):
+    torch.manual_seed(0)
+    config = llava_config(SiglipVisionConfig(**VISION), Qwen2Config(**TEXT), layer=-1)
+    config.update(settings)
+    LlavaForConditionalGeneration(config).save_pretrained(tmp_path / "llava")
+    model = UmbrellaForConditionalGeneration.from_llava(tmp_path / "llava", modalities=MODALITIES)
+    model.save_pretrained(tmp_path / "model")
+    loaded = UmbrellaForConditionalGeneration.from_pretrained(tmp_path / "model")
+    assert is_right(loaded.model.multi_modal_projector)
+    tokens = torch.randn(3, 16)
+    assert torch.equal(loaded.model.multi_modal_projector(tokens), model.model.multi_modal_projector(tokens))
+
+
+def test_the_config_holds_the_configs_of_the_parts_so_that_a_resized_vocabulary_is_saved(checkpoint, tmp_path_factory):
+    model = UmbrellaForConditionalGeneration.from_llava(checkpoint[1], modalities=MODALITIES)
+    assert model.config.text_config is model.model.language_model.config
+    assert model.config.vision_config is model.model.vision_tower.encoder.config
+    model.resize_token_embeddings(70)
+    assert model.config.text_config.vocab_size == model.model.language_model.config.vocab_size == 70
+    folder = tmp_path_factory.mktemp("resized")
+    model.save_pretrained(folder)
+    assert UmbrellaForConditionalGeneration.from_pretrained(folder).lm_head.weight.shape == (70, 16)

@@ -36,6 +36,8 @@ KEPT_SETTINGS = (
     "image_token_index", "projector_hidden_act", "vision_feature_layer", "multimodal_projector_bias",
     "tie_word_embeddings",
 )  # fmt: skip
+# Options of `from_pretrained` that say where a checkpoint lies; its config lies there too.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def load_llava(
     **kwargs: Any,
 ) -> UmbrellaForConditionalGeneration:
     """Loads a LLaVA checkpoint and converts it; see `UmbrellaForConditionalGeneration.from_llava`."""
-    model_type = AutoConfig.from_pretrained(name_or_path).model_type
+    hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+    model_type = AutoConfig.from_pretrained(name_or_path, **hub_options).model_type
     if model_type not in LLAVA_CLASSES:
         raise ValueError(f"{name_or_path} is a {model_type!r} checkpoint; from_llava takes {', '.join(LLAVA_CLASSES)}")
     loaded: Any = LLAVA_CLASSES[model_type].from_pretrained(name_or_path, output_loading_info=True, **kwargs)
@@ -114,7 +117,10 @@ def convert_llava(
     with torch.device("meta"):
         model = UmbrellaForConditionalGeneration(config)
     embeddings = llava.model.vision_tower.embeddings
-    # Whole modules are moved where possible: each goes on sharing one config object with its layers.
+    # Whole modules are moved where possible: each goes on sharing one config object with its layers, and the model's
+    # config must hold that very object, or a later resize of the vocabulary changes one of two.
+    config.vision_config = llava.model.vision_tower.config
+    config.text_config = llava.model.language_model.config
     model.model.vision_tower.encoder = reduce_encoder(llava.model.vision_tower, depth=config.vision_depth)
     model.model.multi_modal_projector = llava.model.multi_modal_projector
     model.model.language_model = llava.model.language_model
