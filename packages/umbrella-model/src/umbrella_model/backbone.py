@@ -13,6 +13,7 @@ from transformers.models.llava.modeling_llava import LlavaModel, LlavaMultiModal
 
 from umbrella_model.attention import VARLEN, check_right_padding, no_mask
 from umbrella_model.config import UmbrellaConfig
+from umbrella_model.loading import check_loaded_keys
 from umbrella_model.outputs import UmbrellaModelOutput
 from umbrella_model.patch_embed import PatchEmbed
 from umbrella_model.sharding import is_sharded
@@ -26,6 +27,45 @@ class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
     config: UmbrellaConfig
     config_class = UmbrellaConfig
     _no_split_modules = ["VolumePatchEmbed", "SeriesPatchEmbed"]  # noqa: RUF012  (Hugging Face's form)
+    # What a checkpoint may have and the class has not. Hugging Face's own list of such keys would be taken over by
+    # every model that holds this one, head or not.
+    _left_out_prefix: str | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        strict: bool = True,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Hugging Face's `from_pretrained`, which only warns of keys that do not match; here they are an error.
+
+        Args:
+            pretrained_model_name_or_path: A folder or a name on the hub.
+            *model_args: For Hugging Face's `from_pretrained`.
+            strict: Whether missing, unexpected and misshapen keys are an error. With False, missing ones start anew,
+                for example those of a modality that was added to the configuration.
+            output_loading_info: Whether to return the account of keys beside the model.
+            **kwargs: For Hugging Face's `from_pretrained`.
+
+        Returns:
+            The model, or the model and the account.
+
+        Raises:
+            ValueError: A key is missing, unexpected or of another shape; all of them are named.
+        """
+        loaded: Any = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        model, info = loaded
+        if strict:
+            if cls._left_out_prefix is not None:
+                unexpected = {key for key in info["unexpected_keys"] if not key.startswith(cls._left_out_prefix)}
+                info = {**info, "unexpected_keys": unexpected}
+            check_loaded_keys(info, source=str(pretrained_model_name_or_path))
+        return (model, info) if output_loading_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -35,6 +75,9 @@ class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
 
 class UmbrellaModel(UmbrellaPreTrainedModel, LlavaModel):
     """Vision tower, projector and language model, without the language-model head."""
+
+    # A checkpoint of the whole model has a head: to leave it out is what this class is for.
+    _left_out_prefix = "lm_head."
 
     def __init__(self, config: UmbrellaConfig) -> None:
         # LLaVA's own __init__ would build a 2-D tower only to throw it away.

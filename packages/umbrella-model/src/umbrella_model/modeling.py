@@ -13,7 +13,6 @@ from transformers.cache_utils import Cache
 from umbrella_model.backbone import UmbrellaModel, UmbrellaPreTrainedModel
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
 from umbrella_model.generation import check_generation, check_keeps_cache
-from umbrella_model.loading import check_loaded_keys
 from umbrella_model.lora import LoraSettings, add_lora
 from umbrella_model.outputs import UmbrellaCausalLMOutput
 from umbrella_model.supervision import gather_supervised
@@ -36,39 +35,6 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
         if config.lora is not None:
             settings = dict(config.lora)
             add_lora(self, settings.pop("parts"), LoraSettings(**settings))
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: Any,
-        *model_args: Any,
-        strict: bool = True,
-        output_loading_info: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Hugging Face's `from_pretrained`, which only warns of keys that do not match; here they are an error.
-
-        Args:
-            pretrained_model_name_or_path: A folder or a name on the hub.
-            *model_args: For Hugging Face's `from_pretrained`.
-            strict: Whether missing, unexpected and misshapen keys are an error. With False, missing ones start anew,
-                for example those of a modality that was added to the configuration.
-            output_loading_info: Whether to return the account of keys beside the model.
-            **kwargs: For Hugging Face's `from_pretrained`.
-
-        Returns:
-            The model, or the model and the account.
-
-        Raises:
-            ValueError: A key is missing, unexpected or of another shape; all of them are named.
-        """
-        loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
-        model, info = loaded
-        if strict:
-            check_loaded_keys(info, source=str(pretrained_model_name_or_path))
-        return (model, info) if output_loading_info else model
 
     @classmethod
     def from_llava(
