@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from umbrella_model import PatchEmbedConfig, UmbrellaConfig
 
@@ -42,6 +43,33 @@ def test_a_patch_that_does_not_divide_names_every_axis_and_the_sizes_that_would(
 def test_sizes_that_make_no_sense_are_refused(image_size, patch_size, message):
     with pytest.raises(ValueError, match=message):
         PatchEmbedConfig(image_size=image_size, patch_size=patch_size)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": (8.9, 8, 8)}, r"image_size must be whole numbers, got \(8.9, 8, 8\)"),
+        ({"image_size": 8}, "image_size is 8; it must be a list of whole numbers, one an axis"),
+        ({"patch_size": ("4", 4, 8)}, "patch_size must be whole numbers"),
+        ({"pool": (1.7, 1, 1)}, r"pool must be whole numbers, got \(1.7, 1, 1\)"),
+        ({"pool": 2.0}, r"pool must be whole numbers, got \(2.0, 2.0, 2.0\)"),
+        ({"pool": True}, "pool must be whole numbers"),
+        ({"in_channels": 1.5}, r"in_channels must be whole numbers, got \(1.5,\)"),
+    ],
+)
+def test_sizes_that_are_no_whole_numbers_are_refused_and_not_cut(change, message):
+    with pytest.raises(ValueError, match=message):
+        PatchEmbedConfig(**({"image_size": (8, 8, 8), "patch_size": (4, 4, 8)} | change))
+
+
+def test_integers_of_other_libraries_become_plain_ones():
+    config = PatchEmbedConfig(image_size=torch.tensor([8, 8, 8]), patch_size=(4, 4, 8), in_channels=torch.tensor(2))
+    assert {type(number) for number in (*config.image_size, config.in_channels)} == {int}
+
+
+def test_a_feature_selection_that_would_be_ignored_is_refused(make_config):
+    with pytest.raises(ValueError, match="vision_feature_select_strategy is 'default'; it must be 'full'"):
+        make_config(vision_feature_select_strategy="default")
 
 
 def test_modality_order_is_that_of_the_dict_and_survives_the_disk(make_config, tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -25,7 +26,8 @@ class PatchEmbedConfig:
             number stands for all axes. It must divide `grid_size`.
 
     Raises:
-        ValueError: The sizes do not fit together; the message names each axis and the nearest sizes that would.
+        ValueError: A size is not a whole number, or the sizes do not fit together; the message names each axis and the
+            nearest sizes that would.
     """
 
     image_size: tuple[int, ...]
@@ -35,10 +37,11 @@ class PatchEmbedConfig:
 
     def __post_init__(self) -> None:
         # Lists arrive from JSON and YAML; a frozen, hashable table wants tuples.
-        object.__setattr__(self, "image_size", tuple(int(size) for size in self.image_size))
-        object.__setattr__(self, "patch_size", tuple(int(size) for size in self.patch_size))
-        pool = (self.pool,) * len(self.image_size) if isinstance(self.pool, int) else self.pool
-        object.__setattr__(self, "pool", tuple(int(size) for size in pool))
+        object.__setattr__(self, "image_size", _as_integers(self.image_size, name="image_size"))
+        object.__setattr__(self, "patch_size", _as_integers(self.patch_size, name="patch_size"))
+        object.__setattr__(self, "in_channels", _as_integers((self.in_channels,), name="in_channels")[0])
+        pool = self.pool if isinstance(self.pool, Iterable) else (self.pool,) * len(self.image_size)
+        object.__setattr__(self, "pool", _as_integers(pool, name="pool"))
         self._check_axes()
         _check_divides(
             self.image_size, self.patch_size, "patch_size must divide image_size, or the border would be lost"
@@ -93,6 +96,19 @@ class PatchEmbedConfig:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
+def _as_integers(sizes: Iterable[Any], *, name: str) -> tuple[int, ...]:
+    if isinstance(sizes, str) or not isinstance(sizes, Iterable):
+        raise ValueError(f"{name} is {sizes!r}; it must be a list of whole numbers, one an axis")
+    values = tuple(sizes)
+    try:
+        if any(isinstance(value, bool) for value in values):
+            raise TypeError
+        # Exact: 8.9 voxels are not 8, and numpy's integers are integers.
+        return tuple(operator.index(value) for value in values)
+    except TypeError:
+        raise ValueError(f"{name} must be whole numbers, got {values}") from None
+
+
 def _check_divides(sizes: tuple[int, ...], parts: tuple[int, ...], rule: str) -> None:
     problems = [
         f"{axis}: {size} is not a multiple of {part} (try {size // part * part or part} or "
@@ -115,7 +131,8 @@ class UmbrellaConfig(LlavaConfig):
             `alpha`, `dropout`. None for none.
 
     Raises:
-        ValueError: `modality_order` does not name the modalities exactly, or a name cannot be part of a module name.
+        ValueError: `modality_order` does not name the modalities exactly, a name cannot be part of a module name, or
+            `vision_feature_select_strategy` is not `full`: "default" leaves a class token out, and volumes have none.
     """
 
     model_type = "umbrella"
@@ -137,6 +154,11 @@ class UmbrellaConfig(LlavaConfig):
         for name in order:
             if not name.isidentifier():
                 raise ValueError(f"modality {name!r} becomes part of a module name and must be a Python identifier")
+        if self.vision_feature_select_strategy != "full":
+            raise ValueError(
+                f"vision_feature_select_strategy is {self.vision_feature_select_strategy!r}; it must be 'full': there "
+                "is no class token among the patches of a volume that could be left out"
+            )
         self.modality_order = order
         self.modalities = {name: _as_patch_embed_config(given[name]) for name in order}
         super().__post_init__(**kwargs)
