@@ -123,6 +123,9 @@ def test_resized_embeddings_take_a_new_image_token(make_model, make_batch):
         before = model(**batch).logits
         model.resize_token_embeddings(66, mean_resizing=False)
         batch["input_ids"][batch["input_ids"] == 60] = 65
+        with pytest.raises(ValueError, match=r"0 of 0 image tokens \(60\) have no tag"):
+            model(**batch)
+        model.config.image_token_id = 65
         torch.testing.assert_close(model(**batch).logits[..., :64], before)
     assert model(**batch).loss.isfinite()
 

@@ -47,6 +47,23 @@ def test_tags_of_a_modality_without_scans_raise():
         splice_features(torch.zeros(1, 2, 1), {}, torch.tensor([[1, 0]]), modality_order=ORDER)
 
 
+@pytest.mark.parametrize("tag", [3, -1])
+def test_a_tag_of_no_modality_is_refused_with_the_count(tag):
+    with pytest.raises(ValueError, match=r"2 positions of modality_ids have a tag .*: 0 is text, 1 is rsfMRI, 2 is T1"):
+        splice_features(torch.zeros(1, 4, 1), {}, torch.tensor([[tag, 0, 0, tag]]), modality_order=ORDER)
+
+
+def test_image_tokens_without_tags_and_tags_on_words_are_refused_with_both_counts(make_model, make_batch):
+    model, batch = make_model(), make_batch((2, "T1", 2))
+    shifted = batch["input_ids"].roll(1, dims=1)
+    with pytest.raises(ValueError, match=r"1 of 4 image tokens \(60\) have no tag, and 1 of 4 tags stand at other tok"):
+        model(**(batch | {"input_ids": shifted}))
+    del batch["pixel_values"]
+    for tags in (None, torch.zeros_like(batch["modality_ids"])):
+        with pytest.raises(ValueError, match=r"4 of 4 image tokens \(60\) have no tag, and 0 of 0 tags"):
+            model(**(batch | {"modality_ids": tags}))
+
+
 MIXED_ROWS = ((6,), (2, "T1", 3), (1, "dMRI", 1, "T1", 2), (1, "T1", "T1", 1, "rsfMRI", 2))
 
 

@@ -17,7 +17,7 @@ from umbrella_model.loading import check_loaded_keys
 from umbrella_model.outputs import UmbrellaModelOutput
 from umbrella_model.patch_embed import PatchEmbed
 from umbrella_model.sharding import is_sharded
-from umbrella_model.splice import splice_features
+from umbrella_model.splice import check_image_tokens, splice_features
 from umbrella_model.vision_tower import UmbrellaVisionTower
 
 
@@ -105,10 +105,12 @@ class UmbrellaModel(UmbrellaPreTrainedModel, LlavaModel):
             Embeddings of shape (B, L, H) and the dummy terms of absent modalities.
 
         Raises:
-            ValueError: Scans without tags, or tags and scans that differ in number.
+            ValueError: Scans without tags, tags and scans that differ in number, or, on the CPU, tags that are not
+                where the image tokens are.
         """
         if pixel_values and modality_ids is None:
             raise ValueError("pixel_values came without modality_ids: the positions of the scans are unknown")
+        check_image_tokens(input_ids, modality_ids, image_token_id=self.config.image_token_id)
         inputs_embeds: Tensor = self.get_input_embeddings()(input_ids)
         learns = self.training and torch.is_grad_enabled()
         # Under a sharded engine another rank may hold scans: every rank then has to make the tower's collective calls.

@@ -24,9 +24,17 @@ def splice_features(
 
     Raises:
         ValueError: Positions and features of a modality differ in number (checked on the CPU; on a GPU an asynchronous
-            assertion takes its place, because reading a count would stall the device).
+            assertion takes its place, because reading a count would stall the device), or a tag stands for no modality
+            (checked on the CPU alone).
     """
     tags = modality_ids.flatten()
+    if tags.device.type == "cpu":
+        num_unknown = int(((tags < 0) | (tags > len(modality_order))).sum())
+        if num_unknown:
+            raise ValueError(
+                f"{num_unknown} positions of modality_ids have a tag that stands for nothing: 0 is text, "
+                f"{', '.join(f'{tag} is {name}' for tag, name in enumerate(modality_order, start=1))}"
+            )
     positions, tokens = [], []
     for tag, name in enumerate(modality_order, start=1):
         mask = tags == tag
@@ -42,6 +50,30 @@ def splice_features(
         return inputs_embeds
     flat = torch.cat(tokens).to(inputs_embeds.dtype)
     return inputs_embeds.flatten(0, 1).index_copy(0, torch.cat(positions), flat).view_as(inputs_embeds)
+
+
+def check_image_tokens(input_ids: Tensor, modality_ids: Tensor | None, *, image_token_id: int) -> None:
+    """Holds the image tokens against the tags, where that does not stall a device: on the CPU alone.
+
+    Args:
+        input_ids: Shape (B, L).
+        modality_ids: Shape (B, L), or None for text alone.
+        image_token_id: What stands in `input_ids` at the positions of scans.
+
+    Raises:
+        ValueError: An image token without a tag would be read as a word, and a word with a tag would be lost.
+    """
+    if input_ids.device.type != "cpu" or (modality_ids is not None and modality_ids.device.type != "cpu"):
+        return
+    is_image = input_ids == image_token_id
+    is_tagged = torch.zeros_like(is_image) if modality_ids is None else modality_ids != 0
+    num_untagged, num_words = int((is_image & ~is_tagged).sum()), int((is_tagged & ~is_image).sum())
+    if num_untagged or num_words:
+        raise ValueError(
+            f"input_ids and modality_ids disagree: {num_untagged} of {int(is_image.sum())} image tokens "
+            f"({image_token_id}) have no tag, and {num_words} of {int(is_tagged.sum())} tags stand at other tokens; "
+            "each position of a scan needs both"
+        )
 
 
 def _check_count(mask: Tensor, num_features: int, name: str) -> None:
