@@ -166,3 +166,15 @@ def test_without_peft_the_extra_is_named(make_model, monkeypatch):
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(ValueError, match="must be positive"):
         LoraSettings(**settings)
+
+
+def test_a_vocabulary_under_adapters_is_not_resized_but_after_merging_is(make_model):
+    model = make_model()
+    set_trainable(model, {"embeddings": "lora"})
+    with pytest.raises(ValueError, match="adapters of the old size: resize before set_trainable adds them, or merge"):
+        model.resize_token_embeddings(70)
+    merge_lora(model)
+    model.resize_token_embeddings(70)
+    assert model.lm_head.weight.shape == (70, 16)
+    set_trainable(model, {"language_model": "lora"})
+    assert model.resize_token_embeddings(72).num_embeddings == 72

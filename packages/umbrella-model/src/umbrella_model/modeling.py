@@ -90,6 +90,20 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
         }
         return {name: size for name, size in sizes.items() if size}
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Hugging Face's `resize_token_embeddings`.
+
+        Raises:
+            ValueError: The table and the head have adapters, whose shapes would not follow.
+        """
+        if self.config.lora is not None and "embeddings" in self.config.lora["parts"]:
+            raise ValueError(
+                "the token table and the head have adapters of the old size: resize before set_trainable adds them, or "
+                "merge_lora first"
+            )
+        table: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
+        return table
+
     def forward(
         self,
         input_ids: Tensor | None = None,
