@@ -29,6 +29,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from umbrella_model import checkpoint_parts, set_trainable
 from umbrella_train.arguments import keep_to_one_device
+from umbrella_train.attention import set_attention
 from umbrella_train.compilation import compile_layers
 from umbrella_train.config import DummyLossConfig
 from umbrella_train.sharding import whole_state_dict
@@ -156,6 +157,7 @@ def build_case_model(case: Case) -> Any:
     """The model that a case starts from, the same on every rank."""
     with built_whole():
         model = build_model(seed=0)
+    set_attention(model, None)  # as a run does it
     if case.learn is not None:
         torch.manual_seed(1)  # adapters start at random
         set_trainable(model, case.learn)

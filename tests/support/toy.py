@@ -10,6 +10,7 @@ from transformers import Qwen2Config, SiglipVisionConfig
 
 from umbrella_data import Example, ExampleScan, PaddingCollator
 from umbrella_model import PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration
+from umbrella_train.supervised_collator import SupervisedCollator
 
 VOCABULARY = 64
 IMAGE_TOKEN, PADDING = 63, 0
@@ -49,8 +50,9 @@ def build_model(
 
 
 def build_collator(order: Sequence[str] = ORDER, *, padding_side: str = "right") -> PaddingCollator:
-    """The collator that fits the model."""
-    return PaddingCollator(pad_token_id=PADDING, modality_order=list(order), padding_side=padding_side)
+    """The collator that fits the model, as a run has it: on the right side it names the supervised positions."""
+    kind = SupervisedCollator if padding_side == "right" else PaddingCollator
+    return kind(pad_token_id=PADDING, modality_order=list(order), padding_side=padding_side)
 
 
 def build_example(modalities: Sequence[str], *, index: int, num_supervised: int | None = None) -> Example:

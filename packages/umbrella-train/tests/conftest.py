@@ -19,6 +19,7 @@ from umbrella_data import Example, ExampleScan, PaddingCollator
 from umbrella_data.synthetic import DemoCohort, make_demo_cohort
 from umbrella_model import PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration
 from umbrella_train.config import DummyLossConfig, RunConfig
+from umbrella_train.supervised_collator import SupervisedCollator
 from umbrella_train.trainer import UmbrellaTrainer
 
 # On models this small threads cost more than they give.
@@ -186,7 +187,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., ToyTrainer]:
             args=TrainingArguments(output_dir=str(tmp_path / "trainer"), **(settings | arguments)),
             train_dataset=ToyDataset(batches),
             eval_dataset=ToyDataset(evaluation),
-            data_collator=PaddingCollator(pad_token_id=PADDING, modality_order=list(ORDER)),
+            data_collator=SupervisedCollator(pad_token_id=PADDING, modality_order=list(ORDER)),
             dummy_loss=DummyLossConfig(**(dummy_loss or {})),
             part_learning_rates=part_learning_rates,
             engine=engine,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from umbrella_model import supervised_index
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation_loss import EvaluationLoss
 
@@ -37,7 +38,8 @@ def test_prediction_step_gives_the_task_loss_alone(
 ) -> None:
     trainer = make_trainer(dummy_loss=LOUD)
     batch = collate([make_example(kind, index) for index, kind in enumerate(kinds)])
-    loss, logits, labels = trainer.prediction_step(trainer.model.eval(), dict(batch), prediction_loss_only=False)
+    inputs = {**batch, "supervised_index": supervised_index(batch["labels"])}
+    loss, logits, labels = trainer.prediction_step(trainer.model.eval(), inputs, prediction_loss_only=False)
     total, count = summed_loss(trainer.model, batch)
     assert float(loss) == pytest.approx(total / count, rel=1e-5)
     assert logits.shape[:2] == batch["input_ids"].shape

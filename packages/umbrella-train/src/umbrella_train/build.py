@@ -24,8 +24,10 @@ from umbrella_model import (
 )
 from umbrella_model.parts import Part
 from umbrella_model.trainable import Mode
+from umbrella_train.attention import set_attention
 from umbrella_train.config import DatasetConfig, RunConfig
 from umbrella_train.processor import UmbrellaProcessor
+from umbrella_train.supervised_collator import SupervisedCollator
 from umbrella_train.tokenizer import image_token_id, load_tokenizer
 from umbrella_train.zero import built_whole
 
@@ -45,8 +47,9 @@ class Parts:
     pipelines: Mapping[str, Pipeline]
 
     def collator(self, *, padding_side: Literal["left", "right"] = "right") -> PaddingCollator:
-        """The collator for training (`right`) or generation (`left`)."""
-        return PaddingCollator(
+        """The collator for training (`right`), which names the positions that carry loss, or generation (`left`)."""
+        kind = SupervisedCollator if padding_side == "right" else PaddingCollator
+        return kind(
             pad_token_id=self.tokenizer.pad_token_id,
             modality_order=list(self.pipelines),
             padding_side=padding_side,
@@ -121,6 +124,7 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> Parts:
             model = _build_model(config, tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    set_attention(model, config.model.attn_implementation)
     learn = config.model.learn
     set_trainable(model, cast(Mapping[Part, Mode], learn.parts), lora=LoraSettings(**learn.lora.model_dump()))
     return Parts(tokenizer=tokenizer, model=model, pipelines=_build_pipelines(config))

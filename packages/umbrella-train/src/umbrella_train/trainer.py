@@ -304,13 +304,11 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
     # ---- evaluation ----
 
     def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Loss, logits and labels of one batch of any mixture; no dummy term is part of them."""
+        if not prediction_loss_only:  # logits at all positions are asked for
+            inputs = {key: value for key, value in inputs.items() if key != "supervised_index"}
         ignored = [*(ignore_keys or ["past_key_values"]), "dummy_terms"]
         return super().prediction_step(model, inputs, prediction_loss_only, ignored)
 

@@ -160,6 +160,8 @@ class ModelConfig(Section):
     """The encoder layer whose output goes to the projector, as in LlavaConfig (default: the checkpoint's, or -1)."""
     init: Literal["inflate", "random"] = "inflate"
     """Where patch embeds start with pretrained: from the checkpoint's 2-D filter and positions, or from nothing."""
+    attn_implementation: Literal["varlen", "sdpa", "eager"] | None = None
+    """Attention: varlen never makes the host wait for a GPU. Default: varlen, but sdpa with a sliding window."""
     modalities: Annotated[dict[str, ModalityModelConfig], Field(min_length=1)]
     """The modalities by name (T1, rsfMRI, dMRI); their order here is the order of the modality tags."""
     pool: dict[str, Pool] = Field(default_factory=dict)

@@ -1,0 +1,41 @@
+"""Which implementation of attention a run computes with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from umbrella_model import UmbrellaForConditionalGeneration
+from umbrella_model.attention import VARLEN
+from umbrella_train.errors import RunError
+
+
+def set_attention(model: UmbrellaForConditionalGeneration, wanted: str | None) -> None:
+    """Sets the attention of the encoder and of the language model.
+
+    Args:
+        model: The model, before it is wrapped.
+        wanted: As in `model.attn_implementation`; None takes `varlen` where it computes what `sdpa` does, and leaves
+            the model as it is elsewhere.
+
+    Raises:
+        RunError: `varlen` was asked of a language model that needs a mask.
+    """
+    is_plain = _is_plain_causal(model.config.text_config)
+    if wanted is None:
+        if not is_plain or model.model.language_model.config._attn_implementation != "sdpa":
+            return
+        wanted = VARLEN
+    if wanted == VARLEN and not is_plain:
+        raise RunError(
+            f"model.attn_implementation: {VARLEN} is for causal attention over the whole row, and the layers of this "
+            "language model see less (a sliding window, or another kind of layer): take sdpa"
+        )
+    model.set_attn_implementation(wanted)
+
+
+def _is_plain_causal(config: PretrainedConfig) -> bool:
+    """Whether every layer attends to all that comes before: then rows padded on the right need no mask."""
+    kinds: Any = getattr(config, "layer_types", None) or ()
+    return getattr(config, "sliding_window", None) is None and set(kinds) <= {"full_attention"}
