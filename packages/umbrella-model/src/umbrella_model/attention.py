@@ -7,6 +7,7 @@ gives packed sequences a dense block mask, several times the work. Choose this o
 from __future__ import annotations
 
 import inspect
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -70,14 +71,22 @@ def varlen_attention(
 
     Returns:
         Shape (B, L, heads, D), and None for the weights.
+
+    Raises:
+        ValueError: The layer has a sliding window and no mask; or the rows are packed, and it has attention dropout,
+            or computes in float32 on a GPU.
     """
-    if attention_mask is not None and attention_mask.numel() == 0:
+    has_no_mask = attention_mask is not None and attention_mask.numel() == 0
+    if has_no_mask:
         attention_mask = None
+    if (has_no_mask or cu_seq_lens_q is not None) and kwargs.get("sliding_window") is not None:
+        # The mask would have bounded the window.
+        raise ValueError(f'attn_implementation="{VARLEN}" does not train a sliding window: take sdpa')
     if cu_seq_lens_q is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return output, None
-    if kwargs.get("sliding_window") is not None or kwargs.get("dropout"):
-        raise ValueError("packed sequences are not supported with a sliding window or with attention dropout")
+    if kwargs.get("dropout"):
+        raise ValueError("packed sequences are not supported with attention dropout")
     assert max_length_q is not None
     scale: float | None = kwargs.get("scaling")
     packed = tuple(tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
@@ -102,7 +111,11 @@ def _attend_in_one_kernel(
     query: Tensor, key: Tensor, value: Tensor, *, cu_seq_lens: Tensor, longest: int, scale: float | None
 ) -> Tensor:
     """All sequences in one call of torch's flash kernel, in bfloat16 or float16; tensors of shape (T, heads, D)."""
+    dtype = _half_dtype(value)
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     options: dict[str, Any] = {"scale": scale} if "scale" in _VARLEN_OPTIONS else {}
+    if not options and scale is not None and not math.isclose(scale, query.shape[-1] ** -0.5):
+        raise ValueError(f"this torch's varlen_attn takes no scale, and the layer's is {scale}: take a newer torch")
     # The argument for causal attention and that for grouped heads differ between versions of torch.
     options |= {"window_size": (-1, 0)} if "window_size" in _VARLEN_OPTIONS else {"is_causal": True}
     if "enable_gqa" in _VARLEN_OPTIONS:
@@ -113,6 +126,19 @@ def _attend_in_one_kernel(
     output = varlen_attn(query, key, value, cu_seq_lens, cu_seq_lens, longest, longest, **options)
     assert isinstance(output, Tensor)
     return output
+
+
+def _half_dtype(value: Tensor) -> torch.dtype:
+    """What the kernel computes in: under autocast rotary embeddings make float32 of queries and keys, not of values."""
+    if value.dtype in (torch.bfloat16, torch.float16):
+        return value.dtype
+    kind = value.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    raise ValueError(
+        f"packed sequences on a GPU need bfloat16 or float16, and this model computes in {value.dtype}: train under "
+        "autocast (bf16: true), move the model to bfloat16, or pad the batch"
+    )
 
 
 AttentionInterface.register(VARLEN, varlen_attention)
