@@ -112,6 +112,35 @@ def test_varlen_refuses_what_its_kernel_has_not(make_model, make_batch):
         model(**pack_batch(make_batch(*ROWS)))
 
 
+@pytest.mark.parametrize("implementation", ["varlen", "sdpa", "eager"])
+@pytest.mark.parametrize("is_training", [False, True])
+def test_packed_rows_that_nothing_tells_apart_are_refused(make_model, make_batch, implementation, is_training):
+    model = make_model().train(is_training)
+    model.set_attn_implementation(implementation)
+    packed = {key: value for key, value in pack_batch(make_batch(*ROWS)).items() if not key.startswith(("cu_", "max_"))}
+    for mask in ({}, {"attention_mask": torch.ones_like(packed["input_ids"])}):
+        with pytest.raises(ValueError, match="cu_seq_lens_q"):
+            model(**packed, **mask)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_positions_at_padding_are_not_taken_for_a_new_conversation(make_model, make_batch, side):
+    batch = make_batch(*ROWS, padding_side=side)
+    mask = batch["attention_mask"]
+    positions = (mask.cumsum(dim=1) - 1).masked_fill(mask == 0, 1)
+    assert (positions[:, 1:] < positions[:, :-1]).any()
+    with torch.no_grad():
+        model = make_model().eval()
+        torch.testing.assert_close(model(**batch, position_ids=positions).loss, model(**make_batch(*ROWS)).loss)
+
+
+def test_a_key_is_packed_passed_on_or_refused(make_batch):
+    batch = make_batch(*ROWS) | {"num_items_in_batch": torch.tensor(8)}
+    assert pack_batch(batch)["num_items_in_batch"] is batch["num_items_in_batch"]
+    with pytest.raises(ValueError, match=r"position_ids, weights: it is not known how to pack this"):
+        pack_batch(batch | {"weights": torch.ones(4), "position_ids": batch["input_ids"]})
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_step_never_asks_the_device(make_model, make_batch, packed):
     """On the meta device a tensor has no value: whatever reads one fails, as it would make the host wait on a GPU."""

@@ -15,6 +15,7 @@ from umbrella_model.attention import VARLEN, check_right_padding, no_mask
 from umbrella_model.config import UmbrellaConfig
 from umbrella_model.loading import check_loaded_keys
 from umbrella_model.outputs import UmbrellaModelOutput
+from umbrella_model.packing import check_not_packed
 from umbrella_model.patch_embed import PatchEmbed
 from umbrella_model.sharding import is_sharded
 from umbrella_model.splice import check_image_tokens, splice_features
@@ -159,6 +160,9 @@ class UmbrellaModel(UmbrellaPreTrainedModel, LlavaModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)  # a step of decoding: the scans are in the cache
         elif input_ids is not None:
             inputs_embeds, dummy_terms = self.embed(input_ids, modality_ids=modality_ids, pixel_values=pixel_values)
+        if past_key_values is None and kwargs.get("cu_seq_lens_q") is None:
+            # Some paths would see by the positions alone where a conversation ends, others would not.
+            check_not_packed(position_ids, attention_mask)
         kwargs["return_dict"] = True
         if past_key_values is None and (self.training or "cu_seq_lens_q" in kwargs):
             # A cache would go unused, and with one transformers forgets that conversations share a packed row.
