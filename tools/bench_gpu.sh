@@ -1,19 +1,30 @@
 #!/usr/bin/env bash
 # Every benchmark of the model and of the dummy loss on one GPU, without network: tables on the terminal, figures as JSON in a folder.
 #   bash tools/bench_gpu.sh [FOLDER]
+# A part that fails, for want of memory or otherwise, is named at the end and makes the status 1; the others still run.
 # DEVICE=cpu runs the same with tiny sizes, to see that nothing is broken.
-set -euo pipefail
-cd "$(dirname "$0")/.."
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
 folder=${1:-benchmarks}
-mkdir -p "$folder"
+mkdir -p "$folder" || exit
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
-run() { printf '\n== %s\n' "$*"; ${PYTHON:-uv run --no-sync python} "$@"; }
+failed=()
+run() {
+  printf '\n== %s\n' "$*"
+  ${PYTHON:-uv run --no-sync python} "$@" || failed+=("$*")
+}
+finish() {
+  ((${#failed[@]})) || exit 0
+  printf '\nfailed:\n' >&2
+  printf '  %s\n' "${failed[@]}" >&2
+  exit 1
+}
 
 if [ "${DEVICE:-cuda}" = cpu ]; then
   run tools/bench_patch_embed.py --image-size 32 --patch-size 8 --width 64 --repeats 1 --threads 1 --json "$folder/patch_embed.json"
   run tools/bench_step.py --size tiny --batch-size 2 --pool 4 --repeats 1 --threads 1 --json "$folder/step.json"
   run tools/bench_dummy_loss.py --device cpu --pairs 1 --batch-size 1
-  exit
+  finish
 fi
 run tools/bench_patch_embed.py --device cuda --batch-size 32 --repeats 20 --json "$folder/patch_embed.json"
 for batch_size in 8 32 64; do
@@ -26,5 +37,7 @@ for batch_size in 4 16; do
 done
 run tools/bench_step.py --device cuda --size 0.5b --sections mixed logits --pool 64 --json "$folder/step-mixed.json"
 for dtype in float32 bfloat16; do
-  run tools/bench_dummy_loss.py --device cuda --size 0.5b --dtype "$dtype" --batch-size 32 --pairs 30 | tee "$folder/dummy_loss-$dtype.txt"
+  run tools/bench_dummy_loss.py --device cuda --size 0.5b --dtype "$dtype" --batch-size 32 --pairs 30 \
+    > >(tee "$folder/dummy_loss-$dtype.txt")
 done
+finish

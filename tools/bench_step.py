@@ -24,7 +24,6 @@ The peak is the card's dense bfloat16 rate, or what a large matrix product reach
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -36,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from step_data import NUM_SUPERVISED, NUM_WORDS, batch_plans, collate, make_sample, mixed_samples, scans_in_order
-from step_measure import check_equal, count_flops, find_peak, take_turns
+from step_measure import check_equal, count_flops, find_peak, ratio, take_turns, write_figures
 from step_models import SIZES, VOCABULARY, Batch, build_llava, build_model, merge_loop_loss
 from umbrella_model import UmbrellaForConditionalGeneration, set_trainable
 
@@ -53,13 +52,19 @@ def main() -> None:
         flush=True,
     )
     figures: list[dict[str, Any]] = []
+    broken = []
     for section in options.sections:
-        for figure in SECTIONS[section](section, options, peak):
-            print("  ".join(f"{key} {_shown(value)}" for key, value in figure.items()), flush=True)
-            figures.append(figure)
-    if options.json is not None:
-        settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
-        options.json.write_text(json.dumps({"settings": settings, "figures": figures}, indent=2) + "\n")
+        try:
+            for figure in SECTIONS[section](section, options, peak):
+                print("  ".join(f"{key} {_shown(value)}" for key, value in figure.items()), flush=True)
+                figures.append(figure)
+                write_figures(options.json, vars(options), figures)
+        except torch.OutOfMemoryError as error:
+            print(f"{section}: out of memory, the rest of the section is left out: {error}", flush=True)
+            broken.append(section)
+        torch.cuda.empty_cache()
+    if broken:
+        raise SystemExit(f"out of memory: {', '.join(broken)}")
 
 
 def parse_options() -> argparse.Namespace:
@@ -111,7 +116,7 @@ def one_modality(modality: str, options: argparse.Namespace, peak: float) -> Ite
             yield {
                 "section": modality, "preset": preset, "step": name, "ms": 1000 * seconds,
                 "tokens/s": num_tokens / seconds, "MFU": flops / seconds / peak / 1e12, "peak GiB": memory,
-                "ours is faster by": seconds / results["ours"][0],
+                "ours is faster by": ratio(results, name, to="ours"),
             }  # fmt: skip
 
 
@@ -149,7 +154,7 @@ def mixed(section: str, options: argparse.Namespace, peak: float) -> Iterable[di
             "section": section, "batches": name, "ms": 1000 * seconds, "useful tokens/s": num_tokens / seconds,
             "useful": num_tokens / sum(batch["input_ids"].numel() for batch in plans.get(name, random_batches)),
             "MFU": flops / seconds / peak / 1e12, "peak GiB": memory,
-            "faster than random by": results["random batches of 8"][0] / seconds,
+            "faster than random by": ratio(results, "random batches of 8", to=name),
         }  # fmt: skip
 
 
@@ -181,7 +186,10 @@ def logits(section: str, options: argparse.Namespace, peak: float) -> Iterable[d
             made[:] = [out.detach()]
             F.cross_entropy(out.float(), t).backward()
 
-        ((seconds, memory),) = take_turns({name: run}, options).values()
+        results = take_turns({name: run}, options)
+        if name not in results:
+            continue
+        seconds, memory = results[name]
         size = made[0].numel() * made[0].element_size() / 2**20
         yield {"section": section, "logits": name, "ms": 1000 * seconds, "MiB a sample": size, "peak GiB": memory}
 

@@ -1,13 +1,17 @@
-"""How `bench_step.py` measures: turns, peak memory, and the operations that a step needs."""
+"""How `bench_step.py` and `bench_patch_embed.py` measure: turns, peak memory, and the operations that a step needs."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import accumulate
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,14 +26,28 @@ PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}
 
 
 def check_equal(losses: dict[str, Callable[[], Tensor]], options: argparse.Namespace) -> None:
-    """All contenders compute the same loss, or the comparison means nothing."""
-    values = {name: float(loss().detach()) for name, loss in losses.items()}
-    if max(values.values()) - min(values.values()) > (0.05 if options.dtype == "bfloat16" else 1e-3):
+    """All contenders that fit into memory compute the same loss, or the comparison means nothing."""
+    values: dict[str, float] = {}
+    for name, loss in losses.items():
+        with within_memory(f"{name}, forward"):
+            values[name] = float(loss().detach())
+    if values and max(values.values()) - min(values.values()) > (0.05 if options.dtype == "bfloat16" else 1e-3):
         raise SystemExit(f"the losses differ: {values}")
 
 
-def _step(loss: Callable[[], Tensor]) -> Callable[[], None]:
-    return lambda: loss().backward()
+@contextmanager
+def within_memory(name: str) -> Iterator[None]:
+    """What does not fit into a GPU's memory is left out, and that is said."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        print(f"{name}: out of memory, left out", flush=True)
+        torch.cuda.empty_cache()
+
+
+def ratio(results: dict[str, tuple[float, float]], name: str, *, to: str) -> float | None:
+    """How many times as long `name` takes as `to`; None where one of them was left out."""
+    return results[name][0] / results[to][0] if name in results and to in results else None
 
 
 def take_turns(steps: dict[str, Callable[[], None]], options: argparse.Namespace) -> dict[str, tuple[float, float]]:
@@ -41,21 +59,25 @@ def take_turns(steps: dict[str, Callable[[], None]], options: argparse.Namespace
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     memory: dict[str, float] = {}
     for name, run in steps.items():
-        try:
+        with within_memory(name):
             memory[name] = peak_memory(run, device=options.device)
-        except torch.OutOfMemoryError:
-            print(f"{name}: out of memory, left out", flush=True)
-            torch.cuda.empty_cache()
     for _ in range(options.repeats):
         for name, run in steps.items():
             if name not in memory:
                 continue
-            _wait(options.device)
+            wait(options.device)
             start = clock()
             run()
-            _wait(options.device)
+            wait(options.device)
             seconds[name].append(clock() - start)
     return {name: (statistics.median(seconds[name]), most) for name, most in memory.items()}
+
+
+def write_figures(path: Path | None, settings: dict[str, Any], figures: Any) -> None:
+    """The figures so far: called after each, so that a run that breaks keeps those it has."""
+    if path is not None:
+        shown = {key: str(value) for key, value in settings.items() if key != "json"}
+        path.write_text(json.dumps({"settings": shown, "figures": figures}, indent=2) + "\n")
 
 
 def peak_memory(run: Callable[[], None], *, device: str) -> float:
@@ -74,7 +96,8 @@ def peak_memory(run: Callable[[], None], *, device: str) -> float:
     return max(accumulate((event.nbytes() for event in events), initial=0)) / 2**30
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
+    """Until the device has done what it was given."""
     if device == "cuda":
         torch.cuda.synchronize()
 

@@ -19,6 +19,7 @@ from transformers import (
 
 from umbrella_model import PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration
 from umbrella_model.parts import named_part_parameters
+from umbrella_model.patch_embed import PatchEmbed
 
 VOCABULARY, FILL = 151_936, 0
 # Widths of the vision encoder and of the language model, and the voxels along X, Y and Z.
@@ -77,32 +78,50 @@ def _text_config(size: dict[str, Any]) -> PretrainedConfig:
     )
 
 
+def as_conv3d(patch_embed: PatchEmbed) -> nn.Conv3d:
+    """`Conv3d` with the weights of a patch embed; the frames of a series' patch are its channels."""
+    patch = patch_embed.config.patch_size
+    weight = patch_embed.proj.weight.detach().reshape(-1, 1, *patch)
+    if len(patch) > 3:
+        weight = weight.permute(0, 1, 5, 2, 3, 4).flatten(1, 2)
+    kernel = (patch[0], patch[1], patch[2])
+    conv = nn.Conv3d(weight.shape[1], len(weight), kernel_size=kernel, stride=kernel)
+    conv.to(weight.device, weight.dtype)
+    with torch.no_grad():
+        conv.weight.copy_(weight)
+        assert conv.bias is not None
+        conv.bias.copy_(patch_embed.proj.bias)
+    return conv
+
+
+def frames_as_channels(series: Tensor, frames: int) -> Tensor:
+    """Series (N, 1, X, Y, Z, T) as `Conv3d` takes them, a scan a window: (N * windows, frames, X, Y, Z)."""
+    windows = series.unflatten(-1, (-1, frames)).permute(0, 5, 1, 6, 2, 3, 4)
+    return windows.flatten(2, 3).flatten(0, 1)
+
+
+def tokens_of(maps: Tensor, *, num_scans: int) -> Tensor:
+    """Feature maps (N, H, x, y, z) to tokens in the order of the patch embed, time fastest."""
+    tokens = maps.flatten(2).transpose(1, 2).unflatten(0, (num_scans, -1))
+    return tokens.transpose(1, 2).flatten(1, 2)
+
+
 class ConvEmbeddings(nn.Module):
     """What a plain port of LLaVA to volumes does: `Conv3d` in place of `Conv2d`; frames of a patch as channels."""
 
     def __init__(self, patch_embed: Any) -> None:
         super().__init__()
         patch = patch_embed.config.patch_size
-        weight = patch_embed.proj.weight.detach().reshape(-1, 1, *patch)
         self.frames = patch[3] if len(patch) > 3 else 0
-        if self.frames:
-            weight = weight.permute(0, 1, 5, 2, 3, 4).flatten(1, 2)
-        self.conv = nn.Conv3d(weight.shape[1], len(weight), kernel_size=patch[:3], stride=patch[:3])
-        self.conv.to(weight.device, weight.dtype)
-        with torch.no_grad():
-            self.conv.weight.copy_(weight)
-            assert self.conv.bias is not None
-            self.conv.bias.copy_(patch_embed.proj.bias)
+        self.conv = as_conv3d(patch_embed)
         self.position_embedding = nn.Parameter(patch_embed.position_embedding.detach().clone())
 
     def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None) -> Tensor:  # noqa: ARG002
         """Tokens (N, P, H) of volumes (N, 1, X, Y, Z[, T]); the signature is the encoder's."""
         num_scans = len(pixel_values)
         if self.frames:
-            windows = pixel_values.unflatten(-1, (-1, self.frames)).permute(0, 5, 1, 6, 2, 3, 4)
-            pixel_values = windows.flatten(2, 3).flatten(0, 1)
-        tokens = self.conv(pixel_values).flatten(2).transpose(1, 2).unflatten(0, (num_scans, -1))
-        return tokens.transpose(1, 2).flatten(1, 2) + self.position_embedding
+            pixel_values = frames_as_channels(pixel_values, self.frames)
+        return tokens_of(self.conv(pixel_values), num_scans=num_scans) + self.position_embedding
 
 
 class ConvEmbeddingsByAxes(nn.Module):

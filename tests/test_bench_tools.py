@@ -1,0 +1,102 @@
+"""The benchmarks keep what they have measured when something does not fit into memory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+TOOLS = Path(__file__).parents[1] / "tools"
+
+
+def out_of_memory(*_: Any) -> Any:
+    raise torch.OutOfMemoryError("too large")
+
+
+@pytest.fixture
+def tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+
+
+@pytest.mark.usefixtures("tools")
+def test_a_contender_that_does_not_fit_is_left_out_of_check_and_turns() -> None:
+    from step_measure import check_equal, ratio, take_turns
+
+    options = argparse.Namespace(clock="cpu", device="cpu", repeats=1, dtype="float32")
+    check_equal({"ours": out_of_memory, "theirs": lambda: torch.ones(())}, options)
+    check_equal({"ours": out_of_memory}, options)
+    with pytest.raises(SystemExit, match="the losses differ"):
+        check_equal({"ours": out_of_memory, "a": lambda: torch.ones(()), "b": lambda: torch.zeros(())}, options)
+    results = take_turns({"ours": out_of_memory, "theirs": lambda: None}, options)
+    assert list(results) == ["theirs"]
+    assert ratio(results, "theirs", to="ours") is None
+    assert ratio({"a": (6.0, 0), "b": (2.0, 0)}, "a", to="b") == 3
+
+
+@pytest.mark.usefixtures("tools")
+@pytest.mark.parametrize("left_out", ["ours", "random batches of 8"])
+def test_a_section_goes_on_without_the_contender_that_others_are_compared_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, left_out: str
+) -> None:
+    import bench_step
+
+    section = "T1" if left_out == "ours" else "mixed"
+
+    def all_but_one(steps: Any, options: Any) -> dict[str, tuple[float, float]]:
+        return {name: (1.0, 1.0) for name in steps if name != left_out}
+
+    monkeypatch.setattr(bench_step, "take_turns", all_but_one)
+    arguments = ["--size", "tiny", "--batch-size", "1", "--pool", "2", "--peak-tflops", "1", "--presets", "align"]
+    monkeypatch.setattr(sys, "argv", ["", "--sections", section, "--json", str(tmp_path / "a.json"), *arguments])
+    bench_step.main()
+    figures = json.loads((tmp_path / "a.json").read_text())["figures"]
+    assert len(figures) == (2 if left_out == "ours" else 3)
+
+
+@pytest.mark.usefixtures("tools")
+def test_figures_are_kept_and_other_sections_run_when_one_breaks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import bench_step
+
+    def breaks(section: str, *_: Any) -> Any:
+        yield {"section": section}
+        out_of_memory()
+
+    def works(section: str, *_: Any) -> Any:
+        # What came before is on disk already.
+        assert json.loads((tmp_path / "a.json").read_text())["figures"] == [{"section": "T1"}]
+        yield {"section": section}
+
+    monkeypatch.setattr(bench_step, "SECTIONS", {"T1": breaks, "mixed": works})
+    arguments = ["--peak-tflops", "1", "--json", str(tmp_path / "a.json")]
+    monkeypatch.setattr(sys, "argv", ["", *arguments])
+    with pytest.raises(SystemExit, match="out of memory: T1"):
+        bench_step.main()
+    assert json.loads((tmp_path / "a.json").read_text())["figures"] == [{"section": "T1"}, {"section": "mixed"}]
+
+
+@pytest.mark.parametrize(("breaks", "device"), [("bench_step", "cpu"), ("float32", "cuda"), ("nothing", "cpu")])
+def test_the_script_runs_every_part_and_says_at_the_end_that_one_failed(
+    tmp_path: Path, breaks: str, device: str
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\ncase "$*" in *{breaks}*) exit 7;; esac\n')
+    python.chmod(0o700)
+    ran = subprocess.run(
+        ["bash", str(TOOLS / "bench_gpu.sh"), str(tmp_path / "figures")],
+        env={**os.environ, "PYTHON": str(python), "DEVICE": device},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert len((tmp_path / "calls").read_text().splitlines()) == (3 if device == "cpu" else 9)
+    assert ran.returncode == (0 if breaks == "nothing" else 1)
+    assert (breaks in ran.stderr) == (breaks != "nothing")
