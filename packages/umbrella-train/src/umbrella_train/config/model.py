@@ -161,7 +161,7 @@ class ModelConfig(Section):
     init: Literal["inflate", "random"] = "inflate"
     """Where patch embeds start with pretrained: from the checkpoint's 2-D filter and positions, or from nothing."""
     attn_implementation: Literal["varlen", "sdpa", "eager"] | None = None
-    """Attention: varlen never makes the host wait for a GPU. Default: varlen, but sdpa with a sliding window."""
+    """Attention: varlen trains without a padding mask. Default: varlen, but sdpa with a sliding window."""
     modalities: Annotated[dict[str, ModalityModelConfig], Field(min_length=1)]
     """The modalities by name (T1, rsfMRI, dMRI); their order here is the order of the modality tags."""
     pool: dict[str, Pool] = Field(default_factory=dict)
