@@ -24,12 +24,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from umbrella_data.cache import VolumeCache
 from umbrella_data.errors import ScanError
 from umbrella_data.errors import ScanReason as R
 from umbrella_data.header import ScanDoubt
 from umbrella_data.resample import Grid
 from umbrella_data.scan_file import open_scan
 from umbrella_data.scan_resample import read_resampled
+from umbrella_data.transforms import Pipeline, PipelineConfig
 from umbrella_data.volume import load_volume, read_shape
 
 NAN, INF = float("nan"), float("inf")
@@ -333,6 +335,16 @@ def read(path: Path, *, is_series: bool) -> np.ndarray:
     return load_volume(path, modality="rsfMRI" if is_series else "T1").data[0].numpy()
 
 
+def refused_with_a_cache(path: Path, cache_dir: Path, *, is_series: bool = False) -> R:
+    """Why a pipeline with a cache refuses a file."""
+    config = PipelineConfig(image_size=(3, 3, 3, 2) if is_series else (3, 3, 3))
+    pipeline = Pipeline(config, modality="rsfMRI" if is_series else "T1", cache=VolumeCache(cache_dir))
+    with pytest.raises(ScanError) as caught:
+        pipeline(path, generator=None)
+    assert not list(cache_dir.glob("volumes/*/*"))
+    return caught.value.reason
+
+
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("name", ROWS)
 def test_file_is_refused_or_read_as_its_row_says(name: str, tmp_path: Path) -> None:
@@ -357,6 +369,7 @@ def test_file_is_refused_or_read_as_its_row_says(name: str, tmp_path: Path) -> N
             with pytest.raises(ScanError) as caught, open_scan(path) as scan:
                 read_resampled(scan, rank=4 if row.is_series else 3, grid=Grid(image_size=(3, 3, 3)))
             assert caught.value.reason == row.reason
+            assert refused_with_a_cache(path, tmp_path / "cache", is_series=row.is_series) == row.reason
         assert tracemalloc.get_traced_memory()[1] < 50_000_000
     finally:
         tracemalloc.stop()
@@ -419,6 +432,7 @@ def test_path_is_refused_when_no_regular_file_stands_there(
         with pytest.raises(ScanError) as caught:
             load_volume(tmp_path / ending, modality="T1")
         assert caught.value.reason == reason
+        assert refused_with_a_cache(tmp_path / ending, tmp_path / "cache") == reason
 
 
 def test_path_is_refused_when_too_long_or_of_odd_bytes(tmp_path: Path) -> None:
@@ -426,19 +440,24 @@ def test_path_is_refused_when_too_long_or_of_odd_bytes(tmp_path: Path) -> None:
         with pytest.raises(ScanError) as caught:
             load_volume(path, modality="T1")
         assert caught.value.reason in (R.UNREADABLE, R.MISSING)
+        assert refused_with_a_cache(path, tmp_path / "cache") == caught.value.reason
 
 
 _READ_AS_NOBODY = """
-import os, sys
+import os, sys, tempfile
+from pathlib import Path
+from umbrella_data.cache import VolumeCache
 from umbrella_data.errors import ScanError
-from umbrella_data.scan_file import open_scan
+from umbrella_data.transforms import Pipeline, PipelineConfig
 if os.getuid() == 0:
     os.setgid(65534); os.setuid(65534)
-try:
-    with open_scan(sys.argv[1]):
-        print("read")
-except ScanError as error:
-    print(error.reason)
+with tempfile.TemporaryDirectory() as folder:
+    for cache in (None, VolumeCache(folder)):
+        pipeline = Pipeline(PipelineConfig(image_size=(3, 3, 3)), modality="T1", cache=cache)
+        try:
+            pipeline(Path(sys.argv[1]), generator=None)
+        except ScanError as error:
+            print(error.reason)
 """
 
 
@@ -453,7 +472,7 @@ def test_file_is_refused_when_permissions_forbid_it(mode: int, tmp_path: Path) -
     run = subprocess.run(
         [sys.executable, "-c", _READ_AS_NOBODY, str(path)], capture_output=True, text=True, check=True, timeout=60
     )
-    assert run.stdout.strip() == R.UNREADABLE
+    assert run.stdout.split() == [R.UNREADABLE] * 2
 
 
 _MEASURE = r"""

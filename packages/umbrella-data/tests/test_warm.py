@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -70,6 +72,20 @@ def test_report_keeps_no_frames_of_what_failed(manifest, pipeline, tmp_path):
     (error,) = warm_cache([read_manifest(manifest)], pipelines={"T1": pipeline}, num_workers=1).failed
     assert error.path == str(tmp_path / "5_0.nii.gz")
     assert (error.__traceback__, error.__context__, error.__cause__) == (None, None, None)
+
+
+@pytest.mark.timeout(60)
+def test_places_that_hold_no_file_are_listed_and_end_nothing(manifest, tmp_path, capsys):
+    for name in "345":
+        (tmp_path / f"{name}_0.nii.gz").unlink()
+    (tmp_path / "3_0.nii.gz").mkdir()
+    os.mkfifo(tmp_path / "4_0.nii.gz")
+    words = ["--cache-dir", str(tmp_path / "cache"), "--size", "T1=8,8,8", "--workers", "1"]
+    assert main(["cache", str(manifest), *words]) == 1
+    printed = capsys.readouterr().out
+    assert "7 of 10 scans" in printed
+    assert printed.count("[not_regular_file]") == 2
+    assert printed.count("[missing]") == 1
 
 
 def test_cache_by_a_runs_file_takes_its_folder_sizes_and_manifests(manifest, tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch
 
 from umbrella_data.atomic_file import write_atomically
 from umbrella_data.cache_entry import MAX_ATTEMPTS, CachedFrames, DamagedEntryError, write_entry
-from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.errors import ScanError
 from umbrella_data.eviction import SizeLimit
+from umbrella_data.regular_file import open_regular_file, stat_regular_file
 
 _MAX_REMEMBERED = 1 << 16
 # Path, size, mtime, inode and device: who changes a file changes one of them.
@@ -44,9 +46,13 @@ class VolumeCache:
             make: Computes the frames (T, C, X, Y, Z) float32.
 
         Raises:
-            ScanError: Where a source is missing, or from `make`.
+            ScanError: Where a source cannot be read, or from `make`.
         """
-        path = self._path(sources, fingerprint)
+        try:
+            path = self._path(sources, fingerprint)
+        except ScanError:
+            make()  # whose error is the one that reading without a cache gives
+            raise
 
         def restore() -> None:
             self._limit.note_added(write_entry(path, make().numpy()))
@@ -65,7 +71,7 @@ class VolumeCache:
         """Whether there is an entry of a scan; a damaged one counts as none.
 
         Raises:
-            ScanError: Where a source is missing.
+            ScanError: Where a source cannot be read.
         """
         try:
             CachedFrames(self._path(sources, fingerprint), restore=lambda: None)
@@ -91,20 +97,17 @@ class VolumeCache:
         name = hashlib.sha256("\n".join(map(str, identity)).encode(errors="surrogateescape")).hexdigest()
         memory = self.directory / "content" / name[:2] / name
         try:
-            remembered = memory.read_text()
+            remembered = memory.read_bytes()
         except FileNotFoundError:
-            remembered = ""
-        if len(remembered) == 64:
-            return remembered
-        with source.open("rb") as file:
+            remembered = b""
+        if re.fullmatch(rb"[0-9a-f]{64}", remembered):
+            return remembered.decode()
+        with open_regular_file(str(source)) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         write_atomically(memory, [digest.encode()])
         return digest
 
 
 def _identify(source: Path) -> _FileIdentity:
-    try:
-        status = source.stat()
-    except OSError as error:
-        raise ScanError(f"cannot be opened: {error}", path=source, reason=ScanReason.MISSING) from error
+    status = stat_regular_file(source)
     return str(source.absolute()), status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev

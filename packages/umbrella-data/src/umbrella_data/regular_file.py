@@ -7,13 +7,14 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from io import BufferedReader
+from pathlib import Path
 
 from umbrella_data.errors import ScanError, ScanReason
 
 
 @contextmanager
-def open_regular_file(path: str) -> Iterator[BinaryIO]:
+def open_regular_file(path: str) -> Iterator[BufferedReader]:
     """Open a file for reading, and turn what the system says against it into a `ScanError`.
 
     Raises:
@@ -27,9 +28,7 @@ def open_regular_file(path: str) -> Iterator[BinaryIO]:
     # fdopen itself would stumble over a folder.
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ScanError(
-            "not a regular file (a folder, a pipe or a device)", path=path, reason=ScanReason.NOT_REGULAR_FILE
-        )
+        raise _not_regular(path)
     with os.fdopen(descriptor, "rb") as file:
         try:
             yield file
@@ -39,10 +38,31 @@ def open_regular_file(path: str) -> Iterator[BinaryIO]:
             ) from error
 
 
+def stat_regular_file(path: Path) -> os.stat_result:
+    """What the system knows of a file, without opening it; a symbolic link is followed.
+
+    Raises:
+        ScanError: As `open_regular_file`, but for a file that may not be read.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise _cannot_open(error, path=str(path)) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise _not_regular(str(path))
+    return status
+
+
+def _not_regular(path: str) -> ScanError:
+    return ScanError(
+        "not a regular file (a folder, a pipe, a socket or a device)", path=path, reason=ScanReason.NOT_REGULAR_FILE
+    )
+
+
 def _cannot_open(error: OSError | ValueError, *, path: str) -> ScanError:
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOENT, errno.ENOTDIR):
         return ScanError("there is no such file", path=path, reason=ScanReason.MISSING)
     if number == errno.ENXIO:
-        return ScanError("not a regular file (a socket or a device)", path=path, reason=ScanReason.NOT_REGULAR_FILE)
+        return _not_regular(path)
     return ScanError(f"cannot be opened: {error}", path=path, reason=ScanReason.UNREADABLE)
