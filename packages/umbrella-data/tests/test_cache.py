@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -161,3 +165,80 @@ def test_fetch_names_the_file_when_a_source_is_missing(cache: VolumeCache, tmp_p
     with pytest.raises(ScanError) as caught:
         cache.fetch([tmp_path / "gone.nii"], fingerprint="p", make=make)
     assert (caught.value.reason, caught.value.path) == (ScanReason.MISSING, str(tmp_path / "gone.nii"))
+
+
+_TIMES = itertools.count(1)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Put another file under a name, as `rsync` and editors do."""
+    other = path.with_name("other")
+    other.write_bytes(content)
+    # The clock of a file system ticks in milliseconds, and the number of a file that is gone is given again.
+    os.utime(other, ns=(0, next(_TIMES)))
+    other.replace(path)
+
+
+def read_as_frames(path: Path, *, before: Callable[[int], object] = lambda call: None) -> Callable[[], torch.Tensor]:
+    """A maker of frames that hold the bytes of a file; `before` is told each time that it begins to read."""
+    calls: list[int] = []
+
+    def make() -> torch.Tensor:
+        calls.append(len(calls))
+        before(calls[-1])
+        return torch.tensor(list(path.read_bytes())).float().reshape(1, 1, -1, 1, 1)
+
+    return make
+
+
+def test_fetch_keeps_nothing_stale_when_a_file_changes_before_it_is_read(cache: VolumeCache, source: Path) -> None:
+    old, new = b"content of old", b"content of new"
+    replace(source, old)
+    make = read_as_frames(source, before=lambda call: replace(source, new) if call == 0 else None)
+    frames = cache.fetch([source], fingerprint="p", make=make).read(0, 1)
+    assert bytes(frames.flatten().byte().tolist()) == new
+    # The old content under the same name again, and both under other names, are what they are.
+    for content in (old, new):
+        for path in (source, source.with_name("twin")):
+            replace(path, content)
+            frames = cache.fetch([path], fingerprint="p", make=read_as_frames(path)).read(0, 1)
+            assert bytes(frames.flatten().byte().tolist()) == content
+
+
+def test_fetch_refuses_a_file_when_it_changes_each_time(cache: VolumeCache, source: Path) -> None:
+    make = read_as_frames(source, before=lambda call: replace(source, b"content %d" % call))
+    with pytest.raises(ScanError, match="changes while it is read") as caught:
+        cache.fetch([source], fingerprint="p", make=make)
+    assert (caught.value.reason, caught.value.path) == (ScanReason.UNREADABLE, str(source))
+    assert entries(cache) == []
+
+
+def test_entry_is_not_mended_from_another_file(cache: VolumeCache, source: Path, make: Maker) -> None:
+    frames = cache.fetch([source], fingerprint="p", make=make)
+    (entry,) = entries(cache)
+    entry.unlink()
+    replace(source, b"another scan")
+    with pytest.raises(ScanError, match="changes while it is read"):
+        frames.read(0, 5)
+    assert make.calls == 1
+    assert entries(cache) == []
+
+
+def test_hash_is_not_remembered_when_the_file_changes_under_it(
+    cache: VolumeCache, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hashlib.file_digest
+
+    def slow(file: Any, name: str) -> Any:
+        result = digest(file, name)
+        if not changed:
+            changed.append(file)
+            source.write_bytes(b"content that is longer")
+        return result
+
+    changed: list[Any] = []
+    monkeypatch.setattr(hashlib, "file_digest", slow)
+    cache.fetch([source], fingerprint="p", make=read_as_frames(source))
+    assert [path.read_text() for path in cache.directory.glob("content/*/*")] == [
+        hashlib.sha256(b"content that is longer").hexdigest()
+    ]

@@ -13,11 +13,13 @@ import torch
 
 from umbrella_data.atomic_file import write_atomically
 from umbrella_data.cache_entry import MAX_ATTEMPTS, CachedFrames, DamagedEntryError, write_entry
-from umbrella_data.errors import ScanError
+from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.eviction import SizeLimit
 from umbrella_data.regular_file import open_regular_file, stat_regular_file
 
 _MAX_REMEMBERED = 1 << 16
+# How often a scan is made again because its files changed meanwhile.
+_MAX_CHANGES = 2
 # Path, size, mtime, inode and device: who changes a file changes one of them.
 _FileIdentity = tuple[str, int, int, int, int]
 
@@ -46,16 +48,34 @@ class VolumeCache:
             make: Computes the frames (T, C, X, Y, Z) float32.
 
         Raises:
-            ScanError: Where a source cannot be read, or from `make`.
+            ScanError: Where a source cannot be read, or changes again and again while it is; or from `make`.
         """
+        for _ in range(_MAX_CHANGES):
+            try:
+                return self._fetch(sources, fingerprint, make)
+            except _SourceChangedError:
+                continue
+        return self._fetch(sources, fingerprint, make)
+
+    def _fetch(self, sources: Sequence[Path], fingerprint: str, make: Callable[[], torch.Tensor]) -> CachedFrames:
         try:
             path = self._path(sources, fingerprint)
+        except _SourceChangedError:
+            raise
         except ScanError:
             make()  # whose error is the one that reading without a cache gives
             raise
 
         def restore() -> None:
-            self._limit.note_added(write_entry(path, make().numpy()))
+            # Sources are opened by their names, to be hashed and again to be read: what was made belongs under this
+            # key only if they were the same files all the while.
+            before = _identify_all(sources)
+            if self._path(sources, fingerprint) != path:
+                raise _changed(sources)
+            frames = make().numpy()
+            if _identify_all(sources) != before:
+                raise _changed(sources)
+            self._limit.note_added(write_entry(path, frames))
 
         for _ in range(MAX_ATTEMPTS):
             try:
@@ -81,7 +101,7 @@ class VolumeCache:
 
     def _path(self, sources: Sequence[Path], fingerprint: str) -> Path:
         """The entry of some files, remembered by their paths, sizes, mtimes and inodes."""
-        identities = tuple(map(_identify, sources))
+        identities = _identify_all(sources)
         path = self._paths.get((fingerprint, identities))
         if path is None:
             hashes = map(self._content_hash, sources, identities)
@@ -104,10 +124,27 @@ class VolumeCache:
             return remembered.decode()
         with open_regular_file(str(source)) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+            status = os.fstat(file.fileno())
+        if _identity(source, status) != identity:
+            raise _changed([source])
         write_atomically(memory, [digest.encode()])
         return digest
 
 
-def _identify(source: Path) -> _FileIdentity:
-    status = stat_regular_file(source)
+class _SourceChangedError(ScanError):
+    """A source was written to, or another file took its place, while it was read."""
+
+
+def _changed(sources: Sequence[Path]) -> _SourceChangedError:
+    names = ", ".join(source.name for source in sources[1:])
+    beside = f" (or one of {names})" if names else ""
+    message = f"changes{beside} while it is read: wait until whatever writes it is done"
+    return _SourceChangedError(message, path=sources[0], reason=ScanReason.UNREADABLE)
+
+
+def _identify_all(sources: Sequence[Path]) -> tuple[_FileIdentity, ...]:
+    return tuple(_identity(source, stat_regular_file(source)) for source in sources)
+
+
+def _identity(source: Path, status: os.stat_result) -> _FileIdentity:
     return str(source.absolute()), status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
