@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import os
+import pickle
+import struct
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ import torch
 
 from umbrella_data import cache_entry
 from umbrella_data.cache import VolumeCache
-from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.errors import CacheError, ScanError, ScanReason
 
 
 class Maker:
@@ -135,14 +139,61 @@ def test_fetch_leaves_nothing_behind_when_writing_fails(
     cache: VolumeCache, source: Path, make: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object) -> None:
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
     cache.fetch([source], fingerprint="other", make=make)
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(CacheError, match=r"no space left.*make room"):
+        cache.fetch([source], fingerprint="p", make=make)
+    source.write_bytes(b"a hash that cannot be written either")
+    with pytest.raises(CacheError, match="no space left"):
         cache.fetch([source], fingerprint="p", make=make)
     assert len(list(cache.directory.glob("volumes/*/*"))) == 1
     assert list(cache.directory.glob("volumes/*/.writing-*")) == []
+
+
+@pytest.mark.parametrize("content", [None, b"no entry"], ids=["lost", "damaged"])
+def test_cache_says_so_when_no_entry_stays(
+    cache: VolumeCache, source: Path, make: Maker, content: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = cache.fetch([source], fingerprint="p", make=make)
+
+    def write(path: Path, frames: object) -> int:
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        return 1
+
+    monkeypatch.setattr("umbrella_data.cache.write_entry", write)
+    write(entries(cache)[0], None)
+    for read in (lambda: frames.read(0, 5), lambda: cache.fetch([source], fingerprint="p", make=make)):
+        with pytest.raises(CacheError, match="lost or damaged each time") as caught:
+            read()
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+@pytest.mark.parametrize("length", [(1 << 32) - 1, 1 << 25], ids=["longer_than_the_file", "longer_than_any"])
+def test_read_takes_little_memory_when_the_length_of_a_header_is_damaged(
+    cache: VolumeCache, source: Path, make: Maker, length: int
+) -> None:
+    cache.fetch([source], fingerprint="p", make=make)
+    (entry,) = entries(cache)
+    with entry.open("r+b") as file:
+        file.seek(8)
+        file.write(struct.pack("<I", length))
+        file.truncate(1 << 26)
+    tracemalloc.start()
+    try:
+        cache.fetch([source], fingerprint="p", make=make)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    assert make.calls == 2
+
+
+def test_cache_says_so_when_its_folder_cannot_be_made(source: Path) -> None:
+    with pytest.raises(CacheError, match="cannot be read or written"):
+        VolumeCache(source / "cache")
 
 
 def test_fetch_is_safe_when_many_write_at_once(cache: VolumeCache, source: Path, make: Maker) -> None:

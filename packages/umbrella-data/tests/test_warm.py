@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -86,6 +87,18 @@ def test_places_that_hold_no_file_are_listed_and_end_nothing(manifest, tmp_path,
     assert "7 of 10 scans" in printed
     assert printed.count("[not_regular_file]") == 2
     assert printed.count("[missing]") == 1
+
+
+def test_full_disk_ends_the_command_in_words(manifest, tmp_path, capsys, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("umbrella_data.cache.write_entry", fail)
+    words = ["--cache-dir", str(tmp_path / "cache"), "--size", "T1=8,8,8", "--workers", "1"]
+    assert main(["cache", str(manifest), *words]) == 1
+    error = capsys.readouterr().err
+    assert "error: " in error
+    assert "(No space left on device): make room" in error
 
 
 def test_cache_by_a_runs_file_takes_its_folder_sizes_and_manifests(manifest, tmp_path, capsys):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from umbrella_data.atomic_file import write_atomically
-from umbrella_data.cache_entry import MAX_ATTEMPTS, CachedFrames, DamagedEntryError, write_entry
+from umbrella_data.cache_entry import CachedFrames, DamagedEntryError, retry, unusable, write_entry
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.eviction import SizeLimit
 from umbrella_data.regular_file import open_regular_file, stat_regular_file
@@ -31,11 +31,17 @@ class VolumeCache:
         directory: Made where it does not exist.
         max_bytes: Size that the folder is kept under, scans that were not used for longest going first; None for no
             limit. Processes that share a folder should agree on it.
+
+    Raises:
+        CacheError: Where the folder cannot be made.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, max_bytes: int | None = None) -> None:
         self.directory = Path(directory)
-        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unusable(self.directory, error) from error
         self._limit = SizeLimit(self.directory / "volumes", max_bytes=max_bytes)
         self._paths: OrderedDict[tuple[str, tuple[_FileIdentity, ...]], Path] = OrderedDict()
 
@@ -49,6 +55,7 @@ class VolumeCache:
 
         Raises:
             ScanError: Where a source cannot be read, or changes again and again while it is; or from `make`.
+            CacheError: Where the cache cannot be read or written, or what is written does not stay.
         """
         for _ in range(_MAX_CHANGES):
             try:
@@ -77,15 +84,9 @@ class VolumeCache:
                 raise _changed(sources)
             self._limit.note_added(write_entry(path, frames))
 
-        for _ in range(MAX_ATTEMPTS):
-            try:
-                frames = CachedFrames(path, restore=restore)
-            except (FileNotFoundError, DamagedEntryError):
-                restore()
-                continue
-            self._limit.note_use(path)
-            return frames
-        return CachedFrames(path, restore=restore)
+        frames = retry(lambda: CachedFrames(path, restore=restore), restore=restore, path=path)
+        self._limit.note_use(path)
+        return frames
 
     def holds(self, sources: Sequence[Path], *, fingerprint: str) -> bool:
         """Whether there is an entry of a scan; a damaged one counts as none.
@@ -120,15 +121,25 @@ class VolumeCache:
             remembered = memory.read_bytes()
         except FileNotFoundError:
             remembered = b""
+        except OSError as error:
+            raise unusable(memory, error) from error
         if re.fullmatch(rb"[0-9a-f]{64}", remembered):
             return remembered.decode()
-        with open_regular_file(str(source)) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            status = os.fstat(file.fileno())
-        if _identity(source, status) != identity:
-            raise _changed([source])
-        write_atomically(memory, [digest.encode()])
+        digest = _hash_file(source, identity)
+        try:
+            write_atomically(memory, [digest.encode()])
+        except OSError as error:
+            raise unusable(memory, error) from error
         return digest
+
+
+def _hash_file(source: Path, identity: _FileIdentity) -> str:
+    with open_regular_file(str(source)) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        status = os.fstat(file.fileno())
+    if _identity(source, status) != identity:
+        raise _changed([source])
+    return digest
 
 
 class _SourceChangedError(ScanError):

@@ -13,23 +13,28 @@ from dataclasses import dataclass
 from itertools import chain
 from math import prod, sqrt
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from umbrella_data.atomic_file import write_atomically
+from umbrella_data.errors import CacheError
 
 _MAGIC = b"UMBRVOL1"
 _ALIGNMENT = 64
+# A frame takes some ten bytes of it: more frames than fit in memory.
+_MAX_HEADER_BYTES = 1 << 24
 _MAX_REMEMBERED = 1 << 16
 # Voxels worked on at a time in writing: 16 MiB in float32, which is also faster than more.
 _CHUNK_VOXELS = 1 << 22
 # The largest magnitude stored: float16 ends at 65504.
 _FLOAT16_LIMIT = 6e4
-MAX_ATTEMPTS = 10
-"""Where a cache is far too small for its readers, an entry may go again before it is read."""
+# Where a cache is far too small for its readers, an entry may go again before it is read.
+_MAX_ATTEMPTS = 10
 # Path, inode and time of writing: another file under the same name is another entry.
 _EntryKey = tuple[str, int, int]
+_Result = TypeVar("_Result")
 
 
 class DamagedEntryError(ValueError):
@@ -95,6 +100,9 @@ class CachedFrames:
         Args:
             first: The first frame.
             count: Number of frames.
+
+        Raises:
+            CacheError: Where it cannot be made again, or does not stay.
         """
         layout, stored = self._read(first, count, None)
         values = stored.float()
@@ -109,12 +117,7 @@ class CachedFrames:
         return self._read(0, self.num_frames, target)[1]
 
     def _read(self, first: int, count: int, target: torch.Tensor | None) -> tuple[_Layout, torch.Tensor]:
-        for _ in range(MAX_ATTEMPTS):
-            try:
-                return self._read_once(first, count, target)
-            except (DamagedEntryError, FileNotFoundError):
-                self._restore()
-        return self._read_once(first, count, target)
+        return retry(lambda: self._read_once(first, count, target), restore=self._restore, path=self._path)
 
     def _read_once(self, first: int, count: int, target: torch.Tensor | None) -> tuple[_Layout, torch.Tensor]:
         """What is stored of some frames, float16: read into memory, or else mapped."""
@@ -141,6 +144,41 @@ class CachedFrames:
         for number, frame in enumerate(stored, start=first):
             _verify(frame, number, layout=layout)
         return layout, target
+
+
+def retry(read: Callable[[], _Result], *, restore: Callable[[], None], path: Path) -> _Result:
+    """Read from an entry, which is written again and again while it is lost or damaged, but not for ever.
+
+    Args:
+        read: Reads.
+        restore: Writes the entry again.
+        path: The entry.
+
+    Raises:
+        CacheError: Where it does not stay, or the system refuses to give or to take it.
+    """
+    try:
+        for _ in range(_MAX_ATTEMPTS):
+            try:
+                return read()
+            except (DamagedEntryError, FileNotFoundError):
+                restore()
+        return read()
+    except (DamagedEntryError, FileNotFoundError) as error:
+        raise CacheError(
+            f"{path}: written {_MAX_ATTEMPTS} times, and lost or damaged each time before it was read ({error}): "
+            "give the cache more room, or another disk"
+        ) from error
+    except OSError as error:
+        raise unusable(path, error) from error
+
+
+def unusable(path: Path, error: OSError) -> CacheError:
+    """What to raise where the system refuses to give or to take a file of the cache."""
+    return CacheError(
+        f"{path}: the cache cannot be read or written ({error.strerror or error}): make room on its disk, or name a "
+        "folder that may be written"
+    )
 
 
 def write_entry(path: Path, frames: np.ndarray) -> int:
@@ -210,8 +248,11 @@ def _read_layout(path: Path) -> _Layout:
         if len(start) != 16 or start[:8] != _MAGIC:
             raise DamagedEntryError(f"{path} is no cache entry")
         length, checksum = struct.unpack("<II", start[8:])
-        header = file.read(length)
         size = os.fstat(file.fileno()).st_size
+        # The checksum covers the header alone: a damaged length would have all of a series read as one.
+        if length > min(size, _MAX_HEADER_BYTES):
+            raise DamagedEntryError(f"{path} has a damaged header")
+        header = file.read(length)
     if len(header) != length or zlib.crc32(header) != checksum:
         raise DamagedEntryError(f"{path} has a damaged header")
     facts = json.loads(header)

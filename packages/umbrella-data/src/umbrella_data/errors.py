@@ -101,6 +101,10 @@ class ScanError(UmbrellaDataError):
         return _restore_scan_error, (self.message, self.path, str(self.reason))
 
 
+class CacheError(UmbrellaDataError):
+    """The cache's folder cannot be used: it is full, not ours to write, too small, or what stands in it is lost."""
+
+
 def _restore_manifest_error(problems: list[str], path: str) -> ManifestError:
     return ManifestError(problems, path=path)
 
