@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +120,39 @@ def test_read_gradients_refuses_when_files_are_missing_or_no_numbers(tmp_path: P
     with pytest.raises(ScanError) as caught:
         count_b0(path)
     assert caught.value.reason == ScanReason.BVAL
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def make_long(path: Path) -> None:
+    path.write_text("1 " * 20_000_000)
+
+
+def make_long_word(path: Path) -> None:
+    path.write_text("x" * 4_000_000)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("reason", [ScanReason.BVAL, ScanReason.BVEC])
+@pytest.mark.parametrize("make", [os.mkfifo, make_folder, make_long, make_long_word])
+def test_read_gradients_refuses_at_once_what_is_no_file_of_numbers(
+    tmp_path: Path, make: Callable[[Path], None], reason: ScanReason
+) -> None:
+    path = write(tmp_path)
+    file = gradient_files(path)[reason == ScanReason.BVEC]
+    file.unlink()
+    make(file)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ScanError) as caught:
+            read_gradients(path, num_volumes=8)
+        assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    finally:
+        tracemalloc.stop()
+    assert (caught.value.reason, caught.value.path) == (reason, str(file))
+    assert len(caught.value.message) < 300
 
 
 @pytest.mark.parametrize("axcodes", ["LAS", "RAS", "PSR", "LPI"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.regular_file import open_regular_file
 from umbrella_data.scan_pair import scan_stem
 
 B0_LIMIT = 50.0
@@ -16,6 +17,10 @@ B0_LIMIT = 50.0
 
 MAX_B = 30_000.0
 """s/mm2; human scanners reach about 20,000."""
+
+
+# Three numbers of 20 characters for each of 32,767 volumes, the most of NIfTI-1, are half of it.
+_MAX_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,19 +91,24 @@ def read_gradients(path: str | PathLike[str], *, num_volumes: int) -> Gradients:
 
 def _read_numbers(path: Path, *, reason: ScanReason) -> list[list[float]]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ScanError(
-            "there is no such file; a DWI needs its .bval and .bvec beside it", path=path, reason=reason
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
+        with open_regular_file(str(path)) as file:
+            content = file.read(_MAX_BYTES + 1)
+    except ScanError as error:
+        is_missing = error.reason == ScanReason.MISSING
+        beside = "; a DWI needs its .bval and .bvec beside it" if is_missing else ""
+        raise ScanError(error.message + beside, path=path, reason=reason) from error
+    if len(content) > _MAX_BYTES:
+        raise ScanError(f"holds more than {_MAX_BYTES} bytes: no series has so many volumes", path=path, reason=reason)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
         raise ScanError(f"cannot be read as text: {error}", path=path, reason=reason) from error
     rows: list[list[float]] = []
-    for line, content in enumerate(text.splitlines(), start=1):
+    for line, words in enumerate(text.splitlines(), start=1):
         try:
-            numbers = [float(word) for word in content.replace(",", " ").split()]
+            numbers = [float(word) for word in words.replace(",", " ").split()]
         except ValueError as error:
-            raise ScanError(f"line {line}: {error}; numbers are needed", path=path, reason=reason) from error
+            raise ScanError(f"line {line}: {error!s:.200}; numbers are needed", path=path, reason=reason) from error
         if numbers:
             rows.append(numbers)
     return rows
