@@ -56,3 +56,31 @@ def test_path_that_leaves_the_root_is_refused_in_every_dialect(
         manifest[0]
     good = json.loads(json.dumps({"id": "a", "subject": "s", **row}).replace(json.dumps(path), '"good.nii"'))
     assert read_manifest(write_manifest([good]), data_root=root)[0].scans
+
+
+@pytest.mark.parametrize(("modality", "ending"), [("dMRI", "bval"), ("dMRI", "bvec"), ("rsfMRI", "json")])
+@pytest.mark.parametrize("name", ["sub/a.nii.gz", "a.nii", "a.hdr"])
+def test_file_beside_a_scan_may_not_lead_out_of_the_root(
+    modality, ending, name, tmp_path, tmp_path_factory, make_row, write_manifest
+):
+    row = make_row("a", modality)
+    row["messages"][0]["content"][0]["path"] = name
+    manifest = read_manifest(write_manifest([row]), data_root=tmp_path)
+    beside = (tmp_path / name.replace(".nii.gz", ".nii")).with_suffix(f".{ending}")
+    beside.parent.mkdir(exist_ok=True)
+    inside = tmp_path / "inside.txt"
+    inside.write_text("0")
+    beside.symlink_to(inside)
+    assert manifest[0].scans
+    outside = tmp_path_factory.mktemp("outside") / f"a.{ending}"
+    outside.write_text("0")
+    beside.unlink()
+    beside.symlink_to(outside)
+    with pytest.raises(ManifestError, match=rf"a\.{ending}' is a link that leads out"):
+        manifest[0]
+
+
+def test_files_beside_a_scan_are_looked_at_where_they_are_read_only(tmp_path, make_row, write_manifest):
+    for ending in ("bval", "bvec", "json"):
+        (tmp_path / f"a_0.{ending}").symlink_to("/etc/hostname")
+    assert read_manifest(write_manifest([make_row("a", "T1")]))[0].scans

@@ -84,6 +84,21 @@ def test_repetition_time_is_inherited_when_the_sidecar_stands_above(series: Path
     ]
 
 
+def test_inherited_sidecar_is_doubted_when_it_is_a_link_that_leads_out_of_the_tree(
+    series: Path, tmp_path: Path, tmp_path_factory: Any
+) -> None:
+    write_sidecar(tmp_path / "dataset_description.json", "{}")
+    outside = tmp_path_factory.mktemp("outside") / "x.json"
+    write_sidecar(outside, '{"RepetitionTime": 2.0, "secret": 1}')
+    inherited = tmp_path / "task-rest_bold.json"
+    inherited.symlink_to(outside)
+    assert facts(series) == (2.0, (ScanDoubt.SIDECAR,))
+    inherited.unlink()
+    write_sidecar(tmp_path / ".store" / "x.json", '{"RepetitionTime": 2.0}')
+    inherited.symlink_to(tmp_path / ".store" / "x.json")
+    assert facts(series) == (2.0, ())
+
+
 def test_repetition_time_comes_from_the_sidecar_when_the_header_does_not_say(nifti: Any, random_voxels: Any) -> None:
     path = nifti.write(random_voxels(4, 5, 6, 7), "bold.nii", repetition_time=2000.0)
     write_sidecar(path.with_name("bold.json"), '{"RepetitionTime": 2.0}')

@@ -13,7 +13,7 @@ from umbrella_data.errors import ManifestError, ScanError, ScanReason
 from umbrella_data.modality import MODALITIES
 from umbrella_data.proof import prove_scan
 from umbrella_data.questions import ScanFacts
-from umbrella_data.sample import resolve_inside
+from umbrella_data.sample import resolve_inside, resolve_scan
 
 # Folders at the top of a tree that hold no raw scans (BIDS specification, "Storage of derived datasets" and "Code").
 _SKIPPED_FOLDERS = ("derivatives", "sourcedata", "code", "stimuli", "phenotype")
@@ -101,8 +101,8 @@ def read_facts(scan: BidsScan, *, root: Path, min_frames: int = 0) -> ScanFacts:
     Raises:
         ScanError: If the scan cannot be used.
     """
-    mask = None if scan.mask is None else _inside(scan.mask, root)
-    proof = prove_scan([_inside(scan.path, root)], modality=scan.modality, min_frames=min_frames, mask=mask)
+    paths, mask = _inside(scan, root)
+    proof = prove_scan(paths, modality=scan.modality, min_frames=min_frames, mask=mask)
     return ScanFacts(scan.modality, num_frames=proof.num_frames, num_b0=proof.num_b0)
 
 
@@ -118,8 +118,11 @@ def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, list[str]]]:
         yield here, sorted(name for name in files if name.endswith((".nii", ".nii.gz")) and not name.startswith("."))
 
 
-def _inside(path: str, root: Path) -> Path:
+def _inside(scan: BidsScan, root: Path) -> tuple[tuple[Path, ...], Path | None]:
+    """The files of a scan and its mask."""
+    base = root.resolve()
     try:
-        return resolve_inside(path, root=root.resolve())
+        mask = None if scan.mask is None else resolve_inside(scan.mask, root=base)
+        return resolve_scan([scan.path], modality=scan.modality, root=base), mask
     except ValueError as error:
-        raise ScanError(str(error), path=root / path, reason=ScanReason.UNREADABLE) from error
+        raise ScanError(str(error), path=root / scan.path, reason=ScanReason.UNREADABLE) from error

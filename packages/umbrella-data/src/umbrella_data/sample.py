@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from umbrella_data.modality import find_modality
-from umbrella_data.scan_pair import pair_of
+from umbrella_data.scan_pair import pair_of, scan_stem
 
 Role = Literal["system", "user", "assistant"]
 AnswerType = Literal["choice", "number", "text"]
@@ -155,7 +155,30 @@ def resolve_inside(text: str, *, root: Path) -> Path:
         raise ValueError(f"path {text!r} is absolute; write it relative to {root}, or give the data_root that holds it")
     if ".." in text.split("/"):
         raise ValueError(f"path {text!r} holds '..'; paths may not leave {root}")
-    path = root / text
+    return _checked_inside(root / text, text, root=root)
+
+
+def resolve_scan(texts: Sequence[str], *, modality: str, root: Path) -> tuple[Path, ...]:
+    """Resolve the files of one scan under their root, as `resolve_inside`, and hold what is read beside them to it.
+
+    Args:
+        texts: Relative paths: one, or the maps of the scan.
+        modality: Its canonical name.
+        root: Resolved folder that no file may leave.
+
+    Raises:
+        ValueError: As `resolve_inside`; also for the gradients of a DWI, and the sidecar of a series.
+    """
+    paths = tuple(_resolve_file(text, root=root) for text in texts)
+    spec = find_modality(modality)
+    is_dwi = spec.num_channels > 1 and len(paths) == 1
+    for ending in (".bval", ".bvec") if is_dwi else (".json",) if spec.is_series else ():
+        beside = paths[0].with_name(scan_stem(paths[0].name) + ending)
+        _checked_inside(beside, beside.relative_to(root).as_posix(), root=root)
+    return paths
+
+
+def _checked_inside(path: Path, text: str, *, root: Path) -> Path:
     base, real = os.fspath(root), os.path.realpath(path)
     # Texts are compared, and no paths: this is done for every scan that is read.
     if real != base and not real.startswith(base.rstrip(os.sep) + os.sep):
@@ -241,12 +264,12 @@ def _item(item: object, *, root: Path | None) -> Scan | str:
         return Scan(modality=name, paths=())
     return Scan(
         modality=name,
-        paths=tuple(_resolve_scan(part, root=root) for part in paths),
-        mask=None if mask is None else _resolve_scan(mask, root=root),
+        paths=resolve_scan(paths, modality=name, root=root),
+        mask=None if mask is None else _resolve_file(mask, root=root),
     )
 
 
-def _resolve_scan(text: str, *, root: Path) -> Path:
+def _resolve_file(text: str, *, root: Path) -> Path:
     # Of a pair, neither file may leave the root; it goes by the name of its voxels.
     *_, path = [resolve_inside(part, root=root) for part in pair_of(text) or (text,)]
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -27,8 +28,8 @@ class RepetitionTime:
 
     Attributes:
         seconds: The sidecar's where it has one, for BIDS has it count; otherwise the header's; None where none says.
-        doubts: `sidecar` where the sidecar cannot be used, `sidecar_repetition_time` where it differs from the header
-            by more than 0.5 %.
+        doubts: `sidecar` where the sidecar cannot be used, or is inherited and a link that leads out of its BIDS tree;
+            `sidecar_repetition_time` where it differs from the header by more than 0.5 %.
     """
 
     seconds: float | None
@@ -43,6 +44,8 @@ def repetition_time(path: str | PathLike[str], header: ScanHeader) -> Repetition
         header: Its header.
     """
     for sidecar in sidecar_files(path):
+        if not _stays_in_tree(sidecar, Path(path)):
+            return RepetitionTime(seconds=header.repetition_time, doubts=(ScanDoubt.SIDECAR,))
         try:
             content = _read_object(sidecar)
         except (ScanError, ValueError):
@@ -56,7 +59,7 @@ def sidecar_files(path: str | PathLike[str]) -> Iterator[Path]:
     """The sidecars of a scan that exist, the one that counts most first (BIDS, "The inheritance principle")."""
     scan = Path(path)
     stem = scan_stem(scan.name)
-    beside = scan.with_name(f"{stem}.json")
+    beside = _beside(scan)
     if beside.exists():
         yield beside
     *entities, suffix = stem.split("_")
@@ -69,6 +72,10 @@ def sidecar_files(path: str | PathLike[str]) -> Iterator[Path]:
         yield from (file for name in names if (file := folder / name) != beside and file.exists())
 
 
+def _beside(scan: Path) -> Path:
+    return scan.with_name(f"{scan_stem(scan.name)}.json")
+
+
 def _folders_above(scan: Path) -> list[Path]:
     """The scan's folder and those above it, up to the root of its BIDS tree; none where it lies in no such tree."""
     folders = list(scan.absolute().parents)[:_MAX_LEVELS]
@@ -76,6 +83,13 @@ def _folders_above(scan: Path) -> list[Path]:
         if (folder / "dataset_description.json").exists():
             return folders[: level + 1]
     return []
+
+
+def _stays_in_tree(sidecar: Path, scan: Path) -> bool:
+    """Whether an inherited sidecar lies in the tree of its scan; a manifest holds the scan's own to its data root."""
+    tree = _folders_above(scan)
+    is_beside = sidecar == _beside(scan)
+    return is_beside or not tree or Path(os.path.realpath(sidecar)).is_relative_to(os.path.realpath(tree[-1]))
 
 
 def _read_object(sidecar: Path) -> dict[str, object]:
