@@ -9,6 +9,7 @@ In a loader worker the memory is shared from the start, so that a batch is not c
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -113,13 +114,21 @@ def _shared(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
 # The memory of batches, and what the latest tensors over each of them hold on to: it is used again once nothing does.
 # The system clears every page of fresh memory first, which takes longer than to read a scan into it.
 _spare: list[tuple[np.ndarray, weakref.ref[np.ndarray]]] = []
+# A block is seen to be free, and only then marked as taken: one thread at a time.
+_choosing = threading.Lock()
 
 
 def _recycled(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     num_bytes = prod(shape) * dtype.itemsize
+    with _choosing:
+        view = _spare_block(num_bytes)
+    return torch.from_numpy(view).view(dtype).reshape(tuple(shape))
+
+
+def _spare_block(num_bytes: int) -> np.ndarray:
     free = [block for block, in_use in _spare if block.nbytes == num_bytes and in_use() is None]
     block = free[0] if free else np.empty(num_bytes, dtype=np.uint8)
     view = block[:]
     others = [each for each in _spare if each[0] is not block]
     _spare[:] = [*others[1 - _MAX_SPARE :], (block, weakref.ref(view))]
-    return torch.from_numpy(view).view(dtype).reshape(tuple(shape))
+    return view
