@@ -127,3 +127,15 @@ def test_volumes_out_of_place_are_stacked():
         assert torch.equal(stacked, torch.stack(volumes))
     assert stack([first, second], modality="T1", memory=memory).data_ptr() == first.data_ptr()
     assert torch.equal(stack([first, second], modality="dMRI", memory=memory), torch.stack([first, second]))
+
+
+def test_volumes_that_were_turned_in_their_places_are_stacked():
+    memory = BatchMemory(2)
+    places = [memory.place("T1", SHAPE) for _ in range(2)]
+    for place in places:
+        place.copy_(torch.arange(64.0).reshape(SHAPE))
+    turned = [place.transpose(1, 3) for place in places]
+    assert turned[0].data_ptr() == places[0].data_ptr()
+    assert torch.equal(stack(turned, modality="T1", memory=memory), torch.stack(turned))
+    repeated = [place[:, :1, :1, :1].expand(SHAPE) for place in places]
+    assert torch.equal(stack(repeated, modality="T1", memory=memory), torch.stack(repeated))

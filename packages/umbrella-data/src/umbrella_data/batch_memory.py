@@ -53,9 +53,19 @@ class BatchMemory:
         if buffer is None or len(volumes) > self._num_examples:
             return None
         places = zip(volumes, buffer, strict=False)
-        if not all(each.dtype == place.dtype and each.data_ptr() == place.data_ptr() for each, place in places):
+        if not all(_is_the_same(each, place) for each, place in places):
             return None
         return buffer[: len(volumes)]
+
+
+def _is_the_same(volume: torch.Tensor, place: torch.Tensor) -> bool:
+    """Whether a volume is what lies in a place: a view that turns or flips it begins at the same byte."""
+    return (
+        volume.data_ptr() == place.data_ptr()
+        and volume.dtype == place.dtype
+        and volume.shape == place.shape
+        and volume.stride() == place.stride()
+    )
 
 
 class ReadExamples(list[Example]):
