@@ -8,11 +8,13 @@ import threading
 import weakref
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollator, batch_memory, read_manifest
+from umbrella_data.bad_scans import BadScanList
 from umbrella_data.batch_memory import BatchMemory, stack
 from umbrella_data.cache import VolumeCache
 from umbrella_data.transforms import Pipeline, PipelineConfig
@@ -22,38 +24,129 @@ NAMES = "abcdef"
 
 
 @pytest.fixture
-def mixed(nifti, random_voxels, make_tokenizer, make_row, write_manifest, tmp_path):
+def make_mixed(make_tokenizer, write_manifest, tmp_path):
+    """A maker of data sets of cached scans of T1 and dMRI."""
+
+    def make(rows, **options):
+        tokenizer = make_tokenizer()
+        cache = VolumeCache(tmp_path / "cache")
+        config = PipelineConfig(image_size=SHAPE[1:])
+        dataset = ConversationDataset(
+            read_manifest(write_manifest(rows)),
+            tokenizer=tokenizer,
+            image_token_id=tokenizer.ids["<image>"],
+            num_image_tokens={"T1": 2, "dMRI": 3},
+            pipelines={name: Pipeline(config, modality=name, cache=cache) for name in ("T1", "dMRI")},
+            **options,
+        )
+        return InterleaveDataset([dataset])
+
+    return make
+
+
+@pytest.fixture
+def mixed(nifti, random_voxels, make_mixed, make_row):
     """Six cached T1 scans; the last sample holds two of them."""
     for seed, name in enumerate(NAMES):
         nifti.write(random_voxels(6, 6, 6, seed=seed), f"{name}_0.nii.gz")
     nifti.write(random_voxels(6, 6, 6, seed=99), "f_1.nii.gz")
-    rows = [make_row(name, *["T1"] * (2 if name == "f" else 1)) for name in NAMES]
-    tokenizer = make_tokenizer()
-    pipeline = Pipeline(PipelineConfig(image_size=SHAPE[1:]), modality="T1", cache=VolumeCache(tmp_path / "cache"))
-    dataset = ConversationDataset(
-        read_manifest(write_manifest(rows)),
-        tokenizer=tokenizer,
-        image_token_id=tokenizer.ids["<image>"],
-        num_image_tokens={"T1": 2},
-        pipelines={"T1": pipeline},
-    )
-    return InterleaveDataset([dataset])
+    return make_mixed([make_row(name, *["T1"] * (2 if name == "f" else 1)) for name in NAMES])
 
 
 @pytest.fixture
 def collate():
-    return PaddingCollator(pad_token_id=0, modality_order=["T1"])
+    return PaddingCollator(pad_token_id=0, modality_order=["T1", "dMRI"])
+
+
+def named(mixed, *batches):
+    """The indices of samples by their names."""
+    index_of = {mixed.sample(i).id: i for i in range(len(mixed))}
+    return [[index_of[name] for name in batch] for batch in batches]
+
+
+def assert_batches_are_those_of_single_reads(mixed, collate, batches, **options):
+    # All batches are alive together, those that a worker reads ahead among them.
+    loaded = list(DataLoader(mixed, batch_sampler=batches, collate_fn=collate, **options))
+    assert len(loaded) == len(batches)
+    for indices, batch in zip(batches, loaded, strict=True):
+        single = collate([mixed[i] for i in indices])
+        assert list(batch["pixel_values"]) == list(single["pixel_values"])
+        for modality, pixels in single["pixel_values"].items():
+            assert torch.equal(batch["pixel_values"][modality], pixels)
+            assert batch["pixel_values"][modality].dtype == pixels.dtype == torch.float16
+        assert torch.equal(batch["input_ids"], single["input_ids"])
+    return loaded
+
+
+LOADERS = [{"num_workers": 0}, {"num_workers": 1, "prefetch_factor": 6}]
+
+
+@pytest.mark.parametrize("options", LOADERS, ids=["here", "worker"])
+def test_batches_of_a_loader_are_those_of_single_reads(mixed, collate, options):
+    batches = [[0, 1, 2], [3, 4, 5], [2], [5, 5, 0], [4, 3, 1], [2, 1, 0]]
+    assert_batches_are_those_of_single_reads(mixed, collate, batches, **options)
+
+
+@pytest.mark.parametrize("options", LOADERS, ids=["here", "worker"])
+def test_batches_of_two_modalities_are_those_of_single_reads(
+    nifti, random_voxels, make_mixed, make_row, collate, options
+):
+    rng = np.random.default_rng(0)
+    rows = []
+    for name, modalities in (("a", ["T1"]), ("b", ["dMRI"]), ("c", ["dMRI", "T1"]), ("d", ["T1", "dMRI", "T1"])):
+        row = make_row(name, *modalities)
+        for i, modality in enumerate(modalities):
+            if modality == "T1":
+                nifti.write(random_voxels(6, 6, 6, seed=len(rows)), f"{name}_{i}.nii.gz")
+                continue
+            maps = [f"{name}_{i}_{kind}.nii.gz" for kind in ("fa", "md")]
+            for path, scale in zip(maps, (1.0, 1e-3), strict=True):
+                nifti.write(rng.random((6, 6, 6), dtype=np.float32) * np.float32(scale), path)
+            row["messages"][0]["content"][i]["path"] = maps
+        rows.append(row)
+    mixed = make_mixed(rows)
+    batches = named(mixed, "abc", "ba", "dcb", "a", "b", "dd")
+    loaded = assert_batches_are_those_of_single_reads(mixed, collate, batches, **options)
+    assert {key: value.shape for key, value in loaded[2]["pixel_values"].items()} == {
+        "T1": (3, *SHAPE),
+        "dMRI": (3, 2, *SHAPE[1:]),
+    }
+
+
+@pytest.mark.parametrize("options", LOADERS, ids=["here", "worker"])
+def test_batches_are_those_of_single_reads_when_a_scan_half_way_is_bad(
+    nifti, random_voxels, make_mixed, make_row, collate, options
+):
+    for seed, name in enumerate(("a_0", "b_0", "c_0", "d_0", "d_1", "e_0", "e_1")):
+        nifti.write(random_voxels(6, 6, 6, seed=seed), f"{name}.nii.gz")
+    rows = [make_row(name, *["T1"] * (2 if name in "de" else 1)) for name in "abcde"]
+    # Another sample stands in for each; the first scan of `d` has taken its place by then.
+    for name in ("b_0", "d_1"):
+        (nifti.folder / f"{name}.nii.gz").write_bytes(b"no scan")
+    mixed = make_mixed(rows, bad_scans=BadScanList(max_fraction=1.0))
+    batches = named(mixed, "abc", "adc", "deb", "bba")
+    assert_batches_are_those_of_single_reads(mixed, collate, batches, **options)
+
+
+class LookAtMemory:
+    """Collates, and says whether what it made could be handed over as it is, and lay in place."""
+
+    def __init__(self, collate):
+        self.collate = collate
+
+    def __call__(self, examples):
+        batch = self.collate(examples)
+        pixels = batch["pixel_values"]["T1"]
+        is_in_place = pixels[0].data_ptr() == examples[0].scans[0].volume.data_ptr()
+        return get_worker_info() is not None, pixels.is_shared(), is_in_place
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_batches_of_a_loader_are_those_of_single_reads(mixed, collate, num_workers):
-    batches = [[0, 1, 2], [3, 4, 5], [2], [5, 5, 0]]
-    loader = DataLoader(mixed, batch_sampler=batches, collate_fn=collate, num_workers=num_workers)
-    for indices, batch in zip(batches, loader, strict=True):
-        single = collate([mixed[i] for i in indices])
-        assert torch.equal(batch["pixel_values"]["T1"], single["pixel_values"]["T1"])
-        assert batch["pixel_values"]["T1"].dtype == single["pixel_values"]["T1"].dtype == torch.float16
-        assert torch.equal(batch["input_ids"], single["input_ids"])
+def test_memory_is_shared_from_the_start_in_a_worker(mixed, collate, num_workers):
+    batches = named(mixed, "abc", "fff")  # read in place, and copied: six scans have three places
+    looked = DataLoader(mixed, batch_sampler=batches, collate_fn=LookAtMemory(collate), num_workers=num_workers)
+    is_worker = num_workers > 0
+    assert list(looked) == [(is_worker, is_worker, True), (is_worker, is_worker, False)]
 
 
 def test_batch_read_together_is_not_copied(mixed, collate):
