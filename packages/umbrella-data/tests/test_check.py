@@ -81,6 +81,30 @@ def test_check_finds_rows_files_and_leaks(cohort, make_row, tmp_path, capsys):
     assert capsys.readouterr().out.strip().endswith("b_0.nii.gz")
 
 
+def test_doubts_are_counted_by_code_and_are_nothing_wrong(cohort, nifti, random_voxels, make_row, capsys, tmp_path):
+    rows, write = cohort
+    for name in "ab":
+        nifti.patch(tmp_path / f"{name}_0.nii.gz", 72, b"\x08\x00")  # bitpix
+    nifti.patch(tmp_path / "b_0.nii.gz", 252, bytes(4))  # neither qform nor sform
+    series = nifti.write(random_voxels(4, 5, 6, 7), "d_1.nii.gz", repetition_time=2.0)
+    series.with_name("d_1.json").write_text('{"RepetitionTime": 1.0}')
+    rows["test"][0] = make_row("d", "T1", "rsfMRI")
+    rows["train"].append({**make_row("a", "T1"), "id": "the same scan again"})
+    paths, out = write(), tmp_path / "out"
+    assert main(["check", *map(str, paths), "--out", str(out), "--workers", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "7 scans read: all is well" in printed
+    head, train, test = (line.split() for line in printed.splitlines()[:3])
+    assert head[-3:] == ["bitpix", "no_form", "sidecar_repetition_time"]
+    assert (train[-3:], test[-3:]) == (["2", "1", "0"], ["0", "0", "1"])
+    report = json.loads((out / "check.json").read_text())
+    assert report["is_good"]
+    assert [each["doubts"] for each in report["manifests"]] == [
+        {"bitpix": 2, "no_form": 1},
+        {"sidecar_repetition_time": 1},
+    ]
+
+
 def test_check_when_asked_writes_names_in_clear(cohort, tmp_path):
     (tmp_path / "b_0.nii.gz").unlink()
     paths = cohort[1]()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,6 +35,7 @@ class BidsReport:
         scans: The readable scans of each split.
         unreadable: Why each other scan cannot be used.
         notes: What else was left out, one sentence each.
+        doubts: Readable scans by what is legal but doubtful in them, see `umbrella_data.header.ScanDoubt`.
         manifests: The files written, by split; a split without rows has none.
     """
 
@@ -41,6 +43,7 @@ class BidsReport:
     scans: dict[str, list[BidsScan]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     unreadable: list[ScanError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    doubts: Counter[str] = field(default_factory=Counter)
     manifests: dict[str, Path] = field(default_factory=dict)
 
 
@@ -93,6 +96,7 @@ def write_manifests(
         if isinstance(facts, ScanError):
             report.unreadable.append(facts)
             continue
+        report.doubts.update(facts.doubts)
         split = "test" if is_test_subject(scan.subject, fraction=test_fraction, seed=seed) else "train"
         known = replace(facts, labels=known_labels.labels.get(scan.subject, {}))
         report.scans[split].append(scan)

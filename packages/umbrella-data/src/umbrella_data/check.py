@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.manifest import Manifest
 from umbrella_data.parallel import map_unordered
 from umbrella_data.proof import prove_scan
 from umbrella_data.sample import Scan
+
+if TYPE_CHECKING:
+    from umbrella_data.header import ScanDoubt
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 _NO_PROGRESS: Progress = lambda items, total, words: items  # noqa: E731, ARG005
@@ -29,6 +32,7 @@ class ManifestCheck:
         problems: What is wrong with rows: line and words.
         subjects: Rows by subject.
         scans: Different scans by modality.
+        doubts: Usable scans by what is legal but doubtful in them, see `umbrella_data.header.ScanDoubt`.
     """
 
     path: Path
@@ -36,6 +40,7 @@ class ManifestCheck:
     problems: list[tuple[int, str]] = field(default_factory=list)
     subjects: Counter[str] = field(default_factory=Counter)
     scans: Counter[str] = field(default_factory=Counter)
+    doubts: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -104,10 +109,14 @@ def check_manifests(
         report.shared_scans = _shared_scans(places)
     report.num_files = len(places)
     results = map_unordered(_prove, list(places), num_workers=num_workers)
-    for scan, error in progress(results, len(places), "reading scans"):
-        if error is not None:
+    for scan, outcome in progress(results, len(places), "reading scans"):
+        if isinstance(outcome, ScanError):
             subject = next(iter(places[scan].values()))
-            report.bad_files.append(BadFile(error, scan.modality, subject, tuple(places[scan])))
+            report.bad_files.append(BadFile(outcome, scan.modality, subject, tuple(places[scan])))
+            continue
+        for found in report.manifests:
+            if found.path in places[scan]:
+                found.doubts.update(map(str, outcome))
     report.bad_files.sort(key=lambda bad: bad.error.path)
     return report
 
@@ -135,12 +144,11 @@ def _check_rows(
     found.scans.update(scan.modality for scan in own)
 
 
-def _prove(scan: Scan) -> tuple[Scan, ScanError | None]:
+def _prove(scan: Scan) -> tuple[Scan, ScanError | tuple[ScanDoubt, ...]]:
     try:
-        prove_scan(scan.paths, modality=scan.modality, mask=scan.mask)
+        return scan, prove_scan(scan.paths, modality=scan.modality, mask=scan.mask).doubts
     except ScanError as error:
         return scan, error
-    return scan, None
 
 
 def _shared_subjects(manifests: Sequence[ManifestCheck]) -> dict[str, list[Path]]:
@@ -180,6 +188,7 @@ def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: 
                 "num_rows": each.num_rows,
                 "num_subjects": len(each.subjects),
                 "scans": dict(sorted(each.scans.items())),
+                "doubts": dict(sorted(each.doubts.items())),
                 "row_problems": list(rows(each)),
             }
             for each in report.manifests

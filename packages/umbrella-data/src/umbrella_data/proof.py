@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.modality import find_modality
+
+if TYPE_CHECKING:
+    from umbrella_data.header import ScanDoubt
 
 # Series are proven in a window of at most so many voxels: gzip is checked whole all the same.
 _MAX_WINDOW_VOXELS = 1 << 26
@@ -21,10 +25,12 @@ class Proof:
     Attributes:
         num_frames: Frames of a series, None for a volume.
         num_b0: Volumes of a diffusion series without weighting, None for all else.
+        doubts: What is legal but doubtful in the headers of its files and in its sidecar, each once.
     """
 
     num_frames: int | None = None
     num_b0: int | None = None
+    doubts: tuple[ScanDoubt, ...] = ()
 
 
 def prove_scan(paths: Sequence[Path], *, modality: str, min_frames: int = 0, mask: Path | None = None) -> Proof:
@@ -45,9 +51,9 @@ def prove_scan(paths: Sequence[Path], *, modality: str, min_frames: int = 0, mas
 
     spec = find_modality(modality)
     if not spec.is_series:
-        load_volume(list(paths), modality=spec.name, mask=mask)
+        volume = load_volume(list(paths), modality=spec.name, mask=mask)
         is_raw_dwi = spec.num_channels > 1 and len(paths) == 1
-        return Proof(num_b0=count_b0(paths[0]) if is_raw_dwi else None)
+        return Proof(num_b0=count_b0(paths[0]) if is_raw_dwi else None, doubts=volume.doubts)
     shape = read_shape(paths[0]).shape
     num_frames = shape[3] if len(shape) == 4 else 1
     if num_frames < min_frames:
@@ -55,5 +61,6 @@ def prove_scan(paths: Sequence[Path], *, modality: str, min_frames: int = 0, mas
             f"{num_frames} frames, fewer than the {min_frames} asked for", path=paths[0], reason=ScanReason.SHORT_SERIES
         )
     count = min(num_frames, max(2, _MAX_WINDOW_VOXELS // prod(shape[:3])))
-    load_volume(list(paths), modality=spec.name, window=((num_frames - count) // 2, count), mask=mask)
-    return Proof(num_frames=num_frames)
+    window = ((num_frames - count) // 2, count)
+    volume = load_volume(list(paths), modality=spec.name, window=window, mask=mask)
+    return Proof(num_frames=num_frames, doubts=volume.doubts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 HELP = """\
 Reads every row of the manifests and every scan in them once, from the first byte to the last. Lists what cannot be
 used and why, and subjects that stand in more than one manifest (each manifest is taken for a split of its own).
-The exit code is 1 if anything is wrong. The terminal names files and subjects; the report in --out names them by
-hashes that `umbrella-data whois HASH --in OUT` finds again, unless --names is given."""
+The exit code is 1 if anything is wrong. Doubts are counted by their codes, such as forms_disagree, and change nothing:
+those scans can be used, but a header or a sidecar says something odd.
+The terminal names files and subjects; the report in --out names them by hashes that
+`umbrella-data whois HASH --in OUT` finds again, unless --names is given."""
 _MAX_SHOWN = 50
 
 
@@ -61,13 +64,16 @@ def run(options: argparse.Namespace) -> int:
 def _print_report(report: CheckReport) -> None:
     modalities = sorted({modality for each in report.manifests for modality in each.scans})
     width = max([8, *(len(str(each.path)) for each in report.manifests)])
-    heads = ["rows", "bad rows", "subjects", *modalities, "bad scans"]
-    print(f"{'manifest':{width}}" + "".join(f"{head:>10}" for head in heads))
+    doubts = sorted({doubt for each in report.manifests for doubt in each.doubts})
+    heads = ["rows", "bad rows", "subjects", *modalities, "bad scans", *doubts]
+    widths = [max(10, len(head) + 2) for head in heads]
+    _print_row(f"{'manifest':{width}}", heads, widths)
     for each in report.manifests:
         bad_rows = len({line for line, _ in each.problems})
         num_bad = sum(each.path in bad.manifests for bad in report.bad_files)
         counts = [each.num_rows, bad_rows, len(each.subjects), *(each.scans[name] for name in modalities), num_bad]
-        print(f"{each.path!s:{width}}" + "".join(f"{count:>10,}" for count in counts))
+        counts += [each.doubts[doubt] for doubt in doubts]
+        _print_row(f"{each.path!s:{width}}", [f"{count:,}" for count in counts], widths)
     reasons = Counter(str(bad.error.reason) for bad in report.bad_files)
     lines = [f"{each.path}: {words}" for each in report.manifests for _, words in each.problems]
     _print_list("rows that cannot be used", lines)
@@ -82,6 +88,10 @@ def _print_report(report: CheckReport) -> None:
         [f"{scan}: {', '.join(map(str, paths))}" for scan, paths in report.shared_scans.items()],
     )
     print(f"{report.num_files:,} scans read: " + ("all is well" if report.is_good else "not all is well"))
+
+
+def _print_row(name: str, cells: Sequence[str], widths: Sequence[int]) -> None:
+    print(name + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
 
 
 def _print_list(head: str, lines: list[str]) -> None:

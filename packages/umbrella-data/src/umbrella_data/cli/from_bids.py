@@ -93,6 +93,9 @@ def _print_report(report: BidsReport) -> None:
         print(f"{split}: {len({row['subject'] for row in rows})} subjects, {len(rows)} rows")
     for note in report.notes:
         print(f"note: {note}")
+    if report.doubts:
+        counts = ", ".join(f"{count} {doubt}" for doubt, count in report.doubts.most_common())
+        print(f"doubts about scans that can be used: {counts}")
     print(f"scans that cannot be used: {len(report.unreadable)}")
     for error in report.unreadable:
         print(f"  {error}")
