@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from umbrella_data.cache import VolumeCache
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.gradients import gradient_files
+from umbrella_data.transforms import Pipeline, PipelineConfig
 from umbrella_data.volume import load_volume
 
 pytest.importorskip("dipy", reason="fitting tensors is an extra")
@@ -106,6 +108,11 @@ def test_load_volume_refuses_when_a_dwi_is_a_volume_or_lacks_gradients(nifti: An
     with pytest.raises(ScanError) as caught:
         load_volume(nifti.write(random_voxels(8, 8, 8, 8), "b_dwi.nii"), modality="dMRI")
     assert caught.value.reason == ScanReason.BVAL
+    cache = VolumeCache(nifti.folder / "cache")
+    pipeline = Pipeline(PipelineConfig(image_size=(8, 8, 8)), modality="dMRI", cache=cache)
+    with pytest.raises(ScanError) as cached:
+        pipeline(nifti.folder / "b_dwi.nii", generator=None)
+    assert (cached.value.reason, cached.value.path) == (ScanReason.BVAL, caught.value.path)
 
 
 def test_fit_dwi_names_the_extra_when_dipy_is_missing(nifti: Any, monkeypatch: pytest.MonkeyPatch) -> None:
