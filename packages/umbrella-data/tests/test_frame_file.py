@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 
 from umbrella_data import cache_entry, frame_file, transforms
 from umbrella_data.cache import VolumeCache
-from umbrella_data.errors import ScanError
+from umbrella_data.errors import CacheError, ScanError
 from umbrella_data.frame_file import empty_frames
 from umbrella_data.transforms import Pipeline, PipelineConfig
 from umbrella_data.voxels import MAX_SERIES_VOXELS, MAX_VOXELS
@@ -86,6 +88,18 @@ def test_frames_in_a_file_have_no_name_and_room_on_disk(tmp_path: Path, little_m
     assert list(tmp_path.iterdir()) == []
     frames[1] = 3
     assert frames.sum() == 3 * 64**3
-    with pytest.raises(OSError, match=r"File too large|No space left"):
+    with pytest.raises(CacheError, match=r"File too large|No space left"):
         empty_frames((2, 1 << 30, 1 << 20, 1 << 8), folder=tmp_path)
     assert empty_frames((2, 64, 64, 64), folder=None).base is None
+
+
+def test_full_disk_is_the_caches_matter_and_not_the_scans(
+    nifti: Any, random_voxels: Any, tmp_path: Path, little_memory: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    scan = nifti.write(random_voxels(8, 8, 8, NUM_FRAMES), "bold.nii", repetition_time=2.0)
+    with pytest.raises(CacheError, match="No space left on device"):
+        prepare(scan, tmp_path / "cache")

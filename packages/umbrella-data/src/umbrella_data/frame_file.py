@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from umbrella_data.cache_entry import unusable
+
 MAX_IN_MEMORY = 1 << 28
 """The most voxels kept in memory: 1 GiB in float32, 300 frames of 96^3."""
 
@@ -23,16 +25,21 @@ def empty_frames(shape: tuple[int, ...], *, folder: Path | None) -> np.ndarray:
             process is killed; None keeps any number in memory.
 
     Raises:
-        OSError: Where the folder has no room for them.
+        CacheError: Where the folder has no room for them.
     """
     num_voxels = math.prod(shape)
     if folder is None or num_voxels <= MAX_IN_MEMORY:
         return np.empty(shape, dtype=np.float32)
     num_bytes = num_voxels * np.dtype(np.float32).itemsize
-    with tempfile.TemporaryFile(dir=folder) as file:
-        # All of it at once: to run out of disk while a mapped page is written would end the process, without a word.
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, num_bytes)
-        else:  # macOS has no such call
-            file.truncate(num_bytes)
-        return np.frombuffer(mmap.mmap(file.fileno(), num_bytes), dtype=np.float32).reshape(shape)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            # All of it at once: to run out of disk while a mapped page is written would end the process, without a
+            # word.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
+            else:  # macOS has no such call
+                file.truncate(num_bytes)
+            return np.frombuffer(mmap.mmap(file.fileno(), num_bytes), dtype=np.float32).reshape(shape)
+    except OSError as error:
+        # While a scan is open, any other error of the system is taken for one of the scan's.
+        raise unusable(folder, error) from error
