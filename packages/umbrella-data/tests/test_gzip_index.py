@@ -232,5 +232,6 @@ def test_window_is_read_in_the_memory_of_a_window(nifti: Any, tmp_path: Path, wa
             read()
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
-            # The series has 600 frames; the window of 8 has 1 MB in float32.
-            assert peak < num_bytes / 6
+            # The series has 600 frames; the window of 8 has 1 MB in float32. An index is built in steps of a few MB,
+            # which are larger with zlib than with ISA-L.
+            assert peak < num_bytes / 4
