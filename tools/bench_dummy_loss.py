@@ -5,6 +5,8 @@ to the first; the table gives the medians. Under `torchrun --nproc-per-node 2` t
 find_unused_parameters=True, since DDP does not train without either. One model serves all variants: DDP is wrapped
 around it anew where the way of wrapping changes, and an untimed step follows, in which DDP forms its buckets.
 
+What the dummy loss adds is also timed by itself, 30 times: where steps differ by more than it costs, this tells.
+
 On a machine that others use too, `--clock cpu` counts the seconds that this process computes and not those it waits;
 with OMP_NUM_THREADS=1 they are nearly the same whoever else is there.
 
@@ -157,6 +159,19 @@ class Stepper:
         self._wait()
         return self._clock() - start
 
+    def time_alone(self, *, is_held: bool) -> float:
+        """Seconds of what the dummy loss adds to a step: terms, their backward, and the optimiser for the absent."""
+        for embed in self._absent:
+            embed.forward = type(embed).forward.__get__(embed)
+        self._wait()
+        start = self._clock()
+        DummyLoss()({str(number): embed(None) for number, embed in enumerate(self._absent)}).backward()
+        if not is_held:
+            self._optimizer.step()  # passes over everything without a gradient
+        self._optimizer.zero_grad()
+        self._wait()
+        return self._clock() - start
+
     def _wrap(self, find_unused: bool | None) -> None:
         self._wrapped = self._model
         gc.collect()  # the old wrapper's hooks go with it
@@ -216,7 +231,11 @@ def main() -> None:
     batch = build_batch(model, batch_size=options.batch_size, device=device)
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
     variants = RANKS if dist.is_initialized() else ALONE
-    times = measure(Stepper(model, batch, clock=clock), variants, pairs=options.pairs)
+    stepper = Stepper(model, batch, clock=clock)
+    times = measure(stepper, variants, pairs=options.pairs)
+    alone = {
+        name: median([stepper.time_alone(is_held=name == "hold") for _ in range(30)]) for name in ("update", "hold")
+    }
     if rank == 0:
         first, *_ = times
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
@@ -229,6 +248,9 @@ def main() -> None:
         for name, seconds in times.items():
             ratios = [one / base for one, base in zip(seconds, times[first], strict=True)]
             print(f"{name:<12} {1000 * median(seconds):9.1f} ms   {median(ratios):6.3f} of {first}")
+        for name, seconds_alone in alone.items():
+            share = 100 * seconds_alone / median(times[first])
+            print(f"{name}, what it adds, by itself: {1000 * seconds_alone:.1f} ms, {share:.2f} % of {first}")
     if dist.is_initialized():
         dist.destroy_process_group()
 
