@@ -1,9 +1,11 @@
 """What the dummy loss costs a training step: `uv run python tools/bench_dummy_loss.py --size toy`.
 
 Every round takes one step of each variant on the same batch of T1 alone, in an order that turns, and the ratio of each
-to the first; the table gives the medians. Under `torchrun --nproc-per-node 2` the first is DDP with
-find_unused_parameters=True, since DDP does not train without either. One model serves all variants: DDP is wrapped
-around it anew where the way of wrapping changes, and an untimed step follows, in which DDP forms its buckets.
+to the first; the table gives the medians, and the quartiles of the ratios, which tell how far rounds differ. Under
+`torchrun --nproc-per-node 2` the first is DDP with find_unused_parameters=True, since DDP does not train without
+either. One model serves all variants: DDP is wrapped around it anew where the way of wrapping changes, and two untimed
+steps follow. In the first DDP forms its buckets; in the second it forms them anew, in the order of the first (not where
+it looks for unused parameters), which is 2 GB of fresh memory with the large model.
 
 What the dummy loss adds is also timed by itself, 30 times: where steps differ by more than it costs, this tells.
 
@@ -153,6 +155,7 @@ class Stepper:
         if variant.find_unused != self._find_unused:
             self._wrap(variant.find_unused)
             self._step(variant)
+            self._step(variant)
         self._wait()
         start = self._clock()
         self._step(variant)
@@ -247,7 +250,8 @@ def main() -> None:
         )
         for name, seconds in times.items():
             ratios = [one / base for one, base in zip(seconds, times[first], strict=True)]
-            print(f"{name:<12} {1000 * median(seconds):9.1f} ms   {median(ratios):6.3f} of {first}")
+            low, middle, high = torch.tensor(ratios).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+            print(f"{name:<12} {1000 * median(seconds):9.1f} ms   {middle:6.3f} ({low:.3f} to {high:.3f}) of {first}")
         for name, seconds_alone in alone.items():
             share = 100 * seconds_alone / median(times[first])
             print(f"{name}, what it adds, by itself: {1000 * seconds_alone:.1f} ms, {share:.2f} % of {first}")

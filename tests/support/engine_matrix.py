@@ -23,6 +23,7 @@ MORE_OPTIONS: dict[str, Sequence[Any]] = {
     **OPTIONS,
     "learn": ["full", "lora", "patch_embed_only"],
     "gradient_scale": ["mean", "present"],
+    "packing": [False, True],
     "world_size": [2, 3],
 }
 
@@ -37,6 +38,7 @@ def build_case(
     absent: str,
     learn: str = "full",
     gradient_scale: str = "mean",
+    packing: bool = False,
 ) -> Case:
     """One combination as a case."""
     dummy_loss: dict[str, Any] = {"absent": absent}
@@ -45,7 +47,7 @@ def build_case(
         dummy_loss["scale"] = 0.0
     words = [engine, schedule, steps_as, str(accumulation), "ckpt" if gradient_checkpointing else "keep", absent]
     return Case(
-        "-".join([*words, learn, gradient_scale]),
+        "-".join([*words, learn, gradient_scale, "packed" if packing else "padded"]),
         schedule=schedule,
         steps=4,
         accumulation=accumulation,
@@ -53,6 +55,7 @@ def build_case(
         dummy_loss=dummy_loss,
         engine=engine,
         gradient_scale=gradient_scale,
+        packing=packing,
         dtype="float64" if steps_as == "adam64" else "float32",
         learn=learn,
         arguments={"gradient_checkpointing": gradient_checkpointing, "bf16": steps_as == "bf16", "weight_decay": 0.01},

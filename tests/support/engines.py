@@ -50,6 +50,7 @@ class Case:
         dummy_loss: Settings of the dummy loss.
         engine: As of the trainer.
         gradient_scale: As of the trainer.
+        packing: As of the trainer.
         dtype: Of the parameters: float32, float64 or bfloat16.
         batch_size: Samples of a rank's micro-batch.
         learn: Parts or preset of `set_trainable`.
@@ -68,6 +69,7 @@ class Case:
     dummy_loss: dict[str, Any] = field(default_factory=dict)
     engine: str = "ddp"
     gradient_scale: str = "mean"
+    packing: bool = False
     dtype: str = "float32"
     batch_size: int = 2
     learn: str | dict[str, str] | None = None
@@ -220,6 +222,7 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
         dummy_loss=DummyLossConfig(**case.dummy_loss),
         engine=case.engine,
         gradient_scale=case.gradient_scale,
+        packing=case.packing,
         parity_every=case.parity_every,
     )
     if case.sabotage is not None:

@@ -63,17 +63,18 @@ SIZES = st.lists(st.integers(1, 60), min_size=4, max_size=80)
     mode=st.sampled_from(["by_modality", "mixed"]),
     limit=st.sampled_from([None, 3]),
     shuffle=st.booleans(),
+    packs=st.booleans(),
 )
-def test_no_batch_is_over_the_budget_and_each_sample_comes_once(sizes, data, world_size, mode, limit, shuffle):
+def test_no_batch_is_over_the_budget_and_each_sample_comes_once(sizes, data, world_size, mode, limit, shuffle, packs):
     groups = data.draw(st.lists(st.integers(0, 2), min_size=len(sizes), max_size=len(sizes)))
     dataset = Sized(sizes, groups)
-    options = {"max_tokens": 180, "batch_size": limit, "mode": mode, "seed": 3, "shuffle": shuffle}
+    options = {"max_tokens": 180, "batch_size": limit, "mode": mode, "seed": 3, "shuffle": shuffle, "padded": not packs}
     counts = set()
     for epoch in range(3):
         batches = deal(dataset, world_size=world_size, epoch=epoch, **options)
         assert sorted(index for batch in batches for index in batch) == list(range(len(sizes)))
         assert all(batches)
-        assert all(padded(dataset, batch) <= 180 for batch in batches)
+        assert all((dataset.sizes[batch].sum() if packs else padded(dataset, batch)) <= 180 for batch in batches)
         assert limit is None or max(map(len, batches)) <= limit
         if mode == "by_modality":
             assert all(len(set(dataset.groups[batch])) == 1 for batch in batches)
@@ -134,6 +135,16 @@ def test_batches_by_length_come_in_random_order_and_ties_are_shuffled():
     assert set(map(frozenset, first)).isdisjoint(map(frozenset, second))
     longest = [int(dataset.sizes[batch].max()) for batch in first]
     assert longest not in (sorted(longest), sorted(longest, reverse=True))
+
+
+def test_budget_of_packed_batches_counts_their_tokens_alone():
+    _, bounds = cut_block(
+        np.zeros(6, dtype=np.int64),
+        np.array([90, 10, 10, 40, 50, 60]),
+        rule=BatchRule(batch_size=None, max_tokens=100, padded=False),
+    )
+    # From long to short: 90 (60 is too much); 60 (50 too); 50 and 40, and 10 fills the budget to the last token; 10.
+    assert bounds == [(0, 1), (1, 2), (2, 5), (5, 6)]
 
 
 def test_budget_counts_the_longest_of_a_batch_times_its_samples():

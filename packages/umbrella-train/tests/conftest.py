@@ -164,6 +164,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., ToyTrainer]:
         part_learning_rates: Mapping[Any, float] | None = None,
         engine: Any = "ddp",
         gradient_scale: Any = "mean",
+        packing: bool = False,
         **arguments: Any,
     ) -> ToyTrainer:
         settings = {
@@ -192,6 +193,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., ToyTrainer]:
             part_learning_rates=part_learning_rates,
             engine=engine,
             gradient_scale=gradient_scale,
+            packing=packing,
         )
         trainer.remove_callback(PrinterCallback)
         return trainer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,27 @@ def test_token_budget_bounds_training_batches_and_replaces_their_number_of_sampl
     assert max(map(len, batches)) in (3, 4)
     assert trainer.get_train_dataloader().batch_sampler.batch_size is None
     assert build().get_train_dataloader().batch_sampler.batch_size == 8
+
+
+def test_packing_reaches_the_rows_and_the_budget_counts_no_padding(build: Callable[..., Any]) -> None:
+    dataset = build().train_dataset
+    lengths = dataset.lengths(np.arange(len(dataset)))
+    budget = 3 * int(lengths.max()) - 1
+    trainer = build(packing=True, batches="mixed", max_tokens_per_batch=budget)
+    batches = batches_of(trainer)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    totals = [int(lengths[batch].sum()) for batch in batches]
+    assert max(totals) <= budget < max(len(batch) * int(lengths[batch].max()) for batch in batches)
+    rows = list(trainer.get_train_dataloader())
+    assert [row["input_ids"].shape for row in rows] == [(1, total) for total in totals]
+    assert [len(row["cu_seq_lens_q"]) - 1 for row in rows] == [len(batch) for batch in batches]
+
+
+def test_another_budget_at_resume_is_another_layout(build: Callable[..., Any]) -> None:
+    layouts = [build(**data)._layout() for data in ({}, {"max_tokens_per_batch": 4000}, {"batches": "mixed"})]
+    assert all(first != second for first, second in itertools.combinations(layouts, 2))
+    assert build(packing=True)._layout() == layouts[0]
+    assert build(packing=True, max_tokens_per_batch=4000)._layout() != layouts[1]
 
 
 def test_batches_by_length_hold_any_modalities_of_like_length(build: Callable[..., Any]) -> None:

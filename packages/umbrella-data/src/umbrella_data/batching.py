@@ -16,7 +16,8 @@ class BatchRule:
 
     Attributes:
         batch_size: Most samples of a batch; None for no limit but the tokens'.
-        max_tokens: Most positions of a batch, padding included: its longest sample's length times its samples.
+        max_tokens: Most positions of a batch: its longest sample's length times its samples.
+        padded: Whether samples are padded to the longest; without, the positions of a batch are those of its samples.
         by_length: Whether samples of like length stand together; a token budget implies it.
 
     Raises:
@@ -25,6 +26,7 @@ class BatchRule:
 
     batch_size: int | None
     max_tokens: int | None = None
+    padded: bool = True
     by_length: bool = False
 
     def __post_init__(self) -> None:
@@ -72,13 +74,17 @@ def _cut_group(size: int, lengths: Indices | None, *, rule: BatchRule) -> list[t
         return [(first, min(first + rule.batch_size, size)) for first in range(0, size, rule.batch_size)]
     bounds = []
     first = 0
+    ends = np.cumsum(lengths)
     while first < size:
-        # From long to short: the first sample of a batch is its longest, and decides how many fit.
+        # From long to short: the first sample of a batch is its longest, and decides how many fit if all are padded.
         longest = int(lengths[first])
         if longest > rule.max_tokens:
             raise ValueError(f"a sample of {longest} tokens is longer than a whole batch may be, max_tokens "
                              f"{rule.max_tokens}; raise max_tokens, or cut conversations with max_length")  # fmt: skip
-        count = rule.max_tokens // max(1, longest)
+        if rule.padded:
+            count = rule.max_tokens // max(1, longest)
+        else:
+            count = int(np.searchsorted(ends, ends[first] - longest + rule.max_tokens, side="right")) - first
         last = min(first + min(count, rule.batch_size or count), size)
         bounds.append((first, last))
         first = last

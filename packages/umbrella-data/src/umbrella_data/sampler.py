@@ -55,6 +55,7 @@ class ModalityBatchSampler(Sampler[list[int]]):
         mode: `by_modality`: all samples of a batch hold the same set of modalities; `mixed`: any.
         by_length: Whether samples of like length stand together, so that little is padded.
         max_tokens: Token budget: the longest sample's length times the number of samples, image tokens counted.
+        padded: Whether samples are padded to the longest. For packed ones, False: the budget counts their tokens alone.
         num_epochs: With a token budget, the epochs to plan for; more of them are planned for by a margin.
         seed: Seed of the order.
         rank: This process.
@@ -73,13 +74,14 @@ class ModalityBatchSampler(Sampler[list[int]]):
         mode: Literal["by_modality", "mixed"] = "by_modality",
         by_length: bool = False,
         max_tokens: int | None = None,
+        padded: bool = True,
         num_epochs: int | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
         shuffle: bool = True,
     ) -> None:
-        self._rule = BatchRule(batch_size=batch_size, max_tokens=max_tokens, by_length=by_length)
+        self._rule = BatchRule(batch_size=batch_size, max_tokens=max_tokens, padded=padded, by_length=by_length)
         if mode not in ("by_modality", "mixed") or not 0 <= rank < world_size:
             raise ValueError(
                 f"mode {mode!r} must be by_modality or mixed, and rank {rank} below world_size {world_size}"

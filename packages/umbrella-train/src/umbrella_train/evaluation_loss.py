@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from umbrella_train.conversations import num_conversations
+
 
 class EvaluationLoss:
     """Sums of loss and supervised tokens for every set of modalities, on the device until the end.
@@ -36,7 +38,7 @@ class EvaluationLoss:
         labels = inputs["labels"]
         # The model shifts labels by one: the first position is never predicted.
         tokens = labels[:, 1:].ne(-100).sum().double()
-        samples = torch.full_like(tokens, labels.shape[0])
+        samples = torch.full_like(tokens, num_conversations(inputs))
         row = torch.stack([loss.double() * tokens, tokens, samples])
         self._sums[self._groups.index(group)] += row
 

@@ -30,6 +30,7 @@ def build_loader(
     world_size: int,
     shuffle: bool,
     max_tokens: int | None = None,
+    padded: bool = True,
     num_epochs: int | None = None,
     num_workers: int = 0,
     pin_memory: bool = False,
@@ -46,6 +47,7 @@ def build_loader(
         world_size: All processes.
         shuffle: Whether batches come in a random order.
         max_tokens: Token budget of a batch, in place of `batch_size`.
+        padded: Whether the budget counts padding; not, where `collate` packs.
         num_epochs: Epochs that batches by token budget are planned for; None plans by a margin.
         num_workers: Loading processes.
         pin_memory: Whether batches are put into page-locked memory for the GPU.
@@ -59,6 +61,7 @@ def build_loader(
         mode="by_modality" if mode == "by_modality" else "mixed",
         by_length=mode == "by_length",
         max_tokens=max_tokens,
+        padded=padded,
         num_epochs=num_epochs,
         seed=seed,
         rank=rank,

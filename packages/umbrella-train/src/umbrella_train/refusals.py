@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from torch import nn
 from transformers import TrainingArguments
 
+from umbrella_model import UmbrellaForConditionalGeneration
+from umbrella_model.attention import VARLEN
 from umbrella_model.vision_tower import UmbrellaVisionTower
 from umbrella_train.config import DummyLossConfig, TrainerConfig
 from umbrella_train.errors import RunError
@@ -20,6 +22,7 @@ def check_trainer(
     dummy_loss: DummyLossConfig,
     engine: str,
     gradient_scale: str,
+    packing: bool = False,
     zero_stage: int = 0,
 ) -> None:
     """Holds the trainer's settings against each other, the model and the device.
@@ -30,6 +33,7 @@ def check_trainer(
         dummy_loss: As of the trainer.
         engine: As of the trainer.
         gradient_scale: As of the trainer.
+        packing: As of the trainer.
         zero_stage: Stage of DeepSpeed ZeRO, 0 without DeepSpeed.
 
     Raises:
@@ -56,6 +60,8 @@ def check_trainer(
         )
     if zero_stage == 3 and not all(type(each.proj) is nn.Linear for each in _patch_embeds(model)):
         problems.append("model.learn.patch_embed: lora cannot be trained by DeepSpeed ZeRO-3; use ZeRO-2, fsdp2 or DDP")
+    if packing:
+        problems += _packing_problems(model, arguments)
     if problems:
         raise RunError("\n  ".join(problems))
 
@@ -77,3 +83,23 @@ def _patch_embeds(model: nn.Module) -> list[Any]:
 def _only_patch_embeds_learn(model: nn.Module) -> bool:
     own = {id(parameter) for embed in _patch_embeds(model) for parameter in embed.parameters()}
     return all(id(parameter) in own for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _packing_problems(model: nn.Module, arguments: TrainingArguments) -> list[str]:
+    text = cast(UmbrellaForConditionalGeneration, model).model.language_model.config
+    attention = str(text._attn_implementation)
+    problems = []
+    if attention != VARLEN and "flash_attention" not in attention:
+        problems.append(
+            f"data.packing: true with attention {attention} would compute a mask over the whole row, several times the "
+            f"work; take model.attn_implementation {VARLEN} where the language model allows it, or data.batches: "
+            "by_length"
+        )
+    if getattr(text, "attention_dropout", 0.0):
+        problems.append(
+            f"data.packing: true cannot be combined with attention dropout, which is {text.attention_dropout} in the "
+            "language model; set model.text_config.attention_dropout: 0"
+        )
+    if arguments.device.type == "cuda" and not (arguments.bf16 or arguments.fp16):
+        problems.append("data.packing: true needs bfloat16 or float16 on a GPU: set trainer.bf16: true")
+    return problems

@@ -159,6 +159,7 @@ def _build_trainer(config: RunConfig, arguments: TrainingArguments, parts: Parts
         dummy_loss=config.dummy_loss,
         batches=config.data.batches,
         max_tokens_per_batch=config.data.max_tokens_per_batch,
+        packing=config.data.packing,
         engine=config.trainer.engine,
         gradient_scale=config.trainer.gradient_scale,
         parity_every=config.trainer.parity_every,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
-from transformers.trainer_utils import EvalLoopOutput
 
 from umbrella_model import parameter_groups
 from umbrella_model.parts import Part
@@ -21,13 +19,13 @@ from umbrella_train.config import DummyLossConfig
 from umbrella_train.drift_watch import DriftWatch, number_groups
 from umbrella_train.dummy_loss import DummyLoss
 from umbrella_train.errors import RunError
-from umbrella_train.evaluation_loss import EvaluationLoss
 from umbrella_train.finite import NonFiniteError, describe_non_finite
 from umbrella_train.gradients import PatchEmbedGradients
 from umbrella_train.loader import build_loader
+from umbrella_train.mixed_evaluation import MixedEvaluationTrainer
+from umbrella_train.packed_collator import PackedCollator
 from umbrella_train.refusals import check_trainer
 from umbrella_train.sharding import shard_model
-from umbrella_train.whole_checkpoints import WholeCheckpointTrainer
 from umbrella_train.window import AccumulationWindow, WindowFacts
 from umbrella_train.zero import before_step
 
@@ -39,7 +37,7 @@ def _whole(norm: Any) -> Any:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-class UmbrellaTrainer(WholeCheckpointTrainer):
+class UmbrellaTrainer(MixedEvaluationTrainer):
     """Trains an UMBRELLA model on batches of any mixture of modalities.
 
     Args:
@@ -49,6 +47,7 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
         batches: Whether a batch holds one set of modalities (`by_modality`), any (`mixed`), or any of like length
             (`by_length`).
         max_tokens_per_batch: Token budget of a training batch, in place of its number of samples.
+        packing: Whether the samples of a batch are laid end to end in one row, without padding.
         engine: `ddp`: accelerate wraps the model where there are several ranks; `fsdp2`: it is sharded over them here.
         gradient_scale: `mean`: a patch embed's gradient is averaged over all supervised tokens of a step; `present`:
             over those of the samples that hold its modality.
@@ -63,6 +62,7 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
         dummy_loss: DummyLossConfig | None = None,
         batches: Literal["by_modality", "mixed", "by_length"] = "by_modality",
         max_tokens_per_batch: int | None = None,
+        packing: bool = False,
         engine: Literal["ddp", "fsdp2"] = "ddp",
         gradient_scale: Literal["mean", "present"] = "mean",
         parity_every: int = 100,
@@ -73,6 +73,9 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
         self.part_learning_rates = part_learning_rates or {}
         self.batches = batches
         self.max_tokens_per_batch = max_tokens_per_batch
+        self.packing = packing
+        if packing:
+            self.data_collator = PackedCollator(self.data_collator)
         self.dummy_loss_config = dummy_loss or DummyLossConfig()
         self.dummy_loss = DummyLoss(
             scale=self.dummy_loss_config.scale,
@@ -86,13 +89,15 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
             dummy_loss=self.dummy_loss_config,
             engine=engine,
             gradient_scale=gradient_scale,
+            packing=packing,
             zero_stage=self.accelerator.state.deepspeed_plugin.zero_stage if self.is_deepspeed_enabled else 0,
         )
         if engine == "fsdp2":
             self._shard()
         self._tower = next(module for module in self._unwrapped().modules() if isinstance(module, UmbrellaVisionTower))
         self.gradients = PatchEmbedGradients(self._tower, under_zero=self.is_deepspeed_enabled)
-        self._window = AccumulationWindow(self._tower.modality_order)
+        self.modality_order = self._tower.modality_order
+        self._window = AccumulationWindow(self.modality_order)
         self._drift: DriftWatch | None = None
         self._optimizer_groups: Mapping[int, int] = {}
         self._gradient_log: dict[str, float] = {}
@@ -137,6 +142,7 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
             world_size=self.args.world_size,
             shuffle=shuffle,
             max_tokens=self.max_tokens_per_batch if shuffle else None,
+            padded=not self.packing,
             num_epochs=math.ceil(self.args.num_train_epochs) if self.args.max_steps <= 0 else None,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
@@ -249,6 +255,12 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
                 self._drift.load_state_dict(self._kept_states()[_DRIFT])
         self._drift.step(facts.present)
 
+    def _layout(self) -> dict[str, Any]:
+        layout = {**super()._layout(), "batches": self.batches, "max_tokens_per_batch": self.max_tokens_per_batch}
+        if self.max_tokens_per_batch is not None:
+            layout["packing"] = self.packing  # the budget then counts no padding
+        return layout
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self._drift is not None:
             self._kept_states()[_DRIFT] = self._drift.state_dict()
@@ -300,49 +312,3 @@ class UmbrellaTrainer(WholeCheckpointTrainer):
                 logs |= self._drift.as_log()
             self._gradient_log = {}
         super().log(logs, start_time)
-
-    # ---- evaluation ----
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Loss, logits and labels of one batch of any mixture; no dummy term is part of them."""
-        if not prediction_loss_only:  # logits at all positions are asked for
-            inputs = {key: value for key, value in inputs.items() if key != "supervised_index"}
-        ignored = [*(ignore_keys or ["past_key_values"]), "dummy_terms"]
-        return super().prediction_step(model, inputs, prediction_loss_only, ignored)
-
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader[Any],
-        description: str,  # noqa: ARG002
-        prediction_loss_only: bool | None = None,  # noqa: ARG002
-        ignore_keys: list[str] | None = None,  # noqa: ARG002
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Mean loss a supervised token over all ranks, in all and for each set of modalities.
-
-        Batches of different shapes and modalities on the ranks are no obstacle: only sums are shared.
-        """
-        assert self.model is not None
-        model: nn.Module = self._wrap_model(self.model, training=False, dataloader=dataloader)
-        if not self.is_in_train:
-            model = self.accelerator.prepare_model(model, evaluation_mode=True)
-        model.eval()
-        total = EvaluationLoss(self.gradients.modalities, device=self.args.device)
-        for batch in dataloader:
-            inputs = self._prepare_inputs(batch)
-            loss, _, _ = self.prediction_step(model, inputs, prediction_loss_only=True)
-            assert loss is not None
-            total.add(loss, inputs)
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        metrics, num_samples = total.reduce(prefix=metric_key_prefix)
-        return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=num_samples)
-
-    def predict(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Not for this model: logits of batches of different lengths and modalities make no array.
-
-        Raises:
-            RunError: Always.
-        """
-        raise RunError("predict has no meaning here; ask a trained model with umbrella-eval or umbrella-predict")

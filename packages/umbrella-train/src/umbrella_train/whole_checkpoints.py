@@ -94,7 +94,7 @@ class WholeCheckpointTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """There is none."""
 
-    def _layout(self) -> dict[str, int]:
+    def _layout(self) -> dict[str, Any]:
         return {
             "ranks": self.args.world_size,
             "batch": self.args.per_device_train_batch_size,

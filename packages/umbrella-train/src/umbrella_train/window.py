@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from umbrella_train.conversations import conversation_index, num_conversations
+
 
 @dataclass(frozen=True)
 class WindowFacts:
@@ -58,11 +60,13 @@ class AccumulationWindow:
             if not isinstance(labels, Tensor) or not isinstance(modality_ids, Tensor):
                 continue
             # The model shifts labels by one: the first position is never predicted.
-            tokens = labels[:, 1:].ne(-100).sum(dim=1)
-            self._num_tokens += int(tokens.sum())
+            is_supervised = labels[:, 1:].ne(-100)
+            self._num_tokens += int(is_supervised.sum())
+            index = conversation_index(batch)
+            tokens = index[:, 1:][is_supervised].bincount(minlength=num_conversations(batch))
             for tag, name in enumerate(self._modalities, start=1):
                 if name in present:
-                    self._tokens_with[name] += int(tokens[modality_ids.eq(tag).any(dim=1)].sum())
+                    self._tokens_with[name] += int(tokens[index[modality_ids.eq(tag)].unique()].sum())
 
     def add_loss(self, loss: Tensor) -> None:
         """Notes one micro-batch's loss, a 0-dim tensor on the device."""

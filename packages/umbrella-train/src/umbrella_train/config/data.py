@@ -99,6 +99,8 @@ class DataConfig(Section):
     """by_modality: the samples of a batch hold the same modalities; mixed: any; by_length: any, of like length."""
     max_tokens_per_batch: PositiveInt | None = None
     """Tokens of a training batch, padding and image tokens counted, in place of per_device_train_batch_size."""
+    packing: bool = False
+    """Lay the conversations of a batch end to end in one row, without padding; none attends to another."""
     on_bad_scan: Literal["raise", "skip"] = "raise"
     """skip: another sample of the same modalities stands in for one whose scan cannot be used; counted and listed."""
     max_bad_fraction: float = Field(default=DEFAULT_BAD_FRACTION, ge=0, le=1)
