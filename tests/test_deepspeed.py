@@ -34,6 +34,7 @@ CASES = [
     Case("adam", "random", steps=4, accumulation=2, **ADAM, arguments={"weight_decay": 0.01}),
     Case("lora", "random", steps=4, learn="lora", **ADAM),
     Case("patch-embeds", "random", steps=4, learn="patch_embed_only"),
+    Case("packed", "random", steps=4, accumulation=2, packing=True),
 ]
 BF16 = Case("bf16", "different", steps=2, arguments={"bf16": True})
 SAVING = {"save_strategy": "steps", "save_steps": 2}
@@ -77,7 +78,8 @@ def test_ranks_under_zero_equal_one_process(case: Case, stage: int, launched: Ca
         log = log_of(case, folder, rank=rank)
         assert log["error"] is None
         assert (log["num_sharded"] == len(log["parameters"])) == (stage == 3)
-    assert run_case(case, output=tmp_path, simulated_world_size=2)["error"] is None
+    alone = replace(case, packing=False)
+    assert run_case(alone, output=tmp_path, simulated_world_size=2)["error"] is None
     weights, reference = (
         load_file(folder / f"{case.name}-0.safetensors"),
         load_file(tmp_path / f"{case.name}-0.safetensors"),
