@@ -23,6 +23,24 @@ def test_fsdp_through_accelerate_is_refused_and_the_way_is_told(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", r"trainer\.torch_compile: true instead"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "asks for MEGATRON_LM, which is not supported"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "asks for PARALLELISM_CONFIG, which is not supported"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "asks for 4 gradient accumulation steps and the config for 1"),
+    ],
+)
+def test_what_accelerate_would_do_on_its_own_is_refused(monkeypatch, variable, value, says):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    check_launcher(load_config(None))
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(RunError, match=says):
+        check_launcher(load_config(None))
+
+
+@pytest.mark.parametrize(
     ("asked", "words", "is_fine"), [("bf16", [], False), ("bf16", ["--trainer.bf16", "true"], True)]
 )
 def test_a_precision_is_asked_for_in_one_place(monkeypatch, asked, words, is_fine):

@@ -13,7 +13,8 @@ def check_launcher(config: RunConfig) -> None:
     """Refuses what the launcher asks for and the run would not do; all of it at once.
 
     Raises:
-        RunError: FSDP or a precision through accelerate, or settings that DeepSpeed cannot keep.
+        RunError: FSDP, compilation, other parallelism, a precision or accumulation through accelerate, or settings that
+            DeepSpeed cannot keep.
     """
     problems = []
     if _is_on("ACCELERATE_USE_FSDP"):
@@ -21,7 +22,23 @@ def check_launcher(config: RunConfig) -> None:
             "accelerate asks for FSDP, which it drops on a CPU without a word; "
             "set trainer.engine: fsdp2 instead, and leave FSDP out of accelerate's config"
         )
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        problems.append(
+            "accelerate asks to compile the whole model, which would compile anew for every mixture of modalities; set "
+            "trainer.torch_compile: true instead (single layers), and dynamo_backend: 'NO' in accelerate's config"
+        )
+    problems += [
+        f"accelerate asks for {name}, which is not supported; use DDP, trainer.engine: fsdp2 or DeepSpeed"
+        for name in ("MEGATRON_LM", "PARALLELISM_CONFIG")
+        if _is_on(f"ACCELERATE_USE_{name}")
+    ]
     section = config.trainer
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps.isdecimal() and int(steps) not in (1, section.gradient_accumulation_steps):
+        problems.append(
+            f"accelerate asks for {steps} gradient accumulation steps and the config for "
+            f"{section.gradient_accumulation_steps}; set them in the config alone (trainer.gradient_accumulation_steps)"
+        )
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     chosen = "bf16" if section.bf16 else "fp16" if section.fp16 else "no"
     if precision not in ("no", chosen):
