@@ -37,6 +37,7 @@ def launch(cases: Sequence[Case], folder: Path, *, launcher: Sequence[str], time
     Returns:
         What the ranks wrote to stderr.
     """
+    folder.mkdir(exist_ok=True)
     (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
     command = [sys.executable, "-m", *launcher]
     with (
