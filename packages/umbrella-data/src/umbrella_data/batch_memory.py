@@ -4,24 +4,20 @@
                                                   # take places in its memory, one behind the other
     stack(volumes, memory=...)                    # the collator: the memory itself, or a copy where places are missing
 
-In a loader worker the memory is shared from the start, so that a batch is not copied to be handed over.
+In a loader worker the memory is shared from the start, so that a batch is not copied to be handed over; and it is used
+again, as `recycled_memory` tells.
 """
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from math import prod
 
-import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
 from umbrella_data.example import Example
-
-_MAX_SPARE = 4
+from umbrella_data.recycled_memory import SharedTensor, recycled
 
 
 class BatchMemory:
@@ -40,7 +36,7 @@ class BatchMemory:
         """The next place (C, X, Y, Z) float16 for a modality, its values anything; None where all are taken."""
         key = (modality, tuple(shape))
         if key not in self._buffers:
-            self._buffers[key] = _empty((self._num_examples, *shape), torch.float16)
+            self._buffers[key] = recycled((self._num_examples, *shape), torch.float16)
         number = self._num_taken.get(key, 0)
         if number == self._num_examples:
             return None
@@ -55,7 +51,7 @@ class BatchMemory:
         places = zip(volumes, buffer, strict=False)
         if not all(_is_the_same(each, place) for each, place in places):
             return None
-        return buffer[: len(volumes)]
+        return buffer.first(len(volumes)) if isinstance(buffer, SharedTensor) else buffer[: len(volumes)]
 
 
 def _is_the_same(volume: torch.Tensor, place: torch.Tensor) -> bool:
@@ -108,37 +104,4 @@ def stack(volumes: Sequence[torch.Tensor], *, modality: str, memory: BatchMemory
     dtype = volumes[0].dtype
     if get_worker_info() is None or any(each.dtype != dtype for each in volumes):
         return torch.stack(list(volumes))
-    return torch.stack(list(volumes), out=_shared((len(volumes), *volumes[0].shape), dtype))
-
-
-def _empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    return _recycled(shape, dtype) if get_worker_info() is None else _shared(shape, dtype)
-
-
-def _shared(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Memory that other processes can map, as torch's own collate function takes it in a worker."""
-    storage = torch.UntypedStorage._new_shared(prod(shape) * dtype.itemsize)
-    return torch.empty(0, dtype=dtype).set_(storage, 0, tuple(shape))  # type: ignore[call-overload]
-
-
-# The memory of batches, and what the latest tensors over each of them hold on to: it is used again once nothing does.
-# The system clears every page of fresh memory first, which takes longer than to read a scan into it.
-_spare: list[tuple[np.ndarray, weakref.ref[np.ndarray]]] = []
-# A block is seen to be free, and only then marked as taken: one thread at a time.
-_choosing = threading.Lock()
-
-
-def _recycled(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    num_bytes = prod(shape) * dtype.itemsize
-    with _choosing:
-        view = _spare_block(num_bytes)
-    return torch.from_numpy(view).view(dtype).reshape(tuple(shape))
-
-
-def _spare_block(num_bytes: int) -> np.ndarray:
-    free = [block for block, in_use in _spare if block.nbytes == num_bytes and in_use() is None]
-    block = free[0] if free else np.empty(num_bytes, dtype=np.uint8)
-    view = block[:]
-    others = [each for each in _spare if each[0] is not block]
-    _spare[:] = [*others[1 - _MAX_SPARE :], (block, weakref.ref(view))]
-    return view
+    return torch.stack(list(volumes), out=recycled((len(volumes), *volumes[0].shape), dtype))
