@@ -103,6 +103,50 @@ def test_doubts_are_counted_by_code_and_are_nothing_wrong(cohort, nifti, random_
         {"bitpix": 2, "no_form": 1},
         {"sidecar_repetition_time": 1},
     ]
+    for words in ("  bitpix: 2\n", f"    {tmp_path / 'a_0.nii.gz'}\n", f"    {series}\n"):
+        assert words in printed
+    assert "sub-" not in (text := (out / "check.json").read_text())
+    assert ".nii" not in text
+    listed = report["doubts"]
+    assert {code: each["num_scans"] for code, each in listed.items()} == {
+        "bitpix": 2, "no_form": 1, "sidecar_repetition_time": 1,
+    }  # fmt: skip
+    manifests = [word for path in paths for word in ("--manifest", str(path))]
+    (scan,) = listed["sidecar_repetition_time"]["scans"]
+    for name, expected in ((scan["files"][0], series), (scan["subject"], "sub-d"), (scan["manifests"][0], paths[1])):
+        assert main(["whois", name, "--in", str(out), *manifests]) == 0
+        assert capsys.readouterr().out == f"{expected}\n"
+
+
+def test_doubts_are_counted_in_full_and_listed_in_part(cohort, nifti, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("umbrella_data.cli.doubts._MAX_SHOWN", 2)
+    for name in "abc":
+        nifti.patch(tmp_path / f"{name}_0.nii.gz", 72, b"\x08\x00")  # bitpix
+    paths = cohort[1]()
+    assert main(["check", *map(str, paths), "--workers", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "bitpix: 3\n" in printed
+    assert [name for name in "abc" if f"    {tmp_path}/{name}_0.nii.gz\n" in printed] == ["a", "b"]
+    assert "and 1 more" in printed
+
+
+def test_doubts_about_a_mask_name_its_file(nifti, random_voxels, make_row, write_manifest, tmp_path):
+    voxels = random_voxels(4, 5, 6)
+    scan = nifti.write(voxels, "a_0.nii.gz")
+    mask = nifti.write((voxels > 500).astype("uint8"), "mask.nii.gz")
+    row = make_row("a", "T1")
+    row["messages"][0]["content"][0]["mask"] = mask.name
+    manifest = read_manifest(write_manifest([row]))
+    assert not check_manifests([manifest], num_workers=1).doubts.counts
+    nifti.patch(mask, 72, b"\x10\x00")  # bitpix
+    report = check_manifests([manifest], num_workers=1)
+    assert report.is_good
+    assert report.manifests[0].doubts == report.doubts.counts == {"bitpix": 1}
+    assert [doubted.files for doubted in report.doubts.listed("bitpix")] == [(str(mask),)]
+    nifti.patch(scan, 72, b"\x08\x00")
+    report = check_manifests([manifest], num_workers=1)
+    assert report.manifests[0].doubts == {"bitpix": 1}
+    assert [doubted.files for doubted in report.doubts.listed("bitpix")] == [(str(scan), str(mask))]
 
 
 def test_check_when_asked_writes_names_in_clear(cohort, tmp_path):

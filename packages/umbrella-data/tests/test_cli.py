@@ -26,13 +26,15 @@ def test_from_bids_writes_manifests_and_lists_scans(nifti, random_voxels, tmp_pa
     assert "sub-0_T1w.nii.gz" in printed
 
 
-def test_from_bids_counts_doubts_by_code(nifti, random_voxels, tmp_path, capsys):
+def test_from_bids_counts_and_names_doubtful_scans(nifti, random_voxels, tmp_path, capsys):
     for i in range(3):
         path = nifti.write(random_voxels(4, 5, 6), f"bids/sub-{i}/anat/sub-{i}_T1w.nii.gz")
         nifti.patch(path, 72, b"\x08\x00")  # bitpix
     nifti.patch(path, 252, bytes(4))  # neither qform nor sform
     assert main(["from-bids", str(tmp_path / "bids"), "--out", str(tmp_path / "out")]) == 0
-    assert "doubts about scans that can be used: 3 bitpix, 1 no_form\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    for words in ("doubts about scans that can be used:\n  bitpix: 3\n", f"  no_form: 1\n    {path}\n"):
+        assert words in printed
     (tmp_path / "bids/sub-1/anat/sub-1_T1w.nii.gz").write_bytes(b"no scan")
     for i in (0, 2):
         nifti.write(random_voxels(4, 5, 6), f"bids/sub-{i}/anat/sub-{i}_T1w.nii.gz")

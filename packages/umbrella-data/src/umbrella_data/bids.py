@@ -103,8 +103,7 @@ def read_facts(scan: BidsScan, *, root: Path, min_frames: int = 0) -> ScanFacts:
     """
     paths, mask = _inside(scan, root)
     proof = prove_scan(paths, modality=scan.modality, min_frames=min_frames, mask=mask)
-    doubts = tuple(map(str, proof.doubts))
-    return ScanFacts(scan.modality, num_frames=proof.num_frames, num_b0=proof.num_b0, doubts=doubts)
+    return ScanFacts(scan.modality, num_frames=proof.num_frames, num_b0=proof.num_b0, doubts=proof.doubts)
 
 
 def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, list[str]]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,6 +13,7 @@ from typing import Any
 
 from umbrella_data.bids import BidsScan, find_scans, read_facts
 from umbrella_data.bids_derivatives import add_masks, choose_versions
+from umbrella_data.doubts import DoubtList
 from umbrella_data.errors import ScanError
 from umbrella_data.parallel import map_unordered
 from umbrella_data.participants import read_participants
@@ -35,7 +35,7 @@ class BidsReport:
         scans: The readable scans of each split.
         unreadable: Why each other scan cannot be used.
         notes: What else was left out, one sentence each.
-        doubts: Readable scans by what is legal but doubtful in them, see `umbrella_data.header.ScanDoubt`.
+        doubts: Readable scans with something odd in their headers or sidecars.
         manifests: The files written, by split; a split without rows has none.
     """
 
@@ -43,7 +43,7 @@ class BidsReport:
     scans: dict[str, list[BidsScan]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     unreadable: list[ScanError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    doubts: Counter[str] = field(default_factory=Counter)
+    doubts: DoubtList = field(default_factory=DoubtList)
     manifests: dict[str, Path] = field(default_factory=dict)
 
 
@@ -96,7 +96,7 @@ def write_manifests(
         if isinstance(facts, ScanError):
             report.unreadable.append(facts)
             continue
-        report.doubts.update(facts.doubts)
+        report.doubts.add(facts.doubts, subject=scan.subject, modality=scan.modality)
         split = "test" if is_test_subject(scan.subject, fraction=test_fraction, seed=seed) else "train"
         known = replace(facts, labels=known_labels.labels.get(scan.subject, {}))
         report.scans[split].append(scan)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umbrella_data.doubts import DoubtList
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.manifest import Manifest
 from umbrella_data.parallel import map_unordered
@@ -68,6 +69,7 @@ class CheckReport:
         manifests: What each holds.
         bad_files: Scans that cannot be used.
         num_files: Scans that were read.
+        doubts: Usable scans with something odd in their headers or sidecars.
         shared_subjects: Subjects that stand in more than one manifest, with those.
         shared_scans: Scans that stand in more than one manifest under different subjects, with those.
     """
@@ -75,6 +77,7 @@ class CheckReport:
     manifests: list[ManifestCheck]
     bad_files: list[BadFile] = field(default_factory=list)
     num_files: int = 0
+    doubts: DoubtList = field(default_factory=DoubtList)
     shared_subjects: dict[str, list[Path]] = field(default_factory=dict)
     shared_scans: dict[Path, list[Path]] = field(default_factory=dict)
 
@@ -110,13 +113,15 @@ def check_manifests(
     report.num_files = len(places)
     results = map_unordered(_prove, list(places), num_workers=num_workers)
     for scan, outcome in progress(results, len(places), "reading scans"):
+        subject, manifests_of_scan = next(iter(places[scan].values())), tuple(places[scan])
         if isinstance(outcome, ScanError):
-            subject = next(iter(places[scan].values()))
-            report.bad_files.append(BadFile(outcome, scan.modality, subject, tuple(places[scan])))
+            report.bad_files.append(BadFile(outcome, scan.modality, subject, manifests_of_scan))
             continue
+        report.doubts.add(outcome, subject=subject, modality=scan.modality, manifests=manifests_of_scan)
+        codes = {str(doubt) for doubts in outcome.values() for doubt in doubts}
         for found in report.manifests:
-            if found.path in places[scan]:
-                found.doubts.update(map(str, outcome))
+            if found.path in manifests_of_scan:
+                found.doubts.update(codes)
     report.bad_files.sort(key=lambda bad: bad.error.path)
     return report
 
@@ -144,7 +149,7 @@ def _check_rows(
     found.scans.update(scan.modality for scan in own)
 
 
-def _prove(scan: Scan) -> tuple[Scan, ScanError | tuple[ScanDoubt, ...]]:
+def _prove(scan: Scan) -> tuple[Scan, ScanError | Mapping[Path, tuple[ScanDoubt, ...]]]:
     try:
         return scan, prove_scan(scan.paths, modality=scan.modality, mask=scan.mask).doubts
     except ScanError as error:
@@ -204,6 +209,7 @@ def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: 
             }
             for bad in report.bad_files
         ],
+        "doubts": report.doubts.rows(name=name),
         "shared_subjects": [
             {"subject": name(subject), "manifests": [name(str(path)) for path in paths]}
             for subject, paths in report.shared_subjects.items()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,12 +25,13 @@ class Proof:
     Attributes:
         num_frames: Frames of a series, None for a volume.
         num_b0: Volumes of a diffusion series without weighting, None for all else.
-        doubts: What is legal but doubtful in the headers of its files and in its sidecar, each once.
+        doubts: What is legal but doubtful in the header of each of its files, the mask among them; what its sidecar
+            says stands with its first file. A file without doubts is left out.
     """
 
     num_frames: int | None = None
     num_b0: int | None = None
-    doubts: tuple[ScanDoubt, ...] = ()
+    doubts: Mapping[Path, tuple[ScanDoubt, ...]] = field(default_factory=dict)
 
 
 def prove_scan(paths: Sequence[Path], *, modality: str, min_frames: int = 0, mask: Path | None = None) -> Proof:
@@ -53,7 +54,8 @@ def prove_scan(paths: Sequence[Path], *, modality: str, min_frames: int = 0, mas
     if not spec.is_series:
         volume = load_volume(list(paths), modality=spec.name, mask=mask)
         is_raw_dwi = spec.num_channels > 1 and len(paths) == 1
-        return Proof(num_b0=count_b0(paths[0]) if is_raw_dwi else None, doubts=volume.doubts)
+        num_b0 = count_b0(paths[0]) if is_raw_dwi else None
+        return Proof(num_b0=num_b0, doubts=_doubts_by_file(volume.doubts, paths, mask))
     shape = read_shape(paths[0]).shape
     num_frames = shape[3] if len(shape) == 4 else 1
     if num_frames < min_frames:
@@ -63,4 +65,20 @@ def prove_scan(paths: Sequence[Path], *, modality: str, min_frames: int = 0, mas
     count = min(num_frames, max(2, _MAX_WINDOW_VOXELS // prod(shape[:3])))
     window = ((num_frames - count) // 2, count)
     volume = load_volume(list(paths), modality=spec.name, window=window, mask=mask)
-    return Proof(num_frames=num_frames, doubts=volume.doubts)
+    return Proof(num_frames=num_frames, doubts=_doubts_by_file(volume.doubts, paths, mask))
+
+
+def _doubts_by_file(
+    doubts: Sequence[ScanDoubt], paths: Sequence[Path], mask: Path | None
+) -> dict[Path, tuple[ScanDoubt, ...]]:
+    """The doubts about a scan by the files whose headers raise them; those about its sidecar go to the first file."""
+    from umbrella_data.scan_file import open_scan
+
+    files = [*paths] if mask is None else [*paths, mask]
+    found: dict[Path, tuple[ScanDoubt, ...]] = {}
+    for file in files:
+        with open_scan(file) as scan:
+            found[file] = scan.header.doubts
+    in_headers = {doubt for path in paths for doubt in found[path]}
+    found[paths[0]] += tuple(doubt for doubt in doubts if doubt not in in_headers)
+    return {file: codes for file, codes in found.items() if codes}

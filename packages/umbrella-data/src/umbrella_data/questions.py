@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from umbrella_data.modality import MODALITIES
@@ -21,14 +22,14 @@ class ScanFacts:
         num_frames: Frames of a series.
         num_b0: Volumes of a diffusion series that are not diffusion-weighted.
         labels: The participant's labels by task: a text for a choice, a number for a number.
-        doubts: Codes of what is legal but doubtful in its files; nothing is asked about them.
+        doubts: Codes of what is legal but doubtful, by file; nothing is asked about them.
     """
 
     modality: str
     num_frames: int | None = None
     num_b0: int | None = None
     labels: Labels = field(default_factory=dict)
-    doubts: tuple[str, ...] = ()
+    doubts: Mapping[Path, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from umbrella_data.cli.doubts import print_doubts
 from umbrella_data.cli.sources import Commands, add_manifests, add_workers, name_by_hash, read_manifests, show
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ HELP = """\
 Reads every row of the manifests and every scan in them once, from the first byte to the last. Lists what cannot be
 used and why, and subjects that stand in more than one manifest (each manifest is taken for a split of its own).
 The exit code is 1 if anything is wrong. Doubts are counted by their codes, such as forms_disagree, and change nothing:
-those scans can be used, but a header or a sidecar says something odd.
+those scans can be used, but a header (of a brain mask, too) or a sidecar says something odd. The terminal shows the
+first 5 scans of each code, the report the first 1,000, in the order of their paths.
 The terminal names files and subjects; the report in --out names them by hashes that
 `umbrella-data whois HASH --in OUT` finds again, unless --names is given."""
 _MAX_SHOWN = 50
@@ -79,6 +81,7 @@ def _print_report(report: CheckReport) -> None:
     _print_list("rows that cannot be used", lines)
     by_reason = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     _print_list(f"scans that cannot be used ({by_reason})", [str(bad.error) for bad in report.bad_files])
+    print_doubts(report.doubts)
     _print_list(
         "subjects in more than one manifest",
         [f"{subject}: {', '.join(map(str, paths))}" for subject, paths in report.shared_subjects.items()],

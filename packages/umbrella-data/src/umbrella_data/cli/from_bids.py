@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from umbrella_data.cli.doubts import print_doubts
 from umbrella_data.cli.sources import Commands, add_workers, show
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ A tree of derivatives (fMRIPrep, QSIPrep) is taken as ROOT itself; of several ve
 desc-preproc in the subject's own space unless --space and --desc say otherwise. A brain mask beside it
 (desc-brain_mask) is written into the manifest: the model then sees 0 outside of the brain. --no-masks leaves masks out.
 Subjects, never files, are dealt to the two splits by a seeded hash. Scans that cannot be read are listed, each with
-its reason.
+its reason; so are the first ones of each doubt, such as a header without orientation (no_form).
 
 Paths in the manifests are relative to the tree: read them with data_root=ROOT (in Python: read_manifest(path,
 data_root=ROOT)), or write them into the tree itself, --out ROOT, and no data_root is needed."""
@@ -93,10 +94,8 @@ def _print_report(report: BidsReport) -> None:
         print(f"{split}: {len({row['subject'] for row in rows})} subjects, {len(rows)} rows")
     for note in report.notes:
         print(f"note: {note}")
-    if report.doubts:
-        counts = ", ".join(f"{count} {doubt}" for doubt, count in report.doubts.most_common())
-        print(f"doubts about scans that can be used: {counts}")
-    print(f"scans that cannot be used: {len(report.unreadable)}")
+    print_doubts(report.doubts)
+    print(f"\nscans that cannot be used: {len(report.unreadable)}")
     for error in report.unreadable:
         print(f"  {error}")
 
