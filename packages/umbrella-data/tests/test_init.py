@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import umbrella_data
+from umbrella_data import errors
 
 
 @pytest.mark.parametrize("name", umbrella_data.__all__)
@@ -19,6 +20,13 @@ def test_name_of_the_face_is_importable(name):
 def test_names_are_listed_once_and_alike():
     assert set(umbrella_data.__all__) == set(umbrella_data._HOME)
     assert set(umbrella_data.__all__) <= set(dir(umbrella_data))
+
+
+def test_every_error_that_a_caller_may_catch_is_in_the_face():
+    own = {name: value for name, value in vars(errors).items() if isinstance(value, type)}
+    public = {name for name, value in own.items() if value.__module__ == errors.__name__}
+    assert {"CacheError", "ManifestError", "ScanError", "ScanReason", "UmbrellaDataError"} == public
+    assert public <= set(umbrella_data.__all__)
 
 
 def test_name_when_unknown_is_an_attribute_error():

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from umbrella_data.chat import ChatEncoder, encode_conversation, encode_prompt
     from umbrella_data.collator import PaddingCollator
     from umbrella_data.dataset import ConversationDataset, Example, ExampleScan
-    from umbrella_data.errors import ManifestError, ScanError, ScanReason, UmbrellaDataError
+    from umbrella_data.errors import CacheError, ManifestError, ScanError, ScanReason, UmbrellaDataError
     from umbrella_data.hf_export import to_hf_dataset
     from umbrella_data.interleave import InterleaveDataset
     from umbrella_data.manifest import Answer, Manifest, Sample, Scan, Turn, read_manifest
@@ -29,6 +29,7 @@ _HOME = {
     "ConversationDataset": "dataset",
     "Example": "dataset",
     "ExampleScan": "dataset",
+    "CacheError": "errors",
     "ManifestError": "errors",
     "ScanError": "errors",
     "ScanReason": "errors",
@@ -57,6 +58,7 @@ __all__ = [
     "MODALITIES",
     "Answer",
     "BadScanList",
+    "CacheError",
     "ChatEncoder",
     "ConversationDataset",
     "Example",
