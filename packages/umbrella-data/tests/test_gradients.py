@@ -41,6 +41,16 @@ def test_gradient_files_follow_the_bids_name() -> None:
         assert (bval, bvec) == (Path("a/sub-01_dwi.bval"), Path("a/sub-01_dwi.bvec"))
 
 
+def test_gradient_files_in_upper_case_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    for file in gradient_files(path):
+        file.rename(file.with_suffix(file.suffix.upper()))
+    assert [file.suffix for file in gradient_files(path)] == [".BVAL", ".BVEC"]
+    gradients = read_gradients(path, num_volumes=8)
+    np.testing.assert_allclose(gradients.b_values, B_VALUES)
+    np.testing.assert_allclose(gradients.b_vectors, directions(), atol=1e-6)
+
+
 @pytest.mark.parametrize("rows", [True, False], ids=["3 x N", "N x 3"])
 def test_read_gradients_reads_both_layouts(tmp_path: Path, rows: bool) -> None:
     gradients = read_gradients(write(tmp_path, rows=rows), num_volumes=8)

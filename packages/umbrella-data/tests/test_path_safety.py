@@ -58,7 +58,10 @@ def test_path_that_leaves_the_root_is_refused_in_every_dialect(
     assert read_manifest(write_manifest([good]), data_root=root)[0].scans
 
 
-@pytest.mark.parametrize(("modality", "ending"), [("dMRI", "bval"), ("dMRI", "bvec"), ("rsfMRI", "json")])
+@pytest.mark.parametrize(
+    ("modality", "ending"),
+    [("dMRI", "bval"), ("dMRI", "bvec"), ("rsfMRI", "json"), ("dMRI", "BVAL"), ("dMRI", "BVEC"), ("rsfMRI", "JSON")],
+)
 @pytest.mark.parametrize("name", ["sub/a.nii.gz", "a.nii", "a.hdr"])
 def test_file_beside_a_scan_may_not_lead_out_of_the_root(
     modality, ending, name, tmp_path, tmp_path_factory, make_row, write_manifest

@@ -18,7 +18,7 @@ from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.errors import ScanReason as R
 from umbrella_data.gradients import gradient_files
 from umbrella_data.manifest import read_manifest
-from umbrella_data.scan_pair import scan_stem
+from umbrella_data.scan_pair import file_beside, scan_stem
 from umbrella_data.sidecar import sidecar_files
 from umbrella_data.transforms import Pipeline, PipelineConfig
 from umbrella_data.volume import load_volume
@@ -120,6 +120,16 @@ def test_files_beside_a_scan_are_found_in_either_case_of_its_ending(tmp_path: Pa
     assert gradient_files(scan) == (tmp_path / "sub-01.X_dwi.bval", tmp_path / "sub-01.X_dwi.bvec")
     (tmp_path / "sub-01.X_dwi.json").write_text("{}")
     assert next(sidecar_files(scan)).name == "sub-01.X_dwi.json"
+
+
+@pytest.mark.parametrize("ending", [".bval", ".json"])
+def test_file_beside_a_scan_is_found_in_upper_case_where_there_is_none_in_lower(tmp_path: Path, ending: str) -> None:
+    scan, lower, upper = (tmp_path / f"sub-01.x_dwi{each}" for each in (".nii", ending, ending.upper()))
+    assert file_beside(scan, ending) == lower
+    upper.touch()
+    assert file_beside(scan, ending) == upper
+    lower.symlink_to(tmp_path / "nowhere")
+    assert file_beside(scan, ending) == lower
 
 
 def test_voxels_that_begin_as_gzip_does_are_voxels(tmp_path: Path) -> None:

@@ -56,6 +56,11 @@ def test_repetition_time_is_compared_when_the_sidecar_has_one(series: Path, valu
     assert facts(series) == expected
 
 
+def test_sidecar_in_upper_case_is_read(series: Path) -> None:
+    write_sidecar(series.with_name("sub-01_task-rest_run-1_bold.JSON"), '{"RepetitionTime": 3.0}')
+    assert facts(series) == (3.0, (ScanDoubt.SIDECAR_REPETITION_TIME,))
+
+
 @pytest.mark.parametrize("content", ["{", "[1]", "\xff", "[" * 100_000, '{"x": "' + "x" * (1 << 22) + '"}'])
 def test_repetition_time_is_doubted_when_the_sidecar_is_no_object(series: Path, content: str) -> None:
     series.with_name("sub-01_task-rest_run-1_bold.json").write_bytes(content.encode("latin-1"))

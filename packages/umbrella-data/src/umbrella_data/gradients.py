@@ -10,7 +10,7 @@ import numpy as np
 
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.regular_file import open_regular_file
-from umbrella_data.scan_pair import scan_stem
+from umbrella_data.scan_pair import file_beside
 
 B0_LIMIT = 50.0
 """Volumes with b up to this (s/mm2) count as b0: scanners write 5 or 1.25 where 0 was asked for."""
@@ -58,10 +58,12 @@ class Gradients:
 
 
 def gradient_files(path: str | PathLike[str]) -> tuple[Path, Path]:
-    """The `.bval` and `.bvec` files beside a DWI, by BIDS name: `sub-01_dwi.nii.gz` -> `sub-01_dwi.bval`."""
+    """The `.bval` and `.bvec` files beside a DWI, by BIDS name: `sub-01_dwi.nii.gz` -> `sub-01_dwi.bval`.
+
+    Where there is none, its name in lower case; see `umbrella_data.scan_pair.file_beside`.
+    """
     dwi = Path(path)
-    stem = scan_stem(dwi.name)
-    return dwi.with_name(f"{stem}.bval"), dwi.with_name(f"{stem}.bvec")
+    return file_beside(dwi, ".bval"), file_beside(dwi, ".bvec")
 
 
 def count_b0(path: str | PathLike[str]) -> int:

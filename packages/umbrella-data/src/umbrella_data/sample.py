@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from umbrella_data.modality import find_modality
-from umbrella_data.scan_pair import pair_of, scan_stem
+from umbrella_data.scan_pair import file_beside, pair_of
 
 Role = Literal["system", "user", "assistant"]
 AnswerType = Literal["choice", "number", "text"]
@@ -173,7 +173,7 @@ def resolve_scan(texts: Sequence[str], *, modality: str, root: Path) -> tuple[Pa
     spec = find_modality(modality)
     is_dwi = spec.num_channels > 1 and len(paths) == 1
     for ending in (".bval", ".bvec") if is_dwi else (".json",) if spec.is_series else ():
-        beside = paths[0].with_name(scan_stem(paths[0].name) + ending)
+        beside = file_beside(paths[0], ending)
         _checked_inside(beside, beside.relative_to(root).as_posix(), root=root)
     return paths
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from umbrella_data.errors import ScanError
 from umbrella_data.header import REPETITION_TIME_LIMITS, ScanDoubt, ScanHeader
 from umbrella_data.regular_file import open_regular_file
-from umbrella_data.scan_pair import scan_stem
+from umbrella_data.scan_pair import file_beside, scan_stem
 
 _MAX_BYTES = 1 << 22
 _MAX_LEVELS = 5
@@ -59,7 +59,7 @@ def sidecar_files(path: str | PathLike[str]) -> Iterator[Path]:
     """The sidecars of a scan that exist, the one that counts most first (BIDS, "The inheritance principle")."""
     scan = Path(path)
     stem = scan_stem(scan.name)
-    beside = _beside(scan)
+    beside = file_beside(scan, ".json")
     if beside.exists():
         yield beside
     *entities, suffix = stem.split("_")
@@ -70,10 +70,6 @@ def sidecar_files(path: str | PathLike[str]) -> Iterator[Path]:
     ]
     for folder in _folders_above(scan):
         yield from (file for name in names if (file := folder / name) != beside and file.exists())
-
-
-def _beside(scan: Path) -> Path:
-    return scan.with_name(f"{scan_stem(scan.name)}.json")
 
 
 def _folders_above(scan: Path) -> list[Path]:
@@ -88,7 +84,7 @@ def _folders_above(scan: Path) -> list[Path]:
 def _stays_in_tree(sidecar: Path, scan: Path) -> bool:
     """Whether an inherited sidecar lies in the tree of its scan; a manifest holds the scan's own to its data root."""
     tree = _folders_above(scan)
-    is_beside = sidecar == _beside(scan)
+    is_beside = sidecar == file_beside(scan, ".json")
     return is_beside or not tree or Path(os.path.realpath(sidecar)).is_relative_to(os.path.realpath(tree[-1]))
 
 
