@@ -177,6 +177,13 @@ def test_scans_are_read_in_several_processes(cohort, nifti, random_voxels, make_
     assert report.bad_files[0].subject == "sub-7"
 
 
+def test_report_keeps_no_frames_of_what_failed(cohort, tmp_path):
+    (tmp_path / "b_0.nii.gz").write_bytes(b"no scan")
+    (bad,) = check_manifests([read_manifest(path) for path in cohort[1]()], num_workers=1).bad_files
+    # A traceback keeps the arrays of its frames alive.
+    assert bad.error.__traceback__ is bad.error.__cause__ is bad.error.__context__ is None
+
+
 def test_work_of_many_items_comes_back_whole():
     assert sorted(map_unordered(abs, range(-30, 0), num_workers=2)) == list(range(1, 31))
     assert list(map_unordered(abs, [-3, -2], num_workers=2)) == [3, 2]

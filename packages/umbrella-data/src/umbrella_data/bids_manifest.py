@@ -110,7 +110,7 @@ def _read(scan: BidsScan, *, root: Path, min_frames: int) -> tuple[BidsScan, Sca
     try:
         return scan, read_facts(scan, root=root, min_frames=min_frames)
     except ScanError as error:
-        return scan, error
+        return scan, error.bare()
 
 
 def make_rows(scan: BidsScan, facts: ScanFacts, *, questions: Sequence[Question], seed: int = 0) -> Iterator[Row]:

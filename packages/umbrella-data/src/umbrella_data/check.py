@@ -153,7 +153,7 @@ def _prove(scan: Scan) -> tuple[Scan, ScanError | Mapping[Path, tuple[ScanDoubt,
     try:
         return scan, prove_scan(scan.paths, modality=scan.modality, mask=scan.mask).doubts
     except ScanError as error:
-        return scan, error
+        return scan, error.bare()
 
 
 def _shared_subjects(manifests: Sequence[ManifestCheck]) -> dict[str, list[Path]]:

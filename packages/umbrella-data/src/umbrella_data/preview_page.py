@@ -98,7 +98,7 @@ def write_preview(
         try:
             caption = _draw(scan, pipelines[scan.modality], patch_sizes.get(scan.modality), folder / str(file), label)
         except ScanError as error:
-            failed.append(error)
+            failed.append(error.bare())
             file, caption = None, f"cannot be used: {error.reason}"
         who = f"subject {name(sample.subject)}, scan {name(str(scan.paths[0]))}"
         pictures.append(Picture(scan.modality, label, f"{who}. {caption}", file))
