@@ -13,19 +13,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import logging
 import multiprocessing
-import os
-import platform
 import random
 import statistics
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +28,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from bench_command import Result, run_parts
 from bench_data_order import bench_order
 from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollator, read_manifest
 from umbrella_data.batch_memory import read_together, stack
@@ -46,41 +42,19 @@ BATCH = 8
 # A loader reads batch after batch: one alone would be measured with what the other sides left in the processor's cache.
 BATCHES_A_TURN = 8
 NUM_TOKENS = {"T1": 216}
-Result = dict[str, Any]
 
 
 def main() -> None:
     """Run the parts that were named, and print a table."""
-    parts: dict[str, Callable[[Path, argparse.Namespace], Result]] = {
-        "cache": bench_cache, "samples": bench_samples, "manifest": bench_manifest, "order": bench_order,
-    }  # fmt: skip
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)} (default: all)")
-    parser.add_argument("--json", type=Path, help="write the figures")
-    parser.add_argument("--repeats", type=int, default=41, help="turns a side (41)")
-    parser.add_argument("--scans", type=int, default=64, help="scans in the cache (64)")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the manifest (1,000,000)")
-    options = parser.parse_args()
-    if unknown := set(options.parts) - set(parts):
-        parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    found: Result = {"machine": describe_machine()}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in options.parts or parts:
-            found[name] = parts[name](Path(folder), options)
-            print(f"\n{name}")
-            for key, value in found[name].items():
-                print(f"  {key:58}{value:>14,.4g}" if isinstance(value, float) else f"  {key:58}{value!s:>14}")
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-
-
-def describe_machine() -> Result:
-    """Versions and cores."""
-    packages = {name: version(name) for name in ("torch", "numpy", "monai", "nibabel", "transformers")}
-    return {"python": platform.python_version(), "cores": len(os.sched_getaffinity(0)), **packages}
+    run_parts(
+        {"cache": bench_cache, "samples": bench_samples, "manifest": bench_manifest, "order": bench_order},
+        words=__doc__ or "",
+        sizes={
+            "repeats": (41, "turns a side"),
+            "scans": (64, "scans in the cache"),
+            "rows": (1_000_000, "rows of the manifest"),
+        },
+    )
 
 
 # ---- the cache against MONAI's ----

@@ -12,14 +12,10 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
-import logging
 import multiprocessing
 import re
-import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,8 +25,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from bench_command import Result, run_parts
 from bench_data import head, image_of
-from bench_data_cache import BATCH, Result, describe_machine, make_collator, make_dataset, write_rows
+from bench_data_cache import BATCH, make_collator, make_dataset, write_rows
 from umbrella_data.manifest import Manifest, read_manifest
 from umbrella_data.permutation import Permutation
 from umbrella_data.transforms import Pipeline, PipelineConfig
@@ -42,34 +39,17 @@ WINDOW = 20
 
 def main() -> None:
     """Run the parts that were named, and print their figures."""
-    parts: dict[str, Callable[[Path, argparse.Namespace], Result]] = {
-        "windows": bench_windows,
-        "samples": bench_samples,
-        "rows": bench_rows,
-    }
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)} (default: all)")
-    parser.add_argument("--json", type=Path, help="write the figures")
-    parser.add_argument("--frames", type=int, default=1200, help="frames of the series (1200)")
-    parser.add_argument("--windows", type=int, default=8, help="windows that a worker reads (8)")
-    parser.add_argument("--scans", type=int, default=64, help="scans in the cache (64)")
-    parser.add_argument("--samples", type=int, default=20_000, help="samples through the loader (20,000)")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the manifest (1,000,000)")
-    options = parser.parse_args()
-    if unknown := set(options.parts) - set(parts):
-        parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    found: Result = {"machine": describe_machine()}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in options.parts or parts:
-            found[name] = parts[name](Path(folder), options)
-            print(f"\n{name}")
-            for key, value in found[name].items():
-                print(f"  {key:72}{value:>10,.1f}", flush=True)
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    run_parts(
+        {"windows": bench_windows, "samples": bench_samples, "rows": bench_rows},
+        words=__doc__ or "",
+        sizes={
+            "frames": (1200, "frames of the series"),
+            "windows": (8, "windows that a worker reads"),
+            "scans": (64, "scans in the cache"),
+            "samples": (20_000, "samples through the loader"),
+            "rows": (1_000_000, "rows of the manifest"),
+        },
+    )
 
 
 # ---- windows of a long series ----
