@@ -56,6 +56,20 @@ def test_draw_volume_puts_directions_where_they_belong() -> None:
         assert axes.images[0].origin == "lower"
 
 
+def test_carpet_lays_the_left_on_top_and_shows_the_patches_of_time() -> None:
+    volume = torch.zeros(1, 8, 8, 8, 12)
+    volume[0, 2:6] = 100.0
+    volume[0, 2:4, ..., 6] += 1.0  # the left half of the foreground, in one frame
+    carpet = draw_volume(volume, modality="rsfMRI", patch_size=(4, 4, 4, 3)).axes[-1]
+    image = np.asarray(carpet.images[0].get_array())
+    assert (image[: len(image) // 2, 6] > image[len(image) // 2 :, 6].max()).all()
+    assert carpet.images[0].origin == "upper"
+    heights = {text.get_text(): text.get_position()[1] for text in carpet.texts}
+    assert heights["L"] > 0.9
+    assert heights["R"] < 0.1
+    assert [line.get_xdata()[0] for line in carpet.lines] == [2.5, 5.5, 8.5]
+
+
 def test_draw_volume_refuses_when_the_shape_is_of_another_modality() -> None:
     with pytest.raises(ValueError, match=r"\(1, 8, 8, 8\) is no dMRI: \(2, X, Y, Z\)"):
         draw_volume(torch.zeros(1, 8, 8, 8), modality="dMRI")

@@ -50,6 +50,19 @@ def test_page_shows_each_modality_of_several_subjects(manifest, tmp_path, capsys
         assert not any(name in content for name in (b"sub-a", b"a_0", b"nii.gz", str(tmp_path).encode()))
 
 
+def test_page_shows_more_scans_of_a_subject_when_there_are_no_other_subjects(
+    nifti, random_voxels, make_row, write_manifest, tmp_path
+):
+    for name in ("a_0", "a_1", "a_2", "b_0"):
+        nifti.write(random_voxels(6, 7, 8), f"{name}.nii.gz")
+    path, out = write_manifest([make_row("a", "T1", "T1", "T1"), make_row("b", "T1")], "few.jsonl"), tmp_path / "page"
+    assert main(["preview", str(path), *SIZES[:2], "--out", str(out), "--num", "3", "--names"]) == 0
+    page = (out / "index.html").read_text()
+    places = [page.find(f"{name}.nii.gz") for name in ("a_0", "b_0", "a_1", "a_2")]
+    assert places[-1] == -1
+    assert -1 < places[0] < places[1] < places[2]
+
+
 def test_page_when_asked_names_subjects_and_files(manifest, tmp_path):
     out = tmp_path / "page"
     assert main(["preview", str(manifest), *SIZES[:2], "--out", str(out), "--num", "1", "--names"]) == 0

@@ -20,6 +20,7 @@ _PLANES = (
     ("axial", 2, (0, 1), "LRPA"),
 )
 _CARPET_ROWS = 400
+_BORDER = {"color": "deepskyblue", "linewidth": 0.4, "alpha": 0.7}
 
 
 def draw_volume(
@@ -39,7 +40,7 @@ def draw_volume(
 
     Returns:
         A matplotlib figure: a row of three planes through the middle for each channel (the middle frame of a series),
-        and for a series a carpet of its foreground voxels over time.
+        and for a series a carpet of its foreground voxels over time, those of the left of the person on top.
 
     Raises:
         ValueError: Where the shape does not belong to the modality.
@@ -61,7 +62,8 @@ def draw_volume(
             if column == 0:
                 axes.set_ylabel(spec.channels[row], color="0.3")
     if spec.is_series:
-        _draw_carpet(figure.add_subplot(grid[-1, :]), values[0])
+        frames_a_patch = None if patch_size is None else patch_size[3]
+        _draw_carpet(figure.add_subplot(grid[-1, :]), values[0], frames_a_patch=frames_a_patch)
     figure.suptitle(_caption(spec, volume, patch_size=patch_size, title=title), fontsize=10)
     return figure
 
@@ -78,30 +80,34 @@ def _new_figure(num_rows: int) -> Figure:
 def _draw_plane(
     axes: Any, frame: np.ndarray, *, plane: tuple[str, int, tuple[int, int], str], patch_size: Sequence[int] | None
 ) -> None:
-    from matplotlib.patheffects import withStroke
-
     name, cut, (right, up), letters = plane
     image = np.take(frame, frame.shape[cut] // 2, axis=cut)
     # take() leaves the two other axes in order; the first one is drawn to the right.
     low, high = np.percentile(frame, (1, 99.5))
     axes.imshow(image.T, origin="lower", cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
     width, height = image.shape
-    style = {"color": "gold", "fontsize": 9, "fontweight": "bold", "ha": "center", "va": "center"}
-    outline = [withStroke(linewidth=2, foreground="black")]  # readable on bright tissue too
-    for letter, (x, y) in zip(letters, ((0.05, 0.5), (0.95, 0.5), (0.5, 0.05), (0.5, 0.95)), strict=True):
-        axes.text(x, y, letter, transform=axes.transAxes, path_effects=outline, **style)
+    _write_letters(axes, letters, ((0.05, 0.5), (0.95, 0.5), (0.5, 0.05), (0.5, 0.95)))
     if patch_size is not None:
-        lines = {"color": "deepskyblue", "linewidth": 0.4, "alpha": 0.7}
         for position in range(patch_size[right], width, patch_size[right]):
-            axes.axvline(position - 0.5, **lines)
+            axes.axvline(position - 0.5, **_BORDER)
         for position in range(patch_size[up], height, patch_size[up]):
-            axes.axhline(position - 0.5, **lines)
+            axes.axhline(position - 0.5, **_BORDER)
     axes.set_title(name, fontsize=8, color="0.3")
     axes.set_xticks([])
     axes.set_yticks([])
 
 
-def _draw_carpet(axes: Any, series: np.ndarray) -> None:
+def _write_letters(axes: Any, letters: str, places: Sequence[tuple[float, float]]) -> None:
+    """Letters of directions at places from (0, 0), lower left, to (1, 1)."""
+    from matplotlib.patheffects import withStroke
+
+    style = {"color": "gold", "fontsize": 9, "fontweight": "bold", "ha": "center", "va": "center"}
+    outline = [withStroke(linewidth=2, foreground="black")]  # readable on bright tissue too
+    for letter, (x, y) in zip(letters, places, strict=True):
+        axes.text(x, y, letter, transform=axes.transAxes, path_effects=outline, **style)
+
+
+def _draw_carpet(axes: Any, series: np.ndarray, *, frames_a_patch: int | None) -> None:
     """Foreground voxels of a series (X, Y, Z, T) over time, each minus its own mean (Power, NeuroImage 2017)."""
     mean = series.mean(axis=-1)
     voxels = series[mean > mean.mean()]
@@ -109,8 +115,13 @@ def _draw_carpet(axes: Any, series: np.ndarray) -> None:
     voxels = voxels - voxels.mean(axis=1, keepdims=True)
     limit = float(np.percentile(np.abs(voxels), 98)) or 1.0
     axes.imshow(voxels, aspect="auto", cmap="gray", vmin=-limit, vmax=limit, interpolation="nearest")
-    axes.set_xlabel("frame", fontsize=8)
-    axes.set_ylabel("voxels, left to right", fontsize=8)
+    # Voxels come in the order of X, which runs to the Right: the first rows, on top, are the left of the person.
+    _write_letters(axes, "LR", ((0.017, 0.95), (0.017, 0.05)))
+    for position in range(frames_a_patch, series.shape[-1], frames_a_patch) if frames_a_patch else ():
+        axes.axvline(position - 0.5, **_BORDER)
+    axes.set_xlabel("frame", fontsize=8, color="0.3")
+    axes.set_ylabel("voxels", color="0.3")
+    axes.tick_params(labelsize=8, colors="0.3")
     axes.set_yticks([])
 
 

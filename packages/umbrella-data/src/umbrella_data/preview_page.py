@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
-figure { margin: 1.5rem 0; } img { width: 100%; } figcaption { font-size: .9rem; color: #444; }
+figure { margin: 1.5rem 0; } img { display: block; width: 100%; } figcaption { font-size: .9rem; color: #444; }
 table { border-collapse: collapse; } td, th { padding: .2rem .8rem; text-align: left; border-bottom: 1px solid #ddd; }
 code { font-size: .85em; } .bad { color: #a00; }
 """
@@ -96,7 +96,7 @@ def write_preview(
         label = f"{scan.modality} {number}"
         file: str | None = f"{scan.modality}-{number}.png"
         try:
-            caption = _draw(scan, pipelines[scan.modality], patch_sizes.get(scan.modality), folder / str(file), label)
+            caption = _draw(scan, pipelines[scan.modality], patch_sizes.get(scan.modality), folder / str(file), number)
         except ScanError as error:
             failed.append(error.bare())
             file, caption = None, f"cannot be used: {error.reason}"
@@ -108,8 +108,9 @@ def write_preview(
 
 
 def _choose(manifests: Sequence[Manifest], modalities: set[str], num_scans: int) -> list[tuple[Sample, Scan]]:
-    """The first scans of each modality, one a subject while there are others."""
+    """The first scans of each modality, one a subject while there are others, in the order of the manifests."""
     found: dict[str, dict[str, tuple[Sample, Scan]]] = {modality: {} for modality in sorted(modalities)}
+    more: dict[str, dict[Scan, Sample]] = {modality: {} for modality in found}
     for manifest in manifests:
         for row in range(len(manifest)):
             open_ones = {modality for modality in modalities if len(found[modality]) < num_scans}
@@ -119,14 +120,21 @@ def _choose(manifests: Sequence[Manifest], modalities: set[str], num_scans: int)
                 continue
             sample = manifest[row]
             for scan in sample.scans:
-                if scan.modality in open_ones:
-                    found[scan.modality].setdefault(sample.subject, (sample, scan))
-    return [pair for of_modality in found.values() for pair in list(of_modality.values())[:num_scans]]
+                if scan.modality not in open_ones:
+                    continue
+                _, first = found[scan.modality].setdefault(sample.subject, (sample, scan))
+                if scan != first and len(more[scan.modality]) < num_scans:
+                    more[scan.modality].setdefault(scan, sample)
+    chosen = []
+    for modality, of_subjects in found.items():
+        others = ((sample, scan) for scan, sample in more[modality].items())
+        chosen += [*of_subjects.values(), *others][:num_scans]
+    return chosen
 
 
-def _draw(scan: Scan, pipeline: Pipeline, patch_size: Sequence[int] | None, path: Path, title: str) -> str:
+def _draw(scan: Scan, pipeline: Pipeline, patch_size: Sequence[int] | None, path: Path, number: int) -> str:
     volume = pipeline(scan.paths, generator=None, mask=scan.mask)
-    figure = draw_volume(volume, modality=scan.modality, patch_size=patch_size, title=title)
+    figure = draw_volume(volume, modality=scan.modality, patch_size=patch_size, title=f"scan {number}")
     figure.savefig(path, dpi=110, metadata={"Software": None})
     masked = "" if scan.mask is None else ", outside of its brain mask the value of 0"
     return (f"Shape {' × '.join(map(str, volume.shape))}, values {volume.min():.2f} to {volume.max():.2f}, "
@@ -142,11 +150,13 @@ def _to_html(
         sections.append(f"<h2>{html.escape(modality)}</h2>\n" + "\n".join(rows))
     table = "\n".join(_table_row(name, pipeline, patch_sizes.get(name)) for name, pipeline in pipelines.items())
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>What the model sees</title><style>{_STYLE}</style></head><body>
+<html lang="en"><head><meta charset="utf-8"><title>What the model sees</title>
+<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>
 <h1>What the model sees</h1>
 <p>Each scan after its pipeline, without augmentation. Letters stand at the ends of the axes: <b>R</b>ight and
 <b>L</b>eft of the person, <b>A</b>nterior, <b>P</b>osterior, <b>S</b>uperior, <b>I</b>nferior. Lines are the borders
-of patches; each patch is one token. A carpet shows foreground voxels over time, each minus its own mean.</p>
+of patches; each patch is one token. Voxels are drawn as squares, as the model has them: where the whole field of view
+is resized, a head may look stretched. A carpet shows foreground voxels over time, each minus its own mean.</p>
 <table><tr><th>modality</th><th>image size</th><th>patch size</th><th>tokens</th><th>spacing</th><th>normalised by</th>
 </tr>
 {table}
