@@ -70,6 +70,15 @@ def test_carpet_lays_the_left_on_top_and_shows_the_patches_of_time() -> None:
     assert [line.get_xdata()[0] for line in carpet.lines] == [2.5, 5.5, 8.5]
 
 
+def test_contrast_is_that_of_a_small_scan_in_a_wide_grid() -> None:
+    volume = torch.full((1, 40, 40, 40), -1.0)
+    volume[0, 18:22, 18:22, 18:22] = torch.linspace(1, 2, 64).reshape(4, 4, 4)
+    for axes in draw_volume(volume, modality="T1").axes:
+        low, high = axes.images[0].get_clim()
+        assert low == -1.0
+        assert 1.9 < high <= 2.0
+
+
 def test_draw_volume_refuses_when_the_shape_is_of_another_modality() -> None:
     with pytest.raises(ValueError, match=r"\(1, 8, 8, 8\) is no dMRI: \(2, X, Y, Z\)"):
         draw_volume(torch.zeros(1, 8, 8, 8), modality="dMRI")

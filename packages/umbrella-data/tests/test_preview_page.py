@@ -35,6 +35,7 @@ def test_page_shows_each_modality_of_several_subjects(manifest, tmp_path, capsys
     names = sorted(path.name for path in out.iterdir())
     assert names == ["T1-1.png", "T1-2.png", "dMRI-1.png", "index.html", "rsfMRI-1.png", "rsfMRI-2.png", "salt"]
     page = (out / "index.html").read_text()
+    assert page.index("T1-1.png") < page.index("rsfMRI-1.png") < page.index("dMRI-1.png")  # as they were asked for
     for name in names:
         if name.endswith(".png"):
             assert (out / name).read_bytes().startswith(b"\x89PNG")

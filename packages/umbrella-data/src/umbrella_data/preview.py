@@ -83,7 +83,10 @@ def _draw_plane(
     name, cut, (right, up), letters = plane
     image = np.take(frame, frame.shape[cut] // 2, axis=cut)
     # take() leaves the two other axes in order; the first one is drawn to the right.
-    low, high = np.percentile(frame, (1, 99.5))
+    low = np.percentile(frame, 1)
+    # Of what lies above the background: a small scan in a wide grid is otherwise one white patch.
+    lit = frame[frame > frame.min()]
+    high = np.percentile(lit, 99.5) if len(lit) else low
     axes.imshow(image.T, origin="lower", cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
     width, height = image.shape
     _write_letters(axes, letters, ((0.05, 0.5), (0.95, 0.5), (0.5, 0.05), (0.5, 0.95)))

@@ -85,7 +85,7 @@ def write_preview(
         ImportError: Without matplotlib.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = _choose(manifests, set(pipelines), num_scans)
+    chosen = _choose(manifests, list(pipelines), num_scans)
     if not chosen:
         listed = ", ".join(sorted(pipelines))
         raise ManifestError(f"no scan of {listed} to show", path=manifests[0].path if manifests else "")
@@ -107,9 +107,9 @@ def write_preview(
     return PreviewReport(page, pictures, failed)
 
 
-def _choose(manifests: Sequence[Manifest], modalities: set[str], num_scans: int) -> list[tuple[Sample, Scan]]:
+def _choose(manifests: Sequence[Manifest], modalities: Sequence[str], num_scans: int) -> list[tuple[Sample, Scan]]:
     """The first scans of each modality, one a subject while there are others, in the order of the manifests."""
-    found: dict[str, dict[str, tuple[Sample, Scan]]] = {modality: {} for modality in sorted(modalities)}
+    found: dict[str, dict[str, tuple[Sample, Scan]]] = {modality: {} for modality in modalities}
     more: dict[str, dict[Scan, Sample]] = {modality: {} for modality in found}
     for manifest in manifests:
         for row in range(len(manifest)):
