@@ -22,7 +22,8 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
 figure { margin: 1.5rem 0; } img { display: block; width: 100%; } figcaption { font-size: .9rem; color: #444; }
-table { border-collapse: collapse; } td, th { padding: .2rem .8rem; text-align: left; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; display: block; overflow-x: auto; white-space: nowrap; }
+td, th { padding: .2rem .8rem; text-align: left; border-bottom: 1px solid #ddd; }
 code { font-size: .85em; } .bad { color: #a00; }
 """
 
