@@ -92,31 +92,20 @@ def evaluate_dataset(
     """
     questions = plan_questions(dataset, controls=controls, seed=seed, max_samples=max_samples)
     batches = list(_batches(dataset, questions, batch_size=batch_size))
-    num_rounds = -(-len(batches) // world_size)
-    answers: list[tuple[int, str]] = []
+
+    def ask(positions: Sequence[int]) -> list[tuple[int, str]]:
+        examples = _prompts(dataset, {position: questions[position] for position in positions})
+        if not examples:
+            return []
+        batch = collator(list(examples.values()))
+        end = end_of_turn or EndOfTurn()
+        texts = _generate(model, batch, tokenizer, max_new_tokens=max_new_tokens, device=device, end=end)
+        return list(zip(examples, texts, strict=True))
+
     was_training = model.training
     model.eval()
     try:
-        for turn in range(num_rounds):
-            number = turn * world_size + rank
-            # A rank without a batch repeats the last one unheard: a sharded model needs all ranks in every forward.
-            positions = batches[min(number, len(batches) - 1)]
-            examples = _prompts(dataset, {position: questions[position] for position in positions})
-            texts = []
-            if examples:
-                batch = collator(list(examples.values()))
-                texts = _generate(
-                    model,
-                    batch,
-                    tokenizer,
-                    max_new_tokens=max_new_tokens,
-                    device=device,
-                    end=end_of_turn or EndOfTurn(),
-                )
-            if number < len(batches):
-                answers += zip(examples, texts, strict=True)
-            if progress is not None:
-                progress(turn + 1, num_rounds)
+        answers = _ask_in_rounds(ask, batches, rank=rank, world_size=world_size, progress=progress)
     finally:
         model.train(was_training)
     predictions = [
@@ -143,6 +132,28 @@ def _batches(dataset: PromptSource, questions: Sequence[Question], *, batch_size
         positions = list(group)
         for start in range(0, len(positions), batch_size):
             yield positions[start : start + batch_size]
+
+
+def _ask_in_rounds(
+    ask: Callable[[Sequence[int]], list[tuple[int, str]]],
+    batches: Sequence[Sequence[int]],
+    *,
+    rank: int,
+    world_size: int,
+    progress: Callable[[int, int], None] | None,
+) -> list[tuple[int, str]]:
+    """Answers by position to this rank's share of the batches, of which one falls to each rank in a round."""
+    num_rounds = -(-len(batches) // world_size)
+    answers: list[tuple[int, str]] = []
+    for turn in range(num_rounds):
+        number = turn * world_size + rank
+        # A rank without a batch repeats the last one unheard: a sharded model needs all ranks in every forward.
+        heard = ask(batches[min(number, len(batches) - 1)])
+        if number < len(batches):
+            answers += heard
+        if progress is not None:
+            progress(turn + 1, num_rounds)
+    return answers
 
 
 def _prompts(dataset: PromptSource, questions: Mapping[int, Question]) -> dict[int, Any]:

@@ -96,19 +96,8 @@ def load_training_state(
     if not (folder / FACTS).is_file() or not (folder / TENSORS).is_file():
         raise RunError(f"{folder}: has no {TENSORS} and {FACTS}: a run cannot go on without its optimiser's state")
     facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-    kind = type(_unwrapped(optimizer)).__name__
-    if facts["optimizer"] != kind:
-        raise RunError(f"{folder}: was written by {facts['optimizer']}, and this run uses {kind}; set trainer.optim")
     groups = _groups(model, optimizer)
-    saved_names = [group["parameters"] for group in facts["groups"]]
-    names = [group["parameters"] for group in groups]
-    if saved_names != names:
-        other = sorted({name for group in saved_names for name in group} ^ {name for group in names for name in group})
-        raise RunError(
-            f"{folder}: its optimiser steps other parameters than this run's"
-            + (f", among them {other[0]}" if other else ", in other groups")
-            + "; resume with the config that it was trained with"
-        )
+    _check_is_of(optimizer, facts, groups=groups, folder=folder)
     if layout is not None and facts["layout"] != dict(layout):
         logger.warning(
             "%s was written with %s and goes on with %s: the place in the epoch is counted anew, so that some of its "
@@ -134,6 +123,24 @@ def load_training_state(
     scheduler.load_state_dict(facts["scheduler"])
     if scaler is not None and facts["scaler"] is not None:
         scaler.load_state_dict(facts["scaler"])
+
+
+def _check_is_of(
+    optimizer: torch.optim.Optimizer, facts: Mapping[str, Any], *, groups: list[dict[str, Any]], folder: Path
+) -> None:
+    """Refuses the state of an optimiser of another kind, or over other parameters."""
+    kind = type(_unwrapped(optimizer)).__name__
+    if facts["optimizer"] != kind:
+        raise RunError(f"{folder}: was written by {facts['optimizer']}, and this run uses {kind}; set trainer.optim")
+    saved_names = [group["parameters"] for group in facts["groups"]]
+    names = [group["parameters"] for group in groups]
+    if saved_names != names:
+        other = sorted({name for group in saved_names for name in group} ^ {name for group in names for name in group})
+        raise RunError(
+            f"{folder}: its optimiser steps other parameters than this run's"
+            + (f", among them {other[0]}" if other else ", in other groups")
+            + "; resume with the config that it was trained with"
+        )
 
 
 def _placed(value: Tensor, *, entry: str, parameter: nn.Parameter, settings: dict[str, Any]) -> Tensor:
