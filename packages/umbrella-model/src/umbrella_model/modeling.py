@@ -149,28 +149,37 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
             pixel_values=pixel_values,
             **kwargs,
         )
-        loss = logits = supervised_logits = None
-        hidden_states = outputs.last_hidden_state
         if labels is not None and self.training and supervised_index is None and labels.device.type == "cpu":
             supervised_index = find_supervised(labels)
         if labels is not None and supervised_index is not None:
-            chosen, targets = gather_supervised(hidden_states, labels, supervised_index)
-            supervised_logits = self.lm_head(chosen)
-            loss = self._loss(supervised_logits, shift_labels=targets, **kwargs)
+            head = self._supervised_head(outputs.last_hidden_state, labels, supervised_index, **kwargs)
         else:
-            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden_states[:, keep, :])
-            if labels is not None:
-                loss = self._loss(logits, labels=labels, **kwargs)
+            head = self._whole_head(outputs.last_hidden_state, labels, logits_to_keep, **kwargs)
         return UmbrellaCausalLMOutput(
-            loss=loss,
-            logits=logits,
-            supervised_logits=supervised_logits,
+            **head,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             dummy_terms=outputs.dummy_terms,
         )
+
+    def _supervised_head(
+        self, hidden_states: Tensor, labels: Tensor, supervised_index: Tensor, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Logits and loss at the positions that carry loss alone."""
+        chosen, targets = gather_supervised(hidden_states, labels, supervised_index)
+        logits = self.lm_head(chosen)
+        return {"supervised_logits": logits, "loss": self._loss(logits, shift_labels=targets, **kwargs)}
+
+    def _whole_head(
+        self, hidden_states: Tensor, labels: Tensor | None, logits_to_keep: int | Tensor, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Logits at all positions, or those to keep, and a loss where there are labels."""
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden_states[:, keep, :])
+        if labels is None:
+            return {"logits": logits}
+        return {"logits": logits, "loss": self._loss(logits, labels=labels, **kwargs)}
 
     def _loss(self, logits: Tensor, *, labels: Tensor | None = None, **kwargs: Any) -> Tensor:
         loss: Tensor = self.loss_function(
