@@ -57,6 +57,9 @@ class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
         Raises:
             ValueError: A key is missing, unexpected or of another shape; all of them are named.
         """
+        if strict:
+            # Transformers' own error would not name the tensors; ours does.
+            kwargs.setdefault("ignore_mismatched_sizes", True)
         loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )

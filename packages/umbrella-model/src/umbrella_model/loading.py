@@ -16,14 +16,14 @@ def check_loaded_keys(info: Mapping[str, Collection[Any]], *, source: str) -> No
     Raises:
         ValueError: A key is missing, unexpected or of another shape; all of them are named.
     """
-    lines = []
-    for kind, meaning in (
-        ("missing_keys", "the model has and the checkpoint has not"),
-        ("unexpected_keys", "the checkpoint has and the model has not"),
-        ("mismatched_keys", "have another shape in the checkpoint"),
-    ):
-        keys = sorted(str(key) for key in info.get(kind, ()))
-        lines += [f"  {meaning}: {key}" for key in keys]
+    lines = [
+        *(f"  the model has and the checkpoint has not: {key}" for key in sorted(info.get("missing_keys", ()))),
+        *(f"  the checkpoint has and the model has not: {key}" for key in sorted(info.get("unexpected_keys", ()))),
+        *(
+            f"  has another shape in the checkpoint: {key}: {tuple(theirs)} instead of {tuple(ours)}"
+            for key, theirs, ours in sorted(info.get("mismatched_keys", ()))
+        ),
+    ]
     if lines:
         raise ValueError(
             f"{source}: {len(lines)} keys do not match the model (strict=False loads what matches and starts the rest "
