@@ -221,6 +221,45 @@ def test_a_damaged_checkpoint_is_refused_and_names_what_it_lacks_and_has_too_muc
     assert "the checkpoint has and the model has not: bogus.weight" in str(error.value)
 
 
+def test_a_tensor_of_another_shape_is_refused_with_both_shapes(checkpoint):
+    _, folder = checkpoint
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("projector.linear_1.weight"))
+    save_file(tensors | {name: torch.zeros(16, 15)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"another shape in .*linear_1.weight: \(16, 15\) instead of \(16, 16\)"):
+        UmbrellaForConditionalGeneration.from_llava(folder, modalities=MODALITIES)
+
+
+@pytest.fixture
+def trimmed(checkpoint):
+    """A whole model, and the folder of a checkpoint of it without all that would be dropped."""
+    llava, folder = checkpoint
+    model, account = convert_llava(type(llava).from_pretrained(folder), modalities=MODALITIES)
+    dropped = tuple(name.rpartition("vision_tower.")[2].removeprefix("model.") for name in account.dropped)
+    tensors = load_file(folder / "model.safetensors")
+    rest = {name: tensor for name, tensor in tensors.items() if not name.endswith(dropped)}
+    assert len(tensors) - len(rest) == len(dropped) > 0
+    save_file(rest, folder / "model.safetensors", metadata={"format": "pt"})
+    return model, folder
+
+
+def test_a_checkpoint_may_lack_what_would_be_dropped(trimmed):
+    whole, folder = trimmed
+    model = UmbrellaForConditionalGeneration.from_llava(folder, modalities=MODALITIES, init="random")
+    tensors = model.state_dict()
+    assert tensors.keys() == whole.state_dict().keys()
+    for name, tensor in whole.state_dict().items():
+        assert "_patch_embed." in name or torch.equal(tensors[name], tensor), name
+
+
+def test_inflate_refuses_a_checkpoint_without_the_filter_and_positions_that_it_starts_from(trimmed):
+    with pytest.raises(ValueError, match="keys do not match the model") as error:
+        UmbrellaForConditionalGeneration.from_llava(trimmed[1], modalities=MODALITIES)
+    lines = str(error.value).splitlines()[1:]
+    assert all("embeddings.p" in line for line in lines)
+    assert {line.split("embeddings.")[1] for line in lines} >= {"patch_embedding.weight", "position_embedding.weight"}
+
+
 def test_without_strict_the_account_is_that_of_the_file(mutilated, caplog):
     with caplog.at_level(logging.INFO, logger="umbrella_model.from_llava"):
         UmbrellaForConditionalGeneration.from_llava(mutilated, modalities=MODALITIES, strict=False)

@@ -36,6 +36,10 @@ KEPT_SETTINGS = (
     "image_token_index", "projector_hidden_act", "vision_feature_layer", "multimodal_projector_bias",
     "tie_word_embeddings",
 )  # fmt: skip
+# What `inflate` starts from.
+INFLATED = (
+    "embeddings.patch_embedding.weight", "embeddings.patch_embedding.bias", "embeddings.position_embedding.weight",
+)  # fmt: skip
 # Options of `from_pretrained` that say where a checkpoint lies; its config lies there too.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -71,13 +75,16 @@ def load_llava(
     model_type = AutoConfig.from_pretrained(name_or_path, **hub_options).model_type
     if model_type not in LLAVA_CLASSES:
         raise ValueError(f"{name_or_path} is a {model_type!r} checkpoint; from_llava takes {', '.join(LLAVA_CLASSES)}")
+    if strict:
+        # Transformers' own error would not name the tensors; ours does.
+        kwargs.setdefault("ignore_mismatched_sizes", True)
     loaded: Any = LLAVA_CLASSES[model_type].from_pretrained(name_or_path, output_loading_info=True, **kwargs)
     llava, info = loaded
-    if strict:
-        check_loaded_keys(info, source=str(name_or_path))
     model, account = convert_llava(
         llava, modalities=modalities, init=init, vision_feature_layer=vision_feature_layer, loading_info=info
     )
+    if strict:
+        check_loaded_keys(_without_needless(info, model, init=init), source=str(name_or_path))
     logger.info(
         "from_llava: %d tensors kept, %d dropped (%s), %d new, init: %s (%s)",
         len(account.kept), len(account.dropped), ", ".join(account.dropped),
@@ -150,6 +157,21 @@ def _config_from(
     return UmbrellaConfig(vision_config=old.vision_config.to_dict(), text_config=old.text_config.to_dict(), **settings)
 
 
+def _new_name(name: str) -> str:
+    """The name in the model of a tensor of the LLaVA, if it lives on."""
+    return name.replace("model.vision_tower.", "model.vision_tower.encoder.")
+
+
+def _without_needless(
+    info: Mapping[str, Collection[Any]], model: UmbrellaForConditionalGeneration, *, init: PatchEmbedInit
+) -> Mapping[str, Collection[Any]]:
+    """The account of keys, less missing ones that the model would have dropped: a checkpoint may do without them."""
+    target = model.state_dict().keys()
+    inflated = INFLATED if init == "inflate" else ()
+    missing = {key for key in info["missing_keys"] if _new_name(key) in target or key.endswith(inflated)}
+    return {**info, "missing_keys": missing}
+
+
 def _account(
     source: Mapping[str, torch.Tensor],
     model: UmbrellaForConditionalGeneration,
@@ -159,7 +181,7 @@ def _account(
     # A tensor that the file lacks, or has in another shape, was made up when the LLaVA was read: it is not LLaVA's.
     made_up = {*loading_info.get("missing_keys", ()), *(key for key, *_ in loading_info.get("mismatched_keys", ()))}
     source = {name: tensor for name, tensor in source.items() if name not in made_up}
-    renamed = {name: name.replace("model.vision_tower.", "model.vision_tower.encoder.") for name in source}
+    renamed = {name: _new_name(name) for name in source}
     kept = tuple(name for name, new in renamed.items() if new in target and torch.equal(source[name], target[new]))
     dropped = (*(name for name in source if name not in kept), *sorted(loading_info.get("unexpected_keys", ())))
     known = {renamed[name] for name in kept}

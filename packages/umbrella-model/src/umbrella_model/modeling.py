@@ -56,7 +56,8 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
                 nothing.
             vision_feature_layer: The encoder layer whose output goes to the projector, as in LlavaConfig (0 is the
                 embeddings, -1 the last layer); layers behind it are dropped. None: as the checkpoint says.
-            strict: Whether tensors that the checkpoint lacks, or that a LLaVA has not, are an error.
+            strict: Whether tensors that the checkpoint lacks, or that a LLaVA has not, are an error. Those that would
+                be dropped may be absent.
             **kwargs: For `LlavaForConditionalGeneration.from_pretrained` (attn_implementation, ...; dtype, by
                 default the one that the checkpoint was saved in).
 
@@ -64,7 +65,8 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
             The model; what was kept and what replaced is logged.
 
         Raises:
-            ValueError: With `strict`, the checkpoint's tensors are not those of a LLaVA; all that differ are named.
+            ValueError: With `strict`, the checkpoint's tensors are not those of a LLaVA, or have another shape; all
+                that differ are named.
                 An unknown `init`, another kind of checkpoint, or a feature layer that the encoder has not.
         """
         from umbrella_model.from_llava import load_llava
