@@ -33,15 +33,16 @@ class Recorder(TorchDispatchMode):
         return result
 
 
-def operations(model, batch, device):
-    """Of one forward and backward. Volumes and ids come from the collator on the host, and are moved beforehand."""
+def operations(model, batch, device, *, backward=True):
+    """Of one forward, and backward. Volumes and ids come from the collator on the host, and are moved beforehand."""
     batch["supervised_index"] = supervised_index(batch["labels"])
     model = model.to(device)
     volumes = {name: volume.to(device) for name, volume in batch.pop("pixel_values").items()}
     tensors = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
     with Recorder() as recorder:
         out = model(**tensors, pixel_values=volumes)
-        (out.loss + sum(out.dummy_terms.values())).backward()
+        if backward:
+            (out.loss + sum(out.dummy_terms.values())).backward()
     return recorder
 
 
@@ -78,3 +79,15 @@ def test_no_operation_makes_the_host_wait(make_model, make_batch, rows, form):
     assert recorder.crossings == {}
     assert {name: counts[name] for name in WAITING if counts[name]} == {}
     assert counts["nonzero_static"] == len({item for row in rows for item in row if isinstance(item, str)})
+
+
+@pytest.mark.parametrize("rows", [((3, "T1", 2), (4,)), ((5,), (5,))])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_no_operation_makes_the_host_wait_in_evaluation(make_model, make_batch, rows, side):
+    model = make_model().eval().bfloat16()
+    model.set_attn_implementation("varlen")
+    with torch.no_grad():
+        recorder = operations(model, make_batch(*rows, padding_side=side), "meta", backward=False)
+    assert recorder.counts["embedding"] == 1
+    assert recorder.crossings == {}
+    assert {name: recorder.counts[name] for name in WAITING if recorder.counts[name]} == {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from umbrella_model import pack_batch, supervised_index
+from umbrella_model import attention, pack_batch, supervised_index
 
 ROWS = ((3, "T1", 2), (1, "dMRI", "rsfMRI", 1, "T1", 3), (6,), (2, "T1", "T1", 4))
 
@@ -91,6 +91,21 @@ def test_varlen_refuses_left_padding_while_training(make_model, make_batch):
     model.set_attn_implementation("varlen")
     with pytest.raises(ValueError, match='padding_side="right"'):
         model(**make_batch(*ROWS, padding_side="left"))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("is_on_host", [False, True])
+def test_varlen_in_evaluation_is_right_on_either_padding_side(make_model, make_batch, monkeypatch, side, is_on_host):
+    monkeypatch.setattr(attention, "_is_on_host", lambda tensor: is_on_host)
+    model = make_model().eval()
+    model.set_attn_implementation("varlen")
+    for rows in (ROWS, ROWS[:1] * 2):
+        batch = make_batch(*rows, padding_side=side)
+        with torch.no_grad():
+            logits = model(**batch).logits
+            alone = [model(**make_batch(row)).logits[0] for row in rows]
+        for found, expected, mask in zip(logits, alone, batch["attention_mask"], strict=True):
+            torch.testing.assert_close(found[mask.bool()], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}])

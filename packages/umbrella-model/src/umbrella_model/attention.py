@@ -38,12 +38,40 @@ def check_right_padding(attention_mask: Tensor) -> None:
         ValueError: A row is padded on the left or within.
     """
     fits = (attention_mask[:, 1:] <= attention_mask[:, :-1]).all()
-    if attention_mask.device.type != "cpu":
+    if not _is_on_host(attention_mask):
         torch._assert_async(fits, "training batches must be padded on the right")
     elif not fits:
         raise ValueError(
             'training with attn_implementation="varlen" takes batches padded on the right: padding_side="right"'
         )
+
+
+def varlen_mask(
+    *, q_length: int, attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **kwargs: Any
+) -> Tensor | None:
+    """The mask of `sdpa`; on a GPU it is built without asking the device whether there is padding at all.
+
+    Args:
+        q_length: Number of queries. With one, in a step of decoding, `generate` waits for every token anyway, and
+            attention without a mask is faster.
+        attention_mask: Shape (B, number of keys), padded on either side, or None.
+        allow_is_causal_skip: Whether the mask may be left out where causal attention is all that it says.
+        **kwargs: For transformers' `sdpa_mask`.
+
+    Returns:
+        Shape (B, 1, q_length, number of keys), True where a query sees a key; or None.
+    """
+    if attention_mask is not None and q_length > 1 and not _is_on_host(attention_mask):
+        allow_is_causal_skip = False
+    mask: Tensor | None = sdpa_mask(
+        q_length=q_length, attention_mask=attention_mask, allow_is_causal_skip=allow_is_causal_skip, **kwargs
+    )
+    return mask
+
+
+def _is_on_host(tensor: Tensor) -> bool:
+    """Whether the host can read it without waiting."""
+    return tensor.device.type == "cpu"
 
 
 def varlen_attention(
@@ -142,4 +170,4 @@ def _half_dtype(value: Tensor) -> torch.dtype:
 
 
 AttentionInterface.register(VARLEN, varlen_attention)
-AttentionMaskInterface.register(VARLEN, sdpa_mask)
+AttentionMaskInterface.register(VARLEN, varlen_mask)
