@@ -26,6 +26,7 @@ from umbrella_model.parts import Part
 from umbrella_model.trainable import Mode
 from umbrella_train.attention import set_attention
 from umbrella_train.config import DatasetConfig, RunConfig
+from umbrella_train.pretrained import ITS_TOKENIZER, LLAVA, TRAINED_MODEL, loading
 from umbrella_train.processor import UmbrellaProcessor
 from umbrella_train.supervised_collator import SupervisedCollator
 from umbrella_train.tokenizer import image_token_id, load_tokenizer
@@ -113,14 +114,17 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> Parts:
     Args:
         config: The run.
         weights: A folder with a trained model and its tokenizer, in place of what the config starts from.
+
+    Raises:
+        RunError: Weights or tokenizer cannot be loaded, or `varlen` does not fit the language model.
     """
     with built_whole():
         if weights is not None:
-            tokenizer = load_tokenizer(str(weights))
-            model = UmbrellaForConditionalGeneration.from_pretrained(weights, dtype=torch.float32)
+            tokenizer = load_tokenizer(str(weights), key="model", right=TRAINED_MODEL)
+            with loading("weights", key="model", source=weights, right=TRAINED_MODEL):
+                model = UmbrellaForConditionalGeneration.from_pretrained(weights, dtype=torch.float32)
         else:
-            # A LLaVA checkpoint brings its own tokenizer.
-            tokenizer = load_tokenizer(config.model.tokenizer or config.model.pretrained)
+            tokenizer = _load_tokenizer(config)
             model = _build_model(config, tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -128,6 +132,14 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> Parts:
     learn = config.model.learn
     set_trainable(model, cast(Mapping[Part, Mode], learn.parts), lora=LoraSettings(**learn.lora.model_dump()))
     return Parts(tokenizer=tokenizer, model=model, pipelines=_build_pipelines(config))
+
+
+def _load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
+    section = config.model
+    if section.tokenizer is not None:
+        return load_tokenizer(section.tokenizer, key="model.tokenizer")
+    # A LLaVA checkpoint brings its own tokenizer.
+    return load_tokenizer(section.pretrained, key="model.pretrained", right=f"{LLAVA} {ITS_TOKENIZER}")
 
 
 def _patch_embeds(config: RunConfig) -> dict[str, PatchEmbedConfig]:
@@ -146,13 +158,14 @@ def _build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Umbre
     torch.manual_seed(config.seed)
     section = config.model
     if section.pretrained is not None:
-        return UmbrellaForConditionalGeneration.from_llava(
-            section.pretrained,
-            modalities=_patch_embeds(config),
-            init=section.init,
-            vision_feature_layer=section.vision_feature_layer,
-            dtype=torch.float32,
-        )
+        with loading("weights", key="model.pretrained", source=section.pretrained, right=LLAVA):
+            return UmbrellaForConditionalGeneration.from_llava(
+                section.pretrained,
+                modalities=_patch_embeds(config),
+                init=section.init,
+                vision_feature_layer=section.vision_feature_layer,
+                dtype=torch.float32,
+            )
     image_id = image_token_id(tokenizer)
     assert section.vision_config is not None
     assert section.text_config is not None

@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import umbrella_model  # noqa: F401  (registers the model with the Auto classes)
 from umbrella_data.modality import find_modality
 from umbrella_train.errors import RunError
+from umbrella_train.pretrained import TRAINED_MODEL, loading
 from umbrella_train.processor import UmbrellaProcessor, question_with_scans
 
 
@@ -33,18 +34,22 @@ def predict(
         device: Where to compute; None: the GPU, where there is one.
 
     Raises:
-        RunError: There is no model, or it does not know a modality.
+        RunError: There is no model, it cannot be loaded, or it does not know a modality.
         ScanError: A scan cannot be trusted.
     """
     model_folder = find_model(folder)
     has_processor = (model_folder / "processor_config.json").is_file()
-    processor = AutoProcessor.from_pretrained(model_folder) if has_processor else None
+    # As for a tokenizer alone: a damaged file raises errors of any class.
+    with loading("processor", key="model", source=model_folder, right=TRAINED_MODEL, errors=(Exception,)):
+        processor = AutoProcessor.from_pretrained(model_folder) if has_processor else None
     if not isinstance(processor, UmbrellaProcessor):
         raise RunError(f"{model_folder}: holds no processor of this package; train the model with umbrella-train")
     named = [(_known_modality(name, processor), paths) for name, paths in scans]
     batch = processor(question_with_scans(question, named))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model: Any = AutoModelForImageTextToText.from_pretrained(model_folder).eval().to(place)
+    with loading("weights", key="model", source=model_folder, right=TRAINED_MODEL):
+        model: Any = AutoModelForImageTextToText.from_pretrained(model_folder)
+    model.eval().to(place)
     volumes = {name: volume.to(place) for name, volume in batch.pop("pixel_values").items()}
     inputs = {name: tensor.to(place) for name, tensor in batch.items()}
     stops = list(processor.end_of_turn.stop_ids)

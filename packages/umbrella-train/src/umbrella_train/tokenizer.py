@@ -5,6 +5,8 @@ from __future__ import annotations
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from umbrella_train.pretrained import TOKENIZER, loading
+
 IMAGE_TOKEN = "<|image|>"
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
@@ -26,15 +28,24 @@ def build_byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def load_tokenizer(name_or_path: str | None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name_or_path: str | None, *, key: str = "tokenizer", right: str = TOKENIZER
+) -> PreTrainedTokenizerBase:
     """A pretrained tokenizer, or the byte-level one where none is named.
 
     Args:
         name_or_path: A folder, or a name on the hub.
+        key: What names it, for the message of an error.
+        right: What would be right, for that message.
+
+    Raises:
+        RunError: There is none, or it cannot be read.
     """
     if name_or_path is None:
         return build_byte_tokenizer()
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path)
+    # Nothing of ours runs in there, and transformers lets KeyError and the like out over a damaged file.
+    with loading("tokenizer", key=key, source=name_or_path, right=right, errors=(Exception,)):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path)
     return tokenizer
 
 

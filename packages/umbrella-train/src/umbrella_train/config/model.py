@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from umbrella_data.modality import find_modality
 from umbrella_train.config.section import Section, SectionError
@@ -16,6 +17,8 @@ T = TypeVar("T")
 
 PartState = Literal["train", "frozen", "lora"]
 Pool = PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=4)]
+# transformers would look for a folder named "~".
+Source = Annotated[str, AfterValidator(lambda name: str(Path(name).expanduser()) if name.startswith("~") else name)]
 Grid = Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=4)]
 
 # The parts that each preset does not freeze; the same as of umbrella_model, which this file must not import.
@@ -148,9 +151,9 @@ class LearnConfig(Section):
 class ModelConfig(Section):
     """The model: a LLaVA checkpoint, or a vision and a text config for random weights."""
 
-    pretrained: str | None = None
+    pretrained: Source | None = None
     """A LLaVA checkpoint: a folder, or a name on the hub."""
-    tokenizer: str | None = None
+    tokenizer: Source | None = None
     """A tokenizer: a folder, or a name on the hub. Without one: the checkpoint's own, or else a byte-level one."""
     vision_config: dict[str, Any] | None = None
     """Hugging Face config of the vision encoder, with its model_type, for random weights."""
