@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import re
 
 import pytest
@@ -123,6 +125,20 @@ def test_the_model_without_its_head_loads_from_the_whole_one_and_from_its_own(sa
         expected = model.model(**batch).last_hidden_state
         for loaded in (backbone, UmbrellaModel.from_pretrained(own)):
             assert torch.equal(loaded(**batch).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_transformers_does_not_say_of_a_refused_key_that_it_can_be_ignored(mismatched, strict):
+    said = []
+    handler = type("Handler", (logging.Handler,), {"emit": lambda self, record: said.append(record.getMessage())})()
+    source = logging.getLogger("transformers.modeling_utils")
+    source.addHandler(handler)
+    try:
+        with contextlib.suppress(ValueError):
+            UmbrellaForConditionalGeneration.from_pretrained(mismatched, strict=strict)
+    finally:
+        source.removeHandler(handler)
+    assert any("can be ignored" in message for message in said) is not strict
 
 
 def test_a_head_with_a_tensor_too_much_is_refused_by_the_model_that_has_a_head(saved):

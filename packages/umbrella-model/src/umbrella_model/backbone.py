@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers.models.llava.modeling_llava import LlavaModel, LlavaMultiModal
 
 from umbrella_model.attention import VARLEN, check_right_padding, no_mask
 from umbrella_model.config import UmbrellaConfig
-from umbrella_model.loading import check_loaded_keys
+from umbrella_model.loading import check_loaded_keys, without_report
 from umbrella_model.outputs import UmbrellaModelOutput
 from umbrella_model.packing import check_not_packed
 from umbrella_model.patch_embed import PatchEmbed
@@ -60,9 +61,10 @@ class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
         if strict:
             # Transformers' own error would not name the tensors; ours does.
             kwargs.setdefault("ignore_mismatched_sizes", True)
-        loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
+        with without_report() if strict else nullcontext():
+            loaded: Any = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            )
         model, info = loaded
         if strict:
             if cls._left_out_prefix is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -17,7 +18,7 @@ from transformers import (
 
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
 from umbrella_model.inflate import inflate_patch_embed
-from umbrella_model.loading import check_loaded_keys
+from umbrella_model.loading import check_loaded_keys, without_report
 from umbrella_model.modeling import UmbrellaForConditionalGeneration
 from umbrella_model.vision_tower import reduce_encoder
 
@@ -78,7 +79,8 @@ def load_llava(
     if strict:
         # Transformers' own error would not name the tensors; ours does.
         kwargs.setdefault("ignore_mismatched_sizes", True)
-    loaded: Any = LLAVA_CLASSES[model_type].from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+    with without_report() if strict else nullcontext():
+        loaded: Any = LLAVA_CLASSES[model_type].from_pretrained(name_or_path, output_loading_info=True, **kwargs)
     llava, info = loaded
     model, account = convert_llava(
         llava, modalities=modalities, init=init, vision_feature_layer=vision_feature_layer, loading_info=info

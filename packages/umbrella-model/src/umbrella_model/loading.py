@@ -1,9 +1,26 @@
-"""Whether a checkpoint held exactly the keys of the model."""
+"""Whether a checkpoint held exactly the keys of the model, and who says so."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+
+@contextmanager
+def without_report() -> Iterator[None]:
+    """Mutes transformers' report of keys: it says "can be ignored" of what `check_loaded_keys` refuses next."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    source = logging.getLogger("transformers.modeling_utils")
+    source.addFilter(is_other)
+    try:
+        yield
+    finally:
+        source.removeFilter(is_other)
 
 
 def check_loaded_keys(info: Mapping[str, Collection[Any]], *, source: str) -> None:
