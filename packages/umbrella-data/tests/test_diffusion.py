@@ -12,6 +12,7 @@ import pytest
 from umbrella_data.cache import VolumeCache
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.gradients import gradient_files
+from umbrella_data.header import ScanDoubt
 from umbrella_data.transforms import Pipeline, PipelineConfig
 from umbrella_data.volume import load_volume
 
@@ -23,7 +24,7 @@ FIBRE = np.array([2.0, 1.0, 0.5]) / np.linalg.norm([2.0, 1.0, 0.5])
 ALONG, ACROSS = 1.7e-3, 0.3e-3
 
 
-def write_dwi(nifti: Any, *, orientation: str = "RAS", num_directions: int = 12) -> Path:
+def write_dwi(nifti: Any, *, orientation: str = "RAS", num_directions: int = 12, background: float = 0.0) -> Path:
     """A ball of one fibre direction in its right half and isotropic in its left half, without noise."""
     rng = np.random.default_rng(0)
     world = rng.normal(size=(num_directions, 3))
@@ -35,7 +36,7 @@ def write_dwi(nifti: Any, *, orientation: str = "RAS", num_directions: int = 12)
     ball = (x**2 + y**2 + z**2) < 36
     fibre = np.exp(-b_values * (ACROSS + (ALONG - ACROSS) * (world @ FIBRE) ** 2))
     round_ = np.exp(-b_values * (ALONG + 2 * ACROSS) / 3)
-    series = 1000 * ball[..., None] * np.where((x > 0)[..., None], fibre, round_)
+    series = 1000 * np.where(ball, 1.0, background)[..., None] * np.where((x > 0)[..., None], fibre, round_)
     path = nifti.write(series.astype(np.float32), "sub-01_dwi.nii.gz", orientation=orientation, repetition_time=5.0)
     axes = np.asarray(nifti.image(np.zeros((2, 2, 2), np.int16), orientation=orientation).affine)[:3, :3] / 2
     stored = world @ axes
@@ -87,6 +88,30 @@ def test_fit_dwi_finds_no_other_brain_than_the_mask_given(nifti: Any) -> None:
     assert not maps.fa[~given].any()
     volume = load_volume(path, modality="dMRI", mask=mask)
     np.testing.assert_array_equal(volume.data[0], maps.fa)
+
+
+def test_fit_dwi_takes_all_of_a_cut_out_that_has_no_background(nifti: Any) -> None:
+    ball = fit_dwi(write_dwi(nifti)).mask
+    dim = fit_dwi(write_dwi(nifti, background=0.25))
+    assert (dim.mask.sum(), dim.doubts) == (ball.sum(), ())
+    path = write_dwi(nifti, background=0.5)
+    whole = fit_dwi(path)
+    assert whole.mask.all()
+    assert whole.doubts == (ScanDoubt.NO_BACKGROUND,)
+    assert load_volume(path, modality="dMRI").doubts == (ScanDoubt.NO_BACKGROUND,)
+    mask = nifti.write(ball.astype(np.uint8), "mask.nii.gz")
+    masked = fit_dwi(path, mask=mask)
+    np.testing.assert_array_equal(masked.mask, ball)
+    assert masked.doubts == ()
+
+
+@pytest.mark.parametrize("name", ["sub-dipy101d/dwi/sub-dipy101d_dwi.nii.gz", "sub-dipy64d/dwi/sub-dipy64d_dwi.nii"])
+def test_fit_dwi_takes_all_of_the_cut_outs_among_the_real_scans(real_data: Path, name: str) -> None:
+    maps = fit_dwi(real_data / name)
+    assert ScanDoubt.NO_BACKGROUND in maps.doubts
+    assert maps.mask.mean() > 0.99
+    # White matter and grey, not the fluid alone.
+    assert 4e-4 < np.median(maps.md[maps.mask]) < 1.5e-3
 
 
 def test_fit_dwi_refuses_when_directions_do_not_span_the_tensor(nifti: Any) -> None:

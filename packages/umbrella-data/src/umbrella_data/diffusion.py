@@ -14,6 +14,9 @@ from umbrella_data.header import ScanDoubt
 from umbrella_data.voxels import MAX_VOXELS, read_voxels
 
 _MIN_DIRECTIONS = 6
+# How much brighter than all else the brain is in a mean b0, at least. Two real heads have 8 and 18; in two cut-outs
+# from within the brain, where Otsu takes fluid for brain, it is 1.5 and 2.7.
+_MIN_CONTRAST = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,7 @@ class TensorMaps:
         mask: (X, Y, Z) bool, the brain.
         affine: (4, 4) float64.
         spacing: Voxel size in mm along X, Y, Z.
-        doubts: What is legal but doubtful in the header of the series.
+        doubts: What is legal but doubtful in the header of the series, and `no_background` where none was found.
     """
 
     fa: np.ndarray
@@ -48,7 +51,9 @@ def fit_dwi(
     Args:
         path: The series, `.nii` or `.nii.gz`.
         max_voxels: Refuse to read more voxels than this.
-        mask: The brain mask of the series; None finds the brain in the mean b0 volume (median filter, Otsu).
+        mask: The brain mask of the series; None finds the brain in the mean b0 volume (median filter, Otsu). Where
+            what is found does not stand out from a dark background, as in a cut-out from within a brain, every voxel
+            with a signal is taken, and the doubt `no_background` is noted.
 
     Raises:
         ScanError: Where a file cannot be trusted, or no brain is found.
@@ -61,10 +66,14 @@ def fit_dwi(
     _check_span(directions, gradients, path=fspath(path))
     table = dipy["gradient_table"](gradients.b_values, bvecs=directions, b0_threshold=B0_LIMIT, atol=0.05)
     mean_b0 = voxels.frames[gradients.is_b0].mean(axis=0)
+    doubts = voxels.header.doubts
+    brain = mean_b0 > 0  # outside of a mask all was set to 0
     if mask is None:
-        _, brain = dipy["median_otsu"](mean_b0, median_radius=_median_radius(voxels.spacing), numpass=1)
-    else:
-        brain = mean_b0 > 0  # all else was set to 0
+        _, found = dipy["median_otsu"](mean_b0, median_radius=_median_radius(voxels.spacing), numpass=1)
+        if _stands_out(found, mean_b0):
+            brain = found
+        else:
+            doubts = (*doubts, ScanDoubt.NO_BACKGROUND)
     if not brain.any():
         raise ScanError("no brain is found in the mean b0 volume", path=path, reason=ScanReason.NO_BRAIN)
     signal = np.ascontiguousarray(voxels.frames[:, brain].T)
@@ -82,8 +91,15 @@ def fit_dwi(
         mask=np.asarray(brain, dtype=bool),
         affine=voxels.affine,
         spacing=voxels.spacing,
-        doubts=voxels.header.doubts,
+        doubts=doubts,
     )
+
+
+def _stands_out(brain: np.ndarray, mean_b0: np.ndarray) -> bool:
+    """Whether a brain was parted from a background: else tissue left out of it would become 0 in silence."""
+    if not brain.any() or brain.all():
+        return True
+    return float(mean_b0[brain].mean()) >= _MIN_CONTRAST * float(mean_b0[~brain].mean())
 
 
 def _median_radius(spacing: tuple[float, float, float]) -> int:

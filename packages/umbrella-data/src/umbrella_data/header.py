@@ -29,7 +29,7 @@ _SECONDS_PER_UNIT = {8: 1.0, 16: 1e-3, 24: 1e-6}
 
 
 class ScanDoubt(StrEnum):
-    """What is legal but doubtful in a header, or beside it; the codes are stable."""
+    """What is legal but doubtful in a header, beside it, or in the voxels; the codes are stable."""
 
     NO_FORM = "no_form"
     FORMS_DISAGREE = "forms_disagree"
@@ -38,6 +38,7 @@ class ScanDoubt(StrEnum):
     REPETITION_TIME = "repetition_time"
     SIDECAR = "sidecar"
     SIDECAR_REPETITION_TIME = "sidecar_repetition_time"
+    NO_BACKGROUND = "no_background"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ from umbrella_data.scan_resample import read_resampled
 from umbrella_data.volume import load_volume
 from umbrella_data.voxels import MAX_SERIES_VOXELS, MAX_VOXELS, check_rank
 
-PIPELINE_VERSION = 4
+PIPELINE_VERSION = 5
 """Raised whenever the same files and config would give other voxels, so that old caches are not used."""
 
 
