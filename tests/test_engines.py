@@ -101,9 +101,10 @@ def test_every_combination_equals_one_process(engine: str, world_size: int, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
-def test_compiled_layers_equal_one_process_that_does_not_compile(engine: str, tmp_path: Path) -> None:
-    case = replace(COMPILED, name=f"{engine}-compiled", engine=engine)
+def test_compiled_layers_equal_one_process_that_does_not_compile(engine: str, packing: bool, tmp_path: Path) -> None:
+    case = replace(COMPILED, name=f"{engine}-compiled", engine=engine, packing=packing)
     launch([case], tmp_path / "ranks", launcher=torchrun(2))
     check_case(replace(case, compiler=None), tmp_path / "ranks", world_size=2, scratch=tmp_path)
 

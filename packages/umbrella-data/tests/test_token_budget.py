@@ -138,13 +138,27 @@ def test_batches_by_length_come_in_random_order_and_ties_are_shuffled():
 
 
 def test_budget_of_packed_batches_counts_their_tokens_alone():
-    _, bounds = cut_block(
-        np.zeros(6, dtype=np.int64),
-        np.array([90, 10, 10, 40, 50, 60]),
-        rule=BatchRule(batch_size=None, max_tokens=100, padded=False),
-    )
-    # From long to short: 90 (60 is too much); 60 (50 too); 50 and 40, and 10 fills the budget to the last token; 10.
-    assert bounds == [(0, 1), (1, 2), (2, 5), (5, 6)]
+    lengths = np.array([90, 10, 5, 40, 50, 60, 30])
+    for limit, expected in (
+        (None, [[90, 10], [60, 40], [50, 30, 5]]),  # each to where it leaves the least room
+        (2, [[90, 10], [60, 40], [50, 30], [5]]),
+    ):
+        order, bounds = cut_block(
+            np.zeros(7, dtype=np.int64), lengths, rule=BatchRule(batch_size=limit, max_tokens=100, padded=False)
+        )
+        assert sorted(order) == list(range(7))
+        assert [lengths[order[start:stop]].tolist() for start, stop in bounds] == expected
+
+
+def test_packed_batches_are_nearly_full_and_mix_lengths():
+    sizes = np.random.default_rng(0).integers(250, 2344, size=2000)
+    dataset = Sized(sizes)
+    options = {"max_tokens": 4096, "batch_size": None, "mode": "mixed"}
+    packed, rows = (deal(dataset, padded=padded, **options) for padded in (False, True))
+    fewest = -(-int(sizes.sum()) // 4096)
+    assert len(packed) <= 1.02 * fewest
+    assert len(rows) > 1.25 * fewest
+    assert np.median([np.ptp(sizes[batch]) for batch in packed]) > 300
 
 
 def test_budget_counts_the_longest_of_a_batch_times_its_samples():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import StableLmConfig
 
-from umbrella_model import attention, pack_batch, supervised_index
+from umbrella_model import UmbrellaForConditionalGeneration, attention, pack_batch, supervised_index
 
 ROWS = ((3, "T1", 2), (1, "dMRI", "rsfMRI", 1, "T1", 3), (6,), (2, "T1", "T1", 4))
 
@@ -171,3 +172,17 @@ def test_a_step_never_asks_the_device(make_model, make_batch, packed):
         assert out.loss.device.type == "meta"
         (out.loss + sum(out.dummy_terms.values())).backward()
         model.zero_grad(set_to_none=True)
+
+
+def test_a_language_model_that_keeps_the_ends_from_attention_is_refused(make_config, make_batch):
+    config = make_config()
+    sizes = {key: getattr(config.text_config, key) for key in ("hidden_size", "intermediate_size", "vocab_size")}
+    # Its layers do not hand on what they do not know: plain causal attention would see across conversations.
+    config.text_config = StableLmConfig(**sizes, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
+    model = UmbrellaForConditionalGeneration(config).train()
+    model.set_attn_implementation("varlen")
+    batch = make_batch(*ROWS)
+    assert model(**batch).loss.isfinite()
+    for mode in (True, False):
+        with pytest.raises(ValueError, match="was not told where packed conversations begin"):
+            model.train(mode)(**pack_batch(batch))

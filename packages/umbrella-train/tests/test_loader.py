@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from umbrella_data import Example
@@ -70,3 +71,37 @@ def test_order_depends_on_seed_and_epoch_alone(make_batches: Callable[..., Any])
 
 def test_evaluation_goes_in_order_when_it_is_not_shuffled(make_batches: Callable[..., Any]) -> None:
     assert make_batches(shuffle=False) == make_batches(shuffle=False, seed=5)
+
+
+class Changing:
+    """Samples whose lengths are others in each epoch, as where a mixture draws other samples."""
+
+    is_epoch_constant = False
+
+    def __len__(self) -> int:
+        return 40
+
+    def lengths(self, indices: Any) -> Any:
+        return np.array([np.random.default_rng(index).choice([10, 60]) for index in indices])
+
+    def modality_masks(self, indices: Any) -> Any:
+        return np.zeros_like(indices)
+
+    def modality_sets(self) -> frozenset[frozenset[str]]:
+        return frozenset({frozenset()})
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_number_of_batches_is_planned_for_and_no_epoch_needs_more(padded: bool) -> None:
+    def take(count: int, **options: Any) -> None:
+        settings = {"batch_size": 1, "mode": "mixed", "seed": 0, "rank": 0, "world_size": 1, "shuffle": True}
+        loader = build_loader(Changing(), collate=list, max_tokens=100, padded=padded, **(settings | options))
+        num_epochs = -(-count // len(loader))
+        assert num_epochs > 10
+        for epoch in range(num_epochs):
+            loader.set_epoch(epoch)
+            assert len(list(loader.batch_sampler)) == len(loader)
+
+    with pytest.raises(ValueError, match="needs more batches than were planned for"):
+        take(2000)
+    take(2000, num_batches=2000)

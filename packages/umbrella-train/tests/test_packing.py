@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import TrainingArguments
 
+from umbrella_data.batch_memory import next_place, read_together
 from umbrella_model import set_trainable
-from umbrella_train.config import DummyLossConfig
+from umbrella_train.config import DummyLossConfig, RunConfig
 from umbrella_train.conversations import conversation_index, num_conversations
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation_loss import EvaluationLoss
 from umbrella_train.packed_collator import PackedCollator
 from umbrella_train.refusals import check_trainer
+from umbrella_train.run import train
 from umbrella_train.window import AccumulationWindow
 
 KINDS = [("T1",), ("T1", "dMRI"), (), ("T1", "T1")]
@@ -37,6 +41,20 @@ def test_a_packed_batch_is_one_row_without_padding(both: list[dict[str, Any]]) -
     padded, packed = both
     assert packed["input_ids"].shape == (1, int(padded["attention_mask"].sum()))
     assert padded["attention_mask"].numel() > packed["input_ids"].numel()
+
+
+def test_scans_that_lie_in_the_memory_of_their_batch_are_not_copied(
+    make_example: Callable[..., Any], collate: Callable[..., Any]
+) -> None:
+    def read(index: int) -> Any:
+        example = make_example(("T1",), index)
+        (scan,) = example.scans
+        place = next_place("T1", scan.volume.shape).copy_(scan.volume)
+        return replace(example, scans=(replace(scan, volume=place),))
+
+    examples = read_together([0, 1], read)
+    batch = PackedCollator(collate)(examples)
+    assert batch["pixel_values"]["T1"].data_ptr() == examples[0].scans[0].volume.data_ptr()
 
 
 def test_conversations_are_told_apart_in_either_form(both: list[dict[str, Any]]) -> None:
@@ -89,13 +107,20 @@ def test_a_packed_run_steps_as_a_padded_one(train_batches: Callable[..., Any], m
 def check(make_model: Callable[..., Any], tmp_path: Any) -> Callable[..., None]:
     """Holds packing against a model and a device as the trainer does."""
 
-    def run(*, attention: str = "varlen", device: str = "cpu", dropout: float = 0.0, bf16: bool = False) -> None:
+    def run(
+        *,
+        attention: str = "varlen",
+        device: str = "cpu",
+        dropout: float = 0.0,
+        precision: str = "no",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-        arguments.bf16 = bf16
+        arguments.mixed_precision = precision
         arguments.__dict__["_setup_devices"] = torch.device(device)
-        model = make_model()
+        model = make_model().to(dtype)
         set_trainable(model, "full")
-        model.set_attn_implementation(attention)
+        model.model.language_model.config._attn_implementation_internal = attention
         model.model.language_model.config.attention_dropout = dropout
         options = {"engine": "ddp", "gradient_scale": "mean", "packing": True}
         check_trainer(model, arguments, dummy_loss=DummyLossConfig(), **options)
@@ -103,9 +128,19 @@ def check(make_model: Callable[..., Any], tmp_path: Any) -> Callable[..., None]:
     return run
 
 
+def test_a_refused_run_leaves_no_folder_behind(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = make_config(tmp_path, data={"packing": True}, model={"attn_implementation": "sdpa"})
+    with pytest.raises(RunError, match="with attention sdpa"):
+        train(config)
+    assert not list(config.output_dir.glob("*"))
+
+
 def test_what_packed_rows_cannot_be_computed_with_is_refused(check: Callable[..., None]) -> None:
     check()
-    check(device="cuda", bf16=True)
+    check(device="cuda", precision="bf16")
+    check(device="cuda", precision="fp16")
+    check(device="cuda", dtype=torch.bfloat16)
+    check(attention="flash_attention_2", dropout=0.1)
     with pytest.raises(RunError, match=r"data\.packing: true with attention sdpa"):
         check(attention="sdpa")
     with pytest.raises(RunError, match=r"attention dropout, which is 0\.1"):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -23,9 +24,15 @@ VARLEN = "varlen"
 _VARLEN_OPTIONS = inspect.signature(varlen_attn).parameters
 
 
-def no_mask(like: Tensor) -> Tensor:
-    """An empty 4-D mask: transformers hands it on as it is, and `varlen` takes it for plain causal attention."""
-    return torch.empty(1, 1, 0, 0, dtype=torch.bool, device=like.device)
+def no_mask(like: Tensor, *, packed: bool = False) -> Tensor:
+    """An empty 4-D mask: transformers hands it on as it is, and `varlen` takes it for plain causal attention.
+
+    Args:
+        like: A tensor on the device.
+        packed: Whether each row holds several conversations: `varlen` then refuses to attend without `cu_seq_lens_q`,
+            which the layers of some language models do not hand on.
+    """
+    return torch.empty(1, 1, 0, int(packed), dtype=torch.bool, device=like.device)
 
 
 def check_right_padding(attention_mask: Tensor) -> None:
@@ -101,11 +108,16 @@ def varlen_attention(
         Shape (B, L, heads, D), and None for the weights.
 
     Raises:
-        ValueError: The layer has a sliding window and no mask; or the rows are packed, and it has attention dropout,
-            or computes in float32 on a GPU.
+        ValueError: The layer has a sliding window and no mask; or the rows are packed, and it was not told where
+            conversations begin, has attention dropout, or computes in float32 on a GPU.
     """
     has_no_mask = attention_mask is not None and attention_mask.numel() == 0
-    if has_no_mask:
+    if has_no_mask and attention_mask is not None:
+        if attention_mask.shape[-1] == 1 and cu_seq_lens_q is None:
+            raise ValueError(
+                f"{type(module).__name__} was not told where packed conversations begin: the layers of this language "
+                "model do not hand cu_seq_lens_q on; train it on padded batches"
+            )
         attention_mask = None
     if (has_no_mask or cu_seq_lens_q is not None) and kwargs.get("sliding_window") is not None:
         # The mask would have bounded the window.
@@ -125,6 +137,8 @@ def varlen_attention(
     return output.unsqueeze(0), None
 
 
+# Not compiled: it would be anew for each number of sequences.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend_one_by_one(query: Tensor, key: Tensor, value: Tensor, *, ends: list[int], scale: float | None) -> Tensor:
     """Each sequence by itself; tensors of shape (T, heads, D)."""
     outputs = []
@@ -151,7 +165,9 @@ def _attend_in_one_kernel(
     else:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    output = varlen_attn(query, key, value, cu_seq_lens, cu_seq_lens, longest, longest, **options)
+    # Newer versions prefer cuDNN, which plans anew for every shape, and hardly two packed rows have one shape.
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        output = varlen_attn(query, key, value, cu_seq_lens, cu_seq_lens, longest, longest, **options)
     assert isinstance(output, Tensor)
     return output
 

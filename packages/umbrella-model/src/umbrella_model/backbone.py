@@ -194,4 +194,4 @@ class UmbrellaModel(UmbrellaPreTrainedModel, LlavaModel):
             return attention_mask
         if attention_mask is not None:
             check_right_padding(attention_mask)
-        return no_mask(inputs_embeds)
+        return no_mask(inputs_embeds, packed=packed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ def build_loader(
     max_tokens: int | None = None,
     padded: bool = True,
     num_epochs: int | None = None,
+    num_batches: int | None = None,
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> EpochDataLoader:
@@ -48,26 +50,34 @@ def build_loader(
         shuffle: Whether batches come in a random order.
         max_tokens: Token budget of a batch, in place of `batch_size`.
         padded: Whether the budget counts padding; not, where `collate` packs.
-        num_epochs: Epochs that batches by token budget are planned for; None plans by a margin.
+        num_epochs: Epochs that batches by token budget are planned for.
+        num_batches: Batches that will be taken, where `num_epochs` is None: the epochs follow from them.
         num_workers: Loading processes.
         pin_memory: Whether batches are put into page-locked memory for the GPU.
 
     Returns:
         The loader; its length is the same on every rank.
     """
-    sampler = ModalityBatchSampler(
-        dataset,
-        batch_size=batch_size if max_tokens is None else None,
-        mode="by_modality" if mode == "by_modality" else "mixed",
-        by_length=mode == "by_length",
-        max_tokens=max_tokens,
-        padded=padded,
-        num_epochs=num_epochs,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        shuffle=shuffle,
-    )
+
+    def plan(num_epochs: int | None) -> ModalityBatchSampler:
+        return ModalityBatchSampler(
+            dataset,
+            batch_size=batch_size if max_tokens is None else None,
+            mode="by_modality" if mode == "by_modality" else "mixed",
+            by_length=mode == "by_length",
+            max_tokens=max_tokens,
+            padded=padded,
+            num_epochs=num_epochs,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            shuffle=shuffle,
+        )
+
+    if max_tokens is not None and num_epochs is None and num_batches is not None:
+        # One epoch alone may have more batches than each of many: then there are fewer epochs than planned for.
+        num_epochs = math.ceil(num_batches / len(plan(1)))
+    sampler = plan(num_epochs)
     return EpochDataLoader(
         dataset,
         batch_sampler=sampler,

@@ -15,7 +15,7 @@ class PackedCollator:
         collate: Examples to a padded batch, as `PaddingCollator`.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], dict[str, Any]]) -> None:
+    def __init__(self, collate: Callable[[Any], dict[str, Any]]) -> None:
         self._collate = collate
 
     def __call__(self, examples: Sequence[Any]) -> dict[str, Any]:
@@ -24,4 +24,4 @@ class PackedCollator:
         Returns:
             What `pack_batch` makes of the padded batch.
         """
-        return pack_batch(self._collate(list(examples)))
+        return pack_batch(self._collate(examples))  # as they come: their type says where the scans lie

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast, get_args
 
+import torch
 from torch import nn
 from transformers import TrainingArguments
 
@@ -86,20 +87,23 @@ def _only_patch_embeds_learn(model: nn.Module) -> bool:
 
 
 def _packing_problems(model: nn.Module, arguments: TrainingArguments) -> list[str]:
-    text = cast(UmbrellaForConditionalGeneration, model).model.language_model.config
+    language_model: Any = cast(UmbrellaForConditionalGeneration, model).model.language_model
+    text = language_model.config
     attention = str(text._attn_implementation)
     problems = []
-    if attention != VARLEN and "flash_attention" not in attention:
+    if attention in ("eager", "sdpa"):
         problems.append(
             f"data.packing: true with attention {attention} would compute a mask over the whole row, several times the "
             f"work; take model.attn_implementation {VARLEN} where the language model allows it, or data.batches: "
             "by_length"
         )
-    if getattr(text, "attention_dropout", 0.0):
+    dropout: float = getattr(text, "attention_dropout", 0.0)
+    if attention == VARLEN and dropout:
         problems.append(
-            f"data.packing: true cannot be combined with attention dropout, which is {text.attention_dropout} in the "
-            "language model; set model.text_config.attention_dropout: 0"
+            f"data.packing: true cannot be combined with attention dropout, which is {dropout} in the "
+            "language model; set attention_dropout: 0 in model.text_config, or in the config.json of the checkpoint"
         )
-    if arguments.device.type == "cuda" and not (arguments.bf16 or arguments.fp16):
+    is_half = arguments.mixed_precision != "no" or language_model.dtype in (torch.bfloat16, torch.float16)
+    if arguments.device.type == "cuda" and not is_half:
         problems.append("data.packing: true needs bfloat16 or float16 on a GPU: set trainer.bf16: true")
     return problems

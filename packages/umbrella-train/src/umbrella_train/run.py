@@ -30,6 +30,7 @@ from umbrella_train.end_of_turn import find_end_of_turn
 from umbrella_train.errors import RunError
 from umbrella_train.evaluate import evaluate_dataset, merge_results
 from umbrella_train.pictures import draw_pictures
+from umbrella_train.refusals import check_trainer
 from umbrella_train.report import build_report
 from umbrella_train.run_folder import RunFolder
 from umbrella_train.sharding import is_sharded_model
@@ -63,6 +64,7 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
     checkpoint = None if resume is None else _find_checkpoint(config, resume)
     sources = prepare_sources(config)
     parts = build_parts(config)
+    _refuse(config, arguments, parts)
     folder = _open_folder(config, checkpoint)
     arguments.output_dir = str(folder.path)
     trainer = _build_trainer(config, arguments, parts, sources)
@@ -137,6 +139,20 @@ def _try_out(config: RunConfig, scratch: Path) -> None:
     trainer = _build_trainer(config, arguments, build_parts(config), sources)
     trainer.add_callback(DryRunTable(trainer))
     trainer.train()
+
+
+def _refuse(config: RunConfig, arguments: TrainingArguments, parts: Parts) -> None:
+    """What the trainer would refuse, before a folder is made or the config of a resumed run is replaced."""
+    plugin: Any = arguments.deepspeed_plugin
+    check_trainer(
+        parts.model,
+        arguments,
+        dummy_loss=config.dummy_loss,
+        engine=config.trainer.engine,
+        gradient_scale=config.trainer.gradient_scale,
+        packing=config.data.packing,
+        zero_stage=0 if plugin is None else plugin.zero_stage,
+    )
 
 
 def _build_trainer(config: RunConfig, arguments: TrainingArguments, parts: Parts, sources: Sources) -> UmbrellaTrainer:

@@ -144,6 +144,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             max_tokens=self.max_tokens_per_batch if shuffle else None,
             padded=not self.packing,
             num_epochs=math.ceil(self.args.num_train_epochs) if self.args.max_steps <= 0 else None,
+            num_batches=self.args.max_steps * self.args.gradient_accumulation_steps,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )

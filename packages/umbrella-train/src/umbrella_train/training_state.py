@@ -32,7 +32,7 @@ def save_training_state(
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
     scaler: Any = None,
-    layout: Mapping[str, int] | None = None,
+    layout: Mapping[str, Any] | None = None,
     is_writer: bool = True,
 ) -> None:
     """Writes the state; under a sharded engine every rank must call it, and one of them writes.
@@ -43,7 +43,7 @@ def save_training_state(
         optimizer: Its moments are gathered one parameter at a time.
         scheduler: The learning rate's schedule.
         scaler: The loss scaler, if there is one.
-        layout: How the samples of a step are shared out (ranks, batch, accumulation).
+        layout: What decides which samples a step takes (ranks, batch, accumulation, token budget, ...).
         is_writer: Whether this rank writes.
     """
     tensors: dict[str, Tensor] = {}
@@ -78,7 +78,7 @@ def load_training_state(
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
     scaler: Any = None,
-    layout: Mapping[str, int] | None = None,
+    layout: Mapping[str, Any] | None = None,
 ) -> None:
     """Puts a saved state back; each rank reads from the file what its shards need.
 
@@ -88,7 +88,7 @@ def load_training_state(
         optimizer: Of the same kind and over the same parameters.
         scheduler: The learning rate's schedule.
         scaler: The loss scaler, if there is one.
-        layout: How this run shares out the samples of a step; another one than before is warned of.
+        layout: As of this run; what differs from before is warned of.
 
     Raises:
         RunError: The checkpoint has no such state, or it belongs to another optimiser or to other parameters.
@@ -98,12 +98,13 @@ def load_training_state(
     facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     groups = _groups(model, optimizer)
     _check_is_of(optimizer, facts, groups=groups, folder=folder)
-    if layout is not None and facts["layout"] != dict(layout):
+    before = facts["layout"]
+    if layout is not None and any(layout.get(key, value) != value for key, value in before.items()):
         logger.warning(
             "%s was written with %s and goes on with %s: the place in the epoch is counted anew, so that some of its "
             "samples may come twice and others not at all",
             folder.name,
-            facts["layout"],
+            before,
             dict(layout),
         )
     for group, saved in zip(optimizer.param_groups, facts["groups"], strict=True):

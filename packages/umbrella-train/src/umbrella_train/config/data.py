@@ -98,7 +98,7 @@ class DataConfig(Section):
     batches: Literal["by_modality", "mixed", "by_length"] = "by_modality"
     """by_modality: the samples of a batch hold the same modalities; mixed: any; by_length: any, of like length."""
     max_tokens_per_batch: PositiveInt | None = None
-    """Tokens of a training batch, padding and image tokens counted, in place of per_device_train_batch_size."""
+    """Tokens of a training batch, image tokens and padding (if any) counted; replaces per_device_train_batch_size."""
     packing: bool = False
     """Lay the conversations of a batch end to end in one row, without padding; none attends to another."""
     on_bad_scan: Literal["raise", "skip"] = "raise"
