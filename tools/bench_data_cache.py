@@ -5,7 +5,8 @@
     python tools/bench_data_cache.py --json out.json
 
 The sides of a comparison take turns, each in a process of its own on one thread, from files in the page cache; medians
-of CPU time over the repeats are shown. Scans are random volumes, made in a temporary folder.
+of CPU time over the repeats are shown (of the part `loader` wall time, which needs idle cores). Scans are random
+volumes, made in a temporary folder.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from bench_command import Result, run_parts
 from bench_data_order import bench_order
@@ -47,7 +49,13 @@ NUM_TOKENS = {"T1": 216}
 def main() -> None:
     """Run the parts that were named, and print a table."""
     run_parts(
-        {"cache": bench_cache, "samples": bench_samples, "manifest": bench_manifest, "order": bench_order},
+        {
+            "cache": bench_cache,
+            "loader": bench_loader,
+            "samples": bench_samples,
+            "manifest": bench_manifest,
+            "order": bench_order,
+        },
         words=__doc__ or "",
         sizes={
             "repeats": (41, "turns a side"),
@@ -70,6 +78,42 @@ def bench_cache(folder: Path, options: argparse.Namespace) -> Result:
     result: Result = {f"{name}, ms a batch": value * 1e3 for name, value in times.items()}
     for name in ("PersistentDataset", "CacheDataset"):
         result[f"{name} / umbrella"] = times[name] / times["umbrella"]
+    return result
+
+
+class _Batches(Dataset[Any]):
+    """Batches as one side reads and collates them."""
+
+    def __init__(self, read: Callable[[list[int]], Any], chosen: list[list[int]]) -> None:
+        self._read, self._chosen = read, chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, number: int) -> Any:
+        return self._read(self._chosen[number])
+
+
+def bench_loader(folder: Path, options: argparse.Namespace) -> Result:
+    """The same batches as training gets them: from the one worker of a `DataLoader`."""
+    paths = make_scans(folder, options.scans)
+    draw = random.Random(0)
+    chosen = [draw.sample(range(options.scans), BATCH) for _ in range(4 * BATCHES_A_TURN)]
+    loaders = {}
+    for name, side in SIDES.items():
+        read = warm(side(folder, paths), options.scans)
+        loaders[name] = DataLoader(_Batches(read, chosen), batch_size=None, num_workers=1, persistent_workers=True)
+    taken: dict[str, list[float]] = {name: [] for name in loaders}
+    for number in range(options.repeats + 2):
+        for name, loader in loaders.items():
+            start = time.perf_counter()
+            for batch in loader:
+                del batch
+            if number >= 2:
+                taken[name].append((time.perf_counter() - start) / len(chosen))
+    result: Result = {f"{name}, ms a batch": statistics.median(values) * 1e3 for name, values in taken.items()}
+    for name in ("PersistentDataset", "CacheDataset"):
+        result[f"{name} / umbrella"] = statistics.median(taken[name]) / statistics.median(taken["umbrella"])
     return result
 
 
@@ -96,15 +140,20 @@ def serve(name: str, folder: Path, count: int, line: Any) -> None:
     """One side: warm the cache, then read batches as asked, and say what each took."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    read = SIDES[name](folder, make_scans(folder, count))
-    for first in range(0, count, BATCH):
-        read(list(range(first, min(first + BATCH, count))))
+    read = warm(SIDES[name](folder, make_scans(folder, count)), count)
     while (turn := line.recv()) is not None:
         start = time.process_time()
         for chosen in turn:
             kept = read(chosen)
             del kept
         line.send((time.process_time() - start) / len(turn))
+
+
+def warm(read: Callable[[list[int]], Any], count: int) -> Callable[[list[int]], Any]:
+    """Read each scan once, so that it is in the cache."""
+    for first in range(0, count, BATCH):
+        read(list(range(first, min(first + BATCH, count))))
+    return read
 
 
 def read_umbrella(folder: Path, paths: list[Path]) -> Callable[[list[int]], Any]:
