@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from umbrella_data import ScanError
 from umbrella_data.synthetic import DemoCohort
+from umbrella_train.checkpoint import newest_good_checkpoint
 from umbrella_train.config import RunConfig
 from umbrella_train.errors import RunError
 from umbrella_train.run import evaluate_run, train
@@ -57,6 +59,36 @@ def test_all_problems_of_all_manifests_come_before_anything_is_made(
         for words in ("line 2", "nowhere.nii.gz", "line 4", "neither", "line 1", "outside"):
             assert words in str(caught.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_modalities_that_the_model_is_not_to_have_are_named_before_anything_is_made(
+    make_config: MakeConfig, own_cohort: Path, tmp_path: Path
+) -> None:
+    modalities = {"T1": {"image_size": [16, 16, 16], "patch_size": [8, 8, 8]}}
+    config = make_config(
+        tmp_path / "runs", model={"modalities": modalities}, data={**sources(own_cohort), "pipelines": {}}
+    )
+    with pytest.raises(RunError) as caught:
+        train(config)
+    for manifest in ("train.jsonl", "test.jsonl"):
+        for name in ("dMRI", "rsfMRI"):
+            assert f"{manifest}: holds {name} scans, and the config has no model.modalities.{name}" in str(caught.value)
+    assert "T1" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_bad_held_out_scan_does_not_cost_the_steps_before_it(
+    make_config: MakeConfig, own_cohort: Path, tmp_path: Path
+) -> None:
+    row = next(row for row in rows_of(own_cohort / "test.jsonl") if row["messages"][0]["content"][0]["type"] == "image")
+    scan = own_cohort / row["messages"][0]["content"][0]["path"]
+    scan.write_bytes(scan.read_bytes()[:-200])
+    config = make_config(
+        tmp_path, data={**sources(own_cohort), "pipelines": {}}, trainer={"eval_steps": 2, "save_steps": 2}
+    )
+    with pytest.raises(ScanError):
+        train(config)
+    assert newest_good_checkpoint(tmp_path / "run").name == "checkpoint-2"
 
 
 def test_a_question_about_a_bad_scan_is_left_out_and_listed(

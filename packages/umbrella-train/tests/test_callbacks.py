@@ -84,9 +84,10 @@ def test_only_the_first_rank_touches_the_file(folder: RunFolder) -> None:
 
 @pytest.fixture
 def stop() -> Iterator[StopOnSignal]:
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield StopOnSignal()
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def end_of_step(stop: StopOnSignal) -> tuple[bool, bool]:
@@ -95,17 +96,25 @@ def end_of_step(stop: StopOnSignal) -> tuple[bool, bool]:
     return control.should_save, control.should_training_stop
 
 
-def test_a_signal_is_a_wish_until_all_ranks_agree(stop: StopOnSignal) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_a_wish_until_all_ranks_agree(stop: StopOnSignal, number: signal.Signals) -> None:
     arguments: Any = (None, state_at(0), TrainerControl())
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     stop.on_train_begin(*arguments)
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), number)
     assert stop.is_asked
     assert end_of_step(stop) == (False, False)
     stop.is_agreed = True
     assert end_of_step(stop) == (True, True)
     stop.on_train_end(*arguments)
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
+
+
+def test_who_presses_ctrl_c_twice_will_not_wait(stop: StopOnSignal) -> None:
+    stop.on_train_begin(None, state_at(0), TrainerControl())  # type: ignore[arg-type]
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_another_ranks_signal_stops_this_one_too(stop: StopOnSignal) -> None:

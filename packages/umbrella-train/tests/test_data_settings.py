@@ -18,6 +18,7 @@ from umbrella_train.arguments import build_arguments
 from umbrella_train.build import build_parts
 from umbrella_train.config import DatasetConfig, RunConfig
 from umbrella_train.config.data import DataConfig
+from umbrella_train.errors import RunError
 from umbrella_train.run import _build_trainer
 from umbrella_train.sources import Sources
 
@@ -70,6 +71,11 @@ def test_token_budget_bounds_training_batches_and_replaces_their_number_of_sampl
     assert max(map(len, batches)) in (3, 4)
     assert trainer.get_train_dataloader().batch_sampler.batch_size is None
     assert build().get_train_dataloader().batch_sampler.batch_size == 8
+
+
+def test_a_budget_that_a_sample_does_not_fit_into_is_told_by_its_key(build: Callable[..., Any]) -> None:
+    with pytest.raises(RunError, match=r"data\.max_tokens_per_batch: a sample of \d+ tokens is longer"):
+        build(max_tokens_per_batch=10).get_train_dataloader()
 
 
 def test_packing_reaches_the_rows_and_the_budget_counts_no_padding(build: Callable[..., Any]) -> None:

@@ -70,7 +70,7 @@ def test_number_error_is_absolute(generated: str, error: float) -> None:
     assert score.value == pytest.approx(error)
 
 
-@pytest.mark.parametrize("generated", ["", "old", "63 or 64", "63-65 years", "63,5", "6.3.1", "1e999"])
+@pytest.mark.parametrize("generated", ["", "old", "63 or 64", "63-65 years", "63,5", "6.3.1", "1e999", "1aln", "1ed"])
 def test_number_that_cannot_be_read_has_no_error(generated: str) -> None:
     score = score_answer(generated, AGE)
     assert (score.value, score.is_parsed) == (None, False)

@@ -6,9 +6,11 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from umbrella_train.errors import RunError
+from umbrella_train.sharding import load_whole_state
 from umbrella_train.training_state import FACTS, TENSORS, load_training_state, save_training_state
 
 
@@ -87,6 +89,28 @@ def test_another_share_of_the_samples_is_warned_of(tmp_path, caplog):
     load_training_state(tmp_path, **state, layout={"ranks": 3})
     assert "{'ranks': 2}" in caplog.text
     assert "{'ranks': 3}" in caplog.text
+
+
+def test_settings_of_the_optimiser_that_go_on_as_they_were_are_named(tmp_path, caplog):
+    model, optimizer, scheduler = build(betas=(0.8, 0.9), weight_decay=0.1)
+    train(model, optimizer, scheduler, steps=1)
+    save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
+    load_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
+    assert not caplog.records
+    other, changed, other_scheduler = build(betas=(0.8, 0.9), weight_decay=0.2)
+    changed.param_groups[0]["initial_lr"] = 7.0
+    load_training_state(tmp_path, model=other, optimizer=changed, scheduler=other_scheduler)
+    assert "learning_rate" in caplog.text
+    assert "(config: 7.0)" in caplog.text
+    assert "weight_decay 0.1 (config: 0.2)" in caplog.text
+    assert "betas" not in caplog.text
+
+
+def test_weights_of_another_shape_are_refused_by_name(tmp_path):
+    save_file(build()[0].state_dict(), tmp_path / "model.safetensors")
+    other = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))
+    with pytest.raises(RunError, match=r"1\.\w+ has the shape .* and the model's .*; go on with the config"):
+        load_whole_state(other, [tmp_path / "model.safetensors"])
 
 
 def test_another_optimiser_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""What happens around the steps: seeds, the metrics file, the progress bar, an agreed stop on SIGTERM."""
+"""What happens around the steps: seeds, the metrics file, the progress bar, an agreed stop on SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -121,7 +121,9 @@ class ProgressBar(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Turns SIGTERM, which a scheduler sends before it kills, into a checkpoint and an orderly end.
+    """Turns SIGTERM, which a scheduler sends before it kills, and Ctrl-C into a checkpoint and an orderly end.
+
+    A second Ctrl-C ends the run at once.
 
     A rank that stops alone leaves the others waiting for ever: the trainer shares `is_asked` with all ranks once an
     optimiser step, and sets `is_agreed` on all of them in the same step.
@@ -130,16 +132,18 @@ class StopOnSignal(TrainerCallback):
     def __init__(self) -> None:
         self.is_asked = False
         self.is_agreed = False
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Called by the Trainer."""
-        self._previous = signal.signal(signal.SIGTERM, self._ask)
+        self._previous = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.is_asked = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Called by the Trainer."""
@@ -151,4 +155,5 @@ class StopOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Called by the Trainer."""
-        signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable
 from typing import Any, Literal
 
 from torch.utils.data import DataLoader
 
-from umbrella_data import ModalityBatchSampler
+from umbrella_data import ManifestError, ModalityBatchSampler
+from umbrella_train.errors import RunError
 
 
 class EpochDataLoader(DataLoader[Any]):
@@ -57,6 +59,9 @@ def build_loader(
 
     Returns:
         The loader; its length is the same on every rank.
+
+    Raises:
+        RunError: The samples cannot be dealt out like that: one is longer than the budget, or there are too few.
     """
 
     def plan(num_epochs: int | None) -> ModalityBatchSampler:
@@ -74,10 +79,15 @@ def build_loader(
             shuffle=shuffle,
         )
 
-    if max_tokens is not None and num_epochs is None and num_batches is not None:
-        # One epoch alone may have more batches than each of many: then there are fewer epochs than planned for.
-        num_epochs = math.ceil(num_batches / len(plan(1)))
-    sampler = plan(num_epochs)
+    try:
+        if max_tokens is not None and num_epochs is None and num_batches is not None:
+            # One epoch alone may have more batches than each of many: then there are fewer epochs than planned for.
+            num_epochs = math.ceil(num_batches / len(plan(1)))
+        sampler = plan(num_epochs)
+    except ManifestError:
+        raise
+    except ValueError as error:
+        raise RunError(f"data.batches, data.max_tokens_per_batch: {error}") from error
     return EpochDataLoader(
         dataset,
         batch_sampler=sampler,
@@ -85,4 +95,10 @@ def build_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_leave_interrupts,
     )
+
+
+def _leave_interrupts(_worker: int) -> None:
+    # Ctrl-C reaches every process of a terminal; the training process decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

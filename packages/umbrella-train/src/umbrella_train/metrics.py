@@ -20,7 +20,7 @@ from umbrella_train.intervals import binomial_interval, bootstrap_interval, wils
 Condition = Literal["accuracy", "shuffled", "swapped", "no_scan"]
 CONDITIONS: tuple[Condition, ...] = ("accuracy", "shuffled", "swapped", "no_scan")
 
-_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\.?\d)")
+_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\.?\d|[^\W\d_])")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,16 @@ class MixedEvaluationTrainer(WholeCheckpointTrainer):
 
     modality_order: Sequence[str]
 
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """Saves first where both are due: a held-out scan that cannot be read must not cost the steps before it."""
+        if self.control.should_save:
+            assert self.model is not None
+            self._save_checkpoint(self.model, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+            self.control.should_save = False
+        metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        return metrics
+
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

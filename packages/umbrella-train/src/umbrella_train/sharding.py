@@ -85,7 +85,7 @@ def load_whole_state(model: nn.Module, files: list[Path]) -> None:
     """Loads safetensors of whole tensors into a sharded model; every rank reads what it needs.
 
     Raises:
-        RunError: The files and the model do not hold the same keys.
+        RunError: The files and the model do not hold the same keys, or tensors of other shapes.
     """
     expected: dict[str, Any] = dict(model.state_dict())
     found: set[str] = set()
@@ -95,7 +95,13 @@ def load_whole_state(model: nn.Module, files: list[Path]) -> None:
                 for name in stored.keys():  # noqa: SIM118 - the handle is no mapping
                     if name not in expected:
                         raise RunError(f"{file}: holds {name}, which the model does not have")
-                    _copy(stored.get_tensor(name), expected[name])
+                    value = stored.get_tensor(name)
+                    if value.shape != expected[name].shape:
+                        raise RunError(
+                            f"{file}: {name} has the shape {tuple(value.shape)}, and the model's "
+                            f"{tuple(expected[name].shape)}; go on with the config that it was trained with"
+                        )
+                    _copy(value, expected[name])
                     found.add(name)
     # A tied weight is stored once, under the first of its names.
     loaded = {_address(expected[name]) for name in found}

@@ -34,7 +34,7 @@ def check_manifests(sources: Sequence[DatasetConfig], *, config: RunConfig) -> N
     `MAX_ROWS_CHECKED` is checked as its rows come, and beforehand by `umbrella-data check`.
 
     Raises:
-        RunError: With all problems of all rows of all manifests.
+        RunError: With all problems of all rows of all manifests, and modalities that the model is not to have.
     """
     problems = []
     for source in sources:
@@ -42,6 +42,12 @@ def check_manifests(sources: Sequence[DatasetConfig], *, config: RunConfig) -> N
             manifest = read_manifest(source.manifest, data_root=source.data_root)
             if len(manifest) <= MAX_ROWS_CHECKED:
                 manifest.validate(check_files=config.data.on_bad_scan == "raise")
+                held = frozenset[str]().union(*manifest.facts.modality_sets())
+                problems += [
+                    f"{source.manifest}: holds {name} scans, and the config has no model.modalities.{name}: give their "
+                    "image_size and patch_size, or leave these rows out"
+                    for name in sorted(held - set(config.model.modalities))
+                ]
         except (ManifestError, OSError) as error:
             problems.append(str(error))
     if problems:

@@ -107,6 +107,7 @@ def load_training_state(
             before,
             dict(layout),
         )
+    _warn_of_settings(groups, facts["groups"], folder=folder)
     for group, saved in zip(optimizer.param_groups, facts["groups"], strict=True):
         group.update({key: _as_before(value, group.get(key)) for key, value in saved["settings"].items()})
     parameters = dict(model.named_parameters())
@@ -124,6 +125,19 @@ def load_training_state(
     scheduler.load_state_dict(facts["scheduler"])
     if scaler is not None and facts["scaler"] is not None:
         scaler.load_state_dict(facts["scaler"])
+
+
+def _warn_of_settings(groups: list[dict[str, Any]], saved: list[dict[str, Any]], *, folder: Path) -> None:
+    """Says which of the optimiser's settings go on as they were, whatever the config says now."""
+    changed: dict[str, str] = {}
+    for group, before in zip(groups, saved, strict=True):
+        for key, value in before["settings"].items():
+            now = group["settings"].get(key)
+            if key != "lr" and _as_before(value, now) != now:  # lr is the schedule's, which goes on too
+                changed[{"initial_lr": "learning_rate"}.get(key, key)] = f"{value} (config: {now})"
+    if changed:
+        kept = ", ".join(f"{key} {words}" for key, words in changed.items())
+        logger.warning("%s goes on with its own %s; a new run can start with others", folder.name, kept)
 
 
 def _check_is_of(
