@@ -31,7 +31,7 @@ def to_hf_dataset(manifest: Manifest) -> Dataset:
     try:
         from datasets import Dataset
     except ImportError as error:
-        raise ImportError("Hugging Face data sets need the library: pip install 'umbrella-data[hf]'") from error
+        raise ImportError("Hugging Face data sets need datasets: pip install datasets") from error
     # From a generator: rows go to an Arrow file on disk, not to memory.
     return Dataset.from_generator(to_hf_rows, gen_kwargs={"manifest": manifest})
 

@@ -73,7 +73,7 @@ def _new_figure(num_rows: int) -> Figure:
         # The class itself, without pyplot: no window, no global state, nothing to close.
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'umbrella-data[preview]'") from error
+        raise ImportError("pictures need matplotlib: pip install matplotlib") from error
     return Figure(figsize=(7.5, 0.5 + 2.5 * num_rows), layout="constrained")
 
 

@@ -57,7 +57,7 @@ def add_lora(model: UmbrellaForConditionalGeneration, parts: Collection[Part], s
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ImportError("LoRA needs peft: pip install 'umbrella-model[lora]'") from error
+        raise ImportError("LoRA needs peft: pip install peft") from error
     layers = [layer for part in parts for layer in part_layers(model, part)]
     # peft freezes everything but its adapters; the state of the other parts is not its business.
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
