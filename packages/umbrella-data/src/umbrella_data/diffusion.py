@@ -114,8 +114,7 @@ def _import_dipy() -> dict[str, Any]:
         from dipy.segment.mask import median_otsu
     except ImportError as error:
         raise ImportError(
-            "fitting FA and MD from a diffusion series needs dipy: pip install dipy, "
-            "or give ready maps [fa, md]"
+            "fitting FA and MD from a diffusion series needs dipy: pip install dipy, or give ready maps [fa, md]"
         ) from error
     return {"gradient_table": gradient_table, "TensorModel": TensorModel, "median_otsu": median_otsu}
 
