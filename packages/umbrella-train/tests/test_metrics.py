@@ -127,6 +127,13 @@ def test_chance_and_majority_are_baselines() -> None:
     assert metrics["eval/chance_upper/T1/sex"] == 1
 
 
+def test_the_best_constant_guess_is_the_median_of_the_right_answers() -> None:
+    ages = [Answer(type="number", value=float(age), unit="years") for age in (20, 30, 80)]
+    members = [prediction(f"s{age.value}", 1.0, task="age", answer=age) for age in ages]
+    members += [prediction("s", 1.0, task="age", answer=ages[0], condition="shuffled")]
+    assert summarise(members)["eval/error_constant/T1/age"] == pytest.approx((10 + 0 + 50) / 3)
+
+
 def test_errors_are_means_by_task_with_intervals_and_controls() -> None:
     members = [prediction(f"s{i}", float(i), task="age", answer=AGE) for i in range(5)]
     members += [prediction(f"s{i}", 10.0, task="age", answer=AGE, condition="shuffled") for i in range(5)]
@@ -135,6 +142,7 @@ def test_errors_are_means_by_task_with_intervals_and_controls() -> None:
     assert metrics["eval/error/T1/age"] == 2
     assert 0 <= metrics["eval/error_lower/T1/age"] < 2 < metrics["eval/error_upper/T1/age"] <= 4
     assert metrics["eval/error_shuffled/T1/age"] == 10
+    assert metrics["eval/error_constant/T1/age"] == 0  # all are of one age
     assert metrics["eval/unparsed/T1/age"] == pytest.approx(1 / 6)
     assert "eval/error/T1" not in metrics
     assert "eval/accuracy/T1" not in metrics

@@ -21,6 +21,7 @@ from umbrella_train.metrics import CONDITIONS, Condition, Prediction, score_answ
 from umbrella_train.report import build_report
 from umbrella_train.report.answers import accuracy_figure
 from umbrella_train.report.curves import MAX_POINTS, gradient_figure, loss_figure
+from umbrella_train.report.figure_style import modality_colours
 from umbrella_train.report.page import without_paths
 from umbrella_train.report.run_data import gradient_norms, points, read_run
 from umbrella_train.report.tables import error_rows
@@ -312,3 +313,11 @@ def test_figures_are_drawn_without_a_display(tmp_path: Path) -> None:
     build_report([make_run(tmp_path).path])
     assert plt.get_fignums() == []
     assert isinstance(loss_figure([read_run(tmp_path / "demo", name="demo")]), Figure)
+
+
+def test_a_modality_has_one_colour_in_all_figures_whatever_was_evaluated() -> None:
+    configured = ["T1", "rsfMRI", "dMRI"]
+    gradients, answers = modality_colours(configured, configured), modality_colours(configured, ["dMRI", "T1"])
+    assert gradients == answers
+    assert len(set(gradients.values())) == 3
+    assert list(modality_colours([], ["dMRI", "T1"])) == ["T1", "dMRI"]

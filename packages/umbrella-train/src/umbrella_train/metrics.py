@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -121,7 +122,8 @@ def summarise(predictions: Sequence[Prediction], *, seed: int = 0) -> dict[str, 
       and `_upper` (Wilson, over subjects); `eval/chance` with the interval that guessing gives; `eval/majority`, what
       the commonest answers reach.
     - Numbers, by task and not by modality, since units differ: `eval/error` (mean absolute error) and its controls
-      `eval/error_shuffled`, ..., with bootstrap intervals.
+      `eval/error_shuffled`, ..., with bootstrap intervals; `eval/error_constant`, what the best constant guess reaches:
+      the median of the right answers.
     - `eval/unparsed`: the share of answers that could not be read. They are misses; only a mean error is without them.
     - `eval/questions` and `eval/subjects`: counts.
 
@@ -172,6 +174,10 @@ def _summarise_errors(predictions: Sequence[Prediction], *, name: str, seed: int
         label = "error" if condition == "accuracy" else f"error_{condition}"
         interval = bootstrap_interval(errors, subjects=subjects, seed=seed)
         metrics |= _with_interval(label, name=name, value=sum(errors) / len(errors), interval=interval)
+    answers = [float(p.answer) for p in predictions if p.condition == "accuracy"]
+    if answers:
+        guess = median(answers)
+        metrics[f"eval/error_constant/{name}"] = sum(abs(answer - guess) for answer in answers) / len(answers)
     return metrics
 
 

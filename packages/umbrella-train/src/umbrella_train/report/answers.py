@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from umbrella_train.report.figure_style import GREY, INK, colours_of, mark, panels
+from umbrella_train.report.figure_style import GREY, INK, colours_of, mark, modality_colours, panels
 from umbrella_train.report.run_data import RunData, label_of, question_names
 
 CONTROLS: Mapping[str, tuple[str, str]] = MappingProxyType(
@@ -31,7 +31,7 @@ def accuracy_figure(runs: Sequence[RunData]) -> Figure:
     names = dict.fromkeys(name for run in runs for name in question_names(run, "accuracy") if "/" in name)
     rows = [(run, name) for name in names for run in runs if f"eval/accuracy/{name}" in run.evaluation]
     figure, (axes,) = panels(1, 1, height=1.4 + 0.8 * len(rows))
-    by_modality = colours_of(list(dict.fromkeys(name.split("/")[0] for name in names)))
+    by_modality = modality_colours(runs[0].modalities, [name.split("/")[0] for name in names])
     by_run = colours_of([run.name for run in runs])
     for position, (run, name) in enumerate(rows):
         _draw_guessing(axes, run.evaluation, name=name, position=position)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from umbrella_train.report.figure_style import GREY, INK, colours_of, mark, panels
+from umbrella_train.report.figure_style import GREY, INK, colours_of, mark, modality_colours, panels
 from umbrella_train.report.run_data import GradientNorms, Points, RunData, gradient_norms, points
 
 # More than a figure can show only makes the file large.
@@ -39,7 +39,8 @@ def gradient_figure(runs: Sequence[RunData], *, scale: float | None) -> Figure:
     norms = [gradient_norms(run.training) for run in runs]
     modalities = _modalities(runs, norms)
     figure, axes = panels(1, len(modalities), height=3.2, sharey=True)
-    by_modality, by_run = colours_of(modalities), colours_of([run.name for run in runs])
+    by_modality = modality_colours(runs[0].modalities, modalities)
+    by_run = colours_of([run.name for run in runs])
     for panel, modality in zip(axes, modalities, strict=True):
         for run, found in zip(runs, norms, strict=True):
             colour = by_modality[modality] if len(runs) == 1 else by_run[run.name]

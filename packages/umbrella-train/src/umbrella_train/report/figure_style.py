@@ -59,6 +59,11 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
     return {name: COLOURS[position % len(COLOURS)] for position, name in enumerate(names)}
 
 
+def modality_colours(configured: Sequence[str], found: Sequence[str]) -> dict[str, str]:
+    """One colour a modality, the same in all figures of a run: in the order of its config, whatever was evaluated."""
+    return colours_of(list(dict.fromkeys([*configured, *sorted(found)])))
+
+
 def mark(marker: str, colour: str, label: str, *, is_filled: bool) -> Line2D:
     """A mark for a legend."""
     fill = colour if is_filled else "white"

@@ -37,10 +37,18 @@ def tiles(run: RunData) -> list[dict[str, str]]:
             "name": name,
             "value": percent(run.evaluation[f"eval/accuracy/{name}"]),
             "note": f"{_counts(run, name)['subjects']}, 95 % interval {_cell(run, 'accuracy', name)[1]}",
+            "beside": _beside(run, name),
         }
         for name in question_names(run, "accuracy")
         if "/" not in name
     ]
+
+
+def _beside(run: RunData, name: str) -> str:
+    """What a share of right answers is to be held against."""
+    unparsed = run.evaluation.get(f"eval/unparsed/{name}", 0.0)
+    said = [f"the commonest answer: {percent(run.evaluation.get(f'eval/majority/{name}'))}"]
+    return ", ".join([*said, *([f"unreadable: {percent(unparsed)}"] if unparsed else [])])
 
 
 def hit_rows(run: RunData) -> Iterator[dict[str, Any]]:
@@ -70,6 +78,7 @@ def error_rows(run: RunData) -> Iterator[dict[str, Any]]:
             "name": label_of(name),
             "unit": units.get(name) or "",
             "cells": [_cell(run, label, name, is_share=False) for label in ERROR_COLUMNS],
+            "constant": _number(run.evaluation.get(f"eval/error_constant/{name}")),
             **_counts(run, name),
         }
 
@@ -131,6 +140,10 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 def percent(value: float | None) -> str:
     """A share as a percentage, or a dash."""
     return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
 
 
 def _cell(run: RunData, label: str, name: str, *, is_share: bool = True) -> tuple[str, str]:
