@@ -140,10 +140,10 @@ def test_load_volume_refuses_when_a_dwi_is_a_volume_or_lacks_gradients(nifti: An
     assert (cached.value.reason, cached.value.path) == (ScanReason.BVAL, caught.value.path)
 
 
-def test_fit_dwi_names_the_extra_when_dipy_is_missing(nifti: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_dwi_names_the_library_when_dipy_is_missing(nifti: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_dwi(nifti)
     monkeypatch.setitem(sys.modules, "dipy.core.gradients", None)
-    with pytest.raises(ImportError, match=r"umbrella-data\[dmri\]"):
+    with pytest.raises(ImportError, match=r"needs dipy: pip install dipy"):
         fit_dwi(path)
 
 

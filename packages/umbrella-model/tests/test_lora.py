@@ -158,7 +158,7 @@ def test_tied_embeddings_take_no_adapters(make_model):
 
 def test_without_peft_the_extra_is_named(make_model, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match=r"pip install 'umbrella-model\[lora\]'"):
+    with pytest.raises(ImportError, match=r"LoRA needs peft: pip install peft"):
         set_trainable(make_model(), "lora")
 
 
