@@ -156,12 +156,11 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
 
 def _show_messages() -> None:
     """Show the messages of the run, such as the table of a dry run; other libraries keep to warnings."""
-    names = ["umbrella_train"]
-    if os.environ.get("RANK", "0") == "0":
-        names.append("umbrella_model")  # what became of a checkpoint's tensors: the same on every rank
-    for name in names:
+    # What became of a checkpoint's tensors is the same on every rank: the first one tells it.
+    is_first = os.environ.get("RANK", "0") == "0"
+    for name, is_shown in (("umbrella_train", True), ("umbrella_model", is_first)):
         package = logging.getLogger(name)
-        package.setLevel(logging.INFO)
+        package.setLevel(logging.INFO if is_shown else logging.WARNING)
         package.handlers = [logging.StreamHandler(sys.stderr)]
 
 
