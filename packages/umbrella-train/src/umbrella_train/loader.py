@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from torch.utils.data import DataLoader
@@ -63,31 +64,20 @@ def build_loader(
     Raises:
         RunError: The samples cannot be dealt out like that: one is longer than the budget, or there are too few.
     """
-
-    def plan(num_epochs: int | None) -> ModalityBatchSampler:
-        return ModalityBatchSampler(
-            dataset,
-            batch_size=batch_size if max_tokens is None else None,
-            mode="by_modality" if mode == "by_modality" else "mixed",
-            by_length=mode == "by_length",
-            max_tokens=max_tokens,
-            padded=padded,
-            num_epochs=num_epochs,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            shuffle=shuffle,
-        )
-
-    try:
-        if max_tokens is not None and num_epochs is None and num_batches is not None:
-            # One epoch alone may have more batches than each of many: then there are fewer epochs than planned for.
-            num_epochs = math.ceil(num_batches / len(plan(1)))
-        sampler = plan(num_epochs)
-    except ManifestError:
-        raise
-    except ValueError as error:
-        raise RunError(f"data.batches, data.max_tokens_per_batch: {error}") from error
+    make = partial(
+        ModalityBatchSampler,
+        dataset,
+        batch_size=batch_size if max_tokens is None else None,
+        mode="by_modality" if mode == "by_modality" else "mixed",
+        by_length=mode == "by_length",
+        max_tokens=max_tokens,
+        padded=padded,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        shuffle=shuffle,
+    )
+    sampler = _plan(make, num_epochs=num_epochs, num_batches=None if max_tokens is None else num_batches)
     return EpochDataLoader(
         dataset,
         batch_sampler=sampler,
@@ -97,6 +87,21 @@ def build_loader(
         persistent_workers=num_workers > 0,
         worker_init_fn=_leave_interrupts,
     )
+
+
+def _plan(
+    make: Callable[..., ModalityBatchSampler], *, num_epochs: int | None, num_batches: int | None
+) -> ModalityBatchSampler:
+    """Batches for so many epochs, or for as many as the number of batches takes."""
+    try:
+        if num_epochs is None and num_batches is not None:
+            # One epoch alone may have fewer batches than each of many: then there are fewer epochs than planned for.
+            num_epochs = math.ceil(num_batches / len(make(num_epochs=1)))
+        return make(num_epochs=num_epochs)
+    except ManifestError:
+        raise
+    except ValueError as error:
+        raise RunError(f"data.batches, data.max_tokens_per_batch: {error}") from error
 
 
 def _leave_interrupts(_worker: int) -> None:

@@ -26,7 +26,8 @@ class MixedEvaluationTrainer(WholeCheckpointTrainer):
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         """Saves first where both are due: a held-out scan that cannot be read must not cost the steps before it."""
-        if self.control.should_save:
+        # Which checkpoint is the best, where that is asked for, is known only after.
+        if self.control.should_save and self.args.metric_for_best_model is None:
             assert self.model is not None
             self._save_checkpoint(self.model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)

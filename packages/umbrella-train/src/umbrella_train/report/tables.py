@@ -153,7 +153,7 @@ def _cell(run: RunData, label: str, name: str, *, is_share: bool = True) -> tupl
     lower, upper = (run.evaluation[f"eval/{label}_{side}/{name}"] for side in ("lower", "upper"))
     if is_share:
         return percent(value), f"{100 * lower:.0f} to {100 * upper:.0f} %"
-    return f"{value:.3g}", f"{lower:.3g} to {upper:.3g}"
+    return _number(value), f"{_number(lower)} to {_number(upper)}"
 
 
 def _words(value: object) -> str:
