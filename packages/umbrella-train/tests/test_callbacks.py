@@ -103,6 +103,7 @@ def test_a_signal_is_a_wish_until_all_ranks_agree(stop: StopOnSignal, number: si
     stop.on_train_begin(*arguments)
     os.kill(os.getpid(), number)
     assert stop.is_asked
+    assert stop.signal_number == number
     assert end_of_step(stop) == (False, False)
     stop.is_agreed = True
     assert end_of_step(stop) == (True, True)
@@ -121,6 +122,7 @@ def test_who_presses_ctrl_c_twice_will_not_wait(stop: StopOnSignal) -> None:
 def test_another_ranks_signal_stops_this_one_too(stop: StopOnSignal) -> None:
     stop.is_agreed = True
     assert not stop.is_asked
+    assert stop.signal_number == signal.SIGTERM
     assert end_of_step(stop) == (True, True)
 
 
@@ -136,4 +138,13 @@ def test_progress_is_one_line_that_starts_at_the_step_of_the_checkpoint(capsys: 
     assert "loss=0.2500" in shown.err
     assert shown.out == ""
     ProgressBar().on_train_begin(None, state_at(0, is_first_rank=False), TrainerControl())  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_after_the_bar_is_closed_begins_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = ProgressBar()
+    bar.on_train_begin(None, state_at(4), TrainerControl())  # type: ignore[arg-type]
+    bar.close()
+    assert capsys.readouterr().err.endswith("\n")
+    bar.close()
     assert capsys.readouterr().err == ""

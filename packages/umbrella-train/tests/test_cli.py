@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -13,9 +15,19 @@ from pathlib import Path
 import pytest
 
 from umbrella_train import cli
-from umbrella_train.config import RunConfig, load_config
+from umbrella_train.config import DatasetConfig, RunConfig, load_config
+from umbrella_train.config.data import AugmentSettings, PipelineSettings
+from umbrella_train.config.help import describe_keys
 from umbrella_train.config.overrides import apply_overrides
-from umbrella_train.errors import RunError
+from umbrella_train.errors import RunError, RunStoppedError
+from umbrella_train.score_table import score_table
+
+SCORES = {
+    "eval/accuracy/T1": 0.97531,
+    "eval/accuracy_lower/T1": 0.9,
+    "eval/accuracy_upper/T1": 0.99,
+    "eval/subjects/T1": 64,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +49,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.ModuleType:
 
     def evaluate_run(folder: Path, **options: object) -> dict[str, float]:
         module.calls.append((folder, options))
-        return {"eval/accuracy/T1": 0.97531}
+        return SCORES
 
     module.train, module.evaluate_run = train, evaluate_run
     monkeypatch.setitem(sys.modules, "umbrella_train.run", module)
@@ -152,7 +164,7 @@ def test_errors_of_our_own_keep_their_traceback(run: types.ModuleType, monkeypat
         cli.train_command([])
 
 
-def test_eval_passes_its_options_and_lists_the_metrics(
+def test_eval_passes_its_options_and_prints_a_table(
     run: types.ModuleType, run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli.eval_command(
@@ -160,7 +172,64 @@ def test_eval_passes_its_options_and_lists_the_metrics(
     )
     options = {"manifests": [Path("a.jsonl"), Path("b.jsonl")], "data_root": None, "controls": False, "max_samples": 3}
     assert run.calls == [(run_folder, options)]
-    assert capsys.readouterr().out.split() == ["eval/accuracy/T1", "0.9753"]
+    assert capsys.readouterr().out == score_table(SCORES) + "\n"
+
+
+def test_eval_prints_every_metric_as_json(
+    run: types.ModuleType, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.eval_command([str(run_folder), "--json"])
+    assert json.loads(capsys.readouterr().out) == SCORES
+
+
+def test_a_run_that_was_stopped_ends_with_the_signals_exit_code(
+    run: types.ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def stop(config: RunConfig, **options: object) -> Path:
+        raise RunStoppedError(tmp_path, step=5, signal_number=signal.SIGINT)
+
+    monkeypatch.setattr(run, "train", stop)
+    with pytest.raises(SystemExit) as caught:
+        cli.train_command([])
+    assert caught.value.code == 130
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "stopped after step 5; go on with: --resume auto\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["my.yaml"], "my.yaml: does not follow a --key; a configuration is named with --config my.yaml"),
+        (["train"], "train: does not follow a --key"),
+        (["--confg", "my.yaml"], "--confg: no such option; did you mean --config?"),
+        (["--seed", "1", "--resum=auto"], "--resum: no such option; did you mean --resume?"),
+    ],
+)
+def test_words_that_are_no_override_are_told_with_what_was_meant(
+    run: types.ModuleType, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.train_command(words)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"error: {told}\n"
+    assert run.calls == []
+
+
+def test_help_shows_the_keys_of_lists_and_tables_that_stand_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.train_command(["--help"])
+    said = capsys.readouterr().out
+    for key in ("data.train.0.manifest", "data.evaluation.0.data-root", "data.pipelines.T1.augment.max-shift"):
+        assert f"--{key}" in said
+    assert "with the values of the demo" in said
+
+
+def test_help_may_be_left_before_its_end() -> None:
+    words = [sys.executable, "-c", "from umbrella_train import cli; cli.train_command(['--help'])"]
+    command = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert command.stdout is not None
+    command.stdout.close()
+    _, said = command.communicate(timeout=60)
+    assert (command.returncode, said) == (0, "")
 
 
 @pytest.mark.parametrize("command", [cli.eval_command, cli.report_command])
@@ -199,9 +268,17 @@ def test_module_is_the_train_command() -> None:
 
 def test_every_flag_of_the_help_is_understood() -> None:
     config = load_config(None)
-    flags = set(re.findall(r"(?<![\w-])--[a-z][\w.-]+", cli._describe_keys(config))) - {"--help"}
+    flags = set(re.findall(r"(?<![\w-])--[a-z][\w.-]+", describe_keys(config))) - {"--help"}
     assert len(flags) > 60
     content = config.model_dump(mode="json")
+    # What stands empty in the configuration is shown with an entry.
+    dataset = DatasetConfig(manifest=Path("train.jsonl"))
+    pipeline = PipelineSettings(augment=AugmentSettings())
+    content["data"] |= {
+        "train": [dataset.model_dump(mode="json")],
+        "evaluation": [dataset.model_dump(mode="json")],
+        "pipelines": {"T1": pipeline.model_dump(mode="json")},
+    }
     for flag in flags:
         values = [] if ".no-" in flag else ["1"]
         changed, problems = apply_overrides(content, overrides=[flag, *values], section=RunConfig)
@@ -211,5 +288,7 @@ def test_every_flag_of_the_help_is_understood() -> None:
 
 
 def keys_of(content: object) -> object:
+    if isinstance(content, list) and content and isinstance(content[0], dict):
+        return [keys_of(value) for value in content]
     # An empty table is a value like any other: the flag that names it replaces it.
     return {key: keys_of(value) for key, value in content.items()} if content and isinstance(content, dict) else None

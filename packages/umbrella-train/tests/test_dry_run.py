@@ -41,6 +41,8 @@ def test_a_dry_run_shows_tokens_and_memory_and_leaves_nothing(
     assert any(number > 0 and learning == 0 for number, learning in counts.values())
     steps = re.findall(r"step (\d+): loss \d+\.\d{4}, \d+\.\d\d s, peak memory \d+\.\d\d GiB", caplog.text)
     assert steps == ["1", "2"]
+    warning = "vision_tower, projector, language_model, embeddings: random weights that are not trained"
+    assert sum(record.getMessage().startswith(warning) for record in caplog.records) == 1
 
 
 def test_a_run_starts_with_the_same_table(
@@ -51,6 +53,7 @@ def test_a_run_starts_with_the_same_table(
         assert train(config.model_copy(update={"data": config.data.model_copy(update={"evaluation": []})})) is not None
     assert re.search(r"^projector +[\d,]+ +[1-9][\d,]*$", caplog.text, flags=re.MULTILINE)
     assert re.search(r"^rsfMRI +4$", caplog.text, flags=re.MULTILINE)
+    assert "random weights" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 from transformers import TrainerCallback
 
 from umbrella_train import run
-from umbrella_train.checkpoint import checkpoint_problems
+from umbrella_train.checkpoint import checkpoint_problems, seal_checkpoint
 from umbrella_train.config import RunConfig, dump_config
 from umbrella_train.errors import RunError
 
@@ -149,8 +149,9 @@ def test_a_process_that_gets_sigterm_leaves_a_checkpoint_to_go_on_from(
     done = subprocess.run(
         words, capture_output=True, text=True, check=False, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    assert done.returncode == 0, done.stderr
-    assert "--resume auto" in done.stderr
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert done.stderr.splitlines()[-1] == "stopped after step 4; go on with: --resume auto"
+    assert done.stdout == ""
     folder = tmp_path / "run"
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-4"]
     assert checkpoint_problems(folder / "checkpoint-4") == []
@@ -195,6 +196,65 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 def test_a_run_that_never_was_cannot_go_on(make_config: MakeConfig, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="run: there is no such run to go on with"):
         run.train(config_of(make_config, tmp_path), resume="auto")
+
+
+@pytest.mark.parametrize("max_steps", [2, 6], ids=["mid-epoch", "end-of-epoch"])
+def test_a_run_that_got_to_its_end_has_nothing_left_to_do(
+    make_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, max_steps: int
+) -> None:
+    config = config_of(make_config, tmp_path, max_steps=max_steps, save_steps=max_steps)
+    folder = run.train(config)
+    assert folder is not None
+    losses, weights = losses_of(folder), weights_of(folder)
+    caplog.set_level("INFO")
+    # Named by its folder, whatever the name in the config.
+    other = config.model_copy(update={"name": "other"})
+    assert run.train(other, resume=str(folder)) == folder
+    assert f"going on from {folder / f'checkpoint-{max_steps}'}" in caplog.text
+    assert f"all {max_steps} steps are done: there is nothing left to train" in caplog.text
+    assert (losses_of(folder), weights_of(folder)) == (losses, weights)
+
+
+def test_a_folder_that_is_not_there_is_named(make_config: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"--resume .*/nothing: there is no such folder"):
+        run.train(config_of(make_config, tmp_path), resume=str(tmp_path / "nothing"))
+
+
+FIND_ON_TWO_RANKS = """
+import sys
+from pathlib import Path
+import torch.distributed as dist
+from umbrella_train.config import load_config
+from umbrella_train.errors import RunError
+from umbrella_train.resume import find_checkpoint
+config, store, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
+dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+# The second rank's file system does not show the run yet.
+config = load_config(Path(config), ["--output-dir", "/nowhere"] if rank else [])
+for resume in ("auto", str(config.output_dir / "broken")):
+    try:
+        print(find_checkpoint(config, resume))
+    except RunError as error:
+        print(error)
+dist.destroy_process_group()
+"""
+
+
+def test_the_first_rank_finds_the_checkpoint_for_all(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = config_of(make_config, tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    checkpoint = tmp_path / "run" / "checkpoint-7"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("")
+    (tmp_path / "broken").mkdir()
+    seal_checkpoint(checkpoint)
+    words = [sys.executable, "-c", FIND_ON_TWO_RANKS, str(path), str(tmp_path / "store")]
+    ranks = [subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True) for rank in (0, 1)]
+    said = [rank.communicate(timeout=120)[0].splitlines() for rank in ranks]
+    assert said[0] == said[1]
+    assert said[0][0] == str(checkpoint)
+    assert said[0][1] == "cannot go on from this checkpoint:"
 
 
 def test_auto_takes_the_newest_run_of_the_name_alone(make_config: MakeConfig, tmp_path: Path) -> None:

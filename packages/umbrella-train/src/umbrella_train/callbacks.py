@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import signal
 import sys
 from types import FrameType
@@ -15,6 +16,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from umbrella_train.parity import check_rank_parity
 from umbrella_train.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 
 class StepSeed(TrainerCallback):
@@ -92,6 +95,8 @@ class ProgressBar(TrainerCallback):
     ) -> None:
         """Called by the Trainer."""
         if state.is_world_process_zero:
+            if state.global_step >= state.max_steps:
+                logger.info("all %d steps are done: there is nothing left to train", state.max_steps)
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", file=sys.stderr)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -115,6 +120,10 @@ class ProgressBar(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Called by the Trainer."""
+        self.close()
+
+    def close(self) -> None:
+        """Ends the line, also of a training that failed."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -127,11 +136,17 @@ class StopOnSignal(TrainerCallback):
 
     A rank that stops alone leaves the others waiting for ever: the trainer shares `is_asked` with all ranks once an
     optimiser step, and sets `is_agreed` on all of them in the same step.
+
+    Attributes:
+        is_asked: Whether this rank got a signal.
+        is_agreed: Whether some rank did.
+        signal_number: The signal; SIGTERM on a rank that got none itself.
     """
 
     def __init__(self) -> None:
         self.is_asked = False
         self.is_agreed = False
+        self.signal_number: int = signal.SIGTERM
         self._previous: dict[int, Any] = {}
 
     def on_train_begin(
@@ -142,6 +157,7 @@ class StopOnSignal(TrainerCallback):
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.is_asked = True
+        self.signal_number = number
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
+import difflib
+import json
 import logging
 import os
 import sys
@@ -14,14 +14,17 @@ from typing import NoReturn, TypeVar
 
 from umbrella_data.errors import UmbrellaDataError
 from umbrella_train.config import RunConfig, load_config
-from umbrella_train.errors import RunError
+from umbrella_train.config.help import describe_keys
+from umbrella_train.errors import RunError, RunStoppedError
+from umbrella_train.score_table import score_table
 
 T = TypeVar("T")
 
 # What the person at the keyboard can mend: told in one message, exit code 2. Anything else keeps its traceback.
 _USER_ERRORS = (RunError, UmbrellaDataError, FileNotFoundError, PermissionError, NotADirectoryError)
 
-_TRAIN_USAGE = "umbrella-train [--config FILE] [--dry-run] [--resume auto|CHECKPOINT] [--section.key VALUE ...]"
+_OPTIONS = ("config", "dry-run", "resume", "help")
+_TRAIN_USAGE = "umbrella-train [--config FILE] [--dry-run] [--resume auto|FOLDER] [--section.key VALUE ...]"
 
 
 def train_command(arguments: Sequence[str] | None = None) -> None:
@@ -32,23 +35,34 @@ def train_command(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML file (default: the packaged demo)")
     parser.add_argument("--dry-run", action="store_true", help="two steps, with a table of tokens and memory")
     parser.add_argument(
-        "--resume", metavar="auto|CHECKPOINT", help="go on from the newest good checkpoint, or this one"
+        "--resume",
+        metavar="auto|FOLDER",
+        help="go on from the newest good checkpoint: of the newest run of this name, or of this folder, which may also "
+        "be a checkpoint",
     )
     parser.add_argument("--help", "-h", action="store_true", help="show this help, with every key of the configuration")
     options, overrides = parser.parse_known_args(words)
     if options.help:
         # The keys of an override may be wrong here: what is asked for is help.
         config = _or_exit(lambda: load_config(options.config))
-        print(parser.format_help())
-        print(_describe_keys(config))
+        source = options.config or "the demo"
+        _print_long(
+            f"{parser.format_help()}\nKeys to override, with the values of {source}:\n\n{describe_keys(config)}"
+        )
         return
+    _or_exit(lambda: _check_words(overrides))
     config = _or_exit(lambda: load_config(options.config, overrides, to_run=True))
 
     def train() -> Path | None:
         from umbrella_train import run  # late: imports torch
 
         _show_messages()
-        return run.train(config, dry_run=options.dry_run, resume=options.resume)
+        try:
+            return run.train(config, dry_run=options.dry_run, resume=options.resume)
+        except RunStoppedError as stopped:
+            print(stopped, file=sys.stderr)
+            # As a shell reports a process that a signal ended: what was to follow on success must not begin.
+            raise SystemExit(128 + stopped.signal_number) from None
 
     folder = _or_exit(train)
     if folder is not None and os.environ.get("RANK", "0") == "0":
@@ -66,6 +80,7 @@ def eval_command(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-root", type=Path, help="the folder that the manifest's paths are relative to")
     parser.add_argument("--no-controls", action="store_true", help="leave out shuffled, swapped and absent scans")
     parser.add_argument("--max-samples", type=int, metavar="N", help="questions to ask, a set of modalities")
+    parser.add_argument("--json", action="store_true", help="print every metric as JSON in place of the table")
     parser.add_argument("--help", "-h", action="help", help="show this help")
     options = parser.parse_args(arguments)
 
@@ -82,8 +97,7 @@ def eval_command(arguments: Sequence[str] | None = None) -> None:
         )
 
     metrics = _or_exit(evaluate)
-    for name, value in sorted(metrics.items()):
-        print(f"{name:<48} {value:.4g}")
+    print(json.dumps(metrics, indent=1) if options.json else score_table(metrics))
 
 
 def predict_command(arguments: Sequence[str] | None = None) -> None:
@@ -164,17 +178,30 @@ def _show_messages() -> None:
         package.handlers = [logging.StreamHandler(sys.stderr)]
 
 
-def _describe_keys(config: RunConfig) -> str:
-    """List every key with its type, its meaning and the value that the configuration gives it."""
-    import tyro  # late: for the help alone
+def _print_long(text: str) -> None:
+    """Print what a reader may leave before its end, as `less` and `head` do."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes once more when it ends, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    # In the terminal's own encoding: tyro draws its boxes with what that can show.
-    text = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding)
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        tyro.cli(RunConfig, default=config, args=["--help"], config=(tyro.conf.AvoidSubcommands,))
-    text.seek(0)
-    _, _, keys = text.read().partition("\n\n")
-    return f"Keys of the configuration, to override:\n\n{keys}"
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse what is meant for this command and not for the configuration: a file without --config, a mistyped option.
+
+    Raises:
+        RunError: With what was meant.
+    """
+    if words and not words[0].startswith("-"):
+        hint = f"; a configuration is named with --config {words[0]}" if words[0].endswith((".yaml", ".yml")) else ""
+        raise RunError(f"{words[0]}: does not follow a --key{hint}")
+    for word in words:
+        name = word.removeprefix("--").partition("=")[0]
+        if name != word and "." not in name and name.replace("-", "_") not in RunConfig.model_fields:
+            near = difflib.get_close_matches(name, [*_OPTIONS, *RunConfig.model_fields], n=1)
+            if near and near[0] in _OPTIONS:
+                raise RunError(f"--{name}: no such option; did you mean --{near[0]}?")
 
 
 def _check_is_run(folder: Path) -> None:

@@ -109,10 +109,10 @@ class DriftWatch:
         if dist.is_initialized() and dist.get_rank():
             return  # one rank speaks for all
         logger.warning(
-            "%s has not come for %d steps; by forecast the dummy loss alone has moved its patch embed by %.1f %% of "
+            "%s has not come for %s; by forecast the dummy loss alone has moved its patch embed by %.1f %% of "
             "its initial standard deviation. dummy_loss.absent: hold leaves it untouched",
             name,
-            steps_absent,
+            "1 step" if steps_absent == 1 else f"{steps_absent} steps",
             100 * self.drift(name),
         )
 

@@ -1,5 +1,25 @@
-"""`RunError`: a run that cannot do what it was asked to do, for a reason that its user can mend."""
+"""`RunError`, a run that cannot do what it was asked to do, and `RunStoppedError`, one that was asked to end early."""
+
+from __future__ import annotations
+
+from pathlib import Path
 
 
 class RunError(ValueError):
     """Told in one message without a traceback: another world size than asked, no such checkpoint, no GPU, ..."""
+
+
+class RunStoppedError(Exception):
+    """A run that got SIGTERM or Ctrl-C, wrote a checkpoint and ended before its last step.
+
+    Args:
+        folder: The run's folder.
+        step: Steps done, which the checkpoint holds.
+        signal_number: The signal. On a rank that got none itself, SIGTERM.
+    """
+
+    def __init__(self, folder: Path, *, step: int, signal_number: int) -> None:
+        super().__init__(f"stopped after step {step}; go on with: --resume auto")
+        self.folder = folder
+        self.step = step
+        self.signal_number = signal_number

@@ -22,17 +22,18 @@ from umbrella_model.parts import Part
 from umbrella_train.arguments import build_arguments
 from umbrella_train.build import Parts, build_parts
 from umbrella_train.callbacks import MetricsFile, ProgressBar
-from umbrella_train.checkpoint import checkpoint_problems, newest_good_checkpoint
 from umbrella_train.compilation import compile_layers
 from umbrella_train.config import DatasetConfig, RunConfig, dump_config, load_config
 from umbrella_train.dry_run import DryRunTable, describe_model
 from umbrella_train.end_of_turn import find_end_of_turn
-from umbrella_train.errors import RunError
+from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.evaluate import evaluate_dataset, merge_results
 from umbrella_train.pictures import draw_pictures
 from umbrella_train.refusals import check_trainer
 from umbrella_train.report import build_report
+from umbrella_train.resume import find_checkpoint
 from umbrella_train.run_folder import RunFolder
+from umbrella_train.score_table import score_table
 from umbrella_train.sharding import is_sharded_model
 from umbrella_train.sources import Sources, check_manifests, prepare_sources
 from umbrella_train.trackers import keep_trackers_private, log_to_trackers
@@ -42,18 +43,20 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None) -> Path | None:
-    """Trains, evaluates and reports; a run that is asked to stop (SIGTERM) ends with a checkpoint and nothing more.
+    """Trains, evaluates and reports.
 
     Args:
         config: The run.
         dry_run: Two steps and a table of tokens and memory; nothing is kept.
-        resume: `auto` for the newest good checkpoint of the newest run of this name, or a checkpoint's folder.
+        resume: `auto` for the newest good checkpoint of the newest run of this name, or the folder of a run or of a
+            checkpoint.
 
     Returns:
         The run's folder; None for a dry run.
 
     Raises:
         RunError: The launch does not fit the config, or there is no checkpoint to go on from.
+        RunStoppedError: The run was asked to stop (SIGTERM, Ctrl-C), and ended with a checkpoint and nothing more.
     """
     hf_logging.disable_progress_bar()
     if dry_run:
@@ -61,7 +64,7 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
             _try_out(config, Path(scratch))
         return None
     arguments = build_arguments(config, output_dir=config.output_dir / config.name)
-    checkpoint = None if resume is None else _find_checkpoint(config, resume)
+    checkpoint = None if resume is None else find_checkpoint(config, resume)
     sources = prepare_sources(config)
     parts = build_parts(config)
     _refuse(config, arguments, parts)
@@ -70,18 +73,26 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
     trainer = _build_trainer(config, arguments, parts, sources)
     if trainer.is_world_process_zero():
         logger.info(describe_model(parts.model))
+        _warn_of_random_parts(config)
+        if checkpoint is not None:
+            logger.info("going on from %s", checkpoint)
     trainer.add_callback(MetricsFile(folder))
-    trainer.add_callback(ProgressBar())
+    progress = ProgressBar()
+    trainer.add_callback(progress)
     if config.report.pictures and trainer.is_world_process_zero():
         draw_pictures(sources.evaluation or sources.train, parts=parts, config=config, folder=folder.pictures)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if trainer.is_stopped:
-        logger.warning("stopped after step %d; go on with: --resume auto", trainer.state.global_step)
-        return folder.path
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        progress.close()  # an error would else be told on the bar's own line
+    if trainer.stopped_by is not None:
+        raise RunStoppedError(folder.path, step=trainer.state.global_step, signal_number=trainer.stopped_by)
     trainer.save_model(str(folder.model))
     if sources.evaluation:
         scope = _Scope(config, parts, folder, device=arguments.device, step=trainer.state.global_step)
-        _evaluate(scope, sources.evaluation, model=_model_to_ask(config, trainer, folder=folder))
+        scores = _evaluate(scope, sources.evaluation, model=_model_to_ask(config, trainer, folder=folder))
+        if trainer.is_world_process_zero():
+            logger.info("\n%s\n", score_table(scores))
     if config.report.enabled and trainer.is_world_process_zero():
         build_report([folder.path])
     return folder.path
@@ -138,7 +149,19 @@ def _try_out(config: RunConfig, scratch: Path) -> None:
     sources = prepare_sources(config)
     trainer = _build_trainer(config, arguments, build_parts(config), sources)
     trainer.add_callback(DryRunTable(trainer))
+    if trainer.is_world_process_zero():
+        _warn_of_random_parts(config)
     trainer.train()
+
+
+def _warn_of_random_parts(config: RunConfig) -> None:
+    fixed = config.model.random_and_fixed
+    if fixed:
+        logger.warning(
+            "%s: random weights that are not trained; name model.pretrained, or train them too (model.learn.preset: "
+            "full)",
+            ", ".join(fixed),
+        )
 
 
 def _refuse(config: RunConfig, arguments: TrainingArguments, parts: Parts) -> None:
@@ -194,19 +217,6 @@ def _model_to_ask(config: RunConfig, trainer: UmbrellaTrainer, *, folder: RunFol
     dist.barrier()
     whole: torch.nn.Module = build_parts(config, weights=folder.model).model
     return whole.to(trainer.args.device)
-
-
-def _find_checkpoint(config: RunConfig, resume: str) -> Path:
-    if resume != "auto":
-        problems = checkpoint_problems(Path(resume))
-        if problems:
-            raise RunError("cannot go on from this checkpoint:\n  " + "\n  ".join(problems))
-        return Path(resume)
-    runs = [path for path in config.output_dir.glob(f"{config.name}*") if (path / "config.yaml").is_file()]
-    names = [path for path in runs if path.name == config.name or path.name.removeprefix(f"{config.name}-").isdigit()]
-    if not names:
-        raise RunError(f"{config.output_dir / config.name}: there is no such run to go on with")
-    return newest_good_checkpoint(max(names, key=lambda path: (path / "config.yaml").stat().st_mtime))
 
 
 def _open_folder(config: RunConfig, checkpoint: Path | None) -> RunFolder:

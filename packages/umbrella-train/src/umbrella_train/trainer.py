@@ -116,9 +116,10 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         model._is_accelerate_prepared = True
 
     @property
-    def is_stopped(self) -> bool:
-        """Whether the ranks agreed to stop before the last step, since one of them got SIGTERM."""
-        return self._stop.is_agreed and self.state.global_step < self.state.max_steps
+    def stopped_by(self) -> int | None:
+        """The signal for which the ranks agreed to stop before the last step; None where they trained to the end."""
+        is_stopped = self._stop.is_agreed and self.state.global_step < self.state.max_steps
+        return self._stop.signal_number if is_stopped else None
 
     # ---- data ----
 
@@ -153,6 +154,10 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """Fetches one accumulation window, and notes its modalities while the batches are still on the host."""
+        if self.state.global_step >= self.state.max_steps:
+            # Resumed from its last step. Hugging Face looks at the number of steps only after it has taken one more.
+            self.control.should_training_stop = True
+            return [], None
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._window.see(batches)
         return batches, num_items

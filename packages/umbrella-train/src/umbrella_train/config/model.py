@@ -225,6 +225,12 @@ class ModelConfig(Section):
             raise SectionError(problems)
         return self
 
+    @property
+    def random_and_fixed(self) -> list[str]:
+        """Parts that stay as random as they start: nothing pretrained is loaded, and their weights are not trained."""
+        states = self.learn.parts
+        return [] if self.pretrained is not None else [part for part in PARTS if states[part] != "train"]
+
     def _num_tokens(self) -> dict[str, int]:
         """Tokens of one scan, after pooling."""
         pools = {name: self.pool.get(name, 1) for name in self.modalities}

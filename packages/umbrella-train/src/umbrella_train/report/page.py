@@ -17,6 +17,7 @@ from umbrella_train.report.answers import accuracy_figure, error_figure
 from umbrella_train.report.curves import gradient_figure, loss_figure
 from umbrella_train.report.figure_style import draw
 from umbrella_train.report.run_data import RunData, gradient_norms, question_names
+from umbrella_train.score_table import ERROR_COLUMNS, HIT_COLUMNS
 
 _HIDDEN = "(see config.yaml)"
 
@@ -41,9 +42,9 @@ def render(runs: Sequence[RunData]) -> str:
         is_comparison=len(runs) > 1,
         figures=_figures(runs),
         tiles=tables.tiles(runs[0]) if len(runs) == 1 else [],
-        hit_columns=list(tables.HIT_COLUMNS.values()),
+        hit_columns=list(HIT_COLUMNS.values()),
         hit_rows=[row for run in runs for row in tables.hit_rows(run)],
-        error_columns=list(tables.ERROR_COLUMNS.values()),
+        error_columns=list(ERROR_COLUMNS.values()),
         error_rows=[row for run in runs for row in tables.error_rows(run)],
         pictures=_pictures(runs),
         examples=list(tables.examples(runs[0])) if len(runs) == 1 else [],

@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from umbrella_train.metrics import ERROR_TYPES
 from umbrella_train.report.run_data import RunData, label_of, question_names
+from umbrella_train.score_table import ERROR_COLUMNS, HIT_COLUMNS, number, percent, shown_names
 
-HIT_COLUMNS: Mapping[str, str] = MappingProxyType(
-    {
-        "accuracy": "own scan",
-        "shuffled": "another's scan",
-        "swapped": "other answer's scan",
-        "no_scan": "no scan",
-        "chance": "guessing",
-    }
-)
-ERROR_COLUMNS: Mapping[str, str] = MappingProxyType(
-    {
-        "error": "own scan",
-        "error_shuffled": "another's scan",
-        "error_swapped": "other answer's scan",
-        "error_no_scan": "no scan",
-    }
-)
 # Of each task: half wrong ones, which are those to look at, and half right ones.
 NUM_EXAMPLES = 4
 
@@ -53,9 +36,9 @@ def _beside(run: RunData, name: str) -> str:
 
 def hit_rows(run: RunData) -> Iterator[dict[str, Any]]:
     """One row a question with right and wrong answers, below one of a modality that has several."""
-    names = question_names(run, "accuracy")
-    for name in names:
-        if sum(other.startswith(f"{name}/") for other in names) == 1:
+    shown = set(shown_names(run.evaluation, "accuracy"))
+    for name in question_names(run, "accuracy"):
+        if name not in shown:
             continue
         yield {
             "run": run.name,
@@ -78,7 +61,7 @@ def error_rows(run: RunData) -> Iterator[dict[str, Any]]:
             "name": label_of(name),
             "unit": units.get(name) or "",
             "cells": [_cell(run, label, name, is_share=False) for label in ERROR_COLUMNS],
-            "constant": _number(run.evaluation.get(f"eval/error_constant/{name}")),
+            "constant": number(run.evaluation.get(f"eval/error_constant/{name}")),
             **_counts(run, name),
         }
 
@@ -137,15 +120,6 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value
 
 
-def percent(value: float | None) -> str:
-    """A share as a percentage, or a dash."""
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
 def _cell(run: RunData, label: str, name: str, *, is_share: bool = True) -> tuple[str, str]:
     value = run.evaluation.get(f"eval/{label}/{name}")
     if value is None:
@@ -153,7 +127,7 @@ def _cell(run: RunData, label: str, name: str, *, is_share: bool = True) -> tupl
     lower, upper = (run.evaluation[f"eval/{label}_{side}/{name}"] for side in ("lower", "upper"))
     if is_share:
         return percent(value), f"{100 * lower:.0f} to {100 * upper:.0f} %"
-    return _number(value), f"{_number(lower)} to {_number(upper)}"
+    return number(value), f"{number(lower)} to {number(upper)}"
 
 
 def _words(value: object) -> str:

@@ -1,0 +1,64 @@
+"""Which checkpoint a resumed run goes on from, the same on every rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from umbrella_train.checkpoint import checkpoint_problems, newest_good_checkpoint
+from umbrella_train.config import RunConfig
+from umbrella_train.errors import RunError
+
+AUTO = "auto"
+
+
+def find_checkpoint(config: RunConfig, resume: str) -> Path:
+    """The checkpoint to go on from. The first rank alone looks, and reads every byte to verify; the others are told.
+
+    Args:
+        config: The run.
+        resume: `auto` for the newest run of this name, a run's folder, or a checkpoint's folder.
+
+    Raises:
+        RunError: On every rank, where there is no intact checkpoint.
+    """
+    if not dist.is_initialized():
+        return _look_for(config, resume)
+    found: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            found = [_look_for(config, resume)]
+        except RunError as error:
+            found = [error]
+    # Ranks that each looked for themselves could start from different checkpoints, on a file system that shows them
+    # different moments.
+    dist.broadcast_object_list(found)
+    (answer,) = found
+    if isinstance(answer, RunError):
+        raise answer
+    assert isinstance(answer, Path)
+    return answer
+
+
+def _look_for(config: RunConfig, resume: str) -> Path:
+    if resume == AUTO:
+        return newest_good_checkpoint(_newest_run(config))
+    folder = Path(resume)
+    if not folder.is_dir():
+        raise RunError(f"--resume {resume}: there is no such folder; name a checkpoint, a run's folder, or {AUTO}")
+    if (folder / "config.yaml").is_file():
+        return newest_good_checkpoint(folder)
+    problems = checkpoint_problems(folder)
+    if problems:
+        raise RunError("cannot go on from this checkpoint:\n  " + "\n  ".join(problems))
+    return folder
+
+
+def _newest_run(config: RunConfig) -> Path:
+    runs = [path for path in config.output_dir.glob(f"{config.name}*") if (path / "config.yaml").is_file()]
+    names = [path for path in runs if path.name == config.name or path.name.removeprefix(f"{config.name}-").isdigit()]
+    if not names:
+        raise RunError(f"{config.output_dir / config.name}: there is no such run to go on with")
+    return max(names, key=lambda path: (path / "config.yaml").stat().st_mtime)
