@@ -46,15 +46,17 @@ def metrics() -> dict[str, float]:
 
 
 def rows_of(table: str) -> dict[str, list[str]]:
-    """The cells of each row; columns are two blanks or more apart."""
-    rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in table.splitlines()]
-    return {row[0]: row[1:] for row in rows}
+    """The cells of each row; columns are two blanks or more apart. Headings fill the lines above the first name."""
+    lines = table.splitlines()
+    rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
+    return {row[0]: row[1:] for row in rows if "/" in row[0] or row[0] in ("T1", "dMRI")}
 
 
 def test_shares_stand_beside_what_guessing_gives(metrics: dict[str, float]) -> None:
     hits, _ = score_table(metrics).split("\n\n")
     rows = rows_of(hits)
-    assert rows["right answers"] == ["own scan", "no scan", "guessing", "commonest answer", "unreadable", "subjects"]
+    words = "right answers own scan no scan guessing commonest answer unreadable subjects"
+    assert sorted(hits[: hits.index("T1/sex")].split()) == sorted(words.split())
     assert rows["T1/sex"] == ["75.0 % (30 to 95)", "50.0 %", "50.0 %", "100.0 %", "0.0 %", "4"]
     assert rows["dMRI/side"][0].startswith("0.0 % (")
     assert rows["dMRI/side"][1:] == ["–", "50.0 %", "100.0 %", "50.0 %", "2"]
@@ -62,21 +64,28 @@ def test_shares_stand_beside_what_guessing_gives(metrics: dict[str, float]) -> N
 
 def test_a_modality_is_summed_up_where_it_was_asked_several_questions(metrics: dict[str, float]) -> None:
     hits, _ = score_table(metrics).split("\n\n")
-    assert list(rows_of(hits)) == ["right answers", "T1/sex", "dMRI", "dMRI/sex", "dMRI/side"]
+    assert list(rows_of(hits)) == ["T1/sex", "dMRI", "dMRI/sex", "dMRI/side"]
     assert rows_of(hits)["dMRI"][0].startswith("50.0 % (")
 
 
 def test_errors_have_a_table_of_their_own_also_where_no_answer_could_be_read(metrics: dict[str, float]) -> None:
     _, errors = score_table(metrics).split("\n\n")
     rows = rows_of(errors)
-    assert rows["mean error"] == ["own scan", "another's scan", "best constant guess", "unreadable", "subjects"]
+    words = "mean error own scan another's scan best constant unreadable subjects"
+    assert sorted(errors[: errors.index("T1/age")].split()) == sorted(words.split())
     assert rows["T1/age"] == [f"3 ({rows['T1/age'][0][3:-1]})", "8", "0", "25.0 %", "4"]
     assert rows["dMRI/age"] == ["–", "–", "0", "100.0 %", "1"]
 
 
+def test_where_all_could_be_read_there_is_no_column_for_what_could_not() -> None:
+    table = score_table(summarise(asked("sex", SEX, {"accuracy": [1, 0]})))
+    assert "unreadable" not in table
+    assert rows_of(table)["T1/sex"][1:] == ["50.0 %", "100.0 %", "2"]
+
+
 def test_columns_stand_below_one_another(metrics: dict[str, float]) -> None:
-    hits, _ = score_table(metrics).split("\n\n")
-    assert len({len(line) for line in hits.splitlines()}) == 1
+    for table in score_table(metrics).split("\n\n"):
+        assert len({len(line) for line in table.splitlines()}) == 1
 
 
 def test_without_scores_there_is_no_table() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from textwrap import wrap
 from types import MappingProxyType
 
 # By what stands in a metric's name.
@@ -60,14 +61,14 @@ def number(value: float | None) -> str:
 def _hit_lines(metrics: Mapping[str, float]) -> Iterator[Sequence[str]]:
     names = shown_names(metrics, "accuracy")
     labels = [label for label in HIT_COLUMNS if any(f"eval/{label}/{name}" in metrics for name in names)]
+    beside = {"majority": "commonest answer", **_unreadable(metrics, names)}
     if names:
-        yield "right answers", *(HIT_COLUMNS[label] for label in labels), "commonest answer", "unreadable", "subjects"
+        yield "right answers", *(HIT_COLUMNS[label] for label in labels), *beside.values(), "subjects"
     for name in names:
-        cells = [percent(metrics.get(f"eval/{label}/{name}")) for label in labels]
+        cells = [percent(metrics.get(f"eval/{label}/{name}")) for label in (*labels, *beside)]
         lower, upper = (100 * metrics[f"eval/accuracy_{side}/{name}"] for side in ("lower", "upper"))
         cells[0] += f" ({lower:.0f} to {upper:.0f})"
-        beside = [percent(metrics.get(f"eval/{label}/{name}")) for label in ("majority", "unparsed")]
-        yield name, *cells, *beside, f"{metrics[f'eval/subjects/{name}']:.0f}"
+        yield name, *cells, f"{metrics[f'eval/subjects/{name}']:.0f}"
 
 
 def _error_lines(metrics: Mapping[str, float]) -> Iterator[Sequence[str]]:
@@ -75,22 +76,37 @@ def _error_lines(metrics: Mapping[str, float]) -> Iterator[Sequence[str]]:
     # Also where not one answer could be read, and there is no error.
     names = [name for name in asked if "/" in name and f"eval/accuracy/{name}" not in metrics]
     labels = [label for label in ERROR_COLUMNS if any(f"eval/{label}/{name}" in metrics for name in names)]
+    unreadable = _unreadable(metrics, names)
     if names:
-        yield "mean error", *(ERROR_COLUMNS[label] for label in labels), "best constant guess", "unreadable", "subjects"
+        yield "mean error", *map(ERROR_COLUMNS.__getitem__, labels), "best constant", *unreadable.values(), "subjects"
     for name in names:
-        cells = [number(metrics.get(f"eval/{label}/{name}")) for label in labels]
+        cells = [number(metrics.get(f"eval/{label}/{name}")) for label in (*labels, "error_constant")]
         if f"eval/error/{name}" in metrics:
             sides = (number(metrics[f"eval/error_{side}/{name}"]) for side in ("lower", "upper"))
             cells[0] += f" ({' to '.join(sides)})"
-        constant, unparsed = number(metrics.get(f"eval/error_constant/{name}")), metrics.get(f"eval/unparsed/{name}")
-        yield name, *cells, constant, percent(unparsed), f"{metrics[f'eval/subjects/{name}']:.0f}"
+        cells += [percent(metrics[f"eval/{label}/{name}"]) for label in unreadable]
+        yield name, *cells, f"{metrics[f'eval/subjects/{name}']:.0f}"
+
+
+def _unreadable(metrics: Mapping[str, float], names: Sequence[str]) -> dict[str, str]:
+    """The column of answers that could not be read, where there are any."""
+    is_any = any(metrics.get(f"eval/unparsed/{name}") for name in names)
+    return {"unparsed": "unreadable"} if is_any else {}
 
 
 def _table(lines: Iterator[Sequence[str]]) -> str:
-    """Columns as wide as what they hold, the first to the left, numbers to the right."""
+    """Columns as wide as what they hold, the first to the left, numbers to the right; headings over several lines."""
     rows = list(lines)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if not rows:
+        return ""
+    headings, *body = rows
+    widths = [
+        max(*map(len, cells), *map(len, heading.split())) for heading, *cells in zip(headings, *body, strict=True)
+    ]
+    folded = [wrap(heading, width) for heading, width in zip(headings, widths, strict=True)]
+    height = max(map(len, folded))
+    above = zip(*([""] * (height - len(words)) + words for words in folded), strict=True)
     return "\n".join(
-        "  ".join(cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in enumerate(pairs))
-        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
+        "  ".join(f"{cell:>{width}}" if place else f"{cell:<{width}}" for place, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(row, widths, strict=True)) for row in (*above, *body))
     )
