@@ -140,6 +140,22 @@ def test_a_run_that_broke_off_goes_on_as_if_it_had_not(
     assert weights_of(folder) == weights_of(reference)
 
 
+def test_a_line_of_the_log_is_the_mean_of_steps_before_and_after_the_stop(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    settings = {"logging_steps": 3, "save_steps": 2, "max_steps": 6}
+    unbroken = run.train(config_of(make_config, tmp_path / "unbroken", **settings))
+    config = config_of(make_config, tmp_path / "broken", **settings)
+    with at_step(5, cut_the_power), pytest.raises(PowerCutError):
+        run.train(config)
+    # Step 4 stands in no line yet.
+    folder = run.train(config, resume="auto")
+    assert unbroken is not None
+    assert folder is not None
+    assert [step for step, _ in losses_of(folder)] == [3, 6]
+    assert losses_of(folder) == losses_of(unbroken)
+
+
 def test_a_process_that_gets_sigterm_leaves_a_checkpoint_to_go_on_from(
     make_config: MakeConfig, unbroken: Callable[[int], Path], tmp_path: Path
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from umbrella_train.dummy_loss import DummyLoss
 from umbrella_train.errors import RunError
 from umbrella_train.finite import NonFiniteError, describe_non_finite
 from umbrella_train.gradients import PatchEmbedGradients
+from umbrella_train.kept_states import kept_states
 from umbrella_train.loader import build_loader
 from umbrella_train.mixed_evaluation import MixedEvaluationTrainer
 from umbrella_train.packed_collator import PackedCollator
@@ -257,8 +258,9 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             self._drift = DriftWatch(
                 self._tower, optimizer=self.optimizer, dummy_loss=self.dummy_loss, groups=self._optimizer_groups
             )
-            if _DRIFT in self._kept_states():
-                self._drift.load_state_dict(self._kept_states()[_DRIFT])
+            kept = kept_states(self.state).get(_DRIFT)
+            if kept is not None:
+                self._drift.load_state_dict(kept)
         self._drift.step(facts.present)
 
     def _layout(self) -> dict[str, Any]:
@@ -269,11 +271,8 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self._drift is not None:
-            self._kept_states()[_DRIFT] = self._drift.state_dict()
+            kept_states(self.state)[_DRIFT] = self._drift.state_dict()
         super()._save_checkpoint(model, trial)
-
-    def _kept_states(self) -> dict[str, Any]:
-        return cast(dict[str, Any], self.state.stateful_callbacks)
 
     def _local_squared_norms(self) -> Tensor:
         norms = self.gradients.squared_norms()

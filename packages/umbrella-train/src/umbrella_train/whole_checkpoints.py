@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from umbrella_train.checkpoint import seal_checkpoint
+from umbrella_train.loss_since_log import LossSinceLog
 from umbrella_train.sharding import is_sharded_model, load_whole_state, whole_state_dict
 from umbrella_train.training_state import load_training_state, save_training_state
 
@@ -19,6 +20,11 @@ class WholeCheckpointTrainer(Trainer):
 
     There is no random state to keep: a step's generator comes from (seed, step, rank), a sample's from its index.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._losses = LossSinceLog(self)
+        self.add_callback(self._losses)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the model whole; under a sharded engine every rank must call it."""
@@ -40,6 +46,7 @@ class WholeCheckpointTrainer(Trainer):
             self.processing_class.save_pretrained(target)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._losses.keep()
         super()._save_checkpoint(model, trial)
         if dist.is_initialized():
             dist.barrier()

@@ -1,0 +1,50 @@
+"""Losses of steps that are in no line of the log yet, kept in checkpoints: a resumed run logs the unbroken means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from umbrella_train.kept_states import kept_states
+
+if TYPE_CHECKING:
+    from umbrella_train.whole_checkpoints import WholeCheckpointTrainer
+
+_NAME = "LossSinceLog"
+
+
+class LossSinceLog(TrainerCallback):
+    """Keeps the sum of losses since the last line, which Hugging Face's Trainer forgets when it stops.
+
+    Args:
+        trainer: Whose losses they are.
+    """
+
+    def __init__(self, trainer: WholeCheckpointTrainer) -> None:
+        self._trainer = trainer
+
+    def keep(self) -> None:
+        """Puts the sum, the mean of all ranks, into the state that a checkpoint saves; called by every rank."""
+        total = _mean_over_ranks(self._trainer._tr_loss).item()
+        since = self._trainer._globalstep_last_logged
+        kept_states(self._trainer.state)[_NAME] = {"sum": total, "since": since}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by the Trainer, once it has set its own sum to zero."""
+        kept = kept_states(state).get(_NAME)
+        if kept is not None:
+            self._trainer._tr_loss.fill_(kept["sum"])
+            self._trainer._globalstep_last_logged = kept["since"]
+
+
+def _mean_over_ranks(value: Tensor) -> Tensor:
+    if not dist.is_initialized():
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
