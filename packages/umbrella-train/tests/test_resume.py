@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
+from umbrella_data.synthetic import DemoCohort
 from umbrella_train import run
 from umbrella_train.checkpoint import checkpoint_problems, seal_checkpoint
 from umbrella_train.config import RunConfig, dump_config
@@ -27,6 +29,7 @@ NUM_STEPS = 14
 
 KILL_IN_THE_FOURTH_STEP = """
 import os, signal, sys
+from umbrella_data.synthetic import DemoCohort
 from umbrella_train import run
 from umbrella_train.cli import train_command
 
@@ -74,9 +77,12 @@ def cut_the_power() -> None:
     raise PowerCutError
 
 
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses_of(folder: Path) -> list[tuple[int, float]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    return [(row["step"], row["loss"]) for row in lines_of(folder) if "loss" in row]
 
 
 def weights_of(folder: Path) -> bytes:
@@ -138,6 +144,73 @@ def test_a_run_that_broke_off_goes_on_as_if_it_had_not(
     assert [step for step, _ in losses_of(reference)] == list(range(1, NUM_STEPS // accumulation + 1))
     assert losses_of(folder) == losses_of(reference)
     assert weights_of(folder) == weights_of(reference)
+
+
+def drawn(rng: random.Random, cohort: DemoCohort, folder: Path) -> dict[str, dict[str, Any]]:
+    """Sections of a config at random; a second manifest repeats some rows of the first."""
+    lines = cohort.train_manifest.read_text().splitlines()
+    second = folder / "second.jsonl"
+    second.write_text("\n".join(rng.sample(lines, rng.choice([5, 7, 11]))) + "\n")
+    manifests: list[dict[str, Any]] = [
+        {"manifest": str(cohort.train_manifest)},
+        {"manifest": str(second), "data_root": str(cohort.train_manifest.parent)},
+    ]
+    mixing = rng.choice(["proportional", "equal", "temperature", "weights"])
+    if mixing == "weights":
+        manifests[1]["weight"] = 2.0
+    lengths = rng.choice([{"max_steps": rng.randint(2, 15)}, {"num_train_epochs": rng.choice([1, 1.5, 2, 2.3, 3])}])
+    return {
+        "data": {
+            "train": manifests,
+            "batches": rng.choice(["by_modality", "mixed", "by_length"]),
+            "mixing": mixing,
+            "temperature": 2.0 if mixing == "temperature" else None,
+            "stop": "all" if mixing == "proportional" else rng.choice(["all", "first"]),
+            "max_tokens_per_batch": rng.choice([None, None, 200, 500]),
+            "packing": rng.random() < 0.3,
+        },
+        "dummy_loss": {"absent": rng.choice(["update", "update", "hold"])},
+        "trainer": {
+            "max_steps": -1,
+            **lengths,
+            "per_device_train_batch_size": rng.randint(1, 5),
+            "gradient_accumulation_steps": rng.choice([1, 1, 2, 3, 4]),
+            "dataloader_num_workers": rng.choice([0, 0, 0, 1, 2]),
+            "lr_scheduler_type": rng.choice(["cosine", "linear", "constant", "constant_with_warmup"]),
+            "logging_steps": rng.randint(1, 4),
+            "save_steps": rng.randint(1, 5),
+            "eval_steps": rng.choice([None, None, 1, 2, 3]),
+            "gradient_scale": rng.choice(["mean", "present"]),
+            "gradient_checkpointing": rng.random() < 0.3,
+        },
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(40))
+def test_whatever_the_settings_a_run_goes_on_as_if_it_had_not_broken_off(
+    make_config: MakeConfig, cohort: DemoCohort, tmp_path: Path, number: int
+) -> None:
+    rng = random.Random(number)
+    sections = drawn(rng, cohort, tmp_path)
+    config = make_config(tmp_path / "unbroken", **sections)
+    if config.data.packing:  # which knows no dropout
+        text = {**(config.model.text_config or {}), "attention_dropout": 0.0}
+        config = config.model_copy(update={"model": config.model.model_copy(update={"text_config": text})})
+    unbroken = run.train(config)
+    assert unbroken is not None
+    num_steps = lines_of(unbroken)[-1]["step"]
+    save_steps = sections["trainer"]["save_steps"]
+    if num_steps <= save_steps:
+        pytest.skip(f"{num_steps} steps end before a checkpoint after {save_steps}")
+    config = config.model_copy(update={"output_dir": tmp_path / "broken"})
+    with at_step(rng.randint(save_steps + 1, num_steps), cut_the_power), pytest.raises(PowerCutError):
+        run.train(config)
+    for _ in range(2):  # the second time from its end
+        folder = run.train(config, resume="auto")
+        assert folder is not None
+        assert weights_of(folder) == weights_of(unbroken)
+        assert losses_of(folder) == losses_of(unbroken)
 
 
 def test_a_line_of_the_log_is_the_mean_of_steps_before_and_after_the_stop(
