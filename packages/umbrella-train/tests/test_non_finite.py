@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,3 +64,47 @@ def test_a_bad_loss_of_good_parameters_says_where_to_look(make_trainer: Callable
     trainer.data_collator = spoil
     with pytest.raises(NonFiniteError, match="step 1: the loss is not finite though all parameters are; look at"):
         trainer.train()
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_grad_norm": 1.0}, {"gradient_accumulation_steps": 2}], ids=str)
+def test_a_bad_gradient_stops_the_run_by_its_name_before_any_step(
+    make_trainer: Callable[..., Any], settings: dict[str, Any]
+) -> None:
+    trainer = make_trainer([[("T1",)]] * 4, optim="adamw_torch", **settings)
+    weight = weight_of(trainer.model)
+    weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([2]), math.inf))
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    with pytest.raises(NonFiniteError, match=rf"step 1: the gradient of \S*{WEIGHT} is not finite though all"):
+        trainer.train()
+    after = dict(trainer.model.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_large_gradients_are_finite(make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer([[("T1", "dMRI")]], max_grad_norm=1.0)
+    weight_of(trainer.model).register_hook(lambda gradient: torch.full_like(gradient, 1e38))
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_what_is_not_finite_is_not_saved(make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer([[("T1",)]] * 2, save_strategy="steps", save_steps=1)
+    embeddings = trainer.model.get_input_embeddings().weight
+    unused = next(word for word in range(len(embeddings)) if word not in trainer.train_dataset[0].input_ids)
+    step = trainer.training_step
+
+    def spoil(*args: Any, **kwargs: Any) -> Any:
+        if trainer.state.global_step == 1:
+            with torch.no_grad():
+                embeddings[unused] = math.nan
+        return step(*args, **kwargs)
+
+    trainer.training_step = spoil
+    # The word stands in no sample: neither loss nor gradient tells.
+    with pytest.raises(NonFiniteError, match=r"after step 2: parameter \S*embed_tokens.weight is not finite; nothing"):
+        trainer.train()
+    folder = Path(trainer.args.output_dir)
+    assert [path.name for path in folder.iterdir()] == ["checkpoint-1"]
+    with pytest.raises(NonFiniteError):
+        trainer.save_model(str(folder / "model"))
+    assert not (folder / "model").exists()

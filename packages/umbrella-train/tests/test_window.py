@@ -28,20 +28,20 @@ def test_present_are_the_modalities_of_all_batches_of_the_window() -> None:
 def test_a_window_forgets_the_one_before() -> None:
     window = window_with(math.nan)
     window.see([{"pixel_values": {"T1": None}}])
-    assert not window.close().is_finite
+    assert not window.close().is_loss_finite
     window.add_loss(torch.tensor(1.0))
     facts = window.close()
     assert facts.present == set()
-    assert facts.is_finite
+    assert facts.is_loss_finite
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_one_bad_loss_makes_the_window_bad(bad: float, position: int) -> None:
     losses = [1.0, 2.0, 3.0]
-    assert window_with(*losses).close().is_finite
+    assert window_with(*losses).close().is_loss_finite
     losses[position] = bad
-    assert not window_with(*losses).close().is_finite
+    assert not window_with(*losses).close().is_loss_finite
 
 
 def test_norms_and_the_wish_to_stop_are_handed_on() -> None:
@@ -69,6 +69,14 @@ def test_supervised_tokens_are_counted_for_each_modality(
     }
 
 
+def test_a_bad_gradient_is_told_apart_from_a_bad_loss() -> None:
+    window = window_with(1.0)
+    facts = window.close(has_bad_gradient=torch.tensor(True))
+    assert (facts.is_loss_finite, facts.is_gradient_finite) == (True, False)
+    window.add_loss(torch.tensor(1.0))
+    assert window.close(has_bad_gradient=torch.tensor(False)).is_gradient_finite
+
+
 def test_facts_of_all_ranks_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
     def all_reduce(facts: torch.Tensor) -> None:
         other = window_with(1.0)
@@ -88,5 +96,5 @@ def test_facts_of_all_ranks_are_added_up(monkeypatch: pytest.MonkeyPatch) -> Non
     facts = window.close(norms=torch.tensor([2.0], dtype=torch.float64))
     assert facts.present == {"T1", "dMRI"}
     assert facts.is_stop_asked
-    assert facts.is_finite
+    assert facts.is_loss_finite
     assert facts.norms == (3.0,)

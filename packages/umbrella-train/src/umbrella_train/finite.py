@@ -1,10 +1,13 @@
-"""Finds the parameter that is not finite, on every rank alike."""
+"""Finds the parameter or gradient that is not finite, on every rank alike."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from umbrella_train.errors import RunError
 from umbrella_train.gradients import local
@@ -12,23 +15,56 @@ from umbrella_train.zero import is_partitioned, partition
 
 
 class NonFiniteError(RunError):
-    """The loss is not finite; the message names the first parameter that is not, if there is one."""
+    """A loss, a gradient or a parameter is not finite; the message names the first that is not, if there is one."""
 
 
-def describe_non_finite(model: nn.Module, *, step: int) -> str:
-    """Words for a step whose loss is not finite on some rank; a collective.
+def describe_non_finite(model: nn.Module, *, step: int, is_loss_finite: bool) -> str:
+    """Words for a step whose loss or gradient is not finite on some rank; a collective.
 
     Args:
         model: Not wrapped.
         step: Number of the step that is not taken.
+        is_loss_finite: Whether the loss is, so that it is the gradient.
     """
     name = first_non_finite(model)
     if name is not None:
         return f"step {step}: parameter {name} is not finite; no step was taken with it"
+    what = f"the gradient of {_first_bad_gradient(model)}" if is_loss_finite else "the loss"
     return (
-        f"step {step}: the loss is not finite though all parameters are; look at the learning rate, the precision "
-        "and the samples of this step"
+        f"step {step}: {what} is not finite though all parameters are; look at the learning rate, the precision and "
+        "the samples of this step"
     )
+
+
+def has_bad_gradient(model: nn.Module) -> Tensor | None:
+    """Whether some gradient of this rank is not finite: a 0-dim tensor on the device, without waiting for it.
+
+    Args:
+        model: Not wrapped; replicated or sharded.
+
+    Returns:
+        None where there is no gradient to look at, as under DeepSpeed, which keeps them to itself.
+    """
+    gradients = [local(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
+    if not gradients:
+        return None
+    # The largest magnitude: a sum of squares would overflow first.
+    return ~nn.utils.get_total_norm(gradients, norm_type=math.inf).isfinite()
+
+
+def check_finite(model: nn.Module, *, step: int) -> None:
+    """Refuses to keep a model that is not finite; a collective.
+
+    Args:
+        model: Not wrapped; replicated or sharded.
+        step: Steps done.
+
+    Raises:
+        NonFiniteError: On every rank, with the name of the first parameter.
+    """
+    name = first_non_finite(model)
+    if name is not None:
+        raise NonFiniteError(f"after step {step}: parameter {name} is not finite; nothing is saved of it")
 
 
 def first_non_finite(model: nn.Module) -> str | None:
@@ -40,10 +76,28 @@ def first_non_finite(model: nn.Module) -> str | None:
     Returns:
         The name, or None where all are finite.
     """
-    named = list(model.named_parameters())
-    shards = [partition(each) if is_partitioned(each) else local(each.detach()) for _, each in named]
-    bad = torch.stack([(~shard.isfinite()).any() for shard in shards]).int()
+    return _first_bad(
+        (name, partition(each) if is_partitioned(each) else local(each.detach())) for name, each in _named(model)
+    )
+
+
+def _first_bad_gradient(model: nn.Module) -> str | None:
+    return _first_bad(
+        (name, None if parameter.grad is None else local(parameter.grad)) for name, parameter in _named(model)
+    )
+
+
+def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return list(model.named_parameters())
+
+
+def _first_bad(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
+    """Name of the first tensor that is not finite on some rank; all ranks name the same tensors."""
+    names, shards = zip(*named, strict=True)
+    device = next((shard.device for shard in shards if shard is not None), torch.device("cpu"))
+    is_bad = [torch.tensor(False, device=device) if shard is None else (~shard.isfinite()).any() for shard in shards]
+    bad = torch.stack(is_bad).int()
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(bad, op=dist.ReduceOp.MAX)
     found = bad.cpu().nonzero()
-    return named[int(found[0])][0] if len(found) else None
+    return str(names[int(found[0])]) if len(found) else None

@@ -19,7 +19,7 @@ from umbrella_train.config import DummyLossConfig
 from umbrella_train.drift_watch import DriftWatch, number_groups
 from umbrella_train.dummy_loss import DummyLoss
 from umbrella_train.errors import RunError
-from umbrella_train.finite import NonFiniteError, describe_non_finite
+from umbrella_train.finite import NonFiniteError, describe_non_finite, has_bad_gradient
 from umbrella_train.gradients import PatchEmbedGradients
 from umbrella_train.kept_states import kept_states
 from umbrella_train.loader import build_loader
@@ -214,7 +214,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             The task loss alone, detached.
 
         Raises:
-            NonFiniteError: The loss of some rank is not finite; raised before the optimiser steps.
+            NonFiniteError: A loss or a gradient of some rank is not finite; raised before the optimiser steps.
             RunError: A modality was absent under DDP with the dummy loss off.
         """
         if self.is_deepspeed_enabled:
@@ -235,12 +235,22 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
 
     def _close_window(self) -> None:
         is_logged = (self.state.global_step + 1) % self.state.logging_steps == 0
+        scaler = self.accelerator.scaler
         facts = self._window.close(
-            is_stop_asked=self._stop.is_asked, norms=self._local_squared_norms() if is_logged else None
+            is_stop_asked=self._stop.is_asked,
+            # A loss scaler looks for itself: it takes no such step, and tries a smaller scale.
+            has_bad_gradient=None
+            if scaler is not None and scaler.is_enabled()
+            else has_bad_gradient(self._unwrapped()),
+            norms=self._local_squared_norms() if is_logged else None,
         )
         self._stop.is_agreed = facts.is_stop_asked
-        if not facts.is_finite:
-            raise NonFiniteError(describe_non_finite(self._unwrapped(), step=self.state.global_step + 1))
+        if not (facts.is_loss_finite and facts.is_gradient_finite):
+            raise NonFiniteError(
+                describe_non_finite(
+                    self._unwrapped(), step=self.state.global_step + 1, is_loss_finite=facts.is_loss_finite
+                )
+            )
         factors = {}
         if self.gradient_scale == "present":
             factors = {name: facts.num_tokens / tokens for name, tokens in facts.tokens_with.items() if tokens}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from umbrella_train.checkpoint import seal_checkpoint
+from umbrella_train.finite import check_finite
 from umbrella_train.loss_since_log import LossSinceLog
 from umbrella_train.sharding import is_sharded_model, load_whole_state, whole_state_dict
 from umbrella_train.training_state import load_training_state, save_training_state
@@ -27,7 +28,13 @@ class WholeCheckpointTrainer(Trainer):
         self.add_callback(self._losses)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the model whole; under a sharded engine every rank must call it."""
+        """Writes the model whole, once it is known to be finite; every rank must call it.
+
+        Raises:
+            NonFiniteError: A parameter is NaN or infinite. A checkpoint of it would be the newest, and no run could go
+                on from it.
+        """
+        check_finite(self._unwrapped(), step=self.state.global_step)
         if self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
             return

@@ -1,4 +1,4 @@
-"""What the ranks agree on once an optimiser step: is the loss finite, which modalities were seen, gradient norms."""
+"""What the ranks agree on once an optimiser step: is all finite, which modalities were seen, gradient norms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class WindowFacts:
     """Facts of one accumulation window, the same on every rank.
 
     Attributes:
-        is_finite: Whether every loss on every rank was finite.
+        is_loss_finite: Whether every loss on every rank was.
+        is_gradient_finite: Whether every gradient was, as far as it was asked.
         is_stop_asked: Whether some rank was asked to stop.
         present: Modalities that some rank saw.
         num_tokens: Supervised tokens of all samples.
@@ -25,7 +26,8 @@ class WindowFacts:
         norms: Squared gradient norms summed over ranks, empty where none were asked for.
     """
 
-    is_finite: bool
+    is_loss_finite: bool
+    is_gradient_finite: bool
     is_stop_asked: bool
     present: frozenset[str]
     num_tokens: int
@@ -73,37 +75,43 @@ class AccumulationWindow:
         bad = ~loss.detach().isfinite()
         self._is_bad = bad if self._is_bad is None else self._is_bad | bad
 
-    def close(self, *, is_stop_asked: bool = False, norms: Tensor | None = None) -> WindowFacts:
+    def close(
+        self, *, is_stop_asked: bool = False, has_bad_gradient: Tensor | None = None, norms: Tensor | None = None
+    ) -> WindowFacts:
         """Ends the window: one all-reduce of a small vector and one device read.
 
         Args:
             is_stop_asked: Whether this rank was asked to stop.
+            has_bad_gradient: Whether a gradient of this rank is not finite, a 0-dim tensor on the device.
             norms: This rank's share of the squared norms, shape (K,).
 
         Returns:
             The facts over all ranks.
         """
         assert self._is_bad is not None, "a window without a loss cannot be closed"
+        device = self._is_bad.device
         host = [float(is_stop_asked), float(self._num_tokens)]
         host += [float(name in self._seen) for name in self._modalities]
         host += [float(self._tokens_with[name]) for name in self._modalities]
         facts = torch.cat(
             [
                 self._is_bad.double().reshape(1),
-                torch.tensor(host, dtype=torch.float64).to(self._is_bad.device, non_blocking=True),
-                *([] if norms is None else [norms.to(self._is_bad.device)]),
+                (torch.zeros_like(self._is_bad) if has_bad_gradient is None else has_bad_gradient).double().reshape(1),
+                torch.tensor(host, dtype=torch.float64).to(device, non_blocking=True),
+                *([] if norms is None else [norms.to(device)]),
             ]
         )
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(facts)
-        bad, stops, num_tokens, *values = facts.tolist()
+        bad_losses, bad_gradients, stops, num_tokens, *values = facts.tolist()
         count = len(self._modalities)
         seen = [name for name, times in zip(self._modalities, values[:count], strict=True) if times > 0]
         tokens = dict(zip(self._modalities, values[count : 2 * count], strict=True))
         self._is_bad = None
         self._forget()
         return WindowFacts(
-            is_finite=bad == 0,
+            is_loss_finite=bad_losses == 0,
+            is_gradient_finite=bad_gradients == 0,
             is_stop_asked=stops > 0,
             present=frozenset(seen),
             num_tokens=int(num_tokens),
