@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -344,6 +345,26 @@ def test_the_first_rank_finds_the_checkpoint_for_all(make_config: MakeConfig, tm
     assert said[0] == said[1]
     assert said[0][0] == str(checkpoint)
     assert said[0][1] == "cannot go on from this checkpoint:"
+
+
+def test_a_run_goes_on_with_the_settings_that_its_config_asks_for(
+    make_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(make_config, tmp_path, max_steps=4, save_steps=2)
+    with at_step(3, cut_the_power), pytest.raises(PowerCutError):
+        run.train(config)
+    changed = config.model_copy(
+        update={"seed": 7, "trainer": config.trainer.model_copy(update={"learning_rate": 1e-4, "weight_decay": 0.3})}
+    )
+    folder = run.train(changed, resume="auto")
+    assert folder is not None
+    assert "learning_rate 0.0001 (before: 0.01)" in caplog.text
+    assert "weight_decay 0.3 (before: 0.0)" in caplog.text
+    # Another seed is another order, in which the place in the epoch means nothing.
+    assert "'seed': 0" in caplog.text
+    rates = {line["step"]: line["learning_rate"] for line in lines_of(folder) if "loss" in line}
+    cosine = [(1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
+    assert rates == pytest.approx({1: 1e-2 * cosine[0], 2: 1e-2 * cosine[1], 3: 1e-4 * cosine[2], 4: 1e-4 * cosine[3]})
 
 
 def test_auto_takes_the_newest_run_of_the_name_alone(make_config: MakeConfig, tmp_path: Path) -> None:

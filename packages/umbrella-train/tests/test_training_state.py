@@ -14,10 +14,10 @@ from umbrella_train.sharding import load_whole_state
 from umbrella_train.training_state import FACTS, TENSORS, load_training_state, save_training_state
 
 
-def build(kind=torch.optim.AdamW, **settings):
+def build(kind=torch.optim.AdamW, lr=0.1, **settings):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    optimizer = kind(model.parameters(), lr=0.1, **settings)
+    optimizer = kind(model.parameters(), lr=lr, **settings)
     return model, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
 
 
@@ -91,19 +91,36 @@ def test_another_share_of_the_samples_is_warned_of(tmp_path, caplog):
     assert "{'ranks': 3}" in caplog.text
 
 
-def test_settings_of_the_optimiser_that_go_on_as_they_were_are_named(tmp_path, caplog):
+def test_settings_of_this_run_are_in_force_and_named_where_they_are_new(tmp_path, caplog):
     model, optimizer, scheduler = build(betas=(0.8, 0.9), weight_decay=0.1)
     train(model, optimizer, scheduler, steps=1)
     save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
     load_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
     assert not caplog.records
-    other, changed, other_scheduler = build(betas=(0.8, 0.9), weight_decay=0.2)
-    changed.param_groups[0]["initial_lr"] = 7.0
+    other, changed, other_scheduler = build(lr=7.0, betas=(0.8, 0.9), weight_decay=0.2)
     load_training_state(tmp_path, model=other, optimizer=changed, scheduler=other_scheduler)
-    assert "learning_rate" in caplog.text
-    assert "(config: 7.0)" in caplog.text
-    assert "weight_decay 0.1 (config: 0.2)" in caplog.text
+    assert "learning_rate 7.0 (before: 0.1)" in caplog.text
+    assert "weight_decay 0.2 (before: 0.1)" in caplog.text
     assert "betas" not in caplog.text
+    (group,) = changed.param_groups
+    assert (group["lr"], group["weight_decay"], group["betas"]) == (7.0 / 2, 0.2, (0.8, 0.9))
+    assert other_scheduler.get_last_lr() == [7.0 / 2]
+    train(other, changed, other_scheduler, steps=1)
+    assert group["lr"] == pytest.approx(7.0 / 3)
+
+
+def test_a_schedule_without_a_formula_keeps_its_share_of_a_new_learning_rate(tmp_path):
+    state = {}
+    for name, rate in (("before", 0.1), ("after", 0.4)):
+        model, optimizer, _ = build(lr=rate)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+        optimizer.param_groups[0]["initial_lr"] = rate
+        state[name] = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    for _ in range(2):
+        state["before"]["scheduler"].step(1.0)
+    save_training_state(tmp_path, **state["before"])
+    load_training_state(tmp_path, **state["after"])
+    assert state["after"]["optimizer"].param_groups[0]["lr"] == pytest.approx(0.2)
 
 
 def test_weights_of_another_shape_are_refused_by_name(tmp_path):

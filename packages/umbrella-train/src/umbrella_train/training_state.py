@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from umbrella_train.errors import RunError
 
@@ -82,6 +83,9 @@ def load_training_state(
 ) -> None:
     """Puts a saved state back; each rank reads from the file what its shards need.
 
+    Settings (learning rates, weight decay, ...) are those of this run's config. Where they are the checkpoint's, the
+    run goes on to the bit; where they are not, it is said.
+
     Args:
         folder: The checkpoint.
         model: As when it was saved, on any number of ranks.
@@ -107,9 +111,7 @@ def load_training_state(
             before,
             dict(layout),
         )
-    _warn_of_settings(groups, facts["groups"], folder=folder)
-    for group, saved in zip(optimizer.param_groups, facts["groups"], strict=True):
-        group.update({key: _as_before(value, group.get(key)) for key, value in saved["settings"].items()})
+    _tell_of_settings(groups, facts["groups"], folder=folder)
     parameters = dict(model.named_parameters())
     settings = {name: group["settings"] for group in groups for name in group["parameters"]}
     optimizer.state.clear()
@@ -122,22 +124,44 @@ def load_training_state(
             )
     for name, values in facts["numbers"].items():
         optimizer.state[parameters[name]].update(values)
-    scheduler.load_state_dict(facts["scheduler"])
+    _go_on_with_schedule(scheduler, facts["scheduler"], groups=optimizer.param_groups, saved=facts["groups"])
     if scaler is not None and facts["scaler"] is not None:
         scaler.load_state_dict(facts["scaler"])
 
 
-def _warn_of_settings(groups: list[dict[str, Any]], saved: list[dict[str, Any]], *, folder: Path) -> None:
-    """Says which of the optimiser's settings go on as they were, whatever the config says now."""
+def _tell_of_settings(groups: list[dict[str, Any]], saved: list[dict[str, Any]], *, folder: Path) -> None:
     changed: dict[str, str] = {}
     for group, before in zip(groups, saved, strict=True):
         for key, value in before["settings"].items():
             now = group["settings"].get(key)
-            if key != "lr" and _as_before(value, now) != now:  # lr is the schedule's, which goes on too
-                changed[{"initial_lr": "learning_rate"}.get(key, key)] = f"{value} (config: {now})"
+            if key != "lr" and _as_before(value, now) != now:  # lr is the schedule's at this step
+                changed[{"initial_lr": "learning_rate"}.get(key, key)] = f"{now} (before: {value})"
     if changed:
-        kept = ", ".join(f"{key} {words}" for key, words in changed.items())
-        logger.warning("%s goes on with its own %s; a new run can start with others", folder.name, kept)
+        said = ", ".join(f"{key} {words}" for key, words in changed.items())
+        logger.warning("%s: the run goes on with %s", folder.name, said)
+
+
+def _go_on_with_schedule(
+    scheduler: Any, state: dict[str, Any], *, groups: list[dict[str, Any]], saved: list[dict[str, Any]]
+) -> None:
+    """Sets the schedule to the checkpoint's step, for the learning rates that the config asks for."""
+    inner = getattr(scheduler, "scheduler", scheduler)  # of accelerate's wrapper
+    scheduler.load_state_dict(state | {"base_lrs": inner.base_lrs} if "base_lrs" in state else state)
+    if isinstance(inner, LambdaLR):
+        rates = [
+            base * function(inner.last_epoch) for base, function in zip(inner.base_lrs, inner.lr_lambdas, strict=True)
+        ]
+    else:
+        rates = [_scaled(group, before["settings"]) for group, before in zip(groups, saved, strict=True)]
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"] = rate
+    inner._last_lr = rates
+
+
+def _scaled(group: Mapping[str, Any], before: Mapping[str, Any]) -> float:
+    """The checkpoint's learning rate, changed as the one at the start was."""
+    rate, start = float(before["lr"]), before.get("initial_lr")
+    return rate if start is None or start == group["initial_lr"] else rate * group["initial_lr"] / start
 
 
 def _check_is_of(

@@ -110,6 +110,7 @@ class WholeCheckpointTrainer(Trainer):
 
     def _layout(self) -> dict[str, Any]:
         return {
+            "seed": self.args.seed,
             "ranks": self.args.world_size,
             "batch": self.args.per_device_train_batch_size,
             "accumulation": self.args.gradient_accumulation_steps,
