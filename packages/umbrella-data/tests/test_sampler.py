@@ -189,6 +189,28 @@ def test_order_is_new_each_epoch_and_the_same_for_one_seed():
     assert order(0, shuffle=False)[0] == [0, 2, 4, 6]
 
 
+def test_second_pass_through_a_shuffled_epoch_is_warned_of_once(caplog):
+    sampler = ModalityBatchSampler(Modalities([0, 1] * 9), batch_size=4)
+    first = list(sampler)
+    assert not caplog.records
+    assert list(sampler) == list(sampler) == first
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "repeats the last one, epoch 0" in caplog.text
+    assert "set_epoch(epoch)" in caplog.text
+
+
+def test_pass_is_not_warned_of_when_it_is_new_asked_for_not_shuffled_or_goes_on(caplog):
+    shuffled = ModalityBatchSampler(Modalities([0, 1] * 9), batch_size=4)
+    for epoch in (0, 1, 1):
+        shuffled.set_epoch(epoch)
+        list(shuffled)
+    shuffled.start_at(2)
+    list(shuffled)
+    in_order = ModalityBatchSampler(Modalities([0, 1] * 9), batch_size=4, shuffle=False)
+    assert list(in_order) == list(in_order)
+    assert not caplog.records
+
+
 def test_modalities_when_batched_alone_alternate_and_do_not_come_in_blocks():
     (batches,) = all_ranks(Modalities([0] * 60 + [1] * 60), world_size=1, batch_size=4)
     kinds = [batch[0] >= 60 for batch in batches]

@@ -29,7 +29,8 @@ class ConversationDataset(Dataset[Example]):
     """The examples of one manifest.
 
     Index `epoch * len(dataset) + i` is sample i as that epoch sees it: augmentation is drawn from a generator seeded
-    with (seed, index), so that ranks, workers and resumed runs agree. `list(dataset)` is epoch 0.
+    with (seed, index), so that ranks, workers and resumed runs agree. `list(dataset)` is epoch 0, and so is every pass
+    of a loader without a `ModalityBatchSampler`, whose `set_epoch` goes on to the next.
 
     Args:
         manifest: The samples.

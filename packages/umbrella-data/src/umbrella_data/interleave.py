@@ -56,6 +56,10 @@ class InterleaveDataset(Dataset[Example]):
     `list(mixed)` is epoch 0. In an epoch each data set takes part with a fixed number of draws, and goes through its
     own samples in turn, over epochs if need be: in `proportional` mixing an epoch delivers every sample exactly once.
 
+    A loader without a sampler of ours asks for the indices 0 to len - 1 alone, in every pass: `DataLoader(mixed,
+    shuffle=True)` repeats epoch 0, with the same augmentation and windows. Give it
+    `batch_sampler=ModalityBatchSampler(mixed, ...)`, and call that one's `set_epoch(epoch)` before each pass.
+
     Args:
         datasets: The parts.
         mixing: `proportional` to their sizes; `equal`; `temperature`, with weights size^(1/temperature); or a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Literal, Protocol
 
@@ -10,6 +11,8 @@ from torch.utils.data import Sampler
 
 from umbrella_data.batching import BatchRule, Indices, cut_block, merge_to, split_to
 from umbrella_data.permutation import Permutation, derive_seed
+
+logger = logging.getLogger(__name__)
 
 # Batches are formed within blocks of about so many shuffled samples: memory does not grow with the data set.
 BLOCK_SIZE = 65_536
@@ -48,6 +51,10 @@ class ModalityBatchSampler(Sampler[list[int]]):
 
     The number of batches is the same in every epoch. A batch is a function of (seed, epoch, block, its number in the
     block): a block is some 65,536 shuffled samples, and the only thing in memory.
+
+    Call `set_epoch(epoch)` before each pass. Without it every pass is epoch 0: the same batches in the same order, and
+    for each sample the same augmentation and the same window of its series. A second pass through a shuffled epoch is
+    warned of once.
 
     Args:
         dataset: What the indices are for.
@@ -98,6 +105,8 @@ class ModalityBatchSampler(Sampler[list[int]]):
         self._shuffle = shuffle
         self._epoch = 0
         self._first = 0
+        self._has_begun = False
+        self._has_warned = False
         # A multiple of the batch size, lest every block end in a short batch.
         unit = batch_size if batch_size is not None and max_tokens is None else 1
         block = max(1, BLOCK_SIZE // unit) * unit
@@ -106,8 +115,13 @@ class ModalityBatchSampler(Sampler[list[int]]):
         self._targets = self._plan(num_epochs)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration yields."""
+        """Choose the epoch that the next iteration yields: its order, and the augmentation and windows of its samples.
+
+        Args:
+            epoch: From 0, another one for each pass over the data.
+        """
         self._epoch = epoch
+        self._has_begun = False
 
     def start_at(self, batch: int) -> None:
         """Let the next iteration begin with this rank's batch of that number; blocks before it are not formed."""
@@ -117,6 +131,7 @@ class ModalityBatchSampler(Sampler[list[int]]):
         return sum(self._targets) // self.world_size
 
     def __iter__(self) -> Iterator[Batch]:
+        self._warn_of_repetition()
         start, self._first = self._first * self.world_size + self.rank, 0
         number = 0
         for block, target in enumerate(self._targets):
@@ -126,6 +141,17 @@ class ModalityBatchSampler(Sampler[list[int]]):
                 for batch in self._block_batches(block, target)[first :: self.world_size]:
                     yield batch.tolist()
             number += target
+
+    def _warn_of_repetition(self) -> None:
+        """Tell a loop that calls no `set_epoch`; where nothing is shuffled, as in evaluation, passes are to be alike."""
+        if self._has_begun and self._first == 0 and self._shuffle and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "this pass repeats the last one, epoch %d, with the same batches, augmentation and windows: "
+                "call set_epoch(epoch) before each pass",
+                self._epoch,
+            )
+        self._has_begun = True
 
     # ---- how many batches, known before training ----
 
