@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from umbrella_data import chat_template as chat_template_module
 from umbrella_data.chat_template import ChatTemplate, Slot
 
 # After llava-hf/llava-1.5-7b-hf: images of a turn first, no end-of-turn token.
@@ -32,6 +33,11 @@ TEXT_ITEMS = (
     "{% endfor %}</s>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 CONVERSATION = (("user", "sts"), ("assistant", "t"), ("user", "t"), ("assistant", "t"))
+
+
+@pytest.fixture(autouse=True)
+def _warnings_are_new():
+    chat_template_module._warn.cache_clear()
 
 
 def slots(layout):
@@ -132,3 +138,24 @@ def test_layout_of_one_shape_is_rendered_once(make_tokenizer, monkeypatch):
     first = template.layout(CONVERSATION, add_generation_prompt=True)
     monkeypatch.setattr(tokenizer, "apply_chat_template", None)
     assert template.layout(CONVERSATION, add_generation_prompt=True) is first
+
+
+def test_chatml_when_the_tokenizer_does_not_know_its_markup_is_warned_of_once(make_tokenizer, caplog):
+    tokenizer = make_tokenizer(None, specials=("<image>", "<|im_start|>", "</s>"))
+    for _ in range(2):
+        template = ChatTemplate(tokenizer, image_token="<image>")
+    assert template.end_of_turn == "<|im_end|>"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "uses <|im_end|>, which" in caplog.text
+    assert "tokenizer.chat_template" in caplog.text
+
+
+def test_template_when_it_writes_another_image_token_is_warned_of(make_tokenizer, caplog):
+    ChatTemplate(make_tokenizer(LLAVA, specials=("<image>", "<|scan|>", "</s>")), image_token="<|scan|>")
+    assert "does not write '<|scan|>' for an image" in caplog.text
+
+
+@pytest.mark.parametrize("template", [None, LLAVA, QWEN_VL, LLAMA], ids=["ChatML", "LLaVA", "QwenVL", "Llama"])
+def test_template_when_the_tokenizer_fits_is_not_warned_of(make_tokenizer, caplog, template):
+    ChatTemplate(make_tokenizer(template), image_token="<image>")
+    assert not caplog.records

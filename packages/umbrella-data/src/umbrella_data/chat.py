@@ -53,7 +53,8 @@ class ChatEncoder:
     """Encodes conversations for one tokenizer and one model.
 
     Args:
-        tokenizer: A Hugging Face fast tokenizer, or anything like it.
+        tokenizer: A Hugging Face fast tokenizer, or anything like it. ChatML stands in where it has no chat template;
+            its `<|im_start|>` and `<|im_end|>` should then be added tokens.
         image_token_id: The model's image token; an added token of the tokenizer.
         num_image_tokens: Positions that a scan of each modality takes.
 
@@ -92,7 +93,11 @@ class ChatEncoder:
 
     @property
     def end_of_turn(self) -> str:
-        """The token that ends the assistant's turns: generation stops at it."""
+        """The text that ends the assistant's turns, and is learned with them.
+
+        One special token, at which generation can stop; several tokens where the tokenizer has no chat template and
+        does not know `<|im_end|>`. Then nothing stops generation there: cut what was generated at this text.
+        """
         return self._template.end_of_turn
 
     def encode(self, messages: Sequence[Turn], *, max_length: int | None = None) -> EncodedConversation:

@@ -6,11 +6,15 @@ the rendered text is known to the character.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from functools import lru_cache
 from typing import Any, Protocol
+
+logger = logging.getLogger(__name__)
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 # Used for a tokenizer that brings no template of its own.
@@ -100,6 +104,9 @@ class _Style(Enum):
 class ChatTemplate:
     """The layouts of one tokenizer's chat template, rendered once for each shape of conversation.
 
+    Warns where ChatML stands in and the tokenizer does not know its markup, and where the template writes another
+    image token than the model's.
+
     Args:
         tokenizer: A fast tokenizer; ChatML stands in where it has no chat template.
         image_token: The text of the model's image token.
@@ -113,7 +120,9 @@ class ChatTemplate:
         self._image_token = image_token
         self.is_fallback = tokenizer.chat_template is None
         specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        specials |= {IM_END} if self.is_fallback else set()
+        if self.is_fallback:
+            _warn_of_unknown_markup(tokenizer)
+            specials |= {IM_END}
         specials |= {str(tokenizer.eos_token)} if tokenizer.eos_token else set()
         self._special_pattern = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or "(?!)")
         self._layouts: dict[tuple[Shape, bool], Layout] = {}
@@ -122,7 +131,7 @@ class ChatTemplate:
 
     @property
     def end_of_turn(self) -> str:
-        """The special token that ends an assistant's turn."""
+        """What ends an assistant's turn: a special token, or ChatML's markup where the tokenizer does not know it."""
         return self._terminator or str(self._tokenizer.eos_token)
 
     def layout(self, shape: Shape, *, add_generation_prompt: bool) -> Layout:
@@ -148,6 +157,10 @@ class ChatTemplate:
         styles = [_Style.IMAGE_ITEMS] if knows_images else []
         for style in [*styles, _Style.STRING, _Style.TEXT_ITEMS]:
             if self._render(shape, style=style, add_generation_prompt=False) is not None:
+                if knows_images and style is not _Style.IMAGE_ITEMS:
+                    _warn(f"the tokenizer's chat template does not write {self._image_token!r} for an image: scans "
+                          "stand in the text as that token alone, without the template's own markup of images. A "
+                          "model trained with the template needs its image token as image_token_id")  # fmt: skip
                 return style
         raise ValueError("the tokenizer's chat template keeps neither texts nor lists of items as a turn's content")
 
@@ -199,6 +212,22 @@ class ChatTemplate:
             rest = following[match.end() :] if match is not None and is_end else following
             ended[i], ended[i + 1] = replace(slot, tail=len(self.end_of_turn)), self.end_of_turn + rest
         return tuple(ended)
+
+
+def _warn_of_unknown_markup(tokenizer: Tokenizer) -> None:
+    known = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    missing = [markup for markup in (IM_START, IM_END) if markup not in known]
+    if missing:
+        _warn(f"the tokenizer has no chat template, and ChatML, which stands in, uses {' and '.join(missing)}, which "
+              "are no tokens of it: they are written as several tokens, the end of turn is learned as such, and "
+              "generation has no one token to stop at. Set tokenizer.chat_template, or add the tokens with "
+              "tokenizer.add_special_tokens")  # fmt: skip
+
+
+@lru_cache
+def _warn(message: str) -> None:
+    """Warn once a process: each data set of a mixture has a template of its own, made of the same tokenizer."""
+    logger.warning(message)
 
 
 def _sentinel_messages(shape: Shape, *, style: _Style) -> list[dict[str, Any]]:
