@@ -6,8 +6,63 @@ import pickle
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
-from umbrella_data.errors import ManifestError, ScanError, ScanReason, UmbrellaDataError
+from umbrella_data.bad_scans import TooManyBadScansError
+from umbrella_data.cache import _SourceChangedError
+from umbrella_data.errors import CacheError, ManifestError, ScanError, ScanReason, UmbrellaDataError
+
+
+class Failing(Dataset[int]):
+    """Raises one error, from another one and with notes, whatever is asked for."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        self.error.add_note("while reading a T1 scan")
+        self.error.add_note("line 3")
+        raise self.error from ScanError("another one", path="other.nii", reason="dims")
+
+
+def caught_from_worker(error: Exception) -> Exception:
+    with pytest.raises(UmbrellaDataError) as caught:
+        list(DataLoader(Failing(error), num_workers=1))
+    assert type(caught.value) is type(error)
+    assert "Traceback" not in str(caught.value)
+    # Without the frames, which would keep the loader and its worker.
+    return caught.value.with_traceback(None)
+
+
+@pytest.mark.parametrize("kind", [ScanError, _SourceChangedError])
+def test_scan_error_keeps_its_parts_when_raised_in_a_loader_worker(kind: type[ScanError]) -> None:
+    error = caught_from_worker(kind("ends: [early]\nsecond line", path="a b/c.nii.gz", reason="gzip_crc"))
+    assert isinstance(error, ScanError)
+    assert (error.path, error.message, error.reason) == ("a b/c.nii.gz", "ends: [early]\nsecond line", "gzip_crc")
+    assert error.__notes__ == ["while reading a T1 scan", "line 3"]
+    assert str(error) == "a b/c.nii.gz: ends: [early]\nsecond line [gzip_crc]"
+
+
+@pytest.mark.parametrize("problems", [["line 1: a"], ["line 1: a", "line 7: b"]])
+def test_manifest_error_keeps_its_parts_when_raised_in_a_loader_worker(problems: list[str]) -> None:
+    error = caught_from_worker(ManifestError(problems, path="m.jsonl"))
+    assert isinstance(error, ManifestError)
+    assert (error.path, error.problems) == ("m.jsonl", problems)
+    assert error.__notes__ == ["while reading a T1 scan", "line 3"]
+
+
+@pytest.mark.parametrize("kind", [UmbrellaDataError, CacheError, TooManyBadScansError])
+def test_other_errors_keep_their_class_and_words_when_raised_in_a_loader_worker(kind: type[UmbrellaDataError]) -> None:
+    assert str(caught_from_worker(kind("full"))) == "full\nwhile reading a T1 scan\nline 3"
+
+
+def test_error_without_its_path_is_refused() -> None:
+    for kind in (ScanError, ManifestError):
+        with pytest.raises(TypeError, match="keyword arguments"):
+            kind("bad")
 
 
 def test_scan_error_names_path_and_reason_when_printed() -> None:

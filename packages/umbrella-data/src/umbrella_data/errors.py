@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import StrEnum
 from os import PathLike, fspath
-from typing import Any
 
 
 class ScanReason(StrEnum):
@@ -46,17 +46,15 @@ class ScanReason(StrEnum):
 class UmbrellaDataError(Exception):
     """Base of every error that this package raises on bad data.
 
-    PyTorch makes an error of a loader worker anew from the text of its traceback alone. Such a text gives an error of
-    this base, whose message is what the worker's error said, its notes included.
+    PyTorch makes an error of a loader worker anew from the text of its traceback alone. Each class here reads its own
+    parts from such a text: what is caught in the training process is what the worker raised, its notes included.
+
+    Args:
+        message: What is wrong and what would be right.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> UmbrellaDataError:
-        """An error of `cls`; of the base where the text of a worker's traceback is all that is left of it."""
-        if len(args) == 1 and not kwargs and str(args[0]).startswith(f"Caught {cls.__name__} in "):
-            # The last mention is the error itself: what it was raised from stands in front.
-            said = str(args[0]).rpartition(f"\n{cls.__module__}.{cls.__qualname__}: ")[2]
-            return super().__new__(UmbrellaDataError, said.strip())
-        return super().__new__(cls, *args)
+    def __init__(self, message: str) -> None:
+        super().__init__(_said_by_worker(message, type(self)) or message)
 
 
 class ManifestError(UmbrellaDataError):
@@ -64,17 +62,21 @@ class ManifestError(UmbrellaDataError):
 
     Args:
         problems: One sentence a problem, each with its line.
-        path: The manifest.
+        path: The manifest. Left out by PyTorch alone, which gives the text of a worker's traceback.
     """
 
-    def __init__(self, problems: str | Sequence[str], *, path: str | PathLike[str]) -> None:
+    def __init__(self, problems: str | Sequence[str], *, path: str | PathLike[str] | None = None) -> None:
+        if path is None:
+            parts = _parts(problems, type(self), form=_MANIFEST_ERROR)
+            path, problems = parts["path"], parts["problems"].removeprefix("\n  ").split("\n  ")
+            _add_notes(self, parts["notes"])
         self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
         self.path = fspath(path)
         count = f"{len(self.problems)} problem" + ("" if len(self.problems) == 1 else "s")
         super().__init__("\n".join([f"{self.path}: {count}", *(f"  {problem}" for problem in self.problems)]))
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keyword-only arguments are lost by the default: loader workers send errors as pickles.
+        # Keyword-only arguments are lost by the default: processes send errors as pickles.
         return _restore_manifest_error, (self.problems, self.path)
 
 
@@ -84,10 +86,17 @@ class ScanError(UmbrellaDataError):
     Args:
         message: What is wrong and what would be right.
         path: The file at fault (the bval or bvec file where that one is wrong).
-        reason: A stable code of `ScanReason`.
+        reason: A stable code of `ScanReason`. Both are left out by PyTorch alone, which gives the text of a worker's
+            traceback.
     """
 
-    def __init__(self, message: str, *, path: str | PathLike[str], reason: ScanReason | str) -> None:
+    def __init__(
+        self, message: str, *, path: str | PathLike[str] | None = None, reason: ScanReason | str | None = None
+    ) -> None:
+        if path is None or reason is None:
+            parts = _parts(message, type(self), form=_SCAN_ERROR)
+            message, path, reason = parts["message"], parts["path"], parts["reason"]
+            _add_notes(self, parts["notes"])
         self.message = message
         self.path = fspath(path)
         self.reason = ScanReason(reason)
@@ -103,6 +112,37 @@ class ScanError(UmbrellaDataError):
 
 class CacheError(UmbrellaDataError):
     """The cache's folder cannot be used: it is full, not ours to write, too small, or what stands in it is lost."""
+
+
+# The texts of the errors, as a traceback ends with them: notes stand in lines behind. A path ends at its first ": ".
+_MANIFEST_ERROR = re.compile(
+    r"(?P<path>.*?): \d+ problems?(?P<problems>(?:\n  [^\n]*)+)(?:\n(?P<notes>.*))?", re.DOTALL
+)
+_SCAN_ERROR = re.compile(
+    rf"(?P<path>.*?): (?P<message>.*?) \[(?P<reason>{'|'.join(ScanReason)})\](?:\n(?P<notes>.*))?", re.DOTALL
+)
+
+
+def _said_by_worker(message: object, error: type[Exception]) -> str | None:
+    """What an error said in a loader worker, notes included, if this is the text that PyTorch has of it."""
+    text = str(message)
+    if not text.startswith(f"Caught {error.__name__} in "):
+        return None
+    # The last mention is the error itself: what it was raised from stands in front.
+    return text.rpartition(f"\n{error.__module__}.{error.__qualname__}: ")[2].strip()
+
+
+def _parts(message: object, error: type[Exception], *, form: re.Pattern[str]) -> re.Match[str]:
+    parts = form.fullmatch(_said_by_worker(message, error) or "")
+    if parts is None:
+        # PyTorch gives the whole text as a RuntimeError then.
+        raise TypeError(f"{error.__name__} needs the keyword arguments that say where the problem is")
+    return parts
+
+
+def _add_notes(error: Exception, notes: str | None) -> None:
+    for note in (notes or "").splitlines():
+        error.add_note(note)
 
 
 def _restore_manifest_error(problems: list[str], path: str) -> ManifestError:
