@@ -170,12 +170,12 @@ def test_run_when_too_many_scans_are_bad_stops(make_dataset, rows):
     for index in (0, 1, 2, 2, 30, 31):
         dataset[index]
     with pytest.raises(
-        TooManyBadScansError, match=r"4 of 30 samples .* cannot be used, more than max_bad_fraction 0\.1"
+        TooManyBadScansError, match=r"4 of 30 samples .* cannot be used, more than max_fraction 0\.1 .*max_bad_fraction"
     ):
         dataset[3]
     with pytest.raises(TooManyBadScansError):
         make_dataset(rows, Files("0"), max_fraction=0)[0]
-    with pytest.raises(ValueError, match="max_bad_fraction is 2"):
+    with pytest.raises(ValueError, match="max_fraction is 2"):
         BadScanList(max_fraction=2)
 
 
@@ -192,6 +192,11 @@ def test_samples_left_out_are_listed_by_hash_and_named_on_the_terminal(make_data
     assert not any(word in text for word in ("sub-", ".nii", "jsonl", str(tmp_path)))
     assert "subject sub-3" in caplog.text
     assert "3_0.nii.gz" in caplog.text
+
+
+def test_folder_of_the_list_may_be_named_by_a_str(make_dataset, rows, tmp_path):
+    make_dataset(rows, Files("3"), folder=str(tmp_path / "run"))[3]
+    assert (tmp_path / "run" / LIST_NAME).is_file()
 
 
 def _add(folder: Path, first: int) -> None:

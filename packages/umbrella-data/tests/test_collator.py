@@ -131,6 +131,8 @@ def test_volumes_when_shapes_differ_are_refused_with_both(collator):
 def test_arguments_when_out_of_sense_are_refused():
     with pytest.raises(ValueError, match="twice"):
         PaddingCollator(pad_token_id=PAD, modality_order=["T1", "T1"])
+    with pytest.raises(ValueError, match=r"tokenizer\.pad_token = tokenizer\.eos_token"):
+        PaddingCollator(pad_token_id=None, modality_order=["T1"])
     with pytest.raises(ValueError, match="padding_side"):
         PaddingCollator(pad_token_id=PAD, modality_order=["T1"], padding_side="middle")
     with pytest.raises(ValueError, match="at least one"):

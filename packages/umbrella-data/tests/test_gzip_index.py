@@ -157,7 +157,7 @@ def test_load_volume_reads_windows_through_the_index_when_a_folder_is_given(
     folder = tmp_path / "index"
     sizes = inflated_bytes(monkeypatch)
     for first in (0, 17, 36):
-        data = load_volume(path, modality="rsfMRI", window=(first, 4), index_folder=folder).data[0]
+        data = load_volume(path, modality="rsfMRI", window=(first, 4), index_folder=str(folder)).data[0]
         np.testing.assert_array_equal(data, voxels[..., first : first + 4])
     # Headers only: the stream was not inflated for the voxels.
     assert max(sizes) <= 8192

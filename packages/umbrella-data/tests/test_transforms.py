@@ -74,6 +74,17 @@ def test_pipeline_equals_monais_when_its_steps_are_configured(
     np.testing.assert_allclose(ours.numpy(), np.asarray(theirs), rtol=0, atol=1e-5)
 
 
+def test_pipeline_takes_names_of_files_as_str(nifti: Any, random_voxels: Any, tmp_path: Path) -> None:
+    path = nifti.write(random_voxels(8, 8, 8))
+    mask = nifti.write((np.arange(512).reshape(8, 8, 8) > 99).astype(np.uint8), "mask.nii.gz")
+    config = PipelineConfig(image_size=(8, 8, 8))
+    pipeline = Pipeline(config, modality="T1", cache=VolumeCache(str(tmp_path / "cache")), index_folder=str(tmp_path))
+    expected = pipeline(path, generator=None, mask=mask)
+    assert torch.equal(pipeline(str(path), generator=None, mask=str(mask)), expected)
+    assert torch.equal(pipeline([str(path)], generator=None, mask=mask), expected)
+    assert pipeline.index_folder == tmp_path
+
+
 def test_pipeline_measures_the_foreground_of_what_monai_resizes(nifti: Any, random_voxels: Any) -> None:
     from monai.transforms import EnsureChannelFirst, LoadImage, Orientation, Resize
 

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from umbrella_data.augment import AugmentConfig
     from umbrella_data.bad_scans import BadScanList
     from umbrella_data.cache import VolumeCache
     from umbrella_data.chat import ChatEncoder, encode_conversation, encode_prompt
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # Names are imported on first use: the commands print their help without loading torch.
 _HOME = {
+    "AugmentConfig": "augment",
     "ChatEncoder": "chat",
     "encode_conversation": "chat",
     "encode_prompt": "chat",
@@ -57,6 +59,7 @@ _HOME = {
 __all__ = [
     "MODALITIES",
     "Answer",
+    "AugmentConfig",
     "BadScanList",
     "CacheError",
     "ChatEncoder",

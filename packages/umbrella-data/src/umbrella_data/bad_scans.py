@@ -54,11 +54,11 @@ class BadScanList:
         ValueError: For a fraction out of range.
     """
 
-    def __init__(self, *, max_fraction: float, folder: Path | None = None) -> None:
+    def __init__(self, *, max_fraction: float, folder: str | os.PathLike[str] | None = None) -> None:
         if not 0 <= max_fraction <= 1:
-            raise ValueError(f"max_bad_fraction is {max_fraction}; it must be from 0 to 1")
+            raise ValueError(f"max_fraction is {max_fraction}; it must be from 0 to 1")
         self.max_fraction = max_fraction
-        self.folder = folder
+        self.folder = None if folder is None else Path(folder)
         self._seen: set[tuple[str, int]] = set()
 
     def add(self, bad: BadScan) -> None:
@@ -75,8 +75,9 @@ class BadScanList:
         count = self._count_own(bad) if self.folder is None else self._append(self.folder, bad)
         if count > self.max_fraction * bad.num_rows:
             raise TooManyBadScansError(
-                f"{count} of {bad.num_rows} samples of {bad.manifest} cannot be used, more than max_bad_fraction "
-                f"{self.max_fraction:g} allows; the last one: {bad.error}. `umbrella-data check` lists all"
+                f"{count} of {bad.num_rows} samples of {bad.manifest} cannot be used, more than max_fraction "
+                f"{self.max_fraction:g} (data.max_bad_fraction in a run's config) allows; the last one: {bad.error}. "
+                "`umbrella-data check` lists all"
             ) from bad.error
 
     def _count_own(self, bad: BadScan) -> int:

@@ -16,15 +16,19 @@ class PaddingCollator:
     """Builds the plain dict that the model takes.
 
     Args:
-        pad_token_id: Fills `input_ids` up to the longest row.
+        pad_token_id: Fills `input_ids` up to the longest row: `tokenizer.pad_token_id`. A tokenizer without one (GPT-2,
+            Llama) gets it by `tokenizer.pad_token = tokenizer.eos_token`; padding is never learned.
         modality_order: Names of the modalities: tag 0 is text, i + 1 the i-th of these.
         padding_side: `right` to train, `left` to generate.
 
     Raises:
-        ValueError: If the order is empty of sense: names twice, or an unknown side.
+        ValueError: If the order is empty of sense: names twice, or an unknown side. If `pad_token_id` is None.
     """
 
     def __init__(self, *, pad_token_id: int, modality_order: Sequence[str], padding_side: str = "right") -> None:
+        if pad_token_id is None:  # as tokenizers give it, whose attributes are not typed
+            raise ValueError("pad_token_id is None: the tokenizer has no padding token; set tokenizer.pad_token = "
+                             "tokenizer.eos_token, and give tokenizer.pad_token_id")  # fmt: skip
         if len(set(modality_order)) < len(modality_order):
             raise ValueError(f"modality_order {list(modality_order)} names a modality twice")
         if padding_side not in ("right", "left"):

@@ -143,7 +143,7 @@ class ModalityBatchSampler(Sampler[list[int]]):
             number += target
 
     def _warn_of_repetition(self) -> None:
-        """Tell a loop that calls no `set_epoch`; where nothing is shuffled, as in evaluation, passes are to be alike."""
+        """Tell a loop that calls no `set_epoch`. What is not shuffled, as in evaluation, may well be read twice."""
         if self._has_begun and self._first == 0 and self._shuffle and not self._has_warned:
             self._has_warned = True
             logger.warning(

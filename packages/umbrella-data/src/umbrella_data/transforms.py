@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -35,6 +36,9 @@ from umbrella_data.scan_pair import pair_of
 from umbrella_data.scan_resample import read_resampled
 from umbrella_data.volume import load_volume
 from umbrella_data.voxels import MAX_SERIES_VOXELS, MAX_VOXELS, check_rank
+
+ScanFiles = str | PathLike[str] | Sequence[str | PathLike[str]]
+"""The file of a scan, or its files in the order of the channels."""
 
 PIPELINE_VERSION = 5
 """Raised whenever the same files and config would give other voxels, so that old caches are not used."""
@@ -109,12 +113,12 @@ class Pipeline:
         *,
         modality: str,
         cache: VolumeCache | None = None,
-        index_folder: Path | None = None,
+        index_folder: str | PathLike[str] | None = None,
     ) -> None:
         self.spec = find_modality(modality)
         self.config = config
         self.cache = cache
-        self.index_folder = index_folder
+        self.index_folder = None if index_folder is None else Path(index_folder)
         if len(config.image_size) != self.spec.spatial_rank:
             axes = "(X, Y, Z, T)" if self.spec.is_series else "(X, Y, Z)"
             raise ValueError(f"{self.spec.name} needs an image_size {axes}; it is {config.image_size}")
@@ -136,7 +140,7 @@ class Pipeline:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def __call__(
-        self, paths: Path | Sequence[Path], *, generator: torch.Generator | None, mask: Path | None = None
+        self, paths: ScanFiles, *, generator: torch.Generator | None, mask: str | PathLike[str] | None = None
     ) -> torch.Tensor:
         """Preprocess one scan.
 
@@ -160,7 +164,7 @@ class Pipeline:
             return frames.permute(1, 2, 3, 4, 0).contiguous()
         return frames[0]
 
-    def warm(self, paths: Path | Sequence[Path], *, mask: Path | None = None) -> None:
+    def warm(self, paths: ScanFiles, *, mask: str | PathLike[str] | None = None) -> None:
         """Put a scan into the cache, if it is not there already."""
         if self.cache is not None:
             self._entry(_files_of(paths, mask), self.cache)
@@ -256,8 +260,10 @@ class Pipeline:
         return [file for path in (*scan.paths, *beside) for file in _whole_scan(path)]
 
 
-def _files_of(paths: Path | Sequence[Path], mask: Path | None) -> _Files:
-    return _Files((paths,) if isinstance(paths, Path) else tuple(paths), mask)
+def _files_of(paths: ScanFiles, mask: str | PathLike[str] | None) -> _Files:
+    # A str is a sequence too: of one path, not of its letters.
+    listed = [paths] if isinstance(paths, str | PathLike) else paths
+    return _Files(tuple(map(Path, listed)), None if mask is None else Path(mask))
 
 
 def _whole_scan(path: Path) -> tuple[Path, ...]:

@@ -86,7 +86,7 @@ def load_volume(
     modality: str,
     window: tuple[int, int] | None = None,
     max_voxels: int = MAX_VOXELS,
-    index_folder: Path | None = None,
+    index_folder: str | PathLike[str] | None = None,
     mask: str | PathLike[str] | None = None,
 ) -> Volume:
     """Read a scan.
@@ -106,6 +106,7 @@ def load_volume(
     """
     spec = find_modality(modality)
     paths = [path] if isinstance(path, (str, PathLike)) else list(path)
+    folder = None if index_folder is None else Path(index_folder)
     if window is not None and not spec.is_series:
         raise ValueError(f"{spec.name} has no frames: window {window} makes sense for a series only")
     if len(paths) == 1 and spec.num_channels > 1:
@@ -117,9 +118,7 @@ def load_volume(
             reason=ScanReason.MAPS,
         )
     channels = [
-        read_voxels(
-            each, rank=spec.spatial_rank, window=window, max_voxels=max_voxels, index_folder=index_folder, mask=mask
-        )
+        read_voxels(each, rank=spec.spatial_rank, window=window, max_voxels=max_voxels, index_folder=folder, mask=mask)
         for each in paths
     ]
     _check_same_grid(channels, paths, spec=spec)
