@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 
@@ -224,6 +225,14 @@ MISTAKES = {
         "of type image or text",
     ),
 }
+
+
+def test_row_without_a_dialect_is_shown_rows_that_can_be_read(read):
+    with pytest.raises(ManifestError) as caught:
+        read({"prompt": "x"})
+    shown = str(caught.value).partition("as in ")[2]
+    for text in shown.replace("<image>...", "<image>").replace("...", '"a"').split(" or "):
+        assert read(json.loads(text)).modalities == ("T1",)
 
 
 @pytest.mark.parametrize(("row", "words"), MISTAKES.values(), ids=MISTAKES.keys())

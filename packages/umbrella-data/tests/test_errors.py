@@ -29,14 +29,13 @@ class Failing(Dataset[int]):
 
 
 def caught_from_worker(error: Exception) -> Exception:
-    batches = iter(DataLoader(Failing(error), num_workers=1))
-    try:
-        next(batches)
-    except UmbrellaDataError as caught:
-        assert type(caught) is type(error)
-        assert "Traceback" not in str(caught)
-        return caught.with_traceback(None)  # whose frames would keep the worker
-    pytest.fail("nothing was raised")
+    with pytest.raises(UmbrellaDataError) as caught:
+        next(iter(DataLoader(Failing(error), num_workers=1)))
+    found = caught.value.with_traceback(None)
+    del caught  # whose frames would keep the loader and its worker
+    assert type(found) is type(error)
+    assert "Traceback" not in str(found)
+    return found
 
 
 @pytest.mark.parametrize("kind", [ScanError, _SourceChangedError])

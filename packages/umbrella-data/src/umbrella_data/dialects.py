@@ -18,6 +18,12 @@ Adapter = Callable[[Row], dict[str, Any]]
 _MARK = re.compile(r"<image(?:_(\w+))?>")
 _BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)(?=[/_])")
 _BIDS_SUFFIX = re.compile(r"_([A-Za-z0-9]+)\.(?:nii(?:\.gz)?|hdr|img)$")
+# A row of each of the two, for who writes the first one.
+_ROW = (
+    '{"id": ..., "subject": ..., "messages": [{"role": "user", "content": [{"type": "image", "modality": "T1", '
+    '"path": ...}, {"type": "text", "text": ...}]}, {"role": "assistant", "content": ...}]} or {"image": ..., '
+    '"modality": "T1", "conversations": [{"from": "human", "value": "<image>..."}, {"from": "gpt", "value": ...}]}'
+)
 _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 
 
@@ -47,8 +53,8 @@ def _find_adapter(row: Row) -> Adapter | None:
     if isinstance(turns, list) and turns and isinstance(turns[0], Mapping):
         return from_llava if "from" in turns[0] else from_umbrella
     if "messages" not in row:
-        raise ValueError(f"the row's keys ({', '.join(map(str, row))}) belong to no known dialect; it needs "
-                         "'messages' or 'conversations'")  # fmt: skip
+        raise ValueError(f"the row's keys ({', '.join(map(str, row))}) belong to no known dialect; it needs 'messages' "
+                         f"or 'conversations', as in {_ROW}")  # fmt: skip
     return from_hugging_face if "images" in row else None
 
 

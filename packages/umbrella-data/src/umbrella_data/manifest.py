@@ -191,7 +191,18 @@ def read_manifest(
 ) -> Manifest:
     """Open a manifest: `.jsonl` with one conversation a line, or `.json` with a list of them.
 
-    The dialect of each row is known by its keys; see `umbrella_data.dialects`.
+    A row, which stands on one line:
+
+        {"id": "sub-01_sex", "subject": "sub-01", "task": "sex",
+         "messages": [{"role": "user", "content": [
+                          {"type": "image", "modality": "T1", "path": "sub-01/anat/sub-01_T1w.nii.gz"},
+                          {"type": "text", "text": "What is the sex of this person?"}]},
+                      {"role": "assistant", "content": "female"}],
+         "answer": {"type": "choice", "options": ["female", "male"], "value": "female"}}
+
+    `task` and `answer` may be left out; an answer lets the row be scored, and is a `choice`, a `number` with its
+    `unit`, or a `text`. An image may name its brain `mask`. Rows of other dialects are known by their keys; see
+    `umbrella_data.dialects`.
 
     Args:
         path: The manifest.
