@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from umbrella_data.modality import MODALITIES, ModalitySpec, find_modality
+
+FLAIR = """
+from umbrella_data import ModalitySpec
+FLAIR = ModalitySpec(name="FLAIR", aliases=("T2-FLAIR",), is_series=False, channels=("FLAIR",), is_masked=False,
+                     bids_suffixes=("FLAIR",), bids_datatype="anat", description="a FLAIR scan")
+"""
 
 
 @pytest.mark.parametrize("spec", MODALITIES.values(), ids=lambda spec: spec.name)
@@ -33,3 +44,52 @@ def test_table_holds_the_three_modalities_when_listed() -> None:
 def test_find_modality_suggests_the_nearest_when_unknown() -> None:
     with pytest.raises(ValueError, match=r"unknown modality 'bolt'.*T1, rsfMRI, dMRI.*did you mean 'rsfMRI'\?"):
         find_modality("bolt")
+
+
+def ask_with_package(folder: Path, module: str, question: str) -> subprocess.CompletedProcess[str]:
+    """Run some Python beside an installed distribution `lab-modalities`, whose entry point names `FLAIR`."""
+    (folder / "lab_modalities.py").write_text(module)
+    info = folder / "lab_modalities-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lab-modalities\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[umbrella_data.modalities]\nFLAIR = lab_modalities:FLAIR\n")
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    return subprocess.run(
+        [sys.executable, "-c", question], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_modality_of_an_installed_package_is_known_everywhere(tmp_path: Path) -> None:
+    question = """
+import sys
+from umbrella_data.modality import MODALITIES, find_modality
+assert "lab_modalities" not in sys.modules
+assert list(MODALITIES) == ["T1", "rsfMRI", "dMRI", "FLAIR"] and len(MODALITIES) == 4
+assert find_modality("t2-flair") is MODALITIES["FLAIR"]
+from umbrella_data.bids import _MODALITY_OF
+from umbrella_data.dialects import _modality_of_name
+from umbrella_data.row_facts import modality_mask
+assert _MODALITY_OF["anat", "FLAIR"] == _modality_of_name("sub-01/anat/sub-01_FLAIR.nii.gz") == "FLAIR"
+assert modality_mask(["FLAIR"]) == 8
+"""
+    done = ask_with_package(tmp_path, FLAIR, question)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("", "cannot be loaded: AttributeError"),
+        ("FLAIR = 'FLAIR'", "is a str, and must be a ModalitySpec"),
+        (FLAIR.replace('("T2-FLAIR",)', '("T1W",)'), "'t1w' of modality FLAIR belongs to T1"),
+        (FLAIR.replace('bids_suffixes=("FLAIR",)', 'bids_suffixes=("T1w",)'), "'anat/*_T1w' of modality FLAIR belongs"),
+        (FLAIR.replace('("T2-FLAIR",)', '("T2-FLAIR")'), "aliases of modality FLAIR must be a tuple"),
+        (FLAIR.replace('name="FLAIR"', 'name="T2 FLAIR"'), "the name 'T2 FLAIR' of a modality"),
+    ],
+    ids=["no such name", "no spec", "alias taken", "BIDS name taken", "text for a tuple", "blank in the name"],
+)
+def test_modality_of_an_installed_package_when_wrong_is_refused(tmp_path: Path, module: str, words: str) -> None:
+    done = ask_with_package(tmp_path, module, "import umbrella_data; umbrella_data.find_modality('T1')")
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("ValueError: lab-modalities, entry point 'FLAIR' of umbrella_data.modalities: ")
+    assert words in message

@@ -1,11 +1,18 @@
-"""The table of modalities. To add one, add a row here; `tests/test_modality.py` holds every row to the contract."""
+"""The table of modalities: the rows here, and those that installed packages bring as entry points.
+
+To add one, add a row here, where `tests/test_modality.py` holds every row to the contract; or, in a package of your
+own, an entry point of the group `umbrella_data.modalities` that names a `ModalitySpec`.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+
+ENTRY_POINTS = "umbrella_data.modalities"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +28,9 @@ class ModalitySpec:
         bids_suffixes: File name endings in a BIDS tree, as in `sub-01_T1w.nii.gz`.
         bids_datatype: The BIDS folder that holds such scans.
         description: The kind of scan in words, with its article, for questions and answers.
+
+    Raises:
+        ValueError: If the name is no identifier, or a text stands where a tuple of texts belongs.
     """
 
     name: str
@@ -31,6 +41,20 @@ class ModalitySpec:
     bids_suffixes: tuple[str, ...]
     bids_datatype: str
     description: str
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ValueError(f"the name {self.name!r} of a modality must be made of letters, digits and underscores: "
+                             "a module of the model is called by it")  # fmt: skip
+        for key in ("aliases", "channels", "bids_suffixes"):
+            if isinstance(value := getattr(self, key), str):
+                raise ValueError(f"{key} of modality {self.name} must be a tuple: ({value!r},)")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What must be its own alone: its name and aliases in lower case, its places in a BIDS tree."""
+        places = (f"{self.bids_datatype}/*_{suffix}" for suffix in self.bids_suffixes)
+        return (*dict.fromkeys(name.lower() for name in (self.name, *self.aliases)), *places)
 
     @property
     def num_channels(self) -> int:
@@ -43,47 +67,88 @@ class ModalitySpec:
         return 4 if self.is_series else 3
 
 
-MODALITIES: Mapping[str, ModalitySpec] = MappingProxyType(
-    {
-        spec.name: spec
-        for spec in (
-            ModalitySpec(
-                name="T1",
-                aliases=("T1w", "sMRI", "t1-weighted"),
-                is_series=False,
-                channels=("T1",),
-                is_masked=False,
-                bids_suffixes=("T1w",),
-                bids_datatype="anat",
-                description="a T1-weighted structural scan",
-            ),
-            ModalitySpec(
-                name="rsfMRI",
-                aliases=("bold", "fMRI", "rs-fMRI", "rest"),
-                is_series=True,
-                channels=("BOLD",),
-                is_masked=False,
-                bids_suffixes=("bold",),
-                bids_datatype="func",
-                description="a functional BOLD series",
-            ),
-            ModalitySpec(
-                name="dMRI",
-                aliases=("dwi", "DTI", "diffusion"),
-                is_series=False,
-                channels=("FA", "MD"),
-                is_masked=True,
-                bids_suffixes=("dwi",),
-                bids_datatype="dwi",
-                description="a diffusion-weighted scan",
-            ),
-        )
-    }
+_ROWS = (
+    ModalitySpec(
+        name="T1",
+        aliases=("T1w", "sMRI", "t1-weighted"),
+        is_series=False,
+        channels=("T1",),
+        is_masked=False,
+        bids_suffixes=("T1w",),
+        bids_datatype="anat",
+        description="a T1-weighted structural scan",
+    ),
+    ModalitySpec(
+        name="rsfMRI",
+        aliases=("bold", "fMRI", "rs-fMRI", "rest"),
+        is_series=True,
+        channels=("BOLD",),
+        is_masked=False,
+        bids_suffixes=("bold",),
+        bids_datatype="func",
+        description="a functional BOLD series",
+    ),
+    ModalitySpec(
+        name="dMRI",
+        aliases=("dwi", "DTI", "diffusion"),
+        is_series=False,
+        channels=("FA", "MD"),
+        is_masked=True,
+        bids_suffixes=("dwi",),
+        bids_datatype="dwi",
+        description="a diffusion-weighted scan",
+    ),
 )
 
-_BY_ALIAS: Mapping[str, ModalitySpec] = MappingProxyType(
-    {alias.lower(): spec for spec in MODALITIES.values() for alias in (spec.name, *spec.aliases)}
-)
+
+class _Table(Mapping[str, ModalitySpec]):
+    """The specs by their names. Installed packages are asked at the first lookup, not when this module is imported."""
+
+    @cached_property
+    def _by_name(self) -> dict[str, ModalitySpec]:
+        specs = {spec.name: spec for spec in _ROWS}
+        owner = {label: spec.name for spec in _ROWS for label in spec.labels}
+        # One order everywhere: the sets of modalities are numbered by it.
+        for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
+            spec = _load(entry)
+            if taken := [label for label in spec.labels if label in owner]:
+                raise ValueError(f"{_origin(entry)}: {taken[0]!r} of modality {spec.name} belongs to {owner[taken[0]]} "
+                                 "already; choose another, or remove the package")  # fmt: skip
+            owner |= dict.fromkeys(spec.labels, spec.name)
+            specs[spec.name] = spec
+        return specs
+
+    @cached_property
+    def by_alias(self) -> dict[str, ModalitySpec]:
+        """The specs by their names and aliases in lower case."""
+        return {alias.lower(): spec for spec in self.values() for alias in (spec.name, *spec.aliases)}
+
+    def __getitem__(self, name: str) -> ModalitySpec:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+
+def _load(entry: EntryPoint) -> ModalitySpec:
+    try:
+        spec = entry.load()
+    except Exception as error:  # nothing of ours runs in there
+        raise ValueError(f"{_origin(entry)}: cannot be loaded: {error!r}") from error
+    if not isinstance(spec, ModalitySpec):
+        raise ValueError(f"{_origin(entry)}: {entry.value} is a {type(spec).__name__}, and must be a ModalitySpec")
+    return spec
+
+
+def _origin(entry: EntryPoint) -> str:
+    dist = entry.dist.name if entry.dist is not None else "an unknown package"
+    return f"{dist}, entry point {entry.name!r} of {ENTRY_POINTS}"
+
+
+MODALITIES = _Table()
 
 
 def find_modality(name: str) -> ModalitySpec:
@@ -93,11 +158,12 @@ def find_modality(name: str) -> ModalitySpec:
         name: For example `T1`, `T1w`, `bold` or `DWI`.
 
     Raises:
-        ValueError: For an unknown name; the message lists the known ones and the nearest.
+        ValueError: For an unknown name; the message lists the known ones and the nearest. For an installed package
+            whose modality is wrong.
     """
-    spec = _BY_ALIAS.get(name.strip().lower())
+    spec = MODALITIES.by_alias.get(name.strip().lower())
     if spec is not None:
         return spec
-    near = difflib.get_close_matches(name.lower(), _BY_ALIAS, n=1)
-    hint = f"; did you mean {_BY_ALIAS[near[0]].name!r}?" if near else ""
+    near = difflib.get_close_matches(name.lower(), MODALITIES.by_alias, n=1)
+    hint = f"; did you mean {MODALITIES.by_alias[near[0]].name!r}?" if near else ""
     raise ValueError(f"unknown modality {name!r}: known are {', '.join(MODALITIES)}{hint}")
