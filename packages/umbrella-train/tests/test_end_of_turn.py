@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from umbrella_train.end_of_turn import find_end_of_turn
+from umbrella_train.tokenizer import build_byte_tokenizer, image_token_id
 
 GEMMA = (
     "{% for m in messages %}<start_of_turn>{{ m['role'] }}\n{{ m['content'] }}<end_of_turn>\n{% endfor %}"
@@ -43,3 +44,9 @@ def test_an_answer_ends_at_the_templates_end_of_turn(
     assert (tokenizer.convert_tokens_to_ids(written) in end.stop_ids) is is_one_token
     generated = tokenizer(f"yes{written}\nno")["input_ids"]
     assert end.decode(generated, tokenizer) == "yes"
+
+
+def test_the_tokenizer_of_the_demo_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = build_byte_tokenizer()
+    find_end_of_turn(tokenizer, image_token_id=image_token_id(tokenizer))
+    assert not caplog.records
