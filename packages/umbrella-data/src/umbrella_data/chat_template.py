@@ -218,10 +218,10 @@ def _warn_of_unknown_markup(tokenizer: Tokenizer) -> None:
     known = {token.content for token in tokenizer.added_tokens_decoder.values()}
     missing = [markup for markup in (IM_START, IM_END) if markup not in known]
     if missing:
-        _warn(f"the tokenizer has no chat template, and ChatML, which stands in, uses {' and '.join(missing)}, which "
-              "are no tokens of it: they are written as several tokens, the end of turn is learned as such, and "
-              "generation has no one token to stop at. Set tokenizer.chat_template, or add the tokens with "
-              "tokenizer.add_special_tokens")  # fmt: skip
+        _warn("the tokenizer has no chat template, so ChatML stands in, but it has no token for "
+              f"{' and '.join(missing)}: such markup is written as several tokens. Where that is {IM_END}, all of them "
+              "are learned as the end of a turn, and generation has no one token to stop at. Set "
+              "tokenizer.chat_template, or add the tokens with tokenizer.add_special_tokens")  # fmt: skip
 
 
 @lru_cache
