@@ -30,6 +30,7 @@ from umbrella_train.pretrained import ITS_TOKENIZER, LLAVA, TRAINED_MODEL, loadi
 from umbrella_train.processor import UmbrellaProcessor
 from umbrella_train.supervised_collator import SupervisedCollator
 from umbrella_train.tokenizer import image_token_id, load_tokenizer
+from umbrella_train.trained_model import is_trained_model, load_trained_model
 from umbrella_train.zero import built_whole
 
 
@@ -159,6 +160,8 @@ def _build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Umbre
     section = config.model
     if section.pretrained is not None:
         with loading("weights", key="model.pretrained", source=section.pretrained, right=LLAVA):
+            if is_trained_model(section.pretrained):
+                return load_trained_model(section.pretrained, section=section, patch_embeds=_patch_embeds(config))
             return UmbrellaForConditionalGeneration.from_llava(
                 section.pretrained,
                 modalities=_patch_embeds(config),

@@ -16,8 +16,8 @@ UNREADABLE = (OSError, ValueError, SafetensorError, StrictDataclassError)
 
 # What would be right.
 LLAVA = (
-    "It must be a whole LLaVA, LLaVA-NeXT or LLaVA-OneVision checkpoint with a SigLIP or CLIP tower: a folder with "
-    "config.json and its safetensors, or a name on the hub that is in reach."
+    "It must be a whole LLaVA, LLaVA-NeXT or LLaVA-OneVision checkpoint with a SigLIP or CLIP tower, or the model/ of "
+    "an earlier run: a folder with config.json and its safetensors, or a name on the hub that is in reach."
 )
 ITS_TOKENIZER = "Its tokenizer lies beside it, or is named by model.tokenizer."
 TOKENIZER = "It must be a folder with tokenizer.json and tokenizer_config.json, or a name on the hub that is in reach."

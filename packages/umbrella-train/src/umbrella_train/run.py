@@ -37,6 +37,7 @@ from umbrella_train.score_table import score_table
 from umbrella_train.sharding import is_sharded_model
 from umbrella_train.sources import Sources, check_manifests, prepare_sources
 from umbrella_train.trackers import keep_trackers_private, log_to_trackers
+from umbrella_train.trained_model import is_trained_model, warn_of_other_pipelines
 from umbrella_train.trainer import UmbrellaTrainer
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
     trainer = _build_trainer(config, arguments, parts, sources)
     if trainer.is_world_process_zero():
         logger.info(describe_model(parts.model))
-        _warn_of_random_parts(config)
+        _warn_of_start(config, parts)
         if checkpoint is not None:
             logger.info("going on from %s", checkpoint)
     trainer.add_callback(MetricsFile(folder))
@@ -147,14 +148,18 @@ def _try_out(config: RunConfig, scratch: Path) -> None:
     """Two steps whose only result is the table."""
     arguments = build_arguments(config, output_dir=scratch, dry_run=True)
     sources = prepare_sources(config)
-    trainer = _build_trainer(config, arguments, build_parts(config), sources)
+    parts = build_parts(config)
+    trainer = _build_trainer(config, arguments, parts, sources)
     trainer.add_callback(DryRunTable(trainer))
     if trainer.is_world_process_zero():
-        _warn_of_random_parts(config)
+        _warn_of_start(config, parts)
     trainer.train()
 
 
-def _warn_of_random_parts(config: RunConfig) -> None:
+def _warn_of_start(config: RunConfig, parts: Parts) -> None:
+    source = config.model.pretrained
+    if source is not None and is_trained_model(source):
+        warn_of_other_pipelines(source, parts.pipelines)
     fixed = config.model.random_and_fixed
     if fixed:
         logger.warning(

@@ -178,7 +178,8 @@ def _check_is_of(
         raise RunError(
             f"{folder}: its optimiser steps other parameters than this run's"
             + (f", among them {other[0]}" if other else ", in other groups")
-            + "; resume with the config that it was trained with"
+            + "; resume with the config that it was trained with, or start a new run from its weights by "
+            "model.pretrained"
         )
 
 

@@ -149,10 +149,10 @@ class LearnConfig(Section):
 
 
 class ModelConfig(Section):
-    """The model: a LLaVA checkpoint, or a vision and a text config for random weights."""
+    """The model: a LLaVA checkpoint, an earlier run's model, or a vision and a text config for random weights."""
 
     pretrained: Source | None = None
-    """A LLaVA checkpoint: a folder, or a name on the hub."""
+    """A LLaVA checkpoint, or the model of an earlier run (RUN/model): a folder, or a name on the hub."""
     tokenizer: Source | None = None
     """A tokenizer: a folder, or a name on the hub. Without one: the checkpoint's own, or else a byte-level one."""
     vision_config: dict[str, Any] | None = None
