@@ -43,6 +43,15 @@ def test_only_the_named_parts_compute_twice_and_gradients_are_equal(make_model, 
         torch.testing.assert_close(grad, other)
 
 
+def test_the_name_of_one_part_stands_for_it(make_model):
+    model = make_model()
+    checkpoint_parts(model, "language_model")
+    assert model.model.language_model.gradient_checkpointing
+    assert not model.model.vision_tower.encoder.encoder.gradient_checkpointing
+    with pytest.raises(ValueError, match="cannot checkpoint projector: only"):
+        checkpoint_parts(model, "projector")
+
+
 def test_a_part_without_layers_is_refused(make_model):
     with pytest.raises(ValueError, match="cannot checkpoint projector: only vision_tower, language_model"):
         checkpoint_parts(make_model(), ["projector"])

@@ -146,6 +146,14 @@ def test_what_does_not_work_with_scans_is_refused(model, make_batch, change, mes
         model.generate(**(make_batch(*ROWS, padding_side="left") | change), max_new_tokens=2)
 
 
+def test_scans_that_are_not_named_by_modality_are_refused(model, make_batch):
+    batch = make_batch(ROWS[1])
+    with pytest.raises(
+        ValueError, match=r"pixel_values is a Tensor; it must be a dict of tensors by modality, such as"
+    ):
+        model.generate(**(batch | {"pixel_values": batch["pixel_values"]["T1"]}), max_new_tokens=2)
+
+
 def test_padding_on_the_right_is_refused(model, make_batch):
     with pytest.raises(ValueError, match='padded on the left: padding_side="left"'):
         model.generate(**make_batch(*ROWS), max_new_tokens=2)

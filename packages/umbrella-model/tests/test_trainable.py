@@ -98,6 +98,10 @@ def test_table_lists_each_patch_embed_and_adds_up(make_model):
     ("parts", "message"),
     [
         ("everything", "unknown preset 'everything'; known are full, align, patch_embed_only, lora"),
+        (
+            ["projector"],
+            r"parts is \['projector'\]; it must be a preset \(full, .*\) or a mode for each part, such as {'pr",
+        ),
         ({"tower": "train"}, "unknown part tower; known are patch_embed, vision_tower"),
         ({"projector": "learn"}, "'train', 'frozen' or 'lora', got {'projector': 'learn'}"),
     ],

@@ -111,9 +111,14 @@ class UmbrellaModel(UmbrellaPreTrainedModel, LlavaModel):
             Embeddings of shape (B, L, H) and the dummy terms of absent modalities.
 
         Raises:
-            ValueError: Scans without tags, tags and scans that differ in number, or, on the CPU, tags that are not
-                where the image tokens are.
+            ValueError: Scans that are not named by modality or have no tags, tags and scans that differ in number, or,
+                on the CPU, tags that are not where the image tokens are.
         """
+        if pixel_values is not None and not isinstance(pixel_values, Mapping):
+            raise ValueError(
+                f"pixel_values is a {type(pixel_values).__name__}; it must be a dict of tensors by modality, such as "
+                f"{{{self.vision_tower.modality_order[0]!r}: pixel_values}}"
+            )
         if pixel_values and modality_ids is None:
             raise ValueError("pixel_values came without modality_ids: the positions of the scans are unknown")
         check_image_tokens(input_ids, modality_ids, image_token_id=self.config.image_token_id)

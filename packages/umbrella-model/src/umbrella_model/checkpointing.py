@@ -11,16 +11,20 @@ if TYPE_CHECKING:
 CheckpointedPart = Literal["vision_tower", "language_model"]
 
 
-def checkpoint_parts(model: UmbrellaForConditionalGeneration, parts: Collection[CheckpointedPart]) -> None:
+def checkpoint_parts(
+    model: UmbrellaForConditionalGeneration, parts: CheckpointedPart | Collection[CheckpointedPart]
+) -> None:
     """Computes the layers of these parts again in backward, and keeps the activations of the others.
 
     Args:
         model: The model; changed in place.
-        parts: `vision_tower`, `language_model`, both or none.
+        parts: `vision_tower`, `language_model`, or a list of both or none.
 
     Raises:
         ValueError: A part that has no layers to checkpoint.
     """
+    if isinstance(parts, str):
+        parts = (parts,)
     unknown = sorted(set(parts) - set(get_args(CheckpointedPart)))
     if unknown:
         raise ValueError(f"cannot checkpoint {', '.join(unknown)}: only {', '.join(get_args(CheckpointedPart))}")

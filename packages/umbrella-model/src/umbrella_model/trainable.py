@@ -46,13 +46,19 @@ def set_trainable(
         lora: The adapters of parts that are `lora`; None for the defaults.
 
     Raises:
-        ValueError: An unknown preset, part or mode, or adapters that do not fit those that are there.
+        ValueError: No preset and no mapping, an unknown preset, part or mode, or adapters that do not fit those that
+            are there.
         ImportError: A part is `lora` and peft is not installed.
     """
     if isinstance(parts, str):
         if parts not in PRESETS:
             raise ValueError(f"unknown preset {parts!r}; known are {', '.join(PRESETS)}")
         parts = PRESETS[parts]
+    if not isinstance(parts, Mapping):
+        raise ValueError(
+            f"parts is {parts!r}; it must be a preset ({', '.join(PRESETS)}) or a mode for each part, such as "
+            "{'projector': 'train'}"
+        )
     _check_parts(parts)
     wrong = {part: mode for part, mode in parts.items() if mode not in get_args(Mode)}
     if wrong:
