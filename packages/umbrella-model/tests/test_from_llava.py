@@ -181,9 +181,20 @@ def test_several_feature_layers_are_refused():
         convert_llava(LlavaForConditionalGeneration(config), modalities=MODALITIES)
 
 
-def test_an_unknown_init_is_refused(checkpoint):
-    with pytest.raises(ValueError, match="init is 'zeros'; it must be one of inflate, random"):
-        UmbrellaForConditionalGeneration.from_llava(checkpoint[1], modalities=MODALITIES, init="zeros")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"init": "zeros"}, "init is 'zeros'; it must be one of inflate, random"),
+        ({"modalities": {}}, "a model needs at least one modality"),
+        ({"modalities": {"rs.fMRI": MODALITIES["T1"]}}, "modality 'rs.fMRI' becomes part of a module name"),
+        ({"vision_feature_layer": 4}, "vision_feature_layer 4 is outside an encoder of 3 layers"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_before_any_weight_is_read(checkpoint, change, message):
+    _, folder = checkpoint
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=message):
+        UmbrellaForConditionalGeneration.from_llava(folder, **({"modalities": MODALITIES} | change))
 
 
 @pytest.mark.parametrize(("layer", "depth"), [(-1, 3), (-2, 2), (1, 1), (None, None)])
@@ -197,11 +208,6 @@ def test_the_feature_layer_is_the_one_asked_for_or_else_the_checkpoints(checkpoi
     assert len(layers) == depth
     theirs = llava.model.vision_tower.encoder.layers[depth - 1].state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in layers[-1].state_dict().items())
-
-
-def test_a_feature_layer_that_the_encoder_has_not_is_refused(checkpoint):
-    with pytest.raises(ValueError, match="vision_feature_layer 4 is outside an encoder of 3 layers"):
-        UmbrellaForConditionalGeneration.from_llava(checkpoint[1], modalities=MODALITIES, vision_feature_layer=4)
 
 
 @pytest.fixture

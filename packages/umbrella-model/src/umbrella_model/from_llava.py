@@ -73,9 +73,13 @@ def load_llava(
 ) -> UmbrellaForConditionalGeneration:
     """Loads a LLaVA checkpoint and converts it; see `UmbrellaForConditionalGeneration.from_llava`."""
     hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-    model_type = AutoConfig.from_pretrained(name_or_path, **hub_options).model_type
+    old_config = AutoConfig.from_pretrained(name_or_path, **hub_options)
+    model_type = old_config.model_type
     if model_type not in LLAVA_CLASSES:
         raise ValueError(f"{name_or_path} is a {model_type!r} checkpoint; from_llava takes {', '.join(LLAVA_CLASSES)}")
+    # To read the weights can take minutes: what does not depend on them is refused before.
+    _check_init(init)
+    _build_empty(_config_from(old_config, modalities, vision_feature_layer=vision_feature_layer))
     if strict:
         # Transformers' own error would not name the tensors; ours does.
         kwargs.setdefault("ignore_mismatched_sizes", True)
@@ -118,13 +122,10 @@ def convert_llava(
     Raises:
         ValueError: An unknown `init`, a feature layer that the encoder has not, or a LLaVA that joins several.
     """
-    if init not in get_args(PatchEmbedInit):
-        raise ValueError(f"init is {init!r}; it must be one of {', '.join(get_args(PatchEmbedInit))}")
+    _check_init(init)
     source = dict(llava.state_dict())
-    config = _config_from(llava, modalities, vision_feature_layer=vision_feature_layer)
-    # Weights are moved, never copied: only the patch embeds take new memory.
-    with torch.device("meta"):
-        model = UmbrellaForConditionalGeneration(config)
+    config = _config_from(llava.config, modalities, vision_feature_layer=vision_feature_layer)
+    model = _build_empty(config)
     embeddings = llava.model.vision_tower.embeddings
     # Whole modules are moved where possible: each goes on sharing one config object with its layers, and the model's
     # config must hold that very object, or a later resize of the vocabulary changes one of two.
@@ -147,16 +148,26 @@ def convert_llava(
     return model.train(llava.training), _account(source, model, loading_info or {})
 
 
+def _check_init(init: str) -> None:
+    if init not in get_args(PatchEmbedInit):
+        raise ValueError(f"init is {init!r}; it must be one of {', '.join(get_args(PatchEmbedInit))}")
+
+
 def _config_from(
-    llava: Llava, modalities: Mapping[str, PatchEmbedConfig], *, vision_feature_layer: int | None
+    old: Any, modalities: Mapping[str, PatchEmbedConfig], *, vision_feature_layer: int | None
 ) -> UmbrellaConfig:
-    settings = {name: getattr(llava.config, name) for name in KEPT_SETTINGS}
+    settings = {name: getattr(old, name) for name in KEPT_SETTINGS}
     if vision_feature_layer is not None:
         settings["vision_feature_layer"] = vision_feature_layer
     # There is no class token among the patches of a volume, so there is none to leave out.
     settings |= {"modalities": dict(modalities), "vision_feature_select_strategy": "full"}
-    old: Any = llava.config
     return UmbrellaConfig(vision_config=old.vision_config.to_dict(), text_config=old.text_config.to_dict(), **settings)
+
+
+def _build_empty(config: UmbrellaConfig) -> UmbrellaForConditionalGeneration:
+    """The model without memory: weights are moved in, never copied, and only the patch embeds take new memory."""
+    with torch.device("meta"):
+        return UmbrellaForConditionalGeneration(config)
 
 
 def _new_name(name: str) -> str:

@@ -67,7 +67,8 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
         Raises:
             ValueError: With `strict`, the checkpoint's tensors are not those of a LLaVA, or have another shape; all
                 that differ are named.
-                An unknown `init`, another kind of checkpoint, or a feature layer that the encoder has not.
+                Before any weight is read: an unknown `init`, modalities that no model can have, another kind of
+                checkpoint, or a feature layer that the encoder has not.
         """
         from umbrella_model.from_llava import load_llava
 
