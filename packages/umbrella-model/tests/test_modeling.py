@@ -165,3 +165,21 @@ def test_ready_embeddings_pass_the_vision_tower_by(make_model):
     embeds = torch.randn(1, 4, 16)
     expected = model.lm_head(model.model.language_model(inputs_embeds=embeds).last_hidden_state)
     assert torch.equal(model(inputs_embeds=embeds).logits, expected)
+
+
+def test_hugging_faces_own_trainer_hands_logits_alone_to_compute_metrics(make_model, make_batch, tmp_path):
+    pytest.importorskip("accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    model, batch, seen = make_model(), make_batch(ROWS[0]), []
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(tmp_path, use_cpu=True, report_to="none", disable_tqdm=True),
+        data_collator=lambda batches: batches[0],
+        eval_dataset=[batch],
+        compute_metrics=lambda prediction: seen.append(prediction.predictions) or {},
+    )
+    trainer.evaluate()
+    with torch.no_grad():
+        expected = model.eval()(**batch).logits
+    torch.testing.assert_close(torch.as_tensor(seen[0]), expected)

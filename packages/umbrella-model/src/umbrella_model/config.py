@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from transformers import LlavaConfig
 
@@ -136,6 +136,8 @@ class UmbrellaConfig(LlavaConfig):
     """
 
     model_type = "umbrella"
+    # Of an output, what Hugging Face's Trainer keeps from `compute_metrics`: the cache by its old and its new name too.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache", "dummy_terms"]
 
     # Declared as dicts or None by the base class; once built they are configurations.
     vision_config: Any = None
