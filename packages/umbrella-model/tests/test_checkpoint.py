@@ -10,7 +10,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, LlavaConfig, Qwen2Config
 
 from umbrella_model import UmbrellaConfig, UmbrellaForConditionalGeneration, UmbrellaModel
 
@@ -71,6 +71,23 @@ def test_auto_classes_know_the_model(saved):
     assert isinstance(AutoModelForImageTextToText.from_pretrained(folder), UmbrellaForConditionalGeneration)
     assert isinstance(AutoModel.from_config(AutoConfig.from_pretrained(folder)), UmbrellaModel)
     assert json.loads((folder / "config.json").read_text())["architectures"] == ["UmbrellaForConditionalGeneration"]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            LlavaConfig,
+            r"is a 'llava' checkpoint and not an 'umbrella' one: Umb\S+from_llava\(\.\.\., modalities=\.\.\.\)",
+        ),
+        (Qwen2Config, "is a 'qwen2' checkpoint and not an 'umbrella' one: it must be one that save_pretrained wrote"),
+    ],
+)
+@pytest.mark.parametrize("kind", [UmbrellaConfig, UmbrellaForConditionalGeneration])
+def test_a_checkpoint_of_another_kind_is_refused_by_its_name(tmp_path, kind, other, message):
+    other().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        kind.from_pretrained(tmp_path)
 
 
 def test_no_key_of_a_dropped_part_is_saved(saved):
@@ -176,8 +193,6 @@ def test_loading_in_a_dtype(saved, make_batch, dtype):
 
 
 def test_tied_embeddings_reload_tied(make_model, tmp_path):
-    from transformers import Qwen2Config
-
     text = Qwen2Config(
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
         vocab_size=64, tie_word_embeddings=True,

@@ -165,6 +165,31 @@ class UmbrellaConfig(LlavaConfig):
         self.modalities = {name: _as_patch_embed_config(given[name]) for name in order}
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Hugging Face's `get_config_dict`, by which `from_pretrained` reads the config of a checkpoint.
+
+        Raises:
+            ValueError: The checkpoint is one of another kind.
+        """
+        entries, options = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = entries.get("model_type")
+        if model_type != cls.model_type:
+            from umbrella_model.from_llava import LLAVA_CLASSES
+
+            right = (
+                "UmbrellaForConditionalGeneration.from_llava(..., modalities=...) starts from it"
+                if model_type in LLAVA_CLASSES
+                else "it must be one that save_pretrained wrote"
+            )
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a {model_type!r} checkpoint and not an {cls.model_type!r} one: "
+                + right
+            )
+        return entries, options
+
     def to_dict(self) -> dict[str, Any]:
         """A plain form for JSON."""
         output = super().to_dict()
