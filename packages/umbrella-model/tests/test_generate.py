@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 
 from umbrella_model import checkpoint_parts
+from umbrella_model.cache_name import CACHE
 
 ROWS = (
     (4,),
@@ -95,6 +96,22 @@ def test_generation_in_training_mode_leaves_no_graph(model, make_batch):
     assert not ids.requires_grad
 
 
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_the_cache_goes_by_either_name_and_comes_back_by_that_of_transformers(model, make_batch, name):
+    batch = make_batch(ROWS[1])
+    del batch["labels"], batch["attention_mask"]
+    out = model(**batch)
+    assert {"cache", "past_key_values"}.intersection(out.keys()) == {CACHE}
+    ids, tags = torch.tensor([[7]]), torch.zeros(1, 1, dtype=torch.long)
+    step = model(input_ids=ids, **{name: out[CACHE]}).logits
+    whole = {
+        "input_ids": torch.cat([batch["input_ids"], ids], 1),
+        "modality_ids": torch.cat([batch["modality_ids"], tags], 1),
+    }
+    torch.testing.assert_close(step[0, -1], model(**whole, pixel_values=batch["pixel_values"]).logits[0, -1])
+
+
 def test_a_batch_with_too_few_scans_is_refused(model, make_batch):
     batch = make_batch(ROWS[2])
     del batch["pixel_values"]["T1"]
@@ -138,6 +155,7 @@ def test_each_prompt_of_a_sampled_batch_is_drawn_from_its_own_distribution(model
         ({"use_cache": False}, "does not take use_cache=False: the scans are encoded once"),
         ({"generation_config": GenerationConfig(use_cache=False)}, "does not take use_cache=False"),
         ({"past_key_values": DynamicCache()}, "leave the cache to generate"),
+        ({"cache": DynamicCache()}, "leave the cache to generate"),
         ({"attention_mask": None}, "needs its attention_mask"),
     ],
 )

@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 from transformers.models.llava.modeling_llava import LlavaModel, LlavaMultiModalProjector, LlavaPreTrainedModel
 
 from umbrella_model.attention import VARLEN, check_right_padding, no_mask
+from umbrella_model.cache_name import CACHE
 from umbrella_model.config import UmbrellaConfig
 from umbrella_model.loading import check_loaded_keys, without_report
 from umbrella_model.outputs import UmbrellaModelOutput
@@ -160,40 +161,43 @@ class UmbrellaModel(UmbrellaPreTrainedModel, LlavaModel):
         inputs_embeds: Tensor | None = None,
         modality_ids: Tensor | None = None,
         pixel_values: Mapping[str, Tensor] | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> UmbrellaModelOutput:
-        """Runs tower and language model; exactly one of `input_ids` and `inputs_embeds` is given."""
+        """Runs tower and language model; exactly one of `input_ids` and `inputs_embeds` is given.
+
+        `cache` and `past_key_values` are the same: transformers' newer name and its older one.
+        """
+        cache = past_key_values if cache is None else cache
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         dummy_terms: dict[str, Tensor] = {}
-        if input_ids is not None and past_key_values is not None and modality_ids is None:
+        if input_ids is not None and cache is not None and modality_ids is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)  # a step of decoding: the scans are in the cache
         elif input_ids is not None:
             inputs_embeds, dummy_terms = self.embed(input_ids, modality_ids=modality_ids, pixel_values=pixel_values)
-        if past_key_values is None and kwargs.get("cu_seq_lens_q") is None:
+        if cache is None and kwargs.get("cu_seq_lens_q") is None:
             # Some paths would see by the positions alone where a conversation ends, others would not.
             check_not_packed(position_ids, attention_mask)
         kwargs["return_dict"] = True
-        if past_key_values is None and (self.training or "cu_seq_lens_q" in kwargs):
+        if cache is None and (self.training or "cu_seq_lens_q" in kwargs):
             # A cache would go unused, and with one transformers forgets that conversations share a packed row.
             kwargs["use_cache"] = False
-        attention_mask = self._causal_mask(
-            inputs_embeds, attention_mask, past_key_values, packed="cu_seq_lens_q" in kwargs
-        )
+        attention_mask = self._causal_mask(inputs_embeds, attention_mask, cache, packed="cu_seq_lens_q" in kwargs)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **{CACHE: cache},
             **kwargs,
         )
         return UmbrellaModelOutput(**outputs, dummy_terms=dummy_terms)
 
     def _causal_mask(
-        self, inputs_embeds: Any, attention_mask: Tensor | None, past_key_values: Cache | None, *, packed: bool
+        self, inputs_embeds: Any, attention_mask: Tensor | None, cache: Cache | None, *, packed: bool
     ) -> Tensor | None:
         """Under `varlen` no mask where causal attention needs none: packed rows, and right padding while training."""
-        if self.language_model.config._attn_implementation != VARLEN or past_key_values is not None:
+        if self.language_model.config._attn_implementation != VARLEN or cache is not None:
             return attention_mask
         if not packed and not self.training:
             return attention_mask

@@ -15,7 +15,9 @@ _BLIND_OPTIONS: Mapping[str, str] = {
     "prefill_chunk_size": "the scans come as embeddings, which would not be split with the token ids",
     "guidance_scale": "the unguided forward would not see the scans",
     "negative_prompt_ids": "the unguided forward would not see the scans",
-    "past_key_values": "the scans are encoded with the whole conversation; leave the cache to generate",
+    **dict.fromkeys(
+        ("past_key_values", "cache"), "the scans are encoded with the whole conversation; leave the cache to generate"
+    ),
     "inputs_embeds": "give input_ids, modality_ids and pixel_values",
 }
 

@@ -11,6 +11,7 @@ from transformers import LlavaForConditionalGeneration
 from transformers.cache_utils import Cache
 
 from umbrella_model.backbone import UmbrellaModel, UmbrellaPreTrainedModel
+from umbrella_model.cache_name import CACHE
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
 from umbrella_model.generation import check_generation, check_keeps_cache
 from umbrella_model.lora import LoraSettings, add_lora
@@ -119,6 +120,7 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
         labels: Tensor | None = None,
         supervised_index: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> UmbrellaCausalLMOutput:
         """One step on a batch of `umbrella_data.PaddingCollator`, or on tensors of the same form.
@@ -127,7 +129,7 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
             input_ids: Shape (B, L); the image token stands at scan positions.
             attention_mask: Shape (B, L).
             position_ids: Shape (B, L).
-            past_key_values: Cache of earlier positions, when generating.
+            past_key_values: Cache of earlier positions, when generating; `cache` is its name in newer transformers.
             inputs_embeds: Shape (B, L, H), in place of `input_ids`.
             modality_ids: Shape (B, L); 0 is text, i+1 the i-th modality.
             pixel_values: For each modality present, shape (N_m, C, X, Y, Z) or (N_m, C, X, Y, Z, T).
@@ -136,6 +138,7 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
                 computed at these alone. A model that trains on the CPU finds them itself; on a GPU it would have to
                 wait for the device, and computes all logits without them.
             logits_to_keep: As in Hugging Face's models: how many last positions get logits (0 is all).
+            cache: The same as `past_key_values`.
             **kwargs: For the language model and the loss (`num_items_in_batch`).
 
         Returns:
@@ -147,6 +150,7 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             modality_ids=modality_ids,
             pixel_values=pixel_values,
@@ -155,12 +159,12 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
         if labels is not None and self.training and supervised_index is None and labels.device.type == "cpu":
             supervised_index = find_supervised(labels)
         if labels is not None and supervised_index is not None:
-            head = self._supervised_head(outputs.last_hidden_state, labels, supervised_index, **kwargs)
+            head: dict[str, Any] = self._supervised_head(outputs.last_hidden_state, labels, supervised_index, **kwargs)
         else:
             head = self._whole_head(outputs.last_hidden_state, labels, logits_to_keep, **kwargs)
+        head[CACHE] = getattr(outputs, CACHE)
         return UmbrellaCausalLMOutput(
             **head,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             dummy_terms=outputs.dummy_terms,
