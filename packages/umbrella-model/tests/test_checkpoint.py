@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, LlavaConfig, Qwen2Config
 
-from umbrella_model import UmbrellaConfig, UmbrellaForConditionalGeneration, UmbrellaModel
+from umbrella_model import PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration, UmbrellaModel
 
 ROWS = ((3, "T1", 2), (1, "dMRI", "rsfMRI", 1, "T1", 3), (5,))
 
@@ -53,8 +53,6 @@ def test_parameters_and_buffers_survive_to_the_bit(saved):
 
 
 def test_a_modality_reloads_under_its_tag_even_when_two_have_one_shape(make_model, make_batch, tmp_path):
-    from umbrella_model import PatchEmbedConfig
-
     same = PatchEmbedConfig(image_size=(8, 8, 8), patch_size=(4, 4, 8))
     modalities = {"T2": same, "T1": same, "FLAIR": same}
     model = make_model(modalities=modalities).eval()
@@ -175,6 +173,34 @@ def test_without_strict_a_missing_patch_embed_starts_as_new(mismatched):
     assert torch.equal(
         loaded.model.vision_tower.T1_patch_embed.position_embedding, sincos_position_embedding((2, 2, 1), 16)
     )
+
+
+def test_a_modality_that_is_added_takes_the_last_tag_and_the_model_saves_and_loads_with_it(
+    saved, make_batch, tmp_path_factory
+):
+    old, folder = saved
+    modalities = {"FLAIR": PatchEmbedConfig((8, 8, 8), (4, 4, 4)), **old.config.modalities}
+    model, info = UmbrellaForConditionalGeneration.from_pretrained(
+        folder, modalities=modalities, strict=False, output_loading_info=True
+    )
+    assert all(".FLAIR_patch_embed." in key for key in info["missing_keys"])
+    order = ["rsfMRI", "T1", "dMRI", "FLAIR"]
+    target = tmp_path_factory.mktemp("four")
+    model.save_pretrained(target)
+    loaded = UmbrellaForConditionalGeneration.from_pretrained(target)
+    for each in (model, loaded):
+        assert each.config.modality_order == list(each.model.vision_tower.modality_order) == order
+    with torch.no_grad():
+        assert torch.equal(loaded(**make_batch(*ROWS)).logits, old(**make_batch(*ROWS)).logits)
+        both = make_batch((2, "FLAIR", "dMRI", 1), modalities=loaded.config.modalities)
+        assert torch.equal(loaded(**both).logits, model(**both).logits)
+
+
+def test_a_model_whose_config_has_other_modalities_than_it_is_not_saved(make_model, tmp_path):
+    model = make_model()
+    model.config.modalities["FLAIR"] = PatchEmbedConfig((8, 8, 8), (4, 4, 4))
+    with pytest.raises(ValueError, match=r"the config has modalities .*'FLAIR'.* was built with .* strict=False"):
+        model.save_pretrained(tmp_path)
 
 
 def test_the_initialisation_that_transformers_runs_keeps_the_patch_embeds_own(make_model):

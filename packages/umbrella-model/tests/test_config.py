@@ -83,6 +83,29 @@ def test_modality_order_is_that_of_the_dict_and_survives_the_disk(make_config, t
     assert list(loaded.modalities.items()) == list(config.modalities.items())
 
 
+FLAIR = PatchEmbedConfig(image_size=(8, 8, 8), patch_size=(4, 4, 4))
+
+
+def test_a_modality_that_is_set_later_stands_behind_the_others_on_the_disk_too(make_config, tmp_path):
+    config = make_config()
+    config.modalities = {"FLAIR": FLAIR.to_dict(), **config.modalities}
+    assert list(config.patch_embeds) == ["rsfMRI", "T1", "dMRI", "FLAIR"]
+    assert config.patch_embeds["FLAIR"] == FLAIR
+    config.save_pretrained(tmp_path)
+    assert UmbrellaConfig.from_pretrained(tmp_path).modality_order == ["rsfMRI", "T1", "dMRI", "FLAIR"]
+
+
+def test_a_modality_is_not_taken_out_while_the_order_names_it(make_config):
+    config = make_config()
+    config.modalities = {name: config.modalities[name] for name in ("rsfMRI", "dMRI")}
+    with pytest.raises(
+        ValueError, match=r"names T1, which modalities \['rsfMRI', 'dMRI'\] has not; .* modality_order too"
+    ):
+        _ = config.patch_embeds
+    config.modality_order = ["rsfMRI", "dMRI"]
+    assert list(config.patch_embeds) == ["rsfMRI", "dMRI"]
+
+
 def test_modality_order_that_does_not_name_the_modalities_is_refused(make_config):
     with pytest.raises(ValueError, match="must name each"):
         make_config(modality_order=["T1", "dMRI"])

@@ -74,6 +74,21 @@ class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
             check_loaded_keys(info, source=str(pretrained_model_name_or_path))
         return (model, info) if output_loading_info else model
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Hugging Face's `save_pretrained`.
+
+        Raises:
+            ValueError: The config was given other modalities since the model was built: its weights would not load.
+        """
+        tower: Any = self.base_model.vision_tower
+        built = {name: tower.patch_embed(name).config for name in tower.modality_order}
+        if list(self.config.patch_embeds.items()) != list(built.items()):
+            raise ValueError(
+                f"the config has modalities {self.config.patch_embeds}, and the model was built with {built}; a "
+                "modality is added by from_pretrained(..., modalities=..., strict=False)"
+            )
+        super().save_pretrained(*args, **kwargs)
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, PatchEmbed):

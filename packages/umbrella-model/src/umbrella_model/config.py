@@ -126,13 +126,15 @@ class UmbrellaConfig(LlavaConfig):
     Attributes:
         modalities: `PatchEmbedConfig` (or its dict form) of each modality, by name.
         modality_order: The modalities in the order of their tags (tag 0 is text, tag i+1 the i-th modality). Taken from
-            the order of `modalities` and kept as a list of its own, because a saved config sorts its keys.
+            the order of `modalities` and kept as a list of its own, because a saved config sorts its keys. A modality
+            that is set later gets its place when a model is built: behind the others, whose tags stay.
         lora: The adapters that the model is built with, as `umbrella_model.lora.add_lora` notes them: `parts`, `rank`,
             `alpha`, `dropout`. None for none.
 
     Raises:
         ValueError: `modality_order` does not name the modalities exactly, a name cannot be part of a module name, or
             `vision_feature_select_strategy` is not `full`: "default" leaves a class token out, and volumes have none.
+            Later, when modalities are read: `modality_order` names one that is no longer there.
     """
 
     model_type = "umbrella"
@@ -153,17 +155,23 @@ class UmbrellaConfig(LlavaConfig):
         order = list(given) if self.modality_order is None else list(self.modality_order)
         if sorted(order) != sorted(given):
             raise ValueError(f"modality_order {order} must name each of the modalities {sorted(given)} once")
-        for name in order:
-            if not name.isidentifier():
-                raise ValueError(f"modality {name!r} becomes part of a module name and must be a Python identifier")
         if self.vision_feature_select_strategy != "full":
             raise ValueError(
                 f"vision_feature_select_strategy is {self.vision_feature_select_strategy!r}; it must be 'full': there "
                 "is no class token among the patches of a volume that could be left out"
             )
         self.modality_order = order
-        self.modalities = {name: _as_patch_embed_config(given[name]) for name in order}
+        self.settle_modalities()
         super().__post_init__(**kwargs)
+
+    def settle_modalities(self) -> None:
+        """Brings `modalities` and `modality_order` in line: Hugging Face sets attributes of a config at any time.
+
+        Raises:
+            ValueError: As `patch_embeds`.
+        """
+        self.modalities = self.patch_embeds
+        self.modality_order = list(self.modalities)
 
     @classmethod
     def get_config_dict(
@@ -194,12 +202,30 @@ class UmbrellaConfig(LlavaConfig):
         """A plain form for JSON."""
         output = super().to_dict()
         output["modalities"] = {name: patch_embed.to_dict() for name, patch_embed in self.patch_embeds.items()}
+        output["modality_order"] = list(output["modalities"])
         return output
 
     @property
     def patch_embeds(self) -> dict[str, PatchEmbedConfig]:
-        """The patch embed of each modality, in `modality_order`."""
-        return self.modalities or {}
+        """The patch embed of each modality, in the order of the tags: new modalities come behind `modality_order`.
+
+        Raises:
+            ValueError: `modality_order` names a modality that is not there, whose tag another would get, or a name
+                cannot be part of a module name.
+        """
+        given: Mapping[str, Any] = self.modalities or {}
+        old = self.modality_order or []
+        gone = [name for name in old if name not in given]
+        if gone:
+            raise ValueError(
+                f"modality_order {old} names {', '.join(gone)}, which modalities {list(given)} has not; to take a "
+                "modality out, which gives those behind it other tags, set modality_order too"
+            )
+        order = [*old, *(name for name in given if name not in old)]
+        for name in order:
+            if not name.isidentifier():
+                raise ValueError(f"modality {name!r} becomes part of a module name and must be a Python identifier")
+        return {name: _as_patch_embed_config(given[name]) for name in order}
 
     @property
     def vision_depth(self) -> int:

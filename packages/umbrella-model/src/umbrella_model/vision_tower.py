@@ -75,6 +75,7 @@ class UmbrellaVisionTower(nn.Module):
 
     def __init__(self, config: UmbrellaConfig) -> None:
         super().__init__()
+        config.settle_modalities()
         if not config.patch_embeds:
             raise ValueError(
                 "a model needs at least one modality: UmbrellaConfig(modalities={'T1': PatchEmbedConfig(...)})"
