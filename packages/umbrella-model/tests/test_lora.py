@@ -104,6 +104,22 @@ def test_a_model_with_adapters_saves_and_loads_with_every_key(make_model, make_b
     assert all(torch.equal(before[name], tensor) for name, tensor in loaded.state_dict().items())
 
 
+def test_what_lies_under_adapters_is_frozen_after_loading_and_the_adapters_that_are_there_are_kept(
+    make_model, make_batch, tmp_path
+):
+    model = make_model()
+    set_trainable(model, {"language_model": "lora", "embeddings": "frozen"}, lora=LoraSettings(rank=4, alpha=8))
+    model.save_pretrained(tmp_path)
+    loaded = UmbrellaForConditionalGeneration.from_pretrained(tmp_path)
+    embeddings = {"lm_head.weight", "model.language_model.embed_tokens.weight"}
+    assert learning(loaded) == learning(model) | embeddings
+    set_trainable(loaded, {"language_model": "lora", "embeddings": "frozen"})
+    assert learning(loaded) == learning(model)
+    assert loaded.config.lora == {"parts": ["language_model"], "rank": 4, "alpha": 8, "dropout": 0.0}
+    with pytest.raises(ValueError, match=r"'language_model'.*'rank': 4.*asked for.*'projector'.*merge_lora first"):
+        set_trainable(loaded, {"projector": "lora"})
+
+
 @pytest.mark.parametrize("parts", [("language_model",), PARTS])
 def test_a_merged_model_answers_as_before_and_loads_without_peft(make_model, make_batch, tmp_path, monkeypatch, parts):
     plain = set(make_model().state_dict())
@@ -120,6 +136,7 @@ def test_a_merged_model_answers_as_before_and_loads_without_peft(make_model, mak
     loaded = UmbrellaForConditionalGeneration.from_pretrained(tmp_path)
     assert set(loaded.state_dict()) == plain
     assert loaded.config.lora is None
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
     with torch.no_grad():
         torch.testing.assert_close(loaded(**batch).logits, expected, atol=1e-5, rtol=1e-5)
 

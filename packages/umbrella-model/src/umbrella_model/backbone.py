@@ -16,6 +16,7 @@ from umbrella_model.attention import VARLEN, check_right_padding, no_mask
 from umbrella_model.cache_name import CACHE
 from umbrella_model.config import UmbrellaConfig
 from umbrella_model.loading import check_loaded_keys, without_report
+from umbrella_model.lora import freeze_under_lora, has_lora
 from umbrella_model.outputs import UmbrellaModelOutput
 from umbrella_model.packing import check_not_packed
 from umbrella_model.patch_embed import PatchEmbed
@@ -45,6 +46,8 @@ class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
     ) -> Any:
         """Hugging Face's `from_pretrained`, which only warns of keys that do not match; here they are an error.
 
+        Everything is trainable after, but for what lies under adapters; the model is in eval mode.
+
         Args:
             pretrained_model_name_or_path: A folder or a name on the hub.
             *model_args: For Hugging Face's `from_pretrained`.
@@ -72,6 +75,8 @@ class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
                 unexpected = {key for key in info["unexpected_keys"] if not key.startswith(cls._left_out_prefix)}
                 info = {**info, "unexpected_keys": unexpected}
             check_loaded_keys(info, source=str(pretrained_model_name_or_path))
+        if has_lora(model):
+            freeze_under_lora(model)  # to load made every parameter trainable
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:

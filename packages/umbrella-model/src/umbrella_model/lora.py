@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from umbrella_model.parts import PARTS, Part, part_layers
+from umbrella_model.parts import PARTS, Part, named_part_parameters, part_layers
 
 if TYPE_CHECKING:
     from umbrella_model.modeling import UmbrellaForConditionalGeneration
@@ -36,20 +36,29 @@ class LoraSettings:
             raise ValueError(f"rank and alpha must be positive and dropout in [0, 1), got {self}")
 
 
-def add_lora(model: UmbrellaForConditionalGeneration, parts: Collection[Part], settings: LoraSettings) -> None:
+def add_lora(model: UmbrellaForConditionalGeneration, parts: Collection[Part], settings: LoraSettings | None) -> None:
     """Puts adapters on parts of a model, in place; of these parts only the adapters learn from then on.
 
     `model.config.lora` keeps what was added, so that a saved checkpoint is built with the same adapters when it loads.
+
+    Args:
+        model: The model.
+        parts: The parts to adapt.
+        settings: None keeps the adapters that are there, and takes the defaults where there are none.
 
     Raises:
         ImportError: peft is not installed.
         ValueError: The model has other adapters already, or a part cannot have any.
     """
-    wanted = {"parts": [part for part in PARTS if part in parts], **asdict(settings)}
+    ordered = [part for part in PARTS if part in parts]
     if has_lora(model):
-        if model.config.lora != wanted:
-            raise ValueError(f"the model has adapters {model.config.lora}, asked for are {wanted}: merge_lora first")
+        there: dict[str, Any] = model.config.lora or {}
+        wanted = there | {"parts": ordered} | ({} if settings is None else asdict(settings))
+        keeps = set(ordered) <= set(there.get("parts", ())) if settings is None else there == wanted
+        if not keeps:
+            raise ValueError(f"the model has adapters {there}, asked for are {wanted}: merge_lora first")
         return
+    settings = settings or LoraSettings()
     if "embeddings" in parts and model.config.tie_word_embeddings:
         raise ValueError(
             "embeddings: lora needs a head of its own, and this model's is tied to its token table; use train or frozen"
@@ -65,10 +74,18 @@ def add_lora(model: UmbrellaForConditionalGeneration, parts: Collection[Part], s
         LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=layers),
         model,
     )
-    adapted = {id(parameter) for _, layer in _lora_layers(model) for parameter in layer.parameters()}
     for parameter in learned:
-        parameter.requires_grad_(id(parameter) not in adapted)
-    model.config.lora = wanted
+        parameter.requires_grad_(True)
+    model.config.lora = {"parts": ordered, **asdict(settings)}
+    freeze_under_lora(model)
+
+
+def freeze_under_lora(model: UmbrellaForConditionalGeneration) -> None:
+    """Freezes all but the adapters in the parts that have them."""
+    adapted = () if model.config.lora is None else model.config.lora["parts"]
+    for part, name, parameter in named_part_parameters(model):
+        if part in adapted and not is_lora_name(name):
+            parameter.requires_grad_(False)
 
 
 def merge_lora(model: UmbrellaForConditionalGeneration) -> None:

@@ -43,7 +43,7 @@ def set_trainable(
     Args:
         model: The model.
         parts: A preset (`full`, `align`, `patch_embed_only`, `lora`), or a mode for every part that is to change.
-        lora: The adapters of parts that are `lora`; None for the defaults.
+        lora: The adapters of parts that are `lora`; None for those that are there, or else the defaults.
 
     Raises:
         ValueError: No preset and no mapping, an unknown preset, part or mode, or adapters that do not fit those that
@@ -65,7 +65,7 @@ def set_trainable(
         raise ValueError(f"a part is 'train', 'frozen' or 'lora', got {wrong}")
     adapted = [part for part in PARTS if parts.get(part) == "lora"]
     if adapted:
-        add_lora(model, adapted, lora or LoraSettings())
+        add_lora(model, adapted, lora)
     for part, name, parameter in named_part_parameters(model):
         mode = parts.get(part)
         if mode == "train" and is_lora_name(name):
