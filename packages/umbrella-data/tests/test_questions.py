@@ -45,3 +45,18 @@ def test_question_when_it_does_not_apply_is_not_asked():
 
 def test_number_question_names_its_unit():
     assert number_question("reaction_time", unit="ms").texts == ("What is the reaction time of this person, in ms?",)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (1512345.5, "1512345.5"),
+        (1.234e-05, "0.00001234"),
+        (38.78, "38.78"),
+        (33.0, "33"),
+        (-7, "-7"),
+        (1e22, "1" + 22 * "0"),
+    ],
+)
+def test_number_is_said_with_all_its_digits_and_no_exponent(value, words):
+    assert number_question("x", unit=None).ask(ScanFacts("T1", labels={"x": value}), draw=0)[1] == words

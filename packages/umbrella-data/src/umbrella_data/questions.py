@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from umbrella_data.modality import MODALITIES
 from umbrella_data.permutation import derive_seed
 
@@ -66,7 +68,9 @@ class Question:
         text = self.texts[derive_seed(draw) % len(self.texts)]
         if self.options:
             return text, str(value), {"type": "choice", "options": list(self.options), "value": value}
-        return text, f"{value:g}", {"type": "number", "value": value, "unit": self.unit}
+        # The shortest digits that read back to the same number, never an exponent: what is learnt is what is scored.
+        words = np.format_float_positional(float(value), trim="-")
+        return text, words, {"type": "number", "value": value, "unit": self.unit}
 
 
 def _kinds() -> tuple[str, ...]:
