@@ -11,6 +11,7 @@ from pathlib import Path
 
 from umbrella_data.errors import ManifestError, ScanError, ScanReason
 from umbrella_data.modality import MODALITIES
+from umbrella_data.notes import NoteList
 from umbrella_data.proof import prove_scan
 from umbrella_data.questions import ScanFacts
 from umbrella_data.sample import resolve_inside, resolve_scan
@@ -22,6 +23,8 @@ _SCAN_NAME = re.compile(
 )
 # The phase and the parts of complex images are no pictures of a brain.
 _OTHER_PART = re.compile(r"_part-(phase|real|imag)_")
+
+_LINKED = "links to folders, not followed: copy them (cp -rL), or name the folder that they lead to as ROOT"
 
 _MODALITY_OF = {
     (spec.bids_datatype, suffix): spec.name for spec in MODALITIES.values() for suffix in spec.bids_suffixes
@@ -53,7 +56,7 @@ class BidsListing:
 
     Attributes:
         scans: In the order of their paths.
-        notes: What was passed over, and why, one sentence each.
+        notes: What was passed over, and why, one sentence a kind.
     """
 
     scans: tuple[BidsScan, ...]
@@ -69,7 +72,7 @@ def find_scans(root: Path) -> BidsListing:
     if not root.is_dir():
         raise ManifestError("no such folder; from-bids needs the top folder of a BIDS tree", path=root)
     scans: dict[str, BidsScan] = {}
-    notes: list[str] = []
+    notes = NoteList()
     others: Counter[str] = Counter()
     for folder, names in _walk(root, notes):
         for name in names:
@@ -79,15 +82,16 @@ def find_scans(root: Path) -> BidsListing:
             if match is None or modality is None or _OTHER_PART.search(name):
                 others[match["suffix"] if match else "without a BIDS name"] += 1
             elif not path.startswith(f"{match['subject']}/"):
-                notes.append(f"{path}: does not stand in the folder of {match['subject']}; left out")
+                notes.add("scans that stand in the folder of another subject, left out", path)
             elif match["name"] in scans:
-                notes.append(f"{path}: the same scan as {scans[match['name']].path}; left out")
+                notes.add("scans that stand there twice, left out", f"{path}, the same as {scans[match['name']].path}")
             else:
                 scans[match["name"]] = BidsScan(match["name"], match["subject"], modality, path)
+    sentences = list(notes.sentences())
     if others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
-        notes.append(f"other NIfTI files, left out: {kinds}")
-    return BidsListing(tuple(scans.values()), tuple(notes))
+        sentences.append(f"other NIfTI files, left out: {kinds}")
+    return BidsListing(tuple(scans.values()), tuple(sentences))
 
 
 def read_facts(scan: BidsScan, *, root: Path, min_frames: int = 0) -> ScanFacts:
@@ -106,14 +110,14 @@ def read_facts(scan: BidsScan, *, root: Path, min_frames: int = 0) -> ScanFacts:
     return ScanFacts(scan.modality, num_frames=proof.num_frames, num_b0=proof.num_b0, doubts=proof.doubts)
 
 
-def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, list[str]]]:
+def _walk(root: Path, notes: NoteList) -> Iterator[tuple[Path, list[str]]]:
     for folder, folders, files in os.walk(root):
         here = Path(folder)
         skipped = _SKIPPED_FOLDERS if here == root else ()
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in skipped)
         for name in list(folders):
             if (here / name).is_symlink():
-                notes.append(f"{(here / name).relative_to(root)}: a link to a folder; not followed")
+                notes.add(_LINKED, (here / name).relative_to(root).as_posix())
                 folders.remove(name)
         yield here, sorted(name for name in files if name.endswith((".nii", ".nii.gz")) and not name.startswith("."))
 
