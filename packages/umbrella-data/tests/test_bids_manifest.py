@@ -7,6 +7,7 @@ import json
 import pytest
 
 from umbrella_data.bids_manifest import is_test_subject, write_manifests
+from umbrella_data.errors import ManifestError
 from umbrella_data.manifest import read_manifest
 
 
@@ -85,6 +86,29 @@ def test_modality_when_it_is_missing_in_a_split_is_noted(tree, tmp_path):
     seed = next(s for s in range(99) if not any(is_test_subject(f"sub-0{i}", fraction=0.2, seed=s) for i in range(3)))
     report = write_manifests(tree, out=tmp_path / "out", seed=seed)
     assert any("no rsfMRI scan in test.jsonl: all 3 subjects" in note for note in report.notes)
+
+
+def test_labels_when_a_table_is_missing_are_not_lost_in_silence(tree, tmp_path):
+    with pytest.raises(ManifestError, match=r"nofile\.tsv"):
+        write_manifests(tree, out=tmp_path / "out", participants=tree / "nofile.tsv")
+    (tree / "participants.tsv").unlink()
+    assert write_manifests(tree, out=tmp_path / "out").rows["train"]
+    with pytest.raises(ManifestError, match=r"participants\.tsv"):
+        write_manifests(tree, out=tmp_path / "out", numbers={"icv": "mm3"})
+
+
+def test_labels_that_reach_no_scan_are_noted(tree, tmp_path):
+    table = tmp_path / "labels.tsv"
+    table.write_text("participant_id\ticv\tsite\nSUB01\t1400000\tA\n05\t1500000\tA\n")
+    report = write_manifests(
+        tree, out=tmp_path / "out", participants=[table], numbers={"icv": "mm3"}, choices=["site"], test_fraction=0.0
+    )
+    assert report.notes == [
+        "1 of 2 subjects of the table have a scan; none: sub-SUB01; "
+        "not in the table: sub-00, sub-01, sub-02, sub-03, sub-04 and 14 more",
+        "no question about site: a choice needs two different values, a number one that can be read",
+        "no question about icv: no subject with a readable scan has a value",
+    ]
 
 
 def test_rows_written_hold_no_header_text(nifti, random_voxels, tmp_path):

@@ -26,6 +26,23 @@ def test_from_bids_writes_manifests_and_lists_scans(nifti, random_voxels, tmp_pa
     assert "sub-0_T1w.nii.gz" in printed
 
 
+def test_from_bids_takes_labels_of_several_tables(nifti, random_voxels, tmp_path, capsys):
+    nifti.write(random_voxels(4, 5, 6), "bids/sub-1/anat/sub-1_T1w.nii.gz")
+    (tmp_path / "a.tsv").write_text("participant_id\tage\n1\t30\n")
+    (tmp_path / "b.csv").write_text("participant_id,icv\nsub-1,1512345.5\n")
+    tables = ["--participants", str(tmp_path / "a.tsv"), "--participants", str(tmp_path / "b.csv")]
+    words = ["from-bids", str(tmp_path / "bids"), "--out", str(tmp_path), "--test-fraction", "0"]
+    assert main([*words, *tables, "--number", "icv:mm3"]) == 0
+    said = {
+        sample.task: sample.messages[-1].text
+        for sample in read_manifest(tmp_path / "train.jsonl", data_root=tmp_path / "bids")
+    }
+    assert said == {"modality": "a T1-weighted structural scan", "age": "30", "icv": "1512345.5"}
+    assert "note: 1 of 1 subjects of the table have a scan\n" in capsys.readouterr().out
+    assert main([*words, "--participants", str(tmp_path / "typo.tsv")]) == 1
+    assert "typo.tsv" in capsys.readouterr().err
+
+
 def test_from_bids_counts_and_names_doubtful_scans(nifti, random_voxels, tmp_path, capsys):
     for i in range(3):
         path = nifti.write(random_voxels(4, 5, 6), f"bids/sub-{i}/anat/sub-{i}_T1w.nii.gz")

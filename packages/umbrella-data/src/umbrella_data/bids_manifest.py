@@ -59,7 +59,7 @@ def write_manifests(
     space: str | None = None,
     desc: str | None = None,
     with_masks: bool = True,
-    participants: str | os.PathLike[str] | None = None,
+    participants: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     num_workers: int | None = 1,
     progress: Progress = lambda results, total: results,  # noqa: ARG005
 ) -> BidsReport:
@@ -76,20 +76,22 @@ def write_manifests(
         space: Take scans in this space alone, such as `MNI152NLin2009cAsym`; see `umbrella_data.bids_derivatives`.
         desc: Take scans of this description alone, such as `preproc`.
         with_masks: Whether scans are read inside of the brain masks that stand beside them in a tree of derivatives.
-        participants: The file with the labels; by default the tree's own.
+        participants: The file with the labels, or several, joined by subject; by default the tree's own.
         num_workers: Processes that read scans; None for as many as there are cores.
         progress: Wraps the results while scans are read, as tqdm does; called with their number.
 
     Raises:
-        ManifestError: If there is no such tree, or `participants.tsv` is wrong.
+        ManifestError: If there is no such tree, or a table of participants is missing or wrong.
     """
     tree = Path(root)
     listing = choose_versions(find_scans(tree), space=space, desc=desc)
     if with_masks:
         listing = add_masks(listing, root=tree)
-    table = Path(participants) if participants is not None else tree / "participants.tsv"
-    known_labels = read_participants(table, choices=choices, numbers=numbers)
-    report = BidsReport(notes=[*listing.notes, *known_labels.notes])
+    asked = [*choices, *(numbers or {})]
+    tables = _tables(participants, tree=tree, are_needed=bool(asked))
+    known_labels = read_participants(tables, choices=choices, numbers=numbers)
+    notes = [*known_labels.compare({scan.subject for scan in listing.scans}), *known_labels.notes]
+    report = BidsReport(notes=[*listing.notes, *notes])
     read = partial(_read, root=tree, min_frames=min_frames)
     results = progress(map_unordered(read, listing.scans, num_workers=num_workers), len(listing.scans))
     for scan, facts in sorted(results, key=lambda result: result[0].path):
@@ -101,9 +103,20 @@ def write_manifests(
         known = replace(facts, labels=known_labels.labels.get(scan.subject, {}))
         report.scans[split].append(scan)
         report.rows[split] += make_rows(scan, known, questions=known_labels.questions, seed=seed)
+    report.notes += _unasked(report, asked, questions=known_labels.questions)
     report.notes += _missing_modalities(report, test_fraction=test_fraction)
     report.manifests = _write_splits(report.rows, folder=Path(out))
     return report
+
+
+def _tables(
+    named: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, tree: Path, are_needed: bool
+) -> list[Path]:
+    """The tables that were named; without any the tree's own, which may be missing where nothing needs it."""
+    if named:
+        return [Path(named)] if isinstance(named, (str, os.PathLike)) else [Path(path) for path in named]
+    own = tree / "participants.tsv"
+    return [own] if are_needed or own.is_file() else []
 
 
 def _read(scan: BidsScan, *, root: Path, min_frames: int) -> tuple[BidsScan, ScanFacts | ScanError]:
@@ -156,6 +169,19 @@ def _write_splits(rows: Mapping[str, Sequence[Row]], *, folder: Path) -> dict[st
     for split, path in paths.items():
         write_rows(path, rows[split])
     return {split: path for split, path in paths.items() if rows[split]}
+
+
+def _unasked(report: BidsReport, asked: Sequence[str], *, questions: Sequence[Question]) -> Iterator[str]:
+    """Columns that were asked for, and that no row came of."""
+    tasks = {row["task"] for rows in report.rows.values() for row in rows}
+    known = {question.task for question in questions}
+    for column in asked:
+        if column in tasks:
+            continue
+        if column in known:
+            yield f"no question about {column}: no subject with a readable scan has a value"
+        else:
+            yield f"no question about {column}: a choice needs two different values, a number one that can be read"
 
 
 def _missing_modalities(report: BidsReport, *, test_fraction: float) -> Iterator[str]:

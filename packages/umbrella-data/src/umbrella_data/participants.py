@@ -1,14 +1,15 @@
-"""`participants.tsv` of a BIDS tree: each subject's labels, and the questions that they answer."""
+"""`participants.tsv` of a BIDS tree, or other tables: each subject's labels, and the questions that they answer."""
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from umbrella_data.errors import ManifestError
+from umbrella_data.notes import NoteList, first_of
+from umbrella_data.participants_table import ParticipantsTable, read_table
 from umbrella_data.questions import AGE, SEX, Question, choice_question, number_question
 
 _MISSING = ("", "n/a", "na", "nan")
@@ -22,70 +23,85 @@ class Participants:
     Attributes:
         labels: By subject (`sub-01`), then by task.
         questions: The questions that at least one subject has a label for.
-        notes: Values that were left out, one sentence each.
+        notes: Values that were left out, one sentence a column.
     """
 
     labels: Mapping[str, Mapping[str, str | float]]
     questions: tuple[Question, ...]
     notes: tuple[str, ...]
 
+    def compare(self, subjects: Collection[str]) -> Iterator[str]:
+        """Say how many subjects of the table have a scan, and which of those who have one are not in it.
+
+        Args:
+            subjects: Those who have a scan.
+        """
+        if not self.labels:
+            return
+        without = [subject for subject in self.labels if subject not in subjects]
+        unknown = sorted(set(subjects) - set(self.labels))
+        note = f"{len(self.labels) - len(without)} of {len(self.labels)} subjects of the table have a scan"
+        note += f"; none: {first_of(without)}" if without else ""
+        yield note + (f"; not in the table: {first_of(unknown)}" if unknown else "")
+
 
 def read_participants(
-    path: Path, *, choices: Sequence[str] = (), numbers: Mapping[str, str | None] | None = None
+    tables: Sequence[Path], *, choices: Sequence[str] = (), numbers: Mapping[str, str | None] | None = None
 ) -> Participants:
     """Read `age` and `sex`, and other columns as asked.
 
     Args:
-        path: The file; where there is none, there are no labels.
+        tables: The files, joined by subject; without any there are no labels.
         choices: Columns that hold one of a few texts.
         numbers: Columns that hold numbers, with their units.
 
     Raises:
-        ManifestError: With every problem of the file: no `participant_id`, a subject twice, a column that is not there.
+        ManifestError: With every problem of a file, see `umbrella_data.participants_table.read_table`; for a column
+            that is in none of them; where two of them disagree about a subject.
     """
     numbers = numbers or {}
-    if not path.is_file():
-        if choices or numbers:
-            raise ManifestError(f"no such file; it should hold {', '.join([*choices, *numbers])}", path=path)
-        return Participants({}, (), ())
-    rows = _rows(path, columns=[*choices, *numbers])
-    labels: dict[str, dict[str, str | float]] = {subject: {} for subject in rows}
-    notes: list[str] = []
-    for subject, row in rows.items():
-        for column, value in row.items():
-            if value.strip().lower() in _MISSING:
+    asked = [*choices, *numbers]
+    known = [read_table(path) for path in tables]
+    _check_columns(known, asked)
+    labels: dict[str, dict[str, str | float]] = {}
+    notes = NoteList()
+    for table in known:
+        problems = []
+        for subject, found in _labels_of(table, choices=choices, numbers=numbers, notes=notes):
+            joined = labels.setdefault(subject, {})
+            problems += [
+                f"{subject}: {task} is {label!r}, but {joined[task]!r} in a table before"
+                for task, label in found.items()
+                if joined.setdefault(task, label) != label
+            ]
+        if problems:
+            raise ManifestError(problems, path=table.path)
+    return Participants(labels, tuple(_questions(labels, choices, numbers)), notes.sentences())
+
+
+def _check_columns(tables: Sequence[ParticipantsTable], asked: Sequence[str]) -> None:
+    columns = [column for table in tables for column in table.columns]
+    problems = [f"line 1: no column {column!r} among {', '.join(columns)}" for column in asked if column not in columns]
+    if tables and problems:
+        raise ManifestError(problems, path=", ".join(str(table.path) for table in tables))
+
+
+def _labels_of(
+    table: ParticipantsTable, *, choices: Sequence[str], numbers: Mapping[str, str | None], notes: NoteList
+) -> Iterator[tuple[str, dict[str, str | float]]]:
+    asked = [*choices, *numbers]
+    for subject, row in table.rows.items():
+        labels = {}
+        for column, text in row.items():
+            value = text.strip()
+            if value.lower() in _MISSING:
                 continue
-            label = _label(column, value.strip(), is_choice=column in choices, is_number=column in numbers)
+            label = _label(column, value, is_choice=column in choices, is_number=column in numbers)
             if label is not None:
-                labels[subject][_task(column, chosen=[*choices, *numbers])] = label
-            elif _is_known(column, chosen=[*choices, *numbers]):
-                notes.append(f"{subject}: {column} {value!r} is no label that can be read; left out")
-    return Participants(labels, tuple(_questions(labels, choices, numbers)), tuple(notes))
-
-
-def _rows(path: Path, *, columns: Sequence[str]) -> dict[str, dict[str, str]]:
-    problems: list[str] = []
-    rows: dict[str, dict[str, str]] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t", restval="n/a")
-        header = reader.fieldnames or []
-        problems += [
-            f"line 1: no column {column!r} among {', '.join(header)}"
-            for column in ("participant_id", *columns)
-            if column not in header
-        ]
-        for row in reader if not problems else ():
-            name = (row.pop("participant_id") or "").strip()
-            subject = name if name.startswith("sub-") else f"sub-{name}"
-            if None in row:
-                problems.append(f"line {reader.line_num}: more columns than line 1 names")
-            elif subject in rows:
-                problems.append(f"line {reader.line_num}: {subject} stands in the file twice")
-            else:
-                rows[subject] = row
-    if problems:
-        raise ManifestError(problems, path=path)
-    return rows
+                labels[_task(column, chosen=asked)] = label
+            elif _is_known(column, chosen=asked):
+                notes.add(f"values of {column} that are no labels, left out", f"{subject}: {value!r}")
+        yield subject, labels
 
 
 def _task(column: str, *, chosen: Sequence[str]) -> str:

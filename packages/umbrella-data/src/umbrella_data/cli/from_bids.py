@@ -50,7 +50,12 @@ def add_command(commands: Commands) -> None:
     command.add_argument("--desc", help="take scans of this description alone, such as preproc")
     command.add_argument("--no-masks", action="store_true", help="take scans whole, whatever masks stand beside them")
     command.add_argument(
-        "--participants", type=Path, help="file with the labels (default: the tree's participants.tsv)"
+        "--participants",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="TABLE",
+        help="file with the labels, .tsv or .csv; several are joined by subject (default: the tree's participants.tsv)",
     )
     add_workers(command)
     command.set_defaults(run=run)

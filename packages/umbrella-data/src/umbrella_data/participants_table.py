@@ -1,0 +1,70 @@
+"""A table of participants as text: tab-separated as BIDS has it, or comma-separated where its name ends in `.csv`."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from umbrella_data.errors import ManifestError
+
+_KEY = "participant_id"
+_NAMES = {"\t": "tabs", ",": "commas", ";": "semicolons"}
+
+
+@dataclass(frozen=True)
+class ParticipantsTable:
+    """The cells of one file.
+
+    Attributes:
+        path: The file.
+        columns: The names in its first line.
+        rows: The texts of each subject (`sub-01`, whether the file writes `sub-` or not) by column.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: Mapping[str, Mapping[str, str]]
+
+
+def read_table(path: Path) -> ParticipantsTable:
+    """Read a file.
+
+    Raises:
+        ManifestError: If there is no such file, or with every problem of it: no `participant_id`, a subject twice, a
+            line that is longer than the first one, another separator than its name says.
+    """
+    if not path.is_file():
+        raise ManifestError("no such file; a table of participants is needed", path=path)
+    problems: list[str] = []
+    rows: dict[str, Mapping[str, str]] = {}
+    separator = "," if path.suffix.lower() == ".csv" else "\t"
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter=separator, restval="n/a")
+            columns = tuple(reader.fieldnames or ())
+            if _KEY not in columns:
+                raise ManifestError(f"line 1: {_wrong_header(columns, separator)}", path=path)
+            for row in reader:
+                name = row.pop(_KEY).strip()
+                subject = name if name.startswith("sub-") else f"sub-{name}"
+                if None in row:
+                    problems.append(f"line {reader.line_num}: more columns than line 1 names")
+                elif subject in rows:
+                    problems.append(f"line {reader.line_num}: {subject} stands in the file twice")
+                else:
+                    rows[subject] = row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(f"cannot be read as a table in UTF-8: {error}", path=path) from error
+    if problems:
+        raise ManifestError(problems, path=path)
+    return ParticipantsTable(path, columns, rows)
+
+
+def _wrong_header(columns: tuple[str, ...], separator: str) -> str:
+    others = [other for other in _NAMES if other != separator and len(columns) == 1 and other in columns[0]]
+    if not others:
+        return f"no column {_KEY!r} among {', '.join(columns)}"
+    return (f"its columns are separated by {_NAMES[others[0]]}, not by {_NAMES[separator]}: "
+            "a .csv file holds commas, any other file tabs")  # fmt: skip
