@@ -82,3 +82,9 @@ def test_contrast_is_that_of_a_small_scan_in_a_wide_grid() -> None:
 def test_draw_volume_refuses_when_the_shape_is_of_another_modality() -> None:
     with pytest.raises(ValueError, match=r"\(1, 8, 8, 8\) is no dMRI: \(2, X, Y, Z\)"):
         draw_volume(torch.zeros(1, 8, 8, 8), modality="dMRI")
+
+
+@pytest.mark.parametrize("patch_size", [(4, 4, 3), (4, 4), (4, 4, 4, 4)])
+def test_draw_volume_refuses_a_patch_that_is_no_part_of_the_volume(patch_size: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="patch"):
+        draw_volume(torch.zeros(1, 8, 8, 8), modality="T1", patch_size=patch_size)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umbrella_data.modality import find_modality
+from umbrella_data.patch_grid import check_size, patch_grid
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
+
     from umbrella_data.transforms import PipelineConfig
+
+
+_QUOTED = re.compile("'([^']+)'")
 
 
 @dataclass
@@ -28,6 +36,37 @@ class PipelineOptions:
     patch_sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     sources: list[tuple[Path, Path | None]] = field(default_factory=list)
     cache_dir: Path | None = None
+
+
+def read_options(
+    run: Path | None,
+    *,
+    sizes: Sequence[str],
+    patches: Sequence[str] = (),
+    spacings: Sequence[str] = (),
+    settings: Sequence[str] = (),
+) -> PipelineOptions:
+    """What words say, in place of what the file of a run says about the same modalities.
+
+    Args:
+        run: The YAML file of a training run; None for words alone.
+        sizes: As in `options_from_words`, and so are the others.
+        patches: Of the words' modalities or the run's.
+        spacings: Of the words' modalities.
+        settings: Of the words' modalities.
+
+    Raises:
+        ValueError: As `options_from_words` and `options_from_run`; also for a patch that does not divide its image.
+    """
+    words = options_from_words(sizes=sizes, patches=patches, spacings=spacings, settings=settings)
+    known = options_from_run(run) if run is not None else PipelineOptions()
+    known.configs |= words.configs
+    known.patch_sizes |= words.patch_sizes
+    for name, patch_size in known.patch_sizes.items():
+        if name not in known.configs:
+            raise _without_size(name)
+        patch_grid(known.configs[name].image_size, patch_size, modality=name)
+    return known
 
 
 def options_from_words(
@@ -48,9 +87,10 @@ def options_from_words(
     Raises:
         ValueError: For a word that says nothing that a pipeline understands.
     """
-    content: dict[str, dict[str, Any]] = {
-        name: {"image_size": values} for name, values in _numbers(sizes, kind=int).items()
-    }
+    content: dict[str, dict[str, Any]] = {}
+    for name, size in _numbers(sizes, kind=int).items():
+        check_size(size, what="an image size", modality=name)
+        content[name] = {"image_size": size}
     for name, values in _numbers(spacings, kind=float).items():
         content.setdefault(name, {})["spacing"] = values
     for word in settings:
@@ -61,7 +101,7 @@ def options_from_words(
         content.setdefault(find_modality(name).name, {})[key] = value
     for name, entries in content.items():
         if "image_size" not in entries:
-            raise ValueError(f"{name} has no size; give --size {name}=X,Y,Z")
+            raise _without_size(name)
     return PipelineOptions(configs=_configs(content), patch_sizes=_numbers(patches, kind=int))
 
 
@@ -93,10 +133,48 @@ def options_from_run(path: Path) -> PipelineOptions:
     return PipelineOptions(_configs(entries), patches, sources, _path_or_none(data.get("cache_dir")))
 
 
+def _without_size(name: str) -> ValueError:
+    axes = "X,Y,Z,T" if find_modality(name).is_series else "X,Y,Z"
+    return ValueError(f"{name} has no size; give --size {name}={axes}")
+
+
 def _configs(content: Mapping[str, Mapping[str, Any]]) -> dict[str, PipelineConfig]:
+    from pydantic import ValidationError
+
     from umbrella_data.transforms import PipelineConfig
 
-    return {name: PipelineConfig.model_validate(entries) for name, entries in content.items()}
+    configs: dict[str, PipelineConfig] = {}
+    problems: list[str] = []
+    for name, entries in content.items():
+        try:
+            configs[name] = PipelineConfig.model_validate(entries)
+        except ValidationError as error:
+            problems += _problems(error, name=name)
+    if problems:
+        raise ValueError("\n  ".join(problems))
+    return configs
+
+
+def _problems(error: ValidationError, *, name: str) -> Iterator[str]:
+    """What pydantic says, in our words: the key with its modality, and what was meant."""
+    from umbrella_data.augment import AugmentConfig
+    from umbrella_data.transforms import PipelineConfig
+
+    for each in error.errors(include_url=False):
+        key = ".".join([name, *map(str, each["loc"])])
+        if each["type"] == "extra_forbidden":
+            fields = list((AugmentConfig if len(each["loc"]) > 1 else PipelineConfig).model_fields)
+            yield f"{key}: no such key{_meant(str(each['loc'][-1]), fields)}; known are {', '.join(fields)}"
+        elif each["type"] == "literal_error":
+            expected = each["ctx"]["expected"]
+            yield f"{key} is {each['input']!r}; it must be {expected}{_meant(each['input'], _QUOTED.findall(expected))}"
+        else:
+            yield f"{key} is {each['input']!r}: {each['msg'].removeprefix('Value error, ')}"
+
+
+def _meant(word: object, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(word), known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _path_or_none(value: object) -> Path | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from umbrella_data.modality import ModalitySpec, find_modality
+from umbrella_data.patch_grid import patch_grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,13 +45,14 @@ def draw_volume(
         and for a series a carpet of its foreground voxels over time, those of the left of the person on top.
 
     Raises:
-        ValueError: Where the shape does not belong to the modality.
+        ValueError: Where the shape does not belong to the modality, or the patch does not divide it.
         ImportError: Without matplotlib; the message names the extra to install.
     """
     spec = find_modality(modality)
     if volume.ndim != spec.spatial_rank + 1 or volume.shape[0] != spec.num_channels:
         needed = "X, Y, Z, T" if spec.is_series else "X, Y, Z"
         raise ValueError(f"shape {tuple(volume.shape)} is no {spec.name}: ({spec.num_channels}, {needed}) is needed")
+    patches = None if patch_size is None else patch_grid(volume.shape[1:], patch_size, modality=spec.name)
     values = volume.detach().float().cpu().numpy()
     num_rows = spec.num_channels + int(spec.is_series)
     figure = _new_figure(num_rows)
@@ -64,7 +67,7 @@ def draw_volume(
     if spec.is_series:
         frames_a_patch = None if patch_size is None else patch_size[3]
         _draw_carpet(figure.add_subplot(grid[-1, :]), values[0], frames_a_patch=frames_a_patch)
-    figure.suptitle(_caption(spec, volume, patch_size=patch_size, title=title), fontsize=10)
+    figure.suptitle(_caption(spec, volume, patches=patches, title=title), fontsize=10)
     return figure
 
 
@@ -128,11 +131,10 @@ def _draw_carpet(axes: Any, series: np.ndarray, *, frames_a_patch: int | None) -
     axes.set_yticks([])
 
 
-def _caption(spec: ModalitySpec, volume: torch.Tensor, *, patch_size: Sequence[int] | None, title: str | None) -> str:
+def _caption(spec: ModalitySpec, volume: torch.Tensor, *, patches: Sequence[int] | None, title: str | None) -> str:
     size = " × ".join(str(length) for length in volume.shape[1:])
     parts = [title] if title else []
     parts.append(f"{spec.name}, {size}")
-    if patch_size is not None:
-        patches = [length // patch for length, patch in zip(volume.shape[1:], patch_size, strict=True)]
-        parts.append(f"{int(np.prod(patches))} tokens ({' × '.join(map(str, patches))})")
+    if patches is not None:
+        parts.append(f"{prod(patches)} tokens ({' × '.join(map(str, patches))})")
     return "; ".join(parts)

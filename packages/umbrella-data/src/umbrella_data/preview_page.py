@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from umbrella_data.atomic_file import write_atomically
 from umbrella_data.errors import ManifestError, ScanError
+from umbrella_data.patch_grid import patch_grid
 from umbrella_data.preview import draw_volume
 from umbrella_data.sample import Sample, Scan
 
@@ -170,7 +171,7 @@ is resized, a head may look stretched. A carpet shows foreground voxels over tim
 def _table_row(name: str, pipeline: Pipeline, patch_size: Sequence[int] | None) -> str:
     config = pipeline.config
     size = config.image_size
-    tokens = "–" if patch_size is None else f"{prod(a // b for a, b in zip(size, patch_size, strict=True)):,}"
+    tokens = "–" if patch_size is None else f"{prod(patch_grid(size, patch_size, modality=name)):,}"
     spacing = (
         "whole field of view" if config.spacing is None else " × ".join(f"{mm:g}" for mm in config.spacing) + " mm"
     )

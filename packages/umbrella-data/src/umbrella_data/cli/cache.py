@@ -36,13 +36,11 @@ def run(options: argparse.Namespace) -> int:
     """Warm the cache, and list what cannot be prepared."""
     from umbrella_data.cache import VolumeCache
     from umbrella_data.manifest import read_manifest
-    from umbrella_data.pipeline_options import options_from_run, options_from_words
+    from umbrella_data.pipeline_options import read_options
     from umbrella_data.transforms import Pipeline
     from umbrella_data.warm import warm_cache
 
-    words = options_from_words(sizes=options.size, spacings=options.spacing, settings=options.set)
-    known = options_from_run(options.config) if options.config is not None else words
-    known.configs |= words.configs
+    known = read_options(options.config, sizes=options.size, spacings=options.spacing, settings=options.set)
     directory = options.cache_dir or known.cache_dir
     sources = [(path, options.data_root) for path in options.manifests] or known.sources
     if directory is None or not sources or not known.configs:

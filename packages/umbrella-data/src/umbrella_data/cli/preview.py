@@ -36,16 +36,17 @@ def add_command(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Draw the scans and write the page."""
     from umbrella_data.manifest import read_manifest
-    from umbrella_data.pipeline_options import options_from_run, options_from_words
+    from umbrella_data.pipeline_options import read_options
     from umbrella_data.preview_page import write_preview
     from umbrella_data.transforms import Pipeline
 
-    words = options_from_words(
-        sizes=options.size, patches=options.patch, spacings=options.spacing, settings=options.set
+    known = read_options(
+        options.config,
+        sizes=options.size,
+        patches=options.patch,
+        spacings=options.spacing,
+        settings=options.set,
     )
-    known = options_from_run(options.config) if options.config is not None else words
-    known.configs |= words.configs
-    known.patch_sizes |= words.patch_sizes
     sources = [(path, options.data_root) for path in options.manifests] or known.sources
     if not sources or not known.configs:
         raise ValueError("manifests and --size are needed, or a --config that holds them")

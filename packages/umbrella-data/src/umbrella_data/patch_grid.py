@@ -1,0 +1,56 @@
+"""How an image is cut into patches, each of which is one token: sizes have the axes of their modality, and divide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from umbrella_data.modality import find_modality
+
+_AXES = "XYZT"
+
+
+def check_size(size: Sequence[int], *, what: str, modality: str) -> None:
+    """Hold a size to its modality.
+
+    Args:
+        size: Voxels along X, Y and Z, and frames T for a series.
+        what: What it is the size of, for the error.
+        modality: A name or an alias.
+
+    Raises:
+        ValueError: For another number of axes, or an axis without voxels.
+    """
+    spec = find_modality(modality)
+    if len(size) != spec.spatial_rank or min(size) < 1:
+        axes = ",".join(_AXES[: spec.spatial_rank])
+        raise ValueError(f"{spec.name} needs {what} {axes}, {spec.spatial_rank} whole numbers of at least 1; "
+                         f"it is {_written(size)}")  # fmt: skip
+
+
+def patch_grid(image_size: Sequence[int], patch_size: Sequence[int], *, modality: str) -> tuple[int, ...]:
+    """Patches along each axis of an image; their product is the number of its tokens.
+
+    Args:
+        image_size: Voxels (and frames) of the image.
+        patch_size: Voxels (and frames) of a patch.
+        modality: A name or an alias.
+
+    Raises:
+        ValueError: Where a size has not the modality's axes, or the patch does not divide the image; the message names
+            the nearest patch that does.
+    """
+    check_size(image_size, what="an image size", modality=modality)
+    check_size(patch_size, what="a patch size", modality=modality)
+    if any(length % patch for length, patch in zip(image_size, patch_size, strict=True)):
+        nearest = [_nearest_divisor(length, patch) for length, patch in zip(image_size, patch_size, strict=True)]
+        raise ValueError(f"{find_modality(modality).name}: a patch of {_written(patch_size)} does not divide an image "
+                         f"of {_written(image_size)}; did you mean {_written(nearest)}?")  # fmt: skip
+    return tuple(length // patch for length, patch in zip(image_size, patch_size, strict=True))
+
+
+def _nearest_divisor(length: int, patch: int) -> int:
+    return min((each for each in range(1, length + 1) if length % each == 0), key=lambda each: abs(each - patch))
+
+
+def _written(size: Sequence[int]) -> str:
+    return ",".join(map(str, size))
