@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -45,6 +46,28 @@ def test_check_reads_every_file_once(cohort, make_row, monkeypatch):
     assert report.is_good
     assert report.manifests[0].scans == {"T1": 3}
     assert report.manifests[0].subjects == {"sub-a": 3, "sub-b": 1, "sub-c": 1}
+
+
+def test_check_without_dipy_ends_before_a_scan_is_read_unless_dwi_is_left_out(
+    cohort, make_row, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "dipy", None)
+    rows, write = cohort
+    rows["train"] += [make_row("g", "dMRI"), make_row("h", "T1", "dMRI"), make_row("i", "T7")]
+    paths = list(map(str, write()))
+    with monkeypatch.context() as patch:
+        patch.setattr(check_module, "prove_scan", None)
+        assert main(["check", *paths]) == 1
+    error = capsys.readouterr().err
+    for words in (f"{tmp_path / 'g_0.nii.gz'}: ", "pip install dipy", "--modality T1 rsfMRI"):
+        assert words in error
+    assert main(["check", *paths, "--modality", "T1", "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr().out
+    assert "rows with other modalities, left out: 2\n" in printed
+    assert "rows that cannot be used: 1" in printed  # a modality that nobody knows is no other one
+    assert "6 scans read" in printed
+    report = json.loads((tmp_path / "out/check.json").read_text())
+    assert [each["num_left_out"] for each in report["manifests"]] == [2, 0]
 
 
 def test_check_finds_rows_files_and_leaks(cohort, make_row, tmp_path, capsys):

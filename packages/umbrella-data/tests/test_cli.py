@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from umbrella_data.cli import main
@@ -41,6 +43,28 @@ def test_from_bids_takes_labels_of_several_tables(nifti, random_voxels, tmp_path
     assert "note: 1 of 1 subjects of the table have a scan\n" in capsys.readouterr().out
     assert main([*words, "--participants", str(tmp_path / "typo.tsv")]) == 1
     assert "typo.tsv" in capsys.readouterr().err
+
+
+def test_from_bids_without_dipy_ends_before_a_scan_is_read_unless_dwi_is_left_out(
+    nifti, random_voxels, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "dipy", None)
+    nifti.write(random_voxels(4, 5, 6), "bids/sub-1/anat/sub-1_T1w.nii.gz")
+    dwi = nifti.write(random_voxels(4, 5, 6, 7), "bids/sub-2/dwi/sub-2_dwi.nii.gz")
+    words = ["from-bids", str(tmp_path / "bids"), "--out", str(tmp_path), "--test-fraction", "0"]
+    with monkeypatch.context() as patch:
+        patch.setattr("umbrella_data.bids_manifest.read_facts", None)
+        assert main(words) == 1
+    error = capsys.readouterr().err
+    for said in (f"{dwi}: ", "pip install dipy", "--modality T1 rsfMRI"):
+        assert said in error
+    assert main([*words, "--modality", "T1w", "rsfMRI"]) == 0
+    printed = capsys.readouterr().out
+    assert "note: scans of other modalities, left out: 1 dMRI\n" in printed
+    assert "1 subjects, 1 rows" in printed
+    with pytest.raises(SystemExit):
+        main([*words, "--modality", "T1", "--modality", "rsfMR"])
+    assert "did you mean 'rsfMRI'?" in capsys.readouterr().err
 
 
 def test_from_bids_counts_and_names_doubtful_scans(nifti, random_voxels, tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -79,6 +81,22 @@ def test_page_says_which_scans_cannot_be_shown(manifest, tmp_path, capsys):
     assert main(["preview", str(manifest), *SIZES[:2], "--out", str(out), "--num", "2"]) == 1
     assert "a_0.nii.gz" in capsys.readouterr().out
     assert "cannot be used: gzip_header" in (out / "index.html").read_text()
+
+
+def test_dwi_without_dipy_ends_before_a_scan_is_drawn_unless_it_is_left_out(
+    manifest, make_row, write_manifest, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "dipy", None)
+    path = write_manifest([make_row("a", "T1"), make_row("d", "dMRI")], "dwi.jsonl")
+    out = tmp_path / "page"
+    words = ["preview", str(path), *SIZES, "--out", str(out), "--num", "1"]
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    for said in (f"{tmp_path / 'd_0.nii.gz'}: ", "pip install dipy", "--modality T1 rsfMRI"):
+        assert said in error
+    assert not list(out.glob("*.png"))
+    assert main([*words, "--modality", "T1", "rsfMRI"]) == 0
+    assert [path.name for path in out.glob("*.png")] == ["T1-1.png"]
 
 
 def test_patch_of_words_is_held_to_the_size_of_a_runs_file(manifest, tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 
 import pytest
 import torch
@@ -43,6 +44,48 @@ def test_command_prepares_every_scan_as_the_run_reads_it(manifest, pipeline, tmp
     monkeypatch.setattr(pipeline, "_prepare", None)  # nothing is made any more
     scan = read_manifest(manifest)[4].scans[0]
     assert pipeline(scan.paths, generator=None).shape == (1, 8, 8, 8)
+
+
+def test_scans_that_a_limit_pushes_out_again_are_not_counted_as_kept(manifest, tmp_path, capsys):
+    words = ["cache", str(manifest), "--cache-dir", str(tmp_path / "cache"), "--size", "T1=8,8,8", "--workers", "1"]
+    assert main([*words, "--max-gb", "0.00001"]) == 1
+    num_kept = len(entries(tmp_path))
+    assert 0 < num_kept < 9
+    printed = capsys.readouterr().out
+    assert f"prepared 10 of 10 scans; {num_kept} remain in {tmp_path / 'cache'}" in printed
+    assert "under --max-gb 1e-05: raise it" in printed
+    assert main([*words, "--max-gb", "1"]) == 0
+    assert "10 of 10 scans are in" in capsys.readouterr().out
+
+
+def test_dwi_without_dipy_ends_before_a_scan_is_read_unless_it_is_left_out(
+    manifest, make_row, write_manifest, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "dipy", None)
+    path = write_manifest([make_row("1", "T1"), make_row("d", "dMRI")], "dwi.jsonl")
+    words = ["cache", str(path), "--cache-dir", str(tmp_path / "cache"), "--size", "T1=8,8,8", "--size", "dMRI=8,8,8"]
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'd_0.nii.gz'}: " in error
+    assert "pip install dipy" in error
+    assert "--modality T1 rsfMRI" in error
+    assert entries(tmp_path) == []
+    assert main([*words, "--modality", "T1"]) == 0
+    assert "passed over: 1 scans of dMRI, which --modality leaves out" in capsys.readouterr().out
+    assert main([*words, "--modality", "bold"]) == 1
+    assert "no size is known of rsfMRI" in capsys.readouterr().err
+
+
+def test_dwi_in_the_cache_needs_no_dipy(nifti, random_voxels, make_row, write_manifest, tmp_path, capsys, monkeypatch):
+    nifti.write(random_voxels(6, 7, 8), "d_0.nii.gz")
+    for ending in ("bval", "bvec"):
+        (tmp_path / f"d_0.{ending}").write_text("0\n")
+    monkeypatch.setattr(Pipeline, "_prepare", lambda self, files: torch.ones(1, 2, 8, 8, 8))
+    path = write_manifest([make_row("d", "dMRI")], "dwi.jsonl")
+    words = ["cache", str(path), "--cache-dir", str(tmp_path / "cache"), "--size", "dMRI=8,8,8"]
+    assert main(words) == 0
+    monkeypatch.setitem(sys.modules, "dipy", None)
+    assert main(words) == 0
 
 
 def test_warming_goes_on_where_it_stopped(manifest, pipeline, tmp_path, monkeypatch):

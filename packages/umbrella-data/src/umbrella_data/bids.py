@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +92,19 @@ def find_scans(root: Path) -> BidsListing:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
         sentences.append(f"other NIfTI files, left out: {kinds}")
     return BidsListing(tuple(scans.values()), tuple(sentences))
+
+
+def keep_modalities(listing: BidsListing, modalities: Collection[str]) -> BidsListing:
+    """Leave out the scans of other modalities, with a note of how many there are.
+
+    Args:
+        listing: The scans of a tree.
+        modalities: Canonical names.
+    """
+    others = Counter(scan.modality for scan in listing.scans if scan.modality not in modalities)
+    kinds = ", ".join(f"{count} {modality}" for modality, count in sorted(others.items()))
+    kept = tuple(scan for scan in listing.scans if scan.modality in modalities)
+    return BidsListing(kept, (*listing.notes, *([f"scans of other modalities, left out: {kinds}"] if others else [])))
 
 
 def read_facts(scan: BidsScan, *, root: Path, min_frames: int = 0) -> ScanFacts:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from umbrella_data.bids import BidsScan, find_scans, read_facts
+from umbrella_data.bids import BidsScan, find_scans, keep_modalities, read_facts
 from umbrella_data.bids_derivatives import add_masks, choose_versions
+from umbrella_data.diffusion import check_dipy
 from umbrella_data.doubts import DoubtList
 from umbrella_data.errors import ScanError
+from umbrella_data.modality import find_modality
 from umbrella_data.parallel import map_unordered
 from umbrella_data.participants import read_participants
 from umbrella_data.questions import METADATA_QUESTIONS, Question, ScanFacts
@@ -56,6 +58,7 @@ def write_manifests(
     min_frames: int = 0,
     choices: Sequence[str] = (),
     numbers: Mapping[str, str | None] | None = None,
+    modalities: Collection[str] | None = None,
     space: str | None = None,
     desc: str | None = None,
     with_masks: bool = True,
@@ -73,6 +76,7 @@ def write_manifests(
         min_frames: Leave out series with fewer frames.
         choices: Columns of `participants.tsv` that hold one of a few texts, to ask about.
         numbers: Columns that hold numbers, with their units.
+        modalities: Take scans of these modalities alone; None takes all.
         space: Take scans in this space alone, such as `MNI152NLin2009cAsym`; see `umbrella_data.bids_derivatives`.
         desc: Take scans of this description alone, such as `preproc`.
         with_masks: Whether scans are read inside of the brain masks that stand beside them in a tree of derivatives.
@@ -82,9 +86,13 @@ def write_manifests(
 
     Raises:
         ManifestError: If there is no such tree, or a table of participants is missing or wrong.
+        ImportError: Where a DWI must be fitted and dipy is missing, before a scan is read.
     """
     tree = Path(root)
-    listing = choose_versions(find_scans(tree), space=space, desc=desc)
+    listing = find_scans(tree)
+    if modalities is not None:
+        listing = keep_modalities(listing, modalities)
+    listing = choose_versions(listing, space=space, desc=desc)
     if with_masks:
         listing = add_masks(listing, root=tree)
     asked = [*choices, *(numbers or {})]
@@ -92,6 +100,7 @@ def write_manifests(
     known_labels = read_participants(tables, choices=choices, numbers=numbers)
     notes = [*known_labels.compare({scan.subject for scan in listing.scans}), *known_labels.notes]
     report = BidsReport(notes=[*listing.notes, *notes])
+    check_dipy(tree / scan.path for scan in listing.scans if find_modality(scan.modality).num_channels > 1)
     read = partial(_read, root=tree, min_frames=min_frames)
     results = progress(map_unordered(read, listing.scans, num_workers=num_workers), len(listing.scans))
     for scan, facts in sorted(results, key=lambda result: result[0].path):

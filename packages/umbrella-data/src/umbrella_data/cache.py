@@ -32,12 +32,16 @@ class VolumeCache:
         max_bytes: Size that the folder is kept under, scans that were not used for longest going first; None for no
             limit. Processes that share a folder should agree on it.
 
+    Attributes:
+        max_bytes: The limit.
+
     Raises:
         CacheError: Where the folder cannot be made.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, max_bytes: int | None = None) -> None:
         self.directory = Path(directory)
+        self.max_bytes = max_bytes
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:

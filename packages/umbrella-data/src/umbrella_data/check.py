@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umbrella_data.diffusion import check_dipy, needs_fit
 from umbrella_data.doubts import DoubtList
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.manifest import Manifest
@@ -29,7 +30,8 @@ class ManifestCheck:
 
     Attributes:
         path: The manifest.
-        num_rows: Its rows, bad ones too.
+        num_rows: Its rows, bad ones and those that were left out too.
+        num_left_out: Rows with scans of modalities that were not asked for.
         problems: What is wrong with rows: line and words.
         subjects: Rows by subject.
         scans: Different scans by modality.
@@ -38,6 +40,7 @@ class ManifestCheck:
 
     path: Path
     num_rows: int
+    num_left_out: int = 0
     problems: list[tuple[int, str]] = field(default_factory=list)
     subjects: Counter[str] = field(default_factory=Counter)
     scans: Counter[str] = field(default_factory=Counter)
@@ -93,6 +96,7 @@ def check_manifests(
     *,
     num_workers: int | None = None,
     may_share_subjects: bool = False,
+    modalities: Collection[str] | None = None,
     progress: Progress = _NO_PROGRESS,
 ) -> CheckReport:
     """Read every row of every manifest, then every scan once.
@@ -101,12 +105,17 @@ def check_manifests(
         manifests: Each is taken for a split of its own.
         num_workers: Processes that read scans; None for as many as there are cores.
         may_share_subjects: Whether the manifests belong to one split, so that a subject may stand in several.
+        modalities: Leave out rows with scans of others; None leaves out none.
         progress: Wraps what is gone through; called with it, its length and what is done.
+
+    Raises:
+        ImportError: Where a DWI must be fitted and dipy is missing, before a scan is read.
     """
     report = CheckReport([ManifestCheck(manifest.path, len(manifest)) for manifest in manifests])
     places: dict[Scan, dict[Path, str]] = defaultdict(dict)
     for manifest, found in zip(manifests, report.manifests, strict=True):
-        _check_rows(manifest, found, places, progress)
+        _check_rows(manifest, found, places, progress, modalities=modalities)
+    check_dipy(scan.paths[0] for scan in places if needs_fit(scan))
     if not may_share_subjects:
         report.shared_subjects = _shared_subjects(report.manifests)
         report.shared_scans = _shared_scans(places)
@@ -127,13 +136,21 @@ def check_manifests(
 
 
 def _check_rows(
-    manifest: Manifest, found: ManifestCheck, places: dict[Scan, dict[Path, str]], progress: Progress
+    manifest: Manifest,
+    found: ManifestCheck,
+    places: dict[Scan, dict[Path, str]],
+    progress: Progress,
+    *,
+    modalities: Collection[str] | None,
 ) -> None:
     line_of_id: dict[str, int] = {}
     own: set[Scan] = set()
     for row in progress(range(len(manifest)), len(manifest), f"reading {manifest.path.name}"):
         line = manifest.line(row)
         try:
+            if modalities is not None and not set(manifest.modalities(row)) <= set(modalities):
+                found.num_left_out += 1
+                continue
             sample = manifest[row]
         except ManifestError as error:
             found.problems += [(line, problem) for problem in error.problems]
@@ -191,6 +208,7 @@ def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: 
             {
                 "manifest": name(str(each.path)),
                 "num_rows": each.num_rows,
+                "num_left_out": each.num_left_out,
                 "num_subjects": len(each.subjects),
                 "scans": dict(sorted(each.scans.items())),
                 "doubts": dict(sorted(each.doubts.items())),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from os import PathLike, fspath
 from typing import Any
 
@@ -11,8 +13,11 @@ import numpy as np
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.gradients import B0_LIMIT, Gradients, read_gradients
 from umbrella_data.header import ScanDoubt
+from umbrella_data.modality import MODALITIES, find_modality
+from umbrella_data.sample import Scan
 from umbrella_data.voxels import MAX_VOXELS, read_voxels
 
+_NEEDS_DIPY = "fitting FA and MD from a diffusion series needs dipy: pip install dipy, or give ready maps [fa, md]"
 _MIN_DIRECTIONS = 6
 # How much brighter than all else the brain is in a mean b0, at least. Two real heads have 8 and 18; in two cut-outs
 # from within the brain, where Otsu takes fluid for brain, it is 1.5 and 2.7.
@@ -41,6 +46,26 @@ class TensorMaps:
     affine: np.ndarray
     spacing: tuple[float, float, float]
     doubts: tuple[ScanDoubt, ...] = ()
+
+
+def needs_fit(scan: Scan) -> bool:
+    """Whether the channels of a scan are fitted from one file: ready maps are several."""
+    return len(scan.paths) == 1 and find_modality(scan.modality).num_channels > 1
+
+
+def check_dipy(dwis: Iterable[str | PathLike[str]]) -> None:
+    """Refuse series that must be fitted where dipy is missing: many scans would be read before the first of them.
+
+    Args:
+        dwis: The series; looked at where dipy is missing only.
+
+    Raises:
+        ImportError: Names the first series, the library, and how to leave such scans out.
+    """
+    first = next(iter(dwis), None) if find_spec("dipy") is None else None
+    if first is not None:
+        others = " ".join(name for name, spec in MODALITIES.items() if spec.num_channels == 1)
+        raise ImportError(f"{fspath(first)}: {_NEEDS_DIPY}; or leave such scans out: --modality {others}")
 
 
 def fit_dwi(
@@ -113,9 +138,7 @@ def _import_dipy() -> dict[str, Any]:
         from dipy.reconst.dti import TensorModel
         from dipy.segment.mask import median_otsu
     except ImportError as error:
-        raise ImportError(
-            "fitting FA and MD from a diffusion series needs dipy: pip install dipy, or give ready maps [fa, md]"
-        ) from error
+        raise ImportError(_NEEDS_DIPY) from error
     return {"gradient_table": gradient_table, "TensorModel": TensorModel, "median_otsu": median_otsu}
 
 

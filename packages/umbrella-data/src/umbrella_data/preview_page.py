@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umbrella_data.atomic_file import write_atomically
+from umbrella_data.diffusion import check_dipy, needs_fit
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.patch_grid import patch_grid
 from umbrella_data.preview import draw_volume
@@ -84,13 +85,14 @@ def write_preview(
 
     Raises:
         ManifestError: Where no manifest holds a scan of any of the modalities.
-        ImportError: Without matplotlib.
+        ImportError: Without matplotlib, or dipy where a DWI must be fitted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     chosen = _choose(manifests, list(pipelines), num_scans)
     if not chosen:
         listed = ", ".join(sorted(pipelines))
         raise ManifestError(f"no scan of {listed} to show", path=manifests[0].path if manifests else "")
+    check_dipy(scan.paths[0] for _, scan in chosen if needs_fit(scan))
     pictures: list[Picture] = []
     failed: list[ScanError] = []
     for sample, scan in progress(chosen):

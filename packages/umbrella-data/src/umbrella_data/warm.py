@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import torch
+
+from umbrella_data.cache import VolumeCache
+from umbrella_data.cache_entry import CachedFrames
+from umbrella_data.diffusion import check_dipy, needs_fit
 from umbrella_data.errors import ScanError
 from umbrella_data.parallel import map_unordered
 from umbrella_data.sample import Scan
+from umbrella_data.transforms import Pipeline
 
 if TYPE_CHECKING:
     from umbrella_data.manifest import Manifest
-    from umbrella_data.transforms import Pipeline
 
 
 @dataclass
@@ -22,11 +28,13 @@ class WarmReport:
 
     Attributes:
         num_scans: All of them.
+        num_kept: Those that are in the cache in the end: a size limit may have pushed others out again.
         failed: Why each other one cannot be used.
         passed_over: Scans without a pipeline, by modality.
     """
 
     num_scans: int = 0
+    num_kept: int = 0
     failed: list[ScanError] = field(default_factory=list)
     passed_over: dict[str, int] = field(default_factory=dict)
 
@@ -49,6 +57,7 @@ def warm_cache(
     Raises:
         ManifestError: For a row that cannot be read.
         ValueError: For a pipeline without a cache.
+        ImportError: Where a DWI must be fitted and dipy is missing, before a scan is read.
     """
     bare = sorted(name for name, pipeline in pipelines.items() if pipeline.cache is None)
     if bare:
@@ -62,9 +71,14 @@ def warm_cache(
         else:
             report.passed_over[scan.modality] = report.passed_over.get(scan.modality, 0) + 1
     report.num_scans = len(chosen)
+    is_kept = partial(_is_kept, pipelines=dict(pipelines))
+    check_dipy(scan.paths[0] for scan in chosen if needs_fit(scan) and not is_kept(scan))
     results = map_unordered(partial(_warm, pipelines=dict(pipelines)), chosen, num_workers=num_workers)
     report.failed = [error for error in progress(results, len(chosen)) if error is not None]
     report.failed.sort(key=lambda error: error.path)
+    report.num_kept = len(chosen) - len(report.failed)
+    if any(pipeline.cache is not None and pipeline.cache.max_bytes is not None for pipeline in pipelines.values()):
+        report.num_kept = sum(map_unordered(is_kept, chosen, num_workers=num_workers))
     return report
 
 
@@ -74,3 +88,35 @@ def _warm(scan: Scan, *, pipelines: Mapping[str, Pipeline]) -> ScanError | None:
     except ScanError as error:
         return error.bare()
     return None
+
+
+def _is_kept(scan: Scan, *, pipelines: Mapping[str, Pipeline]) -> bool:
+    """Whether a scan is in the cache of its pipeline as things stand."""
+    pipeline = pipelines[scan.modality]
+    assert pipeline.cache is not None
+    as_it_is = _CacheAsItIs(pipeline.cache.directory)
+    try:
+        Pipeline(pipeline.config, modality=scan.modality, cache=as_it_is).warm(scan.paths, mask=scan.mask)
+    except (ScanError, _NotKeptError):
+        return False
+    return True
+
+
+class _NotKeptError(Exception):
+    """There is no entry of a scan."""
+
+
+class _CacheAsItIs(VolumeCache):
+    """A cache that makes nothing and pushes nothing out."""
+
+    def fetch(self, sources: Sequence[Path], *, fingerprint: str, make: Callable[[], torch.Tensor]) -> CachedFrames:  # noqa: ARG002
+        """The entry of a scan.
+
+        Raises:
+            _NotKeptError: Where there is none.
+        """
+        return super().fetch(sources, fingerprint=fingerprint, make=_refuse)
+
+
+def _refuse() -> NoReturn:
+    raise _NotKeptError

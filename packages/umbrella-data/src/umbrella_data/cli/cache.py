@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from umbrella_data.cli.sources import Commands, add_manifests, add_pipelines, add_workers, show
+from umbrella_data.cli.sources import Commands, add_manifests, add_pipelines, add_workers, choose_configs, show
 
 HELP = """\
 Reads every scan of the manifests, prepares it as the run would, and keeps the result, so that training reads prepared
@@ -33,7 +33,7 @@ def add_command(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Warm the cache, and list what cannot be prepared."""
+    """Warm the cache, and list what cannot be prepared and how much was pushed out again."""
     from umbrella_data.cache import VolumeCache
     from umbrella_data.manifest import read_manifest
     from umbrella_data.pipeline_options import read_options
@@ -46,18 +46,26 @@ def run(options: argparse.Namespace) -> int:
     if directory is None or not sources or not known.configs:
         raise ValueError("manifests, --cache-dir and --size are needed, or a --config that holds them")
     max_bytes = None if options.max_gb is None else int(options.max_gb * 1e9)
+    configs = choose_configs(known.configs, options)
     cache = VolumeCache(directory, max_bytes=max_bytes)
     report = warm_cache(
         [read_manifest(path, data_root=root) for path, root in sources],
-        pipelines={name: Pipeline(config, modality=name, cache=cache) for name, config in known.configs.items()},
+        pipelines={name: Pipeline(config, modality=name, cache=cache) for name, config in configs.items()},
         num_workers=options.workers,
         progress=lambda results, total: show(results, total, "preparing scans", "scan"),
     )
-    print(f"{report.num_scans - len(report.failed):,} of {report.num_scans:,} scans are in {directory}")
+    num_prepared = report.num_scans - len(report.failed)
+    has_lost = report.num_kept < num_prepared
+    if has_lost:
+        print(f"prepared {num_prepared:,} of {report.num_scans:,} scans; {report.num_kept:,} remain in {directory}, "
+              f"the others were pushed out again under --max-gb {options.max_gb:g}: raise it")  # fmt: skip
+    else:
+        print(f"{num_prepared:,} of {report.num_scans:,} scans are in {directory}")
     for modality, count in report.passed_over.items():
-        print(f"passed over: {count:,} scans of {modality}, which has no --size")
+        why = "which --modality leaves out" if modality in known.configs else "which has no --size"
+        print(f"passed over: {count:,} scans of {modality}, {why}")
     for error in report.failed[:_MAX_SHOWN]:
         print(f"  {error}")
     if len(report.failed) > _MAX_SHOWN:
         print(f"  and {len(report.failed) - _MAX_SHOWN} more; `umbrella-data check` lists all")
-    return 1 if report.failed else 0
+    return 1 if report.failed or has_lost else 0

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umbrella_data.cli.doubts import print_doubts
-from umbrella_data.cli.sources import Commands, add_manifests, add_workers, name_by_hash, read_manifests, show
+from umbrella_data.cli.sources import (
+    Commands,
+    add_manifests,
+    add_modalities,
+    add_workers,
+    name_by_hash,
+    read_manifests,
+    show,
+)
 
 if TYPE_CHECKING:
     from umbrella_data.check import CheckReport
@@ -35,6 +43,7 @@ def add_command(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_manifests(command)
+    add_modalities(command)
     add_workers(command)
     command.add_argument("--out", type=Path, help="folder for check.json")
     command.add_argument("--names", action="store_true", help="write names in clear into check.json")
@@ -51,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
         read_manifests(options),
         num_workers=options.workers,
         may_share_subjects=options.one_split,
+        modalities=options.modality,
         progress=lambda items, total, words: show(items, total, words, "scan" if "scans" in words else "row"),
     )
     _print_report(report)
@@ -76,6 +86,8 @@ def _print_report(report: CheckReport) -> None:
         counts = [each.num_rows, bad_rows, len(each.subjects), *(each.scans[name] for name in modalities), num_bad]
         counts += [each.doubts[doubt] for doubt in doubts]
         _print_row(f"{each.path!s:{width}}", [f"{count:,}" for count in counts], widths)
+    if num_left_out := sum(each.num_left_out for each in report.manifests):
+        print(f"rows with other modalities, left out: {num_left_out:,}")
     reasons = Counter(str(bad.error.reason) for bad in report.bad_files)
     lines = [f"{each.path}: {words}" for each in report.manifests for _, words in each.problems]
     _print_list("rows that cannot be used", lines)

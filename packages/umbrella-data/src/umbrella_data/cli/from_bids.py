@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umbrella_data.cli.doubts import print_doubts
-from umbrella_data.cli.sources import Commands, add_workers, show
+from umbrella_data.cli.sources import Commands, add_modalities, add_workers, show
 
 if TYPE_CHECKING:
     from umbrella_data.bids_manifest import BidsReport
@@ -46,6 +46,7 @@ def add_command(commands: Commands) -> None:
     command.add_argument(
         "--number", action="append", default=[], metavar="COLUMN[:UNIT]", help="also ask about a column of numbers"
     )
+    add_modalities(command)
     command.add_argument("--space", help="take scans in this space alone, such as MNI152NLin2009cAsym")
     command.add_argument("--desc", help="take scans of this description alone, such as preproc")
     command.add_argument("--no-masks", action="store_true", help="take scans whole, whatever masks stand beside them")
@@ -73,6 +74,7 @@ def run(options: argparse.Namespace) -> int:
         min_frames=options.min_frames,
         choices=options.choice,
         numbers={column: unit or None for column, _, unit in (text.partition(":") for text in options.number)},
+        modalities=options.modality,
         space=options.space,
         desc=options.desc,
         with_masks=not options.no_masks,

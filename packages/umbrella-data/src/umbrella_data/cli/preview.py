@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from umbrella_data.cli.sources import Commands, add_manifests, add_pipelines, name_by_hash, show
+from umbrella_data.cli.sources import Commands, add_manifests, add_pipelines, choose_configs, name_by_hash, show
 
 HELP = """\
 Writes OUT/index.html and a PNG for some scans of each modality, as the model sees them: after the pipeline, in three
@@ -52,7 +52,9 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("manifests and --size are needed, or a --config that holds them")
     report = write_preview(
         [read_manifest(path, data_root=root) for path, root in sources],
-        pipelines={name: Pipeline(config, modality=name) for name, config in known.configs.items()},
+        pipelines={
+            name: Pipeline(config, modality=name) for name, config in choose_configs(known.configs, options).items()
+        },
         patch_sizes=known.patch_sizes,
         folder=options.out,
         name=name_by_hash(options.out, in_clear=options.names),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umbrella_data.modality import find_modality
+
 if TYPE_CHECKING:
     from umbrella_data.manifest import Manifest
+    from umbrella_data.transforms import PipelineConfig
 
 Commands = Any
 
@@ -21,19 +24,51 @@ def add_manifests(command: argparse.ArgumentParser, *, are_needed: bool = True) 
     )
 
 
+def add_modalities(command: argparse.ArgumentParser) -> None:
+    """`--modality`."""
+    command.add_argument(
+        "--modality",
+        action="extend",
+        nargs="+",
+        type=_modality,
+        metavar="MODALITY",
+        help="take these modalities alone, such as T1 rsfMRI; what is left out is counted (default: all)",
+    )
+
+
+def _modality(text: str) -> str:
+    try:
+        return find_modality(text).name
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def add_workers(command: argparse.ArgumentParser) -> None:
     """`--workers`."""
     command.add_argument("--workers", type=int, help="processes that read scans (default: one a core)")
 
 
 def add_pipelines(command: argparse.ArgumentParser) -> None:
-    """`--config`, `--size`, `--spacing` and `--set`."""
+    """`--config`, `--size`, `--spacing`, `--set` and `--modality`."""
     command.add_argument("--config", type=Path, help="YAML file of a training run: its sizes, pipelines and manifests")
     command.add_argument("--size", action="append", default=[], metavar="MODALITY=X,Y,Z[,T]", help="image size")
     command.add_argument("--spacing", action="append", default=[], metavar="MODALITY=X,Y,Z", help="voxel size in mm")
     command.add_argument(
         "--set", action="append", default=[], metavar="MODALITY.KEY=VALUE", help="another key of the pipeline"
     )
+    add_modalities(command)
+
+
+def choose_configs(configs: Mapping[str, PipelineConfig], options: argparse.Namespace) -> dict[str, PipelineConfig]:
+    """The pipelines that `--modality` leaves.
+
+    Raises:
+        ValueError: For a modality without a pipeline.
+    """
+    chosen = list(configs) if options.modality is None else options.modality
+    if without := [name for name in chosen if name not in configs]:
+        raise ValueError(f"no size is known of {', '.join(without)}; give --size, or leave it out of --modality")
+    return {name: config for name, config in configs.items() if name in chosen}
 
 
 def read_manifests(options: argparse.Namespace) -> list[Manifest]:
