@@ -67,6 +67,44 @@ def test_from_bids_without_dipy_ends_before_a_scan_is_read_unless_dwi_is_left_ou
     assert "did you mean 'rsfMRI'?" in capsys.readouterr().err
 
 
+def test_from_bids_reads_a_tree_of_links_under_a_wider_data_root(nifti, random_voxels, tmp_path, capsys):
+    tree = tmp_path / "home/bids"
+    for i in range(7):
+        anat = tree / f"sub-{i}/anat"
+        anat.mkdir(parents=True)
+        scan = nifti.write(random_voxels(4, 5, 6), f"store/{i}.nii")
+        (anat / f"sub-{i}_T1w.nii").symlink_to(scan)
+    words = ["from-bids", str(tree), "--out", str(tmp_path / "out"), "--test-fraction", "0", "--workers", "1"]
+    assert main(words) == 1
+    out, error = capsys.readouterr()
+    assert f"sub-0_T1w.nii: a link that leads out of {tree}; copy the file, or give a data_root that holds both" in out
+    assert "  and 2 more: a link that leads out of" in out
+    assert "sub-5_T1w.nii" not in out
+    assert "no readable scan" in error
+    assert main([*words, "--data-root", str(tmp_path / "store")]) == 1
+    assert "does not lie in data_root" in capsys.readouterr().err
+    assert main([*words, "--data-root", str(tmp_path / "home")]) == 1
+    assert "leads out of" in capsys.readouterr().out
+    assert main([*words, "--data-root", str(tmp_path)]) == 0
+    assert f"data_root: {tmp_path}\n" in capsys.readouterr().out
+    manifest = read_manifest(tmp_path / "out/train.jsonl", data_root=tmp_path)
+    manifest.validate()
+    assert manifest[0].scans[0].paths == (tree / "sub-0/anat/sub-0_T1w.nii",)
+
+
+def test_from_bids_tells_of_contents_that_were_not_fetched(tmp_path, capsys):
+    for i in range(7):
+        anat = tmp_path / f"sub-{i}/anat"
+        anat.mkdir(parents=True)
+        (anat / f"sub-{i}_T1w.nii.gz").symlink_to("../../.git/annex/objects/Xx/content.nii.gz")
+    assert main(["from-bids", str(tmp_path), "--out", str(tmp_path / "out"), "--workers", "1"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("sub-4_T1w.nii.gz: a link to a file that is not here: fetch its content (`datalad get`") == 1
+    assert "  and 2 more: a link to a file that is not here" in printed
+    assert "sub-5_T1w.nii.gz" not in printed
+    assert printed.count("[missing]") == 5
+
+
 def test_from_bids_counts_and_names_doubtful_scans(nifti, random_voxels, tmp_path, capsys):
     for i in range(3):
         path = nifti.write(random_voxels(4, 5, 6), f"bids/sub-{i}/anat/sub-{i}_T1w.nii.gz")

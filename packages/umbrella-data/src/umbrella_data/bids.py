@@ -39,7 +39,7 @@ class BidsScan:
         name: The file name without its extension.
         subject: Such as `sub-01`.
         modality: The canonical name.
-        path: Relative to the tree, with forward slashes.
+        path: Relative to the tree (or to a folder that holds it), with forward slashes.
         mask: Its brain mask, named as `path` is; None where there is none, or it is not wanted.
     """
 
@@ -112,7 +112,7 @@ def read_facts(scan: BidsScan, *, root: Path, min_frames: int = 0) -> ScanFacts:
 
     Args:
         scan: The scan.
-        root: The tree.
+        root: The folder that its path is relative to, and that no file may leave.
         min_frames: Refuse series that are shorter.
 
     Raises:
@@ -142,4 +142,6 @@ def _inside(scan: BidsScan, root: Path) -> tuple[tuple[Path, ...], Path | None]:
         mask = None if scan.mask is None else resolve_inside(scan.mask, root=base)
         return resolve_scan([scan.path], modality=scan.modality, root=base), mask
     except ValueError as error:
-        raise ScanError(str(error), path=root / scan.path, reason=ScanReason.UNREADABLE) from error
+        # The error names its file: what many scans have in common is the rest.
+        words = str(error).removeprefix(f"path {scan.path!r} is ")
+        raise ScanError(words, path=root / scan.path, reason=ScanReason.UNREADABLE) from error

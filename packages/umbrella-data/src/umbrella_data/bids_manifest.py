@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from umbrella_data.bids import BidsScan, find_scans, keep_modalities, read_facts
+from umbrella_data.bids import BidsListing, BidsScan, find_scans, keep_modalities, read_facts
 from umbrella_data.bids_derivatives import add_masks, choose_versions
 from umbrella_data.diffusion import check_dipy
 from umbrella_data.doubts import DoubtList
-from umbrella_data.errors import ScanError
+from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.modality import find_modality
 from umbrella_data.parallel import map_unordered
 from umbrella_data.participants import read_participants
@@ -53,6 +53,7 @@ def write_manifests(
     root: str | os.PathLike[str],
     *,
     out: str | os.PathLike[str],
+    data_root: str | os.PathLike[str] | None = None,
     test_fraction: float = 0.2,
     seed: int = 0,
     min_frames: int = 0,
@@ -66,11 +67,13 @@ def write_manifests(
     num_workers: int | None = 1,
     progress: Progress = lambda results, total: results,  # noqa: ARG005
 ) -> BidsReport:
-    """Read every scan of a tree once and write `train.jsonl` and `test.jsonl`, with paths relative to the tree.
+    """Read every scan of a tree once and write `train.jsonl` and `test.jsonl`.
 
     Args:
         root: The top folder of a BIDS tree, raw or of derivatives (fMRIPrep, QSIPrep).
         out: The folder for the manifests.
+        data_root: Folder that paths in the manifests are relative to, and that no file may leave, links followed; the
+            tree must lie in it. By default the tree itself.
         test_fraction: Share of the subjects held out.
         seed: Seed of the split and of the questions' wording.
         min_frames: Leave out series with fewer frames.
@@ -85,7 +88,8 @@ def write_manifests(
         progress: Wraps the results while scans are read, as tqdm does; called with their number.
 
     Raises:
-        ManifestError: If there is no such tree, or a table of participants is missing or wrong.
+        ManifestError: If there is no such tree, or it lies outside of `data_root`, or a table of participants is
+            missing or wrong.
         ImportError: Where a DWI must be fitted and dipy is missing, before a scan is read.
     """
     tree = Path(root)
@@ -95,13 +99,15 @@ def write_manifests(
     listing = choose_versions(listing, space=space, desc=desc)
     if with_masks:
         listing = add_masks(listing, root=tree)
+    base = tree if data_root is None else Path(data_root)
+    listing = _relative_to(base, listing, tree=tree)
     asked = [*choices, *(numbers or {})]
     tables = _tables(participants, tree=tree, are_needed=bool(asked))
     known_labels = read_participants(tables, choices=choices, numbers=numbers)
     notes = [*known_labels.compare({scan.subject for scan in listing.scans}), *known_labels.notes]
     report = BidsReport(notes=[*listing.notes, *notes])
-    check_dipy(tree / scan.path for scan in listing.scans if find_modality(scan.modality).num_channels > 1)
-    read = partial(_read, root=tree, min_frames=min_frames)
+    check_dipy(base / scan.path for scan in listing.scans if find_modality(scan.modality).num_channels > 1)
+    read = partial(_read, root=base, min_frames=min_frames)
     results = progress(map_unordered(read, listing.scans, num_workers=num_workers), len(listing.scans))
     for scan, facts in sorted(results, key=lambda result: result[0].path):
         if isinstance(facts, ScanError):
@@ -116,6 +122,22 @@ def write_manifests(
     report.notes += _missing_modalities(report, test_fraction=test_fraction)
     report.manifests = _write_splits(report.rows, folder=Path(out))
     return report
+
+
+def _relative_to(base: Path, listing: BidsListing, *, tree: Path) -> BidsListing:
+    """The listing of a tree with the paths of its scans relative to a folder that holds the tree."""
+    if not tree.resolve().is_relative_to(base.resolve()):
+        raise ManifestError(f"does not lie in data_root {base}; name a folder that holds it", path=tree)
+    prefix = tree.resolve().relative_to(base.resolve())
+    scans = [
+        replace(
+            scan,
+            path=(prefix / scan.path).as_posix(),
+            mask=None if scan.mask is None else (prefix / scan.mask).as_posix(),
+        )
+        for scan in listing.scans
+    ]
+    return BidsListing(tuple(scans), listing.notes)
 
 
 def _tables(

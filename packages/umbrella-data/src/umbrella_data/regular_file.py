@@ -61,6 +61,12 @@ def _not_regular(path: str) -> ScanError:
 
 def _cannot_open(error: OSError | ValueError, *, path: str) -> ScanError:
     number = error.errno if isinstance(error, OSError) else None
+    if number == errno.ENOENT and Path(path).is_symlink():
+        return ScanError(
+            "a link to a file that is not here: fetch its content (`datalad get` or `git annex get`), or mend the link",
+            path=path,
+            reason=ScanReason.MISSING,
+        )
     if number in (errno.ENOENT, errno.ENOTDIR):
         return ScanError("there is no such file", path=path, reason=ScanReason.MISSING)
     if number == errno.ENXIO:

@@ -182,7 +182,8 @@ def _checked_inside(path: Path, text: str, *, root: Path) -> Path:
     base, real = os.fspath(root), os.path.realpath(path)
     # Texts are compared, and no paths: this is done for every scan that is read.
     if real != base and not real.startswith(base.rstrip(os.sep) + os.sep):
-        raise ValueError(f"path {text!r} is a link that leads out of {root}; copy the file, or give a wider data_root")
+        raise ValueError(f"path {text!r} is a link that leads out of {root}; copy the file, or give a data_root "
+                         "that holds both (--data-root)")  # fmt: skip
     return path
 
 

@@ -24,7 +24,11 @@ Subjects, never files, are dealt to the two splits by a seeded hash. Scans that 
 its reason; so are the first ones of each doubt, such as a header without orientation (no_form).
 
 Paths in the manifests are relative to the tree: read them with data_root=ROOT (in Python: read_manifest(path,
-data_root=ROOT)), or write them into the tree itself, --out ROOT, and no data_root is needed."""
+data_root=ROOT)), or write them into the tree itself, --out ROOT, and no data_root is needed. Files that are links must
+not lead out of ROOT, unless --data-root names a folder that holds ROOT and what they lead to; paths are then relative
+to it. Folders that are links are not followed."""
+# A tree whose contents were not fetched, or of links out of it, has one problem, and thousands of files with it.
+_MAX_ALIKE = 5
 
 
 def add_command(commands: Commands) -> None:
@@ -37,6 +41,11 @@ def add_command(commands: Commands) -> None:
     )
     command.add_argument("root", type=Path, help="top folder of the BIDS tree")
     command.add_argument("--out", type=Path, required=True, help="folder for train.jsonl and test.jsonl")
+    command.add_argument(
+        "--data-root",
+        type=Path,
+        help="folder that paths are relative to and no link leads out of; ROOT lies in it (default: ROOT)",
+    )
     command.add_argument("--test-fraction", type=_fraction, default=0.2, help="share of subjects held out (0.2)")
     command.add_argument("--seed", type=int, default=0, help="seed of the split and of the questions' wording (0)")
     command.add_argument("--min-frames", type=int, default=0, help="leave out series with fewer frames (0)")
@@ -69,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
     report = write_manifests(
         options.root,
         out=options.out,
+        data_root=options.data_root,
         test_fraction=options.test_fraction,
         seed=options.seed,
         min_frames=options.min_frames,
@@ -84,15 +94,18 @@ def run(options: argparse.Namespace) -> int:
     )
     _print_report(report)
     if not report.manifests:
-        print(f"error: no readable scan below {options.root}", file=sys.stderr)
+        print(f"error: no readable scan below {options.root}; what was left out stands above", file=sys.stderr)
         return 1
+    data_root = options.root if options.data_root is None else options.data_root
     print("\nwrote, to be read with data_root:")
     for path in report.manifests.values():
-        print(f"  - manifest: {path.resolve()}\n    data_root: {options.root.resolve()}")
+        print(f"  - manifest: {path.resolve()}\n    data_root: {data_root.resolve()}")
     return 0
 
 
 def _print_report(report: BidsReport) -> None:
+    from umbrella_data.errors import ScanReason
+
     print(f"{'split':8}{'modality':10}{'scans':>6}")
     for split, scans in report.scans.items():
         for modality, count in sorted(Counter(scan.modality for scan in scans).items()):
@@ -103,8 +116,16 @@ def _print_report(report: BidsReport) -> None:
         print(f"note: {note}")
     print_doubts(report.doubts)
     print(f"\nscans that cannot be used: {len(report.unreadable)}")
+    shown: Counter[str] = Counter()
     for error in report.unreadable:
-        print(f"  {error}")
+        # What is wrong with a file itself is told of every file.
+        kind = error.message if error.reason in (ScanReason.MISSING, ScanReason.UNREADABLE) else str(error)
+        shown[kind] += 1
+        if shown[kind] <= _MAX_ALIKE:
+            print(f"  {error}")
+    for kind, count in shown.items():
+        if count > _MAX_ALIKE:
+            print(f"  and {count - _MAX_ALIKE:,} more: {kind}")
 
 
 def _fraction(text: str) -> float:
