@@ -172,6 +172,30 @@ def test_doubts_about_a_mask_name_its_file(nifti, random_voxels, make_row, write
     assert [doubted.files for doubted in report.doubts.listed("bitpix")] == [(str(scan), str(mask))]
 
 
+def test_check_asks_for_the_data_root_when_nearly_no_scan_is_there(cohort, tmp_path, capsys):
+    paths = list(map(str, cohort[1]()))
+    (tmp_path / "elsewhere").mkdir()
+    assert main(["check", *paths, "--data-root", str(tmp_path / "elsewhere")]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == (
+        f"6 of 6 scans are not there; they were looked for under {tmp_path / 'elsewhere'}: is --data-root right?"
+    )
+    for name in "abcde":
+        (tmp_path / f"{name}_0.nii.gz").unlink()
+    assert main(["check", *paths]) == 1
+    assert "--data-root" not in capsys.readouterr().out
+
+
+def test_check_does_not_ask_for_the_data_root_when_contents_were_not_fetched(cohort, tmp_path, capsys):
+    for name in "abcdef":
+        (tmp_path / f"{name}_0.nii.gz").unlink()
+        (tmp_path / f"{name}_0.nii.gz").symlink_to("nothing")
+    assert main(["check", *map(str, cohort[1]())]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("a link to a file that is not here") == 6
+    assert "--data-root" not in printed
+
+
 def test_check_when_asked_writes_names_in_clear(cohort, tmp_path):
     (tmp_path / "b_0.nii.gz").unlink()
     paths = cohort[1]()

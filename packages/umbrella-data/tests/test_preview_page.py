@@ -83,6 +83,16 @@ def test_page_says_which_scans_cannot_be_shown(manifest, tmp_path, capsys):
     assert "cannot be used: gzip_header" in (out / "index.html").read_text()
 
 
+def test_page_without_a_picture_is_no_success_and_asks_for_the_data_root(manifest, tmp_path, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    words = [*SIZES[:2], "--out", str(tmp_path / "page"), "--data-root", str(tmp_path / "elsewhere")]
+    assert main(["preview", str(manifest), *words]) == 1
+    printed = capsys.readouterr().out
+    assert "no picture: none of the 3 scans can be shown" in printed
+    assert "wrote" not in printed
+    assert printed.endswith(f"under {tmp_path / 'elsewhere'}: is --data-root right?\n")
+
+
 def test_dwi_without_dipy_ends_before_a_scan_is_drawn_unless_it_is_left_out(
     manifest, make_row, write_manifest, tmp_path, capsys, monkeypatch
 ):

@@ -109,6 +109,10 @@ def test_scans_that_cannot_be_prepared_are_listed(manifest, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "9 of 10 scans" in printed
     assert "5_0.nii.gz" in printed
+    assert "--data-root" not in printed
+    (tmp_path / "elsewhere").mkdir()
+    assert main(["cache", str(manifest), *words, "--data-root", str(tmp_path / "elsewhere")]) == 1
+    assert capsys.readouterr().out.endswith(f"under {tmp_path / 'elsewhere'}: is --data-root right?\n")
 
 
 def test_report_keeps_no_frames_of_what_failed(manifest, pipeline, tmp_path):

@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from umbrella_data.cli.sources import Commands, add_manifests, add_pipelines, add_workers, choose_configs, show
+from umbrella_data.cli.sources import (
+    Commands,
+    add_manifests,
+    add_pipelines,
+    add_workers,
+    choose_configs,
+    print_lost_root,
+    show,
+)
 
 HELP = """\
 Reads every scan of the manifests, prepares it as the run would, and keeps the result, so that training reads prepared
@@ -48,8 +56,9 @@ def run(options: argparse.Namespace) -> int:
     max_bytes = None if options.max_gb is None else int(options.max_gb * 1e9)
     configs = choose_configs(known.configs, options)
     cache = VolumeCache(directory, max_bytes=max_bytes)
+    manifests = [read_manifest(path, data_root=root) for path, root in sources]
     report = warm_cache(
-        [read_manifest(path, data_root=root) for path, root in sources],
+        manifests,
         pipelines={name: Pipeline(config, modality=name, cache=cache) for name, config in configs.items()},
         num_workers=options.workers,
         progress=lambda results, total: show(results, total, "preparing scans", "scan"),
@@ -68,4 +77,5 @@ def run(options: argparse.Namespace) -> int:
         print(f"  {error}")
     if len(report.failed) > _MAX_SHOWN:
         print(f"  and {len(report.failed) - _MAX_SHOWN} more; `umbrella-data check` lists all")
+    print_lost_root(report.failed, num_scans=report.num_scans, manifests=manifests)
     return 1 if report.failed or has_lost else 0

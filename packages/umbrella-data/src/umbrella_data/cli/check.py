@@ -16,6 +16,7 @@ from umbrella_data.cli.sources import (
     add_modalities,
     add_workers,
     name_by_hash,
+    print_lost_root,
     read_manifests,
     show,
 )
@@ -56,14 +57,16 @@ def run(options: argparse.Namespace) -> int:
     from umbrella_data.atomic_file import write_atomically
     from umbrella_data.check import check_manifests, report_rows
 
+    manifests = read_manifests(options)
     report = check_manifests(
-        read_manifests(options),
+        manifests,
         num_workers=options.workers,
         may_share_subjects=options.one_split,
         modalities=options.modality,
         progress=lambda items, total, words: show(items, total, words, "scan" if "scans" in words else "row"),
     )
     _print_report(report)
+    print_lost_root([bad.error for bad in report.bad_files], num_scans=report.num_files, manifests=manifests)
     if options.out is not None:
         name = name_by_hash(options.out, in_clear=options.names)
         rows = report_rows(report, name=name, with_words=options.names)

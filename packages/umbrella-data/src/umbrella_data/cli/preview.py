@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from umbrella_data.cli.sources import Commands, add_manifests, add_pipelines, choose_configs, name_by_hash, show
+from umbrella_data.cli.sources import (
+    Commands,
+    add_manifests,
+    add_pipelines,
+    choose_configs,
+    name_by_hash,
+    print_lost_root,
+    show,
+)
 
 HELP = """\
 Writes OUT/index.html and a PNG for some scans of each modality, as the model sees them: after the pipeline, in three
@@ -50,8 +58,9 @@ def run(options: argparse.Namespace) -> int:
     sources = [(path, options.data_root) for path in options.manifests] or known.sources
     if not sources or not known.configs:
         raise ValueError("manifests and --size are needed, or a --config that holds them")
+    manifests = [read_manifest(path, data_root=root) for path, root in sources]
     report = write_preview(
-        [read_manifest(path, data_root=root) for path, root in sources],
+        manifests,
         pipelines={
             name: Pipeline(config, modality=name) for name, config in choose_configs(known.configs, options).items()
         },
@@ -63,5 +72,10 @@ def run(options: argparse.Namespace) -> int:
     )
     for error in report.failed:
         print(f"cannot be shown: {error}")
-    print(f"wrote {report.page}, {len(report.pictures) - len(report.failed)} pictures")
+    num_drawn = len(report.pictures) - len(report.failed)
+    if num_drawn:
+        print(f"wrote {report.page}, {num_drawn} pictures")
+    else:
+        print(f"no picture: none of the {len(report.failed)} scans can be shown; {report.page} lists them")
+    print_lost_root(report.failed, num_scans=len(report.pictures), manifests=manifests)
     return 1 if report.failed else 0

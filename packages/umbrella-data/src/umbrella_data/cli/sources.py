@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umbrella_data.modality import find_modality
 
 if TYPE_CHECKING:
+    from umbrella_data.errors import ScanError
     from umbrella_data.manifest import Manifest
     from umbrella_data.transforms import PipelineConfig
 
 Commands = Any
+
+_NEARLY_ALL = 0.9
 
 
 def add_manifests(command: argparse.ArgumentParser, *, are_needed: bool = True) -> None:
@@ -76,6 +79,24 @@ def read_manifests(options: argparse.Namespace) -> list[Manifest]:
     from umbrella_data.manifest import read_manifest
 
     return [read_manifest(path, data_root=options.data_root) for path in options.manifests]
+
+
+def print_lost_root(errors: Sequence[ScanError], *, num_scans: int, manifests: Sequence[Manifest]) -> None:
+    """Ask for the right `--data-root` where nearly no scan is there.
+
+    Args:
+        errors: Why scans cannot be used.
+        num_scans: All scans that were looked for.
+        manifests: Where they are named.
+    """
+    from umbrella_data.errors import ScanReason
+
+    # A link is there, whatever became of its content.
+    lost = [error for error in errors if error.reason == ScanReason.MISSING and not Path(error.path).is_symlink()]
+    if lost and len(lost) >= _NEARLY_ALL * num_scans:
+        roots = ", ".join(dict.fromkeys(str(manifest.data_root) for manifest in manifests))
+        print(f"{len(lost):,} of {num_scans:,} scans are not there; they were looked for under {roots}: "
+              "is --data-root right?")  # fmt: skip
 
 
 def name_by_hash(folder: Path, *, in_clear: bool) -> Callable[[str], str]:
