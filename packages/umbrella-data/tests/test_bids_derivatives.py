@@ -115,6 +115,9 @@ def test_manifest_of_derivatives_names_the_brain_masks_beside_the_scans(nifti, r
     told = capsys.readouterr().out
     assert "3 of 4 scans have a brain mask beside them" in told
     assert "sub-2_desc-brain_mask.nii.gz: shape (3, 5, 6)" in told
+    assert main([*words, "--data-root", str(tmp_path)]) == 0
+    samples = read_manifest(tmp_path / "train.jsonl", data_root=tmp_path)
+    assert {scan for sample in samples for scan in sample.scans} == scans
     assert main([*words, "--no-masks"]) == 0
     samples = list(read_manifest(tmp_path / "train.jsonl", data_root=tmp_path / "prep"))
     assert {scan.mask for sample in samples for scan in sample.scans} == {None}
