@@ -126,7 +126,7 @@ def test_doubts_are_counted_by_code_and_are_nothing_wrong(cohort, nifti, random_
         {"bitpix": 2, "no_form": 1},
         {"sidecar_repetition_time": 1},
     ]
-    for words in ("  bitpix: 2\n", f"    {tmp_path / 'a_0.nii.gz'}\n", f"    {series}\n"):
+    for words in ("  bitpix: 2 (", f"    {tmp_path / 'a_0.nii.gz'}\n", f"    {series}\n"):
         assert words in printed
     assert "sub-" not in (text := (out / "check.json").read_text())
     assert ".nii" not in text
@@ -134,6 +134,7 @@ def test_doubts_are_counted_by_code_and_are_nothing_wrong(cohort, nifti, random_
     assert {code: each["num_scans"] for code, each in listed.items()} == {
         "bitpix": 2, "no_form": 1, "sidecar_repetition_time": 1,
     }  # fmt: skip
+    assert listed["no_form"]["meaning"].endswith("left and right are a guess")
     manifests = [word for path in paths for word in ("--manifest", str(path))]
     (scan,) = listed["sidecar_repetition_time"]["scans"]
     for name, expected in ((scan["files"][0], series), (scan["subject"], "sub-d"), (scan["manifests"][0], paths[1])):
@@ -148,7 +149,7 @@ def test_doubts_are_counted_in_full_and_listed_in_part(cohort, nifti, capsys, mo
     paths = cohort[1]()
     assert main(["check", *map(str, paths), "--workers", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "bitpix: 3\n" in printed
+    assert "bitpix: 3 (bitpix is not the size of the datatype: the datatype is used)\n" in printed
     assert [name for name in "abc" if f"    {tmp_path}/{name}_0.nii.gz\n" in printed] == ["a", "b"]
     assert "and 1 more" in printed
 

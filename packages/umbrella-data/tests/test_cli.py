@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from umbrella_data.cli import main
+from umbrella_data.header import ScanDoubt
 from umbrella_data.manifest import read_manifest
 
 
@@ -112,8 +113,8 @@ def test_from_bids_counts_and_names_doubtful_scans(nifti, random_voxels, tmp_pat
     nifti.patch(path, 252, bytes(4))  # neither qform nor sform
     assert main(["from-bids", str(tmp_path / "bids"), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    for words in ("doubts about scans that can be used:\n  bitpix: 3\n", f"  no_form: 1\n    {path}\n"):
-        assert words in printed
+    assert "doubts about scans that can be used:\n  bitpix: 3 (bitpix is not the size" in printed
+    assert f"  no_form: 1 ({ScanDoubt.NO_FORM.meaning})\n    {path}\n" in printed
     (tmp_path / "bids/sub-1/anat/sub-1_T1w.nii.gz").write_bytes(b"no scan")
     for i in (0, 2):
         nifti.write(random_voxels(4, 5, 6), f"bids/sub-{i}/anat/sub-{i}_T1w.nii.gz")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pytest
+
 from umbrella_data.doubts import DoubtList
+from umbrella_data.header import ScanDoubt
 
 
 def add_scans(doubts: DoubtList, numbers: list[int]) -> None:
@@ -36,3 +39,8 @@ def test_scan_is_counted_once_when_several_of_its_files_raise_the_doubt():
     assert doubts.counts == {"bitpix": 1, "pixdim": 1}
     assert [scan.files for scan in doubts.listed("bitpix")] == [("fa.nii", "md.nii")]
     assert [scan.files for scan in doubts.listed("pixdim")] == [("md.nii",)]
+
+
+@pytest.mark.parametrize("doubt", ScanDoubt)
+def test_every_code_has_a_meaning(doubt):
+    assert len(doubt.meaning) > 20

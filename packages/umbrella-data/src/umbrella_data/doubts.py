@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from umbrella_data.header import ScanDoubt
+
 MAX_LISTED = 1_000
 """Scans listed of each code: a million may share one."""
 
@@ -76,13 +78,14 @@ class DoubtList:
         return tuple(self._listed.get(code, ()))
 
     def rows(self, *, name: Callable[[str], str]) -> dict[str, Any]:
-        """The list as JSON can hold it: for each code how many scans have it, and the first ones.
+        """The list as JSON can hold it: for each code what it means, how many scans have it, and the first ones.
 
         Args:
             name: How subjects and files are called: by a hash, or in clear.
         """
         return {
             code: {
+                "meaning": ScanDoubt(code).meaning,
                 "num_scans": count,
                 "num_listed": len(self.listed(code)),
                 "scans": [

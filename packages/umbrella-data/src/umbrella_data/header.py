@@ -40,6 +40,23 @@ class ScanDoubt(StrEnum):
     SIDECAR_REPETITION_TIME = "sidecar_repetition_time"
     NO_BACKGROUND = "no_background"
 
+    @property
+    def meaning(self) -> str:
+        """What it says of a scan, and what is done about it."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    ScanDoubt.NO_FORM: "the header has neither an sform nor a qform: left and right are a guess",
+    ScanDoubt.FORMS_DISAGREE: "sform and qform place the voxels differently: the sform is used",
+    ScanDoubt.BITPIX: "bitpix is not the size of the datatype: the datatype is used",
+    ScanDoubt.PIXDIM: "pixdim and the affine give different voxel sizes: the affine's are used",
+    ScanDoubt.REPETITION_TIME: "the header gives no usable repetition time: a sidecar's is used, if there is one",
+    ScanDoubt.SIDECAR: "the sidecar, or its RepetitionTime, cannot be used: the header's is used",
+    ScanDoubt.SIDECAR_REPETITION_TIME: "sidecar and header give different repetition times: the sidecar's is used",
+    ScanDoubt.NO_BACKGROUND: "the mean b0 has no dark background: every voxel with a signal is taken for brain",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScanHeader:

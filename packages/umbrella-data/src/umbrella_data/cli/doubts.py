@@ -12,12 +12,14 @@ _MAX_SHOWN = 5
 
 
 def print_doubts(doubts: DoubtList) -> None:
-    """Each code with the number of its scans, and the files of the first ones."""
+    """Each code with the number of its scans and its meaning, and the files of the first ones."""
+    from umbrella_data.header import ScanDoubt
+
     if not doubts.counts:
         return
     print("\ndoubts about scans that can be used:")
     for code, count in doubts.counts.most_common():
-        print(f"  {code}: {count:,}")
+        print(f"  {code}: {count:,} ({ScanDoubt(code).meaning})")
         for scan in doubts.listed(code)[:_MAX_SHOWN]:
             print(f"    {', '.join(scan.files)}")
         if count > _MAX_SHOWN:
