@@ -164,7 +164,8 @@ def _problems(error: ValidationError, *, name: str) -> Iterator[str]:
         key = ".".join([name, *map(str, each["loc"])])
         if each["type"] == "extra_forbidden":
             fields = list((AugmentConfig if len(each["loc"]) > 1 else PipelineConfig).model_fields)
-            yield f"{key}: no such key{_meant(str(each['loc'][-1]), fields)}; known are {', '.join(fields)}"
+            meant = _meant(str(each["loc"][-1]), fields)
+            yield f"{key}: no such key" + (meant or f"; known are {', '.join(fields)}")
         elif each["type"] == "literal_error":
             expected = each["ctx"]["expected"]
             yield f"{key} is {each['input']!r}; it must be {expected}{_meant(each['input'], _QUOTED.findall(expected))}"
