@@ -21,7 +21,8 @@ A tree of derivatives (fMRIPrep, QSIPrep) is taken as ROOT itself; of several ve
 desc-preproc in the subject's own space unless --space and --desc say otherwise. A brain mask beside it
 (desc-brain_mask) is written into the manifest: the model then sees 0 outside of the brain. --no-masks leaves masks out.
 Subjects, never files, are dealt to the two splits by a seeded hash. Scans that cannot be read are listed, each with
-its reason; so are the first ones of each doubt, such as a header without orientation (no_form).
+its reason (of files that are not there, or links that lead out of ROOT, the first 5); so are the first ones of each
+doubt, such as a header without orientation (no_form).
 
 Paths in the manifests are relative to the tree: read them with data_root=ROOT (in Python: read_manifest(path,
 data_root=ROOT)), or write them into the tree itself, --out ROOT, and no data_root is needed. Files that are links must
