@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from umbrella_model import parameter_table
 from umbrella_train.build import build_parts
@@ -91,11 +91,37 @@ def test_a_model_of_other_sizes_is_refused_with_all_that_differs(
         build_parts(config)
     assert str(caught.value).splitlines() == [
         f"model.pretrained: {first} is another model than this config's:",
-        "  modalities, in the order of their tags, are rsfMRI, T1, dMRI there and T1, rsfMRI here",
+        "  modalities, in the order of their tags, are rsfMRI, T1, dMRI there and T1, rsfMRI here; new ones "
+        "stand behind",
         "  T1: patch_size is [8, 8, 8] there and [8, 8, 4] here",
         "  rsfMRI: pool is [1, 1, 1, 1] there and [1, 1, 2, 1] here",
         "  vision_feature_layer is -1 there and -2 here",
     ]
+
+
+def test_a_new_modality_stands_behind_the_old_ones(
+    make_config: MakeConfig, first: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    grid = {"image_size": [16, 16, 16], "patch_size": [8, 8, 8]}
+    small = make_config(tmp_path / "small", model={"modalities": {"T1": grid}})
+    build_parts(small).model.save_pretrained(tmp_path / "trained")
+    build_parts(small).processor().save_pretrained(tmp_path / "trained")
+    sizes = {"T1": grid, "dMRI": {"image_size": [8, 8, 8], "patch_size": [8, 8, 2]}}
+    config = second_stage(make_config, tmp_path, tmp_path / "trained", modalities=sizes)
+    model = build_parts(config).model
+    assert "new in this run, from random weights: dMRI" in caplog.text
+    assert model.config.modality_order == ["T1", "dMRI"]
+    before, after = load_file(tmp_path / "trained" / "model.safetensors"), model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert {name.split(".")[2] for name in after.keys() - before.keys() if "head" not in name} == {"dMRI_patch_embed"}
+    again = build_parts(config).model.state_dict()
+    assert all(torch.equal(after[name], again[name]) for name in after)
+    edited = dict(before)
+    del edited["model.multi_modal_projector.linear_1.weight"]
+    save_file(edited, tmp_path / "trained" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunError, match=r"has not: model\.multi_modal_projector\.linear_1\.weight"):
+        build_parts(config)
 
 
 def test_scans_that_are_prepared_otherwise_are_told(

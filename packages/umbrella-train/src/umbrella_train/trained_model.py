@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from umbrella_data.transforms import Pipeline
 from umbrella_model import LoraSettings, PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration, merge_lora
+from umbrella_model.loading import check_loaded_keys
 from umbrella_model.lora import has_lora
 from umbrella_model.parts import PARTS
 from umbrella_train.config.model import LearnConfig, ModelConfig
@@ -31,13 +32,16 @@ def load_trained_model(
 ) -> UmbrellaForConditionalGeneration:
     """The model, in float32, with adapters only where this run goes on with the same ones; others become weights.
 
+    Modalities that the config has behind the model's own get patch embeds that start from nothing.
+
     Args:
         source: A folder, as RUN/model, or a name on the hub.
         section: What the run's config says of its model.
         patch_embeds: Of the run's modalities, in their order.
 
     Raises:
-        RunError: The model has other modalities, sizes or pools than the config, which names all that differs.
+        RunError: The model has other modalities, sizes or pools than the config, which names all that differs; or a
+            tensor is missing or too many.
     """
     config = AutoConfig.from_pretrained(source)
     problems = [*_differences(config, patch_embeds)]
@@ -46,9 +50,17 @@ def load_trained_model(
         problems.append(f"vision_feature_layer is {config.vision_feature_layer} there and {layer} here")
     if problems:
         raise RunError(f"model.pretrained: {source} is another model than this config's:\n  " + "\n  ".join(problems))
-    model: UmbrellaForConditionalGeneration = UmbrellaForConditionalGeneration.from_pretrained(
-        source, dtype=torch.float32
+    added = [name for name in patch_embeds if name not in config.patch_embeds]
+    model, account = UmbrellaForConditionalGeneration.from_pretrained(
+        source, dtype=torch.float32, modalities=dict(patch_embeds), strict=not added, output_loading_info=True
     )
+    if added:
+        prefixes = tuple(f"{name}_patch_embed." for name in added)
+        missing = {
+            key for key in account["missing_keys"] if not key.rpartition("vision_tower.")[2].startswith(prefixes)
+        }
+        check_loaded_keys({**account, "missing_keys": missing}, source=source)
+        logger.info("%s: new in this run, from random weights: %s", source, ", ".join(added))
     if has_lora(model) and model.config.lora != _adapters(section.learn):
         merge_lora(model)
         logger.info("the adapters of %s are merged into its weights", source)
@@ -76,8 +88,11 @@ def warn_of_other_pipelines(source: str, pipelines: Mapping[str, Pipeline]) -> N
 
 def _differences(config: UmbrellaConfig, asked: Mapping[str, PatchEmbedConfig]) -> Iterator[str]:
     trained, order = config.patch_embeds, config.modality_order or []
-    if order != list(asked):
-        yield f"modalities, in the order of their tags, are {', '.join(order)} there and {', '.join(asked)} here"
+    if order != list(asked)[: len(order)]:
+        yield (
+            f"modalities, in the order of their tags, are {', '.join(order)} there and {', '.join(asked)} here; "
+            "new ones stand behind"
+        )
     for name in asked:
         if name in trained and trained[name] != asked[name]:
             there, here = trained[name].to_dict(), asked[name].to_dict()
