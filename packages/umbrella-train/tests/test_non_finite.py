@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from umbrella_train.finite import NonFiniteError
+from umbrella_train.finite import NonFiniteError, has_bad_gradient
 
 WEIGHT = "vision_tower.dMRI_patch_embed.proj.weight"
 
@@ -78,6 +78,15 @@ def test_a_bad_gradient_stops_the_run_by_its_name_before_any_step(
         trainer.train()
     after = dict(trainer.model.named_parameters())
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_rank_without_a_part_of_a_small_tensor_has_a_finite_gradient() -> None:
+    model = torch.nn.ParameterList([torch.zeros(0), torch.zeros(2)])
+    assert has_bad_gradient(model) is None
+    model[0].grad = torch.zeros(0)
+    assert has_bad_gradient(model) is None
+    model[1].grad = torch.tensor([1.0, -math.inf])
+    assert bool(has_bad_gradient(model))
 
 
 def test_large_gradients_are_finite(make_trainer: Callable[..., Any]) -> None:

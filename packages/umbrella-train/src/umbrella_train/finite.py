@@ -46,6 +46,8 @@ def has_bad_gradient(model: nn.Module) -> Tensor | None:
         None where there is no gradient to look at, as under DeepSpeed, which keeps them to itself.
     """
     gradients = [local(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
+    # A small tensor leaves some ranks of many without a part of it, and nothing has no largest magnitude.
+    gradients = [gradient for gradient in gradients if gradient.numel()]
     if not gradients:
         return None
     # The largest magnitude: a sum of squares would overflow first.
