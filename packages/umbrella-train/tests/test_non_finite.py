@@ -84,16 +84,22 @@ def test_a_rank_without_a_part_of_a_small_tensor_has_a_finite_gradient() -> None
     model = torch.nn.ParameterList([torch.zeros(0), torch.zeros(2)])
     assert has_bad_gradient(model) is None
     model[0].grad = torch.zeros(0)
-    assert has_bad_gradient(model) is None
+    assert not bool(has_bad_gradient(model))
     model[1].grad = torch.tensor([1.0, -math.inf])
     assert bool(has_bad_gradient(model))
 
 
-def test_large_gradients_are_finite(make_trainer: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(("size", "is_good"), [(1e15, True), (1e38, False)])
+def test_large_gradients_pass_until_their_norm_overflows(
+    make_trainer: Callable[..., Any], size: float, is_good: bool
+) -> None:
     trainer = make_trainer([[("T1", "dMRI")]], max_grad_norm=1.0)
-    weight_of(trainer.model).register_hook(lambda gradient: torch.full_like(gradient, 1e38))
-    trainer.train()
-    assert trainer.state.global_step == 1
+    weight_of(trainer.model).register_hook(lambda gradient: torch.full_like(gradient, size))
+    if is_good:
+        trainer.train()
+        return
+    with pytest.raises(NonFiniteError, match="step 1: the norm of all gradients is not finite though all"):
+        trainer.train()
 
 
 def test_what_is_not_finite_is_not_saved(make_trainer: Callable[..., Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -29,7 +28,10 @@ def describe_non_finite(model: nn.Module, *, step: int, is_loss_finite: bool) ->
     name = first_non_finite(model)
     if name is not None:
         return f"step {step}: parameter {name} is not finite; no step was taken with it"
-    what = f"the gradient of {_first_bad_gradient(model)}" if is_loss_finite else "the loss"
+    name = _first_bad_gradient(model)
+    what = (
+        "the loss" if not is_loss_finite else "the norm of all gradients" if name is None else f"the gradient of {name}"
+    )
     return (
         f"step {step}: {what} is not finite though all parameters are; look at the learning rate, the precision and "
         "the samples of this step"
@@ -37,21 +39,20 @@ def describe_non_finite(model: nn.Module, *, step: int, is_loss_finite: bool) ->
 
 
 def has_bad_gradient(model: nn.Module) -> Tensor | None:
-    """Whether some gradient of this rank is not finite: a 0-dim tensor on the device, without waiting for it.
+    """Whether some gradient of this rank, or the norm of all, is not finite; the device is not waited for.
 
     Args:
         model: Not wrapped; replicated or sharded.
 
     Returns:
-        None where there is no gradient to look at, as under DeepSpeed, which keeps them to itself.
+        A 0-dim tensor on the device. None where there is no gradient to look at: DeepSpeed keeps them to itself.
     """
     gradients = [local(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
-    # A small tensor leaves some ranks of many without a part of it, and nothing has no largest magnitude.
-    gradients = [gradient for gradient in gradients if gradient.numel()]
     if not gradients:
         return None
-    # The largest magnitude: a sum of squares would overflow first.
-    return ~nn.utils.get_total_norm(gradients, norm_type=math.inf).isfinite()
+    # By far the fastest pass over them, and the one that clipping takes. Where it overflows, at 1.8e19, clipping would
+    # leave nothing of any gradient.
+    return ~nn.utils.get_total_norm(gradients).isfinite()
 
 
 def check_finite(model: nn.Module, *, step: int) -> None:
@@ -97,8 +98,13 @@ def _first_bad(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
     """Name of the first tensor that is not finite on some rank; all ranks name the same tensors."""
     names, shards = zip(*named, strict=True)
     device = next((shard.device for shard in shards if shard is not None), torch.device("cpu"))
-    is_bad = [torch.tensor(False, device=device) if shard is None else (~shard.isfinite()).any() for shard in shards]
-    bad = torch.stack(is_bad).int()
+    norms = [torch.zeros((), device=device) if shard is None else torch.linalg.vector_norm(shard) for shard in shards]
+    # Norms are fast, and may overflow: the elements themselves are looked at where one did.
+    suspects = torch.stack([norm.double() for norm in norms]).isfinite().logical_not().tolist()
+    is_bad = [
+        is_suspect and not bool(shard.isfinite().all()) for is_suspect, shard in zip(suspects, shards, strict=True)
+    ]
+    bad = torch.tensor(is_bad, dtype=torch.int32, device=device)
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(bad, op=dist.ReduceOp.MAX)
     found = bad.cpu().nonzero()
