@@ -13,7 +13,8 @@ from umbrella_data import Example
 from umbrella_data.synthetic import DemoCohort
 from umbrella_train.build import build_parts
 from umbrella_train.config import RunConfig
-from umbrella_train.loader import build_loader
+from umbrella_train.errors import RunError
+from umbrella_train.loader import build_loader, evaluation_batches
 
 
 class IndexCollator:
@@ -71,6 +72,48 @@ def test_order_depends_on_seed_and_epoch_alone(make_batches: Callable[..., Any])
 
 def test_evaluation_goes_in_order_when_it_is_not_shuffled(make_batches: Callable[..., Any]) -> None:
     assert make_batches(shuffle=False) == make_batches(shuffle=False, seed=5)
+
+
+class Few:
+    """A handful of samples, each with a scan of the modality of its number."""
+
+    is_epoch_constant = True
+
+    def __init__(self, modalities: Sequence[int]) -> None:
+        self._masks = np.array([1 << modality for modality in modalities])
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def modality_masks(self, indices: Any) -> Any:
+        return self._masks[indices]
+
+    def modality_sets(self) -> frozenset[frozenset[str]]:
+        return frozenset(frozenset({str(mask)}) for mask in self._masks)
+
+
+@pytest.mark.parametrize(
+    ("modalities", "num_mixed"), [([0, 1, 2], 1), ([0, 1, 2, 3, 4], 1), ([0, 0], 0), ([0, 1, 0, 1, 0, 1], 0)]
+)
+def test_evaluation_deals_out_samples_that_do_not_go_round_by_modality(modalities: list[int], num_mixed: int) -> None:
+    settings = {"batch_size": 8, "mode": "by_modality", "seed": 0, "shuffle": False}
+    shares = [
+        list(build_loader(Few(modalities), collate=list, rank=rank, world_size=2, **settings)) for rank in range(2)
+    ]
+    assert len(shares[0]) == len(shares[1])
+    batches = [batch for share in shares for batch in share]
+    assert sorted(index for batch in batches for index in batch) == list(range(len(modalities)))
+    # A batch holds two modalities only where no other way is left.
+    mixed = [batch for batch in batches if len({modalities[index] for index in batch}) > 1]
+    assert len(mixed) == num_mixed
+
+
+def test_fewer_samples_to_evaluate_than_ranks_are_told_by_their_key() -> None:
+    with pytest.raises(RunError, match=r"data\.evaluation: 1 samples cannot give each of 2 ranks a batch"):
+        evaluation_batches(Few([0]), batch_size=8, mode="mixed", rank=0, world_size=2)
 
 
 class Changing:

@@ -13,6 +13,8 @@ import torch
 
 from umbrella_data.synthetic import DemoCohort
 from umbrella_model import UmbrellaForConditionalGeneration
+from umbrella_train import run
+from umbrella_train.arguments import build_arguments
 from umbrella_train.config import RunConfig, dump_config, load_config
 from umbrella_train.errors import RunError
 from umbrella_train.run import evaluate_run, train
@@ -144,3 +146,26 @@ def test_a_run_without_evaluation_manifests_says_what_to_name(folder: Path, tmp_
     (tmp_path / "config.yaml").write_text(dump_config(changed))
     with pytest.raises(RunError, match="no evaluation manifests; name one with --manifest"):
         evaluate_run(tmp_path)
+
+
+@pytest.mark.parametrize("is_dry", [False, True])
+def test_too_few_samples_to_evaluate_are_told_before_training(
+    make_config: MakeConfig, cohort: DemoCohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_dry: bool
+) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text(cohort.test_manifest.read_text().splitlines()[0])
+    config = make_config(
+        tmp_path / "runs",
+        data={"evaluation": [{"manifest": str(few), "data_root": str(cohort.directory)}]},
+        trainer={"eval_steps": 2},
+    )
+
+    def build_arguments_of_two_ranks(*args: Any, **options: Any) -> Any:
+        arguments = build_arguments(*args, **options)
+        monkeypatch.setattr(type(arguments), "world_size", 2)
+        return arguments
+
+    monkeypatch.setattr(run, "build_arguments", build_arguments_of_two_ranks)
+    with pytest.raises(RunError, match=r"data\.evaluation: 1 samples cannot give each of 2 ranks a batch"):
+        train(config, dry_run=is_dry)
+    assert not config.output_dir.exists()

@@ -46,11 +46,12 @@ def build_loader(
         dataset: An `InterleaveDataset` or `ConversationDataset`.
         collate: Examples to a batch, as `PaddingCollator`.
         batch_size: Samples a rank and batch.
-        mode: Whether a batch holds one set of modalities, any, or any of like length.
+        mode: Whether a batch holds one set of modalities, any, or any of like length. Evaluation takes any where so few
+            samples cannot be dealt out by modality.
         seed: Seed of the order.
         rank: This process.
         world_size: All processes.
-        shuffle: Whether batches come in a random order.
+        shuffle: Whether batches come in a random order, to train; without, they are those of an evaluation.
         max_tokens: Token budget of a batch, in place of `batch_size`.
         padded: Whether the budget counts padding; not, where `collate` packs.
         num_epochs: Epochs that batches by token budget are planned for.
@@ -64,20 +65,22 @@ def build_loader(
     Raises:
         RunError: The samples cannot be dealt out like that: one is longer than the budget, or there are too few.
     """
-    make = partial(
-        ModalityBatchSampler,
-        dataset,
-        batch_size=batch_size if max_tokens is None else None,
-        mode="by_modality" if mode == "by_modality" else "mixed",
-        by_length=mode == "by_length",
-        max_tokens=max_tokens,
-        padded=padded,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        shuffle=shuffle,
-    )
-    sampler = _plan(make, num_epochs=num_epochs, num_batches=None if max_tokens is None else num_batches)
+    if shuffle:
+        make = partial(
+            ModalityBatchSampler,
+            dataset,
+            batch_size=batch_size if max_tokens is None else None,
+            mode="by_modality" if mode == "by_modality" else "mixed",
+            by_length=mode == "by_length",
+            max_tokens=max_tokens,
+            padded=padded,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+        )
+        sampler = _plan(make, num_epochs=num_epochs, num_batches=None if max_tokens is None else num_batches)
+    else:
+        sampler = evaluation_batches(dataset, batch_size=batch_size, mode=mode, rank=rank, world_size=world_size)
     return EpochDataLoader(
         dataset,
         batch_sampler=sampler,
@@ -87,6 +90,32 @@ def build_loader(
         persistent_workers=num_workers > 0,
         worker_init_fn=_leave_interrupts,
     )
+
+
+def evaluation_batches(
+    dataset: Any, *, batch_size: int, mode: Literal["by_modality", "mixed", "by_length"], rank: int, world_size: int
+) -> ModalityBatchSampler:
+    """A rank's batches of the evaluation loss, in order, each sample exactly once; arguments are those of a loader.
+
+    Raises:
+        RunError: There are fewer samples than ranks.
+    """
+    if len(dataset) < world_size:
+        raise RunError(
+            f"data.evaluation: {len(dataset)} samples cannot give each of {world_size} ranks a batch; name more, use "
+            "fewer ranks, or leave out trainer.eval_steps: the scores at the end of a run do with any number"
+        )
+    make = partial(ModalityBatchSampler, dataset, rank=rank, world_size=world_size, shuffle=False)
+    if mode != "by_modality":
+        return make(batch_size=batch_size, mode="mixed", by_length=mode == "by_length")
+    try:
+        return make(batch_size=batch_size, mode="by_modality")
+    except ManifestError:
+        raise
+    except ValueError:
+        # Hardly more samples than ranks and sets of modalities: alone in its batch where it can be, each loss stays
+        # that of its own set.
+        return make(batch_size=1, mode="mixed")
 
 
 def _plan(

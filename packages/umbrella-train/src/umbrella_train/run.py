@@ -28,6 +28,7 @@ from umbrella_train.dry_run import DryRunTable, describe_model
 from umbrella_train.end_of_turn import find_end_of_turn
 from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.evaluate import evaluate_dataset, merge_results
+from umbrella_train.loader import evaluation_batches
 from umbrella_train.pictures import draw_pictures
 from umbrella_train.refusals import check_trainer
 from umbrella_train.report import build_report
@@ -69,6 +70,7 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
     sources = prepare_sources(config)
     parts = build_parts(config)
     _refuse(config, arguments, parts)
+    _check_evaluation(config, arguments, parts, sources)
     folder = _open_folder(config, checkpoint)
     arguments.output_dir = str(folder.path)
     trainer = _build_trainer(config, arguments, parts, sources)
@@ -149,6 +151,7 @@ def _try_out(config: RunConfig, scratch: Path) -> None:
     arguments = build_arguments(config, output_dir=scratch, dry_run=True)
     sources = prepare_sources(config)
     parts = build_parts(config)
+    _check_evaluation(config, arguments, parts, sources)
     trainer = _build_trainer(config, arguments, parts, sources)
     trainer.add_callback(DryRunTable(trainer))
     if trainer.is_world_process_zero():
@@ -181,6 +184,18 @@ def _refuse(config: RunConfig, arguments: TrainingArguments, parts: Parts) -> No
         packing=config.data.packing,
         zero_stage=0 if plugin is None else plugin.zero_stage,
     )
+
+
+def _check_evaluation(config: RunConfig, arguments: TrainingArguments, parts: Parts, sources: Sources) -> None:
+    """Deals the held-out samples to the ranks once: what cannot be done must not stop the run between two steps."""
+    if sources.evaluation and config.trainer.eval_steps is not None:
+        evaluation_batches(
+            parts.mixture(sources.evaluation, config=config, augment=False),
+            batch_size=arguments.eval_batch_size,
+            mode=config.data.batches,
+            rank=arguments.process_index,
+            world_size=arguments.world_size,
+        )
 
 
 def _build_trainer(config: RunConfig, arguments: TrainingArguments, parts: Parts, sources: Sources) -> UmbrellaTrainer:
