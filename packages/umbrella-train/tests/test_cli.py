@@ -175,6 +175,16 @@ def test_eval_passes_its_options_and_prints_a_table(
     assert capsys.readouterr().out == score_table(SCORES) + "\n"
 
 
+def test_eval_says_what_became_of_the_runs_files(
+    run: types.ModuleType, run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = logging.getLogger("umbrella_train.run")
+    monkeypatch.setattr(run, "evaluate_run", lambda folder, **options: messages.info("nothing was written") or SCORES)
+    cli.eval_command([str(run_folder), "--json"])
+    said = capsys.readouterr()
+    assert (json.loads(said.out), said.err) == (SCORES, "nothing was written\n")
+
+
 def test_eval_prints_every_metric_as_json(
     run: types.ModuleType, run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -126,12 +126,27 @@ def test_a_run_is_scored_again_to_the_same_numbers(folder: Path) -> None:
     assert (folder / "predictions.jsonl").read_text() == predictions
 
 
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_other_manifests_are_scored_without_a_trace(folder: Path, cohort: DemoCohort) -> None:
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    before = files_of(folder)
     metrics = evaluate_run(folder, manifests=[cohort.train_manifest], controls=False, max_samples=3)
     assert metrics["eval/questions/T1"] == 3
     assert not any(key.startswith("eval/shuffled") for key in metrics)
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert files_of(folder) == before
+
+
+@pytest.mark.parametrize("asked", [{"max_samples": 1}, {"controls": False}])
+def test_a_part_of_the_evaluation_leaves_the_runs_results(
+    folder: Path, caplog: pytest.LogCaptureFixture, asked: dict[str, Any]
+) -> None:
+    caplog.set_level("INFO")
+    before = files_of(folder)
+    assert "eval/accuracy/T1" in evaluate_run(folder, **asked)
+    assert files_of(folder) == before
+    assert "nothing was written" in caplog.text
 
 
 def test_a_run_that_did_not_end_cannot_be_scored(folder: Path, tmp_path: Path) -> None:

@@ -72,14 +72,25 @@ def train_command(arguments: Sequence[str] | None = None) -> None:
 
 def eval_command(arguments: Sequence[str] | None = None) -> None:
     """Score a trained model again, on its own held-out subjects or on another manifest."""
-    parser = _parser("umbrella-eval", "Score a trained model on its held-out subjects, or on other manifests.")
+    parser = _parser(
+        "umbrella-eval",
+        "Score a trained model on its held-out subjects, or on other manifests. The whole evaluation is added to the "
+        "run's files; with --manifest, --max-samples, or without the run's controls, nothing is written.",
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, as in runs/demo")
     parser.add_argument(
-        "--manifest", type=Path, action="append", help="a manifest to score on instead; may be repeated"
+        "--manifest",
+        type=Path,
+        action="append",
+        help="a manifest to score on instead; may be repeated",
     )
     parser.add_argument("--data-root", type=Path, help="the folder that the manifest's paths are relative to")
-    parser.add_argument("--no-controls", action="store_true", help="leave out shuffled, swapped and absent scans")
-    parser.add_argument("--max-samples", type=int, metavar="N", help="questions to ask, a set of modalities")
+    parser.add_argument(
+        "--no-controls", action="store_true", help="leave out shuffled, swapped and absent scans; nothing is written"
+    )
+    parser.add_argument(
+        "--max-samples", type=int, metavar="N", help="questions to ask, a set of modalities; nothing is written"
+    )
     parser.add_argument("--json", action="store_true", help="print every metric as JSON in place of the table")
     parser.add_argument("--help", "-h", action="help", help="show this help")
     options = parser.parse_args(arguments)
@@ -88,6 +99,7 @@ def eval_command(arguments: Sequence[str] | None = None) -> None:
         _check_is_run(options.run)
         from umbrella_train import run  # late: imports torch
 
+        _show_messages()
         return run.evaluate_run(
             options.run,
             manifests=options.manifest,

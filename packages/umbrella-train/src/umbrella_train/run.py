@@ -119,7 +119,7 @@ def evaluate_run(
         max_samples: Questions to ask for each list of modalities.
 
     Returns:
-        The metrics. For the run's own samples they are added to its files as well.
+        The metrics. For all of the run's own samples, asked as its config says, they are added to its files as well.
 
     Raises:
         RunError: The folder holds no trained model, or there is nothing to score on.
@@ -129,6 +129,8 @@ def evaluate_run(
     if not (folder.model / "config.json").is_file():
         raise RunError(f"{folder.model}: holds no model; the run did not end")
     config = load_config(folder.config)
+    # The report shows the newest evaluation: a part of one must not take the place of the whole.
+    is_whole = not manifests and max_samples is None and controls in (None, config.report.controls)
     changes: dict[str, Any] = {"controls": controls, "max_samples": max_samples}
     report = config.report.model_copy(update={key: value for key, value in changes.items() if value is not None})
     config = config.model_copy(update={"report": report})
@@ -141,9 +143,14 @@ def evaluate_run(
         evaluation = prepare_sources(config).evaluation
     if not evaluation:
         raise RunError(f"{run_folder}: the run has no evaluation manifests; name one with --manifest")
-    scope = _Scope(config, parts, folder, device=device, step=None if manifests else -1)
+    scope = _Scope(config, parts, folder, device=device, step=-1 if is_whole else None)
     model: torch.nn.Module = parts.model
-    return _evaluate(scope, evaluation, model=model.to(device))
+    metrics = _evaluate(scope, evaluation, model=model.to(device))
+    if is_whole:
+        logger.info("added to %s", folder.metrics)
+    else:
+        logger.info("%s keeps its own results: this is not its whole evaluation, and nothing was written", run_folder)
+    return metrics
 
 
 def _try_out(config: RunConfig, scratch: Path) -> None:
