@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from umbrella_data.errors import UmbrellaDataError
-from umbrella_data.synthetic import QUESTIONS, DemoCohort, make_demo_cohort
+from umbrella_data.synthetic import QUESTIONS, DemoCohort, find_demo_cohort, make_demo_cohort
 from umbrella_data.transforms import Pipeline, PipelineConfig
 
 SIZES = {"T1": (32, 32, 32), "rsfMRI": (24, 24, 24, 16), "dMRI": (32, 32, 32)}
@@ -89,6 +89,14 @@ def test_make_demo_cohort_is_made_once_when_two_ask_at_once(tmp_path: Path) -> N
     for thread in threads:
         thread.join()
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_find_demo_cohort_writes_nothing_and_takes_a_finished_one_of_these_numbers_alone(tmp_path: Path) -> None:
+    numbers = {"num_train": 1, "num_test": 1, "seed": 0}
+    assert find_demo_cohort(tmp_path / "c", **numbers) is None
+    assert list(tmp_path.iterdir()) == []
+    assert find_demo_cohort(make_demo_cohort(tmp_path / "c", **numbers).directory, **numbers) is not None
+    assert find_demo_cohort(tmp_path / "c", **{**numbers, "seed": 1}) is None
 
 
 def test_make_demo_cohort_leaves_a_folder_of_something_else_alone(tmp_path: Path) -> None:

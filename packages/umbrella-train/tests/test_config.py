@@ -63,6 +63,11 @@ def test_config_is_equal_after_dump_and_load(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, dump_config(config))) == config
 
 
+def test_the_folder_of_runs_is_absolute(good: Path) -> None:
+    assert load_config(good).output_dir == Path.cwd() / "runs"
+    assert load_config(good, ["--output-dir", "mine"]).output_dir == Path.cwd() / "mine"
+
+
 def test_config_is_frozen(good: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_config(good).name = "other"  # type: ignore[misc]

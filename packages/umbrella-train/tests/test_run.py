@@ -184,3 +184,30 @@ def test_too_few_samples_to_evaluate_are_told_before_training(
     with pytest.raises(RunError, match=r"data\.evaluation: 1 samples cannot give each of 2 ranks a batch"):
         train(config, dry_run=is_dry)
     assert not config.output_dir.exists()
+
+
+def test_a_run_names_its_cohort_and_is_scored_from_anywhere_while_it_is_there(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = make_config(
+        Path("runs"),
+        data={"train": [], "evaluation": [], "synthetic": {"num_train": 1, "num_test": 1}},
+        trainer={"max_steps": 1},
+    )
+    folder = train(config)
+    assert folder == tmp_path / "runs" / "run"
+    saved = load_config(folder / "config.yaml")
+    assert saved.output_dir == tmp_path / "runs"
+    assert saved.data.synthetic is not None
+    assert saved.data.synthetic.directory == tmp_path / "runs" / "synthetic-cohort"
+    monkeypatch.chdir(elsewhere)
+    assert load_config(folder / "config.yaml") == saved
+    assert evaluate_run(folder)["eval/questions/T1"] == 1
+    (tmp_path / "runs" / "synthetic-cohort").rename(tmp_path / "moved")
+    with pytest.raises(RunError, match=r"cohort: the synthetic cohort .* --num-train 1 --num-test 1 --seed 0"):
+        evaluate_run(folder)
+    assert list(elsewhere.iterdir()) == []
+    assert not (tmp_path / "runs" / "synthetic-cohort").exists()

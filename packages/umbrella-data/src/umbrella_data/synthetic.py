@@ -94,16 +94,32 @@ def make_demo_cohort(
         raise ValueError(f"num_train {num_train} and num_test {num_test} must not be negative, nor both 0")
     root = Path(directory)
     root.mkdir(parents=True, exist_ok=True)
-    parameters = {"version": COHORT_VERSION, "num_train": num_train, "num_test": num_test, "seed": seed}
-    cohort = DemoCohort(directory=root, train_manifest=root / "train.jsonl", test_manifest=root / "test.jsonl")
+    parameters = _parameters(num_train=num_train, num_test=num_test, seed=seed)
     with _locked(root):
         if _is_finished(root, parameters):
-            return cohort
+            return _cohort_in(root)
         _clear(root)
         _write_json(root / _STAMP, {"parameters": parameters, "finished": False})
         _write_subjects(root, num_train=num_train, num_test=num_test, seed=seed, progress=progress)
         _write_json(root / _STAMP, {"parameters": parameters, "finished": True})
-    return cohort
+    return _cohort_in(root)
+
+
+def find_demo_cohort(
+    directory: str | os.PathLike[str], *, num_train: int, num_test: int, seed: int
+) -> DemoCohort | None:
+    """The finished cohort of these parameters in the directory, None where there is none; nothing is written."""
+    root = Path(directory)
+    is_there = _is_finished(root, _parameters(num_train=num_train, num_test=num_test, seed=seed))
+    return _cohort_in(root) if is_there else None
+
+
+def _parameters(*, num_train: int, num_test: int, seed: int) -> dict[str, int]:
+    return {"version": COHORT_VERSION, "num_train": num_train, "num_test": num_test, "seed": seed}
+
+
+def _cohort_in(root: Path) -> DemoCohort:
+    return DemoCohort(directory=root, train_manifest=root / "train.jsonl", test_manifest=root / "test.jsonl")
 
 
 def _write_subjects(

@@ -79,10 +79,7 @@ def eval_command(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, as in runs/demo")
     parser.add_argument(
-        "--manifest",
-        type=Path,
-        action="append",
-        help="a manifest to score on instead; may be repeated",
+        "--manifest", type=Path, action="append", help="a manifest to score on instead; may be repeated"
     )
     parser.add_argument("--data-root", type=Path, help="the folder that the manifest's paths are relative to")
     parser.add_argument(

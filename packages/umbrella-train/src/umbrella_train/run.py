@@ -36,7 +36,7 @@ from umbrella_train.resume import find_checkpoint
 from umbrella_train.run_folder import RunFolder
 from umbrella_train.score_table import score_table
 from umbrella_train.sharding import is_sharded_model
-from umbrella_train.sources import Sources, check_manifests, prepare_sources
+from umbrella_train.sources import Sources, check_manifests, find_evaluation, name_cohort_directory, prepare_sources
 from umbrella_train.trackers import keep_trackers_private, log_to_trackers
 from umbrella_train.trained_model import is_trained_model, warn_of_other_pipelines
 from umbrella_train.trainer import UmbrellaTrainer
@@ -65,6 +65,7 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
         with tempfile.TemporaryDirectory() as scratch:
             _try_out(config, Path(scratch))
         return None
+    config = name_cohort_directory(config)
     arguments = build_arguments(config, output_dir=config.output_dir / config.name)
     checkpoint = None if resume is None else find_checkpoint(config, resume)
     sources = prepare_sources(config)
@@ -122,7 +123,7 @@ def evaluate_run(
         The metrics. For all of the run's own samples, asked as its config says, they are added to its files as well.
 
     Raises:
-        RunError: The folder holds no trained model, or there is nothing to score on.
+        RunError: The folder holds no trained model, or there is nothing to score on, or it is no longer there.
     """
     hf_logging.disable_progress_bar()
     folder = RunFolder.open(run_folder)
@@ -140,7 +141,7 @@ def evaluate_run(
         evaluation: Sequence[DatasetConfig] = [DatasetConfig(manifest=path, data_root=data_root) for path in manifests]
         check_manifests(evaluation, config=config)
     else:
-        evaluation = prepare_sources(config).evaluation
+        evaluation = find_evaluation(config)
     if not evaluation:
         raise RunError(f"{run_folder}: the run has no evaluation manifests; name one with --manifest")
     scope = _Scope(config, parts, folder, device=device, step=-1 if is_whole else None)

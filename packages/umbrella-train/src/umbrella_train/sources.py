@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch.distributed as dist
 from tqdm import tqdm
 
 from umbrella_data import ManifestError, read_manifest
-from umbrella_data.synthetic import make_demo_cohort
+from umbrella_data.synthetic import find_demo_cohort, make_demo_cohort
 from umbrella_train.config import DatasetConfig, RunConfig
 from umbrella_train.errors import RunError
 
@@ -54,6 +55,40 @@ def check_manifests(sources: Sequence[DatasetConfig], *, config: RunConfig) -> N
         raise RunError("\n".join(problems))
 
 
+def name_cohort_directory(config: RunConfig) -> RunConfig:
+    """The configuration with the folder of its synthetic cohort spelled out, so that a run's copy names its data."""
+    synthetic = config.data.synthetic
+    if synthetic is None or synthetic.directory is not None:
+        return config
+    named = synthetic.model_copy(update={"directory": _default_directory(config)})
+    return config.model_copy(update={"data": config.data.model_copy(update={"synthetic": named})})
+
+
+def _default_directory(config: RunConfig) -> Path:
+    return config.output_dir / "synthetic-cohort"
+
+
+def find_evaluation(config: RunConfig) -> Sequence[DatasetConfig]:
+    """The held-out samples of a run that is there already; unlike `prepare_sources`, this writes no cohort.
+
+    Raises:
+        RunError: With all problems of all rows of the manifests, or what is missing of the synthetic cohort.
+    """
+    synthetic = config.data.synthetic
+    if synthetic is None:
+        check_manifests(config.data.evaluation, config=config)
+        return config.data.evaluation
+    directory = synthetic.directory or _default_directory(config)
+    num_train, num_test, seed = synthetic.num_train, synthetic.num_test, synthetic.seed
+    cohort = find_demo_cohort(directory, num_train=num_train, num_test=num_test, seed=seed)
+    if cohort is None:
+        raise RunError(
+            f"{directory}: the synthetic cohort of this run is not there; write it again with: umbrella-data demo "
+            f"--out {directory} --num-train {num_train} --num-test {num_test} --seed {seed}"
+        )
+    return [DatasetConfig(manifest=cohort.test_manifest)]
+
+
 def prepare_sources(config: RunConfig) -> Sources:
     """The config's manifests; a synthetic cohort is written by the first rank, or used again if it is there.
 
@@ -65,7 +100,7 @@ def prepare_sources(config: RunConfig) -> Sources:
         sources = Sources(config.data.train, config.data.evaluation)
         check_manifests([*sources.train, *sources.evaluation], config=config)
         return sources
-    directory = synthetic.directory or config.output_dir / "synthetic-cohort"
+    directory = synthetic.directory or _default_directory(config)
     is_first = not dist.is_initialized() or dist.get_rank() == 0
     if not is_first:
         dist.barrier()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, model_validator
 
-from umbrella_train.config.data import DataConfig
+from umbrella_train.config.data import AbsolutePath, DataConfig
 from umbrella_train.config.model import ModelConfig
 from umbrella_train.config.section import Section, SectionError
 from umbrella_train.config.training import DummyLossConfig, ReportConfig, TrainerConfig
@@ -18,8 +18,8 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """Name of the run's folder; a name in use becomes NAME-2, NAME-3, ..."""
-    output_dir: Path = Path("runs")
-    """Folder of the runs' folders."""
+    output_dir: AbsolutePath = Field(default=Path("runs"), validate_default=True)
+    """Folder of the runs' folders; relative to the current directory."""
     seed: NonNegativeInt = 0
     """Seed of the weights, the data order, augmentation and dropout."""
     model: ModelConfig
