@@ -96,6 +96,8 @@ dummy_los: {scale: 1}
         "trainer.learning_rat: no such key; did you mean trainer.learning_rate?",
         "trainer.learning_rate: ",
         "dummy_los: no such key; did you mean dummy_loss?",
+        "trainer.max_steps: -3 is neither a number of steps nor -1",
+        "trainer.fp16: cannot be combined with bf16: choose one",
     )
     for start in expected:
         assert sum(problem.startswith(start) for problem in problems) == 1, start
@@ -105,6 +107,89 @@ dummy_los: {scale: 1}
 def test_a_section_is_checked_as_a_whole_in_spite_of_unknown_keys(good: Path) -> None:
     problems = problems_of(good, "--trainer.bogus", "1", "--trainer.bf16", "--trainer.fp16")
     assert [problem.split(":")[0] for problem in problems] == ["trainer.bogus", "trainer.fp16"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            [
+                *("--model.modalities.rsfMRI.image-size", "8", "8", "8", "--data.mixing", "temperature"),
+                *("--model.modalities.rsfMRI.patch-size", "4", "4", "4", "--trainer.bf16", "--trainer.fp16"),
+                *("--data.pipelines.dMRI", "{}"),
+            ],
+            [
+                "model.modalities.rsfMRI.image_size: has 3",
+                "data.temperature: is None with",
+                "trainer.fp16: cannot",
+                "data.pipelines.dMRI: model.modalities has no dMRI (it has rsfMRI, T1)",
+            ],
+        ),
+        # A wrong value hides nothing that others have to do with each other ...
+        (
+            ["--data.max-length", "x", "--data.temperature", "2", "--data.max-bad-fraction", "0.5"],
+            ["data.max_length: ", "data.temperature: is 2.0", "data.max_bad_fraction: would not be used"],
+        ),
+        (
+            ["--trainer.seed", "1", "--trainer.optim", "x", "--trainer.max-steps", "0"],
+            ["trainer.seed: no such key", "trainer.optim: ", "trainer.max_steps: 0 is"],
+        ),
+        (
+            ["--trainer.logging-steps", "0", "--trainer.fp16", "--trainer.engine", "fsdp2", "--trainer.use-cpu"],
+            ["trainer.logging_steps: ", "trainer.fp16: cannot be combined with engine fsdp2", "trainer.fp16: needs"],
+        ),
+        (
+            ["--data.synthetic.seed", "-1", "--data.evaluation.0.manifest", "m.jsonl"],
+            ["data.synthetic.seed: ", "data.evaluation: cannot stand beside synthetic"],
+        ),
+        (
+            ["--data.pipelines.T1.spacing", "x", "1", "1", "--data.pipelines.T3", "{}"],
+            ["data.pipelines.T1.spacing.0: ", "data.pipelines.T3: unknown modality"],
+        ),
+        (
+            ["--data.pipelines.dMRI.spacing", "x", "1", "1", "--seed", "-1"],
+            ["data.pipelines.dMRI.spacing.0: ", "data.pipelines.dMRI: model.modalities has no", "seed: "],
+        ),
+        # ... and what takes its place does not make a problem of its own.
+        (["--data.mixing", "temprature", "--data.temperature", "2"], ["data.mixing: "]),
+        (["--data.mixing", "temperature", "--data.temperature", "-1"], ["data.temperature: "]),
+        (["--data.on-bad-scan", "jump", "--data.max-bad-fraction", "0.5"], ["data.on_bad_scan: "]),
+        (["--data.synthetic", "3"], ["data.synthetic: "]),
+        (["--data.synthetic", "null", "--data.train.0.weight", "2"], ["data.train.0.manifest: is missing"]),
+        (
+            [
+                *("--data.synthetic", "null", "--data.mixing", "equal", "--data.train.0.manifest", "a.jsonl"),
+                *("--data.train.0.weight", "2", "--data.train.1.manifest", "b.jsonl", "--data.train.1.weight", "-1"),
+            ],
+            ["data.train.0.weight: would not be used: mixing is equal", "data.train.1.weight: "],
+        ),
+        (["--model.modalities.T1.image-size", "8", "8", "x"], ["model.modalities.T1w.image_size.2: "]),
+        (
+            ["--model.modalities.T1.image-size", "8", "x", "8", "--model.pool.T1", "2", "--data.pipelines.T1", "{}"],
+            ["model.modalities.T1w.image_size.1: "],
+        ),
+        (
+            [
+                *("--model.modalities", '{"T1": {"image_size": [8, 8, 8]}}'),
+                *("--model.text-config.max-position-embeddings", "4"),
+            ],
+            ["model.modalities.T1.patch_size: is missing"],
+        ),
+        (["--model.learn.preset", "x", "--model.learn.learning-rates.vision-tower", "1"], ["model.learn.preset: "]),
+        (
+            ["--model.learn.preset", "align", "--model.learn.learning-rates.vision-tower", "1", "--data.packing", "3"],
+            ["model.learn.learning_rates.vision_tower: would not be used", "data.packing: "],
+        ),
+        (["--model", "3", "--data.temperature", "2"], ["model: ", "data.temperature: is 2.0"]),
+    ],
+)
+def test_every_problem_comes_at_once_and_none_that_is_not_there(
+    good: Path, overrides: list[str], expected: list[str]
+) -> None:
+    problems = problems_of(good, *overrides)
+    assert len(problems) == len(expected), problems
+    for start in expected:
+        assert sum(problem.startswith(start) for problem in problems) == 1, (start, problems)
 
 
 def test_a_value_is_shown_and_a_long_one_cut_short(good: Path) -> None:

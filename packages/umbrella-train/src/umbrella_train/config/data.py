@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from umbrella_train.config.model import by_canonical_name
-from umbrella_train.config.section import Section, SectionError
+from umbrella_train.config.section import Problem, Section, SectionError
 
 # Relative to the current directory, as on the command line; absolute from here on, so that a run folder's copy is true.
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
@@ -123,28 +123,24 @@ class DataConfig(Section):
         return [dataset.weight for dataset in self.train] if self.mixing == "weights" else self.mixing
 
     @model_validator(mode="after")
-    def _check_used(self) -> DataConfig:
+    def _check_combinations(self) -> DataConfig:
         problems = [
-            (f"train.{position}.weight", f"would not be used: mixing is {self.mixing}")
+            Problem(f"train.{position}.weight", f"would not be used: mixing is {self.mixing}", ("mixing",))
             for position, dataset in enumerate(self.train)
             if dataset.weight != 1 and self.mixing != "weights"
         ]
         if (self.temperature is not None) != (self.mixing == "temperature"):
-            problems.append(
-                ("temperature", f"is {self.temperature} with mixing {self.mixing}: the two belong together")
-            )
+            message = f"is {self.temperature} with mixing {self.mixing}: the two belong together"
+            problems.append(Problem("temperature", message, ("mixing",)))
         if self.max_bad_fraction != DEFAULT_BAD_FRACTION and self.on_bad_scan == "raise":
-            problems.append(("max_bad_fraction", "would not be used: on_bad_scan is raise"))
+            message = "would not be used: on_bad_scan is raise"
+            problems.append(Problem("max_bad_fraction", message, ("on_bad_scan",)))
+        if self.synthetic is None and not self.train:
+            message = "names nothing to train on: give train (manifests) or synthetic"
+            problems.append(Problem("", message, ("train", "synthetic")))
+        if self.synthetic is not None:
+            both = [name for name in ("train", "evaluation") if getattr(self, name)]
+            problems += [Problem(name, "cannot stand beside synthetic", ()) for name in both]
         if problems:
             raise SectionError(problems)
-        return self
-
-    @model_validator(mode="after")
-    def _check_source(self) -> DataConfig:
-        if self.synthetic is None and not self.train:
-            raise SectionError([("", "names nothing to train on: give train (manifests) or synthetic")])
-        if self.synthetic is not None:
-            both = [(name, "cannot stand beside synthetic") for name in ("train", "evaluation") if getattr(self, name)]
-            if both:
-                raise SectionError(both)
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from umbrella_train.config.model import by_canonical_name
 from umbrella_train.config.overrides import apply_overrides
-from umbrella_train.config.problems import ConfigError, validation_problems
+from umbrella_train.config.problems import ConfigError, as_text, validation_problems
 from umbrella_train.config.run_checks import run_problems
-from umbrella_train.config.run_config import RunConfig
+from umbrella_train.config.run_config import RunConfig, pipeline_problems
+from umbrella_train.config.section import SectionError
 from umbrella_train.config.strict_yaml import read_yaml, remove_secrets
 
 
@@ -51,22 +53,63 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), *, to_run: boo
 
 
 def _validate(content: dict[str, Any]) -> tuple[RunConfig | None, list[str]]:
-    """Validate, unknown keys taken out on the way: a section that has one would else not be checked as a whole."""
+    """Validate, again and again without what was wrong: a section that has an error is else not checked as a whole."""
     problems: list[str] = []
+    taken_out: set[tuple[str, ...]] = set()
+    rest = content
     while True:
         try:
-            return RunConfig.model_validate(content), problems
+            return RunConfig.model_validate(rest), problems
         except ValidationError as error:
-            problems += [text for text in validation_problems(error, section=RunConfig) if text not in problems]
-            unknown = [details["loc"] for details in error.errors() if details["type"] == "extra_forbidden"]
-        if not unknown:
-            return None, problems
-        content = copy.deepcopy(content)
-        for path in unknown:
-            section: Any = content
-            for part in path[:-1]:
-                section = section[part]
-            del section[path[-1]]
+            found = validation_problems(error, section=RunConfig, taken_out=taken_out)
+            paths = {_path_within(rest, details["loc"]): details["type"] for details in error.errors()}
+        problems += [text for text in found if text not in problems]
+        paths.pop((), None)
+        if not paths:
+            return None, problems + [text for text in _pipeline_problems(content) if text not in problems]
+        # Nothing depends on an unknown key.
+        taken_out |= {as_text(path) for path, kind in paths.items() if kind != "extra_forbidden"}
+        rest = _without(rest, paths)
+
+
+def _path_within(content: Any, location: Sequence[str | int]) -> tuple[str | int, ...]:
+    """The part of an error's location that is there: the wrong value, the table that lacks a key, or the whole list."""
+    here, path = content, []
+    for part in location:
+        is_there = part in here if isinstance(here, dict) else isinstance(here, list) and isinstance(part, int)
+        if not is_there:
+            break
+        here = here[part]
+        path.append(part)
+    # Without one of its entries a list would number the others anew.
+    while path and isinstance(path[-1], int):
+        path.pop()
+    return tuple(path)
+
+
+def _without(content: dict[str, Any], paths: Iterable[tuple[str | int, ...]]) -> dict[str, Any]:
+    content = copy.deepcopy(content)
+    for path in sorted(paths, key=len, reverse=True):  # what is below first
+        section: Any = content
+        for part in path[:-1]:
+            section = section[part]
+        del section[path[-1]]
+    return content
+
+
+def _pipeline_problems(content: dict[str, Any]) -> list[str]:
+    """The one problem between sections, from names alone: where a section is wrong, its values are not to be had."""
+    named = []
+    for section, key in (("data", "pipelines"), ("model", "modalities")):
+        table = content.get(section)
+        entries = table.get(key) if isinstance(table, dict) else None
+        named.append({str(name): None for name in entries} if isinstance(entries, dict) else {})
+    try:
+        pipelines, modalities = map(by_canonical_name, named)
+    except SectionError:
+        return []  # told already
+    found = pipeline_problems(pipelines, modalities=modalities) if modalities else []
+    return [f"{problem.key}: {problem.message}" for problem in found]
 
 
 def dump_config(config: RunConfig) -> str:

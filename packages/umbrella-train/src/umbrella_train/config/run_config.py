@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 
 from umbrella_train.config.data import AbsolutePath, DataConfig
 from umbrella_train.config.model import ModelConfig
-from umbrella_train.config.section import Section, SectionError
+from umbrella_train.config.section import Problem, Section, SectionError
 from umbrella_train.config.training import DummyLossConfig, ReportConfig, TrainerConfig
 
 
@@ -35,12 +36,22 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_pipelines_have_models(self) -> RunConfig:
-        known = ", ".join(self.model.modalities)
-        problems = [
-            (f"data.pipelines.{name}", f"model.modalities has no {name} (it has {known})")
-            for name in self.data.pipelines
-            if name not in self.model.modalities
-        ]
+        problems = pipeline_problems(self.data.pipelines, modalities=self.model.modalities)
         if problems:
             raise SectionError(problems)
         return self
+
+
+def pipeline_problems(pipelines: Iterable[str], *, modalities: Iterable[str]) -> list[Problem]:
+    """Name the pipelines of modalities that the model does not have.
+
+    Args:
+        pipelines: Canonical names of the modalities that have one.
+        modalities: Canonical names of the model's modalities.
+    """
+    known = list(modalities)
+    return [
+        Problem(f"data.pipelines.{name}", f"model.modalities has no {name} (it has {', '.join(known)})")
+        for name in pipelines
+        if name not in known
+    ]

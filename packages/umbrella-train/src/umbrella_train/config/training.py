@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from umbrella_train.config.section import Section, SectionError
+from umbrella_train.config.section import Problem, Section, SectionError
 
 
 class DummyLossConfig(Section):
@@ -99,17 +99,18 @@ class TrainerConfig(Section):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> TrainerConfig:
-        problems = []
+        found = []
         if self.max_steps != -1 and self.max_steps < 1:
-            problems.append(("max_steps", f"{self.max_steps} is neither a number of steps nor -1"))
+            found.append(("max_steps", f"{self.max_steps} is neither a number of steps nor -1"))
         if self.bf16 and self.fp16:
-            problems.append(("fp16", "cannot be combined with bf16: choose one"))
+            found.append(("fp16", "cannot be combined with bf16: choose one"))
         if self.fp16 and self.engine == "fsdp2":
-            problems.append(("fp16", "cannot be combined with engine fsdp2: its loss scaler sees one shard; use bf16"))
+            found.append(("fp16", "cannot be combined with engine fsdp2: its loss scaler sees one shard; use bf16"))
         if self.fp16 and self.use_cpu:
-            problems.append(("fp16", "needs a GPU: a CPU would quietly compute in float32; use bf16"))
-        if problems:
-            raise SectionError(problems)
+            found.append(("fp16", "needs a GPU: a CPU would quietly compute in float32; use bf16"))
+        if found:
+            # None of them comes from a default.
+            raise SectionError([Problem(key, message, ()) for key, message in found])
         return self
 
 
