@@ -9,6 +9,7 @@ import pytest
 
 from umbrella_data.synthetic import DemoCohort
 from umbrella_train.config import RunConfig
+from umbrella_train.errors import RunError
 from umbrella_train.sources import prepare_sources
 
 MakeConfig = Callable[..., RunConfig]
@@ -20,6 +21,24 @@ def test_manifests_are_those_of_the_config(make_config: MakeConfig, cohort: Demo
     assert [source.manifest for source in sources.train] == [cohort.train_manifest]
     assert [source.manifest for source in sources.evaluation] == [cohort.test_manifest]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_too_long_to_check_is_told_and_its_modalities_are_looked_at(
+    make_config: MakeConfig,
+    cohort: DemoCohort,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("umbrella_train.sources.MAX_ROWS_CHECKED", 17)  # of 18, and 6 held out
+    prepare_sources(make_config(tmp_path))
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert f"{cohort.train_manifest}: has 18 rows" in told
+    assert f"umbrella-data check {cohort.train_manifest}" in told
+    modalities = {"T1": {"image_size": [16, 16, 16], "patch_size": [8, 8, 8]}}
+    config = make_config(tmp_path, model={"modalities": modalities}, data={"pipelines": {}, "evaluation": []})
+    with pytest.raises(RunError, match=r"train\.jsonl: holds dMRI scans"):
+        prepare_sources(config)
 
 
 def config_of(make_config: MakeConfig, output_dir: Path, directory: Path | None) -> RunConfig:

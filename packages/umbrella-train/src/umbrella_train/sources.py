@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from umbrella_data.synthetic import find_demo_cohort, make_demo_cohort
 from umbrella_train.config import DatasetConfig, RunConfig
 from umbrella_train.errors import RunError
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -24,15 +27,15 @@ class Sources:
     evaluation: Sequence[DatasetConfig]
 
 
-# Checking takes about 50 us a row: a second for a cohort, minutes for a population.
+# Checking takes 50 to 100 us a row: seconds for a cohort, minutes for a population.
 MAX_ROWS_CHECKED = 50_000
 
 
 def check_manifests(sources: Sequence[DatasetConfig], *, config: RunConfig) -> None:
     """Reads every row before anything is built; no scan is opened.
 
-    A missing file is a bad scan like any other where the config says to skip them. A manifest of more rows than
-    `MAX_ROWS_CHECKED` is checked as its rows come, and beforehand by `umbrella-data check`.
+    A missing file is a bad scan like any other where the config says to skip them. Of a manifest of more rows than
+    `MAX_ROWS_CHECKED`, only modalities are looked at: its rows are checked as they come, which a warning says.
 
     Raises:
         RunError: With all problems of all rows of all manifests, and modalities that the model is not to have.
@@ -43,16 +46,29 @@ def check_manifests(sources: Sequence[DatasetConfig], *, config: RunConfig) -> N
             manifest = read_manifest(source.manifest, data_root=source.data_root)
             if len(manifest) <= MAX_ROWS_CHECKED:
                 manifest.validate(check_files=config.data.on_bad_scan == "raise")
-                held = frozenset[str]().union(*manifest.facts.modality_sets())
-                problems += [
-                    f"{source.manifest}: holds {name} scans, and the config has no model.modalities.{name}: give their "
-                    "image_size and patch_size, or leave these rows out"
-                    for name in sorted(held - set(config.model.modalities))
-                ]
+            elif _is_first_rank():
+                logger.warning(
+                    "%s: has %d rows, more than the %d that are checked before a run; a bad one stops it as it comes. "
+                    "umbrella-data check %s checks them all",
+                    source.manifest,
+                    len(manifest),
+                    MAX_ROWS_CHECKED,
+                    source.manifest,
+                )
+            held = frozenset[str]().union(*manifest.facts.modality_sets())
+            problems += [
+                f"{source.manifest}: holds {name} scans, and the config has no model.modalities.{name}: give their "
+                "image_size and patch_size, or leave these rows out"
+                for name in sorted(held - set(config.model.modalities))
+            ]
         except (ManifestError, OSError) as error:
             problems.append(str(error))
     if problems:
         raise RunError("\n".join(problems))
+
+
+def _is_first_rank() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def name_cohort_directory(config: RunConfig) -> RunConfig:
@@ -101,7 +117,7 @@ def prepare_sources(config: RunConfig) -> Sources:
         check_manifests([*sources.train, *sources.evaluation], config=config)
         return sources
     directory = synthetic.directory or _default_directory(config)
-    is_first = not dist.is_initialized() or dist.get_rank() == 0
+    is_first = _is_first_rank()
     if not is_first:
         dist.barrier()
     with tqdm(desc="writing the synthetic cohort", file=sys.stderr, disable=not is_first) as bar:
