@@ -22,6 +22,7 @@ from umbrella_train import run
 from umbrella_train.checkpoint import checkpoint_problems, seal_checkpoint
 from umbrella_train.config import RunConfig, dump_config
 from umbrella_train.errors import RunError
+from umbrella_train.resume import find_checkpoint
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -374,6 +375,21 @@ def test_auto_takes_the_newest_run_of_the_name_alone(make_config: MakeConfig, tm
         os.utime(tmp_path / name / "config.yaml", (1e9 + age, 1e9 + age))
     with pytest.raises(RunError, match=r"/run: has no checkpoint to go on from"):
         run.train(config_of(make_config, tmp_path), resume="auto")
+
+
+def test_auto_names_the_checkpoint_of_an_older_run_and_does_not_take_it(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    for age, name in enumerate(("run", "run-2", "run-3")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("")
+        os.utime(tmp_path / name / "config.yaml", (1e9 + age, 1e9 + age))
+    for step in (2, 4):
+        checkpoint = tmp_path / "run" / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        seal_checkpoint(checkpoint)
+    with pytest.raises(RunError, match=rf"(?s)/run-3: has no checkpoint.*--resume {tmp_path}/run/checkpoint-4$"):
+        find_checkpoint(config_of(make_config, tmp_path), "auto")
 
 
 def test_the_folder_tells_the_settings_that_the_run_goes_on_with(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ def find_checkpoint(config: RunConfig, resume: str) -> Path:
         resume: `auto` for the newest run of this name, a run's folder, or a checkpoint's folder.
 
     Raises:
-        RunError: On every rank, where there is no intact checkpoint.
+        RunError: On every rank, where there is no intact checkpoint. With `auto`, it names that of an older run.
     """
     if not dist.is_initialized():
         return _look_for(config, resume)
@@ -44,7 +46,11 @@ def find_checkpoint(config: RunConfig, resume: str) -> Path:
 
 def _look_for(config: RunConfig, resume: str) -> Path:
     if resume == AUTO:
-        return newest_good_checkpoint(_newest_run(config))
+        newest, *older = _runs(config)
+        try:
+            return newest_good_checkpoint(newest)
+        except RunError as error:
+            raise RunError(f"{error}{_hint(older)}") from None
     folder = Path(resume)
     if not folder.is_dir():
         raise RunError(f"--resume {resume}: there is no such folder; name a checkpoint, a run's folder, or {AUTO}")
@@ -56,9 +62,18 @@ def _look_for(config: RunConfig, resume: str) -> Path:
     return folder
 
 
-def _newest_run(config: RunConfig) -> Path:
+def _runs(config: RunConfig) -> list[Path]:
+    """The folders of the runs of this name, the newest first."""
     runs = [path for path in config.output_dir.glob(f"{config.name}*") if (path / "config.yaml").is_file()]
-    names = [path for path in runs if path.name == config.name or path.name.removeprefix(f"{config.name}-").isdigit()]
-    if not names:
+    named = [path for path in runs if path.name == config.name or path.name.removeprefix(f"{config.name}-").isdigit()]
+    if not named:
         raise RunError(f"{config.output_dir / config.name}: there is no such run to go on with")
-    return max(names, key=lambda path: (path / "config.yaml").stat().st_mtime)
+    return sorted(named, key=lambda path: (path / "config.yaml").stat().st_mtime, reverse=True)
+
+
+def _hint(older: Sequence[Path]) -> str:
+    """What an older run of the name could go on from: told and not taken, for its settings may be others."""
+    for run in older:
+        with contextlib.suppress(RunError):
+            return f"\nan older run of this name has one; to go on from it: --resume {newest_good_checkpoint(run)}"
+    return ""
