@@ -1,4 +1,4 @@
-"""Tokenizer, model, data sets and collator from a `RunConfig`: the one place where data and model meet."""
+"""Tokenizer, model, data sets and collator from a `RunConfig`: where data and model meet."""
 
 from __future__ import annotations
 
