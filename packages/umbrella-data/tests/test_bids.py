@@ -110,18 +110,6 @@ def test_facts_of_a_series_count_its_frames(only_scan):
     assert caught.value.reason == "short_series"
 
 
-def test_facts_of_a_long_series_are_read_in_a_window(only_scan, monkeypatch):
-    from umbrella_data import proof, volume
-
-    windows = []
-    load = volume.load_volume
-    monkeypatch.setattr(volume, "load_volume", lambda path, **options: windows.append(options) or load(path, **options))
-    monkeypatch.setattr(proof, "_MAX_WINDOW_VOXELS", 4 * 120)
-    scan, root = only_scan("func/sub-01_task-rest_bold.nii.gz", 4, 5, 6, 9)
-    assert read_facts(scan, root=root).num_frames == 9
-    assert windows[0]["window"] == (2, 4)
-
-
 def test_facts_of_a_dwi_count_its_b0_volumes(only_scan, nifti):
     pytest.importorskip("dipy")
     directions = np.random.default_rng(0).normal(size=(8, 3))

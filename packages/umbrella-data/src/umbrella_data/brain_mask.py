@@ -72,11 +72,16 @@ def check_contrast(masked: np.ndarray, *, path: str) -> None:
     """
     low = masked.min()
     if low == masked.max():
-        raise ScanError(
-            f"every voxel is {low:g} once its mask is put on: the mask belongs to another scan, or covers none of it",
-            path=path,
-            reason=ScanReason.CONSTANT,
-        )
+        raise no_contrast(low, path=path)
+
+
+def no_contrast(value: float, *, path: str) -> ScanError:
+    """What is said of a scan of which its mask leaves this value only."""
+    return ScanError(
+        f"every voxel is {value:g} once its mask is put on: the mask belongs to another scan, or covers none of it",
+        path=path,
+        reason=ScanReason.CONSTANT,
+    )
 
 
 def mask_beside(scan: Path) -> Path | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +12,6 @@ from umbrella_data.modality import find_modality
 
 if TYPE_CHECKING:
     from umbrella_data.header import ScanDoubt
-
-# Series are proven in a window of at most so many voxels: gzip is checked whole all the same.
-_MAX_WINDOW_VOXELS = 1 << 26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +44,7 @@ def prove_scan(paths: Sequence[Path], *, modality: str, min_frames: int = 0, mas
     """
     # Lazy: torch is not needed to list files.
     from umbrella_data.gradients import count_b0
-    from umbrella_data.volume import load_volume, read_shape
+    from umbrella_data.volume import load_volume, prove_series, read_shape
 
     spec = find_modality(modality)
     if not spec.is_series:
@@ -56,16 +52,15 @@ def prove_scan(paths: Sequence[Path], *, modality: str, min_frames: int = 0, mas
         is_raw_dwi = spec.num_channels > 1 and len(paths) == 1
         num_b0 = count_b0(paths[0]) if is_raw_dwi else None
         return Proof(num_b0=num_b0, doubts=_doubts_by_file(volume.doubts, paths, mask))
-    shape = read_shape(paths[0]).shape
-    num_frames = shape[3] if len(shape) == 4 else 1
+    header = read_shape(paths[0])
+    num_frames = header.shape[3] if len(header.shape) == 4 else 1
     if num_frames < min_frames:
         raise ScanError(
             f"{num_frames} frames, fewer than the {min_frames} asked for", path=paths[0], reason=ScanReason.SHORT_SERIES
         )
-    count = min(num_frames, max(2, _MAX_WINDOW_VOXELS // prod(shape[:3])))
-    window = ((num_frames - count) // 2, count)
-    volume = load_volume(list(paths), modality=spec.name, window=window, mask=mask)
-    return Proof(num_frames=num_frames, doubts=_doubts_by_file(volume.doubts, paths, mask))
+    # All frames: training draws its windows anywhere.
+    prove_series(paths, spec=spec, mask=mask)
+    return Proof(num_frames=num_frames, doubts=_doubts_by_file(header.doubts, paths, mask))
 
 
 def _doubts_by_file(

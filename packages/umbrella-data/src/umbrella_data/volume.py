@@ -16,7 +16,7 @@ from umbrella_data.header import ScanDoubt, ScanHeader
 from umbrella_data.modality import ModalitySpec, find_modality
 from umbrella_data.scan_file import open_scan
 from umbrella_data.sidecar import RepetitionTime, repetition_time
-from umbrella_data.voxels import MAX_VOXELS, Voxels, read_voxels
+from umbrella_data.voxels import MAX_VOXELS, Voxels, prove_voxels, read_voxels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +46,14 @@ class ScanShape:
 
     Attributes:
         shape: (X, Y, Z) or (X, Y, Z, T).
+        affine: (4, 4) float64, index of a voxel to world coordinates in mm.
         spacing: Voxel size in mm along X, Y, Z.
         repetition_time: Seconds from frame to frame, the sidecar's where it has one, or None.
         doubts: What is legal but doubtful in the header and in the sidecar.
     """
 
     shape: tuple[int, ...]
+    affine: np.ndarray
     spacing: tuple[float, float, float]
     repetition_time: float | None
     doubts: tuple[ScanDoubt, ...] = ()
@@ -69,6 +71,7 @@ def read_shape(path: str | PathLike[str]) -> ScanShape:
         timing = _timing(scan.path, header)
         return ScanShape(
             shape=turn.shape(header.shape),
+            affine=turn.affine(header.shape),
             spacing=turn.spacing(header.spacing),
             repetition_time=timing.seconds,
             doubts=(*header.doubts, *timing.doubts),
@@ -111,17 +114,14 @@ def load_volume(
         raise ValueError(f"{spec.name} has no frames: window {window} makes sense for a series only")
     if len(paths) == 1 and spec.num_channels > 1:
         return _fit_maps(paths[0], max_voxels=max_voxels, mask=mask)
-    if len(paths) != spec.num_channels:
-        raise ScanError(
-            f"{len(paths)} files for one {spec.name} scan; {spec.num_channels} ({', '.join(spec.channels)}) are needed",
-            path=paths[0] if paths else "",
-            reason=ScanReason.MAPS,
-        )
+    _check_count(paths, spec=spec)
     channels = [
         read_voxels(each, rank=spec.spatial_rank, window=window, max_voxels=max_voxels, index_folder=folder, mask=mask)
         for each in paths
     ]
-    _check_same_grid(channels, paths, spec=spec)
+    _check_same_grid([(channel.frames.shape, channel.affine) for channel in channels], paths, spec=spec)
+    if spec.channels[0] == "FA":
+        _check_fractions(channels[0].frames, path=paths[0])
     timing = _timing(paths[0], channels[0].header)
     doubts = [doubt for channel in channels for doubt in channel.header.doubts]
     return Volume(
@@ -131,6 +131,24 @@ def load_volume(
         repetition_time=timing.seconds,
         doubts=tuple(dict.fromkeys([*doubts, *timing.doubts])),
     )
+
+
+def prove_series(paths: Sequence[Path], *, spec: ModalitySpec, mask: Path | None = None) -> None:
+    """Check all frames of a series as `load_volume` does, in one pass over each file and in little memory.
+
+    Args:
+        paths: Its files.
+        spec: Its modality.
+        mask: Its brain mask.
+
+    Raises:
+        ScanError: As `load_volume`.
+    """
+    _check_count(paths, spec=spec)
+    for path in paths:
+        prove_voxels(path, rank=spec.spatial_rank, mask=mask)
+    shapes = [read_shape(path) for path in paths]
+    _check_same_grid([((each.shape[3], *each.shape[:3]), each.affine) for each in shapes], paths, spec=spec)
 
 
 def _fit_maps(path: str | PathLike[str], *, max_voxels: int, mask: str | PathLike[str] | None) -> Volume:
@@ -151,19 +169,28 @@ def _stacked(channels: list[Voxels], *, is_series: bool) -> torch.Tensor:
     return frames.permute(1, 2, 3, 4, 0) if is_series else frames[0]
 
 
-def _check_same_grid(channels: list[Voxels], paths: Sequence[str | PathLike[str]], *, spec: ModalitySpec) -> None:
-    first = channels[0]
-    for path, other in zip(paths[1:], channels[1:], strict=True):
-        shape = first.frames.shape
-        if other.frames.shape != shape or not is_same_grid(first.affine, other.affine, shape=shape[1:]):
+def _check_count(paths: Sequence[str | PathLike[str]], *, spec: ModalitySpec) -> None:
+    if len(paths) != spec.num_channels:
+        raise ScanError(
+            f"{len(paths)} files for one {spec.name} scan; {spec.num_channels} ({', '.join(spec.channels)}) are needed",
+            path=paths[0] if paths else "",
+            reason=ScanReason.MAPS,
+        )
+
+
+def _check_same_grid(
+    grids: Sequence[tuple[tuple[int, ...], np.ndarray]], paths: Sequence[str | PathLike[str]], *, spec: ModalitySpec
+) -> None:
+    """Compare shapes (T, X, Y, Z) and affines (4, 4), those of RAS+, with the first ones."""
+    shape, affine = grids[0]
+    for path, (other_shape, other_affine) in zip(paths[1:], grids[1:], strict=True):
+        if other_shape != shape or not is_same_grid(affine, other_affine, shape=shape[1:]):
             raise ScanError(
-                f"shape {other.frames.shape[1:]} or its affine differ from {paths[0]} {shape[1:]}: "
+                f"shape {other_shape[1:]} or its affine differ from {paths[0]} {shape[1:]}: "
                 f"the maps of one {spec.name} scan must lie on one grid",
                 path=path,
                 reason=ScanReason.MAPS,
             )
-    if spec.channels[0] == "FA":
-        _check_fractions(first.frames, path=paths[0])
 
 
 def _check_fractions(values: np.ndarray, *, path: str | PathLike[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from umbrella_data.brain_mask import check_contrast, clear_outside, read_mask
+from umbrella_data.brain_mask import check_contrast, clear_outside, no_contrast, read_mask
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.geometry import Reorientation
 from umbrella_data.header import ScanHeader
@@ -104,6 +104,38 @@ def _read_frames(
     if inside is not None:
         check_contrast(frames, path=scan.path)
     return frames.transpose(0, 3, 2, 1).transpose(0, *(axis + 1 for axis in turn.order))
+
+
+def prove_voxels(path: str | PathLike[str], *, rank: int, mask: str | PathLike[str] | None = None) -> None:
+    """Check all frames of a file as `read_voxels` does, in one pass, and keep none: a few slices stand in memory.
+
+    Args:
+        path: A `.nii` or `.nii.gz` file.
+        rank: 3 for a volume, 4 for a series; the file must have it.
+        mask: The scan's brain mask.
+
+    Raises:
+        ScanError: As `read_voxels`.
+    """
+    with open_scan(path) as scan:
+        header = scan.header
+        check_rank(header, rank=rank, path=scan.path)
+        inside = None if mask is None else read_mask(mask, like=header)
+        values = ValueRange(header)
+        is_empty = inside is not None
+        row, num_rows = 0, header.shape[2]
+        for block in scan.iter_slices(0, header.num_frames):
+            values.add(block)
+            # Outside of a mask is 0: any other value inside is a contrast.
+            if is_empty:
+                real = np.empty(block.shape, dtype=np.float32)
+                write_real_values(block, real, header=header)
+                clear_outside(real, inside, first=row)
+                is_empty = not real.any()
+            row = (row + len(block)) % num_rows
+        values.check(path=scan.path)
+        if is_empty:
+            raise no_contrast(0, path=scan.path)
 
 
 def checked_window(
