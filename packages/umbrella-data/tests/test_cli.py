@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -147,3 +148,53 @@ def test_demo_writes_a_cohort_that_reads_back(tmp_path, capsys):
     assert f"wrote {tmp_path / 'train.jsonl'}" in capsys.readouterr().out
     for name in ("train", "test"):
         read_manifest(tmp_path / f"{name}.jsonl").validate()
+
+
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        (["cache", "--config", "nope.yaml"], "nope.yaml"),
+        (["preview", "--config", "nope.yaml", "--out", "page"], "nope.yaml"),
+        (["preview", "--config", ".", "--out", "page"], "."),
+        (["demo", "--out", "a.jsonl/cohort"], "a.jsonl/cohort"),
+        (["demo", "--out", "a.jsonl"], "a.jsonl"),
+        (["check", "a.jsonl", "--out", "a.jsonl/report", "--names"], "a.jsonl/report"),
+        (["from-bids", ".", "--out", "a.jsonl/manifests"], "a.jsonl/manifests"),
+    ],
+)
+def test_path_when_wrong_ends_with_one_message_before_a_scan_is_read(
+    words, path, make_row, write_manifest, tmp_path, capsys, monkeypatch
+):
+    pytest.importorskip("yaml", reason="the run's file is YAML")
+    monkeypatch.chdir(tmp_path)
+    write_manifest([make_row("a", "T1")], "a.jsonl")
+    monkeypatch.setattr("umbrella_data.check.map_unordered", None)
+    monkeypatch.setattr("umbrella_data.bids_manifest.map_unordered", None)
+    assert main(words) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert line.startswith(f"error: {path}: ")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["check", "a.jsonl"]])
+def test_reader_who_leaves_early_ends_the_command_quietly(
+    words, nifti, random_voxels, make_row, write_manifest, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    nifti.write(random_voxels(4, 5, 6), "a_0.nii.gz")
+    write_manifest([make_row("a", "T1")], "a.jsonl")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(words) == 141
+    assert "rror" not in capsys.readouterr().err
+
+
+def test_report_of_check_is_written_whoever_reads_the_table(
+    nifti, random_voxels, make_row, write_manifest, tmp_path, monkeypatch
+):
+    nifti.write(random_voxels(4, 5, 6), "a_0.nii.gz")
+    monkeypatch.setattr("umbrella_data.cli.check._print_report", None)
+    with pytest.raises(TypeError):
+        main(["check", str(write_manifest([make_row("a", "T1")])), "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out/check.json").is_file()

@@ -107,6 +107,8 @@ def write_manifests(
     notes = [*known_labels.compare({scan.subject for scan in listing.scans}), *known_labels.notes]
     report = BidsReport(notes=[*listing.notes, *notes])
     check_dipy(base / scan.path for scan in listing.scans if find_modality(scan.modality).num_channels > 1)
+    # A folder that cannot be made ends the work here, and not when everything was read.
+    Path(out).mkdir(parents=True, exist_ok=True)
     read = partial(_read, root=base, min_frames=min_frames)
     results = progress(map_unordered(read, listing.scans, num_workers=num_workers), len(listing.scans))
     for scan, facts in sorted(results, key=lambda result: result[0].path):

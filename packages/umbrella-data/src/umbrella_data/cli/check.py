@@ -58,6 +58,8 @@ def run(options: argparse.Namespace) -> int:
     from umbrella_data.check import check_manifests, report_rows
 
     manifests = read_manifests(options)
+    # A folder that cannot be made ends the command here, and not when everything was read.
+    name = None if options.out is None else name_by_hash(options.out, in_clear=options.names)
     report = check_manifests(
         manifests,
         num_workers=options.workers,
@@ -65,13 +67,13 @@ def run(options: argparse.Namespace) -> int:
         modalities=options.modality,
         progress=lambda items, total, words: show(items, total, words, "scan" if "scans" in words else "row"),
     )
-    _print_report(report)
-    print_lost_root([bad.error for bad in report.bad_files], num_scans=report.num_files, manifests=manifests)
-    if options.out is not None:
-        name = name_by_hash(options.out, in_clear=options.names)
+    if name is not None:
         rows = report_rows(report, name=name, with_words=options.names)
         path = options.out / "check.json"
         write_atomically(path, [json.dumps(rows, indent=1, ensure_ascii=False).encode()])
+    _print_report(report)
+    print_lost_root([bad.error for bad in report.bad_files], num_scans=report.num_files, manifests=manifests)
+    if name is not None:
         print(f"wrote {path}")
     return 0 if report.is_good else 1
 

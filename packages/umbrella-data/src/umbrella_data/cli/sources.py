@@ -100,13 +100,13 @@ def print_lost_root(errors: Sequence[ScanError], *, num_scans: int, manifests: S
 
 
 def name_by_hash(folder: Path, *, in_clear: bool) -> Callable[[str], str]:
-    """How a file in a folder names subjects and files; the salt of the hashes is kept in the folder."""
+    """How a file in a folder, which is made, names subjects and files; the salt of the hashes is kept in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     if in_clear:
         return str
     from umbrella_data.bad_scans import SALT_NAME
     from umbrella_data.privacy import name_hasher, read_or_create_salt
 
-    folder.mkdir(parents=True, exist_ok=True)
     return name_hasher(read_or_create_salt(folder / SALT_NAME))
 
 
