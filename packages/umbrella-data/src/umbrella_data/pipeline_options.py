@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from umbrella_data.transforms import PipelineConfig
 
 
+COHORT_NAME = "synthetic-cohort"
+"""The folder beside the runs where the demo cohort lies, unless the run's file names another."""
+
 _QUOTED = re.compile("'([^']+)'")
 
 
@@ -116,7 +119,10 @@ def options_from_run(path: Path) -> PipelineOptions:
         import yaml
     except ImportError as error:
         raise ImportError("a run's YAML file needs PyYAML: pip install pyyaml; or give --size and manifests") from error
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: cannot be read as YAML: {error}") from error
     try:
         modalities, data = content["model"]["modalities"], content.get("data") or {}
         settings = data.get("pipelines") or {}
@@ -127,10 +133,21 @@ def options_from_run(path: Path) -> PipelineOptions:
         patches = {find_modality(name).name: tuple(each["patch_size"]) for name, each in modalities.items()}
         named = [each for key in ("train", "evaluation") for each in data.get(key) or []]
         sources = [(Path(each["manifest"]), _path_or_none(each.get("data_root"))) for each in named]
+        if (synthetic := data.get("synthetic")) is not None:
+            directory = _path_or_none(synthetic.get("directory"))
+            output_dir = Path(content.get("output_dir") or "runs")
+            cohort = _cohort_folder(directory or output_dir / COHORT_NAME, run=path)
+            sources += [(cohort / name, None) for name in ("train.jsonl", "test.jsonl")]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: no run's configuration ({error!r}); it needs model.modalities with their "
                          "image_size and patch_size") from error  # fmt: skip
     return PipelineOptions(_configs(entries), patches, sources, _path_or_none(data.get("cache_dir")))
+
+
+def _cohort_folder(stated: Path, *, run: Path) -> Path:
+    """The synthetic cohort of a run: where its file says, or else beside the run's folder."""
+    beside = run.resolve().parent.parent / COHORT_NAME
+    return beside if beside.is_dir() and not stated.is_dir() else stated
 
 
 def _without_size(name: str) -> ValueError:

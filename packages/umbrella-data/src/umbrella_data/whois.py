@@ -17,6 +17,17 @@ class UnknownHashError(UmbrellaDataError):
     """No name has the hash, or more than one."""
 
 
+class NameNotFoundError(UnknownHashError):
+    """No name has the hash."""
+
+
+def salted_folders(top: Path) -> list[Path]:
+    """Folders whose files name subjects by hashes: `top`, those in it and those in its `runs`, the newest first."""
+    salts = [salt for pattern in ("", "*/", "runs/*/") for salt in top.glob(f"{pattern}{SALT_NAME}") if salt.is_file()]
+    # A salt is made with its folder, and never written again.
+    return [salt.parent for salt in sorted(salts, key=lambda salt: salt.stat().st_mtime_ns, reverse=True)]
+
+
 def who_is(hash_text: str, *, folder: Path, manifests: Iterable[Manifest]) -> str:
     """Find a name by its hash.
 
@@ -29,7 +40,8 @@ def who_is(hash_text: str, *, folder: Path, manifests: Iterable[Manifest]) -> st
         The subject, or the path of the scan or manifest.
 
     Raises:
-        UnknownHashError: Where no name has that hash, or several begin with it.
+        NameNotFoundError: Where no name has that hash.
+        UnknownHashError: Where several begin with it, or it is none.
         ManifestError: Where there is no salt.
     """
     salt = folder / SALT_NAME if folder.is_dir() else folder
@@ -41,10 +53,12 @@ def who_is(hash_text: str, *, folder: Path, manifests: Iterable[Manifest]) -> st
                                f"first {_MIN_LENGTH} or more are needed")  # fmt: skip
     name_hash = name_hasher(read_or_create_salt(salt))
     found = {name for name in _names(manifests) if name_hash(name).startswith(wanted)}
-    if len(found) != 1:
-        count = "no subject, scan or manifest" if not found else f"{len(found)} names, the first ones of {hash_text},"
-        raise UnknownHashError(f"{count} has the hash {hash_text} with the salt of {salt}; give the manifests that the "
-                               "run used, or more digits")  # fmt: skip
+    if not found:
+        raise NameNotFoundError(f"no subject, scan or manifest has the hash {hash_text} with the salt of {salt}; "
+                                "give the manifests that the run used")  # fmt: skip
+    if len(found) > 1:
+        raise UnknownHashError(f"{len(found)} names have hashes that begin with {hash_text} with the salt of {salt}; "
+                               "give more digits")  # fmt: skip
     return found.pop()
 
 
