@@ -12,6 +12,7 @@ import torch
 
 from umbrella_data import cache_entry
 from umbrella_data.cache import VolumeCache
+from umbrella_data.errors import CacheError
 from umbrella_data.eviction import SizeLimit
 
 FRAMES = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0)).half().float()
@@ -130,8 +131,13 @@ def test_holds_tells_whole_entries_from_missing_and_damaged_ones(tmp_path: Path,
     fetch(cache, sources[0])
     assert cache.holds([sources[0]], fingerprint="p")
     assert not cache.holds([sources[0]], fingerprint="q")
-    entries(cache)[0].write_bytes(entries(cache)[0].read_bytes()[:-1])
+    (entry,) = entries(cache)
+    entry.write_bytes(entry.read_bytes()[:-1])
     assert not cache.holds([sources[0]], fingerprint="p")
+    entry.unlink()
+    entry.mkdir()
+    with pytest.raises(CacheError):
+        cache.holds([sources[0]], fingerprint="p")
 
 
 def test_limit_below_one_byte_is_refused(tmp_path: Path) -> None:

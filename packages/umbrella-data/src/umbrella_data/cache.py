@@ -97,11 +97,15 @@ class VolumeCache:
 
         Raises:
             ScanError: Where a source cannot be read.
+            CacheError: Where the cache cannot be read.
         """
+        path = self._path(sources, fingerprint)
         try:
-            CachedFrames(self._path(sources, fingerprint), restore=lambda: None)
+            CachedFrames(path, restore=lambda: None)
         except (FileNotFoundError, DamagedEntryError):
             return False
+        except OSError as error:
+            raise unusable(path, error) from error
         return True
 
     def _path(self, sources: Sequence[Path], fingerprint: str) -> Path:

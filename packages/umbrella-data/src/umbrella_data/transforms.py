@@ -169,6 +169,15 @@ class Pipeline:
         if self.cache is not None:
             self._entry(_files_of(paths, mask), self.cache)
 
+    def is_cached(self, paths: ScanFiles, *, mask: str | PathLike[str] | None = None) -> bool:
+        """Whether a scan is in the cache as things stand; nothing is made.
+
+        Raises:
+            ScanError: Where a file cannot be read.
+        """
+        sources = self._sources(_files_of(paths, mask))
+        return self.cache is not None and self.cache.holds(sources, fingerprint=self.fingerprint)
+
     def _entry(self, scan: _Files, cache: VolumeCache) -> CachedFrames:
         return cache.fetch(self._sources(scan), fingerprint=self.fingerprint, make=lambda: self._prepare(scan))
 

@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from umbrella_data.cache import VolumeCache
-from umbrella_data.cache_entry import CachedFrames
 from umbrella_data.diffusion import check_dipy, needs_fit
 from umbrella_data.errors import ScanError
 from umbrella_data.parallel import map_unordered
@@ -92,31 +87,7 @@ def _warm(scan: Scan, *, pipelines: Mapping[str, Pipeline]) -> ScanError | None:
 
 def _is_kept(scan: Scan, *, pipelines: Mapping[str, Pipeline]) -> bool:
     """Whether a scan is in the cache of its pipeline as things stand."""
-    pipeline = pipelines[scan.modality]
-    assert pipeline.cache is not None
-    as_it_is = _CacheAsItIs(pipeline.cache.directory)
     try:
-        Pipeline(pipeline.config, modality=scan.modality, cache=as_it_is).warm(scan.paths, mask=scan.mask)
-    except (ScanError, _NotKeptError):
+        return pipelines[scan.modality].is_cached(scan.paths, mask=scan.mask)
+    except ScanError:
         return False
-    return True
-
-
-class _NotKeptError(Exception):
-    """There is no entry of a scan."""
-
-
-class _CacheAsItIs(VolumeCache):
-    """A cache that makes nothing and pushes nothing out."""
-
-    def fetch(self, sources: Sequence[Path], *, fingerprint: str, make: Callable[[], torch.Tensor]) -> CachedFrames:  # noqa: ARG002
-        """The entry of a scan.
-
-        Raises:
-            _NotKeptError: Where there is none.
-        """
-        return super().fetch(sources, fingerprint=fingerprint, make=_refuse)
-
-
-def _refuse() -> NoReturn:
-    raise _NotKeptError
