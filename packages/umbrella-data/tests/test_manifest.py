@@ -101,12 +101,20 @@ def test_validate_names_all_problems_of_all_rows_with_their_lines(make_row, writ
     assert str(path) in str(caught.value)
 
 
-def test_validate_when_a_file_is_missing_names_subject_and_root(make_row, write_manifest, tmp_path):
+def test_validate_when_a_file_is_missing_names_subject_and_root_or_the_link(make_row, write_manifest, tmp_path):
     manifest = read_manifest(write_manifest([make_row("a", "T1")]))
     manifest.validate(check_files=False)
     with pytest.raises(ManifestError, match=r"line 1: subject 'sub-a': no file a_0\.nii\.gz under .*data_root"):
         manifest.validate()
-    (tmp_path / "a_0.nii.gz").touch()
+    (tmp_path / "a_0.nii.gz").symlink_to("nothing")
+    with pytest.raises(ManifestError) as caught:
+        manifest.validate()
+    (problem,) = caught.value.problems
+    assert problem.startswith(
+        "line 1: subject 'sub-a': a_0.nii.gz: a link to a file that is not here: fetch its content"
+    )
+    assert "data_root" not in problem
+    (tmp_path / "nothing").touch()
     manifest.validate()
 
 

@@ -11,8 +11,9 @@ from typing import Any, NoReturn, overload
 from tqdm import tqdm
 
 from umbrella_data.dialects import to_canonical
-from umbrella_data.errors import ManifestError
+from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.manifest_index import SAVE_FROM_ROWS, open_index, save_index
+from umbrella_data.regular_file import is_lost, stat_regular_file
 from umbrella_data.row_facts import Progress, RowFacts, collect_facts, modalities_of
 from umbrella_data.row_index import RowIndex, index_rows
 from umbrella_data.sample import Answer, Role, Sample, Scan, Turn, parse_row, parse_turns
@@ -155,9 +156,15 @@ class Manifest(Sequence[Sample]):
 
     def _missing_files(self, sample: Sample) -> Iterator[str]:
         for path in (path for scan in sample.scans for path in scan.files):
-            if not path.is_file():
-                yield (f"subject {sample.subject!r}: no file {path.relative_to(self.data_root)} under "
-                       f"{self.data_root}; is data_root right?")  # fmt: skip
+            try:
+                stat_regular_file(path)
+            except ScanError as error:
+                name = path.relative_to(self.data_root)
+                if is_lost(error):
+                    words = f"no file {name} under {self.data_root}; is data_root right?"
+                else:
+                    words = f"{name}: {error.message}"
+                yield f"subject {sample.subject!r}: {words}"
 
     def _row(self, index: int) -> Any:
         try:

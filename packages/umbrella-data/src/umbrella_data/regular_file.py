@@ -53,6 +53,11 @@ def stat_regular_file(path: Path) -> os.stat_result:
     return status
 
 
+def is_lost(error: ScanError) -> bool:
+    """Whether nothing at all is where a file was looked for; a link is there, whatever became of its content."""
+    return error.reason == ScanReason.MISSING and not Path(error.path).is_symlink()
+
+
 def _not_regular(path: str) -> ScanError:
     return ScanError(
         "not a regular file (a folder, a pipe, a socket or a device)", path=path, reason=ScanReason.NOT_REGULAR_FILE

@@ -89,10 +89,9 @@ def print_lost_root(errors: Sequence[ScanError], *, num_scans: int, manifests: S
         num_scans: All scans that were looked for.
         manifests: Where they are named.
     """
-    from umbrella_data.errors import ScanReason
+    from umbrella_data.regular_file import is_lost
 
-    # A link is there, whatever became of its content.
-    lost = [error for error in errors if error.reason == ScanReason.MISSING and not Path(error.path).is_symlink()]
+    lost = [error for error in errors if is_lost(error)]
     if lost and len(lost) >= _NEARLY_ALL * num_scans:
         roots = ", ".join(dict.fromkeys(str(manifest.data_root) for manifest in manifests))
         print(f"{len(lost):,} of {num_scans:,} scans are not there; they were looked for under {roots}: "
