@@ -60,7 +60,7 @@ def test_from_bids_without_dipy_ends_before_a_scan_is_read_unless_dwi_is_left_ou
     error = capsys.readouterr().err
     for said in (f"{dwi}: ", "pip install dipy", "--modality T1 rsfMRI"):
         assert said in error
-    assert main([*words, "--modality", "T1w", "rsfMRI"]) == 0
+    assert main([*words, "--modality", "T1w", "--modality", "rsfMRI"]) == 0
     printed = capsys.readouterr().out
     assert "note: scans of other modalities, left out: 1 dMRI\n" in printed
     assert "1 subjects, 1 rows" in printed

@@ -13,6 +13,15 @@ from umbrella_data.cache import _SourceChangedError
 from umbrella_data.errors import CacheError, ManifestError, ScanError, ScanReason, UmbrellaDataError
 
 
+class _OwnError(ScanError):
+    """As a script defines it, whose tracebacks do not name its module."""
+
+
+_OwnError.__module__ = "__main__"
+# Of the class of the error itself: its words stand in front of the error's, after the same name.
+CAUSES: dict[type, type[ScanError]] = {_SourceChangedError: _SourceChangedError, _OwnError: _OwnError}
+
+
 class Failing(Dataset[int]):
     """Raises one error, from another one and with notes, whatever is asked for."""
 
@@ -25,7 +34,10 @@ class Failing(Dataset[int]):
     def __getitem__(self, index: int) -> int:
         self.error.add_note("while reading a T1 scan")
         self.error.add_note("line 3")
-        raise self.error from ScanError("another one", path="other.nii", reason="dims")
+        try:
+            raise CAUSES.get(type(self.error), ScanError)("another one", path="other.nii", reason="dims")
+        except UmbrellaDataError as cause:
+            raise self.error from cause
 
 
 def caught_from_worker(error: Exception) -> Exception:
@@ -38,7 +50,7 @@ def caught_from_worker(error: Exception) -> Exception:
     return found
 
 
-@pytest.mark.parametrize("kind", [ScanError, _SourceChangedError])
+@pytest.mark.parametrize("kind", [ScanError, _SourceChangedError, _OwnError])
 def test_scan_error_keeps_its_parts_when_raised_in_a_loader_worker(kind: type[ScanError]) -> None:
     error = caught_from_worker(kind("ends: [early]\nsecond line", path="a b/c.nii.gz", reason="gzip_crc"))
     assert isinstance(error, ScanError)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -46,13 +47,16 @@ def test_find_modality_suggests_the_nearest_when_unknown() -> None:
         find_modality("bolt")
 
 
-def ask_with_package(folder: Path, module: str, question: str) -> subprocess.CompletedProcess[str]:
+def ask_with_package(
+    folder: Path, module: str, question: str, *, names: Sequence[str] = ("FLAIR",)
+) -> subprocess.CompletedProcess[str]:
     """Run some Python beside an installed distribution `lab-modalities`, whose entry point names `FLAIR`."""
     (folder / "lab_modalities.py").write_text(module)
     info = folder / "lab_modalities-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lab-modalities\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[umbrella_data.modalities]\nFLAIR = lab_modalities:FLAIR\n")
+    entries = [f"{name} = lab_modalities:{name}" for name in names]
+    (info / "entry_points.txt").write_text("\n".join(["[umbrella_data.modalities]", *entries]))
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     return subprocess.run(
         [sys.executable, "-c", question], env=environment, capture_output=True, text=True, check=False
@@ -73,6 +77,13 @@ assert _MODALITY_OF["anat", "FLAIR"] == _modality_of_name("sub-01/anat/sub-01_FL
 assert modality_mask(["FLAIR"]) == 8
 """
     done = ask_with_package(tmp_path, FLAIR, question)
+    assert done.returncode == 0, done.stderr
+
+
+def test_modalities_of_packages_have_one_order_wherever_they_were_installed(tmp_path: Path) -> None:
+    pet = FLAIR.replace("FLAIR", "PET")
+    question = "from umbrella_data import MODALITIES; assert list(MODALITIES)[3:] == ['FLAIR', 'PET'], list(MODALITIES)"
+    done = ask_with_package(tmp_path, f"{FLAIR}\n{pet}", question, names=("PET", "FLAIR"))
     assert done.returncode == 0, done.stderr
 
 

@@ -105,7 +105,7 @@ def test_dwi_without_dipy_ends_before_a_scan_is_drawn_unless_it_is_left_out(
     for said in (f"{tmp_path / 'd_0.nii.gz'}: ", "pip install dipy", "--modality T1 rsfMRI"):
         assert said in error
     assert not list(out.glob("*.png"))
-    assert main([*words, "--modality", "T1", "rsfMRI"]) == 0
+    assert main([*words, "--modality", "T1", "--modality", "rsfMRI"]) == 0
     assert [path.name for path in out.glob("*.png")] == ["T1-1.png"]
 
 

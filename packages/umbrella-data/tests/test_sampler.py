@@ -199,9 +199,18 @@ def test_second_pass_through_a_shuffled_epoch_is_warned_of_once(caplog):
     assert "set_epoch(epoch)" in caplog.text
 
 
+def test_set_epoch_to_the_same_one_is_a_repetition_too(caplog):
+    sampler = ModalityBatchSampler(Modalities([0, 1] * 9), batch_size=4)
+    for _ in range(2):
+        sampler.set_epoch(0)
+        list(sampler)
+    assert "repeats the last one, epoch 0" in caplog.text
+
+
 def test_pass_is_not_warned_of_when_it_is_new_asked_for_not_shuffled_or_goes_on(caplog):
     shuffled = ModalityBatchSampler(Modalities([0, 1] * 9), batch_size=4)
-    for epoch in (0, 1, 1):
+    next(iter(shuffled))  # a look at one batch is no pass
+    for epoch in (0, 1, 2):
         shuffled.set_epoch(epoch)
         list(shuffled)
     shuffled.start_at(2)

@@ -12,7 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, LlavaConfig, Qwen2Config
 
-from umbrella_model import PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration, UmbrellaModel
+from umbrella_model import (
+    PatchEmbedConfig,
+    UmbrellaConfig,
+    UmbrellaForConditionalGeneration,
+    UmbrellaModel,
+    set_trainable,
+)
 
 ROWS = ((3, "T1", 2), (1, "dMRI", "rsfMRI", 1, "T1", 3), (5,))
 
@@ -173,6 +179,30 @@ def test_without_strict_a_missing_patch_embed_starts_as_new(mismatched):
     assert torch.equal(
         loaded.model.vision_tower.T1_patch_embed.position_embedding, sincos_position_embedding((2, 2, 1), 16)
     )
+
+
+def test_without_strict_a_tensor_of_another_shape_starts_as_new(saved):
+    old, folder = saved
+    modalities = {**old.config.modalities, "T1": PatchEmbedConfig((8, 8, 8), (4, 4, 8))}
+    loaded, info = UmbrellaForConditionalGeneration.from_pretrained(
+        folder, modalities=modalities, strict=False, output_loading_info=True
+    )
+    assert {key.split("vision_tower.")[1] for key, *_ in info["mismatched_keys"]} == {
+        "T1_patch_embed.proj.weight",
+        "T1_patch_embed.position_embedding",
+    }
+    assert loaded.num_image_tokens("T1") == 4
+
+
+def test_a_modality_is_not_added_under_adapters(saved, tmp_path):
+    pytest.importorskip("peft")
+    old, folder = saved
+    model = UmbrellaForConditionalGeneration.from_pretrained(folder)
+    set_trainable(model, {"patch_embed": "lora"})
+    model.save_pretrained(tmp_path)
+    modalities = {**old.config.modalities, "FLAIR": PatchEmbedConfig((8, 8, 8), (4, 4, 4))}
+    with pytest.raises(ValueError, match=r"FLAIR_patch_embed\.\S+ starts anew and would be frozen under the adapters"):
+        UmbrellaForConditionalGeneration.from_pretrained(tmp_path, modalities=modalities, strict=False)
 
 
 def test_a_modality_that_is_added_takes_the_last_tag_and_the_model_saves_and_loads_with_it(

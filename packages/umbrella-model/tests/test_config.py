@@ -125,3 +125,8 @@ def test_vision_depth_counts_layers_as_llava_does(make_config, layer, depth):
 def test_a_feature_layer_that_is_not_there_is_refused(make_config, layer, message):
     with pytest.raises(ValueError, match=message):
         _ = make_config(vision_feature_layer=layer).vision_depth
+
+
+def test_what_is_no_prediction_is_not_handed_to_metrics() -> None:
+    # The cache goes by either name, as transformers is old or new.
+    assert {"past_key_values", "cache", "dummy_terms"} <= set(UmbrellaConfig.keys_to_ignore_at_inference)

@@ -13,7 +13,7 @@ import numpy as np
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.gradients import B0_LIMIT, Gradients, read_gradients
 from umbrella_data.header import ScanDoubt
-from umbrella_data.modality import MODALITIES, find_modality
+from umbrella_data.modality import find_modality
 from umbrella_data.sample import Scan
 from umbrella_data.voxels import MAX_VOXELS, read_voxels
 
@@ -64,8 +64,8 @@ def check_dipy(dwis: Iterable[str | PathLike[str]]) -> None:
     """
     first = next(iter(dwis), None) if find_spec("dipy") is None else None
     if first is not None:
-        others = " ".join(name for name, spec in MODALITIES.items() if spec.num_channels == 1)
-        raise ImportError(f"{fspath(first)}: {_NEEDS_DIPY}; or leave such scans out: --modality {others}")
+        raise ImportError(f"{fspath(first)}: {_NEEDS_DIPY}; or leave such scans out by naming the others, as in "
+                          "--modality T1")  # fmt: skip
 
 
 def fit_dwi(

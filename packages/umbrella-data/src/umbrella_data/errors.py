@@ -128,8 +128,10 @@ def _said_by_worker(message: object, error: type[Exception]) -> str | None:
     text = str(message)
     if not text.startswith(f"Caught {error.__name__} in "):
         return None
-    # The last mention is the error itself: what it was raised from stands in front.
-    return text.rpartition(f"\n{error.__module__}.{error.__qualname__}: ")[2].strip()
+    # As a traceback names it. The last mention is the error itself: what it was raised from stands in front.
+    module = "" if error.__module__ in ("__main__", "builtins") else f"{error.__module__}."
+    _, mention, said = text.rpartition(f"\n{module}{error.__qualname__}: ")
+    return said.strip() if mention else None
 
 
 def _parts(message: object, error: type[Exception], *, form: re.Pattern[str]) -> re.Match[str]:

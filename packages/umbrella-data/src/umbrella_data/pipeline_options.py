@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,17 +59,31 @@ def read_options(
         settings: Of the words' modalities.
 
     Raises:
-        ValueError: As `options_from_words` and `options_from_run`; also for a patch that does not divide its image.
+        ValueError: As `options_from_words` and `options_from_run`; also for a patch of a modality without a size.
     """
     words = options_from_words(sizes=sizes, patches=patches, spacings=spacings, settings=settings)
     known = options_from_run(run) if run is not None else PipelineOptions()
     known.configs |= words.configs
     known.patch_sizes |= words.patch_sizes
-    for name, patch_size in known.patch_sizes.items():
+    for name in known.patch_sizes:
         if name not in known.configs:
             raise _without_size(name)
-        patch_grid(known.configs[name].image_size, patch_size, modality=name)
     return known
+
+
+def check_patches(options: PipelineOptions, *, modalities: Iterable[str]) -> None:
+    """Holds patches against the images that they cut.
+
+    Args:
+        options: With the patches.
+        modalities: Those whose patches matter.
+
+    Raises:
+        ValueError: For a patch that does not divide its image.
+    """
+    for name in modalities:
+        if name in options.patch_sizes:
+            patch_grid(options.configs[name].image_size, options.patch_sizes[name], modality=name)
 
 
 def options_from_words(

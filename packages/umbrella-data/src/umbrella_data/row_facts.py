@@ -65,7 +65,8 @@ class RowFacts:
 def modality_mask(modalities: Iterable[str]) -> int:
     """A set of canonical modality names as a bit mask: bit i stands for the i-th row of the `MODALITIES` table."""
     order = list(MODALITIES)
-    return sum(1 << order.index(name) for name in set(modalities))
+    # By way of the lookup, which says more of a name that is not there: its package may be gone.
+    return sum(1 << order.index(find_modality(name).name) for name in set(modalities))
 
 
 def collect_facts(num_rows: int, *, read: Callable[[int], Any], path: str, progress: Progress) -> RowFacts:

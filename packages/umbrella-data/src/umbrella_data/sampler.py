@@ -105,7 +105,7 @@ class ModalityBatchSampler(Sampler[list[int]]):
         self._shuffle = shuffle
         self._epoch = 0
         self._first = 0
-        self._has_begun = False
+        self._has_passed = False
         self._has_warned = False
         # A multiple of the batch size, lest every block end in a short batch.
         unit = batch_size if batch_size is not None and max_tokens is None else 1
@@ -120,8 +120,8 @@ class ModalityBatchSampler(Sampler[list[int]]):
         Args:
             epoch: From 0, another one for each pass over the data.
         """
+        self._has_passed = self._has_passed and epoch == self._epoch
         self._epoch = epoch
-        self._has_begun = False
 
     def start_at(self, batch: int) -> None:
         """Let the next iteration begin with this rank's batch of that number; blocks before it are not formed."""
@@ -141,17 +141,17 @@ class ModalityBatchSampler(Sampler[list[int]]):
                 for batch in self._block_batches(block, target)[first :: self.world_size]:
                     yield batch.tolist()
             number += target
+        self._has_passed = True
 
     def _warn_of_repetition(self) -> None:
         """Tell a loop that calls no `set_epoch`. What is not shuffled, as in evaluation, may well be read twice."""
-        if self._has_begun and self._first == 0 and self._shuffle and not self._has_warned:
+        if self._has_passed and self._first == 0 and self._shuffle and not self._has_warned:
             self._has_warned = True
             logger.warning(
                 "this pass repeats the last one, epoch %d, with the same batches, augmentation and windows: "
                 "call set_epoch(epoch) before each pass",
                 self._epoch,
             )
-        self._has_begun = True
 
     # ---- how many batches, known before training ----
 

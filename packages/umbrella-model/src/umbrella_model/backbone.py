@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,9 +16,10 @@ from umbrella_model.attention import VARLEN, check_right_padding, no_mask
 from umbrella_model.cache_name import CACHE
 from umbrella_model.config import UmbrellaConfig
 from umbrella_model.loading import check_loaded_keys, without_report
-from umbrella_model.lora import freeze_under_lora, has_lora
+from umbrella_model.lora import freeze_under_lora, has_lora, is_lora_name
 from umbrella_model.outputs import UmbrellaModelOutput
 from umbrella_model.packing import check_not_packed
+from umbrella_model.parts import named_part_parameters
 from umbrella_model.patch_embed import PatchEmbed
 from umbrella_model.sharding import is_sharded
 from umbrella_model.splice import check_image_tokens, splice_features
@@ -62,9 +63,8 @@ class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
         Raises:
             ValueError: A key is missing, unexpected or of another shape; all of them are named.
         """
-        if strict:
-            # Transformers' own error would not name the tensors; ours does.
-            kwargs.setdefault("ignore_mismatched_sizes", True)
+        # Transformers' own error would not name the tensors; ours does. What is not strict loads the rest.
+        kwargs.setdefault("ignore_mismatched_sizes", True)
         with without_report() if strict else nullcontext():
             loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
@@ -76,6 +76,7 @@ class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
                 info = {**info, "unexpected_keys": unexpected}
             check_loaded_keys(info, source=str(pretrained_model_name_or_path))
         if has_lora(model):
+            _check_adapted_weights(model, info["missing_keys"])
             freeze_under_lora(model)  # to load made every parameter trainable
         return (model, info) if output_loading_info else model
 
@@ -98,6 +99,17 @@ class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, PatchEmbed):
             module.reset_parameters()
+
+
+def _check_adapted_weights(model: Any, missing_keys: Collection[str]) -> None:
+    """Refuses adapters over weights that start anew: frozen, these would stay as random as they are."""
+    names = {name for part, name, _ in named_part_parameters(model) if part in model.config.lora["parts"]}
+    new = sorted(name for name in missing_keys if name in names and not is_lora_name(name))
+    if new:
+        raise ValueError(
+            f"{new[0]} starts anew and would be frozen under the adapters of its part: load the model as it is, "
+            "merge_lora, save it, and add to that one"
+        )
 
 
 class UmbrellaModel(UmbrellaPreTrainedModel, LlavaModel):

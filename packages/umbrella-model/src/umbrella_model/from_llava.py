@@ -80,9 +80,8 @@ def load_llava(
     # To read the weights can take minutes: what does not depend on them is refused before.
     _check_init(init)
     _build_empty(_config_from(old_config, modalities, vision_feature_layer=vision_feature_layer))
-    if strict:
-        # Transformers' own error would not name the tensors; ours does.
-        kwargs.setdefault("ignore_mismatched_sizes", True)
+    # Transformers' own error would not name the tensors; ours does. What is not strict loads the rest.
+    kwargs.setdefault("ignore_mismatched_sizes", True)
     with without_report() if strict else nullcontext():
         loaded: Any = LLAVA_CLASSES[model_type].from_pretrained(name_or_path, output_loading_info=True, **kwargs)
     llava, info = loaded

@@ -63,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
         num_workers=options.workers,
         progress=lambda results, total: show(results, total, "preparing scans", "scan"),
     )
+    if not report.num_scans:
+        raise ValueError(f"no scan of {', '.join(configs)} to prepare in {', '.join(str(path) for path, _ in sources)}")
     num_prepared = report.num_scans - len(report.failed)
     has_lost = report.num_kept < num_prepared
     if has_lost:

@@ -72,6 +72,8 @@ def run(options: argparse.Namespace) -> int:
         path = options.out / "check.json"
         write_atomically(path, [json.dumps(rows, indent=1, ensure_ascii=False).encode()])
     _print_report(report)
+    if options.modality and not report.num_files:
+        raise ValueError(f"no scan of {', '.join(options.modality)} was looked at")
     print_lost_root([bad.error for bad in report.bad_files], num_scans=report.num_files, manifests=manifests)
     if name is not None:
         print(f"wrote {path}")

@@ -44,7 +44,7 @@ def add_command(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Draw the scans and write the page."""
     from umbrella_data.manifest import read_manifest
-    from umbrella_data.pipeline_options import read_options
+    from umbrella_data.pipeline_options import check_patches, read_options
     from umbrella_data.preview_page import write_preview
     from umbrella_data.transforms import Pipeline
 
@@ -58,12 +58,12 @@ def run(options: argparse.Namespace) -> int:
     sources = [(path, options.data_root) for path in options.manifests] or known.sources
     if not sources or not known.configs:
         raise ValueError("manifests and --size are needed, or a --config that holds them")
+    configs = choose_configs(known.configs, options)
+    check_patches(known, modalities=configs)
     manifests = [read_manifest(path, data_root=root) for path, root in sources]
     report = write_preview(
         manifests,
-        pipelines={
-            name: Pipeline(config, modality=name) for name, config in choose_configs(known.configs, options).items()
-        },
+        pipelines={name: Pipeline(config, modality=name) for name, config in configs.items()},
         patch_sizes=known.patch_sizes,
         folder=options.out,
         name=name_by_hash(options.out, in_clear=options.names),

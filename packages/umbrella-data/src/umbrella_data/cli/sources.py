@@ -31,11 +31,10 @@ def add_modalities(command: argparse.ArgumentParser) -> None:
     """`--modality`."""
     command.add_argument(
         "--modality",
-        action="extend",
-        nargs="+",
+        action="append",
         type=_modality,
         metavar="MODALITY",
-        help="take these modalities alone, such as T1 rsfMRI; what is left out is counted (default: all)",
+        help="take this modality alone; may be repeated; what is left out is counted (default: all)",
     )
 
 
