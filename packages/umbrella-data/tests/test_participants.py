@@ -105,6 +105,20 @@ def test_table_that_is_no_utf8_is_refused_by_its_name(tmp_path):
         read_participants([tmp_path / "a.csv"])
 
 
+def test_quote_that_does_not_close_swallows_no_subject(tmp_path):
+    rows = [f"sub-{i:02d},3{i},fine" for i in range(2, 10)]
+    text = "\n".join(["participant_id,age,comment", "sub-00,30,fine", 'sub-01,31,"fell asleep', *rows, ""])
+    tabs, commas = tmp_path / "a.tsv", tmp_path / "a.csv"
+    tabs.write_text(text.replace(",", "\t"))
+    labels = read_participants([tabs], choices=["comment"]).labels
+    assert len(labels) == 10
+    assert labels["sub-01"] == {"age": 31.0, "comment": '"fell asleep'}
+    for open_quote in (text, text.replace("39,fine", '39,"fine"')):
+        commas.write_text(open_quote)
+        with pytest.raises(ManifestError, match=r"a\.csv: 1 problem\n  after line 2: .* a quote that does not close"):
+            read_participants([commas])
+
+
 def test_tables_are_joined_by_subject_where_they_agree(tmp_path):
     first, second = tmp_path / "a.tsv", tmp_path / "b.csv"
     first.write_text("participant_id\tage\tsex\tsite\nsub-1\t40\tM\tA\nsub-2\tn/a\tF\tA\n")

@@ -1,4 +1,7 @@
-"""A table of participants as text: tab-separated as BIDS has it, or comma-separated where its name ends in `.csv`."""
+"""A table of participants as text: tab-separated as BIDS has it, or comma-separated where its name ends in `.csv`.
+
+Cells in a `.csv` file may be quoted. BIDS has no quoting: between tabs a quote is text.
+"""
 
 from __future__ import annotations
 
@@ -33,20 +36,30 @@ def read_table(path: Path) -> ParticipantsTable:
 
     Raises:
         ManifestError: If there is no such file, or with every problem of it: no `participant_id`, a subject twice, a
-            line that is longer than the first one, another separator than its name says.
+            line that is longer than the first one, another separator than its name says, a quote that does not close.
     """
     if not path.is_file():
         raise ManifestError("no such file; a table of participants is needed", path=path)
     problems: list[str] = []
     rows: dict[str, Mapping[str, str]] = {}
     separator = "," if path.suffix.lower() == ".csv" else "\t"
+    last = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter=separator, restval="n/a")
+            # An open quote takes in the lines after it; only `strict` makes an error of that.
+            reader = csv.DictReader(
+                file,
+                delimiter=separator,
+                quoting=csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE,
+                strict=True,
+                restval="n/a",
+            )
             columns = tuple(reader.fieldnames or ())
             if _KEY not in columns:
                 raise ManifestError(f"line 1: {_wrong_header(columns, separator)}", path=path)
+            last = reader.line_num
             for row in reader:
+                last = reader.line_num
                 name = row.pop(_KEY).strip()
                 subject = name if name.startswith("sub-") else f"sub-{name}"
                 if None in row:
@@ -55,8 +68,11 @@ def read_table(path: Path) -> ParticipantsTable:
                     problems.append(f"line {reader.line_num}: {subject} stands in the file twice")
                 else:
                     rows[subject] = row
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise ManifestError(f"cannot be read as a table in UTF-8: {error}", path=path) from error
+    except csv.Error as error:
+        # The reader stands where the quote had to close, which may be the file's end; the mistake is where it opens.
+        problems.append(f"after line {last}: no table from here on, is there a quote that does not close? ({error})")
     if problems:
         raise ManifestError(problems, path=path)
     return ParticipantsTable(path, columns, rows)
