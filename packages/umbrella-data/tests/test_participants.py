@@ -134,6 +134,27 @@ def test_tables_are_joined_by_subject_where_they_agree(tmp_path):
         read_participants([first, second], numbers={"iq": None})
 
 
+def test_columns_that_mean_the_same_are_refused_where_they_differ(write_tsv):
+    header = "participant_id\tsex\tgender\tage\tAge\n"
+    good = write_tsv(header + "1\tM\tmale\t30\t30.0\n2\tn/a\tF\t\t40\n3\tF\tO\t50\tn/a\n")
+    assert read_participants([good]).labels == {
+        "sub-1": {"sex": "male", "age": 30.0},
+        "sub-2": {"sex": "female", "age": 40.0},
+        "sub-3": {"sex": "female", "age": 50.0},
+    }
+    bad = write_tsv(header + "1\tM\tM\t30\t30\n2\tM\tF\t40\t41\n")
+    words = (
+        r"participants\.tsv: 2 problems\n"
+        r"  line 3: sub-2: column 'sex' says 'M', but 'gender', which means the same, 'F'; .*\n"
+        r"  line 3: sub-2: column 'age' says '40', but 'Age', which means the same, '41'; "
+    )
+    with pytest.raises(ManifestError, match=words):
+        read_participants([bad])
+    labels = read_participants([bad], choices=["sex", "gender"], numbers={"Age": None, "age": None}).labels
+    assert labels["sub-2"] == {"sex": "M", "gender": "F", "age": 40.0, "Age": 41.0}
+    assert read_participants([bad], choices=["sex"], numbers={"age": None}).labels["sub-2"] == {"sex": "M", "age": 40.0}
+
+
 def test_comparison_counts_subjects_without_a_scan_and_those_who_are_not_in_the_table(write_tsv):
     participants = read_participants([write_tsv("participant_id\tage\n1\t40\nsub-2\t50\nIXI03\t60\n")])
     assert list(participants.compare({"sub-1", "sub-2"})) == [
@@ -151,6 +172,7 @@ def test_comparison_counts_subjects_without_a_scan_and_those_who_are_not_in_the_
         ("subject\tage\nsub-1\t3\n", "no column 'participant_id' among subject, age"),
         ("participant_id\tage\nsub-1\t3\n1\t4\n", "line 3: sub-1 stands in the file twice"),
         ("participant_id\tage\nsub-1\t3\t4\n", "line 2: more columns"),
+        ("participant_id\tage\tage\t\t\nsub-1\t3\t4\n", r"1 problem\n  line 1: column 'age' is named twice"),
         ("participant_id\tage\nsub-1\t3\n", "line 1: no column 'iq'"),
     ],
 )

@@ -57,7 +57,8 @@ def read_participants(
 
     Raises:
         ManifestError: With every problem of a file, see `umbrella_data.participants_table.read_table`; for a column
-            that is in none of them; where two of them disagree about a subject.
+            that is in none of them; where two tables, or two columns of one that mean the same (`sex` and `gender`),
+            disagree about a subject.
     """
     numbers = numbers or {}
     asked = [*choices, *numbers]
@@ -66,8 +67,8 @@ def read_participants(
     labels: dict[str, dict[str, str | float]] = {}
     notes = NoteList()
     for table in known:
-        problems = []
-        for subject, found in _labels_of(table, choices=choices, numbers=numbers, notes=notes):
+        problems: list[str] = []
+        for subject, found in _labels_of(table, choices=choices, numbers=numbers, notes=notes, problems=problems):
             joined = labels.setdefault(subject, {})
             problems += [
                 f"{subject}: {task} is {label!r}, but {joined[task]!r} in a table before"
@@ -87,18 +88,31 @@ def _check_columns(tables: Sequence[ParticipantsTable], asked: Sequence[str]) ->
 
 
 def _labels_of(
-    table: ParticipantsTable, *, choices: Sequence[str], numbers: Mapping[str, str | None], notes: NoteList
+    table: ParticipantsTable,
+    *,
+    choices: Sequence[str],
+    numbers: Mapping[str, str | None],
+    notes: NoteList,
+    problems: list[str],
 ) -> Iterator[tuple[str, dict[str, str | float]]]:
     asked = [*choices, *numbers]
     for subject, row in table.rows.items():
-        labels = {}
+        labels: dict[str, str | float] = {}
+        source: dict[str, str] = {}
         for column, text in row.items():
-            value = text.strip()
-            if value.lower() in _MISSING:
+            value, task = text.strip(), _task(column, chosen=asked)
+            # A column that was asked for by its name holds other labels than its like: `sex` as `M`, and not `male`.
+            if value.lower() in _MISSING or (task in asked and column != task):
                 continue
             label = _label(column, value, is_choice=column in choices, is_number=column in numbers)
-            if label is not None:
-                labels[_task(column, chosen=asked)] = label
+            if label is not None and labels.setdefault(task, label) != label:
+                other = source[task]
+                problems.append(
+                    f"line {table.lines[subject]}: {subject}: column {other!r} says {row[other].strip()!r}, "
+                    f"but {column!r}, which means the same, {value!r}; correct or remove one"
+                )
+            elif label is not None:
+                source.setdefault(task, column)
             elif _is_known(column, chosen=asked):
                 notes.add(f"values of {column} that are no labels, left out", f"{subject}: {value!r}")
         yield subject, labels

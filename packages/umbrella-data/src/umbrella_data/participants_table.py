@@ -6,6 +6,7 @@ Cells in a `.csv` file may be quoted. BIDS has no quoting: between tabs a quote 
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,24 +25,28 @@ class ParticipantsTable:
         path: The file.
         columns: The names in its first line.
         rows: The texts of each subject (`sub-01`, whether the file writes `sub-` or not) by column.
+        lines: Where each subject stands, counted from 1.
     """
 
     path: Path
     columns: tuple[str, ...]
     rows: Mapping[str, Mapping[str, str]]
+    lines: Mapping[str, int]
 
 
 def read_table(path: Path) -> ParticipantsTable:
     """Read a file.
 
     Raises:
-        ManifestError: If there is no such file, or with every problem of it: no `participant_id`, a subject twice, a
-            line that is longer than the first one, another separator than its name says, a quote that does not close.
+        ManifestError: If there is no such file, or with every problem of it: no `participant_id`, a column named twice,
+            a subject twice, a line that is longer than the first one, another separator than its name says, a quote
+            that does not close.
     """
     if not path.is_file():
         raise ManifestError("no such file; a table of participants is needed", path=path)
     problems: list[str] = []
     rows: dict[str, Mapping[str, str]] = {}
+    lines: dict[str, int] = {}
     separator = "," if path.suffix.lower() == ".csv" else "\t"
     last = 0
     try:
@@ -57,6 +62,9 @@ def read_table(path: Path) -> ParticipantsTable:
             columns = tuple(reader.fieldnames or ())
             if _KEY not in columns:
                 raise ManifestError(f"line 1: {_wrong_header(columns, separator)}", path=path)
+            # Columns without a name cannot be asked for; spreadsheets leave several at the end.
+            twice = sorted(column for column, count in Counter(columns).items() if column and count > 1)
+            problems += [f"line 1: column {column!r} is named twice; rename or remove one" for column in twice]
             last = reader.line_num
             for row in reader:
                 last = reader.line_num
@@ -68,6 +76,7 @@ def read_table(path: Path) -> ParticipantsTable:
                     problems.append(f"line {reader.line_num}: {subject} stands in the file twice")
                 else:
                     rows[subject] = row
+                    lines[subject] = reader.line_num
     except UnicodeDecodeError as error:
         raise ManifestError(f"cannot be read as a table in UTF-8: {error}", path=path) from error
     except csv.Error as error:
@@ -75,7 +84,7 @@ def read_table(path: Path) -> ParticipantsTable:
         problems.append(f"after line {last}: no table from here on, is there a quote that does not close? ({error})")
     if problems:
         raise ManifestError(problems, path=path)
-    return ParticipantsTable(path, columns, rows)
+    return ParticipantsTable(path, columns, rows, lines)
 
 
 def _wrong_header(columns: tuple[str, ...], separator: str) -> str:
