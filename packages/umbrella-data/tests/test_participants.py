@@ -36,6 +36,14 @@ def test_age_and_sex_are_read_and_missing_values_are_no_labels(write_tsv):
     assert participants.notes == ()
 
 
+def test_blank_lines_are_no_subjects_and_the_prefix_is_read_in_any_case(write_tsv):
+    text = "participant_id\tage\tsex\nSub-AbC\t30\tM\n\t\t\n \t\n\t\t\t\t\nSUB-2\t40\n\n"
+    assert read_participants([write_tsv(text)]).labels == {
+        "sub-AbC": {"age": 30.0, "sex": "male"},
+        "sub-2": {"age": 40.0},
+    }
+
+
 def test_value_when_unreadable_is_left_out_with_a_note(write_tsv):
     participants = read_participants([write_tsv("participant_id\tage\tsex\nsub-1\t89+\tO\n")])
     assert participants.labels == {"sub-1": {}}
@@ -172,6 +180,8 @@ def test_comparison_counts_subjects_without_a_scan_and_those_who_are_not_in_the_
         ("subject\tage\nsub-1\t3\n", "no column 'participant_id' among subject, age"),
         ("participant_id\tage\nsub-1\t3\n1\t4\n", "line 3: sub-1 stands in the file twice"),
         ("participant_id\tage\nsub-1\t3\t4\n", "line 2: more columns"),
+        ("participant_id\tage\n\t3\nsub-\t4\n", r"2 problems\n  line 2: participant_id is empty\n  line 3: "),
+        ("participant_id\tage\nSub-1\t3\nsub-1\t4\n", "line 3: sub-1 stands in the file twice"),
         ("participant_id\tage\tage\t\t\nsub-1\t3\t4\n", r"1 problem\n  line 1: column 'age' is named twice"),
         ("participant_id\tage\nsub-1\t3\n", "line 1: no column 'iq'"),
     ],

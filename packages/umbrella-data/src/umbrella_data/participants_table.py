@@ -24,7 +24,8 @@ class ParticipantsTable:
     Attributes:
         path: The file.
         columns: The names in its first line.
-        rows: The texts of each subject (`sub-01`, whether the file writes `sub-` or not) by column.
+        rows: The texts of each subject (`sub-01`, whether the file writes `sub-`, `Sub-` or neither) by column; blank
+            lines are left out.
         lines: Where each subject stands, counted from 1.
     """
 
@@ -39,8 +40,8 @@ def read_table(path: Path) -> ParticipantsTable:
 
     Raises:
         ManifestError: If there is no such file, or with every problem of it: no `participant_id`, a column named twice,
-            a subject twice, a line that is longer than the first one, another separator than its name says, a quote
-            that does not close.
+            a line without a subject, a subject twice, a line that is longer than the first one, another separator than
+            its name says, a quote that does not close.
     """
     if not path.is_file():
         raise ManifestError("no such file; a table of participants is needed", path=path)
@@ -57,7 +58,7 @@ def read_table(path: Path) -> ParticipantsTable:
                 delimiter=separator,
                 quoting=csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE,
                 strict=True,
-                restval="n/a",
+                restval="",
             )
             columns = tuple(reader.fieldnames or ())
             if _KEY not in columns:
@@ -68,9 +69,14 @@ def read_table(path: Path) -> ParticipantsTable:
             last = reader.line_num
             for row in reader:
                 last = reader.line_num
+                extra = row.pop(None, [])
+                if not any(cell.strip() for cell in (*row.values(), *extra)):
+                    continue
                 name = row.pop(_KEY).strip()
-                subject = name if name.startswith("sub-") else f"sub-{name}"
-                if None in row:
+                subject = f"sub-{name[4:] if name[:4].lower() == 'sub-' else name}"
+                if subject == "sub-":
+                    problems.append(f"line {reader.line_num}: {_KEY} is empty")
+                elif extra:
                     problems.append(f"line {reader.line_num}: more columns than line 1 names")
                 elif subject in rows:
                     problems.append(f"line {reader.line_num}: {subject} stands in the file twice")
