@@ -88,6 +88,13 @@ def test_modality_when_it_is_missing_in_a_split_is_noted(tree, tmp_path):
     assert any("no rsfMRI scan in test.jsonl: all 3 subjects" in note for note in report.notes)
 
 
+def test_modalities_may_be_aliases_and_a_typo_is_an_error(tree, tmp_path):
+    report = write_manifests(tree, out=tmp_path / "out", modalities=["bold"])
+    assert {scan.modality for scans in report.scans.values() for scan in scans} == {"rsfMRI"}
+    with pytest.raises(ValueError, match="unknown modality 'bodl'"):
+        write_manifests(tree, out=tmp_path / "out", modalities=["bodl"])
+
+
 def test_labels_when_a_table_is_missing_are_not_lost_in_silence(tree, tmp_path):
     with pytest.raises(ManifestError, match=r"nofile\.tsv"):
         write_manifests(tree, out=tmp_path / "out", participants=tree / "nofile.tsv")

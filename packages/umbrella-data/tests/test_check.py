@@ -217,6 +217,15 @@ def test_manifests_of_one_split_may_share_subjects(cohort, make_row):
     assert main(["check", *paths, "--one-split"]) == 0
 
 
+def test_modalities_may_be_aliases_and_a_typo_is_an_error(cohort):
+    manifests = [read_manifest(path) for path in cohort[1]()]
+    report = check_manifests(manifests, num_workers=1, modalities=["T1w"])
+    assert report.num_files == 6
+    assert [found.num_left_out for found in report.manifests] == [0, 0]
+    with pytest.raises(ValueError, match="unknown modality 'T1q'"):
+        check_manifests(manifests, modalities=["T1q"])
+
+
 def test_scans_are_read_in_several_processes(cohort, nifti, random_voxels, make_row, write_manifest, tmp_path):
     for i in range(10):
         nifti.write(random_voxels(4, 5, 6), f"{i}_0.nii.gz")

@@ -79,7 +79,7 @@ def write_manifests(
         min_frames: Leave out series with fewer frames.
         choices: Columns of `participants.tsv` that hold one of a few texts, to ask about.
         numbers: Columns that hold numbers, with their units.
-        modalities: Take scans of these modalities alone; None takes all.
+        modalities: Take scans of these modalities alone, names or aliases; None takes all.
         space: Take scans in this space alone, such as `MNI152NLin2009cAsym`; see `umbrella_data.bids_derivatives`.
         desc: Take scans of this description alone, such as `preproc`.
         with_masks: Whether scans are read inside of the brain masks that stand beside them in a tree of derivatives.
@@ -90,12 +90,14 @@ def write_manifests(
     Raises:
         ManifestError: If there is no such tree, or it lies outside of `data_root`, or a table of participants is
             missing or wrong.
+        ValueError: For an unknown modality.
         ImportError: Where a DWI must be fitted and dipy is missing, before a scan is read.
     """
     tree = Path(root)
+    wanted = None if modalities is None else {find_modality(name).name for name in modalities}
     listing = find_scans(tree)
-    if modalities is not None:
-        listing = keep_modalities(listing, modalities)
+    if wanted is not None:
+        listing = keep_modalities(listing, wanted)
     listing = choose_versions(listing, space=space, desc=desc)
     if with_masks:
         listing = add_masks(listing, root=tree)

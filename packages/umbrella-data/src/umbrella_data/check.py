@@ -13,6 +13,7 @@ from umbrella_data.diffusion import check_dipy, needs_fit
 from umbrella_data.doubts import DoubtList
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.manifest import Manifest
+from umbrella_data.modality import find_modality
 from umbrella_data.parallel import map_unordered
 from umbrella_data.proof import prove_scan
 from umbrella_data.sample import Scan
@@ -105,16 +106,18 @@ def check_manifests(
         manifests: Each is taken for a split of its own.
         num_workers: Processes that read scans; None for as many as there are cores.
         may_share_subjects: Whether the manifests belong to one split, so that a subject may stand in several.
-        modalities: Leave out rows with scans of others; None leaves out none.
+        modalities: Leave out rows with scans of others than these, names or aliases; None leaves out none.
         progress: Wraps what is gone through; called with it, its length and what is done.
 
     Raises:
+        ValueError: For an unknown modality.
         ImportError: Where a DWI must be fitted and dipy is missing, before a scan is read.
     """
+    wanted = None if modalities is None else {find_modality(name).name for name in modalities}
     report = CheckReport([ManifestCheck(manifest.path, len(manifest)) for manifest in manifests])
     places: dict[Scan, dict[Path, str]] = defaultdict(dict)
     for manifest, found in zip(manifests, report.manifests, strict=True):
-        _check_rows(manifest, found, places, progress, modalities=modalities)
+        _check_rows(manifest, found, places, progress, modalities=wanted)
     check_dipy(scan.paths[0] for scan in places if needs_fit(scan))
     if not may_share_subjects:
         report.shared_subjects = _shared_subjects(report.manifests)
@@ -141,14 +144,14 @@ def _check_rows(
     places: dict[Scan, dict[Path, str]],
     progress: Progress,
     *,
-    modalities: Collection[str] | None,
+    modalities: set[str] | None,
 ) -> None:
     line_of_id: dict[str, int] = {}
     own: set[Scan] = set()
     for row in progress(range(len(manifest)), len(manifest), f"reading {manifest.path.name}"):
         line = manifest.line(row)
         try:
-            if modalities is not None and not set(manifest.modalities(row)) <= set(modalities):
+            if modalities is not None and not set(manifest.modalities(row)) <= modalities:
                 found.num_left_out += 1
                 continue
             sample = manifest[row]
