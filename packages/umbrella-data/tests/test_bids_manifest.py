@@ -104,6 +104,21 @@ def test_labels_when_a_table_is_missing_are_not_lost_in_silence(tree, tmp_path):
         write_manifests(tree, out=tmp_path / "out", numbers={"icv": "mm3"})
 
 
+def test_own_table_of_a_tree_may_not_be_a_link_out_of_data_root(tree, tmp_path):
+    own = tree / "participants.tsv"
+    elsewhere = own.rename(tree.parent / "elsewhere.tsv")
+    own.symlink_to(elsewhere)
+    all_known = "20 of 20 subjects of the table have a scan"
+    words = r"participants\.tsv' is a link that leads out of .*, or name the table \(--participants\)"
+    with pytest.raises(ManifestError, match=words):
+        write_manifests(tree, out=tmp_path / "out")
+    assert all_known in write_manifests(tree, out=tmp_path / "out", data_root=tree.parent).notes
+    assert all_known in write_manifests(tree, out=tmp_path / "out", participants=own).notes
+    own.unlink()
+    own.symlink_to(elsewhere.rename(tree / "inside.tsv"))
+    assert all_known in write_manifests(tree, out=tmp_path / "out").notes
+
+
 def test_labels_that_reach_no_scan_are_noted(tree, tmp_path):
     table = tmp_path / "labels.tsv"
     table.write_text("participant_id\ticv\tsite\nSUB01\t1400000\tA\n05\t1500000\tA\n")

@@ -20,6 +20,7 @@ from umbrella_data.modality import find_modality
 from umbrella_data.parallel import map_unordered
 from umbrella_data.participants import read_participants
 from umbrella_data.questions import METADATA_QUESTIONS, Question, ScanFacts
+from umbrella_data.sample import resolve_inside
 
 SPLITS = ("train", "test")
 _HASH_BITS = 62
@@ -73,7 +74,7 @@ def write_manifests(
         root: The top folder of a BIDS tree, raw or of derivatives (fMRIPrep, QSIPrep).
         out: The folder for the manifests.
         data_root: Folder that paths in the manifests are relative to, and that no file may leave, links followed; the
-            tree must lie in it. By default the tree itself.
+            tree must lie in it. By default the tree itself. Tables that are named may lie anywhere.
         test_fraction: Share of the subjects held out.
         seed: Seed of the split and of the questions' wording.
         min_frames: Leave out series with fewer frames.
@@ -89,7 +90,7 @@ def write_manifests(
 
     Raises:
         ManifestError: If there is no such tree, or it lies outside of `data_root`, or a table of participants is
-            missing or wrong.
+            missing or wrong, or the tree's own is a link that leads out of `data_root`.
         ValueError: For an unknown modality.
         ImportError: Where a DWI must be fitted and dipy is missing, before a scan is read.
     """
@@ -104,7 +105,7 @@ def write_manifests(
     base = tree if data_root is None else Path(data_root)
     listing = _relative_to(base, listing, tree=tree)
     asked = [*choices, *(numbers or {})]
-    tables = _tables(participants, tree=tree, are_needed=bool(asked))
+    tables = _tables(participants, tree=tree, base=base, are_needed=bool(asked))
     known_labels = read_participants(tables, choices=choices, numbers=numbers)
     notes = [*known_labels.compare({scan.subject for scan in listing.scans}), *known_labels.notes]
     report = BidsReport(notes=[*listing.notes, *notes])
@@ -145,13 +146,21 @@ def _relative_to(base: Path, listing: BidsListing, *, tree: Path) -> BidsListing
 
 
 def _tables(
-    named: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, tree: Path, are_needed: bool
+    named: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, tree: Path, base: Path, are_needed: bool
 ) -> list[Path]:
     """The tables that were named; without any the tree's own, which may be missing where nothing needs it."""
     if named:
         return [Path(named)] if isinstance(named, (str, os.PathLike)) else [Path(path) for path in named]
     own = tree / "participants.tsv"
-    return [own] if are_needed or own.is_file() else []
+    if not (are_needed or own.is_file()):
+        return []
+    # Notes and errors quote a table: nobody chose this one, so that it is held to the folder as a scan is.
+    folder = base.resolve()
+    try:
+        resolve_inside((tree.resolve().relative_to(folder) / own.name).as_posix(), root=folder)
+    except ValueError as error:
+        raise ManifestError(f"{error}, or name the table (--participants)", path=own) from error
+    return [own]
 
 
 def _read(scan: BidsScan, *, root: Path, min_frames: int) -> tuple[BidsScan, ScanFacts | ScanError]:
