@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ class _OwnError(ScanError):
 
 
 _OwnError.__module__ = "__main__"
+sys.modules["__main__"]._OwnError = _OwnError  # type: ignore[attr-defined]
 # Of the class of the error itself: its words stand in front of the error's, after the same name.
 CAUSES: dict[type, type[ScanError]] = {_SourceChangedError: _SourceChangedError, _OwnError: _OwnError}
 

@@ -68,7 +68,7 @@ def test_dwi_without_dipy_ends_before_a_scan_is_read_unless_it_is_left_out(
     error = capsys.readouterr().err
     assert f"{tmp_path / 'd_0.nii.gz'}: " in error
     assert "pip install dipy" in error
-    assert "--modality T1 rsfMRI" in error
+    assert "--modality T1" in error
     assert entries(tmp_path) == []
     assert main([*words, "--modality", "T1"]) == 0
     assert "passed over: 1 scans of dMRI, which --modality leaves out" in capsys.readouterr().out
