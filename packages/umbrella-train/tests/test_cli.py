@@ -204,6 +204,11 @@ def test_a_run_that_was_stopped_ends_with_the_signals_exit_code(
     assert caught.value.code == 130
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "stopped after step 5; go on with: --resume auto\n")
+    # A launcher that starts failed processes anew must not begin a second run.
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    with pytest.raises(SystemExit) as caught:
+        cli.train_command([])
+    assert caught.value.code == 0
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,3 +125,45 @@ def test_what_is_not_finite_is_not_saved(make_trainer: Callable[..., Any]) -> No
     with pytest.raises(NonFiniteError):
         trainer.save_model(str(folder / "model"))
     assert not (folder / "model").exists()
+
+
+ON_TWO_RANKS = """
+import math, sys
+import torch
+import torch.distributed as dist
+from umbrella_train.finite import NonFiniteError, check_finite, describe_non_finite, has_bad_gradient
+from umbrella_train.loss_since_log import _mean_over_ranks
+from umbrella_train.window import AccumulationWindow
+store, rank = sys.argv[1], int(sys.argv[2])
+dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+model = torch.nn.Linear(2, 3)
+# Rank 0 has no gradient of the bias, as for a modality that it never saw.
+model.weight.grad = torch.ones(3, 2)
+model.bias.grad = torch.tensor([0.0, math.inf, 0.0]) if rank else None
+window = AccumulationWindow(["T1"])
+window.add_loss(torch.tensor(1.0))
+facts = window.close(has_bad_gradient=has_bad_gradient(model))
+print(facts.is_loss_finite, facts.is_gradient_finite)
+print(describe_non_finite(model, step=4, is_loss_finite=facts.is_loss_finite).split(" though")[0])
+with torch.no_grad():
+    model.weight[1, 1] = math.nan if rank else 0.0
+try:
+    check_finite(model, step=4)
+except NonFiniteError as error:
+    print(error)
+print(float(_mean_over_ranks(torch.tensor(2.0 + rank))))
+dist.destroy_process_group()
+"""
+
+
+def test_what_one_rank_finds_all_ranks_say(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", ON_TWO_RANKS, str(tmp_path / "store")]
+    ranks = [subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True) for rank in (0, 1)]
+    said = [rank.communicate(timeout=120)[0].splitlines() for rank in ranks]
+    assert said[0] == said[1]
+    assert said[0] == [
+        "True False",
+        "step 4: the gradient of bias is not finite",
+        "after step 4: parameter weight is not finite; nothing is saved of it",
+        "2.5",
+    ]

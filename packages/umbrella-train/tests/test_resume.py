@@ -7,6 +7,7 @@ import math
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -229,6 +230,16 @@ def test_a_line_of_the_log_is_the_mean_of_steps_before_and_after_the_stop(
     assert folder is not None
     assert [step for step, _ in losses_of(folder)] == [3, 6]
     assert losses_of(folder) == losses_of(unbroken)
+    # The mean loss of a training is that of its own steps: here of the last two, beside the 6 and 4 that were logged.
+    (total,) = (line["train_loss"] for line in lines_of(unbroken) if "train_loss" in line)
+    assert total == pytest.approx(statistics.mean(loss for _, loss in losses_of(unbroken)))
+    (last,) = (line["train_loss"] for line in lines_of(folder) if "train_loss" in line)
+    state = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())
+    kept = state["stateful_callbacks"]["losses_since_log"]
+    assert kept["since"] == 3
+    assert last == pytest.approx((3 * losses_of(folder)[1][1] - kept["sum"]) / 2)
+    assert run.train(config, resume="auto") == folder
+    assert [line["train_loss"] for line in lines_of(folder) if "train_loss" in line][-1] == pytest.approx(0, abs=1e-6)
 
 
 def test_a_process_that_gets_sigterm_leaves_a_checkpoint_to_go_on_from(

@@ -77,6 +77,13 @@ def test_errors_have_a_table_of_their_own_also_where_no_answer_could_be_read(met
     assert rows["dMRI/age"] == ["–", "–", "0", "100.0 %", "1"]
 
 
+def test_a_question_that_is_asked_in_two_ways_is_in_both_tables() -> None:
+    own = [*asked("age", AGE, {"accuracy": [2.0, 4.0]}), *asked("age", SEX, {"accuracy": [1, 0]})]
+    hits, errors = score_table(summarise([*own, *asked("age/left", SEX, {"accuracy": [1]})])).split("\n\n")
+    assert {"T1/age", "T1/age/left"} <= rows_of(hits).keys()
+    assert rows_of(errors)["T1/age"][0].startswith("3 (")
+
+
 def test_where_all_could_be_read_there_is_no_column_for_what_could_not() -> None:
     table = score_table(summarise(asked("sex", SEX, {"accuracy": [1, 0]})))
     assert "unreadable" not in table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from umbrella_train.build import build_parts
 from umbrella_train.config import RunConfig
 from umbrella_train.errors import RunError
 from umbrella_train.run import train
+from umbrella_train.tokenizer import build_byte_tokenizer
 
 MakeConfig = Callable[..., RunConfig]
 # A trained model brings its own.
@@ -122,6 +124,24 @@ def test_a_new_modality_stands_behind_the_old_ones(
     save_file(edited, tmp_path / "trained" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RunError, match=r"has not: model\.multi_modal_projector\.linear_1\.weight"):
         build_parts(config)
+
+
+def test_another_tokenizer_than_the_models_own_is_refused(make_config: MakeConfig, first: Path, tmp_path: Path) -> None:
+    tokenizer = build_byte_tokenizer()
+    tokenizer.add_tokens(["<other>"])
+    tokenizer.save_pretrained(tmp_path / "words")
+    with pytest.raises(RunError, match=r"^model\.tokenizer: its id of '<other>' is not that of the tokenizer that"):
+        build_parts(second_stage(make_config, tmp_path, first, tokenizer=str(tmp_path / "words")))
+
+
+def test_without_peft_a_model_with_adapters_is_refused_in_words(
+    make_config: MakeConfig, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(RunError, match=r"^model\.pretrained: .*pip install peft"):
+        build_parts(second_stage(make_config, tmp_path, first))
+    with pytest.raises(RunError, match=r"^model\.learn: .*pip install peft"):
+        build_parts(make_config(tmp_path, model={"learn": {"preset": "lora"}}))
 
 
 def test_scans_that_are_prepared_otherwise_are_told(

@@ -26,11 +26,12 @@ from umbrella_model.parts import Part
 from umbrella_model.trainable import Mode
 from umbrella_train.attention import set_attention
 from umbrella_train.config import DatasetConfig, RunConfig
+from umbrella_train.errors import RunError
 from umbrella_train.pretrained import ITS_TOKENIZER, LLAVA, TRAINED_MODEL, loading
 from umbrella_train.processor import UmbrellaProcessor
 from umbrella_train.supervised_collator import SupervisedCollator
 from umbrella_train.tokenizer import image_token_id, load_tokenizer
-from umbrella_train.trained_model import is_trained_model, load_trained_model
+from umbrella_train.trained_model import check_tokenizer, is_trained_model, load_trained_model
 from umbrella_train.zero import built_whole
 
 
@@ -131,7 +132,10 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> Parts:
         tokenizer.pad_token = tokenizer.eos_token
     set_attention(model, config.model.attn_implementation)
     learn = config.model.learn
-    set_trainable(model, cast(Mapping[Part, Mode], learn.parts), lora=LoraSettings(**learn.lora.model_dump()))
+    try:
+        set_trainable(model, cast(Mapping[Part, Mode], learn.parts), lora=LoraSettings(**learn.lora.model_dump()))
+    except ImportError as error:
+        raise RunError(f"model.learn: {error}") from error
     return Parts(tokenizer=tokenizer, model=model, pipelines=_build_pipelines(config))
 
 
@@ -161,6 +165,7 @@ def _build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Umbre
     if section.pretrained is not None:
         with loading("weights", key="model.pretrained", source=section.pretrained, right=LLAVA):
             if is_trained_model(section.pretrained):
+                check_tokenizer(tokenizer, source=section.pretrained)
                 return load_trained_model(section.pretrained, section=section, patch_embeds=_patch_embeds(config))
             return UmbrellaForConditionalGeneration.from_llava(
                 section.pretrained,

@@ -61,8 +61,10 @@ def train_command(arguments: Sequence[str] | None = None) -> None:
             return run.train(config, dry_run=options.dry_run, resume=options.resume)
         except RunStoppedError as stopped:
             print(stopped, file=sys.stderr)
-            # As a shell reports a process that a signal ended: what was to follow on success must not begin.
-            raise SystemExit(128 + stopped.signal_number) from None
+            # As a shell reports a process that a signal ended: what was to follow on success must not begin. A launcher
+            # that starts failed processes anew would begin another run.
+            is_restarted = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+            raise SystemExit(0 if is_restarted else 128 + stopped.signal_number) from None
 
     folder = _or_exit(train)
     if folder is not None and os.environ.get("RANK", "0") == "0":

@@ -13,7 +13,8 @@ from umbrella_train.kept_states import kept_states
 if TYPE_CHECKING:
     from umbrella_train.whole_checkpoints import WholeCheckpointTrainer
 
-_NAME = "LossSinceLog"
+# No class name of a callback: Hugging Face's Trainer may build those anew from what is kept under their names.
+_NAME = "losses_since_log"
 
 
 class LossSinceLog(TrainerCallback):
@@ -40,6 +41,8 @@ class LossSinceLog(TrainerCallback):
         if kept is not None:
             self._trainer._tr_loss.fill_(kept["sum"])
             self._trainer._globalstep_last_logged = kept["since"]
+            # The mean loss of the whole training, logged at its end, is that of the steps from here on.
+            self._trainer._total_loss_scalar = -kept["sum"]
 
 
 def _mean_over_ranks(value: Tensor) -> Tensor:

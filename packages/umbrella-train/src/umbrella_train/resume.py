@@ -32,13 +32,13 @@ def find_checkpoint(config: RunConfig, resume: str) -> Path:
     if dist.get_rank() == 0:
         try:
             found = [_look_for(config, resume)]
-        except RunError as error:
+        except (RunError, OSError) as error:
             found = [error]
     # Ranks that each looked for themselves could start from different checkpoints, on a file system that shows them
     # different moments.
     dist.broadcast_object_list(found)
     (answer,) = found
-    if isinstance(answer, RunError):
+    if isinstance(answer, Exception):
         raise answer
     assert isinstance(answer, Path)
     return answer

@@ -45,7 +45,7 @@ def shown_names(metrics: Mapping[str, float], kind: str) -> list[str]:
     """Names below `eval/KIND/`, without the totals of modalities that were asked one question only."""
     prefix = f"eval/{kind}/"
     names = [key.removeprefix(prefix) for key in metrics if key.startswith(prefix)]
-    return [name for name in names if sum(other.startswith(f"{name}/") for other in names) != 1]
+    return [name for name in names if "/" in name or sum(other.startswith(f"{name}/") for other in names) != 1]
 
 
 def percent(value: float | None) -> str:
@@ -72,9 +72,8 @@ def _hit_lines(metrics: Mapping[str, float]) -> Iterator[Sequence[str]]:
 
 
 def _error_lines(metrics: Mapping[str, float]) -> Iterator[Sequence[str]]:
-    asked = [key.removeprefix("eval/questions/") for key in metrics if key.startswith("eval/questions/")]
-    # Also where not one answer could be read, and there is no error.
-    names = [name for name in asked if "/" in name and f"eval/accuracy/{name}" not in metrics]
+    # By the guess, which is there also where not one answer could be read, and there is no error.
+    names = [key.removeprefix("eval/error_constant/") for key in metrics if key.startswith("eval/error_constant/")]
     labels = [label for label in ERROR_COLUMNS if any(f"eval/{label}/{name}" in metrics for name in names)]
     unreadable = _unreadable(metrics, names)
     if names:

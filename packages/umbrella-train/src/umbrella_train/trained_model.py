@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from umbrella_data.transforms import Pipeline
 from umbrella_model import LoraSettings, PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration, merge_lora
@@ -51,9 +51,12 @@ def load_trained_model(
     if problems:
         raise RunError(f"model.pretrained: {source} is another model than this config's:\n  " + "\n  ".join(problems))
     added = [name for name in patch_embeds if name not in config.patch_embeds]
-    model, account = UmbrellaForConditionalGeneration.from_pretrained(
-        source, dtype=torch.float32, modalities=dict(patch_embeds), strict=not added, output_loading_info=True
-    )
+    try:
+        model, account = UmbrellaForConditionalGeneration.from_pretrained(
+            source, dtype=torch.float32, modalities=dict(patch_embeds), strict=not added, output_loading_info=True
+        )
+    except ImportError as error:
+        raise RunError(f"model.pretrained: {source}: {error}") from error
     if added:
         prefixes = tuple(f"{name}_patch_embed." for name in added)
         missing = {
@@ -65,6 +68,24 @@ def load_trained_model(
         merge_lora(model)
         logger.info("the adapters of %s are merged into its weights", source)
     return model
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *, source: str) -> None:
+    """Refuses another tokenizer than the model's own, where that one lies beside it: its ids would mean other words.
+
+    Raises:
+        RunError: A word has another id.
+    """
+    try:
+        own = AutoTokenizer.from_pretrained(source).get_vocab()
+    except (OSError, ValueError):
+        return
+    other = next((word for word, number in tokenizer.get_vocab().items() if own.get(word) != number), None)
+    if other is not None:
+        raise RunError(
+            f"model.tokenizer: its id of {other!r} is not that of the tokenizer that {source} was trained with; leave "
+            "model.tokenizer out"
+        )
 
 
 def warn_of_other_pipelines(source: str, pipelines: Mapping[str, Pipeline]) -> None:

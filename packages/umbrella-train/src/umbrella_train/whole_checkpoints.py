@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from umbrella_train.finite import check_finite
 from umbrella_train.loss_since_log import LossSinceLog
 from umbrella_train.sharding import is_sharded_model, load_whole_state, whole_state_dict
 from umbrella_train.training_state import load_training_state, save_training_state
+
+logger = logging.getLogger(__name__)
 
 
 class WholeCheckpointTrainer(Trainer):
@@ -79,6 +82,12 @@ class WholeCheckpointTrainer(Trainer):
         if checkpoint is None:
             return
         if self.is_deepspeed_enabled:
+            if self.args.process_index == 0:
+                logger.warning(
+                    "%s: DeepSpeed goes on with the learning rate and the other settings of the optimiser that it "
+                    "saved, whatever the config says now",
+                    Path(checkpoint).name,
+                )
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         assert self.optimizer is not None
