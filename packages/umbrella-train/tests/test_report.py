@@ -24,7 +24,7 @@ from umbrella_train.report.curves import MAX_POINTS, gradient_figure, loss_figur
 from umbrella_train.report.figure_style import modality_colours
 from umbrella_train.report.page import without_paths
 from umbrella_train.report.run_data import gradient_norms, points, read_run
-from umbrella_train.report.tables import error_rows
+from umbrella_train.report.tables import error_rows, hit_rows
 from umbrella_train.run_folder import RunFolder
 
 MODALITIES = ("T1", "rsfMRI", "dMRI")
@@ -183,6 +183,18 @@ def test_questions_without_one_readable_answer_are_in_the_table(tmp_path: Path) 
     assert (row["name"], row["unit"], row["unparsed"]) == ("T1 · age", "years", "100.0 %")
     assert row["cells"][0] == ("–", "")
     assert "numbers" in Page(build_report([run.path])).sections
+
+
+def test_a_question_that_is_asked_in_two_ways_is_in_both_tables(tmp_path: Path) -> None:
+    run = make_run(tmp_path, is_evaluated=False)
+    number = Answer(type="number", value=50.0, unit="years")
+    choice = Answer(type="choice", value="old", options=("old", "young"))
+    said = (("52", number), ("old", choice))
+    predictions = [prediction("T1", "age", index, "accuracy", *each) for index, each in enumerate(said)]
+    run.append_metrics({"step": 60, **summarise(predictions)})
+    data = read_run(run.path, name="demo")
+    assert [row["cells"][0][0] for row in error_rows(data)] == ["2"]
+    assert [row["cells"][0][0] for row in hit_rows(data)] == ["100.0 %"]
 
 
 def test_report_of_a_crashed_run_says_so(tmp_path: Path) -> None:

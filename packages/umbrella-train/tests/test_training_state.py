@@ -109,6 +109,17 @@ def test_settings_of_this_run_are_in_force_and_named_where_they_are_new(tmp_path
     assert group["lr"] == pytest.approx(7.0 / 3)
 
 
+def test_a_jump_of_the_schedule_is_told(tmp_path, caplog):
+    model, optimizer, scheduler = build()
+    train(model, optimizer, scheduler, steps=3)
+    save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
+    other, resumed, _ = build(lr=0.2)
+    constant = torch.optim.lr_scheduler.LambdaLR(resumed, lambda step: 1.0)
+    load_training_state(tmp_path, model=other, optimizer=resumed, scheduler=constant)
+    assert resumed.param_groups[0]["lr"] == 0.2
+    assert "another schedule than before: the learning rate is 0.2 here, and not 0.05" in caplog.text
+
+
 def test_a_schedule_without_a_formula_keeps_its_share_of_a_new_learning_rate(tmp_path):
     state = {}
     for name, rate in (("before", 0.1), ("after", 0.4)):

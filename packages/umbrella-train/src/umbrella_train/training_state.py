@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,8 @@ def load_training_state(
 ) -> None:
     """Puts a saved state back; each rank reads from the file what its shards need.
 
-    Settings (learning rates, weight decay, ...) are those of this run's config. Where they are the checkpoint's, the
-    run goes on to the bit; where they are not, it is said.
+    Settings of the optimiser and its schedule are those of this run's config. Where they are the checkpoint's, the run
+    goes on to the bit; a setting of the optimiser that is another, and a jump of the schedule, are told.
 
     Args:
         folder: The checkpoint.
@@ -153,15 +154,18 @@ def _go_on_with_schedule(
         ]
     else:
         rates = [_scaled(group, before["settings"]) for group, before in zip(groups, saved, strict=True)]
-    for group, rate in zip(groups, rates, strict=True):
+    for group, rate, before in zip(groups, rates, saved, strict=True):
         group["lr"] = rate
+        expected = _scaled(group, before["settings"])
+        if not math.isclose(rate, expected, rel_tol=1e-6):
+            logger.warning("another schedule than before: the learning rate is %g here, and not %g", rate, expected)
     inner._last_lr = rates
 
 
 def _scaled(group: Mapping[str, Any], before: Mapping[str, Any]) -> float:
     """The checkpoint's learning rate, changed as the one at the start was."""
     rate, start = float(before["lr"]), before.get("initial_lr")
-    return rate if start is None or start == group["initial_lr"] else rate * group["initial_lr"] / start
+    return rate if not start or start == group["initial_lr"] else rate * group["initial_lr"] / start
 
 
 def _check_is_of(

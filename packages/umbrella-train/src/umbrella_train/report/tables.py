@@ -54,7 +54,8 @@ def error_rows(run: RunData) -> Iterator[dict[str, Any]]:
     """One row a question about a number, also where not one answer could be read."""
     units = {f"{row.get('modality')}/{row.get('task')}": row.get("unit") for row in run.predictions}
     for name in question_names(run, "questions"):
-        if "/" not in name or f"eval/accuracy/{name}" in run.evaluation:
+        is_number = f"eval/error_constant/{name}" in run.evaluation or f"eval/accuracy/{name}" not in run.evaluation
+        if "/" not in name or not is_number:
             continue
         yield {
             "run": run.name,
