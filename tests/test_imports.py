@@ -9,7 +9,7 @@ from pathlib import Path
 import umbrella_train
 
 # What joins the two is built, saved and asked in these; every other module leans on one side alone.
-MEETING_PLACES = {"build", "predict", "processor", "supervised_collator", "trained_model"}
+MEETING_PLACES = {"assembly.build", "assembly.predict", "assembly.trained_model", "batches.collators", "processor"}
 
 
 def imported_packages(path: Path) -> set[str]:

@@ -16,9 +16,9 @@ import torch
 import umbrella_train
 from umbrella_data.cli import main as umbrella_data
 from umbrella_model import UmbrellaForConditionalGeneration
-from umbrella_train import run
 from umbrella_train.config import load_config
-from umbrella_train.trainer import UmbrellaTrainer
+from umbrella_train.run import training as run
+from umbrella_train.trainer.trainer import UmbrellaTrainer
 
 pytestmark = pytest.mark.timeout(600)
 

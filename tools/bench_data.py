@@ -33,10 +33,11 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from umbrella_data import gzip_stream, scan_file
-from umbrella_data.resample import Interpolation
-from umbrella_data.transforms import Pipeline, PipelineConfig
-from umbrella_data.volume import load_volume
+from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
+from umbrella_data.pipeline.resample import Interpolation
+from umbrella_data.scan import gzip_stream
+from umbrella_data.scan import reader as scan_file
+from umbrella_data.scan.volume import load_volume
 
 # nibabel's and MONAI's classes are not what their types say.
 load: Any = nib.load

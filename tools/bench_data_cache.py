@@ -33,11 +33,11 @@ from torch.utils.data import DataLoader, Dataset
 from bench_command import Result, run_parts
 from bench_data_order import bench_order
 from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollator, read_manifest
-from umbrella_data.batch_memory import read_together, stack
-from umbrella_data.cache import VolumeCache
-from umbrella_data.example import Example, ExampleScan
-from umbrella_data.transforms import Pipeline, PipelineConfig
-from umbrella_train.tokenizer import build_byte_tokenizer, image_token_id
+from umbrella_data.batch.example import Example, ExampleScan, read_together
+from umbrella_data.cache.store import VolumeCache
+from umbrella_data.memory.batch_buffer import stack
+from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
+from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer, image_token_id
 
 SIZE = (96, 96, 96)
 BATCH = 8
@@ -293,7 +293,7 @@ def bench_manifest(folder: Path, options: argparse.Namespace) -> Result:
     write_rows(path, options.rows)
     path.read_bytes()  # both measurements from the page cache
     code = (
-        "import re, sys, time; from pathlib import Path; from umbrella_data.row_index import index_rows\n"
+        "import re, sys, time; from pathlib import Path; from umbrella_data.manifest.row_offsets import index_rows\n"
         # getrusage would count what the process had that started this one.
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024\n"
         "before = peak(); start = time.perf_counter()\n"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from umbrella_data import ModalityBatchSampler
-from umbrella_data.permutation import Permutation
+from umbrella_data.seeding import Permutation
 
 
 class _Lengths:

@@ -28,10 +28,10 @@ from torch.utils.data import DataLoader, Dataset
 from bench_command import Result, run_parts
 from bench_data import head, image_of
 from bench_data_cache import BATCH, make_collator, make_dataset, write_rows
-from umbrella_data.manifest import Manifest, read_manifest
-from umbrella_data.permutation import Permutation
-from umbrella_data.transforms import Pipeline, PipelineConfig
-from umbrella_data.volume import load_volume
+from umbrella_data.manifest.manifest import Manifest, read_manifest
+from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
+from umbrella_data.scan.volume import load_volume
+from umbrella_data.seeding import Permutation
 
 SHAPE = (91, 109, 91)
 WINDOW = 20

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from transformers.optimization import Adafactor
 
-from umbrella_train.drift import DriftForecast, OptimizerFacts
-from umbrella_train.dummy_loss import DummyLoss
+from umbrella_train.dummy_loss.drift import DriftForecast, OptimizerFacts
+from umbrella_train.dummy_loss.loss import DummyLoss
 
 SIZES = {50_000: (200, 250), 1_000_000: (800, 1250), 10_000_000: (2000, 5000)}
 REAL_NORM = 0.01

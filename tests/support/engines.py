@@ -28,13 +28,12 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.trainer_callback import PrinterCallback
 
 from umbrella_model import checkpoint_parts, set_trainable
-from umbrella_train.arguments import keep_to_one_device
-from umbrella_train.attention import set_attention
-from umbrella_train.compilation import compile_layers
+from umbrella_train.assembly.acceleration import compile_layers, set_attention
 from umbrella_train.config import DummyLossConfig
-from umbrella_train.sharding import whole_state_dict
-from umbrella_train.trainer import UmbrellaTrainer
-from umbrella_train.zero import built_whole, is_partitioned
+from umbrella_train.distributed.deepspeed import built_whole, is_partitioned
+from umbrella_train.distributed.fsdp2 import whole_state_dict
+from umbrella_train.trainer.arguments import keep_to_one_device
+from umbrella_train.trainer.trainer import UmbrellaTrainer
 
 
 @dataclass(frozen=True)

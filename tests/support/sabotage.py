@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from umbrella_model.vision_tower import UmbrellaVisionTower
-from umbrella_train.trainer import UmbrellaTrainer
+from umbrella_train.trainer.trainer import UmbrellaTrainer
 
 
 def break_call_order(trainer: UmbrellaTrainer) -> None:

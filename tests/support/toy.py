@@ -10,7 +10,7 @@ from transformers import Qwen2Config, SiglipVisionConfig
 
 from umbrella_data import Example, ExampleScan, PaddingCollator
 from umbrella_model import PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration
-from umbrella_train.supervised_collator import SupervisedCollator
+from umbrella_train.batches.collators import SupervisedCollator
 
 VOCABULARY = 64
 IMAGE_TOKEN, PADDING = 63, 0

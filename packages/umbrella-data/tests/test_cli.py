@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from umbrella_data.cli import main
-from umbrella_data.header import ScanDoubt
-from umbrella_data.manifest import read_manifest
+from umbrella_data.manifest.manifest import read_manifest
+from umbrella_data.scan.header import ScanDoubt
 
 
 def test_from_bids_writes_manifests_and_lists_scans(nifti, random_voxels, tmp_path, capsys):
@@ -55,7 +55,7 @@ def test_from_bids_without_dipy_ends_before_a_scan_is_read_unless_dwi_is_left_ou
     dwi = nifti.write(random_voxels(4, 5, 6, 7), "bids/sub-2/dwi/sub-2_dwi.nii.gz")
     words = ["from-bids", str(tmp_path / "bids"), "--out", str(tmp_path), "--test-fraction", "0"]
     with monkeypatch.context() as patch:
-        patch.setattr("umbrella_data.bids_manifest.read_facts", None)
+        patch.setattr("umbrella_data.bids.manifests.read_facts", None)
         assert main(words) == 1
     error = capsys.readouterr().err
     for said in (f"{dwi}: ", "pip install dipy", "--modality T1"):
@@ -168,8 +168,8 @@ def test_path_when_wrong_ends_with_one_message_before_a_scan_is_read(
     pytest.importorskip("yaml", reason="the run's file is YAML")
     monkeypatch.chdir(tmp_path)
     write_manifest([make_row("a", "T1")], "a.jsonl")
-    monkeypatch.setattr("umbrella_data.check.map_unordered", None)
-    monkeypatch.setattr("umbrella_data.bids_manifest.map_unordered", None)
+    monkeypatch.setattr("umbrella_data.jobs.check.map_unordered", None)
+    monkeypatch.setattr("umbrella_data.bids.manifests.map_unordered", None)
     assert main(words) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert line.startswith(f"error: {path}: ")

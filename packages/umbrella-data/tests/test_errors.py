@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from umbrella_data.bad_scans import TooManyBadScansError
-from umbrella_data.cache import _SourceChangedError
+from umbrella_data.cache.store import _SourceChangedError
+from umbrella_data.dataset.bad_scans import TooManyBadScansError
 from umbrella_data.errors import CacheError, ManifestError, ScanError, ScanReason, UmbrellaDataError
 
 

@@ -70,9 +70,9 @@ from umbrella_data.modality import MODALITIES, find_modality
 assert "lab_modalities" not in sys.modules
 assert list(MODALITIES) == ["T1", "rsfMRI", "dMRI", "FLAIR"] and len(MODALITIES) == 4
 assert find_modality("t2-flair") is MODALITIES["FLAIR"]
-from umbrella_data.bids import _MODALITY_OF
-from umbrella_data.dialects import _modality_of_name
-from umbrella_data.row_facts import modality_mask
+from umbrella_data.bids.layout import _MODALITY_OF
+from umbrella_data.manifest.dialects import _modality_of_name
+from umbrella_data.manifest.row_columns import modality_mask
 assert _MODALITY_OF["anat", "FLAIR"] == _modality_of_name("sub-01/anat/sub-01_FLAIR.nii.gz") == "FLAIR"
 assert modality_mask(["FLAIR"]) == 8
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from umbrella_data.cli import main
-from umbrella_data.manifest import read_manifest
+from umbrella_data.manifest.manifest import read_manifest
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

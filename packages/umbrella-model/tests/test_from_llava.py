@@ -117,7 +117,7 @@ def test_the_account_covers_every_key_and_kept_tensors_are_equal_to_the_bit(chec
     llava, folder = checkpoint
     llava = type(llava).from_pretrained(folder)
     source = {name: tensor.clone() for name, tensor in llava.state_dict().items()}
-    model, account = convert_llava(llava, modalities=MODALITIES)
+    model, account = convert_llava(UmbrellaForConditionalGeneration, llava, modalities=MODALITIES)
     target = model.state_dict()
     assert set(account.kept).isdisjoint(account.dropped)
     assert {*account.kept, *account.dropped} == set(source)
@@ -178,7 +178,7 @@ def test_a_checkpoint_of_another_kind_is_refused_with_the_kinds_that_are_taken(t
 def test_several_feature_layers_are_refused():
     config = llava_config(SiglipVisionConfig(**VISION), Qwen2Config(**TEXT), layer=[-2, -1])
     with pytest.raises(ValueError, match="several feature layers are not supported"):
-        convert_llava(LlavaForConditionalGeneration(config), modalities=MODALITIES)
+        convert_llava(UmbrellaForConditionalGeneration, LlavaForConditionalGeneration(config), modalities=MODALITIES)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,9 @@ def test_a_tensor_of_another_shape_is_refused_with_both_shapes(checkpoint):
 def trimmed(checkpoint):
     """A whole model, and the folder of a checkpoint of it without all that would be dropped."""
     llava, folder = checkpoint
-    model, account = convert_llava(type(llava).from_pretrained(folder), modalities=MODALITIES)
+    model, account = convert_llava(
+        UmbrellaForConditionalGeneration, type(llava).from_pretrained(folder), modalities=MODALITIES
+    )
     dropped = tuple(name.rpartition("vision_tower.")[2].removeprefix("model.") for name in account.dropped)
     tensors = load_file(folder / "model.safetensors")
     rest = {name: tensor for name, tensor in tensors.items() if not name.endswith(dropped)}

@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 
 from umbrella_model import checkpoint_parts
-from umbrella_model.cache_name import CACHE
+from umbrella_model.hf_compat import CACHE
 
 ROWS = (
     (4,),

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
-from umbrella_model import PatchEmbedConfig
+from umbrella_model import PatchEmbedConfig, UmbrellaForConditionalGeneration
 from umbrella_model.from_llava import convert_llava
 from umbrella_model.inflate import inflate_filter, inflate_positions, resize_filter
 
@@ -40,7 +40,7 @@ def llava(kind):
 def test_a_grey_image_repeated_along_depth_gives_the_2d_patch_features(kind, modality):
     source, grey = llava(kind), torch.randn(2, 1, 16, 16)
     expected = source.model.vision_tower.embeddings(grey.expand(-1, 3, -1, -1))[:, 1 if kind == "clip" else 0 :]
-    model, _ = convert_llava(source, modalities=FLAT)
+    model, _ = convert_llava(UmbrellaForConditionalGeneration, source, modalities=FLAT)
     config = FLAT[modality]
     volume = grey.view(2, 1, 16, 16, *(1 for _ in config.image_size[2:]))
     volume = volume.expand(2, config.in_channels, *config.image_size)
@@ -53,7 +53,7 @@ def test_a_grey_image_repeated_along_depth_gives_the_2d_models_projected_feature
     source, grey = llava("siglip"), torch.randn(2, 1, 16, 16)
     hidden = source.model.vision_tower(grey.expand(-1, 3, -1, -1), output_hidden_states=True).hidden_states[-1]
     expected = source.model.multi_modal_projector(hidden)
-    model, _ = convert_llava(source, modalities=FLAT)
+    model, _ = convert_llava(UmbrellaForConditionalGeneration, source, modalities=FLAT)
     features = model.model.vision_tower({"T1": grey[..., None].expand(2, 1, *FLAT["T1"].image_size)}).features["T1"]
     torch.testing.assert_close(model.model.multi_modal_projector(features), expected, atol=1e-4, rtol=0)
 
@@ -101,15 +101,15 @@ def test_the_class_tokens_position_is_left_out():
 
 
 def test_random_leaves_the_pretrained_filter_aside():
-    inflated, _ = convert_llava(llava("siglip"), modalities=FLAT)
-    random, _ = convert_llava(llava("siglip"), modalities=FLAT, init="random")
+    inflated, _ = convert_llava(UmbrellaForConditionalGeneration, llava("siglip"), modalities=FLAT)
+    random, _ = convert_llava(UmbrellaForConditionalGeneration, llava("siglip"), modalities=FLAT, init="random")
     weight = random.model.vision_tower.T1_patch_embed.proj.weight
     assert weight.std().item() == pytest.approx(80**-0.5, rel=0.1)
     assert not torch.allclose(weight, inflated.model.vision_tower.T1_patch_embed.proj.weight)
 
 
 def test_inflating_a_bfloat16_model_keeps_its_dtype():
-    model, _ = convert_llava(llava("clip").bfloat16(), modalities=FLAT)
+    model, _ = convert_llava(UmbrellaForConditionalGeneration, llava("clip").bfloat16(), modalities=FLAT)
     assert {p.dtype for p in model.model.vision_tower.parameters()} == {torch.bfloat16}
 
 

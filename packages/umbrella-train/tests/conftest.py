@@ -16,11 +16,11 @@ from transformers import Qwen2Config, SiglipVisionConfig, TrainerCallback, Train
 from transformers.trainer_callback import PrinterCallback
 
 from umbrella_data import Example, ExampleScan, PaddingCollator
-from umbrella_data.synthetic import DemoCohort, make_demo_cohort
+from umbrella_data.synthetic.cohort import DemoCohort, make_demo_cohort
 from umbrella_model import PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration
+from umbrella_train.batches.collators import SupervisedCollator
 from umbrella_train.config import DummyLossConfig, RunConfig
-from umbrella_train.supervised_collator import SupervisedCollator
-from umbrella_train.trainer import UmbrellaTrainer
+from umbrella_train.trainer.trainer import UmbrellaTrainer
 
 # On models this small threads cost more than they give.
 torch.set_num_threads(1)

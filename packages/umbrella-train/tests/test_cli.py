@@ -20,7 +20,7 @@ from umbrella_train.config.data import AugmentSettings, PipelineSettings
 from umbrella_train.config.help import describe_keys
 from umbrella_train.config.overrides import apply_overrides
 from umbrella_train.errors import RunError, RunStoppedError
-from umbrella_train.score_table import score_table
+from umbrella_train.evaluation.score_table import score_table
 
 SCORES = {
     "eval/accuracy/T1": 0.97531,
@@ -39,8 +39,8 @@ def _restore_logging(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.ModuleType:
-    """A stand-in for `umbrella_train.run` that records its calls."""
-    module = types.ModuleType("umbrella_train.run")
+    """A stand-in for `umbrella_train.run.training` that records its calls."""
+    module = types.ModuleType("umbrella_train.run.training")
     module.calls = []
 
     def train(config: RunConfig, **options: object) -> Path:
@@ -52,8 +52,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.ModuleType:
         return SCORES
 
     module.train, module.evaluate_run = train, evaluate_run
-    monkeypatch.setitem(sys.modules, "umbrella_train.run", module)
-    monkeypatch.setattr("umbrella_train.run", module, raising=False)
+    monkeypatch.setitem(sys.modules, "umbrella_train.run.training", module)
+    monkeypatch.setattr("umbrella_train.run.training", module, raising=False)
     return module
 
 
@@ -97,7 +97,7 @@ def test_a_dry_run_leaves_no_folder_to_name(
 def test_train_shows_the_messages_of_the_run(
     run: types.ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    messages = logging.getLogger("umbrella_train.dry_run")
+    messages = logging.getLogger("umbrella_train.trainer.dry_run")
     monkeypatch.setattr(run, "train", lambda config, **options: messages.info("step 1"))
     cli.train_command(["--dry-run"])
     assert capsys.readouterr().err == "step 1\n"
@@ -178,7 +178,7 @@ def test_eval_passes_its_options_and_prints_a_table(
 def test_eval_says_what_became_of_the_runs_files(
     run: types.ModuleType, run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    messages = logging.getLogger("umbrella_train.run")
+    messages = logging.getLogger("umbrella_train.run.training")
     monkeypatch.setattr(run, "evaluate_run", lambda folder, **options: messages.info("nothing was written") or SCORES)
     cli.eval_command([str(run_folder), "--json"])
     said = capsys.readouterr()

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer, image_token_id
 from umbrella_train.end_of_turn import find_end_of_turn
-from umbrella_train.tokenizer import build_byte_tokenizer, image_token_id
 
 GEMMA = (
     "{% for m in messages %}<start_of_turn>{{ m['role'] }}\n{{ m['content'] }}<end_of_turn>\n{% endfor %}"

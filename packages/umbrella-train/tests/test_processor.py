@@ -13,13 +13,13 @@ import torch
 from transformers import AutoProcessor
 
 from umbrella_data import ScanError, read_manifest
-from umbrella_data.sample import Sample
-from umbrella_data.synthetic import DemoCohort
+from umbrella_data.manifest.sample import Sample
+from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_train import cli
-from umbrella_train.build import Parts, build_parts
+from umbrella_train.assembly.build import Parts, build_parts
+from umbrella_train.assembly.predict import find_model, predict
 from umbrella_train.config import DatasetConfig, RunConfig
 from umbrella_train.errors import RunError
-from umbrella_train.predict import find_model, predict
 from umbrella_train.processor import UmbrellaProcessor, question_with_scans
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 HASH_LENGTH = 16
 SALT_BYTES = 32
+SALT_NAME = "salt"
+"""The file of a folder that keeps its salt."""
 
 
 def read_or_create_salt(path: Path) -> bytes:

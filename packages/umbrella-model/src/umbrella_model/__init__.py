@@ -5,8 +5,8 @@ Importing this package registers the model with Hugging Face's Auto classes.
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
+from umbrella_model.activation_checkpointing import checkpoint_parts
 from umbrella_model.backbone import UmbrellaModel
-from umbrella_model.checkpointing import checkpoint_parts
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
 from umbrella_model.lora import LoraSettings, merge_lora
 from umbrella_model.modeling import UmbrellaForConditionalGeneration

@@ -13,15 +13,15 @@ from transformers.cache_utils import Cache
 from transformers.models.llava.modeling_llava import LlavaModel, LlavaMultiModalProjector, LlavaPreTrainedModel
 
 from umbrella_model.attention import VARLEN, check_right_padding, no_mask
-from umbrella_model.cache_name import CACHE
 from umbrella_model.config import UmbrellaConfig
-from umbrella_model.loading import check_loaded_keys, without_report
+from umbrella_model.hf_compat import CACHE
+from umbrella_model.key_checks import check_loaded_keys, without_report
 from umbrella_model.lora import freeze_under_lora, has_lora, is_lora_name
 from umbrella_model.outputs import UmbrellaModelOutput
 from umbrella_model.packing import check_not_packed
 from umbrella_model.parts import named_part_parameters
 from umbrella_model.patch_embed import PatchEmbed
-from umbrella_model.sharding import is_sharded
+from umbrella_model.sharding_state import is_sharded
 from umbrella_model.splice import check_image_tokens, splice_features
 from umbrella_model.vision_tower import UmbrellaVisionTower
 

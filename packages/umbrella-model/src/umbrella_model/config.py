@@ -12,6 +12,8 @@ from transformers import LlavaConfig
 
 VOLUME_AXES = ("X", "Y", "Z")
 SERIES_AXES = ("X", "Y", "Z", "T")
+LLAVA_MODEL_TYPES = ("llava", "llava_next", "llava_onevision")
+"""Hugging Face model types with one vision tower and LLaVA's two-layer projector; `from_llava` takes these."""
 
 
 @dataclass(frozen=True)
@@ -185,11 +187,9 @@ class UmbrellaConfig(LlavaConfig):
         entries, options = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = entries.get("model_type")
         if model_type != cls.model_type:
-            from umbrella_model.from_llava import LLAVA_CLASSES
-
             right = (
                 "UmbrellaForConditionalGeneration.from_llava(..., modalities=...) starts from it"
-                if model_type in LLAVA_CLASSES
+                if model_type in LLAVA_MODEL_TYPES
                 else "it must be one that save_pretrained wrote"
             )
             raise ValueError(

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from transformers import (
@@ -14,25 +14,28 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
+    PreTrainedModel,
 )
 
-from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
+from umbrella_model.config import LLAVA_MODEL_TYPES, PatchEmbedConfig, UmbrellaConfig
 from umbrella_model.inflate import inflate_patch_embed
-from umbrella_model.loading import check_loaded_keys, without_report
-from umbrella_model.modeling import UmbrellaForConditionalGeneration
+from umbrella_model.key_checks import check_loaded_keys, without_report
 from umbrella_model.vision_tower import reduce_encoder
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 logger = logging.getLogger(__name__)
 
 PatchEmbedInit = Literal["inflate", "random"]
 Llava = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration | LlavaOnevisionForConditionalGeneration
 
-# The members of the family that have one vision tower and LLaVA's two-layer projector.
-LLAVA_CLASSES: Mapping[str, type[Llava]] = {
-    "llava": LlavaForConditionalGeneration,
-    "llava_next": LlavaNextForConditionalGeneration,
-    "llava_onevision": LlavaOnevisionForConditionalGeneration,
-}
+LLAVA_CLASSES: Mapping[str, type[Llava]] = dict(
+    zip(
+        LLAVA_MODEL_TYPES,
+        (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, LlavaOnevisionForConditionalGeneration),
+        strict=True,
+    )
+)
 KEPT_SETTINGS = (
     "image_token_index", "projector_hidden_act", "vision_feature_layer", "multimodal_projector_bias",
     "tie_word_embeddings",
@@ -63,6 +66,7 @@ class LlavaConversion:
 
 
 def load_llava(
+    model_class: type[Model],
     name_or_path: str,
     *,
     modalities: Mapping[str, PatchEmbedConfig],
@@ -70,8 +74,8 @@ def load_llava(
     vision_feature_layer: int | None = None,
     strict: bool = True,
     **kwargs: Any,
-) -> UmbrellaForConditionalGeneration:
-    """Loads a LLaVA checkpoint and converts it; see `UmbrellaForConditionalGeneration.from_llava`."""
+) -> Model:
+    """Loads a LLaVA checkpoint as a `model_class`; see `UmbrellaForConditionalGeneration.from_llava`."""
     hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
     old_config = AutoConfig.from_pretrained(name_or_path, **hub_options)
     model_type = old_config.model_type
@@ -79,14 +83,19 @@ def load_llava(
         raise ValueError(f"{name_or_path} is a {model_type!r} checkpoint; from_llava takes {', '.join(LLAVA_CLASSES)}")
     # To read the weights can take minutes: what does not depend on them is refused before.
     _check_init(init)
-    _build_empty(_config_from(old_config, modalities, vision_feature_layer=vision_feature_layer))
+    _build_empty(model_class, _config_from(old_config, modalities, vision_feature_layer=vision_feature_layer))
     # Transformers' own error would not name the tensors; ours does. What is not strict loads the rest.
     kwargs.setdefault("ignore_mismatched_sizes", True)
     with without_report() if strict else nullcontext():
         loaded: Any = LLAVA_CLASSES[model_type].from_pretrained(name_or_path, output_loading_info=True, **kwargs)
     llava, info = loaded
     model, account = convert_llava(
-        llava, modalities=modalities, init=init, vision_feature_layer=vision_feature_layer, loading_info=info
+        model_class,
+        llava,
+        modalities=modalities,
+        init=init,
+        vision_feature_layer=vision_feature_layer,
+        loading_info=info,
     )
     if strict:
         check_loaded_keys(_without_needless(info, model, init=init), source=str(name_or_path))
@@ -99,16 +108,18 @@ def load_llava(
 
 
 def convert_llava(
+    model_class: type[Model],
     llava: Llava,
     *,
     modalities: Mapping[str, PatchEmbedConfig],
     init: PatchEmbedInit = "inflate",
     vision_feature_layer: int | None = None,
     loading_info: Mapping[str, Collection[Any]] | None = None,
-) -> tuple[UmbrellaForConditionalGeneration, LlavaConversion]:
+) -> tuple[Model, LlavaConversion]:
     """Builds an UMBRELLA model around the parts of a LLaVA, which must not be used afterwards.
 
     Args:
+        model_class: `UmbrellaForConditionalGeneration` or a subclass.
         llava: The pretrained model.
         modalities: Patch embeds by modality.
         init: `inflate` starts the patch embeds from the 2-D filter and positions, `random` from nothing.
@@ -124,7 +135,7 @@ def convert_llava(
     _check_init(init)
     source = dict(llava.state_dict())
     config = _config_from(llava.config, modalities, vision_feature_layer=vision_feature_layer)
-    model = _build_empty(config)
+    model: Any = _build_empty(model_class, config)
     embeddings = llava.model.vision_tower.embeddings
     # Whole modules are moved where possible: each goes on sharing one config object with its layers, and the model's
     # config must hold that very object, or a later resize of the vocabulary changes one of two.
@@ -163,10 +174,10 @@ def _config_from(
     return UmbrellaConfig(vision_config=old.vision_config.to_dict(), text_config=old.text_config.to_dict(), **settings)
 
 
-def _build_empty(config: UmbrellaConfig) -> UmbrellaForConditionalGeneration:
+def _build_empty(model_class: type[Model], config: UmbrellaConfig) -> Model:
     """The model without memory: weights are moved in, never copied, and only the patch embeds take new memory."""
     with torch.device("meta"):
-        return UmbrellaForConditionalGeneration(config)
+        return model_class(config)
 
 
 def _new_name(name: str) -> str:
@@ -175,7 +186,7 @@ def _new_name(name: str) -> str:
 
 
 def _without_needless(
-    info: Mapping[str, Collection[Any]], model: UmbrellaForConditionalGeneration, *, init: PatchEmbedInit
+    info: Mapping[str, Collection[Any]], model: PreTrainedModel, *, init: PatchEmbedInit
 ) -> Mapping[str, Collection[Any]]:
     """The account of keys, less missing ones that the model would have dropped: a checkpoint may do without them."""
     target = model.state_dict().keys()
@@ -186,7 +197,7 @@ def _without_needless(
 
 def _account(
     source: Mapping[str, torch.Tensor],
-    model: UmbrellaForConditionalGeneration,
+    model: PreTrainedModel,
     loading_info: Mapping[str, Collection[Any]],
 ) -> LlavaConversion:
     target = dict(model.state_dict())

@@ -11,7 +11,7 @@ from torch import nn
 from umbrella_model.parts import PARTS, Part, named_part_parameters, part_layers
 
 if TYPE_CHECKING:
-    from umbrella_model.modeling import UmbrellaForConditionalGeneration
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class LoraSettings:
             raise ValueError(f"rank and alpha must be positive and dropout in [0, 1), got {self}")
 
 
-def add_lora(model: UmbrellaForConditionalGeneration, parts: Collection[Part], settings: LoraSettings | None) -> None:
+def add_lora(model: PreTrainedModel, parts: Collection[Part], settings: LoraSettings | None) -> None:
     """Puts adapters on parts of a model, in place; of these parts only the adapters learn from then on.
 
     `model.config.lora` keeps what was added, so that a saved checkpoint is built with the same adapters when it loads.
@@ -80,7 +80,7 @@ def add_lora(model: UmbrellaForConditionalGeneration, parts: Collection[Part], s
     freeze_under_lora(model)
 
 
-def freeze_under_lora(model: UmbrellaForConditionalGeneration) -> None:
+def freeze_under_lora(model: PreTrainedModel) -> None:
     """Freezes all but the adapters in the parts that have them."""
     adapted = () if model.config.lora is None else model.config.lora["parts"]
     for part, name, parameter in named_part_parameters(model):
@@ -88,7 +88,7 @@ def freeze_under_lora(model: UmbrellaForConditionalGeneration) -> None:
             parameter.requires_grad_(False)
 
 
-def merge_lora(model: UmbrellaForConditionalGeneration) -> None:
+def merge_lora(model: PreTrainedModel) -> None:
     """Adds the adapters' products to the weights and takes the adapters away, in place.
 
     The model then saves and loads without peft. What was frozen under an adapter stays frozen.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,10 @@ from transformers import LlavaForConditionalGeneration
 from transformers.cache_utils import Cache
 
 from umbrella_model.backbone import UmbrellaModel, UmbrellaPreTrainedModel
-from umbrella_model.cache_name import CACHE
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
+from umbrella_model.from_llava import load_llava
 from umbrella_model.generation import check_generation, check_keeps_cache
+from umbrella_model.hf_compat import CACHE
 from umbrella_model.lora import LoraSettings, add_lora
 from umbrella_model.outputs import UmbrellaCausalLMOutput
 from umbrella_model.supervision import gather_supervised
@@ -47,7 +48,7 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
         vision_feature_layer: int | None = None,
         strict: bool = True,
         **kwargs: Any,
-    ) -> UmbrellaForConditionalGeneration:
+    ) -> Self:
         """Starts from a pretrained LLaVA: its encoder layers, projector and language model, with new patch embeds.
 
         Args:
@@ -71,9 +72,8 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
                 Before any weight is read: an unknown `init`, modalities that no model can have, another kind of
                 checkpoint, or a feature layer that the encoder has not.
         """
-        from umbrella_model.from_llava import load_llava
-
         return load_llava(
+            cls,
             name_or_path,
             modalities=modalities,
             init=init,

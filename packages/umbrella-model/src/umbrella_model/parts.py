@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Literal
 from torch import nn
 
 if TYPE_CHECKING:
-    from umbrella_model.modeling import UmbrellaForConditionalGeneration
+    from transformers import PreTrainedModel
 
 Part = Literal["patch_embed", "vision_tower", "projector", "language_model", "embeddings"]
 PARTS: tuple[Part, ...] = ("patch_embed", "vision_tower", "projector", "language_model", "embeddings")
 
 
-def named_part_parameters(model: UmbrellaForConditionalGeneration) -> Iterator[tuple[Part, str, nn.Parameter]]:
+def named_part_parameters(model: PreTrainedModel) -> Iterator[tuple[Part, str, nn.Parameter]]:
     """Every parameter once, with the part that it belongs to.
 
     A language model's input and output embeddings are the part `embeddings`; tied ones appear once.
@@ -24,7 +24,7 @@ def named_part_parameters(model: UmbrellaForConditionalGeneration) -> Iterator[t
         yield "embeddings" if id(parameter) in embeddings else _part_of(name), name, parameter
 
 
-def part_layers(model: UmbrellaForConditionalGeneration, part: Part) -> list[str]:
+def part_layers(model: PreTrainedModel, part: Part) -> list[str]:
     """Names of the linear layers of a part; of `embeddings`, of the table and the head."""
     embeddings = {id(module) for module in _embeddings(model)}
     return [
@@ -35,7 +35,7 @@ def part_layers(model: UmbrellaForConditionalGeneration, part: Part) -> list[str
     ]
 
 
-def _embeddings(model: UmbrellaForConditionalGeneration) -> tuple[nn.Module, nn.Module]:
+def _embeddings(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
     return model.get_input_embeddings(), model.get_output_embeddings()
 
 

@@ -11,7 +11,7 @@ from transformers import initialization as init
 
 from umbrella_model.config import PatchEmbedConfig
 from umbrella_model.positions import sincos_position_embedding
-from umbrella_model.sharding import is_sharded_by_zero
+from umbrella_model.sharding_state import is_sharded_by_zero
 
 
 class PatchEmbed(nn.Module):

@@ -12,7 +12,7 @@ from umbrella_model.lora import LoraSettings, add_lora, is_lora_name
 from umbrella_model.parts import PARTS, Part, named_part_parameters
 
 if TYPE_CHECKING:
-    from umbrella_model.modeling import UmbrellaForConditionalGeneration
+    from transformers import PreTrainedModel
 
 Mode = Literal["train", "frozen", "lora"]
 
@@ -36,7 +36,7 @@ class PartRow:
 
 
 def set_trainable(
-    model: UmbrellaForConditionalGeneration, parts: Mapping[Part, Mode] | str, *, lora: LoraSettings | None = None
+    model: PreTrainedModel, parts: Mapping[Part, Mode] | str, *, lora: LoraSettings | None = None
 ) -> None:
     """Freezes and unfreezes parts of a model, and puts adapters on those that are `lora`.
 
@@ -75,7 +75,7 @@ def set_trainable(
 
 
 def parameter_groups(
-    model: UmbrellaForConditionalGeneration,
+    model: PreTrainedModel,
     *,
     learning_rate: float,
     part_learning_rates: Mapping[Part, float] | None = None,
@@ -112,7 +112,7 @@ def _check_parts(parts: Mapping[Part, object]) -> None:
         raise ValueError(f"unknown part {', '.join(unknown)}; known are {', '.join(PARTS)}")
 
 
-def parameter_table(model: UmbrellaForConditionalGeneration) -> list[PartRow]:
+def parameter_table(model: PreTrainedModel) -> list[PartRow]:
     """Parameters and trainable parameters of each part; patch embeds are listed one by one."""
     totals: dict[str, list[int]] = {}
     for part, name, parameter in named_part_parameters(model):

@@ -13,7 +13,7 @@ from transformers import AutoModel
 from umbrella_model.config import UmbrellaConfig
 from umbrella_model.patch_embed import PatchEmbed, build_patch_embed
 from umbrella_model.pooling import pool_tokens
-from umbrella_model.sharding import is_sharded, is_sharded_by_zero
+from umbrella_model.sharding_state import is_sharded, is_sharded_by_zero
 
 
 @dataclass

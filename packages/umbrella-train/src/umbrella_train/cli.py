@@ -16,7 +16,7 @@ from umbrella_data.errors import UmbrellaDataError
 from umbrella_train.config import RunConfig, load_config
 from umbrella_train.config.help import describe_keys
 from umbrella_train.errors import RunError, RunStoppedError
-from umbrella_train.score_table import score_table
+from umbrella_train.evaluation.score_table import score_table
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ def train_command(arguments: Sequence[str] | None = None) -> None:
     config = _or_exit(lambda: load_config(options.config, overrides, to_run=True))
 
     def train() -> Path | None:
-        from umbrella_train import run  # late: imports torch
+        from umbrella_train.run import training as run  # late: imports torch
 
         _show_messages()
         try:
@@ -96,7 +96,7 @@ def eval_command(arguments: Sequence[str] | None = None) -> None:
 
     def evaluate() -> dict[str, float]:
         _check_is_run(options.run)
-        from umbrella_train import run  # late: imports torch
+        from umbrella_train.run import training as run  # late: imports torch
 
         _show_messages()
         return run.evaluate_run(
@@ -134,7 +134,7 @@ def predict_command(arguments: Sequence[str] | None = None) -> None:
             for path in paths:
                 if not path.exists():
                     raise FileNotFoundError(f"{path}: there is no such file")
-        from umbrella_train.predict import predict  # late: imports torch
+        from umbrella_train.assembly.predict import predict  # late: imports torch
 
         return predict(
             options.run,

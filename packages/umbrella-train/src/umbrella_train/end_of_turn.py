@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from umbrella_data.chat import ChatEncoder
+from umbrella_data.chat.encoder import ChatEncoder
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from umbrella_data.privacy import name_hasher, read_or_create_salt
 from umbrella_train.errors import RunError
-from umbrella_train.privacy import read_or_create_salt, subject_hasher
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class RunFolder:
 
     def subject_hash(self) -> Callable[[str], str]:
         """Return the function that names a subject by this run's hash."""
-        return subject_hasher(read_or_create_salt(self.salt))
+        return name_hasher(read_or_create_salt(self.salt))
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl. Numbers that are not finite are written as null."""

@@ -42,11 +42,11 @@ def add_command(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Warm the cache, and list what cannot be prepared and how much was pushed out again."""
-    from umbrella_data.cache import VolumeCache
-    from umbrella_data.manifest import read_manifest
-    from umbrella_data.pipeline_options import read_options
-    from umbrella_data.transforms import Pipeline
-    from umbrella_data.warm import warm_cache
+    from umbrella_data.cache.store import VolumeCache
+    from umbrella_data.cli.pipeline_options import read_options
+    from umbrella_data.jobs.warm_cache import warm_cache
+    from umbrella_data.manifest.manifest import read_manifest
+    from umbrella_data.pipeline.pipeline import Pipeline
 
     known = read_options(options.config, sizes=options.size, spacings=options.spacing, settings=options.set)
     directory = options.cache_dir or known.cache_dir

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from umbrella_data.cli.doubts import print_doubts
 from umbrella_data.cli.sources import (
     Commands,
     add_manifests,
@@ -20,9 +19,10 @@ from umbrella_data.cli.sources import (
     read_manifests,
     show,
 )
+from umbrella_data.cli.warnings import print_doubts
 
 if TYPE_CHECKING:
-    from umbrella_data.check import CheckReport
+    from umbrella_data.jobs.check import CheckReport
 
 HELP = """\
 Reads every row of the manifests and every scan in them once, from the first byte to the last. Lists what cannot be
@@ -54,8 +54,8 @@ def add_command(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check, print a table, and write the report."""
-    from umbrella_data.atomic_file import write_atomically
-    from umbrella_data.check import check_manifests, report_rows
+    from umbrella_data.files.atomic import write_atomically
+    from umbrella_data.jobs.check import check_manifests, report_rows
 
     manifests = read_manifests(options)
     # A folder that cannot be made ends the command here, and not when everything was read.

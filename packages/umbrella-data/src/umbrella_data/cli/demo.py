@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     """Write the cohort."""
     from tqdm import tqdm
 
-    from umbrella_data.synthetic import make_demo_cohort
+    from umbrella_data.synthetic.cohort import make_demo_cohort
 
     total = options.num_train + options.num_test
     with tqdm(total=total, desc="writing the demo cohort", unit="subject") as bar:

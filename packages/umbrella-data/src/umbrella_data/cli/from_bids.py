@@ -8,11 +8,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from umbrella_data.cli.doubts import print_doubts
 from umbrella_data.cli.sources import Commands, add_modalities, add_workers, show
+from umbrella_data.cli.warnings import print_doubts
 
 if TYPE_CHECKING:
-    from umbrella_data.bids_manifest import BidsReport
+    from umbrella_data.bids.manifests import BidsReport
 
 HELP = """\
 Finds the T1w, bold and dwi scans of a BIDS tree, reads each of them once, and writes OUT/train.jsonl and
@@ -74,7 +74,7 @@ def add_command(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Read the tree and write the manifests."""
-    from umbrella_data.bids_manifest import write_manifests
+    from umbrella_data.bids.manifests import write_manifests
 
     report = write_manifests(
         options.root,

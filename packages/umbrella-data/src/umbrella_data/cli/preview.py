@@ -43,10 +43,10 @@ def add_command(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Draw the scans and write the page."""
-    from umbrella_data.manifest import read_manifest
-    from umbrella_data.pipeline_options import check_patches, read_options
-    from umbrella_data.preview_page import write_preview
-    from umbrella_data.transforms import Pipeline
+    from umbrella_data.cli.pipeline_options import check_patches, read_options
+    from umbrella_data.manifest.manifest import read_manifest
+    from umbrella_data.pipeline.pipeline import Pipeline
+    from umbrella_data.preview.page import write_preview
 
     known = read_options(
         options.config,

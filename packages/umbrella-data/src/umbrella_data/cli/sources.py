@@ -11,8 +11,8 @@ from umbrella_data.modality import find_modality
 
 if TYPE_CHECKING:
     from umbrella_data.errors import ScanError
-    from umbrella_data.manifest import Manifest
-    from umbrella_data.transforms import PipelineConfig
+    from umbrella_data.manifest.manifest import Manifest
+    from umbrella_data.pipeline.pipeline import PipelineConfig
 
 Commands = Any
 
@@ -75,7 +75,7 @@ def choose_configs(configs: Mapping[str, PipelineConfig], options: argparse.Name
 
 def read_manifests(options: argparse.Namespace) -> list[Manifest]:
     """The manifests that were named."""
-    from umbrella_data.manifest import read_manifest
+    from umbrella_data.manifest.manifest import read_manifest
 
     return [read_manifest(path, data_root=options.data_root) for path in options.manifests]
 
@@ -88,7 +88,7 @@ def print_lost_root(errors: Sequence[ScanError], *, num_scans: int, manifests: S
         num_scans: All scans that were looked for.
         manifests: Where they are named.
     """
-    from umbrella_data.regular_file import is_lost
+    from umbrella_data.files.regular import is_lost
 
     lost = [error for error in errors if is_lost(error)]
     if lost and len(lost) >= _NEARLY_ALL * num_scans:
@@ -102,8 +102,7 @@ def name_by_hash(folder: Path, *, in_clear: bool) -> Callable[[str], str]:
     folder.mkdir(parents=True, exist_ok=True)
     if in_clear:
         return str
-    from umbrella_data.bad_scans import SALT_NAME
-    from umbrella_data.privacy import name_hasher, read_or_create_salt
+    from umbrella_data.privacy import SALT_NAME, name_hasher, read_or_create_salt
 
     return name_hasher(read_or_create_salt(folder / SALT_NAME))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from umbrella_data.cli.sources import Commands
 
 if TYPE_CHECKING:
-    from umbrella_data.manifest import Manifest
+    from umbrella_data.manifest.manifest import Manifest
 
 HELP = """\
 Reports, lists and pages name subjects and files by a hash, salted anew for each folder. This finds the name again, on
@@ -41,7 +41,7 @@ def add_command(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the name."""
-    from umbrella_data.whois import who_is
+    from umbrella_data.jobs.pseudonym_lookup import who_is
 
     if options.folder is None:
         return _search(options)
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
 def _search(options: argparse.Namespace) -> int:
     """Print the name that the newest folder gives."""
     from umbrella_data.errors import ManifestError
-    from umbrella_data.whois import NameNotFoundError, salted_folders, who_is
+    from umbrella_data.jobs.pseudonym_lookup import NameNotFoundError, salted_folders, who_is
 
     folders = salted_folders(Path())
     if not folders:
@@ -82,8 +82,8 @@ def _manifests(folder: Path, options: argparse.Namespace) -> list[Manifest]:
         ManifestError: For one that cannot be read.
         ValueError: Where none is named.
     """
-    from umbrella_data.manifest import read_manifest
-    from umbrella_data.pipeline_options import options_from_run
+    from umbrella_data.cli.pipeline_options import options_from_run
+    from umbrella_data.manifest.manifest import read_manifest
 
     sources = [(path, options.data_root) for path in options.manifest]
     config = folder / "config.yaml"

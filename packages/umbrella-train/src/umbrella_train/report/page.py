@@ -12,12 +12,12 @@ import yaml
 
 from umbrella_train.config import RunConfig
 from umbrella_train.config.schema import annotation_at, without_none
+from umbrella_train.evaluation.score_table import ERROR_COLUMNS, HIT_COLUMNS
 from umbrella_train.report import tables
 from umbrella_train.report.answers import accuracy_figure, error_figure
 from umbrella_train.report.curves import gradient_figure, loss_figure
 from umbrella_train.report.figure_style import draw
 from umbrella_train.report.run_data import RunData, gradient_norms, question_names
-from umbrella_train.score_table import ERROR_COLUMNS, HIT_COLUMNS
 
 _HIDDEN = "(see config.yaml)"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from umbrella_data.bad_scans import LIST_NAME
+from umbrella_data.dataset.bad_scans import LIST_NAME
 from umbrella_train.config.strict_yaml import read_yaml
 from umbrella_train.run_folder import RunFolder, read_lines
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from umbrella_train.metrics import ERROR_TYPES
+from umbrella_train.evaluation.metrics import ERROR_TYPES
+from umbrella_train.evaluation.score_table import ERROR_COLUMNS, HIT_COLUMNS, number, percent, shown_names
 from umbrella_train.report.run_data import RunData, label_of, question_names
-from umbrella_train.score_table import ERROR_COLUMNS, HIT_COLUMNS, number, percent, shown_names
 
 # Of each task: half wrong ones, which are those to look at, and half right ones.
 NUM_EXAMPLES = 4

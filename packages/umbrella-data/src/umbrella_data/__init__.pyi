@@ -1,0 +1,48 @@
+from .batch.collator import PaddingCollator
+from .cache.store import VolumeCache
+from .chat.encoder import ChatEncoder, encode_conversation, encode_prompt
+from .dataset.bad_scans import BadScanList
+from .dataset.conversation import ConversationDataset, Example, ExampleScan
+from .dataset.interleave import InterleaveDataset
+from .dataset.sampler import ModalityBatchSampler
+from .errors import CacheError, ManifestError, ScanError, ScanReason, UmbrellaDataError
+from .manifest.hf_export import to_hf_dataset
+from .manifest.manifest import Answer, Manifest, Sample, Scan, Turn, read_manifest
+from .modality import MODALITIES, ModalitySpec, find_modality
+from .pipeline.augment import AugmentConfig
+from .pipeline.pipeline import Pipeline, PipelineConfig
+from .scan.volume import Volume, load_volume
+
+__all__ = [
+    "MODALITIES",
+    "Answer",
+    "AugmentConfig",
+    "BadScanList",
+    "CacheError",
+    "ChatEncoder",
+    "ConversationDataset",
+    "Example",
+    "ExampleScan",
+    "InterleaveDataset",
+    "Manifest",
+    "ManifestError",
+    "ModalityBatchSampler",
+    "ModalitySpec",
+    "PaddingCollator",
+    "Pipeline",
+    "PipelineConfig",
+    "Sample",
+    "Scan",
+    "ScanError",
+    "ScanReason",
+    "Turn",
+    "UmbrellaDataError",
+    "Volume",
+    "VolumeCache",
+    "encode_conversation",
+    "encode_prompt",
+    "find_modality",
+    "load_volume",
+    "read_manifest",
+    "to_hf_dataset",
+]

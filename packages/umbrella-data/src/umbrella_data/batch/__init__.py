@@ -1,0 +1,1 @@
+"""From examples to a padded batch with modality tags."""

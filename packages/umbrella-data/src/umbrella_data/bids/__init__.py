@@ -1,0 +1,1 @@
+"""From a BIDS tree and its tables of participants to manifests."""

@@ -1,0 +1,136 @@
+"""Question templates: what can be asked about a scan, from participants' labels or from the scan's own metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from umbrella_data.modality import MODALITIES
+from umbrella_data.seeding import derive_seed
+
+Labels = Mapping[str, str | float]
+
+
+@dataclass(frozen=True)
+class ScanFacts:
+    """What is known about one scan, without its voxels.
+
+    Attributes:
+        modality: Its canonical name.
+        num_frames: Frames of a series.
+        num_b0: Volumes of a diffusion series that are not diffusion-weighted.
+        labels: The participant's labels by task: a text for a choice, a number for a number.
+        doubts: Codes of what is legal but doubtful, by file; nothing is asked about them.
+    """
+
+    modality: str
+    num_frames: int | None = None
+    num_b0: int | None = None
+    labels: Labels = field(default_factory=dict)
+    doubts: Mapping[Path, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question template.
+
+    Attributes:
+        task: Its name in tables of results.
+        texts: Ways to ask; one is drawn for each row.
+        answer: From the facts of a scan to the right answer, or None where the question does not apply.
+        options: The choices of a `choice` question; empty for a `number`.
+        unit: The unit of a number.
+    """
+
+    task: str
+    texts: tuple[str, ...]
+    answer: Callable[[ScanFacts], str | float | None]
+    options: tuple[str, ...] = ()
+    unit: str | None = None
+
+    def ask(self, facts: ScanFacts, *, draw: int) -> tuple[str, str, dict[str, Any]] | None:
+        """Ask about one scan.
+
+        Args:
+            facts: What is known about the scan.
+            draw: Any integer; decides the wording.
+
+        Returns:
+            The question, the words of the answer and the manifest's `answer`; None where the question does not apply.
+        """
+        value = self.answer(facts)
+        if value is None:
+            return None
+        text = self.texts[derive_seed(draw) % len(self.texts)]
+        if self.options:
+            return text, str(value), {"type": "choice", "options": list(self.options), "value": value}
+        # The shortest digits that read back to the same number, never an exponent: what is learnt is what is scored.
+        words = np.format_float_positional(float(value), trim="-")
+        return text, words, {"type": "number", "value": value, "unit": self.unit}
+
+
+def _kinds() -> tuple[str, ...]:
+    return tuple(spec.description for spec in MODALITIES.values())
+
+
+METADATA_QUESTIONS: tuple[Question, ...] = (
+    Question(
+        task="modality",
+        texts=("What kind of scan is this?", f"Which is this: {', '.join(_kinds()[:-1])}, or {_kinds()[-1]}?"),
+        answer=lambda facts: MODALITIES[facts.modality].description,
+        options=_kinds(),
+    ),
+    Question(
+        task="num_frames",
+        texts=("How many frames does this series have?", "How many time points were recorded?"),
+        answer=lambda facts: facts.num_frames,
+        unit="frames",
+    ),
+    Question(
+        task="num_b0",
+        texts=("How many b0 volumes does this diffusion series have?", "How many volumes have no diffusion weighting?"),
+        answer=lambda facts: facts.num_b0,
+        unit="volumes",
+    ),
+)
+
+
+def _label_of(task: str) -> Callable[[ScanFacts], str | float | None]:
+    return lambda facts: facts.labels.get(task)
+
+
+AGE = Question(
+    task="age",
+    texts=("How old is this person, in years?", "What is the age of this person in years?"),
+    answer=_label_of("age"),
+    unit="years",
+)
+SEX = Question(
+    task="sex",
+    texts=("What is the sex of this person?", "Is this person female or male?"),
+    answer=_label_of("sex"),
+    options=("female", "male"),
+)
+
+
+def choice_question(column: str, *, options: tuple[str, ...]) -> Question:
+    """A question about a column of `participants.tsv` that holds one of a few texts."""
+    name = column.replace("_", " ")
+    listed = f"{', '.join(options[:-1])} or {options[-1]}"
+    return Question(
+        task=column,
+        texts=(f"What is the {name} of this person?", f"What is the {name} of this person: {listed}?"),
+        answer=_label_of(column),
+        options=options,
+    )
+
+
+def number_question(column: str, *, unit: str | None) -> Question:
+    """A question about a column of `participants.tsv` that holds numbers."""
+    name = column.replace("_", " ")
+    text = f"What is the {name} of this person" + (f", in {unit}?" if unit else "?")
+    return Question(task=column, texts=(text,), answer=_label_of(column), unit=unit)

@@ -1,0 +1,1 @@
+"""Preprocessed volumes on disk."""

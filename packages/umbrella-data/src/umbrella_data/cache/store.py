@@ -1,0 +1,169 @@
+"""Preprocessed volumes on disk: float16, one mapped file a scan, keyed by the content of its files and the pipeline."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from umbrella_data.cache.entry import CachedFrames, DamagedEntryError, retry, unusable, write_entry
+from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.files.atomic import write_atomically
+from umbrella_data.files.eviction import SizeLimit
+from umbrella_data.files.regular import open_regular_file, stat_regular_file
+
+_MAX_REMEMBERED = 1 << 16
+# How often a scan is made again because its files changed meanwhile.
+_MAX_CHANGES = 2
+# Path, size, mtime, inode and device: who changes a file changes one of them.
+_FileIdentity = tuple[str, int, int, int, int]
+
+
+class VolumeCache:
+    """A folder of preprocessed scans. Any number of processes may read and write it at the same time.
+
+    Args:
+        directory: Made where it does not exist.
+        max_bytes: Size that the folder is kept under, scans that were not used for longest going first; None for no
+            limit. Processes that share a folder should agree on it.
+
+    Attributes:
+        max_bytes: The limit.
+
+    Raises:
+        CacheError: Where the folder cannot be made.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, max_bytes: int | None = None) -> None:
+        self.directory = Path(directory)
+        self.max_bytes = max_bytes
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unusable(self.directory, error) from error
+        self._limit = SizeLimit(self.directory / "volumes", max_bytes=max_bytes)
+        self._paths: OrderedDict[tuple[str, tuple[_FileIdentity, ...]], Path] = OrderedDict()
+
+    def fetch(self, sources: Sequence[Path], *, fingerprint: str, make: Callable[[], torch.Tensor]) -> CachedFrames:
+        """Open the entry of a scan, which is made first where it is missing or damaged.
+
+        Args:
+            sources: Every file that decides the voxels.
+            fingerprint: The pipeline's.
+            make: Computes the frames (T, C, X, Y, Z) float32.
+
+        Raises:
+            ScanError: Where a source cannot be read, or changes again and again while it is; or from `make`.
+            CacheError: Where the cache cannot be read or written, or what is written does not stay.
+        """
+        for _ in range(_MAX_CHANGES):
+            try:
+                return self._fetch(sources, fingerprint, make)
+            except _SourceChangedError:
+                continue
+        return self._fetch(sources, fingerprint, make)
+
+    def _fetch(self, sources: Sequence[Path], fingerprint: str, make: Callable[[], torch.Tensor]) -> CachedFrames:
+        try:
+            path = self._path(sources, fingerprint)
+        except _SourceChangedError:
+            raise
+        except ScanError:
+            make()  # whose error is the one that reading without a cache gives
+            raise
+
+        def restore() -> None:
+            # Sources are opened by their names, to be hashed and again to be read: what was made belongs under this
+            # key only if they were the same files all the while.
+            before = _identify_all(sources)
+            if self._path(sources, fingerprint) != path:
+                raise _changed(sources)
+            frames = make().numpy()
+            if _identify_all(sources) != before:
+                raise _changed(sources)
+            self._limit.note_added(write_entry(path, frames))
+
+        frames = retry(lambda: CachedFrames(path, restore=restore), restore=restore, path=path)
+        self._limit.note_use(path)
+        return frames
+
+    def holds(self, sources: Sequence[Path], *, fingerprint: str) -> bool:
+        """Whether there is an entry of a scan; a damaged one counts as none.
+
+        Raises:
+            ScanError: Where a source cannot be read.
+            CacheError: Where the cache cannot be read.
+        """
+        path = self._path(sources, fingerprint)
+        try:
+            CachedFrames(path, restore=lambda: None)
+        except (FileNotFoundError, DamagedEntryError):
+            return False
+        except OSError as error:
+            raise unusable(path, error) from error
+        return True
+
+    def _path(self, sources: Sequence[Path], fingerprint: str) -> Path:
+        """The entry of some files, remembered by their paths, sizes, mtimes and inodes."""
+        identities = _identify_all(sources)
+        path = self._paths.get((fingerprint, identities))
+        if path is None:
+            hashes = map(self._content_hash, sources, identities)
+            key = hashlib.sha256("\n".join([fingerprint, *hashes]).encode()).hexdigest()
+            path = self.directory / "volumes" / key[:2] / f"{key}.f16"
+            self._paths[fingerprint, identities] = path
+            if len(self._paths) > _MAX_REMEMBERED:
+                self._paths.popitem(last=False)
+        return path
+
+    def _content_hash(self, source: Path, identity: _FileIdentity) -> str:
+        """The hash of a file's content, remembered beside the cache by the file's identity."""
+        name = hashlib.sha256("\n".join(map(str, identity)).encode(errors="surrogateescape")).hexdigest()
+        memory = self.directory / "content" / name[:2] / name
+        try:
+            remembered = memory.read_bytes()
+        except FileNotFoundError:
+            remembered = b""
+        except OSError as error:
+            raise unusable(memory, error) from error
+        if re.fullmatch(rb"[0-9a-f]{64}", remembered):
+            return remembered.decode()
+        digest = _hash_file(source, identity)
+        try:
+            write_atomically(memory, [digest.encode()])
+        except OSError as error:
+            raise unusable(memory, error) from error
+        return digest
+
+
+def _hash_file(source: Path, identity: _FileIdentity) -> str:
+    with open_regular_file(str(source)) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        status = os.fstat(file.fileno())
+    if _identity(source, status) != identity:
+        raise _changed([source])
+    return digest
+
+
+class _SourceChangedError(ScanError):
+    """A source was written to, or another file took its place, while it was read."""
+
+
+def _changed(sources: Sequence[Path]) -> _SourceChangedError:
+    names = ", ".join(source.name for source in sources[1:])
+    beside = f" (or one of {names})" if names else ""
+    message = f"changes{beside} while it is read: wait until whatever writes it is done"
+    return _SourceChangedError(message, path=sources[0], reason=ScanReason.UNREADABLE)
+
+
+def _identify_all(sources: Sequence[Path]) -> tuple[_FileIdentity, ...]:
+    return tuple(_identity(source, stat_regular_file(source)) for source in sources)
+
+
+def _identity(source: Path, status: os.stat_result) -> _FileIdentity:
+    return str(source.absolute()), status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev

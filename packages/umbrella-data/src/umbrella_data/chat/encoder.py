@@ -1,0 +1,326 @@
+"""Conversations as tokens: one encode of the rendered chat, the loss on the assistant's words and end of turn only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from umbrella_data.chat.template import CHATML_TEMPLATE, IM_END, IM_START, ChatTemplate, Layout, Shape, Slot, Tokenizer
+from umbrella_data.manifest.sample import Scan, Turn
+
+__all__ = ["CHATML_TEMPLATE", "ChatEncoder", "EncodedConversation", "Tokenizer", "encode_conversation", "encode_prompt"]
+
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class EncodedConversation:
+    """A conversation as the model reads it.
+
+    Attributes:
+        input_ids: (L,) int64; each scan is a run of the image token.
+        labels: (L,) int64; -100 but for the assistant's words and their end-of-turn tokens.
+        scans: The scans in reading order.
+        scan_starts: First position of each scan's run.
+        num_dropped_turns: Turns left out at the front for want of room.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    scans: tuple[Scan, ...]
+    scan_starts: tuple[int, ...]
+    num_dropped_turns: int = 0
+
+
+@dataclass(frozen=True)
+class _Chat:
+    """A rendered conversation with the character ranges that matter."""
+
+    text: str
+    words: list[tuple[int, int]]  # everything that users, assistants and system prompts say
+    learned: list[tuple[int, int]]  # the assistant's words and what ends its turns
+    scan_places: list[int]
+    scans: list[Scan]
+
+
+class ChatEncoder:
+    """Encodes conversations for one tokenizer and one model.
+
+    Args:
+        tokenizer: A Hugging Face fast tokenizer, or anything like it. ChatML stands in where it has no chat template;
+            its `<|im_start|>` and `<|im_end|>` should then be added tokens.
+        image_token_id: The model's image token; an added token of the tokenizer.
+        num_image_tokens: Positions that a scan of each modality takes.
+
+    Attributes:
+        num_image_tokens: As given.
+
+    Raises:
+        ValueError: If the tokenizer gives no offsets, or does not know the image token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, image_token_id: int, num_image_tokens: Mapping[str, int]) -> None:
+        if not tokenizer.is_fast:
+            raise ValueError("the tokenizer gives no offsets; load a fast one (AutoTokenizer with use_fast=True)")
+        added = dict(tokenizer.added_tokens_decoder)
+        if image_token_id not in added:
+            raise ValueError(f"image_token_id {image_token_id} is no added token of the tokenizer; add one with "
+                             "tokenizer.add_special_tokens")  # fmt: skip
+        self._tokenizer = tokenizer
+        self._image_token_id = image_token_id
+        self._image_token = added[image_token_id].content
+        self.num_image_tokens = dict(num_image_tokens)
+        self._template = ChatTemplate(tokenizer, image_token=self._image_token)
+        markup = {token_id for token_id, token in added.items() if token.special} - {tokenizer.unk_token_id}
+        # A table of all ids up to the last markup, and one False for those beyond: a search a row would cost more.
+        self._is_markup = np.zeros(max(markup | {image_token_id}) + 2, dtype=bool)
+        self._is_markup[sorted(markup | {image_token_id})] = True
+
+    @property
+    def fingerprint(self) -> str | None:
+        """A hash of all that decides how texts are tokenised; None for a tokenizer that does not tell."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        facts = [backend.to_str(), str(self._tokenizer.chat_template), str(self._tokenizer.eos_token)]
+        return hashlib.sha256("\0".join([*facts, self._image_token]).encode()).hexdigest()[:16]
+
+    @property
+    def end_of_turn(self) -> str:
+        """The text that ends the assistant's turns, and is learned with them.
+
+        One special token, at which generation can stop; several tokens where the tokenizer has no chat template and
+        does not know `<|im_end|>`. Then nothing stops generation there: cut what was generated at this text.
+        """
+        return self._template.end_of_turn
+
+    def encode(self, messages: Sequence[Turn], *, max_length: int | None = None) -> EncodedConversation:
+        """Encode a conversation for training.
+
+        Args:
+            messages: The turns.
+            max_length: Most positions; whole exchanges are dropped from the front until the rest fits.
+
+        Raises:
+            ValueError: If the last exchange alone is longer than `max_length`, if no answer holds a word, if words
+                hold markup of the chat template, or if a modality has no number of image tokens.
+        """
+        return self._encode_within(messages, max_length=max_length, is_prompt=False)
+
+    def encode_prompt(self, messages: Sequence[Turn], *, max_length: int | None = None) -> EncodedConversation:
+        """Encode a conversation up to its last assistant turn, that one left out, for generation.
+
+        All labels are -100. Arguments and errors are those of `encode`.
+        """
+        last = max((i for i, turn in enumerate(messages) if turn.role == "assistant"), default=len(messages))
+        return self._encode_within(messages[:last], max_length=max_length, is_prompt=True)
+
+    def count_text_tokens(self, conversations: Sequence[Sequence[Turn]]) -> NDArray[np.int64]:
+        """The positions of whole conversations that belong to no scan, without encoding one by one: (N,).
+
+        Words that `encode` would refuse are counted all the same.
+        """
+        texts: list[str] = []
+        num_scans = np.array([sum(len(turn.scans) for turn in messages) for messages in conversations], dtype=np.int64)
+        for messages in conversations:
+            contents = [_merge_texts(turn) for turn in messages]
+            shape = _shape(messages, contents)
+            layout = self._template.layout(shape, add_generation_prompt=False)
+            texts.append(self._fill(layout, contents, shape).text)
+        return np.array([len(ids) for ids in self._encode_texts(texts)], dtype=np.int64) - num_scans
+
+    def _encode_texts(self, texts: list[str]) -> Sequence[Sized]:
+        backend = self._backend()
+        if backend is None:
+            encodings: Sequence[Sized] = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+            return encodings
+        # Without offsets, and without lists of Python integers: three times as fast.
+        return cast("Sequence[Sized]", backend.encode_batch_fast(texts, add_special_tokens=False))
+
+    def _encode_text(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The ids (L,) of a text, and the characters (L, 2) that each stands for."""
+        backend = self._backend()
+        if backend is None:
+            encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
+        else:
+            encoded = backend.encode(text, add_special_tokens=False)
+            ids, offsets = encoded.ids, encoded.offsets
+        return np.asarray(ids, dtype=np.int64), np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+
+    def _backend(self) -> Any:
+        """The Rust tokenizer itself, which Hugging Face's class calls; None where it would pad or cut."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        return None if backend is None or backend.padding is not None or backend.truncation is not None else backend
+
+    def _encode_within(
+        self, messages: Sequence[Turn], *, max_length: int | None, is_prompt: bool
+    ) -> EncodedConversation:
+        kept, num_dropped = list(messages), 0
+        while True:
+            encoded = self._encode_all(kept, is_prompt=is_prompt, num_dropped_turns=num_dropped)
+            if max_length is None or len(encoded.input_ids) <= max_length:
+                return encoded
+            first = 1 if kept[0].role == "system" else 0
+            num_leaving = _first_exchange(kept[first:])
+            rest = kept[first + num_leaving :]
+            if not any(turn.role == ("user" if is_prompt else "assistant") for turn in rest):
+                raise ValueError(f"the last exchange alone takes {len(encoded.input_ids)} positions, more than "
+                                 f"max_length {max_length}; scans are never cut")  # fmt: skip
+            del kept[first : first + num_leaving]
+            num_dropped += num_leaving
+
+    def _encode_all(self, messages: list[Turn], *, is_prompt: bool, num_dropped_turns: int) -> EncodedConversation:
+        contents = [_merge_texts(turn) for turn in messages]
+        shape = _shape(messages, contents)
+        layout = self._template.layout(shape, add_generation_prompt=is_prompt)
+        chat = self._fill(layout, contents, shape)
+        ids, offsets = self._encode_text(chat.text)
+        self._check_words(chat, ids, offsets)
+        scan_positions = np.flatnonzero(ids == self._image_token_id)
+        self._check_scans(chat, offsets[scan_positions])
+        if not is_prompt and not chat.learned:
+            raise ValueError("no turn of the assistant holds a word, so there is nothing to learn; give it an answer "
+                             "that is more than blanks")  # fmt: skip
+        labels = _labels([] if is_prompt else chat.learned, ids, offsets)
+        return self._expand(ids, labels, scan_positions, chat.scans, num_dropped_turns)
+
+    def _fill(self, layout: Layout, contents: list[list[Scan | str]], shape: Shape) -> _Chat:
+        """Put words and image tokens into the slots of a layout."""
+        # The template may write the scans of a turn before its texts: each kind is taken in its own order.
+        texts = [iter([item for item in content if isinstance(item, str)]) for content in contents]
+        scans = [iter([item for item in content if isinstance(item, Scan)]) for content in contents]
+        chat, parts, position = _Chat("", [], [], [], []), [], 0
+        for piece in layout:
+            part = piece if isinstance(piece, str) else self._image_token if piece.is_scan else next(texts[piece.turn])
+            if isinstance(piece, Slot) and piece.is_scan:
+                chat.scan_places.append(position)
+                chat.scans.append(next(scans[piece.turn]))
+            elif isinstance(piece, Slot):
+                chat.words.append((position, position + len(part)))
+                if shape[piece.turn][0] == "assistant":
+                    chat.learned.append((position, position + len(part) + piece.tail))
+            parts.append(part)
+            position += len(part)
+        return _Chat("".join(parts), chat.words, chat.learned, chat.scan_places, chat.scans)
+
+    def _check_words(self, chat: _Chat, ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> None:
+        """Refuse words that would be read as markup: they could end a turn, or claim a scan's features."""
+        for start, stop in offsets[self._is_markup[np.minimum(ids, len(self._is_markup) - 1)]]:
+            if any(start < end and stop > begin for begin, end in chat.words):
+                raise ValueError(f"the words hold {chat.text[start:stop]!r}, a special token of the tokenizer; "
+                                 "write it another way, and name scans as items of type image")  # fmt: skip
+        if self._template.is_fallback:  # there the markup need not be known to the tokenizer
+            for begin, end in chat.words:
+                if any(markup in chat.text[begin:end] for markup in (IM_START, IM_END)):
+                    raise ValueError(f"the words {chat.text[begin:end]!r:.80} hold {IM_START} or {IM_END}, the markup "
+                                     "of the chat template; write it another way")  # fmt: skip
+
+    def _check_scans(self, chat: _Chat, offsets: NDArray[np.int64]) -> None:
+        found = [any(start <= place < stop for start, stop in offsets) for place in chat.scan_places]
+        if len(offsets) != len(chat.scan_places) or not all(found):
+            raise ValueError(f"the chat holds {len(chat.scan_places)} scans, but tokenises to {len(offsets)} image "
+                             f"tokens {self._image_token!r}; the tokenizer must keep that token whole")  # fmt: skip
+
+    def _expand(
+        self,
+        ids: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        scan_positions: NDArray[np.int64],
+        scans: list[Scan],
+        num_dropped_turns: int,
+    ) -> EncodedConversation:
+        """Give each scan as many positions as its modality has tokens."""
+        repeats = np.ones(len(ids), dtype=np.int64)
+        for position, scan in zip(scan_positions, scans, strict=True):
+            if scan.modality not in self.num_image_tokens:
+                raise ValueError(f"no number of image tokens for modality {scan.modality!r}: given are "
+                                 f"{', '.join(self.num_image_tokens) or 'none'}")  # fmt: skip
+            repeats[position] = self.num_image_tokens[scan.modality]
+        starts = np.cumsum(repeats) - repeats
+        return EncodedConversation(
+            input_ids=torch.from_numpy(np.repeat(ids, repeats)),
+            labels=torch.from_numpy(np.repeat(labels, repeats)),
+            scans=tuple(scans),
+            scan_starts=tuple(int(start) for start in starts[scan_positions]),
+            num_dropped_turns=num_dropped_turns,
+        )
+
+
+def encode_conversation(
+    messages: Sequence[Turn],
+    *,
+    tokenizer: Tokenizer,
+    image_token_id: int,
+    num_image_tokens: Mapping[str, int],
+    max_length: int | None = None,
+) -> EncodedConversation:
+    """Encode one conversation; for many, keep a `ChatEncoder`."""
+    encoder = ChatEncoder(tokenizer, image_token_id=image_token_id, num_image_tokens=num_image_tokens)
+    return encoder.encode(messages, max_length=max_length)
+
+
+def encode_prompt(
+    messages: Sequence[Turn],
+    *,
+    tokenizer: Tokenizer,
+    image_token_id: int,
+    num_image_tokens: Mapping[str, int],
+    max_length: int | None = None,
+) -> EncodedConversation:
+    """Encode one prompt for generation; for many, keep a `ChatEncoder`."""
+    encoder = ChatEncoder(tokenizer, image_token_id=image_token_id, num_image_tokens=num_image_tokens)
+    return encoder.encode_prompt(messages, max_length=max_length)
+
+
+def _shape(messages: Sequence[Turn], contents: Sequence[Sequence[Scan | str]]) -> Shape:
+    return tuple(
+        (turn.role, "".join("s" if isinstance(item, Scan) else "t" for item in content))
+        for turn, content in zip(messages, contents, strict=True)
+    )
+
+
+def _first_exchange(turns: Sequence[Turn]) -> int:
+    """The number of turns up to where the user speaks again after an answer.
+
+    They go as a whole: templates insist that the user begins.
+    """
+    answered = False
+    for number, turn in enumerate(turns):
+        if answered and turn.role != "assistant":
+            return number
+        answered = answered or turn.role == "assistant"
+    return len(turns)
+
+
+def _merge_texts(turn: Turn) -> list[Scan | str]:
+    """The items of a turn with neighbouring texts joined by a newline, blanks at their ends removed."""
+    merged: list[Scan | str] = []
+    for item in turn.content:
+        if isinstance(item, Scan):
+            merged.append(item)
+        elif text := item.strip():
+            # Blanks at the ends could merge with the template's own into tokens that generation never sees.
+            if merged and isinstance(merged[-1], str):
+                merged[-1] += "\n" + text
+            else:
+                merged.append(text)
+    return merged
+
+
+def _labels(learned: list[tuple[int, int]], ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    labels = np.full(len(ids), IGNORE_INDEX, dtype=np.int64)
+    # Tokens of blanks may have empty ranges that say nothing of their place: they belong to what surrounds them.
+    solid = np.flatnonzero(offsets[:, 1] > offsets[:, 0])
+    starts, stops = offsets[solid, 0], offsets[solid, 1]
+    for begin, end in learned:
+        first = solid[np.searchsorted(stops, begin, side="right")]
+        last = solid[np.searchsorted(starts, end, side="left") - 1]
+        labels[first : last + 1] = ids[first : last + 1]
+    return labels

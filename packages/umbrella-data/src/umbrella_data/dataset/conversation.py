@@ -1,0 +1,287 @@
+"""One manifest as a data set of examples: tokens, labels and preprocessed scans, a pure function of the index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from umbrella_data.batch.example import Example, ExampleScan, ReadExamples, ScanPipeline, read_together
+from umbrella_data.chat.encoder import ChatEncoder, EncodedConversation, Tokenizer
+from umbrella_data.dataset.bad_scans import BadScan, BadScanList
+from umbrella_data.dataset.batch_plan import Indices
+from umbrella_data.dataset.replacement import substitutes
+from umbrella_data.dataset.token_lengths import measure_samples
+from umbrella_data.errors import ScanError, UmbrellaDataError
+from umbrella_data.manifest.manifest import Manifest
+from umbrella_data.manifest.row_columns import RowFacts
+from umbrella_data.manifest.sample import Sample, Scan, Turn
+from umbrella_data.seeding import derive_seed
+
+__all__ = ["ConversationDataset", "Example", "ExampleScan", "ScanPipeline"]
+
+
+class ConversationDataset(Dataset[Example]):
+    """The examples of one manifest.
+
+    Index `epoch * len(dataset) + i` is sample i as that epoch sees it: augmentation is drawn from a generator seeded
+    with (seed, index), so that ranks, workers and resumed runs agree. `list(dataset)` is epoch 0, and so is every pass
+    of a loader without a `ModalityBatchSampler`, whose `set_epoch` goes on to the next.
+
+    Args:
+        manifest: The samples.
+        tokenizer: A Hugging Face fast tokenizer, or anything like it.
+        image_token_id: The model's image token.
+        num_image_tokens: Positions that a scan of each modality takes.
+        pipelines: For each modality what reads and prepares its scans.
+        seed: Seed of the augmentation.
+        max_length: Most positions of an example; whole turns are dropped from the front to fit.
+        augment: Whether the pipelines are given a generator.
+        bad_scans: Where samples are noted whose scans cannot be used; another sample of the same modalities, which
+            depends on (seed, index) alone, stands in for each. None raises.
+    """
+
+    # Every epoch holds the same samples: batch counts can be known before training.
+    is_epoch_constant = True
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        tokenizer: Tokenizer,
+        image_token_id: int,
+        num_image_tokens: Mapping[str, int],
+        pipelines: Mapping[str, ScanPipeline],
+        seed: int = 0,
+        max_length: int | None = None,
+        augment: bool = True,
+        bad_scans: BadScanList | None = None,
+    ) -> None:
+        if set(pipelines) != set(num_image_tokens):
+            raise ValueError(f"pipelines are given for {', '.join(sorted(pipelines))}, but numbers of image tokens for "
+                             f"{', '.join(sorted(num_image_tokens))}; both must name the same modalities")  # fmt: skip
+        self.manifest = manifest
+        self._encoder = ChatEncoder(tokenizer, image_token_id=image_token_id, num_image_tokens=num_image_tokens)
+        self._num_image_tokens = dict(num_image_tokens)
+        self._pipelines = dict(pipelines)
+        self._seed = seed
+        self._max_length = max_length
+        self._augment = augment
+        self._measured: RowFacts | None = None
+        self._bad_scans = bad_scans
+        self._bad_rows: dict[int, ScanError] = {}
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int) -> Example:
+        """The example at a virtual index.
+
+        Raises:
+            ManifestError: With every problem of the row.
+            ScanError: If a scan cannot be used, and nothing stands in for it.
+            TooManyBadScansError: If more scans than allowed cannot be used.
+            ValueError: If the conversation cannot be encoded, or not within `max_length`.
+        """
+        if self._bad_scans is None:
+            return self._read(index, row=index % len(self))
+        return self._read_or_substitute(index, self._bad_scans)
+
+    def __getitems__(self, indices: Sequence[int]) -> ReadExamples:
+        """The examples of one batch, as a loader asks for them; the same as one by one, but less is copied."""
+        return read_together(indices, self.__getitem__)
+
+    def _read(self, index: int, *, row: int) -> Example:
+        """The example of a row, augmented as the index says."""
+        sample = self.sample(index) if row == index % len(self) else self.manifest[row]
+        encoded = self._encode(row, sample.messages)
+        generator = None
+        if self._augment:
+            generator = torch.Generator().manual_seed(derive_seed(self._seed, index))
+        return self._example(index, encoded, encoded.scans, generator=generator, row=row)
+
+    def _read_or_substitute(self, index: int, bad_scans: BadScanList) -> Example:
+        first = index % len(self)
+        try:
+            return self._read_good(index, first, bad_scans)
+        except ScanError as error:
+            others = substitutes(first, index=index, facts=self._facts, seed=self._seed, length=self.num_tokens)
+            for row in others:
+                try:
+                    return self._read_good(index, row, bad_scans)
+                except ScanError:
+                    continue
+            error.add_note("and no other sample of the same modalities can stand in for it")
+            raise
+
+    def _read_good(self, index: int, row: int, bad_scans: BadScanList) -> Example:
+        """`_read`, but a row that failed before fails at once."""
+        if row in self._bad_rows:
+            raise self._bad_rows[row].bare()
+        try:
+            return self._read(index, row=row)
+        except ScanError as error:
+            self._note(row, error, bad_scans)
+            raise
+
+    def _note(self, row: int, error: ScanError, bad_scans: BadScanList) -> None:
+        self._bad_rows[row] = error.bare()
+        bad_scans.add(
+            BadScan(
+                manifest=self.manifest.path,
+                line=self.manifest.line(row),
+                num_rows=len(self),
+                subject=self.manifest[row].subject,
+                error=error,
+            )
+        )
+
+    def leave_out(self, index: int, error: ScanError) -> None:
+        """Note a sample that cannot be asked about; nothing can stand in for a question.
+
+        Args:
+            index: The sample whose scan is bad.
+            error: What `prompt` raised.
+
+        Raises:
+            ScanError: The error itself, where bad scans are not to be left out.
+            TooManyBadScansError: If more scans than allowed cannot be used.
+        """
+        if self._bad_scans is None:
+            raise error
+        self._note(index % len(self), error, self._bad_scans)
+
+    def sample(self, index: int) -> Sample:
+        """The manifest's row at a virtual index."""
+        if index < 0:
+            raise IndexError(f"virtual index {index} is negative; it is epoch * {len(self)} + i")
+        return self.manifest[index % len(self)]
+
+    def modalities(self, index: int) -> tuple[str, ...]:
+        """The modality of each scan of an example in reading order; no scan is opened."""
+        if self._max_length is None:
+            return self.manifest.modalities(index % len(self))
+        # Dropped turns take their scans with them.
+        return tuple(scan.modality for scan in self._encode(index, self.sample(index).messages).scans)
+
+    def modality_sets(self) -> frozenset[frozenset[str]]:
+        """The sets of modalities that samples hold; the first call looks at every row, unless an index is there."""
+        return self._facts.modality_sets()
+
+    def modality_masks(self, indices: Indices) -> Indices:
+        """The set of modalities of each example as a bit mask, (N,); see `row_columns.modality_mask`."""
+        return self._facts.masks(indices % len(self))
+
+    def num_tokens(self, index: int) -> int:
+        """The length L of an example, from its text and the sizes of its scans; no scan is opened."""
+        return len(self._encode(index, self.sample(index).messages).input_ids)
+
+    def lengths(self, indices: Indices) -> Indices:
+        """`num_tokens` of many examples at once, (N,). The first call measures every row, unless that was saved.
+
+        Raises:
+            ManifestError: With the problems of all rows that cannot be measured.
+        """
+        return self._measures.arrays["lengths"][indices % len(self)].astype(np.int64)
+
+    @property
+    def _facts(self) -> RowFacts:
+        return self.manifest.facts if self._max_length is None else self._measures
+
+    @property
+    def _measures(self) -> RowFacts:
+        if self._measured is None:
+            self._measured = measure_samples(self.manifest, encoder=self._encoder, max_length=self._max_length)
+        return self._measured
+
+    def prompt(self, index: int, *, scans_from: int | None = None, with_scans: bool = True) -> Example:
+        """The conversation up to its last assistant turn, that one left out, as generation needs it.
+
+        Nothing is augmented, and all labels are -100.
+
+        Args:
+            index: The sample.
+            scans_from: A sample whose scans stand in for this one's: the control for looking at the scan at all.
+            with_scans: Whether scans are left in the conversation: False is the control with text alone.
+
+        Raises:
+            ValueError: If the two samples do not hold the same modalities in the same order.
+        """
+        sample = self.sample(index)
+        messages = sample.messages
+        if not with_scans:
+            messages = tuple(replace(turn, content=_texts_of(turn)) for turn in messages)
+        encoded = self._encode(index, messages, is_prompt=True)
+        scans = encoded.scans
+        if scans_from is not None and with_scans:
+            other = self.sample(scans_from)
+            if other.modalities != sample.modalities:
+                raise ValueError(f"sample {sample.id!r} asks about {_listed(sample.modalities)}, but "
+                                 f"{other.id!r} holds {_listed(other.modalities)}")  # fmt: skip
+            # Scans of turns that were dropped, or that follow the prompt, are passed over in both.
+            skipped = sum(len(turn.scans) for turn in _dropped(messages, encoded.num_dropped_turns))
+            scans = other.scans[skipped : skipped + len(scans)]
+        return self._example(index, encoded, scans, generator=None)
+
+    def _encode(self, index: int, messages: Sequence[Turn], *, is_prompt: bool = False) -> EncodedConversation:
+        encode: Callable[..., EncodedConversation] = self._encoder.encode_prompt if is_prompt else self._encoder.encode
+        try:
+            return encode(messages, max_length=self._max_length)
+        except ValueError as error:
+            raise ValueError(f"{self._where(index)}: {error}") from error
+
+    def _example(
+        self,
+        index: int,
+        encoded: EncodedConversation,
+        scans: Sequence[Scan],
+        *,
+        generator: torch.Generator | None,
+        row: int | None = None,
+    ) -> Example:
+        return Example(
+            input_ids=encoded.input_ids,
+            labels=encoded.labels,
+            scans=tuple(
+                ExampleScan(
+                    modality=scan.modality,
+                    volume=self._load(index if row is None else row, scan, generator=generator),
+                    start=start,
+                    num_tokens=self._num_image_tokens[scan.modality],
+                )
+                for scan, start in zip(scans, encoded.scan_starts, strict=True)
+            ),
+            index=index,
+        )
+
+    def _load(self, index: int, scan: Scan, *, generator: torch.Generator | None) -> torch.Tensor:
+        try:
+            if scan.mask is None:
+                return self._pipelines[scan.modality](scan.paths, generator=generator)
+            return self._pipelines[scan.modality](scan.paths, generator=generator, mask=scan.mask)
+        except (UmbrellaDataError, ValueError) as error:
+            error.add_note(f"while reading a {scan.modality} scan of {self._where(index)}")
+            raise
+
+    def _where(self, index: int) -> str:
+        row = index % len(self)
+        return f"{self.manifest.path}, line {self.manifest.line(row)}, subject {self.manifest[row].subject}"
+
+
+def _texts_of(turn: Turn) -> tuple[str, ...]:
+    return tuple(item for item in turn.content if isinstance(item, str))
+
+
+def _dropped(messages: Sequence[Turn], num_dropped: int) -> Sequence[Turn]:
+    first = 1 if messages[0].role == "system" else 0
+    return messages[first : first + num_dropped]
+
+
+def _listed(modalities: Sequence[str]) -> str:
+    return ", ".join(modalities) or "no scan"

@@ -1,0 +1,104 @@
+"""The length in tokens of every sample of a manifest, image tokens included: measured once, kept beside its index."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from umbrella_data.chat.encoder import ChatEncoder
+from umbrella_data.errors import ManifestError
+from umbrella_data.manifest.index_file import SAVE_FROM_ROWS, open_index, save_index
+from umbrella_data.manifest.manifest import Manifest
+from umbrella_data.manifest.row_columns import MAX_PROBLEMS, RowFacts
+from umbrella_data.manifest.sample import Turn
+
+# Rows that are given to the tokenizer at once: it works on them in parallel.
+_CHUNK = 2048
+
+
+def measure_samples(manifest: Manifest, *, encoder: ChatEncoder, max_length: int | None = None) -> RowFacts:
+    """Measure every sample, or map what was measured before; no scan is opened.
+
+    Args:
+        manifest: The samples.
+        encoder: The tokenizer's and model's side of a length.
+        max_length: Most positions of an example; whole turns are dropped from the front to fit.
+
+    Returns:
+        Facts with `lengths` (N,) uint32, the positions of each example, and the modalities of the scans that are left.
+
+    Raises:
+        ManifestError: With the problems of all rows that cannot be measured, or not within `max_length`.
+    """
+    kind = _kind(encoder, max_length)
+    if kind is not None and (saved := open_index(manifest.path, kind=kind, index_dir=manifest.index_dir)) is not None:
+        return RowFacts(saved, combinations=saved.facts["combinations"])
+    facts = _measure(manifest, encoder, max_length)
+    if kind is not None and (manifest.index_dir is not None or len(manifest) >= SAVE_FROM_ROWS):
+        saved = save_index(manifest.path, facts.arrays, kind=kind, combinations=facts.combinations,
+                           index_dir=manifest.index_dir)  # fmt: skip
+        return facts if saved is None else RowFacts(saved, combinations=facts.combinations)
+    return facts
+
+
+def _kind(encoder: ChatEncoder, max_length: int | None) -> str | None:
+    if encoder.fingerprint is None:
+        return None
+    facts = json.dumps([encoder.fingerprint, max_length, sorted(encoder.num_image_tokens.items())])
+    return f"lengths-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+
+
+def _measure(manifest: Manifest, encoder: ChatEncoder, max_length: int | None) -> RowFacts:
+    facts = manifest.facts
+    num_rows = len(manifest)
+    codes = np.array(facts.arrays["codes"])
+    lengths = facts.image_tokens(np.arange(num_rows), num_image_tokens=encoder.num_image_tokens)
+    code_of = {names: code for code, names in enumerate(facts.combinations)}
+    problems: list[str] = []
+    with tqdm(total=num_rows, desc=f"measuring {manifest.path.name}", unit="row", delay=1, disable=None) as bar:
+        for first in range(0, num_rows, _CHUNK):
+            rows = range(first, min(first + _CHUNK, num_rows))
+            conversations = _read(manifest, rows, problems)
+            lengths[rows.start : rows.stop] += encoder.count_text_tokens(conversations)
+            for row in rows if max_length is not None else ():
+                if lengths[row] > max_length:
+                    # Dropped turns take their scans with them.
+                    lengths[row], names = _cut(manifest, row, conversations[row - first], encoder, max_length, problems)
+                    codes[row] = code_of.setdefault(names, len(code_of))
+            bar.update(len(rows))
+            if len(problems) >= MAX_PROBLEMS:
+                break
+    if problems:
+        raise ManifestError(problems, path=manifest.path)
+    return RowFacts({"codes": codes, "lengths": lengths.astype(np.uint32)}, combinations=list(code_of))
+
+
+def _read(manifest: Manifest, rows: range, problems: list[str]) -> list[tuple[Turn, ...]]:
+    conversations = []
+    for row in rows:
+        try:
+            conversations.append(manifest.turns(row))
+        except ManifestError as error:
+            problems += error.problems
+            conversations.append((Turn("user", ("",)), Turn("assistant", ("",))))
+    return conversations
+
+
+def _cut(
+    manifest: Manifest,
+    row: int,
+    messages: Sequence[Turn],
+    encoder: ChatEncoder,
+    max_length: int | None,
+    problems: list[str],
+) -> tuple[int, tuple[str, ...]]:
+    try:
+        encoded = encoder.encode(messages, max_length=max_length)
+    except ValueError as error:
+        problems.append(f"line {manifest.line(row)}: {error}")
+        return 0, ()
+    return len(encoded.input_ids), tuple(scan.modality for scan in encoded.scans)

@@ -1,0 +1,96 @@
+"""A size limit for a folder of files that can be made again: those not used for longest go first."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from umbrella_data.files.atomic import STAGED_PREFIX
+
+# A use is noted when the last note is older than this, lest every read become a write.
+_NOTE_AFTER_NS = 60 * 10**9
+# The folder is looked through when this share of the limit has been added.
+_LOOK_AFTER = 1 / 64
+# It is emptied to this share, so that not every new file has to push one out.
+_KEEP = 0.9
+_STALE_SECONDS = 24 * 3600
+
+
+class SizeLimit:
+    """Keeps the files two levels below a folder under a size, about: a little more may be there for a moment.
+
+    Any number of processes may add, use and remove files at the same time. A file in use stays readable to who has it
+    open. The time of last use is the file's access time, set by hand, since file systems seldom keep it.
+
+    Args:
+        directory: The folder.
+        max_bytes: The limit; None for none.
+
+    Raises:
+        ValueError: For a limit below 1.
+    """
+
+    def __init__(self, directory: Path, *, max_bytes: int | None) -> None:
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError(f"max_bytes is {max_bytes}; it must be at least 1, or None for no limit")
+        self.directory = directory
+        self.max_bytes = max_bytes
+        self._added = -1
+
+    def note_use(self, path: Path) -> None:
+        """Say that a file is used."""
+        if self.max_bytes is None:
+            return
+        try:
+            status = path.stat()
+            if time.time_ns() - status.st_atime_ns > _NOTE_AFTER_NS:
+                os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
+        except OSError:
+            return  # gone, or another user's: then its last use is what its owner noted
+
+    def note_added(self, num_bytes: int) -> None:
+        """Say that a file was added; where there are too many, some go."""
+        if self.max_bytes is None:
+            return
+        is_first = self._added < 0
+        self._added = max(self._added, 0) + num_bytes
+        if is_first or self._added > self.max_bytes * _LOOK_AFTER:
+            self._added = 0
+            self.enforce()
+
+    def enforce(self) -> None:
+        """Remove the files not used for longest, unless another process is at it."""
+        assert self.max_bytes is not None
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / "lock").open("wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            files = self._files()
+            total = sum(size for _, size, _ in files)
+            if total <= self.max_bytes:
+                return
+            # The newest stays whatever its size: somebody is about to read it.
+            for _, size, path in sorted(files)[:-1]:
+                if total <= self.max_bytes * _KEEP:
+                    break
+                Path(path).unlink(missing_ok=True)
+                total -= size
+
+    def _files(self) -> list[tuple[int, int, str]]:
+        """Time of last use, size and path of every file. What a crashed writer left behind is removed."""
+        found = []
+        for folder in [entry.path for entry in os.scandir(self.directory) if entry.is_dir()]:
+            for entry in os.scandir(folder):
+                try:
+                    status = entry.stat()
+                except FileNotFoundError:
+                    continue
+                if not entry.name.startswith(STAGED_PREFIX):
+                    found.append((status.st_atime_ns, status.st_size, entry.path))
+                elif time.time() - status.st_mtime > _STALE_SECONDS:
+                    Path(entry.path).unlink(missing_ok=True)
+        return found

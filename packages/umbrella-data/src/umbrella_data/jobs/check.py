@@ -1,0 +1,247 @@
+"""Every row and every file of some manifests looked at once: what is wrong with them, and who is in two of them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from umbrella_data.errors import ManifestError, ScanError
+from umbrella_data.files.parallel import map_unordered
+from umbrella_data.manifest.manifest import Manifest
+from umbrella_data.manifest.sample import Scan
+from umbrella_data.modality import find_modality
+from umbrella_data.scan.diffusion import check_dipy, needs_fit
+from umbrella_data.scan.verify import prove_scan
+from umbrella_data.scan.warnings import DoubtList
+
+if TYPE_CHECKING:
+    from umbrella_data.scan.header import ScanDoubt
+
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+_NO_PROGRESS: Progress = lambda items, total, words: items  # noqa: E731, ARG005
+
+
+@dataclass
+class ManifestCheck:
+    """What one manifest holds.
+
+    Attributes:
+        path: The manifest.
+        num_rows: Its rows, bad ones and those that were left out too.
+        num_left_out: Rows with scans of modalities that were not asked for.
+        problems: What is wrong with rows: line and words.
+        subjects: Rows by subject.
+        scans: Different scans by modality.
+        doubts: Usable scans by what is legal but doubtful in them, see `umbrella_data.scan.header.ScanDoubt`.
+    """
+
+    path: Path
+    num_rows: int
+    num_left_out: int = 0
+    problems: list[tuple[int, str]] = field(default_factory=list)
+    subjects: Counter[str] = field(default_factory=Counter)
+    scans: Counter[str] = field(default_factory=Counter)
+    doubts: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A scan that cannot be used, and where it is asked for.
+
+    Attributes:
+        error: Why.
+        modality: The scan's.
+        subject: Whose it is, as the first row that names it says.
+        manifests: The manifests that name it.
+    """
+
+    error: ScanError
+    modality: str
+    subject: str
+    manifests: tuple[Path, ...]
+
+
+@dataclass
+class CheckReport:
+    """The result.
+
+    Attributes:
+        manifests: What each holds.
+        bad_files: Scans that cannot be used.
+        num_files: Scans that were read.
+        doubts: Usable scans with something odd in their headers or sidecars.
+        shared_subjects: Subjects that stand in more than one manifest, with those.
+        shared_scans: Scans that stand in more than one manifest under different subjects, with those.
+    """
+
+    manifests: list[ManifestCheck]
+    bad_files: list[BadFile] = field(default_factory=list)
+    num_files: int = 0
+    doubts: DoubtList = field(default_factory=DoubtList)
+    shared_subjects: dict[str, list[Path]] = field(default_factory=dict)
+    shared_scans: dict[Path, list[Path]] = field(default_factory=dict)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing is wrong."""
+        has_problems = any(manifest.problems for manifest in self.manifests)
+        return not (has_problems or self.bad_files or self.shared_subjects or self.shared_scans)
+
+
+def check_manifests(
+    manifests: Sequence[Manifest],
+    *,
+    num_workers: int | None = None,
+    may_share_subjects: bool = False,
+    modalities: Collection[str] | None = None,
+    progress: Progress = _NO_PROGRESS,
+) -> CheckReport:
+    """Read every row of every manifest, then every scan once.
+
+    Args:
+        manifests: Each is taken for a split of its own.
+        num_workers: Processes that read scans; None for as many as there are cores.
+        may_share_subjects: Whether the manifests belong to one split, so that a subject may stand in several.
+        modalities: Leave out rows with scans of others than these, names or aliases; None leaves out none.
+        progress: Wraps what is gone through; called with it, its length and what is done.
+
+    Raises:
+        ValueError: For an unknown modality.
+        ImportError: Where a DWI must be fitted and dipy is missing, before a scan is read.
+    """
+    wanted = None if modalities is None else {find_modality(name).name for name in modalities}
+    report = CheckReport([ManifestCheck(manifest.path, len(manifest)) for manifest in manifests])
+    places: dict[Scan, dict[Path, str]] = defaultdict(dict)
+    for manifest, found in zip(manifests, report.manifests, strict=True):
+        _check_rows(manifest, found, places, progress, modalities=wanted)
+    check_dipy(scan.paths[0] for scan in places if needs_fit(scan.paths, scan.modality))
+    if not may_share_subjects:
+        report.shared_subjects = _shared_subjects(report.manifests)
+        report.shared_scans = _shared_scans(places)
+    report.num_files = len(places)
+    results = map_unordered(_prove, list(places), num_workers=num_workers)
+    for scan, outcome in progress(results, len(places), "reading scans"):
+        subject, manifests_of_scan = next(iter(places[scan].values())), tuple(places[scan])
+        if isinstance(outcome, ScanError):
+            report.bad_files.append(BadFile(outcome, scan.modality, subject, manifests_of_scan))
+            continue
+        report.doubts.add(outcome, subject=subject, modality=scan.modality, manifests=manifests_of_scan)
+        codes = {str(doubt) for doubts in outcome.values() for doubt in doubts}
+        for found in report.manifests:
+            if found.path in manifests_of_scan:
+                found.doubts.update(codes)
+    report.bad_files.sort(key=lambda bad: bad.error.path)
+    return report
+
+
+def _check_rows(
+    manifest: Manifest,
+    found: ManifestCheck,
+    places: dict[Scan, dict[Path, str]],
+    progress: Progress,
+    *,
+    modalities: set[str] | None,
+) -> None:
+    line_of_id: dict[str, int] = {}
+    own: set[Scan] = set()
+    for row in progress(range(len(manifest)), len(manifest), f"reading {manifest.path.name}"):
+        line = manifest.line(row)
+        try:
+            if modalities is not None and not set(manifest.modalities(row)) <= modalities:
+                found.num_left_out += 1
+                continue
+            sample = manifest[row]
+        except ManifestError as error:
+            found.problems += [(line, problem) for problem in error.problems]
+            continue
+        first = line_of_id.setdefault(sample.id, line)
+        if first != line:
+            problem = f"line {line}: id {sample.id!r} stands in line {first} already; ids are unique"
+            found.problems.append((line, problem))
+        found.subjects[sample.subject] += 1
+        own.update(sample.scans)
+        for scan in sample.scans:
+            places[scan].setdefault(manifest.path, sample.subject)
+    found.scans.update(scan.modality for scan in own)
+
+
+def _prove(scan: Scan) -> tuple[Scan, ScanError | Mapping[Path, tuple[ScanDoubt, ...]]]:
+    try:
+        return scan, prove_scan(scan.paths, modality=scan.modality, mask=scan.mask).doubts
+    except ScanError as error:
+        return scan, error.bare()
+
+
+def _shared_subjects(manifests: Sequence[ManifestCheck]) -> dict[str, list[Path]]:
+    homes: dict[str, list[Path]] = defaultdict(list)
+    for manifest in manifests:
+        for subject in manifest.subjects:
+            homes[subject].append(manifest.path)
+    return {subject: paths for subject, paths in sorted(homes.items()) if len(paths) > 1}
+
+
+def _shared_scans(places: dict[Scan, dict[Path, str]]) -> dict[Path, list[Path]]:
+    """Scans in several manifests; where the subject is the same everywhere, that one is reported already."""
+    # With a mask or without, it is the same scan.
+    homes_of: dict[tuple[Path, ...], dict[Path, str]] = defaultdict(dict)
+    for scan, homes in places.items():
+        homes_of[scan.paths] |= homes
+    return {
+        paths[0]: list(homes) for paths, homes in homes_of.items() if len(homes) > 1 and len(set(homes.values())) > 1
+    }
+
+
+def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: bool) -> dict[str, Any]:
+    """The report as JSON can hold it.
+
+    Args:
+        report: The result.
+        name: How subjects and files are called: by a hash, or in clear.
+        with_words: Whether sentences are written that name files and subjects in clear.
+    """
+    rows = partial(_row_problems, with_words=with_words)
+    return {
+        "is_good": report.is_good,
+        "num_files": report.num_files,
+        "manifests": [
+            {
+                "manifest": name(str(each.path)),
+                "num_rows": each.num_rows,
+                "num_left_out": each.num_left_out,
+                "num_subjects": len(each.subjects),
+                "scans": dict(sorted(each.scans.items())),
+                "doubts": dict(sorted(each.doubts.items())),
+                "row_problems": list(rows(each)),
+            }
+            for each in report.manifests
+        ],
+        "bad_files": [
+            {
+                "scan": name(bad.error.path),
+                "subject": name(bad.subject),
+                "modality": bad.modality,
+                "reason": str(bad.error.reason),
+                "manifests": [name(str(path)) for path in bad.manifests],
+                **({"words": str(bad.error)} if with_words else {}),
+            }
+            for bad in report.bad_files
+        ],
+        "doubts": report.doubts.rows(name=name),
+        "shared_subjects": [
+            {"subject": name(subject), "manifests": [name(str(path)) for path in paths]}
+            for subject, paths in report.shared_subjects.items()
+        ],
+        "shared_scans": [
+            {"scan": name(str(scan)), "manifests": [name(str(path)) for path in paths]}
+            for scan, paths in report.shared_scans.items()
+        ],
+    }
+
+
+def _row_problems(manifest: ManifestCheck, *, with_words: bool) -> Iterator[dict[str, Any]]:
+    for line, words in manifest.problems:
+        yield {"line": line, "words": words} if with_words else {"line": line}

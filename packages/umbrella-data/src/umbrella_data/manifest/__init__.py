@@ -1,0 +1,1 @@
+"""Rows of a manifest: schema, dialects, random access."""

@@ -1,0 +1,165 @@
+"""Where each row of a manifest stands in its file: byte offsets, found without parsing JSON Lines."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umbrella_data.files.mapped_arrays import Arrays
+
+_CHUNK_BYTES = 1 << 22
+_MAX_ROW_BYTES = (1 << 32) - 1
+_NEWLINE = ord("\n")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class RowIndex:
+    """Byte ranges of the rows of one file; the file is opened on the first read of each process.
+
+    Args:
+        path: The file.
+        arrays: `starts` (N,) int64, the first byte of each row; `lengths` (N,) uint32, its bytes; and `lines` (N,)
+            int64, its line from 1, which may be left out where row i stands in line i + 1.
+    """
+
+    def __init__(self, path: Path, *, arrays: Arrays) -> None:
+        self.path = path
+        self.arrays = arrays
+        self._file: int | None = None
+        self._owner = 0
+
+    def __len__(self) -> int:
+        return len(self.arrays["starts"])
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_file": None}
+
+    def __del__(self) -> None:
+        if self._file is not None and self._owner == os.getpid():
+            os.close(self._file)
+
+    def line(self, index: int) -> int:
+        """Line of a row, from 1."""
+        return int(self.arrays["lines"][index]) if "lines" in self.arrays else index + 1
+
+    def num_bytes(self, index: int) -> int:
+        """Length of a row in bytes."""
+        return int(self.arrays["lengths"][index])
+
+    def read(self, index: int) -> bytes:
+        """The bytes of a row."""
+        if self._file is None:
+            self._file, self._owner = os.open(self.path, os.O_RDONLY), os.getpid()
+        # pread leaves no file position behind that threads or forked workers could disturb.
+        return os.pread(self._file, self.num_bytes(index), int(self.arrays["starts"][index]))
+
+
+def index_rows(path: Path) -> RowIndex:
+    """Index a `.json` file by the elements of its list, any other by its lines; blank lines are passed over.
+
+    Raises:
+        ValueError: If a `.json` file holds neither a list nor one object.
+    """
+    if path.suffix == ".json":
+        return _index_json_list(path)
+    return _index_lines(path)
+
+
+def _index_lines(path: Path) -> RowIndex:
+    found: list[NDArray[np.int64]] = []
+    position = 0
+    with path.open("rb") as file:
+        skip = len(_BYTE_ORDER_MARK) if file.read(3) == _BYTE_ORDER_MARK else 0
+        file.seek(0)
+        while chunk := file.read(_CHUNK_BYTES):
+            found.append(np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == _NEWLINE) + position)
+            position += len(chunk)
+    bounds = np.concatenate([[skip - 1], *found, [position]], dtype=np.int64)
+    found.clear()
+    lengths = _to_lengths(np.diff(bounds) - 1)
+    starts = bounds[:-1] + 1
+    is_row = lengths >= 1
+    with path.open("rb") as file:
+        for line in np.flatnonzero(lengths == 1):  # "\r" of an empty line
+            file.seek(starts[line])
+            is_row[line] = file.read(1) != b"\r"
+    rows = np.flatnonzero(is_row)
+    if len(rows) == 0 or rows[-1] == len(rows) - 1:  # no gap: row i stands in line i + 1
+        return RowIndex(path, arrays={"starts": starts[: len(rows)], "lengths": lengths[: len(rows)]})
+    return RowIndex(path, arrays={"starts": starts[rows], "lengths": lengths[rows], "lines": rows + 1})
+
+
+def _to_lengths(lengths: NDArray[np.int64]) -> NDArray[np.uint32]:
+    if len(lengths) and int(lengths.max()) > _MAX_ROW_BYTES:
+        raise ValueError(f"a row of {int(lengths.max())} bytes: no conversation is that long; is this JSON Lines?")
+    return lengths.astype(np.uint32)
+
+
+def _index_json_list(path: Path) -> RowIndex:
+    text = path.read_bytes().decode("utf-8-sig")
+    shift = path.stat().st_size - len(text.encode("utf-8"))  # a byte order mark, if any
+    decoder = json.JSONDecoder()
+    position = _skip_blanks(text, 0)
+    if text[position : position + 1] == "{":
+        return _index_one_object(path, text, position, shift)
+    if text[position : position + 1] != "[":
+        raise ValueError("a .json manifest must be one list of rows, or one row; name JSON Lines .jsonl")
+    starts, lengths, lines = [], [], []
+    position = _skip_blanks(text, position + 1)
+    num_bytes, num_lines, counted = shift, 1, 0
+    while text[position : position + 1] not in ("]", ""):
+        _, stop = decoder.raw_decode(text, position)
+        num_bytes += len(text[counted:position].encode("utf-8"))
+        num_lines += text.count("\n", counted, position)
+        row_bytes = len(text[position:stop].encode("utf-8"))
+        starts.append(num_bytes)
+        lengths.append(row_bytes)
+        lines.append(num_lines)
+        num_bytes += row_bytes
+        num_lines += text.count("\n", position, stop)
+        counted = stop
+        position = _next_element(text, stop)
+    if text[position : position + 1] != "]" or text[position + 1 :].strip():
+        raise ValueError("the list of rows does not end with ']' alone; the file may be cut off")
+    return _from_lists(path, starts, lengths, lines)
+
+
+def _index_one_object(path: Path, text: str, position: int, shift: int) -> RowIndex:
+    """A conversation with a file of its own, as the samples of UMBRELLA JSON have."""
+    _, stop = json.JSONDecoder().raw_decode(text, position)
+    if text[stop:].strip():
+        raise ValueError("a .json manifest must be one list of rows, or one row; name JSON Lines .jsonl")
+    start = shift + len(text[:position].encode("utf-8"))
+    length = len(text[position:stop].encode("utf-8"))
+    line = text.count("\n", 0, position) + 1
+    return _from_lists(path, [start], [length], [line])
+
+
+def _from_lists(path: Path, starts: list[int], lengths: list[int], lines: list[int]) -> RowIndex:
+    arrays: Arrays = {
+        "starts": np.array(starts, dtype=np.int64),
+        "lengths": _to_lengths(np.array(lengths, dtype=np.int64)),
+        "lines": np.array(lines, dtype=np.int64),
+    }
+    return RowIndex(path, arrays=arrays)
+
+
+def _skip_blanks(text: str, position: int) -> int:
+    while text[position : position + 1] in (" ", "\t", "\n", "\r"):
+        position += 1
+    return position
+
+
+def _next_element(text: str, stop: int) -> int:
+    position = _skip_blanks(text, stop)
+    if text[position : position + 1] == ",":
+        position = _skip_blanks(text, position + 1)
+        if text[position : position + 1] == "]":
+            raise ValueError("a comma stands before the closing ']'")
+    elif text[position : position + 1] != "]":
+        raise ValueError(f"a comma or ']' is missing after a row near character {stop}")
+    return position

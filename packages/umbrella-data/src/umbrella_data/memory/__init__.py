@@ -1,0 +1,1 @@
+"""Memory of batches in loader workers."""

@@ -1,0 +1,1 @@
+"""Pictures of scans as the model sees them."""

@@ -1,0 +1,140 @@
+"""Pictures of what the model will see: three planes with their directions, the patch grid, and a series over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from umbrella_data.modality import ModalitySpec, find_modality
+from umbrella_data.pipeline.patch_grid import patch_grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Of each plane: its name, the axis it cuts, the axes drawn to the right and upwards, and the letters at the ends.
+_PLANES = (
+    ("sagittal", 0, (1, 2), "PAIS"),
+    ("coronal", 1, (0, 2), "LRIS"),
+    ("axial", 2, (0, 1), "LRPA"),
+)
+_CARPET_ROWS = 400
+_BORDER = {"color": "deepskyblue", "linewidth": 0.4, "alpha": 0.7}
+
+
+def draw_volume(
+    volume: torch.Tensor,
+    *,
+    modality: str,
+    patch_size: Sequence[int] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw a preprocessed scan.
+
+    Args:
+        volume: (C, X, Y, Z), or (C, X, Y, Z, T) for a series, in RAS+, as a `Pipeline` returns it.
+        modality: A name or an alias.
+        patch_size: Voxels (and frames) of a patch; its grid is drawn, and its tokens are counted in the title.
+        title: A line above the picture.
+
+    Returns:
+        A matplotlib figure: a row of three planes through the middle for each channel (the middle frame of a series),
+        and for a series a carpet of its foreground voxels over time, those of the left of the person on top.
+
+    Raises:
+        ValueError: Where the shape does not belong to the modality, or the patch does not divide it.
+        ImportError: Without matplotlib; the message names the extra to install.
+    """
+    spec = find_modality(modality)
+    if volume.ndim != spec.spatial_rank + 1 or volume.shape[0] != spec.num_channels:
+        needed = "X, Y, Z, T" if spec.is_series else "X, Y, Z"
+        raise ValueError(f"shape {tuple(volume.shape)} is no {spec.name}: ({spec.num_channels}, {needed}) is needed")
+    patches = None if patch_size is None else patch_grid(volume.shape[1:], patch_size, modality=spec.name)
+    values = volume.detach().float().cpu().numpy()
+    num_rows = spec.num_channels + int(spec.is_series)
+    figure = _new_figure(num_rows)
+    grid = figure.add_gridspec(num_rows, 3)
+    for row, channel in enumerate(values):
+        frame = channel[..., channel.shape[-1] // 2] if spec.is_series else channel
+        for column, plane in enumerate(_PLANES):
+            axes = figure.add_subplot(grid[row, column])
+            _draw_plane(axes, frame, plane=plane, patch_size=patch_size)
+            if column == 0:
+                axes.set_ylabel(spec.channels[row], color="0.3")
+    if spec.is_series:
+        frames_a_patch = None if patch_size is None else patch_size[3]
+        _draw_carpet(figure.add_subplot(grid[-1, :]), values[0], frames_a_patch=frames_a_patch)
+    figure.suptitle(_caption(spec, volume, patches=patches, title=title), fontsize=10)
+    return figure
+
+
+def _new_figure(num_rows: int) -> Figure:
+    try:
+        # The class itself, without pyplot: no window, no global state, nothing to close.
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install matplotlib") from error
+    return Figure(figsize=(7.5, 0.5 + 2.5 * num_rows), layout="constrained")
+
+
+def _draw_plane(
+    axes: Any, frame: np.ndarray, *, plane: tuple[str, int, tuple[int, int], str], patch_size: Sequence[int] | None
+) -> None:
+    name, cut, (right, up), letters = plane
+    image = np.take(frame, frame.shape[cut] // 2, axis=cut)
+    # take() leaves the two other axes in order; the first one is drawn to the right.
+    low = np.percentile(frame, 1)
+    # Of what lies above the background: a small scan in a wide grid is otherwise one white patch.
+    lit = frame[frame > frame.min()]
+    high = np.percentile(lit, 99.5) if len(lit) else low
+    axes.imshow(image.T, origin="lower", cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
+    width, height = image.shape
+    _write_letters(axes, letters, ((0.05, 0.5), (0.95, 0.5), (0.5, 0.05), (0.5, 0.95)))
+    if patch_size is not None:
+        for position in range(patch_size[right], width, patch_size[right]):
+            axes.axvline(position - 0.5, **_BORDER)
+        for position in range(patch_size[up], height, patch_size[up]):
+            axes.axhline(position - 0.5, **_BORDER)
+    axes.set_title(name, fontsize=8, color="0.3")
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _write_letters(axes: Any, letters: str, places: Sequence[tuple[float, float]]) -> None:
+    """Letters of directions at places from (0, 0), lower left, to (1, 1)."""
+    from matplotlib.patheffects import withStroke
+
+    style = {"color": "gold", "fontsize": 9, "fontweight": "bold", "ha": "center", "va": "center"}
+    outline = [withStroke(linewidth=2, foreground="black")]  # readable on bright tissue too
+    for letter, (x, y) in zip(letters, places, strict=True):
+        axes.text(x, y, letter, transform=axes.transAxes, path_effects=outline, **style)
+
+
+def _draw_carpet(axes: Any, series: np.ndarray, *, frames_a_patch: int | None) -> None:
+    """Foreground voxels of a series (X, Y, Z, T) over time, each minus its own mean (Power, NeuroImage 2017)."""
+    mean = series.mean(axis=-1)
+    voxels = series[mean > mean.mean()]
+    voxels = voxels[:: max(1, len(voxels) // _CARPET_ROWS)]
+    voxels = voxels - voxels.mean(axis=1, keepdims=True)
+    limit = float(np.percentile(np.abs(voxels), 98)) or 1.0
+    axes.imshow(voxels, aspect="auto", cmap="gray", vmin=-limit, vmax=limit, interpolation="nearest")
+    # Voxels come in the order of X, which runs to the Right: the first rows, on top, are the left of the person.
+    _write_letters(axes, "LR", ((0.017, 0.95), (0.017, 0.05)))
+    for position in range(frames_a_patch, series.shape[-1], frames_a_patch) if frames_a_patch else ():
+        axes.axvline(position - 0.5, **_BORDER)
+    axes.set_xlabel("frame", fontsize=8, color="0.3")
+    axes.set_ylabel("voxels", color="0.3")
+    axes.tick_params(labelsize=8, colors="0.3")
+    axes.set_yticks([])
+
+
+def _caption(spec: ModalitySpec, volume: torch.Tensor, *, patches: Sequence[int] | None, title: str | None) -> str:
+    size = " × ".join(str(length) for length in volume.shape[1:])
+    parts = [title] if title else []
+    parts.append(f"{spec.name}, {size}")
+    if patches is not None:
+        parts.append(f"{prod(patches)} tokens ({' × '.join(map(str, patches))})")
+    return "; ".join(parts)

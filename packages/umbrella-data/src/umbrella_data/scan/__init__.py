@@ -1,0 +1,1 @@
+"""One scan on disk to checked voxels in RAS+."""

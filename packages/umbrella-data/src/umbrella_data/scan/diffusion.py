@@ -1,0 +1,155 @@
+"""From a diffusion-weighted series and its gradients to the maps that the model sees: FA and MD, fitted with dipy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.modality import find_modality
+from umbrella_data.scan.gradient_table import B0_LIMIT, Gradients, read_gradients
+from umbrella_data.scan.header import ScanDoubt
+from umbrella_data.scan.voxels import MAX_VOXELS, read_voxels
+
+_NEEDS_DIPY = "fitting FA and MD from a diffusion series needs dipy: pip install dipy, or give ready maps [fa, md]"
+_MIN_DIRECTIONS = 6
+# How much brighter than all else the brain is in a mean b0, at least. Two real heads have 8 and 18; in two cut-outs
+# from within the brain, where Otsu takes fluid for brain, it is 1.5 and 2.7.
+_MIN_CONTRAST = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorMaps:
+    """The diffusion tensor of each voxel, RAS+.
+
+    Attributes:
+        fa: (X, Y, Z) float32, fractional anisotropy, 0 to 1; 0 outside of the brain.
+        md: (X, Y, Z) float32, mean diffusivity in mm2/s; 0 outside of the brain.
+        direction: (3, X, Y, Z) float32, the main direction as a unit vector in RAS world coordinates; its sign means
+            nothing. 0 outside of the brain.
+        mask: (X, Y, Z) bool, the brain.
+        affine: (4, 4) float64.
+        spacing: Voxel size in mm along X, Y, Z.
+        doubts: What is legal but doubtful in the header of the series, and `no_background` where none was found.
+    """
+
+    fa: np.ndarray
+    md: np.ndarray
+    direction: np.ndarray
+    mask: np.ndarray
+    affine: np.ndarray
+    spacing: tuple[float, float, float]
+    doubts: tuple[ScanDoubt, ...] = ()
+
+
+def needs_fit(paths: Sequence[Path], modality: str) -> bool:
+    """Whether the channels of a scan are fitted from one file: ready maps are several."""
+    return len(paths) == 1 and find_modality(modality).num_channels > 1
+
+
+def check_dipy(dwis: Iterable[str | PathLike[str]]) -> None:
+    """Refuse series that must be fitted where dipy is missing: many scans would be read before the first of them.
+
+    Args:
+        dwis: The series; looked at where dipy is missing only.
+
+    Raises:
+        ImportError: Names the first series, the library, and how to leave such scans out.
+    """
+    first = next(iter(dwis), None) if find_spec("dipy") is None else None
+    if first is not None:
+        raise ImportError(f"{fspath(first)}: {_NEEDS_DIPY}; or leave such scans out by naming the others, as in "
+                          "--modality T1")  # fmt: skip
+
+
+def fit_dwi(
+    path: str | PathLike[str], *, max_voxels: int = MAX_VOXELS, mask: str | PathLike[str] | None = None
+) -> TensorMaps:
+    """Fit a tensor in each voxel of the brain of a DWI with `.bval` and `.bvec` beside it.
+
+    Args:
+        path: The series, `.nii` or `.nii.gz`.
+        max_voxels: Refuse to read more voxels than this.
+        mask: The brain mask of the series; None finds the brain in the mean b0 volume (median filter, Otsu). Where
+            what is found does not stand out from a dark background, as in a cut-out from within a brain, every voxel
+            with a signal is taken, and the doubt `no_background` is noted.
+
+    Raises:
+        ScanError: Where a file cannot be trusted, or no brain is found.
+        ImportError: Without dipy; the message names the extra to install.
+    """
+    dipy = _import_dipy()
+    voxels = read_voxels(path, rank=4, max_voxels=max_voxels, mask=mask)
+    gradients = read_gradients(path, num_volumes=len(voxels.frames))
+    directions = gradients.world_directions(voxels.header.affine)
+    _check_span(directions, gradients, path=fspath(path))
+    table = dipy["gradient_table"](gradients.b_values, bvecs=directions, b0_threshold=B0_LIMIT, atol=0.05)
+    mean_b0 = voxels.frames[gradients.is_b0].mean(axis=0)
+    doubts = voxels.header.doubts
+    brain = mean_b0 > 0  # outside of a mask all was set to 0
+    if mask is None:
+        _, found = dipy["median_otsu"](mean_b0, median_radius=_median_radius(voxels.spacing), numpass=1)
+        if _stands_out(found, mean_b0):
+            brain = found
+        else:
+            doubts = (*doubts, ScanDoubt.NO_BACKGROUND)
+    if not brain.any():
+        raise ScanError("no brain is found in the mean b0 volume", path=path, reason=ScanReason.NO_BRAIN)
+    signal = np.ascontiguousarray(voxels.frames[:, brain].T)
+    fit = dipy["TensorModel"](table, fit_method="WLS").fit(signal)
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        volume = np.zeros((*values.shape[1:], *brain.shape), dtype=np.float32)
+        volume[..., brain] = values.T
+        return volume
+
+    return TensorMaps(
+        fa=spread(np.clip(np.nan_to_num(fit.fa), 0.0, 1.0)),
+        md=spread(np.clip(np.nan_to_num(fit.md), 0.0, None)),
+        direction=spread(fit.evecs[..., 0]),
+        mask=np.asarray(brain, dtype=bool),
+        affine=voxels.affine,
+        spacing=voxels.spacing,
+        doubts=doubts,
+    )
+
+
+def _stands_out(brain: np.ndarray, mean_b0: np.ndarray) -> bool:
+    """Whether a brain was parted from a background: else tissue left out of it would become 0 in silence."""
+    if not brain.any() or brain.all():
+        return True
+    return float(mean_b0[brain].mean()) >= _MIN_CONTRAST * float(mean_b0[~brain].mean())
+
+
+def _median_radius(spacing: tuple[float, float, float]) -> int:
+    """Voxels of the median filter before Otsu's threshold: about 6 mm, within dipy's own default of 4."""
+    return int(np.clip(round(6.0 / float(np.mean(spacing))), 1, 4))
+
+
+def _import_dipy() -> dict[str, Any]:
+    try:
+        from dipy.core.gradients import gradient_table
+        from dipy.reconst.dti import TensorModel
+        from dipy.segment.mask import median_otsu
+    except ImportError as error:
+        raise ImportError(_NEEDS_DIPY) from error
+    return {"gradient_table": gradient_table, "TensorModel": TensorModel, "median_otsu": median_otsu}
+
+
+def _check_span(directions: np.ndarray, gradients: Gradients, *, path: str) -> None:
+    """Refuse directions that leave a part of the tensor open: its six elements need six of them, not in one cone."""
+    x, y, z = directions[~gradients.is_b0].T
+    design = np.stack([x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
+    if np.linalg.matrix_rank(design, tol=1e-3) < _MIN_DIRECTIONS:
+        raise ScanError(
+            f"{len(design)} weighted volumes do not determine a tensor: at least {_MIN_DIRECTIONS} different "
+            "directions are needed",
+            path=path,
+            reason=ScanReason.BVEC,
+        )

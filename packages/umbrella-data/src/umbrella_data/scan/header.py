@@ -1,0 +1,282 @@
+"""A NIfTI header, read by nibabel and held to the standard: what may be wrong is refused, what is doubtful is noted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti2 import Nifti2Header
+from nibabel.spatialimages import HeaderDataError
+
+from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.scan.geometry import check_affine, spacing_of
+
+MAX_OFFSET = 1 << 24
+"""The most bytes of header extensions that are read before the voxels (16 MiB)."""
+
+REPETITION_TIME_LIMITS = (0.01, 100.0)
+"""Seconds from frame to frame that a series can have; files that say "2000 s" mean milliseconds, or nothing."""
+
+_DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+_MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+# NIFTI_XFORM_TEMPLATE_OTHER (nifti1.h)
+_MAX_FORM_CODE = 5
+_SECONDS_PER_UNIT = {8: 1.0, 16: 1e-3, 24: 1e-6}
+
+
+class ScanDoubt(StrEnum):
+    """What is legal but doubtful in a header, beside it, or in the voxels; the codes are stable."""
+
+    NO_FORM = "no_form"
+    FORMS_DISAGREE = "forms_disagree"
+    BITPIX = "bitpix"
+    PIXDIM = "pixdim"
+    REPETITION_TIME = "repetition_time"
+    SIDECAR = "sidecar"
+    SIDECAR_REPETITION_TIME = "sidecar_repetition_time"
+    NO_BACKGROUND = "no_background"
+
+    @property
+    def meaning(self) -> str:
+        """What it says of a scan, and what is done about it."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    ScanDoubt.NO_FORM: "the header has neither an sform nor a qform: left and right are a guess",
+    ScanDoubt.FORMS_DISAGREE: "sform and qform place the voxels differently: the sform is used",
+    ScanDoubt.BITPIX: "bitpix is not the size of the datatype: the datatype is used",
+    ScanDoubt.PIXDIM: "pixdim and the affine give different voxel sizes: the affine's are used",
+    ScanDoubt.REPETITION_TIME: "the header gives no usable repetition time: a sidecar's is used, if there is one",
+    ScanDoubt.SIDECAR: "the sidecar, or its RepetitionTime, cannot be used: the header's is used",
+    ScanDoubt.SIDECAR_REPETITION_TIME: "sidecar and header give different repetition times: the sidecar's is used",
+    ScanDoubt.NO_BACKGROUND: "the mean b0 has no dark background: every voxel with a signal is taken for brain",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanHeader:
+    """What a NIfTI header says, as stored (not reoriented).
+
+    Attributes:
+        shape: (X, Y, Z) or (X, Y, Z, T) along the stored axes; trailing axes of length 1 are dropped.
+        dtype: Stored type of a voxel, with its byte order.
+        offset: Where the voxels begin, in bytes of the decompressed file.
+        slope: Factor from stored to real values; 1 where the header asks for no scaling.
+        inter: Summand from stored to real values.
+        affine: (4, 4) float64, voxel index to world coordinates in mm.
+        spacing: Voxel size in mm along the three stored axes, from the affine.
+        repetition_time: Seconds from frame to frame; None for a volume or where the header does not say.
+        doubts: What is legal but doubtful.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
+    slope: float
+    inter: float
+    affine: np.ndarray
+    spacing: tuple[float, float, float]
+    repetition_time: float | None
+    doubts: tuple[ScanDoubt, ...]
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a series; 1 for a volume."""
+        return self.shape[3] if len(self.shape) == 4 else 1
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one stored frame."""
+        return math.prod(self.shape[:3]) * self.dtype.itemsize
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the whole decompressed file."""
+        return self.offset + self.num_frames * self.frame_bytes
+
+
+def header_length(start: bytes, *, path: str) -> int:
+    """Bytes of the fixed header, 348 (NIfTI-1) or 540 (NIfTI-2).
+
+    Args:
+        start: At least the first 4 bytes of the decompressed file.
+        path: The file's name for errors.
+
+    Raises:
+        ScanError: `file_type` where the file is not NIfTI, `truncated` where it is too short to tell.
+    """
+    if len(start) < 4:
+        raise ScanError("the file is too short for a NIfTI header", path=path, reason=ScanReason.TRUNCATED)
+    for length in (348, 540):
+        if length in (int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")):
+            return length
+    raise ScanError(
+        f"not a NIfTI file: it begins with {start[:4].hex(' ')}; NIfTI-1 or NIfTI-2 is needed",
+        path=path,
+        reason=ScanReason.FILE_TYPE,
+    )
+
+
+def parse_header(block: bytes, *, path: str, is_pair: bool = False) -> ScanHeader:
+    """Read and check the fixed header.
+
+    Args:
+        block: Exactly the 348 or 540 bytes that `header_length` names.
+        path: The file's name for errors.
+        is_pair: Whether the header stands in a file of its own, and the voxels in another.
+
+    Raises:
+        ScanError: With the reason `file_type`, `dims`, `dtype`, `offset`, `scaling`, `affine` or `spacing`.
+    """
+    fields = _nibabel_header(block, path=path, is_pair=is_pair)
+    doubts: list[ScanDoubt] = []
+    shape = _shape(fields, path=path)
+    dtype = _dtype(fields, doubts, path=path)
+    offset = _offset(fields, least=0 if is_pair else len(block) + 4, path=path)
+    slope, inter = _scaling(fields, path=path)
+    affine = _affine(fields, doubts, path=path)
+    spacing = _spacing(fields, affine, doubts, path=path)
+    return ScanHeader(
+        shape=shape,
+        dtype=dtype,
+        offset=offset,
+        slope=slope,
+        inter=inter,
+        affine=affine,
+        spacing=spacing,
+        repetition_time=_repetition_time(fields, doubts) if len(shape) == 4 else None,
+        doubts=tuple(doubts),
+    )
+
+
+def _nibabel_header(block: bytes, *, path: str, is_pair: bool) -> Nifti1Header:
+    little = int.from_bytes(block[:4], "little") == len(block)
+    kind, number = (Nifti1Header, b"1") if len(block) == 348 else (Nifti2Header, b"2")
+    magic = (b"ni" if is_pair else b"n+") + number + b"\0"
+    # check=False: nibabel's own checks mend some fields in silence; ours below refuse.
+    fields = kind(block, endianness="<" if little else ">", check=False)
+    stored = bytes(fields["magic"])
+    if stored == magic:
+        return fields
+    if stored[:2] == b"ni":
+        message = "the header of a .hdr/.img pair: give it its ending and its .img, or convert it to one .nii file"
+    else:
+        message = f"not a NIfTI file: its magic is {stored!r} and not {magic!r} (an Analyze file has no orientation)"
+    raise ScanError(message, path=path, reason=ScanReason.FILE_TYPE)
+
+
+def _shape(fields: Nifti1Header, *, path: str) -> tuple[int, ...]:
+    dims = [int(size) for size in fields["dim"]]
+    rank = dims[0]
+    if not 1 <= rank <= 7 or any(size < 1 for size in dims[1 : rank + 1]):
+        raise ScanError(
+            f"impossible dimensions {dims}: the first is the rank, 1 to 7, and that many sizes of at least 1 follow",
+            path=path,
+            reason=ScanReason.DIMS,
+        )
+    shape = dims[1 : rank + 1]
+    while len(shape) > 3 and shape[-1] == 1:
+        shape.pop()
+    if not 3 <= len(shape) <= 4 or min(shape[:3]) < 2:
+        raise ScanError(
+            f"shape {tuple(dims[1 : rank + 1])} is neither a volume (X, Y, Z) nor a series (X, Y, Z, T) "
+            "with at least 2 voxels along X, Y and Z",
+            path=path,
+            reason=ScanReason.RANK,
+        )
+    return tuple(shape)
+
+
+def _dtype(fields: Nifti1Header, doubts: list[ScanDoubt], *, path: str) -> np.dtype[Any]:
+    code = int(fields["datatype"])
+    if code not in _DTYPES:
+        raise ScanError(
+            f"datatype {code} is not real numbers of 8 to 64 bits (complex, RGB and 128-bit voxels are not read); "
+            "convert to int16 or float32",
+            path=path,
+            reason=ScanReason.DTYPE,
+        )
+    dtype = np.dtype(_DTYPES[code]).newbyteorder(fields.endianness)
+    if int(fields["bitpix"]) != 8 * dtype.itemsize:
+        doubts.append(ScanDoubt.BITPIX)
+    return dtype
+
+
+def _offset(fields: Nifti1Header, *, least: int, path: str) -> int:
+    offset = float(fields["vox_offset"])
+    # Four bytes behind the fixed header announce extensions: no voxel can begin before they end. nibabel and others
+    # write 0 in memory only; in a file it would read the header as voxels. In a pair, 0 is the rule.
+    if not (math.isfinite(offset) and offset == int(offset) and least <= offset <= MAX_OFFSET):
+        raise ScanError(
+            f"voxels cannot begin at byte {offset:g}: a whole number from {least} to {MAX_OFFSET} is right",
+            path=path,
+            reason=ScanReason.OFFSET,
+        )
+    return int(offset)
+
+
+def _scaling(fields: Nifti1Header, *, path: str) -> tuple[float, float]:
+    slope, inter = float(fields["scl_slope"]), float(fields["scl_inter"])
+    # 0 means "no scaling" in the standard; NaN is how nibabel and others write the same.
+    if slope == 0 or math.isnan(slope):
+        return 1.0, 0.0
+    if not (math.isfinite(slope) and math.isfinite(inter)):
+        raise ScanError(
+            f"voxels cannot be scaled by slope {slope} and intercept {inter}: both must be finite",
+            path=path,
+            reason=ScanReason.SCALING,
+        )
+    return slope, inter
+
+
+def _affine(fields: Nifti1Header, doubts: list[ScanDoubt], *, path: str) -> np.ndarray:
+    codes = int(fields["sform_code"]), int(fields["qform_code"])
+    # Readers differ over unknown codes: nibabel drops the form, others use it, and left and right may change places.
+    if not all(0 <= code <= _MAX_FORM_CODE for code in codes):
+        raise ScanError(
+            f"sform_code {codes[0]} and qform_code {codes[1]}: 0 to {_MAX_FORM_CODE} are right; set the forms again",
+            path=path,
+            reason=ScanReason.AFFINE,
+        )
+    has_sform, has_qform = (code > 0 for code in codes)
+    if not (has_sform or has_qform):
+        doubts.append(ScanDoubt.NO_FORM)
+    try:
+        affine = np.array(fields.get_best_affine(), dtype=np.float64)
+        qform = np.array(fields.get_qform()) if has_sform and has_qform else affine
+    except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
+        raise ScanError(f"the qform is not a rotation ({error})", path=path, reason=ScanReason.AFFINE) from error
+    scale = _MM_PER_UNIT.get(int(fields["xyzt_units"]) & 7, 1.0)
+    affine[:3] *= scale
+    qform[:3] *= scale if has_sform and has_qform else 1.0
+    check_affine(affine, path=path)
+    if has_sform and has_qform and not np.allclose(qform, affine, atol=0.1):
+        doubts.append(ScanDoubt.FORMS_DISAGREE)
+    return affine
+
+
+def _spacing(
+    fields: Nifti1Header, affine: np.ndarray, doubts: list[ScanDoubt], *, path: str
+) -> tuple[float, float, float]:
+    spacing = spacing_of(affine, path=path)
+    scale = _MM_PER_UNIT.get(int(fields["xyzt_units"]) & 7, 1.0)
+    if not np.allclose(np.abs(fields["pixdim"][1:4]) * scale, spacing, rtol=0.01):
+        doubts.append(ScanDoubt.PIXDIM)
+    return spacing
+
+
+def _repetition_time(fields: Nifti1Header, doubts: list[ScanDoubt]) -> float | None:
+    """Seconds from frame to frame, or None: without a unit, 2000 may be milliseconds or nonsense."""
+    unit = _SECONDS_PER_UNIT.get(int(fields["xyzt_units"]) & 56)
+    seconds = float(fields["pixdim"][4]) * unit if unit is not None else math.nan
+    low, high = REPETITION_TIME_LIMITS
+    if low <= seconds <= high:
+        # The header holds float32: six digits are what it can mean.
+        return round(seconds, 6)
+    doubts.append(ScanDoubt.REPETITION_TIME)
+    return None

@@ -1,0 +1,328 @@
+"""A scan's file: opened safely, proven whole, its frames read as stored; `.nii` by seeking, `.nii.gz` by streaming.
+
+Of a pair, `.hdr` is read for the header and `.img` for the voxels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.files.naming import pair_of
+from umbrella_data.files.regular import open_regular_file
+from umbrella_data.scan.gzip_index import DamagedIndexError, GzipIndex, Identity, index_path, load_index
+from umbrella_data.scan.gzip_index_builder import build_index
+from umbrella_data.scan.gzip_stream import CHUNK_BYTES, GZIP_MAGIC, MAX_DEFLATE_RATIO, iter_gzip
+from umbrella_data.scan.header import ScanHeader, header_length, parse_header
+from umbrella_data.scan.header_extensions import check_extensions, header_ends, read_separate_header
+
+MAX_PLAUSIBLE_RATIO = 200
+"""Voxels that gzip shrinks more than this are no scan: even a masked map with little brain stays below 100."""
+
+_ALWAYS_ALLOWED_BYTES = 1 << 24
+_MAX_PROVEN = 1 << 16
+_HEADER_CHUNK_BYTES = 1 << 13
+# Slices are handed on in blocks that the processor's cache can hold.
+_SLICE_BLOCK_BYTES = 1 << 19
+# Below this, inflating from the start is as fast as an index.
+_MIN_INDEXED_BYTES = 1 << 24
+# Files whose gzip stream was checked to the last byte, by device, inode, size and mtime. Bounded, oldest out first.
+_proven: OrderedDict[Identity, None] = OrderedDict()
+
+
+class StoredScan:
+    """An open scan. Use `open_scan`.
+
+    Attributes:
+        path: The file's name.
+        header: Its checked header.
+        is_compressed: Whether it is gzip.
+    """
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        *,
+        path: str,
+        index_folder: Path | None = None,
+        header_file: BinaryIO | None = None,
+        header_path: str | None = None,
+    ) -> None:
+        self.path = path
+        self._file = file
+        self._index_folder = index_folder
+        status = os.fstat(file.fileno())
+        self._size = status.st_size
+        self._identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        self.is_compressed = header_file is None and _is_compressed(file, path=path)
+        if header_file is None:
+            self.header = self._read_header()
+        else:
+            self.header = read_separate_header(header_file, path=header_path or path)
+        self._check_size()
+
+    def read_frames(self, first: int, count: int) -> np.ndarray:
+        """Read frames as stored.
+
+        Args:
+            first: The first frame; 0 for a volume.
+            count: Number of frames; 1 for a volume.
+
+        Returns:
+            (T, X, Y, Z) along the stored axes, in the stored type, in Fortran order within a frame.
+
+        Raises:
+            ScanError: Where the file ends early, goes on too long or is damaged.
+        """
+        x, y, z = self.header.shape[:3]
+        slices = np.empty((count * z, y, x), dtype=self.header.dtype)
+        position = 0
+        for block in self.iter_slices(first, count):
+            slices[position : position + len(block)] = block
+            position += len(block)
+        return slices.reshape(count, z, y, x).transpose(0, 3, 2, 1)
+
+    def iter_slices(self, first: int, count: int) -> Iterator[np.ndarray]:
+        """Read frames slice by slice, in little memory. Only a caller who exhausts the iterator has a proven file.
+
+        Args:
+            first: The first frame; 0 for a volume.
+            count: Number of frames; 1 for a volume.
+
+        Yields:
+            (n, Y, X) along the stored axes, in the stored type: neighbouring slices of one frame. Each block takes
+            the memory of the one before.
+
+        Raises:
+            ScanError: As `read_frames`.
+        """
+        header = self.header
+        x, y, z = header.shape[:3]
+        slice_bytes = x * y * header.dtype.itemsize
+        size = max(_SLICE_BLOCK_BYTES // slice_bytes, 1)
+        buffer = bytearray(min(size, z) * slice_bytes)
+        start, length = header.offset + first * header.frame_bytes, count * header.frame_bytes
+        source = _Filler(self._compressed(start, length)) if self.is_compressed else _Reader(self._file, start)
+        for _ in range(count):
+            for position in range(0, z, size):
+                num_slices = min(size, z - position)
+                view = memoryview(buffer)[: num_slices * slice_bytes]
+                if not source.fill(view):
+                    raise ScanError("the file ends early: it was cut while it was read",
+                                    path=self.path, reason=ScanReason.TRUNCATED)  # fmt: skip
+                yield np.frombuffer(view, dtype=header.dtype).reshape(num_slices, y, x)
+        source.finish()
+
+    def _stream(self, *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+        self._file.seek(0)
+        if self.is_compressed:
+            yield from iter_gzip(self._file, path=self.path, chunk_bytes=chunk_bytes)
+        else:
+            while block := self._file.read(1 << 16):
+                yield block
+
+    def _read_header(self) -> ScanHeader:
+        # Small chunks: the header is a small part of the first one, and voxels are not wanted yet.
+        stream = self._stream(chunk_bytes=_HEADER_CHUNK_BYTES)
+        start = _take(stream, b"", 4)
+        length = header_length(start, path=self.path)
+        start = _take(stream, start, length + 4)
+        if len(start) < length + 4:
+            raise header_ends(len(start), path=self.path)
+        header = parse_header(start[:length], path=self.path)
+        if start[length] != 0:
+            check_extensions(_take(stream, start, header.offset)[length + 4 : header.offset], path=self.path)
+        return header
+
+    def _check_size(self) -> None:
+        """Refuse a declared size that the file cannot hold, before anything of that size is allocated."""
+        declared, stored = self.header.file_bytes, self._size
+        if self.is_compressed:
+            if declared > stored * MAX_DEFLATE_RATIO:
+                raise ScanError(
+                    f"the header declares {declared} bytes, more than {stored} bytes of gzip can hold: "
+                    "the file was cut or its header is damaged",
+                    path=self.path,
+                    reason=ScanReason.TRUNCATED,
+                )
+            if declared > max(stored * MAX_PLAUSIBLE_RATIO, _ALWAYS_ALLOWED_BYTES):
+                raise ScanError(
+                    f"{stored} bytes of gzip declare {declared} bytes of voxels: no scan compresses that well",
+                    path=self.path,
+                    reason=ScanReason.TOO_LARGE,
+                )
+        elif declared != stored:
+            raise _wrong_length(stored, declared, path=self.path)
+
+    def _compressed(self, start: int, length: int) -> Iterator[bytes | memoryview]:
+        """The decompressed bytes from `start` on; exhausted, it has proven the file."""
+        num_voxel_bytes = self.header.file_bytes - self.header.offset
+        if self._index_folder is not None and length < num_voxel_bytes >= _MIN_INDEXED_BYTES:
+            return self._indexed_range(start, length, folder=self._index_folder)
+        return self._compressed_range(start, length)
+
+    def _compressed_range(self, start: int, length: int) -> Iterator[memoryview]:
+        position, declared = 0, self.header.file_bytes
+        is_proven = self._identity in _proven
+        for chunk in self._stream():
+            low, high = max(start - position, 0), min(start + length - position, len(chunk))
+            position += len(chunk)
+            if position > declared:
+                raise _wrong_length(position, declared, path=self.path)
+            if low < high:
+                yield memoryview(chunk)[low:high]
+            if is_proven and position >= start + length:
+                return
+        if position != declared:
+            raise _wrong_length(position, declared, path=self.path)
+        _remember(self._identity)
+
+    def _indexed_range(self, start: int, length: int, *, folder: Path) -> Iterator[bytes | memoryview]:
+        index = self._index(folder)
+        position = start
+        if index.is_useful:
+            try:
+                for piece in index.iter_range(self._file, start, length):
+                    yield piece
+                    position += len(piece)
+                return
+            except DamagedIndexError:
+                # Either the index is damaged or the file has changed: the stream itself will tell.
+                index_path(folder, self.path, identity=self._identity).unlink(missing_ok=True)
+                _proven.pop(self._identity, None)
+        yield from self._compressed_range(position, start + length - position)
+
+    def _index(self, folder: Path) -> GzipIndex:
+        """The saved index of this file, made first where there is none, which proves the file."""
+        path = index_path(folder, self.path, identity=self._identity)
+        index = load_index(path, identity=self._identity)
+        if index is None:
+            self._file.seek(0)
+            index = build_index(self._file, path=self.path)
+            if index.num_bytes == self.header.file_bytes:
+                index.save(path, identity=self._identity)
+        if index.num_bytes != self.header.file_bytes:
+            raise _wrong_length(index.num_bytes, self.header.file_bytes, path=self.path)
+        _remember(self._identity)
+        return index
+
+
+def _remember(identity: Identity) -> None:
+    _proven[identity] = None
+    if len(_proven) > _MAX_PROVEN:
+        _proven.popitem(last=False)
+
+
+def forget_proven() -> None:
+    """Forget which files were proven, as a new process has it."""
+    _proven.clear()
+
+
+class _Filler:
+    """Cuts a stream of pieces of any size into pieces of a wanted size."""
+
+    def __init__(self, pieces: Iterator[bytes | memoryview]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def fill(self, target: memoryview) -> bool:
+        """Fill the memory; False where the stream ends before."""
+        position = 0
+        while position < len(target):
+            if not self._rest:
+                self._rest = memoryview(next(self._pieces, b""))
+                if not self._rest:
+                    return False
+            count = min(len(self._rest), len(target) - position)
+            target[position : position + count] = self._rest[:count]
+            self._rest = self._rest[count:]
+            position += count
+        return True
+
+    def finish(self) -> None:
+        """Let the stream check what comes behind the last wanted byte."""
+        next(self._pieces, None)
+
+
+@contextmanager
+def open_scan(path: str | os.PathLike[str], *, index_folder: Path | None = None) -> Iterator[StoredScan]:
+    """Open a `.nii` or `.nii.gz` file, or a pair of `.hdr` and `.img`, and check its header.
+
+    Args:
+        path: The file, or either one of a pair.
+        index_folder: Where access points into long `.nii.gz` series are kept, so that their windows are read fast;
+            made on the first use of each file. None streams.
+
+    Raises:
+        ScanError: Where there is no such regular file, or its header is wrong.
+    """
+    name = os.fspath(path)
+    pair = pair_of(name)
+    if pair is None:
+        with open_regular_file(name) as file:
+            yield StoredScan(file, path=name, index_folder=index_folder)
+        return
+    header_name, voxels_name = pair
+    with open_regular_file(header_name) as header_file, open_regular_file(voxels_name) as file:
+        yield StoredScan(file, path=voxels_name, header_file=header_file, header_path=header_name)
+
+
+def _is_compressed(file: BinaryIO, *, path: str) -> bool:
+    name = Path(path).name.lower()
+    if not name.endswith((".nii", ".nii.gz")):
+        raise ScanError(
+            "not a .nii, .nii.gz or .hdr/.img file: convert it (dcm2niix for DICOM, mri_convert for MGZ)",
+            path=path,
+            reason=ScanReason.FILE_TYPE,
+        )
+    is_gzip = file.read(2) == GZIP_MAGIC
+    file.seek(0)
+    if is_gzip != name.endswith(".gz"):
+        message = "holds gzip: call it .nii.gz" if is_gzip else "holds no gzip: call it .nii, or compress it"
+        raise ScanError(message, path=path, reason=ScanReason.GZIP_HEADER)
+    return is_gzip
+
+
+class _Reader:
+    """Reads a file that is not compressed from some byte on."""
+
+    def __init__(self, file: BinaryIO, start: int) -> None:
+        self._file = file
+        file.seek(start)
+
+    def fill(self, target: memoryview) -> bool:
+        """Fill the memory; False where the file ends before."""
+        return bool(self._file.readinto(target) == len(target))  # type: ignore[attr-defined]
+
+    def finish(self) -> None:
+        """Nothing is left to check: the size of the file was."""
+
+
+def _take(stream: Iterator[bytes], start: bytes, count: int) -> bytes:
+    """Add to `start` from the stream until it holds `count` bytes, or the stream ends."""
+    parts, size = [start], len(start)
+    while size < count and (block := next(stream, b"")):
+        parts.append(block)
+        size += len(block)
+    return b"".join(parts)
+
+
+def _wrong_length(found: int, declared: int, *, path: str) -> ScanError:
+    if found < declared:
+        return ScanError(
+            f"the file ends early: the header declares {declared} bytes, {found} are there",
+            path=path,
+            reason=ScanReason.TRUNCATED,
+        )
+    return ScanError(
+        f"the header declares {declared} bytes, but the file goes on: its dimensions or type are wrong",
+        path=path,
+        reason=ScanReason.TRAILING,
+    )

@@ -1,0 +1,112 @@
+"""What the BIDS sidecar of a series says about its repetition time, held against its header."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from os import PathLike
+from pathlib import Path
+
+from umbrella_data.errors import ScanError
+from umbrella_data.files.naming import file_beside, scan_stem
+from umbrella_data.files.regular import open_regular_file
+from umbrella_data.scan.header import REPETITION_TIME_LIMITS, ScanDoubt, ScanHeader
+
+_MAX_BYTES = 1 << 22
+_MAX_LEVELS = 5
+# Headers are written in float32, and by hand in three digits.
+_TOLERANCE = 0.005
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepetitionTime:
+    """Seconds from frame to frame, as header and sidecar have it together.
+
+    Attributes:
+        seconds: The sidecar's where it has one, for BIDS has it count; otherwise the header's; None where none says.
+        doubts: `sidecar` where the sidecar cannot be used, or is inherited and a link that leads out of its BIDS tree;
+            `sidecar_repetition_time` where it differs from the header by more than 0.5 %.
+    """
+
+    seconds: float | None
+    doubts: tuple[ScanDoubt, ...] = ()
+
+
+def repetition_time(path: str | PathLike[str], header: ScanHeader) -> RepetitionTime:
+    """The repetition time of a series.
+
+    Args:
+        path: The series; its sidecar stands beside it, or above it by BIDS' inheritance principle.
+        header: Its header.
+    """
+    for sidecar in sidecar_files(path):
+        if not _stays_in_tree(sidecar, Path(path)):
+            return RepetitionTime(seconds=header.repetition_time, doubts=(ScanDoubt.SIDECAR,))
+        try:
+            content = _read_object(sidecar)
+        except (ScanError, ValueError):
+            return RepetitionTime(seconds=header.repetition_time, doubts=(ScanDoubt.SIDECAR,))
+        if "RepetitionTime" in content:
+            return _compared(content["RepetitionTime"], header)
+    return RepetitionTime(seconds=header.repetition_time)
+
+
+def sidecar_files(path: str | PathLike[str]) -> Iterator[Path]:
+    """The sidecars of a scan that exist, the one that counts most first (BIDS, "The inheritance principle")."""
+    scan = Path(path)
+    stem = scan_stem(scan.name)
+    beside = file_beside(scan, ".json")
+    if beside.exists():
+        yield beside
+    *entities, suffix = stem.split("_")
+    names = [
+        "_".join([*chosen, suffix]) + ".json"
+        for count in range(len(entities), -1, -1)
+        for chosen in combinations(entities, count)
+    ]
+    for folder in _folders_above(scan):
+        yield from (file for name in names if (file := folder / name) != beside and file.exists())
+
+
+def _folders_above(scan: Path) -> list[Path]:
+    """The scan's folder and those above it, up to the root of its BIDS tree; none where it lies in no such tree."""
+    folders = list(scan.absolute().parents)[:_MAX_LEVELS]
+    for level, folder in enumerate(folders):
+        if (folder / "dataset_description.json").exists():
+            return folders[: level + 1]
+    return []
+
+
+def _stays_in_tree(sidecar: Path, scan: Path) -> bool:
+    """Whether an inherited sidecar lies in the tree of its scan; a manifest holds the scan's own to its data root."""
+    tree = _folders_above(scan)
+    is_beside = sidecar == file_beside(scan, ".json")
+    return is_beside or not tree or Path(os.path.realpath(sidecar)).is_relative_to(os.path.realpath(tree[-1]))
+
+
+def _read_object(sidecar: Path) -> dict[str, object]:
+    with open_regular_file(str(sidecar)) as file:
+        content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise ValueError(f"{sidecar} is larger than any sidecar")
+    try:
+        value = json.loads(content)
+    except RecursionError as error:
+        raise ValueError(f"{sidecar} is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{sidecar} holds no object")
+    return value
+
+
+def _compared(value: object, header: ScanHeader) -> RepetitionTime:
+    low, high = REPETITION_TIME_LIMITS
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        return RepetitionTime(seconds=header.repetition_time, doubts=(ScanDoubt.SIDECAR,))
+    known = header.repetition_time
+    if known is not None and not math.isclose(known, value, rel_tol=_TOLERANCE):
+        return RepetitionTime(seconds=float(value), doubts=(ScanDoubt.SIDECAR_REPETITION_TIME,))
+    return RepetitionTime(seconds=float(value))

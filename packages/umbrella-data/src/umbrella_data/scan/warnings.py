@@ -1,0 +1,102 @@
+"""Scans that can be used although a header or a sidecar says something odd: all counted, the first ones listed."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from umbrella_data.scan.header import ScanDoubt
+
+MAX_LISTED = 1_000
+"""Scans listed of each code: a million may share one."""
+
+
+@dataclass(frozen=True, order=True)
+class DoubtfulScan:
+    """A scan that can be used, and the files that say something odd.
+
+    Attributes:
+        files: Those files: of its own, and its mask. What a sidecar says is told of its series.
+        subject: Whose it is.
+        modality: Its canonical name.
+        manifests: The manifests that name it.
+    """
+
+    files: tuple[str, ...]
+    subject: str
+    modality: str
+    manifests: tuple[str, ...] = ()
+
+
+class DoubtList:
+    """Doubts by their codes, see `umbrella_data.scan.header.ScanDoubt`.
+
+    Args:
+        max_listed: Scans that are listed of each code, the first ones by their files; all are counted.
+
+    Attributes:
+        counts: Scans by code, each once.
+    """
+
+    def __init__(self, *, max_listed: int = MAX_LISTED) -> None:
+        self.max_listed = max_listed
+        self.counts: Counter[str] = Counter()
+        self._listed: dict[str, list[DoubtfulScan]] = defaultdict(list)
+
+    def add(
+        self,
+        doubts: Mapping[Path, Iterable[str]],
+        *,
+        subject: str,
+        modality: str,
+        manifests: Sequence[Path] = (),
+    ) -> None:
+        """Note a scan.
+
+        Args:
+            doubts: The codes about each of its files; files without any may be left out.
+            subject: Whose it is.
+            modality: Its canonical name.
+            manifests: The manifests that name it.
+        """
+        files: dict[str, list[str]] = defaultdict(list)
+        for file, codes in doubts.items():
+            for code in codes:
+                files[str(code)].append(str(file))
+        for code, at_fault in files.items():
+            self.counts[code] += 1
+            # Sorted, so that the same scans are listed in whatever order they were read.
+            insort(self._listed[code], DoubtfulScan(tuple(at_fault), subject, modality, tuple(map(str, manifests))))
+            del self._listed[code][self.max_listed :]
+
+    def listed(self, code: str) -> Sequence[DoubtfulScan]:
+        """The first scans of a code, by their files; at most `max_listed`."""
+        return tuple(self._listed.get(code, ()))
+
+    def rows(self, *, name: Callable[[str], str]) -> dict[str, Any]:
+        """The list as JSON can hold it: for each code what it means, how many scans have it, and the first ones.
+
+        Args:
+            name: How subjects and files are called: by a hash, or in clear.
+        """
+        return {
+            code: {
+                "meaning": ScanDoubt(code).meaning,
+                "num_scans": count,
+                "num_listed": len(self.listed(code)),
+                "scans": [
+                    {
+                        "files": [name(file) for file in scan.files],
+                        "subject": name(scan.subject),
+                        "modality": scan.modality,
+                        "manifests": [name(manifest) for manifest in scan.manifests],
+                    }
+                    for scan in self.listed(code)
+                ],
+            }
+            for code, count in sorted(self.counts.items())
+        }

@@ -1,0 +1,131 @@
+"""Of the versions of a scan that fMRIPrep and QSIPrep write, one is taken: the one asked for, or the plainest."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from umbrella_data.bids.derivatives import choose_versions
+from umbrella_data.bids.layout import find_scans
+from umbrella_data.bids.manifests import write_manifests
+from umbrella_data.cli import main
+from umbrella_data.manifest.manifest import read_manifest
+
+MNI = "MNI152NLin2009cAsym"
+FMRIPREP = [
+    "anat/sub-01_desc-preproc_T1w.nii.gz",
+    "anat/sub-01_desc-brain_mask.nii.gz",
+    "anat/sub-01_dseg.nii.gz",
+    f"anat/sub-01_space-{MNI}_res-2_desc-preproc_T1w.nii.gz",
+    f"anat/sub-01_space-{MNI}_res-2_desc-brain_mask.nii.gz",
+    "func/sub-01_task-rest_run-1_space-T1w_desc-preproc_bold.nii.gz",
+    f"func/sub-01_task-rest_run-1_space-{MNI}_res-2_desc-preproc_bold.nii.gz",
+    f"func/sub-01_task-rest_run-1_space-{MNI}_res-2_boldref.nii.gz",
+    f"func/sub-01_task-rest_run-2_space-{MNI}_res-2_desc-preproc_bold.nii.gz",
+    f"func/sub-01_task-rest_run-2_space-{MNI}_res-2_desc-smoothAROMA_bold.nii.gz",
+]
+QSIPREP = ["dwi/sub-01_space-T1w_desc-preproc_dwi.nii.gz", "dwi/sub-01_space-T1w_desc-brain_mask.nii.gz"]
+
+
+@pytest.fixture
+def choose(tmp_path):
+    def make(names, **filters):
+        for name in names:
+            path = tmp_path / "sub-01" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        listing = choose_versions(find_scans(tmp_path), **filters)
+        return [scan.path.removeprefix("sub-01/") for scan in listing.scans], listing.notes
+
+    return make
+
+
+def test_preprocessed_scans_in_the_subjects_own_space_are_taken_unless_asked(choose):
+    paths, notes = choose([*FMRIPREP, *QSIPREP])
+    assert paths == [FMRIPREP[0], QSIPREP[0], FMRIPREP[5], FMRIPREP[8]]
+    assert any(note.startswith("other versions of scans, left out: ") and f"space-{MNI}" in note for note in notes)
+
+
+def test_space_when_asked_for_leaves_out_all_others(choose):
+    paths, notes = choose([*FMRIPREP, *QSIPREP], space=MNI)
+    assert paths == [FMRIPREP[3], FMRIPREP[6], FMRIPREP[8]]
+    assert f"1 scans have no version with space-{MNI}" in notes
+
+
+def test_description_when_asked_for_leaves_out_all_others(choose):
+    paths, notes = choose(FMRIPREP, space=MNI, desc="smoothAROMA")
+    assert paths == [FMRIPREP[9]]
+    assert f"2 scans have no version with space-{MNI}, desc-smoothAROMA" in notes
+
+
+def test_raw_tree_stays_as_it_is(choose, tmp_path):
+    names = [
+        "anat/sub-01_run-1_T1w.nii.gz",
+        "anat/sub-01_run-2_T1w.nii.gz",
+        "func/sub-01_task-rest_echo-1_bold.nii.gz",
+        "func/sub-01_task-rest_echo-2_bold.nii.gz",
+        "dwi/sub-01_dir-AP_dwi.nii.gz",
+        "dwi/sub-01_dir-PA_dwi.nii.gz",
+    ]
+    paths, notes = choose(names)
+    assert sorted(paths) == sorted(names)
+    assert notes == ()
+    assert choose_versions(find_scans(tmp_path)) == find_scans(tmp_path)
+
+
+def test_manifest_of_derivatives_takes_labels_from_the_raw_tree(nifti, random_voxels, tmp_path, capsys):
+    for i in range(10):  # enough for several processes
+        folder = f"fmriprep/sub-{i}/anat/sub-{i}"
+        nifti.write(random_voxels(4, 5, 6), f"{folder}_desc-preproc_T1w.nii.gz")
+        nifti.write(random_voxels(4, 5, 6), f"{folder}_space-{MNI}_desc-preproc_T1w.nii.gz")
+    table = tmp_path / "participants.tsv"
+    table.write_text("participant_id\tage\n" + "".join(f"sub-{i}\t{20 + i}\n" for i in range(10)))
+    root, out = tmp_path / "fmriprep", tmp_path / "out"
+    words = ["from-bids", str(root), "--out", str(out), "--space", MNI, "--participants", str(table), "--workers", "2"]
+    assert main([*words, "--test-fraction", "0"]) == 0
+    samples = list(read_manifest(out / "train.jsonl", data_root=root))
+    assert {sample.task for sample in samples} == {"modality", "age"}
+    assert [sample.subject for sample in samples if sample.task == "age"] == [f"sub-{i}" for i in range(10)]
+    assert all(f"space-{MNI}" in sample.scans[0].paths[0].name for sample in samples)
+    assert "other versions of scans, left out: 10 desc-preproc" in capsys.readouterr().out
+
+
+def test_manifest_of_derivatives_names_the_brain_masks_beside_the_scans(nifti, random_voxels, tmp_path, capsys):
+    brain = np.zeros((4, 5, 6), dtype=np.uint8)
+    brain[1:3, 1:4, 1:5] = 1
+    for name in ("anat/sub-1", "func/sub-1_task-rest", "anat/sub-2", "anat/sub-3"):
+        subject = name[5:10]
+        is_series = name.startswith("func")
+        shape = (4, 5, 6, 3) if is_series else (4, 5, 6)
+        options = {"repetition_time": 2.0} if is_series else {}
+        suffix = "bold" if is_series else "T1w"
+        nifti.write(random_voxels(*shape), f"prep/{subject}/{name}_desc-preproc_{suffix}.nii.gz", **options)
+    nifti.write(brain, "prep/sub-1/anat/sub-1_desc-brain_mask.nii.gz")
+    nifti.write(brain, "prep/sub-1/func/sub-1_task-rest_desc-brain_mask.nii.gz")
+    nifti.write(brain[:-1], "prep/sub-2/anat/sub-2_desc-brain_mask.nii.gz")
+    words = ["from-bids", str(tmp_path / "prep"), "--out", str(tmp_path), "--test-fraction", "0", "--workers", "1"]
+    assert main(words) == 0
+    scans = {scan for sample in read_manifest(tmp_path / "train.jsonl", data_root=tmp_path / "prep")
+             for scan in sample.scans}  # fmt: skip
+    assert {scan.paths[0].name: scan.mask and scan.mask.name for scan in scans} == {
+        "sub-1_desc-preproc_T1w.nii.gz": "sub-1_desc-brain_mask.nii.gz",
+        "sub-1_task-rest_desc-preproc_bold.nii.gz": "sub-1_task-rest_desc-brain_mask.nii.gz",
+        "sub-3_desc-preproc_T1w.nii.gz": None,
+    }
+    told = capsys.readouterr().out
+    assert "3 of 4 scans have a brain mask beside them" in told
+    assert "sub-2_desc-brain_mask.nii.gz: shape (3, 5, 6)" in told
+    assert main([*words, "--data-root", str(tmp_path)]) == 0
+    samples = read_manifest(tmp_path / "train.jsonl", data_root=tmp_path)
+    assert {scan for sample in samples for scan in sample.scans} == scans
+    assert main([*words, "--no-masks"]) == 0
+    samples = list(read_manifest(tmp_path / "train.jsonl", data_root=tmp_path / "prep"))
+    assert {scan.mask for sample in samples for scan in sample.scans} == {None}
+    assert {sample.subject for sample in samples} == {"sub-1", "sub-2", "sub-3"}
+
+
+def test_rows_do_not_depend_on_the_number_of_processes(nifti, random_voxels, tmp_path):
+    for i in range(12):
+        nifti.write(random_voxels(4, 5, 6), f"bids/sub-{i}/anat/sub-{i}_T1w.nii.gz")
+    reports = [write_manifests(tmp_path / "bids", out=tmp_path / str(n), num_workers=n) for n in (1, 2)]
+    assert reports[0].rows == reports[1].rows

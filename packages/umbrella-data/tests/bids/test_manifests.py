@@ -1,0 +1,156 @@
+"""A tree becomes two manifests that read back: every readable scan asks something, every other one is listed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from umbrella_data.bids.manifests import is_test_subject, write_manifests
+from umbrella_data.errors import ManifestError
+from umbrella_data.manifest.manifest import read_manifest
+
+
+@pytest.fixture
+def tree(nifti, random_voxels):
+    """20 subjects with a T1w each, 3 of them with a BOLD series; the T1w of sub-05 is cut off."""
+    for i in range(20):
+        subject = f"sub-{i:02d}"
+        path = nifti.write(random_voxels(4, 5, 6, seed=i), f"bids/{subject}/anat/{subject}_T1w.nii.gz")
+        if i == 5:
+            path.write_bytes(path.read_bytes()[:-9])
+        if i < 3:
+            nifti.write(random_voxels(4, 5, 6, 7), f"bids/{subject}/func/{subject}_task-rest_bold.nii.gz")
+    rows = "".join(f"sub-{i:02d}\t{30 + i}\t{'MF'[i % 2]}\n" for i in range(20))
+    (nifti.folder / "bids/participants.tsv").write_text(f"participant_id\tage\tsex\n{rows}")
+    return nifti.folder / "bids"
+
+
+@pytest.fixture
+def report(tree, tmp_path):
+    return write_manifests(tree, out=tmp_path / "out", test_fraction=0.3)
+
+
+def read_all(report, tree):
+    return {split: list(read_manifest(path, data_root=tree)) for split, path in report.manifests.items()}
+
+
+def test_manifests_read_back_with_every_readable_scan(report, tree):
+    samples = read_all(report, tree)
+    for path in report.manifests.values():
+        read_manifest(path, data_root=tree).validate()
+    scans = {scan.paths[0] for of_split in samples.values() for sample in of_split for scan in sample.scans}
+    unreadable = tree / "sub-05/anat/sub-05_T1w.nii.gz"
+    assert scans == set(tree.rglob("*.nii.gz")) - {unreadable}
+    assert [(error.path, error.reason) for error in report.unreadable] == [(str(unreadable), "gzip_truncated")]
+
+
+def test_manifests_are_split_by_subject(report, tree):
+    subjects = {split: {sample.subject for sample in samples} for split, samples in read_all(report, tree).items()}
+    assert not subjects["train"] & subjects["test"]
+    assert 0 < len(subjects["test"]) < len(subjects["train"])
+
+
+def test_answers_come_from_the_table_and_the_scan(report, tree):
+    samples = {sample.id: sample for of_split in read_all(report, tree).values() for sample in of_split}
+    age, sex = samples["sub-03_T1w_age"], samples["sub-03_T1w_sex"]
+    assert (age.answer.value, age.answer.unit, age.messages[-1].text) == (33.0, "years", "33")
+    assert (sex.answer.value, sex.answer.options) == ("female", ("female", "male"))
+    assert samples["sub-02_task-rest_bold_num_frames"].answer.value == 7
+    assert samples["sub-02_task-rest_bold_modality"].answer.value == "a functional BOLD series"
+    assert samples["sub-02_T1w_modality"].messages[0].scans[0].modality == "T1"
+
+
+def test_manifests_in_the_tree_need_no_data_root(tree):
+    report = write_manifests(tree, out=tree)
+    read_manifest(report.manifests["train"]).validate()
+
+
+def test_split_of_a_subject_depends_on_nobody_else():
+    held_out = [name for name in map(str, range(2000)) if is_test_subject(name, fraction=0.2)]
+    assert 300 < len(held_out) < 500
+    assert held_out != [name for name in map(str, range(2000)) if is_test_subject(name, fraction=0.2, seed=1)]
+    assert set(held_out) <= {name for name in map(str, range(2000)) if is_test_subject(name, fraction=0.4)}
+
+
+def test_test_manifest_of_an_older_split_does_not_stay(tree, tmp_path):
+    out = tmp_path / "out"
+    write_manifests(tree, out=out, test_fraction=0.5)
+    assert (out / "test.jsonl").exists()
+    report = write_manifests(tree, out=out, test_fraction=0.0)
+    assert sorted(path.name for path in out.iterdir()) == ["train.jsonl"]
+    assert list(report.manifests) == ["train"]
+
+
+def test_modality_when_it_is_missing_in_a_split_is_noted(tree, tmp_path):
+    seed = next(s for s in range(99) if not any(is_test_subject(f"sub-0{i}", fraction=0.2, seed=s) for i in range(3)))
+    report = write_manifests(tree, out=tmp_path / "out", seed=seed)
+    assert any("no rsfMRI scan in test.jsonl: all 3 subjects" in note for note in report.notes)
+
+
+def test_modalities_may_be_aliases_and_a_typo_is_an_error(tree, tmp_path):
+    report = write_manifests(tree, out=tmp_path / "out", modalities=["bold"])
+    assert {scan.modality for scans in report.scans.values() for scan in scans} == {"rsfMRI"}
+    with pytest.raises(ValueError, match="unknown modality 'bodl'"):
+        write_manifests(tree, out=tmp_path / "out", modalities=["bodl"])
+
+
+def test_labels_when_a_table_is_missing_are_not_lost_in_silence(tree, tmp_path):
+    with pytest.raises(ManifestError, match=r"nofile\.tsv"):
+        write_manifests(tree, out=tmp_path / "out", participants=tree / "nofile.tsv")
+    (tree / "participants.tsv").unlink()
+    assert write_manifests(tree, out=tmp_path / "out").rows["train"]
+    with pytest.raises(ManifestError, match=r"participants\.tsv"):
+        write_manifests(tree, out=tmp_path / "out", numbers={"icv": "mm3"})
+
+
+def test_own_table_of_a_tree_may_not_be_a_link_out_of_data_root(tree, tmp_path):
+    own = tree / "participants.tsv"
+    elsewhere = own.rename(tree.parent / "elsewhere.tsv")
+    own.symlink_to(elsewhere)
+    all_known = "20 of 20 subjects of the table have a scan"
+    words = r"participants\.tsv' is a link that leads out of .*, or name the table \(--participants\)"
+    with pytest.raises(ManifestError, match=words):
+        write_manifests(tree, out=tmp_path / "out")
+    assert all_known in write_manifests(tree, out=tmp_path / "out", data_root=tree.parent).notes
+    assert all_known in write_manifests(tree, out=tmp_path / "out", participants=own).notes
+    own.unlink()
+    own.symlink_to(elsewhere.rename(tree / "inside.tsv"))
+    assert all_known in write_manifests(tree, out=tmp_path / "out").notes
+
+
+def test_labels_that_reach_no_scan_are_noted(tree, tmp_path):
+    table = tmp_path / "labels.tsv"
+    table.write_text("participant_id\ticv\tsite\nSUB01\t1400000\tA\n05\t1500000\tA\n")
+    report = write_manifests(
+        tree, out=tmp_path / "out", participants=[table], numbers={"icv": "mm3"}, choices=["site"], test_fraction=0.0
+    )
+    assert report.notes == [
+        "1 of 2 subjects of the table have a scan; none: sub-SUB01; "
+        "not in the table: sub-00, sub-01, sub-02, sub-03, sub-04 and 14 more",
+        "no question about site: a choice needs two different values, a number one that can be read",
+        "no question about icv: no subject with a readable scan has a value",
+    ]
+
+
+def test_rows_written_hold_no_header_text(nifti, random_voxels, tmp_path):
+    path = nifti.write(random_voxels(4, 5, 6), "bids/sub-01/anat/sub-01_T1w.nii")
+    nifti.patch(path, 148, b"SECRET NAME")
+    report = write_manifests(nifti.folder / "bids", out=tmp_path / "out")
+    text = "".join(path.read_text() for path in report.manifests.values())
+    assert "SECRET" not in text
+    assert json.loads(text.splitlines()[0])["id"] == "sub-01_T1w_modality"
+
+
+def test_real_tree_is_read_or_listed_scan_by_scan(real_data, tmp_path):
+    pytest.importorskip("dipy")
+    report = write_manifests(real_data, out=tmp_path)
+    asked = {
+        scan.paths[0] for split in read_all(report, real_data).values() for sample in split for scan in sample.scans
+    }
+    listed = {error.path for error in report.unreadable}
+    found = set(real_data.glob("sub-*/*/*.nii*"))
+    assert {str(path) for path in asked} | listed == {str(path) for path in found}
+    kinds = {scan.modality for scans in report.scans.values() for scan in scans}
+    assert kinds == {"T1", "rsfMRI", "dMRI"}
+    assert len(asked) >= 30

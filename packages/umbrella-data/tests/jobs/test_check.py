@@ -1,0 +1,249 @@
+"""`check` looks at every row and file once, finds what is wrong and who is in two splits, and keeps names to itself."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from umbrella_data.cli import main
+from umbrella_data.files.parallel import map_unordered
+from umbrella_data.jobs import check as check_module
+from umbrella_data.jobs.check import check_manifests
+from umbrella_data.manifest.manifest import read_manifest
+
+
+@pytest.fixture
+def cohort(nifti, random_voxels, make_row, write_manifest, tmp_path):
+    """Two manifests of three good scans each; returns their rows and a function that writes rows."""
+    for name in ("a_0", "b_0", "c_0", "d_0", "e_0", "f_0"):
+        nifti.write(random_voxels(4, 5, 6), f"{name}.nii.gz")
+    rows = {"train": [make_row(name, "T1") for name in "abc"], "test": [make_row(name, "T1") for name in "def"]}
+
+    def write(changed=rows):
+        return [write_manifest(of_split, f"{split}.jsonl") for split, of_split in changed.items()]
+
+    return rows, write
+
+
+def test_check_of_good_manifests_is_good(cohort, capsys):
+    paths = cohort[1]()
+    assert main(["check", *map(str, paths)]) == 0
+    printed = capsys.readouterr().out
+    assert "6 scans read: all is well" in printed
+    assert str(paths[0]) in printed
+
+
+def test_check_reads_every_file_once(cohort, make_row, monkeypatch):
+    rows, write = cohort
+    rows["train"] += [{**make_row("a", "T1", question="And?"), "id": "a-2"}, {**make_row("a", "T1"), "id": "a-3"}]
+    read = []
+    prove = check_module.prove_scan
+    monkeypatch.setattr(check_module, "prove_scan", lambda paths, **kind: read.append(paths) or prove(paths, **kind))
+    report = check_manifests([read_manifest(path) for path in write()], num_workers=1)
+    assert len(read) == report.num_files == 6
+    assert report.is_good
+    assert report.manifests[0].scans == {"T1": 3}
+    assert report.manifests[0].subjects == {"sub-a": 3, "sub-b": 1, "sub-c": 1}
+
+
+def test_check_without_dipy_ends_before_a_scan_is_read_unless_dwi_is_left_out(
+    cohort, make_row, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "dipy", None)
+    rows, write = cohort
+    rows["train"] += [make_row("g", "dMRI"), make_row("h", "T1", "dMRI"), make_row("i", "T7")]
+    paths = list(map(str, write()))
+    with monkeypatch.context() as patch:
+        patch.setattr(check_module, "prove_scan", None)
+        assert main(["check", *paths]) == 1
+    error = capsys.readouterr().err
+    for words in (f"{tmp_path / 'g_0.nii.gz'}: ", "pip install dipy", "--modality T1"):
+        assert words in error
+    assert main(["check", *paths, "--modality", "T1", "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr().out
+    assert "rows with other modalities, left out: 2\n" in printed
+    assert "rows that cannot be used: 1" in printed  # a modality that nobody knows is no other one
+    assert "6 scans read" in printed
+    report = json.loads((tmp_path / "out/check.json").read_text())
+    assert [each["num_left_out"] for each in report["manifests"]] == [2, 0]
+    assert main(["check", paths[1], "--modality", "rsfMRI"]) == 1
+    assert "no scan of rsfMRI was looked at" in capsys.readouterr().err
+
+
+def test_check_finds_rows_files_and_leaks(cohort, make_row, tmp_path, capsys):
+    rows, write = cohort
+    content = (tmp_path / "b_0.nii.gz").read_bytes()
+    (tmp_path / "b_0.nii.gz").write_bytes(content[:-3])
+    (tmp_path / "e_0.nii.gz").unlink()
+    rows["train"].append({**make_row("x", "T1"), "id": "a"} | {"messages": make_row("c", "T1")["messages"]})
+    rows["train"].append(make_row("y", "T7"))
+    rows["test"].append({**make_row("d", "T1"), "id": "leak", "subject": "sub-a"})
+    rows["test"].append({**make_row("c", "T1"), "id": "scan-leak", "subject": "sub-other"})
+    paths = write()
+    out = tmp_path / "out"
+    assert main(["check", *map(str, paths), "--out", str(out), "--workers", "1"]) == 1
+    printed = capsys.readouterr().out
+    for words in (
+        "b_0.nii.gz: ", "[gzip_", "e_0.nii.gz: there is no such file", "id 'a' stands in line 1 already",
+        "unknown modality 'T7'", "subjects in more than one manifest: 1", "sub-a: ",
+        "scans in more than one manifest, under different subjects: 1", "c_0.nii.gz", "not all is well",
+    ):  # fmt: skip
+        assert words in printed
+    text = (out / "check.json").read_text()
+    assert not any(name in text for name in ("sub-", ".nii", "jsonl", "T7", str(tmp_path)))
+    report = json.loads(text)
+    assert not report["is_good"]
+    assert [sorted(each["reason"] for each in report["bad_files"])[0][:4]] == ["gzip"]
+    assert [len(each["row_problems"]) for each in report["manifests"]] == [2, 0]
+    assert len(report["shared_subjects"]) == len(report["shared_scans"]) == 1
+    # The hashes lead back to the names, on this machine.
+    manifests = [word for path in paths for word in ("--manifest", str(path))]
+    assert main(["whois", report["shared_subjects"][0]["subject"], "--in", str(out), *manifests]) == 0
+    assert capsys.readouterr().out == "sub-a\n"
+    assert main(["whois", report["bad_files"][0]["scan"][:8], "--in", str(out), *manifests]) == 0
+    assert capsys.readouterr().out.strip().endswith("b_0.nii.gz")
+
+
+def test_doubts_are_counted_by_code_and_are_nothing_wrong(cohort, nifti, random_voxels, make_row, capsys, tmp_path):
+    rows, write = cohort
+    for name in "ab":
+        nifti.patch(tmp_path / f"{name}_0.nii.gz", 72, b"\x08\x00")  # bitpix
+    nifti.patch(tmp_path / "b_0.nii.gz", 252, bytes(4))  # neither qform nor sform
+    series = nifti.write(random_voxels(4, 5, 6, 7), "d_1.nii.gz", repetition_time=2.0)
+    series.with_name("d_1.json").write_text('{"RepetitionTime": 1.0}')
+    rows["test"][0] = make_row("d", "T1", "rsfMRI")
+    rows["train"].append({**make_row("a", "T1"), "id": "the same scan again"})
+    paths, out = write(), tmp_path / "out"
+    assert main(["check", *map(str, paths), "--out", str(out), "--workers", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "7 scans read: all is well" in printed
+    head, train, test = (line.split() for line in printed.splitlines()[:3])
+    assert head[-3:] == ["bitpix", "no_form", "sidecar_repetition_time"]
+    assert (train[-3:], test[-3:]) == (["2", "1", "0"], ["0", "0", "1"])
+    report = json.loads((out / "check.json").read_text())
+    assert report["is_good"]
+    assert [each["doubts"] for each in report["manifests"]] == [
+        {"bitpix": 2, "no_form": 1},
+        {"sidecar_repetition_time": 1},
+    ]
+    for words in ("  bitpix: 2 (", f"    {tmp_path / 'a_0.nii.gz'}\n", f"    {series}\n"):
+        assert words in printed
+    assert "sub-" not in (text := (out / "check.json").read_text())
+    assert ".nii" not in text
+    listed = report["doubts"]
+    assert {code: each["num_scans"] for code, each in listed.items()} == {
+        "bitpix": 2, "no_form": 1, "sidecar_repetition_time": 1,
+    }  # fmt: skip
+    assert listed["no_form"]["meaning"].endswith("left and right are a guess")
+    manifests = [word for path in paths for word in ("--manifest", str(path))]
+    (scan,) = listed["sidecar_repetition_time"]["scans"]
+    for name, expected in ((scan["files"][0], series), (scan["subject"], "sub-d"), (scan["manifests"][0], paths[1])):
+        assert main(["whois", name, "--in", str(out), *manifests]) == 0
+        assert capsys.readouterr().out == f"{expected}\n"
+
+
+def test_doubts_are_counted_in_full_and_listed_in_part(cohort, nifti, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("umbrella_data.cli.warnings._MAX_SHOWN", 2)
+    for name in "abc":
+        nifti.patch(tmp_path / f"{name}_0.nii.gz", 72, b"\x08\x00")  # bitpix
+    paths = cohort[1]()
+    assert main(["check", *map(str, paths), "--workers", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "bitpix: 3 (bitpix is not the size of the datatype: the datatype is used)\n" in printed
+    assert [name for name in "abc" if f"    {tmp_path}/{name}_0.nii.gz\n" in printed] == ["a", "b"]
+    assert "and 1 more" in printed
+
+
+def test_doubts_about_a_mask_name_its_file(nifti, random_voxels, make_row, write_manifest, tmp_path):
+    voxels = random_voxels(4, 5, 6)
+    scan = nifti.write(voxels, "a_0.nii.gz")
+    mask = nifti.write((voxels > 500).astype("uint8"), "mask.nii.gz")
+    row = make_row("a", "T1")
+    row["messages"][0]["content"][0]["mask"] = mask.name
+    manifest = read_manifest(write_manifest([row]))
+    assert not check_manifests([manifest], num_workers=1).doubts.counts
+    nifti.patch(mask, 72, b"\x10\x00")  # bitpix
+    report = check_manifests([manifest], num_workers=1)
+    assert report.is_good
+    assert report.manifests[0].doubts == report.doubts.counts == {"bitpix": 1}
+    assert [doubted.files for doubted in report.doubts.listed("bitpix")] == [(str(mask),)]
+    nifti.patch(scan, 72, b"\x08\x00")
+    report = check_manifests([manifest], num_workers=1)
+    assert report.manifests[0].doubts == {"bitpix": 1}
+    assert [doubted.files for doubted in report.doubts.listed("bitpix")] == [(str(scan), str(mask))]
+
+
+def test_check_asks_for_the_data_root_when_nearly_no_scan_is_there(cohort, tmp_path, capsys):
+    paths = list(map(str, cohort[1]()))
+    (tmp_path / "elsewhere").mkdir()
+    assert main(["check", *paths, "--data-root", str(tmp_path / "elsewhere")]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == (
+        f"6 of 6 scans are not there; they were looked for under {tmp_path / 'elsewhere'}: is --data-root right?"
+    )
+    for name in "abcde":
+        (tmp_path / f"{name}_0.nii.gz").unlink()
+    assert main(["check", *paths]) == 1
+    assert "--data-root" not in capsys.readouterr().out
+
+
+def test_check_does_not_ask_for_the_data_root_when_contents_were_not_fetched(cohort, tmp_path, capsys):
+    for name in "abcdef":
+        (tmp_path / f"{name}_0.nii.gz").unlink()
+        (tmp_path / f"{name}_0.nii.gz").symlink_to("nothing")
+    assert main(["check", *map(str, cohort[1]())]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("a link to a file that is not here") == 6
+    assert "--data-root" not in printed
+
+
+def test_check_when_asked_writes_names_in_clear(cohort, tmp_path):
+    (tmp_path / "b_0.nii.gz").unlink()
+    paths = cohort[1]()
+    assert main(["check", *map(str, paths), "--out", str(tmp_path / "out"), "--names"]) == 1
+    (bad,) = json.loads((tmp_path / "out" / "check.json").read_text())["bad_files"]
+    assert bad["subject"] == "sub-b"
+    assert "there is no such file" in bad["words"]
+    assert not (tmp_path / "out" / "salt").exists()
+
+
+def test_manifests_of_one_split_may_share_subjects(cohort, make_row):
+    rows, write = cohort
+    rows["test"].append({**make_row("d", "T1"), "id": "again", "subject": "sub-a"})
+    paths = list(map(str, write()))
+    assert main(["check", *paths]) == 1
+    assert main(["check", *paths, "--one-split"]) == 0
+
+
+def test_modalities_may_be_aliases_and_a_typo_is_an_error(cohort):
+    manifests = [read_manifest(path) for path in cohort[1]()]
+    report = check_manifests(manifests, num_workers=1, modalities=["T1w"])
+    assert report.num_files == 6
+    assert [found.num_left_out for found in report.manifests] == [0, 0]
+    with pytest.raises(ValueError, match="unknown modality 'T1q'"):
+        check_manifests(manifests, modalities=["T1q"])
+
+
+def test_scans_are_read_in_several_processes(cohort, nifti, random_voxels, make_row, write_manifest, tmp_path):
+    for i in range(10):
+        nifti.write(random_voxels(4, 5, 6), f"{i}_0.nii.gz")
+    (tmp_path / "7_0.nii.gz").write_bytes(b"no scan")
+    manifest = read_manifest(write_manifest([make_row(str(i), "T1") for i in range(10)], "many.jsonl"))
+    report = check_manifests([manifest], num_workers=2)
+    assert [bad.error.path for bad in report.bad_files] == [str(tmp_path / "7_0.nii.gz")]
+    assert report.bad_files[0].subject == "sub-7"
+
+
+def test_report_keeps_no_frames_of_what_failed(cohort, tmp_path):
+    (tmp_path / "b_0.nii.gz").write_bytes(b"no scan")
+    (bad,) = check_manifests([read_manifest(path) for path in cohort[1]()], num_workers=1).bad_files
+    # A traceback keeps the arrays of its frames alive.
+    assert bad.error.__traceback__ is bad.error.__cause__ is bad.error.__context__ is None
+
+
+def test_work_of_many_items_comes_back_whole():
+    assert sorted(map_unordered(abs, range(-30, 0), num_workers=2)) == list(range(1, 31))
+    assert list(map_unordered(abs, [-3, -2], num_workers=2)) == [3, 2]
+    assert list(map_unordered(abs, iter(range(100)), num_workers=1)) == list(range(100))

@@ -1,0 +1,173 @@
+"""The saved index of a manifest is used while it belongs to the manifest's content, and made again when it does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from umbrella_data.errors import ManifestError
+from umbrella_data.manifest import manifest as manifest_module
+from umbrella_data.manifest.manifest import Manifest, read_manifest
+from umbrella_data.manifest.row_columns import modality_mask
+
+
+@pytest.fixture
+def rows(make_row):
+    return [make_row("a", "T1"), make_row("b", "dwi", "T1w", question="é?"), make_row("c"), make_row("d", "T1")]
+
+
+@pytest.fixture
+def indexed(rows, write_manifest, tmp_path):
+    """A manifest with its saved index."""
+    path = write_manifest(rows)
+    read_manifest(path, index_dir=tmp_path / "indexes").index_rows()
+    return path
+
+
+def is_saved(manifest: Manifest) -> bool:
+    """Whether a manifest was opened with the facts of a saved index."""
+    return manifest._facts is not None
+
+
+def test_facts_hold_modalities_text_lengths_and_image_tokens(rows, write_manifest):
+    facts = read_manifest(write_manifest(rows)).facts
+    assert [facts.modalities(row) for row in range(4)] == [("T1",), ("dMRI", "T1"), (), ("T1",)]
+    assert facts.arrays["text_bytes"].tolist() == [len(b"What is it?a brain"), len("é?a brain".encode()), 18, 18]
+    masks = [modality_mask(names) for names in (["T1"], ["T1", "dMRI"], [])]
+    assert facts.masks(np.array([0, 1, 2, 3])).tolist() == [*masks, masks[0]]
+    assert len(set(masks)) == 3
+    assert facts.image_tokens(np.array([3, 2, 1]), num_image_tokens={"T1": 5, "dMRI": 7}).tolist() == [5, 0, 12]
+    assert facts.modality_sets() == {frozenset({"T1"}), frozenset({"T1", "dMRI"}), frozenset()}
+    with pytest.raises(ValueError, match="no number of image tokens for dMRI"):
+        facts.image_tokens(np.array([0]), num_image_tokens={"T1": 5})
+
+
+def test_facts_when_rows_are_bad_name_all_of_them(rows, write_manifest):
+    path = write_manifest([rows[0], {"messages": [{"content": 3}]}, rows[1], {"id": 3}])
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path).facts  # noqa: B018
+    assert [problem[:7] for problem in caught.value.problems] == ["line 2:", "line 4:"]
+
+
+def test_index_when_saved_is_mapped_again_without_reading_a_row(indexed, tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest_module, "index_rows", None)
+    monkeypatch.setattr(manifest_module, "collect_facts", None)
+    manifest = read_manifest(indexed, index_dir=tmp_path / "indexes")
+    assert is_saved(manifest)
+    assert [sample.id for sample in manifest] == list("abcd")
+    assert [manifest.modalities(row) for row in range(4)] == [("T1",), ("dMRI", "T1"), (), ("T1",)]
+    assert manifest.num_bytes(0) == len(indexed.read_bytes().splitlines()[0])
+    assert manifest.line(3) == 4
+
+
+def test_index_holds_no_name_of_a_subject_or_file(indexed, tmp_path):
+    (saved,) = (tmp_path / "indexes").iterdir()
+    content = saved.read_bytes()
+    assert b"sub-" not in content
+    assert b"nii" not in content
+    assert b"manifest.jsonl" not in content + saved.name.encode()
+
+
+def test_index_when_the_manifest_has_changed_is_made_again(indexed, rows, tmp_path):
+    indexed.write_text(indexed.read_text().replace('"T1w"', '"fMRI"'))  # one byte more
+    manifest = read_manifest(indexed, index_dir=tmp_path / "indexes")
+    assert not is_saved(manifest)
+    assert manifest.facts.modalities(1) == ("dMRI", "rsfMRI")
+    assert is_saved(read_manifest(indexed, index_dir=tmp_path / "indexes"))
+
+
+def test_index_when_the_content_has_changed_and_its_length_has_not_is_made_again(indexed, tmp_path):
+    indexed.write_text(indexed.read_text().replace('"dwi"', '"DTI"'))
+    os.utime(indexed, ns=(5, 5))
+    assert not is_saved(read_manifest(indexed, index_dir=tmp_path / "indexes"))
+
+
+def test_index_when_the_manifest_was_copied_or_touched_is_used(indexed, tmp_path):
+    os.utime(indexed, ns=(5, 5))
+    assert is_saved(read_manifest(indexed, index_dir=tmp_path / "indexes"))
+
+
+def test_index_when_damaged_is_made_again(indexed, tmp_path):
+    (saved,) = (tmp_path / "indexes").iterdir()
+    saved.write_bytes(saved.read_bytes()[:-1])
+    manifest = read_manifest(indexed, index_dir=tmp_path / "indexes")
+    assert not is_saved(manifest)
+    assert manifest.facts.modalities(0) == ("T1",)
+    assert is_saved(read_manifest(indexed, index_dir=tmp_path / "indexes"))
+
+
+def test_index_of_a_large_manifest_is_kept_beside_it_or_in_the_users_cache(rows, write_manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest_module, "SAVE_FROM_ROWS", 4)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    path = write_manifest(rows)
+    read_manifest(path).index_rows()
+    assert path.with_name(".manifest.jsonl.index").is_file()
+    assert not (tmp_path / "home").exists()
+    path.with_name(".manifest.jsonl.index").unlink()
+    path.with_name(".manifest.jsonl.index").mkdir()  # cannot be written, even by root
+    read_manifest(path).index_rows()
+    assert len(list((tmp_path / "home").rglob("*.index"))) == 1
+    assert is_saved(read_manifest(path))
+
+
+def test_index_of_a_small_manifest_is_kept_in_memory(rows, write_manifest, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    read_manifest(write_manifest(rows)).index_rows()
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.jsonl"]
+
+
+def test_manifest_with_a_saved_index_travels_as_a_path(rows, write_manifest, tmp_path):
+    path = write_manifest(rows * 200)
+    read_manifest(path, index_dir=tmp_path / "indexes").index_rows()
+    manifest = read_manifest(path, index_dir=tmp_path / "indexes")
+    content = pickle.dumps(manifest)
+    assert len(content) < 2000
+    assert pickle.loads(content)[5] == manifest[5]
+    # What this process has just saved is mapped too, and not the arrays that it was made from.
+    assert len(pickle.dumps(read_manifest(path, index_dir=tmp_path / "other"))) > 8 * 800
+    fresh = read_manifest(path, index_dir=tmp_path / "other")
+    fresh.index_rows()
+    assert len(pickle.dumps(fresh)) < 2000
+
+
+def test_progress_when_given_sees_every_row(rows, write_manifest):
+    seen = []
+    read_manifest(write_manifest(rows)).index_rows(progress=lambda numbers: seen.extend(numbers) or range(4))
+    assert seen == [0, 1, 2, 3]
+
+
+def test_json_list_and_gaps_between_rows_keep_their_lines(rows, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n\n".join(json.dumps(row) for row in rows))
+    read_manifest(path, index_dir=tmp_path / "i").index_rows()
+    again = read_manifest(path, index_dir=tmp_path / "i")
+    assert is_saved(again)
+    assert [again.line(row) for row in range(4)] == [1, 3, 5, 7]
+
+
+def test_manifest_with_a_saved_index_takes_no_memory_a_row(make_row, write_manifest, tmp_path):
+    path = write_manifest([make_row(f"{i}", "T1") for i in range(30_000)])
+    read_manifest(path, index_dir=tmp_path / "indexes").index_rows()
+
+    def read_some(num_rows: int) -> Manifest:
+        manifest = read_manifest(path, index_dir=tmp_path / "indexes")
+        for row in range(0, 15 * num_rows, 15):
+            assert manifest[row].id == str(row)
+            assert manifest.modalities(row) == ("T1",)
+        return manifest
+
+    read_some(100)  # what is made once a process
+    kept = []
+    for num_rows in (100, 2_000):
+        tracemalloc.start()
+        manifest = read_some(num_rows)
+        kept.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        assert len(manifest) == 30_000
+    # Offsets and facts alone would take 20 bytes a row: 600 kB.
+    assert max(kept) < 300_000

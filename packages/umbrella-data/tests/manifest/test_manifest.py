@@ -1,0 +1,145 @@
+"""Manifests give random access by offsets, and name every problem with its line."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+
+from umbrella_data.errors import ManifestError
+from umbrella_data.manifest.manifest import read_manifest
+
+
+def test_manifest_gives_samples_by_index_slice_and_iteration(make_row, write_manifest):
+    manifest = read_manifest(write_manifest([make_row(name, "T1") for name in "abcd"]))
+    assert len(manifest) == 4
+    assert (manifest[2].id, manifest[-1].id) == ("c", "d")
+    assert [sample.id for sample in manifest[1:3]] == ["b", "c"]
+    assert [sample.id for sample in manifest] == list("abcd")
+    with pytest.raises(IndexError):
+        manifest[4]
+
+
+def test_modalities_are_known_in_reading_order_without_files(make_row, write_manifest):
+    manifest = read_manifest(write_manifest([make_row("a", "dwi", "T1w"), make_row("b"), make_row("c", "dMRI", "T1")]))
+    assert [manifest.modalities(i) for i in (2, 1, 0, 2)] == [("dMRI", "T1"), (), ("dMRI", "T1"), ("dMRI", "T1")]
+
+
+def test_modalities_when_the_row_is_bad_say_what_is_wrong(make_row, write_manifest):
+    manifest = read_manifest(write_manifest([make_row("a", "T1"), {"messages": [{"content": 3}]}]))
+    with pytest.raises(ManifestError, match="line 2: 'id' is missing"):
+        manifest.modalities(1)
+
+
+def test_num_bytes_is_the_length_of_the_row(make_row, write_manifest):
+    rows = [make_row("a", "T1"), make_row("b", question="é" * 50)]
+    manifest = read_manifest(write_manifest(rows))
+    assert [manifest.num_bytes(i) for i in range(2)] == [len(json.dumps(row)) for row in rows]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n\n", ""])
+def test_lines_of_any_ending_are_read(make_row, tmp_path, end):
+    separator = end or "\n"
+    text = separator.join(json.dumps(make_row(name, "T1", question="脳?")) for name in "abc") + end
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode("utf-8"))
+    manifest = read_manifest(path)
+    assert [sample.id for sample in manifest] == list("abc")
+    assert manifest.line(2) == (7 if end == "\n\n\n" else 3)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_json_list_is_read_by_its_elements(make_row, tmp_path, indent):
+    rows = [make_row(name, "T1", question="脳?") for name in "abc"]
+    path = tmp_path / "rows.json"
+    path.write_text("\n" + json.dumps(rows, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+    manifest = read_manifest(path)
+    assert [sample.id for sample in manifest] == list("abc")
+    assert [sample.messages[0].text for sample in manifest] == ["脳?"] * 3
+    lines = path.read_text(encoding="utf-8").splitlines()
+    start = manifest.line(1) - 1
+    assert '"id": "b"' in "\n".join(lines[start : start + 2])
+
+
+def test_json_file_of_one_object_is_one_row(make_row, tmp_path):
+    path = tmp_path / "row.json"
+    path.write_text("\n" + json.dumps(make_row("a", "T1"), indent=1) + "\n")
+    manifest = read_manifest(path)
+    assert [sample.id for sample in manifest] == ["a"]
+    assert manifest.line(0) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ['{"id": 1}\n{"id": 2}', "3", '[{"a": 1}', '[{"a": 1},]', '[{"a": 1} {"b": 2}]', '[{"a": 1}] x']
+)
+def test_json_file_when_it_is_no_whole_list_is_refused(tmp_path, text):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(ManifestError, match=r"rows\.json"):
+        read_manifest(path)
+
+
+def test_validate_names_all_problems_of_all_rows_with_their_lines(make_row, write_manifest, tmp_path):
+    rows = [make_row("a", "T1"), make_row("b", "T9"), make_row("a", "T1"), {"id": "x", "messages": 3}]
+    path = write_manifest(rows)
+    path.write_text(path.read_text() + '{"id": NaN}\nnot json\n')
+    (tmp_path / "a_0.nii.gz").touch()
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path).validate()
+    words = [
+        "line 2: messages[0].content[0]: unknown modality 'T9'",
+        "line 3: id 'a' stands in line 1 already",
+        "line 4: 'subject' is missing",
+        "line 4: 'messages' must be a list",
+        "line 5: NaN is no JSON value",
+        "line 6: Expecting value",
+    ]
+    assert len(caught.value.problems) == len(words)
+    for problem, start in zip(caught.value.problems, words, strict=True):
+        assert problem.startswith(start)
+    assert str(path) in str(caught.value)
+
+
+def test_validate_when_a_file_is_missing_names_subject_and_root_or_the_link(make_row, write_manifest, tmp_path):
+    manifest = read_manifest(write_manifest([make_row("a", "T1")]))
+    manifest.validate(check_files=False)
+    with pytest.raises(ManifestError, match=r"line 1: subject 'sub-a': no file a_0\.nii\.gz under .*data_root"):
+        manifest.validate()
+    (tmp_path / "a_0.nii.gz").symlink_to("nothing")
+    with pytest.raises(ManifestError) as caught:
+        manifest.validate()
+    (problem,) = caught.value.problems
+    assert problem.startswith(
+        "line 1: subject 'sub-a': a_0.nii.gz: a link to a file that is not here: fetch its content"
+    )
+    assert "data_root" not in problem
+    (tmp_path / "nothing").touch()
+    manifest.validate()
+
+
+def test_data_root_when_given_is_where_paths_start(make_row, write_manifest, tmp_path):
+    root = tmp_path / "scans"
+    root.mkdir()
+    manifest = read_manifest(write_manifest([make_row("a", "T1")]), data_root=root)
+    assert manifest[0].scans[0].paths == (root / "a_0.nii.gz",)
+    with pytest.raises(ManifestError, match="data_root"):
+        read_manifest(manifest.path, data_root=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_manifest_without_rows_is_refused(tmp_path, text):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    with pytest.raises(ManifestError, match="no rows"):
+        read_manifest(path)
+
+
+def test_manifest_when_missing_is_refused(tmp_path):
+    with pytest.raises(ManifestError, match="no such file"):
+        read_manifest(tmp_path / "rows.jsonl")
+
+
+def test_manifest_travels_to_worker_processes(make_row, write_manifest):
+    manifest = read_manifest(write_manifest([make_row("a", "T1")]))
+    assert manifest[0] == pickle.loads(pickle.dumps(manifest))[0]

@@ -1,0 +1,387 @@
+"""Memory of a batch is used again when the batch is gone everywhere, and not before."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import multiprocessing
+import os
+import pickle
+import threading
+import weakref
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from umbrella_data.memory import shared_pool as recycled_memory
+from umbrella_data.memory.batch_buffer import BatchMemory
+from umbrella_data.memory.shared_pool import SharedTensor, recycled
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="shared blocks are files as Linux has them")
+
+SHAPE = (3, 50, 40)
+NUM_BATCHES = 24
+
+
+class Numbers(Dataset):
+    """Batches full of their number, with the file of the block that they lie in."""
+
+    def __len__(self):
+        return NUM_BATCHES
+
+    def __getitem__(self, number):
+        tensor = recycled(SHAPE, torch.float32).fill_(number)
+        assert isinstance(tensor, SharedTensor)
+        return tensor, os.fstat(tensor._block.file).st_ino
+
+
+def loader():
+    return DataLoader(Numbers(), batch_size=None, num_workers=1)
+
+
+def test_a_batch_that_is_gone_makes_room_in_the_worker():
+    files = set()
+    for number, (tensor, file) in enumerate(loader()):
+        assert type(tensor) is torch.Tensor
+        assert torch.equal(tensor, torch.full(SHAPE, float(number)))
+        files.add(file)
+        del tensor
+    # Two are read ahead, one is in use, one is being made, and some are on their way.
+    assert len(files) <= 10  # else 24
+
+
+def test_batches_that_are_kept_keep_their_memory():
+    kept = list(loader())
+    assert len({file for _, file in kept}) == NUM_BATCHES
+    for number, (tensor, _) in enumerate(kept):
+        assert torch.equal(tensor, torch.full(SHAPE, float(number)))
+
+
+def test_a_view_of_a_part_keeps_the_whole():
+    batches = iter(loader())
+    row = next(batches)[0][1:2, ::7]
+    gc.collect()
+    others = [tensor.sum().item() for tensor, _ in batches]
+    assert len(others) == NUM_BATCHES - 1
+    assert not row.any()
+
+
+def test_what_is_written_to_a_batch_stays_in_it():
+    batches = iter(loader())
+    first = next(batches)[0].fill_(-1)
+    assert all(tensor.min() > 0 for tensor, _ in batches)
+    assert first.max() == -1
+
+
+# ---- a process that is forked off ----
+
+
+def read_late(batch, gate, result):
+    gate.wait(30)
+    result.put((batch.min().item(), batch.max().item()))
+    del batch
+
+
+def test_a_process_that_was_forked_off_keeps_the_batch_that_it_holds():
+    context = multiprocessing.get_context("fork")
+    gate, result = context.Event(), context.SimpleQueue()
+    batches = iter(loader())
+    first = next(batches)[0]
+    other = context.Process(target=read_late, args=(first, gate, result))
+    other.start()
+    del first
+    gc.collect()
+    assert all(tensor.min() > 0 for tensor, _ in batches)
+    gate.set()
+    assert result.get() == (0.0, 0.0)
+    other.join()
+    assert other.exitcode == 0
+
+
+def test_a_process_that_was_forked_off_releases_nothing():
+    context = multiprocessing.get_context("fork")
+    gate, result = context.Event(), context.SimpleQueue()
+    gate.set()
+    batches = iter(loader())
+    first = next(batches)[0]
+    other = context.Process(target=read_late, args=(first, gate, result))
+    other.start()
+    other.join()
+    assert result.get() == (0.0, 0.0)
+    assert all(tensor.min() > 0 for tensor, _ in batches)
+    assert not first.any()
+
+
+def overwrite(result):
+    result.put(recycled(SHAPE, torch.float32).fill_(9).max().item())
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_process_that_was_forked_off_has_blocks_of_its_own(monkeypatch, is_shared):
+    if is_shared:
+        in_worker(monkeypatch)
+    context = multiprocessing.get_context("fork")
+    result = context.SimpleQueue()
+    tensor = recycled(SHAPE, torch.float32).fill_(4)
+    block = next(block for block in recycled_memory._blocks if block.address == tensor.data_ptr())
+    del tensor
+    assert block.is_free
+    other = context.Process(target=overwrite, args=(result,))
+    other.start()
+    other.join()
+    assert result.get() == 9.0
+    assert (block._memory.view("float32") == 4).all()
+
+
+def test_a_worker_leaves_a_batch_to_the_process_that_it_forked_off(monkeypatch):
+    in_worker(monkeypatch)
+    context = multiprocessing.get_context("fork")
+    gate, result = context.Event(), context.SimpleQueue()
+    tensor = recycled(SHAPE, torch.float32).fill_(4)
+    other = context.Process(target=read_late, args=(tensor, gate, result))
+    other.start()
+    del tensor
+    gc.collect()
+    recycled(SHAPE, torch.float32).fill_(9)
+    gate.set()
+    assert result.get() == (4.0, 4.0)
+    other.join()
+
+
+def send_on(tensor, result):
+    result.put(sent(tensor).max().item())
+
+
+def test_a_process_that_was_forked_off_sends_a_copy(monkeypatch):
+    in_worker(monkeypatch)
+    context = multiprocessing.get_context("fork")
+    result = context.SimpleQueue()
+    tensor = recycled(SHAPE, torch.float32).fill_(4)
+    block = tensor._block
+    other = context.Process(target=send_on, args=(tensor, result))
+    other.start()
+    other.join()
+    assert result.get() == 4.0
+    del tensor
+    assert block.is_free
+
+
+def test_a_fork_waits_for_whoever_chooses_a_block():
+    context = multiprocessing.get_context("fork")
+    result = context.SimpleQueue()
+    with recycled_memory._choosing:
+        threading.Timer(0.5, recycled_memory._choosing.release).start()
+        other = context.Process(target=overwrite, args=(result,))
+        other.start()
+        recycled_memory._choosing.acquire()
+    other.join(20)
+    assert other.exitcode == 0
+
+
+# ---- what is done with a batch ----
+
+
+def in_worker(monkeypatch):
+    """From here on this process passes for a loader worker."""
+    monkeypatch.setattr(recycled_memory, "get_worker_info", lambda: SimpleNamespace(id=0))
+    monkeypatch.setattr(recycled_memory, "_blocks", [])
+
+
+def sent(tensor):
+    """What another process would get."""
+    return pickle.loads(ForkingPickler.dumps(tensor))
+
+
+def test_what_is_made_of_a_shared_tensor_is_a_plain_one(monkeypatch):
+    in_worker(monkeypatch)
+    tensor = recycled(SHAPE, torch.float32).fill_(2)
+    for made in (tensor + 1, tensor[0], tensor.transpose(0, 1), tensor.clone(), default_collate([tensor, tensor])):
+        assert type(made) is torch.Tensor
+    assert torch.equal(copy.deepcopy(tensor), torch.full(SHAPE, 2.0))
+    first = tensor.first(2)
+    assert first.shape == (2, *SHAPE[1:])
+    assert first.data_ptr() == tensor.data_ptr()
+
+
+def test_a_tensor_that_is_sent_twice_is_released_twice(monkeypatch):
+    in_worker(monkeypatch)
+    tensor = recycled(SHAPE, torch.float32).fill_(3)
+    address, block = tensor.data_ptr(), tensor._block
+    received = [sent(tensor) for _ in range(2)]
+    del tensor
+    gc.collect()
+    assert [each.sum().item() for each in received] == [3.0 * 6000] * 2
+    for _ in range(2):
+        assert not block.is_free
+        received.pop()
+    assert block.is_free
+    assert recycled(SHAPE, torch.float32).data_ptr() == address
+
+
+CHANGES = {
+    "data": lambda tensor: setattr(tensor, "data", tensor.data * 5),
+    "set": lambda tensor: tensor.set_(torch.full(SHAPE, 7.0)),
+    "rows": lambda tensor: setattr(tensor, "data", tensor.data[1:]),
+    "strided": lambda tensor: tensor.as_strided_((2, 3), (1, 7), 6),
+    "turned": lambda tensor: tensor.transpose_(0, 2),
+    "type": lambda tensor: setattr(tensor, "data", tensor.data.double()),
+    "gradient": lambda tensor: tensor.requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_put_elsewhere_is_sent_as_it_is(monkeypatch, change):
+    in_worker(monkeypatch)
+    tensor = recycled(SHAPE, torch.float32)
+    tensor.copy_(torch.arange(float(tensor.numel())).view(SHAPE))
+    CHANGES[change](tensor)
+    other = sent(tensor)
+    assert torch.equal(other, tensor.clone())
+    assert (other.dtype, other.requires_grad) == (tensor.dtype, tensor.requires_grad)
+
+
+def test_a_batch_of_which_a_view_was_sent_before_keeps_its_block(monkeypatch):
+    in_worker(monkeypatch)
+    tensor = recycled(SHAPE, torch.float32).fill_(1)
+    array = tensor.numpy()
+    view = sent(tensor[0])  # torch puts other memory under all of it
+    others = [recycled(SHAPE, torch.float32).fill_(9) for _ in range(3)]
+    assert len(others) == 3
+    assert torch.equal(sent(tensor), torch.full(SHAPE, 1.0))
+    assert (array == 1).all()
+    assert (view == 1).all()
+
+
+def test_a_received_batch_that_is_sent_on_keeps_its_block():
+    batches = iter(loader())
+    first = next(batches)[0]
+    array = first.numpy()
+    first.share_memory_()  # as a queue would: torch puts other memory under it
+    assert all(tensor.min() > 0 for tensor, _ in batches)
+    assert not array.any()
+    assert not first.any()
+
+
+def test_a_pickle_holds_the_values_and_keeps_no_block(monkeypatch):
+    in_worker(monkeypatch)
+    tensor = recycled(SHAPE, torch.float32).fill_(5)
+    block = tensor._block
+    text = pickle.dumps(tensor)
+    del tensor
+    assert block.is_free
+    assert torch.equal(pickle.loads(text), torch.full(SHAPE, 5.0))
+
+
+def num_open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+class Several(Numbers):
+    """Batches of four modalities."""
+
+    def __getitem__(self, number):
+        tensors = [recycled((*SHAPE, size), torch.float16).fill_(number) for size in range(1, 5)]
+        return tensors, [os.fstat(tensor._block.file).st_ino for tensor in tensors], num_open_files()
+
+
+def test_batches_of_many_modalities_are_used_again_and_no_file_is_left_open():
+    files, num_open = set(), []
+    before = num_open_files()
+    for number, (tensors, numbers, count) in enumerate(DataLoader(Several(), batch_size=None, num_workers=1)):
+        assert all((tensor == number).all() for tensor in tensors)
+        files.update(numbers)
+        num_open.append(count)
+    assert len(files) <= 4 * 10  # else 96
+    assert max(num_open[8:]) <= max(num_open[:8]) + 8  # else 64 more
+    assert num_open_files() <= before + 10  # else 96 more
+
+
+# ---- what is kept ----
+
+
+def kept_sizes():
+    gc.collect()
+    recycled((1,), torch.uint8)  # looks at what is free
+    return sorted(block.num_bytes for block in recycled_memory._blocks if block.num_bytes > 1)
+
+
+def test_few_free_blocks_are_kept_the_latest(monkeypatch):
+    in_worker(monkeypatch)
+    monkeypatch.setattr(recycled_memory, "_MAX_SPARE", 2)
+    for size in (1000, 1001, 999, 1000, 998):
+        recycled((size,), torch.uint8)
+    assert kept_sizes() == [998, 1000]
+
+
+def test_a_block_that_is_not_kept_leaves_no_file_open(monkeypatch):
+    in_worker(monkeypatch)
+    monkeypatch.setattr(recycled_memory, "_MAX_SPARE", 1)
+    before = num_open_files()
+    for size in range(1, 41):
+        recycled((size,), torch.uint8)
+    assert num_open_files() <= before + 5
+
+
+def test_free_blocks_are_small_together(monkeypatch):
+    in_worker(monkeypatch)
+    monkeypatch.setattr(recycled_memory, "_MAX_SPARE_BYTES", 2500)
+    for size in (1000, 1001, 500):
+        recycled((size,), torch.uint8)
+    assert kept_sizes() == [500, 1001]
+    recycled((9000,), torch.uint8)
+    assert 9000 not in kept_sizes()
+
+
+def test_blocks_in_use_are_looked_after_but_not_for_ever(monkeypatch):
+    in_worker(monkeypatch)
+    monkeypatch.setattr(recycled_memory, "_MAX_IN_USE", 3)
+    held = [recycled((size,), torch.uint8) for size in range(2, 8)]
+    assert kept_sizes() == [5, 6, 7]
+    del held
+    assert kept_sizes() == [5, 6, 7]
+
+
+@pytest.mark.parametrize("refusal", [OSError("forbidden"), None], ids=["refused", "not there"])
+def test_without_such_files_memory_is_shared_as_torch_shares_it(monkeypatch, refusal):
+    def refuse(name):
+        raise refusal
+
+    in_worker(monkeypatch)
+    if refusal is None:
+        monkeypatch.delattr(os, "memfd_create")
+    else:
+        monkeypatch.setattr(os, "memfd_create", refuse)
+    tensor = recycled(SHAPE, torch.float16).fill_(6)
+    assert type(tensor) is torch.Tensor
+    assert tensor.is_shared()
+    assert torch.equal(sent(tensor), torch.full(SHAPE, 6.0, dtype=torch.float16))
+
+
+def test_threads_never_take_the_same_memory(monkeypatch):
+    shape = (1, 5, 5, 9)
+    BatchMemory(2).place("T1", shape)  # one free block
+    gc.collect()
+    both = threading.Barrier(2)
+
+    def ref(view):
+        # Each waits for the other between choosing a block and saying so; who is let in alone waits in vain.
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(timeout=0.5)
+        return weakref.ref(view)
+
+    monkeypatch.setattr(recycled_memory, "weakref", SimpleNamespace(ref=ref, finalize=weakref.finalize))
+    places = []
+    threads = [
+        threading.Thread(target=lambda: places.append(BatchMemory(2).place("T1", shape)), daemon=True) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(places) == 2
+    assert places[0].data_ptr() != places[1].data_ptr()

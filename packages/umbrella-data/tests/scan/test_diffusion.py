@@ -1,0 +1,167 @@
+"""FA, MD and the main direction of fitted tensors, on a phantom of known fibres and on real brains."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from umbrella_data.cache.store import VolumeCache
+from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
+from umbrella_data.scan.gradient_table import gradient_files
+from umbrella_data.scan.header import ScanDoubt
+from umbrella_data.scan.volume import load_volume
+
+pytest.importorskip("dipy", reason="fitting tensors is an extra")
+
+from umbrella_data.scan.diffusion import fit_dwi
+
+FIBRE = np.array([2.0, 1.0, 0.5]) / np.linalg.norm([2.0, 1.0, 0.5])
+ALONG, ACROSS = 1.7e-3, 0.3e-3
+
+
+def write_dwi(nifti: Any, *, orientation: str = "RAS", num_directions: int = 12, background: float = 0.0) -> Path:
+    """A ball of one fibre direction in its right half and isotropic in its left half, without noise."""
+    rng = np.random.default_rng(0)
+    world = rng.normal(size=(num_directions, 3))
+    world /= np.linalg.norm(world, axis=1, keepdims=True)
+    world = np.concatenate([np.zeros((2, 3)), world])
+    b_values = np.array([0.0, 0.0] + [1000.0] * num_directions)
+    line = np.arange(16) - 7.5
+    x, y, z = np.meshgrid(line, line, line, indexing="ij")
+    ball = (x**2 + y**2 + z**2) < 36
+    fibre = np.exp(-b_values * (ACROSS + (ALONG - ACROSS) * (world @ FIBRE) ** 2))
+    round_ = np.exp(-b_values * (ALONG + 2 * ACROSS) / 3)
+    series = 1000 * np.where(ball, 1.0, background)[..., None] * np.where((x > 0)[..., None], fibre, round_)
+    path = nifti.write(series.astype(np.float32), "sub-01_dwi.nii.gz", orientation=orientation, repetition_time=5.0)
+    axes = np.asarray(nifti.image(np.zeros((2, 2, 2), np.int16), orientation=orientation).affine)[:3, :3] / 2
+    stored = world @ axes
+    if np.linalg.det(axes) > 0:
+        stored[:, 0] *= -1
+    bval, bvec = gradient_files(path)
+    np.savetxt(bval, b_values[None])
+    np.savetxt(bvec, stored.T)
+    return path
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LAS", "PSR", "LPI"])
+def test_fit_dwi_finds_the_tensor_when_stored_in_any_way(nifti: Any, orientation: str) -> None:
+    maps = fit_dwi(write_dwi(nifti, orientation=orientation))
+    right, left = maps.mask.copy(), maps.mask.copy()
+    right[:8], left[8:] = False, False
+    assert right.sum() > 200
+    mean = (ALONG + 2 * ACROSS) / 3
+    np.testing.assert_allclose(maps.md[maps.mask], mean, rtol=1e-3)
+    spread = np.array([ALONG, ACROSS, ACROSS])
+    expected = np.sqrt(1.5 * np.square(spread - mean).sum() / np.square(spread).sum())
+    np.testing.assert_allclose(maps.fa[right], expected, rtol=1e-3)
+    np.testing.assert_allclose(maps.fa[left], 0, atol=1e-3)
+    np.testing.assert_allclose(np.abs(FIBRE @ maps.direction[:, right]), 1, atol=1e-3)
+    assert not maps.fa[~maps.mask].any()
+
+
+def test_load_volume_gives_fa_and_md_when_given_a_dwi(nifti: Any) -> None:
+    path = write_dwi(nifti)
+    maps = fit_dwi(path)
+    for paths in (path, [path]):
+        volume = load_volume(paths, modality="dMRI")
+        assert volume.data.shape == (2, 16, 16, 16)
+        np.testing.assert_array_equal(volume.data[0], maps.fa)
+        np.testing.assert_array_equal(volume.data[1], maps.md)
+        assert volume.spacing == (2.0, 2.0, 2.0)
+
+
+def test_fit_dwi_finds_no_other_brain_than_the_mask_given(nifti: Any) -> None:
+    path = write_dwi(nifti)
+    found = fit_dwi(path)
+    given = found.mask.copy()
+    given[:, :, 8:] = False
+    mask = nifti.write(given.astype(np.uint8), "sub-01_desc-brain_mask.nii.gz")
+    maps = fit_dwi(path, mask=mask)
+    np.testing.assert_array_equal(maps.mask, given)
+    both = given & found.mask
+    np.testing.assert_allclose(maps.fa[both], found.fa[both], rtol=1e-5)
+    assert not maps.fa[~given].any()
+    volume = load_volume(path, modality="dMRI", mask=mask)
+    np.testing.assert_array_equal(volume.data[0], maps.fa)
+
+
+def test_fit_dwi_takes_all_of_a_cut_out_that_has_no_background(nifti: Any) -> None:
+    ball = fit_dwi(write_dwi(nifti)).mask
+    dim = fit_dwi(write_dwi(nifti, background=0.25))
+    assert (dim.mask.sum(), dim.doubts) == (ball.sum(), ())
+    path = write_dwi(nifti, background=0.5)
+    whole = fit_dwi(path)
+    assert whole.mask.all()
+    assert whole.doubts == (ScanDoubt.NO_BACKGROUND,)
+    assert load_volume(path, modality="dMRI").doubts == (ScanDoubt.NO_BACKGROUND,)
+    mask = nifti.write(ball.astype(np.uint8), "mask.nii.gz")
+    masked = fit_dwi(path, mask=mask)
+    np.testing.assert_array_equal(masked.mask, ball)
+    assert masked.doubts == ()
+
+
+@pytest.mark.parametrize("name", ["sub-dipy101d/dwi/sub-dipy101d_dwi.nii.gz", "sub-dipy64d/dwi/sub-dipy64d_dwi.nii"])
+def test_fit_dwi_takes_all_of_the_cut_outs_among_the_real_scans(real_data: Path, name: str) -> None:
+    maps = fit_dwi(real_data / name)
+    assert ScanDoubt.NO_BACKGROUND in maps.doubts
+    assert maps.mask.mean() > 0.99
+    # White matter and grey, not the fluid alone.
+    assert 4e-4 < np.median(maps.md[maps.mask]) < 1.5e-3
+
+
+def test_fit_dwi_refuses_when_directions_do_not_span_the_tensor(nifti: Any) -> None:
+    path = write_dwi(nifti, num_directions=5)
+    with pytest.raises(ScanError, match="at least 6 different directions") as caught:
+        fit_dwi(path)
+    assert caught.value.reason == ScanReason.BVEC
+    path = write_dwi(nifti, num_directions=12)
+    bvec = gradient_files(path)[1]
+    np.savetxt(bvec, np.tile([[1.0], [0.0], [0.0]], 14))
+    with pytest.raises(ScanError, match="at least 6 different directions"):
+        fit_dwi(path)
+
+
+def test_load_volume_refuses_when_a_dwi_is_a_volume_or_lacks_gradients(nifti: Any, random_voxels: Any) -> None:
+    with pytest.raises(ScanError) as caught:
+        load_volume(nifti.write(random_voxels(8, 8, 8), "a_dwi.nii"), modality="dMRI")
+    assert caught.value.reason == ScanReason.RANK
+    with pytest.raises(ScanError) as caught:
+        load_volume(nifti.write(random_voxels(8, 8, 8, 8), "b_dwi.nii"), modality="dMRI")
+    assert caught.value.reason == ScanReason.BVAL
+    cache = VolumeCache(nifti.folder / "cache")
+    pipeline = Pipeline(PipelineConfig(image_size=(8, 8, 8)), modality="dMRI", cache=cache)
+    with pytest.raises(ScanError) as cached:
+        pipeline(nifti.folder / "b_dwi.nii", generator=None)
+    assert (cached.value.reason, cached.value.path) == (ScanReason.BVAL, caught.value.path)
+
+
+def test_fit_dwi_names_the_library_when_dipy_is_missing(nifti: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_dwi(nifti)
+    monkeypatch.setitem(sys.modules, "dipy.core.gradients", None)
+    with pytest.raises(ImportError, match=r"needs dipy: pip install dipy"):
+        fit_dwi(path)
+
+
+@pytest.mark.parametrize("subject", ["sub-sag01", "sub-uih01"])
+def test_corpus_callosum_runs_left_right_when_the_brain_is_real(real_data: Path, subject: str) -> None:
+    from scipy.ndimage import label
+
+    maps = fit_dwi(real_data / subject / "dwi" / f"{subject}_dwi.nii.gz")
+    columns = np.flatnonzero(maps.mask.any(axis=(1, 2)))
+    middle = (columns[0] + columns[-1]) // 2
+    slab = np.zeros_like(maps.mask)
+    slab[middle - 1 : middle + 3] = True
+    # Four slices around the middle: the largest coherent piece of high FA there is the corpus callosum.
+    pieces, _ = label(slab & (maps.fa > 0.6))
+    callosum = pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()
+    directions = np.abs(maps.direction[:, callosum])
+    assert callosum.sum() >= 10
+    assert (directions.argmax(axis=0) == 0).all()
+    assert np.median(directions[0]) > 0.9
+    assert 0.15 < maps.fa[maps.mask].mean() < 0.35
+    assert 0.5e-3 < np.median(maps.md[maps.mask]) < 1.5e-3

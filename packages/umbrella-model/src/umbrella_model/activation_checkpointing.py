@@ -1,0 +1,37 @@
+"""Activation (gradient) checkpointing of single parts: where memory runs out is seldom everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CheckpointedPart = Literal["vision_tower", "language_model"]
+
+
+def checkpoint_parts(model: PreTrainedModel, parts: CheckpointedPart | Collection[CheckpointedPart]) -> None:
+    """Computes the layers of these parts again in backward, and keeps the activations of the others.
+
+    Args:
+        model: The model; changed in place.
+        parts: `vision_tower`, `language_model`, or a list of both or none.
+
+    Raises:
+        ValueError: A part that has no layers to checkpoint.
+    """
+    if isinstance(parts, str):
+        parts = (parts,)
+    unknown = sorted(set(parts) - set(get_args(CheckpointedPart)))
+    if unknown:
+        raise ValueError(f"cannot checkpoint {', '.join(unknown)}: only {', '.join(get_args(CheckpointedPart))}")
+    # The newer name of the same thing, where there is one.
+    newer, older = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+    enable: Any = getattr(model, newer if hasattr(model, newer) else older)
+    enable({"use_reentrant": False})
+    roots = {"vision_tower": model.model.vision_tower, "language_model": model.model.language_model}
+    for part, root in roots.items():
+        for module in root.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = part in parts

@@ -1,0 +1,1 @@
+"""Model, tokenizer and data of a run, built from its configuration."""

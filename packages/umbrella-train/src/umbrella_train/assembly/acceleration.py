@@ -1,0 +1,64 @@
+"""Attention implementation and compilation of a model's transformer layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from umbrella_model import UmbrellaForConditionalGeneration
+from umbrella_model.attention import VARLEN
+from umbrella_train.distributed.fsdp2 import transformer_layers
+from umbrella_train.errors import RunError
+
+
+def set_attention(model: UmbrellaForConditionalGeneration, wanted: str | None) -> None:
+    """Sets the attention of the encoder and of the language model.
+
+    Args:
+        model: The model, before it is wrapped.
+        wanted: As in `model.attn_implementation`; None takes `varlen` where it computes what `sdpa` does, and leaves
+            the model as it is elsewhere.
+
+    Raises:
+        RunError: `varlen` was asked of a language model that needs a mask.
+    """
+    is_plain = _is_plain_causal(model.config.text_config)
+    if wanted is None:
+        if not is_plain or model.model.language_model.config._attn_implementation != "sdpa":
+            return
+        wanted = VARLEN
+    if wanted == VARLEN and not is_plain:
+        raise RunError(
+            f"model.attn_implementation: {VARLEN} is for causal attention over the whole row, and the layers of this "
+            "language model see less (a sliding window, or another kind of layer): take sdpa"
+        )
+    model.set_attn_implementation(wanted)
+
+
+def _is_plain_causal(config: PretrainedConfig) -> bool:
+    """Whether every layer attends to all that comes before: then rows padded on the right need no mask."""
+    kinds: Any = getattr(config, "layer_types", None) or ()
+    return getattr(config, "sliding_window", None) is None and set(kinds) <= {"full_attention"}
+
+
+def compile_layers(model: nn.Module, *, backend: str = "inductor") -> int:
+    """Compiles every transformer layer in place; names in the state dict stay as they are.
+
+    One layer's code serves all layers of its kind. Lengths are symbols from the start: a batch of another length does
+    not compile again. What surrounds the layers looks at Python dicts of modalities and stays eager.
+
+    Args:
+        model: An UMBRELLA model, before it is wrapped or sharded.
+        backend: As in `torch.compile`.
+
+    Returns:
+        The number of layers.
+    """
+    layers = list(transformer_layers(model))
+    for layer in layers:
+        # Of `forward` and not of the module: hooks of a sharded engine stay outside, where they need not be traced.
+        layer.forward = torch.compile(layer.forward, dynamic=True, backend=backend)
+    return len(layers)

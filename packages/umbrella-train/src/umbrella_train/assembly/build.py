@@ -1,0 +1,208 @@
+"""Tokenizer, model, data sets and collator from a `RunConfig`: where data and model meet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollator, read_manifest
+from umbrella_data.cache.store import VolumeCache
+from umbrella_data.dataset.bad_scans import BadScanList
+from umbrella_data.modality import find_modality
+from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
+from umbrella_model import (
+    LoraSettings,
+    PatchEmbedConfig,
+    UmbrellaConfig,
+    UmbrellaForConditionalGeneration,
+    set_trainable,
+)
+from umbrella_model.parts import Part
+from umbrella_model.trainable import Mode
+from umbrella_train.assembly.acceleration import set_attention
+from umbrella_train.assembly.byte_tokenizer import image_token_id, load_tokenizer
+from umbrella_train.assembly.load_errors import ITS_TOKENIZER, LLAVA, TRAINED_MODEL, loading
+from umbrella_train.assembly.trained_model import check_tokenizer, is_trained_model, load_trained_model
+from umbrella_train.batches.collators import SupervisedCollator
+from umbrella_train.config import DatasetConfig, RunConfig
+from umbrella_train.distributed.deepspeed import built_whole
+from umbrella_train.errors import RunError
+from umbrella_train.processor import UmbrellaProcessor
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run works with.
+
+    Attributes:
+        tokenizer: Of the language model.
+        model: On the CPU; the trainer moves it.
+        pipelines: From scan files to volumes, by modality.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    model: UmbrellaForConditionalGeneration
+    pipelines: Mapping[str, Pipeline]
+
+    def collator(self, *, padding_side: Literal["left", "right"] = "right") -> PaddingCollator:
+        """The collator for training (`right`), which names the positions that carry loss, or generation (`left`)."""
+        kind = SupervisedCollator if padding_side == "right" else PaddingCollator
+        return kind(
+            pad_token_id=self.tokenizer.pad_token_id,
+            modality_order=list(self.pipelines),
+            padding_side=padding_side,
+        )
+
+    def processor(self) -> UmbrellaProcessor:
+        """What is saved beside the weights: tokenizer, pipelines and the table of modalities."""
+        return UmbrellaProcessor.from_parts(self.tokenizer, self.model, self.pipelines)
+
+    def dataset(
+        self, source: DatasetConfig, *, config: RunConfig, augment: bool, folder: Path | None = None
+    ) -> ConversationDataset:
+        """The examples of one manifest.
+
+        Args:
+            source: The manifest.
+            config: The run.
+            augment: Whether scans are changed at random.
+            folder: Where bad scans are listed, if the config says to skip them; None raises.
+        """
+        skips = config.data.on_bad_scan == "skip" and folder is not None
+        return ConversationDataset(
+            read_manifest(source.manifest, data_root=source.data_root),
+            tokenizer=self.tokenizer,
+            image_token_id=self.model.config.image_token_id,
+            num_image_tokens={name: self.model.num_image_tokens(name) for name in self.pipelines},
+            pipelines=self.pipelines,
+            seed=config.seed,
+            max_length=config.data.max_length,
+            augment=augment,
+            bad_scans=BadScanList(max_fraction=config.data.max_bad_fraction, folder=folder) if skips else None,
+        )
+
+    def mixture(
+        self, sources: Sequence[DatasetConfig], *, config: RunConfig, augment: bool, folder: Path | None = None
+    ) -> InterleaveDataset:
+        """Several manifests as one data set; arguments are those of `dataset`.
+
+        The config's mixing is for training: to evaluate, with `augment` off, every sample comes exactly once.
+        """
+        data = config.data
+        datasets = [self.dataset(source, config=config, augment=augment, folder=folder) for source in sources]
+        if not augment:
+            return InterleaveDataset(datasets, seed=config.seed)
+        return InterleaveDataset(
+            datasets,
+            mixing=[source.weight for source in sources] if data.mixing == "weights" else data.mixing,
+            temperature=data.temperature,
+            stop=data.stop,
+            seed=config.seed,
+        )
+
+
+def build_parts(config: RunConfig, *, weights: Path | None = None) -> Parts:
+    """Builds everything that does not depend on the samples.
+
+    The model is float32, whatever the checkpoint or the configs of its parts say: in half precision small steps of the
+    optimiser change no weight, and the gradient of an absent modality is zero. `trainer.bf16` decides what is computed
+    in less.
+
+    Args:
+        config: The run.
+        weights: A folder with a trained model and its tokenizer, in place of what the config starts from.
+
+    Raises:
+        RunError: Weights or tokenizer cannot be loaded, or `varlen` does not fit the language model.
+    """
+    with built_whole():
+        if weights is not None:
+            tokenizer = load_tokenizer(str(weights), key="model", right=TRAINED_MODEL)
+            with loading("weights", key="model", source=weights, right=TRAINED_MODEL):
+                model = UmbrellaForConditionalGeneration.from_pretrained(weights, dtype=torch.float32)
+        else:
+            tokenizer = _load_tokenizer(config)
+            model = _build_model(config, tokenizer)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    set_attention(model, config.model.attn_implementation)
+    learn = config.model.learn
+    try:
+        set_trainable(model, cast(Mapping[Part, Mode], learn.parts), lora=LoraSettings(**learn.lora.model_dump()))
+    except ImportError as error:
+        raise RunError(f"model.learn: {error}") from error
+    return Parts(tokenizer=tokenizer, model=model, pipelines=_build_pipelines(config))
+
+
+def _load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
+    section = config.model
+    if section.tokenizer is not None:
+        return load_tokenizer(section.tokenizer, key="model.tokenizer")
+    # A LLaVA checkpoint brings its own tokenizer.
+    return load_tokenizer(section.pretrained, key="model.pretrained", right=f"{LLAVA} {ITS_TOKENIZER}")
+
+
+def _patch_embeds(config: RunConfig) -> dict[str, PatchEmbedConfig]:
+    return {
+        name: PatchEmbedConfig(
+            modality.image_size,
+            modality.patch_size,
+            in_channels=find_modality(name).num_channels,
+            pool=config.model.pool.get(name, 1),
+        )
+        for name, modality in config.model.modalities.items()
+    }
+
+
+def _build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> UmbrellaForConditionalGeneration:
+    torch.manual_seed(config.seed)
+    section = config.model
+    if section.pretrained is not None:
+        with loading("weights", key="model.pretrained", source=section.pretrained, right=LLAVA):
+            if is_trained_model(section.pretrained):
+                check_tokenizer(tokenizer, source=section.pretrained)
+                return load_trained_model(section.pretrained, section=section, patch_embeds=_patch_embeds(config))
+            return UmbrellaForConditionalGeneration.from_llava(
+                section.pretrained,
+                modalities=_patch_embeds(config),
+                init=section.init,
+                vision_feature_layer=section.vision_feature_layer,
+                dtype=torch.float32,
+            )
+    image_id = image_token_id(tokenizer)
+    assert section.vision_config is not None
+    assert section.text_config is not None
+    text: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        **section.text_config,
+    }
+    model = UmbrellaForConditionalGeneration(
+        UmbrellaConfig(
+            modalities=_patch_embeds(config),
+            vision_config=AutoConfig.for_model(**section.vision_config),
+            text_config=AutoConfig.for_model(**text),
+            image_token_index=image_id,
+            # The last layer: none that was built is left out.
+            vision_feature_layer=-1 if section.vision_feature_layer is None else section.vision_feature_layer,
+        )
+    )
+    return model.float()  # a `dtype` in the config of a part builds that part in it
+
+
+def _build_pipelines(config: RunConfig) -> dict[str, Pipeline]:
+    cache = None if config.data.cache_dir is None else VolumeCache(config.data.cache_dir)
+    pipelines = {}
+    for name, modality in config.model.modalities.items():
+        settings = config.data.pipelines.get(name)
+        chosen = {} if settings is None else settings.model_dump()
+        pipeline_config = PipelineConfig(image_size=modality.image_size, **chosen)
+        pipelines[name] = Pipeline(pipeline_config, modality=name, cache=cache)
+    return pipelines

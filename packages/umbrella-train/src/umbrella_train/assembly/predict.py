@@ -1,0 +1,83 @@
+"""Asks a trained model one question about scans; nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import umbrella_model  # noqa: F401  (registers the model with the Auto classes)
+from umbrella_data.modality import find_modality
+from umbrella_train.assembly.load_errors import TRAINED_MODEL, loading
+from umbrella_train.errors import RunError
+from umbrella_train.processor import UmbrellaProcessor, question_with_scans
+
+
+def predict(
+    folder: Path,
+    *,
+    question: str,
+    scans: Sequence[tuple[str, Sequence[Path]]] = (),
+    max_new_tokens: int = 32,
+    device: torch.device | str | None = None,
+) -> str:
+    """The model's answer, decoded greedily.
+
+    Args:
+        folder: A run's folder, its `model/`, a checkpoint, or any folder with a model and its processor.
+        question: The words.
+        scans: Modality (or an alias of it) and files of each scan, in reading order.
+        max_new_tokens: Longest answer in tokens.
+        device: Where to compute; None: the GPU, where there is one.
+
+    Raises:
+        RunError: There is no model, it cannot be loaded, or it does not know a modality.
+        ScanError: A scan cannot be trusted.
+    """
+    model_folder = find_model(folder)
+    has_processor = (model_folder / "processor_config.json").is_file()
+    # As for a tokenizer alone: a damaged file raises errors of any class.
+    with loading("processor", key="model", source=model_folder, right=TRAINED_MODEL, errors=(Exception,)):
+        processor = AutoProcessor.from_pretrained(model_folder) if has_processor else None
+    if not isinstance(processor, UmbrellaProcessor):
+        raise RunError(f"{model_folder}: holds no processor of this package; train the model with umbrella-train")
+    named = [(_known_modality(name, processor), paths) for name, paths in scans]
+    batch = processor(question_with_scans(question, named))
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with loading("weights", key="model", source=model_folder, right=TRAINED_MODEL):
+        model: Any = AutoModelForImageTextToText.from_pretrained(model_folder)
+    model.eval().to(place)
+    volumes = {name: volume.to(place) for name, volume in batch.pop("pixel_values").items()}
+    inputs = {name: tensor.to(place) for name, tensor in batch.items()}
+    stops = list(processor.end_of_turn.stop_ids)
+    generated = model.generate(
+        **inputs, pixel_values=volumes, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops
+    )
+    return processor.decode_answers(generated, prompt_length=inputs["input_ids"].shape[1])[0]
+
+
+def find_model(folder: Path) -> Path:
+    """The folder of the weights: `folder` itself, or the `model/` of a run.
+
+    Raises:
+        RunError: There are none.
+    """
+    for place in (folder / "model", folder):
+        if (place / "config.json").is_file():
+            return place
+    if (folder / "config.yaml").is_file():
+        raise RunError(f"{folder / 'model'}: holds no model; the run did not end (a checkpoint-N can be named instead)")
+    raise RunError(f"{folder}: holds no model (there is no config.json)")
+
+
+def _known_modality(name: str, processor: UmbrellaProcessor) -> str:
+    try:
+        canonical = find_modality(name).name
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    if canonical not in processor.modality_order:
+        raise RunError(f"{canonical}: the model knows {', '.join(processor.modality_order)} alone")
+    return canonical

@@ -1,0 +1,138 @@
+"""Where the samples come from: manifests, or the synthetic cohort, which is written first."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+from tqdm import tqdm
+
+from umbrella_data import ManifestError, read_manifest
+from umbrella_data.synthetic.cohort import find_demo_cohort, make_demo_cohort
+from umbrella_train.config import DatasetConfig, RunConfig
+from umbrella_train.errors import RunError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Manifests to train on and to evaluate on."""
+
+    train: Sequence[DatasetConfig]
+    evaluation: Sequence[DatasetConfig]
+
+
+# Checking takes 50 to 100 us a row: seconds for a cohort, minutes for a population.
+MAX_ROWS_CHECKED = 50_000
+
+
+def check_manifests(sources: Sequence[DatasetConfig], *, config: RunConfig) -> None:
+    """Reads every row before anything is built; no scan is opened.
+
+    A missing file is a bad scan like any other where the config says to skip them. Of a manifest of more rows than
+    `MAX_ROWS_CHECKED`, only modalities are looked at: its rows are checked as they come, which a warning says.
+
+    Raises:
+        RunError: With all problems of all rows of all manifests, and modalities that the model is not to have.
+    """
+    problems = []
+    for source in sources:
+        try:
+            manifest = read_manifest(source.manifest, data_root=source.data_root)
+            if len(manifest) <= MAX_ROWS_CHECKED:
+                manifest.validate(check_files=config.data.on_bad_scan == "raise")
+            elif _is_first_rank():
+                logger.warning(
+                    "%s: has %d rows, more than the %d that are checked before a run; a bad one stops it as it comes. "
+                    "umbrella-data check %s checks them all",
+                    source.manifest,
+                    len(manifest),
+                    MAX_ROWS_CHECKED,
+                    source.manifest,
+                )
+            held = frozenset[str]().union(*manifest.facts.modality_sets())
+            problems += [
+                f"{source.manifest}: holds {name} scans, and the config has no model.modalities.{name}: give their "
+                "image_size and patch_size, or leave these rows out"
+                for name in sorted(held - set(config.model.modalities))
+            ]
+        except (ManifestError, OSError) as error:
+            problems.append(str(error))
+    if problems:
+        raise RunError("\n".join(problems))
+
+
+def _is_first_rank() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def name_cohort_directory(config: RunConfig) -> RunConfig:
+    """The configuration with the folder of its synthetic cohort spelled out, so that a run's copy names its data."""
+    synthetic = config.data.synthetic
+    if synthetic is None or synthetic.directory is not None:
+        return config
+    named = synthetic.model_copy(update={"directory": _default_directory(config)})
+    return config.model_copy(update={"data": config.data.model_copy(update={"synthetic": named})})
+
+
+def _default_directory(config: RunConfig) -> Path:
+    return config.output_dir / "synthetic-cohort"
+
+
+def find_evaluation(config: RunConfig) -> Sequence[DatasetConfig]:
+    """The held-out samples of a run that is there already; unlike `prepare_sources`, this writes no cohort.
+
+    Raises:
+        RunError: With all problems of all rows of the manifests, or what is missing of the synthetic cohort.
+    """
+    synthetic = config.data.synthetic
+    if synthetic is None:
+        check_manifests(config.data.evaluation, config=config)
+        return config.data.evaluation
+    directory = synthetic.directory or _default_directory(config)
+    num_train, num_test, seed = synthetic.num_train, synthetic.num_test, synthetic.seed
+    cohort = find_demo_cohort(directory, num_train=num_train, num_test=num_test, seed=seed)
+    if cohort is None:
+        raise RunError(
+            f"{directory}: the synthetic cohort of this run is not there; write it again with: umbrella-data demo "
+            f"--out {directory} --num-train {num_train} --num-test {num_test} --seed {seed}"
+        )
+    return [DatasetConfig(manifest=cohort.test_manifest)]
+
+
+def prepare_sources(config: RunConfig) -> Sources:
+    """The config's manifests; a synthetic cohort is written by the first rank, or used again if it is there.
+
+    Raises:
+        RunError: With all problems of all rows of all manifests.
+    """
+    synthetic = config.data.synthetic
+    if synthetic is None:
+        sources = Sources(config.data.train, config.data.evaluation)
+        check_manifests([*sources.train, *sources.evaluation], config=config)
+        return sources
+    directory = synthetic.directory or _default_directory(config)
+    is_first = _is_first_rank()
+    if not is_first:
+        dist.barrier()
+    with tqdm(desc="writing the synthetic cohort", file=sys.stderr, disable=not is_first) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        cohort = make_demo_cohort(
+            directory,
+            num_train=synthetic.num_train,
+            num_test=synthetic.num_test,
+            seed=synthetic.seed,
+            progress=show,
+        )
+    if dist.is_initialized() and is_first:
+        dist.barrier()
+    return Sources([DatasetConfig(manifest=cohort.train_manifest)], [DatasetConfig(manifest=cohort.test_manifest)])

@@ -1,0 +1,1 @@
+"""Collators that training adds to those of umbrella_data."""

@@ -1,0 +1,70 @@
+"""Collators of training: supervised positions, packed rows, and which conversation a position belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from umbrella_data import PaddingCollator
+from umbrella_data.batch.example import Example
+from umbrella_model import pack_batch, supervised_index
+
+
+class SupervisedCollator(PaddingCollator):
+    """The collator of training and of the evaluation loss; its arguments are those of `PaddingCollator`.
+
+    The data know nothing of the model that takes the index: it is added here, in the loader's own process.
+    """
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Collate examples.
+
+        Returns:
+            The batch of `PaddingCollator` with `supervised_index`, (K,) int64: the model computes logits at these
+            positions of the flattened (B * L) alone.
+        """
+        batch = super().__call__(examples)
+        return {**batch, "supervised_index": supervised_index(batch["labels"])}
+
+
+def num_conversations(batch: Mapping[str, Any]) -> int:
+    """The conversations of a batch with labels, padded or packed."""
+    ends = batch.get("cu_seq_lens_q")
+    return len(batch["labels"]) if ends is None else len(ends) - 1
+
+
+def conversation_index(batch: Mapping[str, Any]) -> Tensor:
+    """The number of the conversation at each position.
+
+    Args:
+        batch: From `PaddingCollator`, or packed, still on the host.
+
+    Returns:
+        int64 of the shape of `labels`.
+    """
+    labels, ends = batch["labels"], batch.get("cu_seq_lens_q")
+    if ends is None:
+        return torch.arange(len(labels)).unsqueeze(1).expand_as(labels)
+    return torch.repeat_interleave(torch.arange(len(ends) - 1), ends.diff()).unsqueeze(0)
+
+
+class PackedCollator:
+    """Collates as another collator does, then packs.
+
+    Args:
+        collate: Examples to a padded batch, as `PaddingCollator`.
+    """
+
+    def __init__(self, collate: Callable[[Any], dict[str, Any]]) -> None:
+        self._collate = collate
+
+    def __call__(self, examples: Sequence[Any]) -> dict[str, Any]:
+        """Collate examples.
+
+        Returns:
+            What `pack_batch` makes of the padded batch.
+        """
+        return pack_batch(self._collate(examples))  # as they come: their type says where the scans lie

@@ -1,0 +1,1 @@
+"""Checkpoints: integrity, finding the one to resume from, training state."""

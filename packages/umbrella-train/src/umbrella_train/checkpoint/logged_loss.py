@@ -1,0 +1,53 @@
+"""Losses of steps that are not logged yet, kept in checkpoints so that a resumed run logs the same means."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch.distributed as dist
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+# No class name of a callback: Hugging Face's Trainer may build those anew from what is kept under their names.
+_NAME = "losses_since_log"
+
+
+class LossSinceLog(TrainerCallback):
+    """Keeps the sum of losses since the last line, which Hugging Face's Trainer forgets when it stops.
+
+    Args:
+        trainer: Whose losses they are.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def keep(self) -> None:
+        """Puts the sum, the mean of all ranks, into the state that a checkpoint saves; called by every rank."""
+        total = _mean_over_ranks(self._trainer._tr_loss).item()
+        since = self._trainer._globalstep_last_logged
+        kept_states(self._trainer.state)[_NAME] = {"sum": total, "since": since}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by the Trainer, once it has set its own sum to zero."""
+        kept = kept_states(state).get(_NAME)
+        if kept is not None:
+            self._trainer._tr_loss.fill_(kept["sum"])
+            self._trainer._globalstep_last_logged = kept["since"]
+            # The mean loss of the whole training, logged at its end, is that of the steps from here on.
+            self._trainer._total_loss_scalar = -kept["sum"]
+
+
+def _mean_over_ranks(value: Tensor) -> Tensor:
+    if not dist.is_initialized():
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def kept_states(state: TrainerState) -> dict[str, Any]:
+    """The table that Hugging Face's Trainer writes with a checkpoint and reads again; it annotates it as a list."""
+    return cast(dict[str, Any], state.stateful_callbacks)

@@ -1,0 +1,133 @@
+"""A Hugging Face Trainer whose checkpoints are whole: safetensors and JSON for every engine, sealed when finished."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import Trainer
+
+from umbrella_train.checkpoint.integrity import seal_checkpoint
+from umbrella_train.checkpoint.logged_loss import LossSinceLog
+from umbrella_train.checkpoint.training_state import load_training_state, save_training_state
+from umbrella_train.distributed.finite import check_finite
+from umbrella_train.distributed.fsdp2 import is_sharded_model, load_whole_state, whole_state_dict
+
+logger = logging.getLogger(__name__)
+
+
+class WholeCheckpointTrainer(Trainer):
+    """Replaces what Hugging Face's Trainer pickles, and loads what is asked for or nothing.
+
+    There is no random state to keep: a step's generator comes from (seed, step, rank), a sample's from its index.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._losses = LossSinceLog(self)
+        self.add_callback(self._losses)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the model whole, once it is known to be finite; every rank must call it.
+
+        Raises:
+            NonFiniteError: A parameter is NaN or infinite. A checkpoint of it would be the newest, and no run could go
+                on from it.
+        """
+        check_finite(self._unwrapped(), step=self.state.global_step)
+        if self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        state = None
+        if is_sharded_model(self._unwrapped()):
+            state = whole_state_dict(self._unwrapped(), keep=self.args.should_save)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=state)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Writes safetensors, configs and the processor; Hugging Face's pickled arguments are left out."""
+        target = Path(output_dir or self._run_folder())
+        target.mkdir(parents=True, exist_ok=True)
+        self._unwrapped().save_pretrained(target, state_dict=state_dict)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(target)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._losses.keep()
+        super()._save_checkpoint(model, trial)
+        if dist.is_initialized():
+            dist.barrier()
+        if self.args.should_save:
+            seal_checkpoint(self._run_folder() / f"checkpoint-{self.state.global_step}")
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        assert self.optimizer is not None
+        save_training_state(
+            Path(output_dir),
+            model=self._unwrapped(),
+            optimizer=self.optimizer,
+            scheduler=self.lr_scheduler,
+            scaler=self.accelerator.scaler,
+            layout=self._layout(),
+            is_writer=self.args.should_save,
+        )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        if self.is_deepspeed_enabled:
+            if self.args.process_index == 0:
+                logger.warning(
+                    "%s: DeepSpeed goes on with the learning rate and the other settings of the optimiser that it "
+                    "saved, whatever the config says now",
+                    Path(checkpoint).name,
+                )
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        assert self.optimizer is not None
+        load_training_state(
+            Path(checkpoint),
+            model=self._unwrapped(),
+            optimizer=self.optimizer,
+            scheduler=self.lr_scheduler,
+            scaler=self.accelerator.scaler,
+            layout=self._layout(),
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Loads the weights; a key that is missing or not expected is an error, where Hugging Face's Trainer warns."""
+        target = self._unwrapped() if model is None else model
+        load_whole_state(target, sorted(Path(resume_from_checkpoint).glob("model*.safetensors")))
+
+    def _save_scaler(self, output_dir: str) -> None:
+        """Part of the training state."""
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Part of the training state."""
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """There is none."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """There is none."""
+
+    def _layout(self) -> dict[str, Any]:
+        return {
+            "seed": self.args.seed,
+            "ranks": self.args.world_size,
+            "batch": self.args.per_device_train_batch_size,
+            "accumulation": self.args.gradient_accumulation_steps,
+        }
+
+    def _run_folder(self) -> Path:
+        assert self.args.output_dir is not None
+        return Path(self.args.output_dir)
+
+    def _unwrapped(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)

@@ -1,0 +1,121 @@
+"""FSDP2: parameters, gradients and moments spread over all ranks, by the trainer itself and on any device.
+
+accelerate gives plain DDP on a CPU where FSDP2 was asked for. Sharding here is the same code on CPU and GPU, so that
+what the tests prove on two gloo ranks is what runs on a cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from umbrella_model.vision_tower import UmbrellaVisionTower
+from umbrella_train.distributed.deepspeed import is_partitioned
+from umbrella_train.errors import RunError
+
+
+def shard_model(model: nn.Module, *, device: torch.device, reshard_after_forward: bool = True) -> None:
+    """Shards a model in place over all ranks.
+
+    A unit is gathered when it is called, and every rank must call the same units in the same order: each patch embed,
+    each layer of the encoder and of the language model, and the rest as one.
+
+    Args:
+        model: An UMBRELLA model with equal weights on every rank, on its device.
+        device: Where it lies.
+        reshard_after_forward: Free a unit's parameters after forward and gather them again for backward (least
+            memory), or keep them.
+
+    Raises:
+        RunError: There is no process group.
+    """
+    if not dist.is_initialized():
+        raise RunError("trainer.engine: fsdp2 shards over ranks; start it with torchrun or accelerate launch")
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for unit in sharding_units(model):
+        fully_shard(unit, mesh=mesh, reshard_after_forward=reshard_after_forward)
+    fully_shard(model, mesh=mesh, reshard_after_forward=reshard_after_forward)
+
+
+def sharding_units(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules that are gathered one at a time: patch embeds, and the members of every list of layers."""
+    for module in model.modules():
+        if isinstance(module, UmbrellaVisionTower):
+            yield from (module.patch_embed(name) for name in module.modality_order)
+    yield from transformer_layers(model)
+
+
+def transformer_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """The layers of the vision encoder and of the language model."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and name.endswith("layers"):
+            yield from module
+
+
+def is_sharded_model(model: nn.Module) -> bool:
+    """Whether FSDP2 or DeepSpeed ZeRO-3 spreads any parameter over the ranks."""
+    return any(isinstance(parameter, DTensor) or is_partitioned(parameter) for parameter in model.parameters())
+
+
+def whole_state_dict(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """The state dict with every tensor whole and on the CPU; a collective that every rank must call.
+
+    Args:
+        model: Sharded or not.
+        keep: Whether this rank wants it. The others take part and keep nothing.
+    """
+    whole: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if keep:
+            whole[name] = full.detach().to("cpu")
+    return whole
+
+
+def load_whole_state(model: nn.Module, files: list[Path]) -> None:
+    """Loads safetensors of whole tensors into a sharded model; every rank reads what it needs.
+
+    Raises:
+        RunError: The files and the model do not hold the same keys, or tensors of other shapes.
+    """
+    expected: dict[str, Any] = dict(model.state_dict())
+    found: set[str] = set()
+    with torch.no_grad():
+        for file in files:
+            with safe_open(file, framework="pt") as stored:
+                for name in stored.keys():  # noqa: SIM118 - the handle is no mapping
+                    if name not in expected:
+                        raise RunError(f"{file}: holds {name}, which the model does not have")
+                    value = stored.get_tensor(name)
+                    if value.shape != expected[name].shape:
+                        raise RunError(
+                            f"{file}: {name} has the shape {tuple(value.shape)}, and the model's "
+                            f"{tuple(expected[name].shape)}; go on with the config that it was trained with"
+                        )
+                    _copy(value, expected[name])
+                    found.add(name)
+    # A tied weight is stored once, under the first of its names.
+    loaded = {_address(expected[name]) for name in found}
+    missing = [name for name, tensor in expected.items() if name not in found and _address(tensor) not in loaded]
+    if missing:
+        raise RunError(f"{files[0].parent}: lacks {len(missing)} tensors of the model, the first is {missing[0]}")
+
+
+def _copy(value: Tensor, target: Tensor) -> None:
+    if isinstance(target, DTensor):
+        # Without a source rank each one cuts its own shard from what it read: nothing is sent.
+        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
+    target.copy_(value)
+
+
+def _address(tensor: Tensor) -> int:
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).data_ptr()

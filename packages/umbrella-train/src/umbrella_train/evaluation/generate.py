@@ -1,0 +1,231 @@
+"""Asks a model the questions of a data set, with their scans and with the controls, and scores what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from umbrella_data import ScanError
+from umbrella_data.manifest.sample import Sample
+from umbrella_data.modality import MODALITIES
+from umbrella_train.end_of_turn import EndOfTurn
+from umbrella_train.evaluation.controls import Question, QuestionSource, plan_questions
+from umbrella_train.evaluation.metrics import Prediction, score_answer, summarise
+
+Batch = Mapping[str, Any]
+
+
+class PromptSource(QuestionSource, Protocol):
+    """What asking needs of a `ConversationDataset`."""
+
+    def prompt(self, index: int, /, *, scans_from: int | None = None, with_scans: bool = True) -> Any:
+        """The conversation up to the answer, with its own scans, another sample's, or none."""
+        ...
+
+    def leave_out(self, index: int, error: ScanError, /) -> None:
+        """Notes a sample whose scan cannot be used, or raises the error."""
+        ...
+
+
+class Decoder(Protocol):
+    """What asking needs of a tokenizer."""
+
+    def decode(self, token_ids: Any, *, skip_special_tokens: bool) -> Any:
+        """Text of a list of token ids."""
+        ...
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Answers and what they add up to.
+
+    Attributes:
+        metrics: As `summarise` names them.
+        predictions: One a question, of all ranks, in the order of the questions.
+    """
+
+    metrics: dict[str, float]
+    predictions: list[Prediction] = field(repr=False)
+
+
+def evaluate_dataset(
+    model: nn.Module,
+    dataset: PromptSource,
+    *,
+    tokenizer: Decoder,
+    collator: Callable[[list[Any]], Batch],
+    batch_size: int,
+    max_new_tokens: int,
+    device: torch.device | str,
+    subject_hash: Callable[[str], str],
+    end_of_turn: EndOfTurn | None = None,
+    controls: bool = True,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    max_samples: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvaluationResult:
+    """Generate and score.
+
+    Args:
+        model: With `generate(**batch, max_new_tokens, do_sample)`, which returns (B, L + new) token ids.
+        dataset: The questions; samples without an answer are not asked.
+        tokenizer: Decodes the answers.
+        collator: Pads prompts on the left.
+        batch_size: Prompts a forward.
+        max_new_tokens: Longest answer in tokens.
+        device: Where the model is.
+        subject_hash: Names a subject in the predictions.
+        end_of_turn: What generation stops at, and an answer ends in front of; None: the model's own.
+        controls: Whether to ask also with shuffled, swapped and absent scans.
+        seed: Seed of the controls' partners and of the intervals.
+        rank: This process.
+        world_size: Number of processes; each asks its share, and all get the whole result.
+        max_samples: Questions to ask, for each list of modalities.
+        progress: Called with the number of batches done and their number, on this rank.
+    """
+    questions = plan_questions(dataset, controls=controls, seed=seed, max_samples=max_samples)
+    batches = list(_batches(dataset, questions, batch_size=batch_size))
+
+    def ask(positions: Sequence[int]) -> list[tuple[int, str]]:
+        examples = _prompts(dataset, {position: questions[position] for position in positions})
+        if not examples:
+            return []
+        batch = collator(list(examples.values()))
+        end = end_of_turn or EndOfTurn()
+        texts = _generate(model, batch, tokenizer, max_new_tokens=max_new_tokens, device=device, end=end)
+        return list(zip(examples, texts, strict=True))
+
+    was_training = model.training
+    model.eval()
+    try:
+        answers = _ask_in_rounds(ask, batches, rank=rank, world_size=world_size, progress=progress)
+    finally:
+        model.train(was_training)
+    predictions = [
+        _prediction(dataset.sample(questions[position].index), questions[position], text, subject_hash=subject_hash)
+        for position, text in sorted(_gather(answers, world_size=world_size))
+    ]
+    return EvaluationResult(summarise(predictions, seed=seed), predictions)
+
+
+def merge_results(results: Sequence[EvaluationResult], *, seed: int = 0) -> EvaluationResult:
+    """Sum several data sets' results up as one."""
+    predictions = [prediction for result in results for prediction in result.predictions]
+    return EvaluationResult(summarise(predictions, seed=seed), predictions)
+
+
+def _batches(dataset: PromptSource, questions: Sequence[Question], *, batch_size: int) -> Iterator[list[int]]:
+    """Cut the questions into batches of positions; a batch holds one list of modalities, with scans or without."""
+
+    def kind(position: int) -> tuple[bool, tuple[str, ...]]:
+        question = questions[position]
+        return question.condition == "no_scan", dataset.modalities(question.index)
+
+    for _, group in groupby(sorted(range(len(questions)), key=kind), key=kind):
+        positions = list(group)
+        for start in range(0, len(positions), batch_size):
+            yield positions[start : start + batch_size]
+
+
+def _ask_in_rounds(
+    ask: Callable[[Sequence[int]], list[tuple[int, str]]],
+    batches: Sequence[Sequence[int]],
+    *,
+    rank: int,
+    world_size: int,
+    progress: Callable[[int, int], None] | None,
+) -> list[tuple[int, str]]:
+    """Answers by position to this rank's share of the batches, of which one falls to each rank in a round."""
+    num_rounds = -(-len(batches) // world_size)
+    answers: list[tuple[int, str]] = []
+    for turn in range(num_rounds):
+        number = turn * world_size + rank
+        # A rank without a batch repeats the last one unheard: a sharded model needs all ranks in every forward.
+        heard = ask(batches[min(number, len(batches) - 1)])
+        if number < len(batches):
+            answers += heard
+        if progress is not None:
+            progress(turn + 1, num_rounds)
+    return answers
+
+
+def _prompts(dataset: PromptSource, questions: Mapping[int, Question]) -> dict[int, Any]:
+    """Examples by position, without those whose scan cannot be used and may be left out."""
+    examples = {}
+    for position, question in questions.items():
+        try:
+            examples[position] = _prompt(dataset, question)
+        except ScanError as error:
+            dataset.leave_out(question.index if question.scans_from is None else question.scans_from, error)
+    return examples
+
+
+def _prompt(dataset: PromptSource, question: Question) -> Any:
+    if question.condition == "no_scan":
+        return dataset.prompt(question.index, with_scans=False)
+    return dataset.prompt(question.index, scans_from=question.scans_from)
+
+
+@torch.no_grad()
+def _generate(
+    model: Any,
+    batch: Batch,
+    tokenizer: Decoder,
+    *,
+    max_new_tokens: int,
+    device: torch.device | str,
+    end: EndOfTurn,
+) -> list[str]:
+    inputs = {key: _to_device(value, device) for key, value in batch.items() if key != "labels"}
+    stops = {"eos_token_id": list(end.stop_ids)} if end.stop_ids else {}
+    output: Tensor = model.generate(**inputs, **stops, max_new_tokens=max_new_tokens, do_sample=False)
+    new: list[list[int]] = output[:, inputs["input_ids"].shape[1] :].tolist()
+    return [end.decode(tokens, tokenizer) for tokens in new]
+
+
+def _to_device(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _to_device(entry, device) for key, entry in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _gather(answers: list[tuple[int, str]], *, world_size: int) -> list[tuple[int, str]]:
+    if world_size == 1:
+        return answers
+    shares: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(shares, answers)
+    return [answer for share in shares for answer in share]
+
+
+def _prediction(
+    sample: Sample, question: Question, generated: str, *, subject_hash: Callable[[str], str]
+) -> Prediction:
+    answer = sample.answer
+    assert answer is not None, "only samples with an answer are asked"
+    score = score_answer(generated, answer)
+    return Prediction(
+        subject=subject_hash(sample.subject),
+        task=sample.task,
+        modality=modality_name(sample.modalities),
+        condition=question.condition,
+        question=next(turn.text for turn in reversed(sample.messages) if turn.role == "user"),
+        type=answer.type,
+        options=answer.options,
+        answer=answer.value,
+        unit=answer.unit,
+        generated=generated,
+        score=score.value,
+        is_parsed=score.is_parsed,
+    )
+
+
+def modality_name(modalities: Sequence[str]) -> str:
+    """Name a sample's set of modalities in the metrics: `T1`, `T1+dMRI`, or `text` without any."""
+    return "+".join(name for name in MODALITIES if name in modalities) or "text"

@@ -1,0 +1,45 @@
+"""One picture a modality of what the model sees, for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from umbrella_data import ScanError
+from umbrella_data.preview.figure import draw_volume
+from umbrella_train.assembly.build import Parts
+from umbrella_train.config import DatasetConfig, RunConfig
+
+
+def draw_pictures(sources: Sequence[DatasetConfig], *, parts: Parts, config: RunConfig, folder: Path) -> None:
+    """Draws the first scan of each modality, after its pipeline.
+
+    Args:
+        sources: Where to look for scans.
+        parts: Pipelines and data sets.
+        config: The run.
+        folder: Where `T1.png` and the others go.
+    """
+    missing = dict(config.model.modalities)
+    for source in sources:
+        dataset = parts.dataset(source, config=config, augment=False)
+        for index in range(len(dataset)):
+            if not missing:
+                return
+            if missing.keys().isdisjoint(dataset.modalities(index)):
+                continue
+            for scan in dataset.sample(index).scans:
+                modality = missing.get(scan.modality)
+                if modality is not None:
+                    try:
+                        volume = parts.pipelines[scan.modality](scan.paths, generator=None, mask=scan.mask)
+                    except ScanError:
+                        if config.data.on_bad_scan == "raise":
+                            raise
+                        continue  # the run notes it when it comes to it
+                    del missing[scan.modality]
+                    figure = draw_volume(volume, modality=scan.modality, patch_size=modality.patch_size)
+                    # The report shows two side by side: a smaller page keeps the letters readable.
+                    width, height = figure.get_size_inches()
+                    figure.set_size_inches(0.7 * width, 0.7 * height)
+                    figure.savefig(folder / f"{scan.modality}.png", dpi=160)

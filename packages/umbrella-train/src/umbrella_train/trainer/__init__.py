@@ -1,0 +1,1 @@
+"""The Hugging Face Trainer for batches of any mixture of modalities."""

@@ -1,0 +1,83 @@
+"""From the `trainer` section to Hugging Face's `TrainingArguments`, and the checks of what was launched."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from umbrella_train.config import RunConfig
+from umbrella_train.config.run_checks import world_size_problem
+from umbrella_train.distributed.launcher import check_launcher
+from umbrella_train.errors import RunError
+
+logger = logging.getLogger(__name__)
+
+# Fields of the section that are ours, not Hugging Face's.
+_OWN_FIELDS = {"world_size", "engine", "gradient_scale", "parity_every", "torch_compile", "gradient_checkpointing"}
+
+
+def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = False) -> TrainingArguments:
+    """Training arguments with every default that would train wrongly set right.
+
+    Starts the process group where the process was launched as one of several.
+
+    Args:
+        config: The run.
+        output_dir: The run's folder.
+        dry_run: Two steps, nothing saved or tracked.
+
+    Raises:
+        RunError: The number of processes is not the one that was launched, or not the one that the config asks for; or
+            float16 without a GPU.
+    """
+    check_launcher(config)
+    section = config.trainer.model_dump(exclude=_OWN_FIELDS)
+    # Without an accelerator this must be said, or two ranks under torchrun each believe to be alone.
+    section["use_cpu"] = section["use_cpu"] or not torch.cuda.is_available()
+    section["eval_strategy"] = "no" if section["eval_steps"] is None else "steps"
+    if dry_run:
+        section |= {"max_steps": 2, "logging_steps": 1, "eval_strategy": "no", "report_to": []}
+    arguments = TrainingArguments(
+        **section,
+        output_dir=str(output_dir),
+        save_strategy="no" if dry_run else "steps",
+        seed=config.seed,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        ddp_find_unused_parameters=False,
+        # The default replaces a NaN by an average of earlier losses and goes on.
+        logging_nan_inf_filter=False,
+        average_tokens_across_devices=True,
+        run_name=config.name,
+        disable_tqdm=True,
+    )
+    _check_world_size(config, arguments)
+    if arguments.fp16 and arguments.device.type == "cpu":
+        raise RunError("trainer.fp16 needs a GPU, and there is none: a CPU would quietly compute in float32; use bf16")
+    keep_to_one_device(arguments)
+    return arguments
+
+
+def _check_world_size(config: RunConfig, arguments: TrainingArguments) -> None:
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if arguments.world_size != launched:
+        raise RunError(f"{launched} processes were launched, but this one sees {arguments.world_size} of them")
+    problem = world_size_problem(config.trainer.world_size)
+    if problem is not None:
+        raise RunError(problem)
+
+
+def keep_to_one_device(arguments: TrainingArguments) -> None:
+    """Hugging Face would use `DataParallel` over several GPUs, which hands scans to the wrong samples."""
+    num_devices = arguments.n_gpu  # sets the devices up on first use
+    if num_devices > 1:
+        arguments._n_gpu = 1
+        logger.warning(
+            "this process sees %d GPUs and uses one; to use all: torchrun --nproc-per-node %d -m umbrella_train ...",
+            num_devices,
+            num_devices,
+        )

@@ -1,0 +1,175 @@
+"""What happens around the steps: seeds, the metrics file, the progress bar, an agreed stop on SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from umbrella_train.distributed.parity import check_rank_parity
+from umbrella_train.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+class StepSeed(TrainerCallback):
+    """Seeds torch from (seed, step, rank) before every step: a resumed run draws the dropout of an unbroken one."""
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by the Trainer."""
+        words = f"{args.seed}/{state.global_step}/{args.process_index}".encode()
+        torch.manual_seed(int.from_bytes(hashlib.sha256(words).digest()[:8], "big") >> 1)
+
+
+class RankParity(TrainerCallback):
+    """Compares the parameters over ranks every few steps.
+
+    Args:
+        every: Steps between two comparisons; 0 for none.
+    """
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Called by the Trainer, on every rank at the same step."""
+        if self._every and state.global_step % self._every == 0 and model is not None:
+            check_rank_parity(model, step=state.global_step)
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every logged line to `metrics.jsonl`, whatever other trackers are on.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Drops the lines behind the checkpoint that a resumed run starts from: they will be written again."""
+        if state.is_world_process_zero:
+            self._folder.drop_metrics_after(state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Called by the Trainer."""
+        if state.is_world_process_zero and logs:
+            self._folder.append_metrics({"step": state.global_step, **logs})
+
+
+class ProgressBar(TrainerCallback):
+    """One line with the step, the loss and the time left; Hugging Face's own prints every log line as well."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by the Trainer."""
+        if state.is_world_process_zero:
+            if state.global_step >= state.max_steps:
+                logger.info("all %d steps are done: there is nothing left to train", state.max_steps)
+            self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", file=sys.stderr)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Called by the Trainer."""
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Called by the Trainer."""
+        if self._bar is not None and logs and "loss" in logs:
+            self._bar.set_postfix(loss=f"{logs['loss']:.4f}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by the Trainer."""
+        self.close()
+
+    def close(self) -> None:
+        """Ends the line, also of a training that failed."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class StopOnSignal(TrainerCallback):
+    """Turns SIGTERM, which a scheduler sends before it kills, and Ctrl-C into a checkpoint and an orderly end.
+
+    A second Ctrl-C ends the run at once.
+
+    A rank that stops alone leaves the others waiting for ever: the trainer shares `is_asked` with all ranks once an
+    optimiser step, and sets `is_agreed` on all of them in the same step.
+
+    Attributes:
+        is_asked: Whether this rank got a signal.
+        is_agreed: Whether some rank did.
+        signal_number: The signal; SIGTERM on a rank that got none itself.
+    """
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self.is_agreed = False
+        self.signal_number: int = signal.SIGTERM
+        self._previous: dict[int, Any] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by the Trainer."""
+        self._previous = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.is_asked = True
+        self.signal_number = number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Called by the Trainer."""
+        if self.is_agreed:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by the Trainer."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

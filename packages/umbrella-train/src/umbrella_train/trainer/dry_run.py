@@ -1,0 +1,76 @@
+"""The table of a dry run: what learns, how many tokens a scan takes, and what two steps cost."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from umbrella_model import UmbrellaForConditionalGeneration, parameter_table
+
+if TYPE_CHECKING:
+    from umbrella_train.trainer.trainer import UmbrellaTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class DryRunTable(TrainerCallback):
+    """Logs parameters and tokens at the start, time and peak memory after every step.
+
+    Args:
+        trainer: The trainer whose model is described.
+    """
+
+    def __init__(self, trainer: UmbrellaTrainer) -> None:
+        self._trainer = trainer
+        self._start = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by the Trainer."""
+        if not state.is_world_process_zero:
+            return
+        model = self._trainer.accelerator.unwrap_model(self._trainer.model)
+        logger.info(describe_model(model))
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by the Trainer."""
+        self._start = time.perf_counter()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Called by the Trainer after every step, once its loss was read and the device is done."""
+        if state.is_world_process_zero and logs and "loss" in logs:
+            seconds = time.perf_counter() - self._start
+            logger.info(
+                "step %d: loss %.4f, %.2f s, peak memory %s", state.global_step, logs["loss"], seconds, _peak_memory()
+            )
+
+
+def describe_model(model: UmbrellaForConditionalGeneration) -> str:
+    """A table of the parts, with what learns of each, and of the tokens that a scan takes."""
+    lines = [f"{'part':<24}{'parameters':>16}{'trainable':>16}"]
+    lines += [f"{row.part:<24}{row.num_parameters:>16,}{row.num_trainable:>16,}" for row in parameter_table(model)]
+    lines += ["", f"{'modality':<24}{'tokens a scan':>16}"]
+    lines += [f"{name:<24}{model.num_image_tokens(name):>16,}" for name in model.config.patch_embeds]
+    return "\n".join(lines)
+
+
+def _peak_memory() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU"
+    # ru_maxrss counts KiB on Linux.
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB of the process"

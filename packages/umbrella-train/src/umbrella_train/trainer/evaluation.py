@@ -1,0 +1,132 @@
+"""Evaluation loss, overall and for each set of modalities, summed over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import EvalLoopOutput
+
+from umbrella_train.batches.collators import num_conversations
+from umbrella_train.checkpoint.trainer import WholeCheckpointTrainer
+from umbrella_train.errors import RunError
+
+
+class MixedEvaluationTrainer(WholeCheckpointTrainer):
+    """Adds losses up by token and set of modalities, and gathers no logits.
+
+    Attributes:
+        modality_order: The model's modalities in order.
+    """
+
+    modality_order: Sequence[str]
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """Saves first where both are due: a held-out scan that cannot be read must not cost the steps before it."""
+        # Which checkpoint is the best, where that is asked for, is known only after.
+        if self.control.should_save and self.args.metric_for_best_model is None:
+            assert self.model is not None
+            self._save_checkpoint(self.model, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+            self.control.should_save = False
+        metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        return metrics
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Loss, logits and labels of one batch of any mixture; no dummy term is part of them."""
+        if not prediction_loss_only:  # logits at all positions are asked for
+            inputs = {key: value for key, value in inputs.items() if key != "supervised_index"}
+        ignored = [*(ignore_keys or ["past_key_values"]), "dummy_terms"]
+        return super().prediction_step(model, inputs, prediction_loss_only, ignored)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,  # noqa: ARG002
+        prediction_loss_only: bool | None = None,  # noqa: ARG002
+        ignore_keys: list[str] | None = None,  # noqa: ARG002
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Mean loss a supervised token over all ranks, in all and for each set of modalities.
+
+        Batches of different shapes and modalities on the ranks are no obstacle: only sums are shared.
+        """
+        assert self.model is not None
+        model: nn.Module = self._wrap_model(self.model, training=False, dataloader=dataloader)
+        if not self.is_in_train:
+            model = self.accelerator.prepare_model(model, evaluation_mode=True)
+        model.eval()
+        total = EvaluationLoss(self.modality_order, device=self.args.device)
+        for batch in dataloader:
+            inputs = self._prepare_inputs(batch)
+            loss, _, _ = self.prediction_step(model, inputs, prediction_loss_only=True)
+            assert loss is not None
+            total.add(loss, inputs)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        metrics, num_samples = total.reduce(prefix=metric_key_prefix)
+        return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=num_samples)
+
+    def predict(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        """Not for this model: logits of batches of different lengths and modalities make no array.
+
+        Raises:
+            RunError: Always.
+        """
+        raise RunError("predict has no meaning here; ask a trained model with umbrella-eval or umbrella-predict")
+
+
+class EvaluationLoss:
+    """Sums of loss and supervised tokens for every set of modalities, on the device until the end.
+
+    Args:
+        modalities: The model's modalities in order.
+        device: Where the losses live.
+    """
+
+    def __init__(self, modalities: Sequence[str], *, device: torch.device) -> None:
+        # Every subset has a row on every rank: the ranks need not have met the same ones to add up.
+        self._groups = [group for size in range(len(modalities) + 1) for group in combinations(modalities, size)]
+        self._order = tuple(modalities)
+        self._sums = torch.zeros(len(self._groups), 3, dtype=torch.float64, device=device)
+
+    def add(self, loss: Tensor, inputs: Mapping[str, Any]) -> None:
+        """Adds one batch: its mean loss a token, weighted by its supervised tokens.
+
+        Args:
+            loss: 0-dim mean loss of the batch.
+            inputs: The batch.
+        """
+        group = tuple(name for name in self._order if name in inputs["pixel_values"])
+        labels = inputs["labels"]
+        # The model shifts labels by one: the first position is never predicted.
+        tokens = labels[:, 1:].ne(-100).sum().double()
+        samples = torch.full_like(tokens, num_conversations(inputs))
+        row = torch.stack([loss.double() * tokens, tokens, samples])
+        self._sums[self._groups.index(group)] += row
+
+    def reduce(self, *, prefix: str) -> tuple[dict[str, float], int]:
+        """Metrics over all ranks, in one collective and one read.
+
+        Args:
+            prefix: First word of the keys.
+
+        Returns:
+            `{prefix}_loss`, `{prefix}/loss/T1`, `{prefix}/loss/T1+dMRI`, ...; and the number of samples.
+        """
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(self._sums)
+        rows = self._sums.tolist()
+        losses, tokens, samples = (sum(column) for column in zip(*rows, strict=True))
+        metrics = {f"{prefix}_loss": losses / tokens if tokens else float("nan")}
+        for group, (group_loss, group_tokens, _) in zip(self._groups, rows, strict=True):
+            if group_tokens:
+                metrics[f"{prefix}/loss/{'+'.join(group) or 'text'}"] = group_loss / group_tokens
+        return metrics, int(samples)

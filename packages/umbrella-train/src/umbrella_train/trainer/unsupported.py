@@ -1,0 +1,109 @@
+"""What `UmbrellaTrainer` would do otherwise than asked, or not at all: refused before it starts, all at once."""
+
+from __future__ import annotations
+
+from typing import Any, cast, get_args
+
+import torch
+from torch import nn
+from transformers import TrainingArguments
+
+from umbrella_model import UmbrellaForConditionalGeneration
+from umbrella_model.attention import VARLEN
+from umbrella_model.vision_tower import UmbrellaVisionTower
+from umbrella_train.config import DummyLossConfig, TrainerConfig
+from umbrella_train.distributed.deepspeed import zero_problems
+from umbrella_train.errors import RunError
+
+
+def check_trainer(
+    model: nn.Module,
+    arguments: TrainingArguments,
+    *,
+    dummy_loss: DummyLossConfig,
+    engine: str,
+    gradient_scale: str,
+    packing: bool = False,
+    zero_stage: int = 0,
+) -> None:
+    """Holds the trainer's settings against each other, the model and the device.
+
+    Args:
+        model: Not wrapped.
+        arguments: Hugging Face's.
+        dummy_loss: As of the trainer.
+        engine: As of the trainer.
+        gradient_scale: As of the trainer.
+        packing: As of the trainer.
+        zero_stage: Stage of DeepSpeed ZeRO, 0 without DeepSpeed.
+
+    Raises:
+        RunError: Names everything that would not be done as asked.
+    """
+    problems = [*_unknown_words(engine=engine, gradient_scale=gradient_scale)]
+    if zero_stage:
+        problems += zero_problems(
+            absent=dummy_loss.absent, gradient_scale=gradient_scale, engine=engine, fp16=arguments.fp16
+        )
+    elif arguments.fp16 and engine == "fsdp2":
+        problems.append("fp16 cannot be combined with engine fsdp2: its loss scaler sees one shard; use bf16")
+    if arguments.fp16 and arguments.device.type == "cpu":
+        problems.append("fp16 needs a GPU: a CPU would quietly compute in float32; use bf16")
+    if not dummy_loss.enabled and (zero_stage or engine == "fsdp2"):
+        problems.append(
+            "dummy_loss.enabled: false cannot train with fsdp2 or DeepSpeed: a rank without a modality would share out "
+            "other gradients than the rest, which hangs them or mixes them up"
+        )
+    if arguments.fp16 and dummy_loss.absent == "hold" and _only_patch_embeds_learn(model):
+        problems.append(
+            "dummy_loss.absent: hold with fp16 leaves the loss scaler without any gradient where only patch embeds "
+            "learn and no scan comes; use bf16, or absent: update"
+        )
+    if zero_stage == 3 and not all(type(each.proj) is nn.Linear for each in _patch_embeds(model)):
+        problems.append("model.learn.patch_embed: lora cannot be trained by DeepSpeed ZeRO-3; use ZeRO-2, fsdp2 or DDP")
+    if packing:
+        problems += _packing_problems(model, arguments)
+    if problems:
+        raise RunError("\n  ".join(problems))
+
+
+def _unknown_words(**chosen: str) -> list[str]:
+    problems = []
+    for name, value in chosen.items():
+        known = get_args(TrainerConfig.model_fields[name].annotation)
+        if value not in known:
+            problems.append(f"{name} is {value!r}; known are {', '.join(known)}")
+    return problems
+
+
+def _patch_embeds(model: nn.Module) -> list[Any]:
+    towers = [module for module in model.modules() if isinstance(module, UmbrellaVisionTower)]
+    return [tower.patch_embed(name) for tower in towers for name in tower.modality_order]
+
+
+def _only_patch_embeds_learn(model: nn.Module) -> bool:
+    own = {id(parameter) for embed in _patch_embeds(model) for parameter in embed.parameters()}
+    return all(id(parameter) in own for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _packing_problems(model: nn.Module, arguments: TrainingArguments) -> list[str]:
+    language_model: Any = cast(UmbrellaForConditionalGeneration, model).model.language_model
+    text = language_model.config
+    attention = str(text._attn_implementation)
+    problems = []
+    if attention in ("eager", "sdpa"):
+        problems.append(
+            f"data.packing: true with attention {attention} would compute a mask over the whole row, several times the "
+            f"work; take model.attn_implementation {VARLEN} where the language model allows it, or data.batches: "
+            "by_length"
+        )
+    dropout: float = getattr(text, "attention_dropout", 0.0)
+    if attention == VARLEN and dropout:
+        problems.append(
+            f"data.packing: true cannot be combined with attention dropout, which is {dropout} in the "
+            "language model; set attention_dropout: 0 in model.text_config, or in the config.json of the checkpoint"
+        )
+    is_half = arguments.mixed_precision != "no" or language_model.dtype in (torch.bfloat16, torch.float16)
+    if arguments.device.type == "cuda" and not is_half:
+        problems.append("data.packing: true needs bfloat16 or float16 on a GPU: set trainer.bf16: true")
+    return problems

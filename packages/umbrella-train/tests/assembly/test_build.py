@@ -1,0 +1,151 @@
+"""From the model section to a model: its source, its feature layer, its tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
+
+from umbrella_model import parameter_table, trainable
+from umbrella_train import DummyLoss
+from umbrella_train.assembly.build import build_parts
+from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer, image_token_id
+from umbrella_train.config import ConfigError, RunConfig, load_config
+from umbrella_train.config.model import LearnConfig
+
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+MODALITIES = {
+    "rsfMRI": {"image_size": [8, 8, 8, 8], "patch_size": [4, 4, 4, 4]},
+    "T1": {"image_size": [16, 16, 16], "patch_size": [8, 8, 8]},
+}
+
+
+@pytest.fixture
+def llava(tmp_path: Path) -> Path:
+    """A checkpoint whose features come from the last layer but one, with its tokenizer."""
+    torch.manual_seed(0)
+    tokenizer = build_byte_tokenizer()
+    config = LlavaConfig(
+        vision_config=SiglipVisionConfig(**SIZES, image_size=16, patch_size=4),
+        text_config=Qwen2Config(**SIZES, num_key_value_heads=1, vocab_size=len(tokenizer)),
+        image_token_index=image_token_id(tokenizer),
+        vision_feature_layer=-2,
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(tmp_path / "llava")
+    tokenizer.save_pretrained(tmp_path / "llava")
+    return tmp_path / "llava"
+
+
+def pretrained_config(llava: Path, **entries: Any) -> RunConfig:
+    model = {"pretrained": str(llava), "modalities": MODALITIES, **entries}
+    return RunConfig.model_validate({"model": model, "data": {"synthetic": {}}})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_checkpoint_is_trained_in_float32(llava: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    LlavaForConditionalGeneration.from_pretrained(llava, dtype=dtype).save_pretrained(llava)
+    parts = build_parts(pretrained_config(llava))
+    model = parts.model.train()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    ids = torch.randint(1, 50, (2, 8))
+    out = model(input_ids=ids, labels=ids)
+    (out.loss + DummyLoss(scale=1e-7)(out.dummy_terms)).backward()
+    for name in MODALITIES:
+        parameters = model.model.vision_tower.patch_embed(name).parameters()
+        norm = torch.stack([parameter.grad.norm() for parameter in parameters]).norm()
+        assert norm.item() == pytest.approx(1e-7, rel=1e-3)
+    model.to(dtype).save_pretrained(tmp_path / "model")
+    parts.tokenizer.save_pretrained(tmp_path / "model")
+    again = build_parts(pretrained_config(llava), weights=tmp_path / "model").model
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
+
+
+def test_a_dtype_in_the_config_of_a_part_does_not_decide_what_is_trained() -> None:
+    vision = {"model_type": "siglip_vision_model", **SIZES, "dtype": "bfloat16"}
+    text = {"model_type": "qwen2", **SIZES, "num_key_value_heads": 1, "dtype": "float16"}
+    section = {"vision_config": vision, "text_config": text, "modalities": MODALITIES}
+    model = build_parts(RunConfig.model_validate({"model": section, "data": {"synthetic": {}}})).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("entries", "depth"), [({}, 2), ({"vision_feature_layer": -1}, 3)])
+def test_the_feature_layer_of_the_config_is_honoured_and_by_default_the_checkpoints(
+    llava: Path, entries: dict[str, Any], depth: int
+) -> None:
+    model = build_parts(pretrained_config(llava, **entries)).model
+    assert len(model.model.vision_tower.encoder.encoder.layers) == depth
+
+
+def test_random_weights_keep_every_layer_by_default() -> None:
+    text = {"model_type": "qwen2", **SIZES, "num_key_value_heads": 1}
+    model = {"vision_config": {"model_type": "siglip_vision_model", **SIZES}, "text_config": text}
+    for entries, depth in (({}, 3), ({"vision_feature_layer": -2}, 2)):
+        section = {**model, "modalities": MODALITIES, **entries}
+        parts = build_parts(RunConfig.model_validate({"model": section, "data": {"synthetic": {}}}))
+        assert len(parts.model.model.vision_tower.encoder.encoder.layers) == depth
+
+
+def test_init_decides_where_patch_embeds_start(llava: Path) -> None:
+    def weight(**entries: Any) -> torch.Tensor:
+        tower = build_parts(pretrained_config(llava, **entries)).model.model.vision_tower
+        return tower.patch_embed("T1").proj.weight
+
+    assert torch.equal(weight(), weight(init="inflate"))
+    # Random filters have unit gain; inflated ones share one grey filter out over the depth.
+    assert weight(init="random").std().item() == pytest.approx(512**-0.5, rel=0.1)
+    assert not torch.allclose(weight(), weight(init="random"))
+
+
+def test_pool_lowers_the_number_of_tokens(llava: Path) -> None:
+    parts = build_parts(pretrained_config(llava, pool={"bold": [2, 1, 1, 2], "T1": 2}))
+    assert {name: parts.model.num_image_tokens(name) for name in parts.pipelines} == {"rsfMRI": 4, "T1": 1}
+
+
+@pytest.mark.parametrize(
+    ("pool", "message"),
+    [
+        ({"T1": 4}, "model.pool.T1: 4 along X does not divide the 2 patches there"),
+        ({"rsfMRI": [2, 2, 2]}, "model.pool.rsfMRI: has 3 numbers where rsfMRI has 4 axes"),
+        ({"dMRI": 2}, r"model.pool.dMRI: modalities has no dMRI \(it has rsfMRI, T1\)"),
+    ],
+)
+def test_a_pool_that_does_not_fit_is_refused(tmp_path: Path, pool: dict[str, Any], message: str) -> None:
+    import yaml
+
+    content = {"model": {"pretrained": "llava", "modalities": MODALITIES, "pool": pool}, "data": {"synthetic": {}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "config.yaml")
+
+
+def test_pool_can_be_overridden(tmp_path: Path) -> None:
+    import yaml
+
+    content = {"model": {"pretrained": "llava", "modalities": MODALITIES, "pool": {"T1": 1}}, "data": {"synthetic": {}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    config = load_config(tmp_path / "config.yaml", ["--model.pool.T1", "2"])
+    assert config.model.pool == {"T1": 2}
+
+
+def test_the_presets_of_the_config_are_the_models() -> None:
+    for name, modes in trainable.PRESETS.items():
+        assert LearnConfig.model_validate({"preset": name}).parts == modes
+
+
+@pytest.mark.parametrize(
+    ("learn", "part", "share"),
+    [({"preset": "lora"}, "language_model", 0.5), ({"preset": "align", "projector": "frozen"}, "projector", 0.0)],
+)
+def test_parts_of_the_config_reach_the_model(llava: Path, learn: dict[str, Any], part: str, share: float) -> None:
+    pytest.importorskip("peft")
+    model = build_parts(pretrained_config(llava, learn={**learn, "lora": {"rank": 2}})).model
+    row = next(row for row in parameter_table(model) if row.part == part)
+    assert 0 < row.num_trainable < share * row.num_parameters if share else row.num_trainable == 0
+
+
+def test_a_rate_for_a_frozen_part_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"learning_rates.vision_tower: would not be used: vision_tower is frozen"):
+        LearnConfig.model_validate({"preset": "align", "learning_rates": {"vision_tower": 1e-4}})

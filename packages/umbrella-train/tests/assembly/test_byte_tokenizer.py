@@ -1,0 +1,72 @@
+"""The byte-level tokenizer: any text survives it, and its special tokens are those of ChatML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from umbrella_train.assembly.byte_tokenizer import (
+    IMAGE_TOKEN,
+    TURN_END,
+    TURN_START,
+    build_byte_tokenizer,
+    image_token_id,
+    load_tokenizer,
+)
+
+TEXTS = [
+    "On which side is the lesion?",
+    "  blanks \t\n before and behind  ",
+    "Größe: 3 µm² – 左側の病変 🧠",
+    "don't , stop .",
+    "e\u0301 is not \u00e9",
+    "".join(chr(code) for code in range(1, 256)),
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_comes_back_as_it_was_one_token_a_byte(text: str) -> None:
+    tokenizer = build_byte_tokenizer()
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert len(ids) == len(text.encode())
+    assert max(ids) < 256
+    assert tokenizer.decode(ids) == text
+
+
+def test_special_tokens_are_single_and_left_out_of_the_words() -> None:
+    tokenizer = build_byte_tokenizer()
+    ids = tokenizer.encode(f"{TURN_START}a{IMAGE_TOKEN}{TURN_END}", add_special_tokens=False)
+    assert len(ids) == 4
+    assert sum(token >= 256 for token in ids) == 3
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "a"
+    assert tokenizer.eos_token == TURN_END
+    assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
+
+
+def test_vocabulary_is_the_same_every_time_and_on_disk(tmp_path: Path) -> None:
+    tokenizer = build_byte_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    for other in (build_byte_tokenizer(), load_tokenizer(None), load_tokenizer(str(tmp_path))):
+        assert other.get_vocab() == tokenizer.get_vocab()
+        assert other(TEXTS[2])["input_ids"] == tokenizer(TEXTS[2])["input_ids"]
+        assert (other.eos_token_id, other.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+
+
+def test_image_token_is_the_models_the_tokenizers_or_a_new_one() -> None:
+    tokenizer = build_byte_tokenizer()
+    size = len(tokenizer)
+    assert image_token_id(tokenizer, model_token_id=7) == 7
+    assert image_token_id(tokenizer) == tokenizer.get_vocab()[IMAGE_TOKEN]
+    assert len(tokenizer) == size
+
+
+def test_image_token_is_added_where_there_is_none(tmp_path: Path) -> None:
+    build_byte_tokenizer().save_pretrained(tmp_path)
+    for path in tmp_path.glob("*.json"):
+        path.write_text(path.read_text().replace(IMAGE_TOKEN, "<|other|>"))
+    tokenizer = load_tokenizer(str(tmp_path))
+    size = len(tokenizer)
+    token = image_token_id(tokenizer)
+    assert token == size
+    assert tokenizer.encode(IMAGE_TOKEN, add_special_tokens=False) == [token]

@@ -1,0 +1,61 @@
+"""Where samples come from: manifests as they are named, or a cohort that is written once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from umbrella_data.synthetic.cohort import DemoCohort
+from umbrella_train.assembly.sources import prepare_sources
+from umbrella_train.config import RunConfig
+from umbrella_train.errors import RunError
+
+MakeConfig = Callable[..., RunConfig]
+SYNTHETIC = {"num_train": 1, "num_test": 1, "seed": 3}
+
+
+def test_manifests_are_those_of_the_config(make_config: MakeConfig, cohort: DemoCohort, tmp_path: Path) -> None:
+    sources = prepare_sources(make_config(tmp_path))
+    assert [source.manifest for source in sources.train] == [cohort.train_manifest]
+    assert [source.manifest for source in sources.evaluation] == [cohort.test_manifest]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_too_long_to_check_is_told_and_its_modalities_are_looked_at(
+    make_config: MakeConfig,
+    cohort: DemoCohort,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("umbrella_train.assembly.sources.MAX_ROWS_CHECKED", 17)  # of 18, and 6 held out
+    prepare_sources(make_config(tmp_path))
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert f"{cohort.train_manifest}: has 18 rows" in told
+    assert f"umbrella-data check {cohort.train_manifest}" in told
+    modalities = {"T1": {"image_size": [16, 16, 16], "patch_size": [8, 8, 8]}}
+    config = make_config(tmp_path, model={"modalities": modalities}, data={"pipelines": {}, "evaluation": []})
+    with pytest.raises(RunError, match=r"train\.jsonl: holds dMRI scans"):
+        prepare_sources(config)
+
+
+def config_of(make_config: MakeConfig, output_dir: Path, directory: Path | None) -> RunConfig:
+    synthetic = {**SYNTHETIC, "directory": directory}
+    return make_config(output_dir, data={"train": [], "evaluation": [], "synthetic": synthetic})
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_synthetic_cohort_is_written_and_used_again(make_config: MakeConfig, tmp_path: Path, is_named: bool) -> None:
+    directory = tmp_path / "named" if is_named else None
+    config = config_of(make_config, tmp_path / "runs", directory)
+    sources = prepare_sources(config)
+    (train,), (test,) = sources.train, sources.evaluation
+    assert train.manifest.parent == (directory or tmp_path / "runs" / "synthetic-cohort")
+    assert train.manifest != test.manifest
+    assert len(train.manifest.read_text().splitlines()) == len(test.manifest.read_text().splitlines()) == 3
+    written = {path: path.stat().st_mtime_ns for path in train.manifest.parent.rglob("*.nii.gz")}
+    assert len(written) == 6
+    assert prepare_sources(config) == sources
+    assert {path: path.stat().st_mtime_ns for path in train.manifest.parent.rglob("*.nii.gz")} == written

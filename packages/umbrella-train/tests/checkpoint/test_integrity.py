@@ -1,0 +1,135 @@
+"""Seals: what makes a checkpoint count, and which one a run goes on from."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from umbrella_train.checkpoint.integrity import SEAL_NAME, checkpoint_problems, newest_good_checkpoint, seal_checkpoint
+from umbrella_train.errors import RunError
+
+
+def write_checkpoint(run: Path, step: int, *, seal: bool = True) -> Path:
+    folder = run / f"checkpoint-{step}"
+    (folder / "parts").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(bytes(range(200)))
+    (folder / "parts" / "state.json").write_text(f'{{"step": {step}}}')
+    if seal:
+        seal_checkpoint(folder)
+    return folder
+
+
+def flip_a_bit(folder: Path) -> None:
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[100] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+
+
+def cut_short(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(bytes(range(150)))
+
+
+def remove_a_file(folder: Path) -> None:
+    (folder / "parts" / "state.json").unlink()
+
+
+def remove_the_seal(folder: Path) -> None:
+    (folder / SEAL_NAME).unlink()
+
+
+def cut_the_seal(folder: Path) -> None:
+    seal = (folder / SEAL_NAME).read_text()
+    (folder / SEAL_NAME).write_text(seal[: len(seal) // 2])
+
+
+def blank_the_seal(folder: Path) -> None:
+    (folder / SEAL_NAME).write_bytes(bytes(100))
+
+
+def put_another_thing_in_the_seal(folder: Path) -> None:
+    (folder / SEAL_NAME).write_text(json.dumps({"model.safetensors": "sha"}))
+
+
+DAMAGES: list[tuple[Callable[[Path], None], str]] = [
+    (flip_a_bit, "model.safetensors: its content changed after it was written"),
+    (cut_short, "model.safetensors: has 150 bytes instead of 200"),
+    (remove_a_file, "parts/state.json: is missing"),
+    (remove_the_seal, "checkpoint-3: has no seal.json: it was not finished"),
+    (cut_the_seal, "seal.json: cannot be read"),
+    (blank_the_seal, "seal.json: cannot be read"),
+    (put_another_thing_in_the_seal, "seal.json: cannot be read"),
+]
+
+
+def test_a_sealed_checkpoint_has_no_problems(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, 3)
+    assert checkpoint_problems(folder) == []
+    assert set(json.loads((folder / SEAL_NAME).read_text())) == {"model.safetensors", "parts/state.json"}
+
+
+@pytest.mark.parametrize(("damage", "says"), DAMAGES, ids=lambda value: getattr(value, "__name__", ""))
+def test_damage_is_found_and_named(tmp_path: Path, damage: Callable[[Path], None], says: str) -> None:
+    folder = write_checkpoint(tmp_path, 3)
+    damage(folder)
+    (problem,) = checkpoint_problems(folder)
+    assert says in problem
+    assert problem.startswith(str(folder))
+
+
+def test_a_file_that_somebody_added_does_no_harm(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, 3)
+    (folder / "note.txt").write_text("the good one")
+    assert checkpoint_problems(folder) == []
+
+
+def test_weights_that_somebody_added_are_named(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, 3)
+    (folder / "model-00001.safetensors").write_bytes(b"others")
+    (problem,) = checkpoint_problems(folder)
+    assert "model-00001.safetensors: was not written with this checkpoint" in problem
+
+
+def test_a_checkpoint_can_be_sealed_anew(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, 3)
+    flip_a_bit(folder)
+    seal_checkpoint(folder)
+    assert checkpoint_problems(folder) == []
+
+
+def test_the_newest_by_number_is_taken(tmp_path: Path) -> None:
+    for step in (9, 10, 2):
+        write_checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-best").mkdir()
+    assert newest_good_checkpoint(tmp_path).name == "checkpoint-10"
+
+
+@pytest.mark.parametrize("damage", [damage for damage, _ in DAMAGES])
+def test_a_damaged_one_is_passed_over_with_a_warning(
+    tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = write_checkpoint(tmp_path, 2), write_checkpoint(tmp_path, 10)
+    damage(bad)
+    with caplog.at_level(logging.WARNING):
+        assert newest_good_checkpoint(tmp_path) == good
+    assert "passing over a damaged checkpoint" in caplog.text
+    assert str(bad) in caplog.text
+
+
+def test_a_run_without_a_good_checkpoint_lists_what_is_wrong_with_each(tmp_path: Path) -> None:
+    flip_a_bit(write_checkpoint(tmp_path, 3))
+    write_checkpoint(tmp_path, 6, seal=False)
+    with pytest.raises(RunError, match="has no checkpoint to go on from") as caught:
+        newest_good_checkpoint(tmp_path)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert "checkpoint-6: has no seal.json" in lines[1]
+    assert "its content changed" in lines[2]
+
+
+def test_a_run_without_any_checkpoint_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"has no checkpoint to go on from$"):
+        newest_good_checkpoint(tmp_path)

@@ -1,0 +1,412 @@
+"""A run that is stopped and resumed is the unbroken run: the same losses and weights, to the bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainerCallback
+
+from umbrella_data.synthetic.cohort import DemoCohort
+from umbrella_train.checkpoint.integrity import checkpoint_problems, seal_checkpoint
+from umbrella_train.checkpoint.resume import find_checkpoint
+from umbrella_train.config import RunConfig, dump_config
+from umbrella_train.errors import RunError
+from umbrella_train.run import training as run
+
+MakeConfig = Callable[..., RunConfig]
+
+# 18 samples in batches of 3 are 6 batches an epoch: 2 epochs and a third of another.
+NUM_STEPS = 14
+
+KILL_IN_THE_FOURTH_STEP = """
+import os, signal, sys
+from umbrella_data.synthetic.cohort import DemoCohort
+from umbrella_train.run import training as run
+from umbrella_train.cli import train_command
+
+class KilledTrainer(run.UmbrellaTrainer):
+    def compute_loss(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().compute_loss(*args, **kwargs)
+
+run.UmbrellaTrainer = KilledTrainer
+train_command(sys.argv[1:])
+"""
+
+
+class PowerCutError(Exception):
+    """The end of the process, without a word."""
+
+
+class AtStep(TrainerCallback):
+    """Does something at the end of a step."""
+
+    def __init__(self, step: int, do: Callable[[], None]) -> None:
+        self.step, self.do = step, do
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            self.do()
+
+
+@contextmanager
+def at_step(step: int, do: Callable[[], None]) -> Iterator[None]:
+    """Every trainer built in here does something at the end of that step."""
+
+    class WatchedTrainer(run.UmbrellaTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.add_callback(AtStep(step, do))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "UmbrellaTrainer", WatchedTrainer)
+        yield
+
+
+def cut_the_power() -> None:
+    raise PowerCutError
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses_of(folder: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in lines_of(folder) if "loss" in row]
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+def config_of(make_config: MakeConfig, output_dir: Path, *, accumulation: int = 1, **trainer: Any) -> RunConfig:
+    return make_config(
+        output_dir,
+        trainer={
+            "max_steps": NUM_STEPS // accumulation,
+            "gradient_accumulation_steps": accumulation,
+            "lr_scheduler_type": "cosine",
+            **trainer,
+        },
+        data={"evaluation": []},
+    )
+
+
+@pytest.fixture(scope="module")
+def unbroken(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The folder of an unbroken run with so many batches a step."""
+    done: dict[int, Path] = {}
+
+    def folder_of(accumulation: int) -> Path:
+        if accumulation not in done:
+            config = config_of(make_config, tmp_path_factory.mktemp("unbroken"), accumulation=accumulation)
+            folder = run.train(config)
+            assert folder is not None
+            done[accumulation] = folder
+        return done[accumulation]
+
+    return folder_of
+
+
+@pytest.mark.parametrize(
+    ("save_steps", "stop", "workers", "accumulation"),
+    [(4, 5, 0, 1), (6, 8, 0, 1), (9, 11, 2, 1), (12, 13, 2, 1), (2, 3, 0, 2)],
+    ids=["mid-epoch", "end-of-epoch", "second-epoch-2-workers", "end-of-second-epoch-2-workers", "accumulated"],
+)
+def test_a_run_that_broke_off_goes_on_as_if_it_had_not(
+    make_config: MakeConfig,
+    unbroken: Callable[[int], Path],
+    tmp_path: Path,
+    save_steps: int,
+    stop: int,
+    workers: int,
+    accumulation: int,
+) -> None:
+    config = config_of(
+        make_config, tmp_path, accumulation=accumulation, save_steps=save_steps, dataloader_num_workers=workers
+    )
+    with at_step(stop, cut_the_power), pytest.raises(PowerCutError):
+        run.train(config)
+    folder = run.train(config, resume="auto")
+    assert folder == tmp_path / "run"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    reference = unbroken(accumulation)
+    assert [step for step, _ in losses_of(reference)] == list(range(1, NUM_STEPS // accumulation + 1))
+    assert losses_of(folder) == losses_of(reference)
+    assert weights_of(folder) == weights_of(reference)
+
+
+def drawn(rng: random.Random, cohort: DemoCohort, folder: Path) -> dict[str, dict[str, Any]]:
+    """Sections of a config at random; a second manifest repeats some rows of the first."""
+    lines = cohort.train_manifest.read_text().splitlines()
+    second = folder / "second.jsonl"
+    second.write_text("\n".join(rng.sample(lines, rng.choice([5, 7, 11]))) + "\n")
+    manifests: list[dict[str, Any]] = [
+        {"manifest": str(cohort.train_manifest)},
+        {"manifest": str(second), "data_root": str(cohort.train_manifest.parent)},
+    ]
+    mixing = rng.choice(["proportional", "equal", "temperature", "weights"])
+    if mixing == "weights":
+        manifests[1]["weight"] = 2.0
+    lengths = rng.choice([{"max_steps": rng.randint(2, 15)}, {"num_train_epochs": rng.choice([1, 1.5, 2, 2.3, 3])}])
+    return {
+        "data": {
+            "train": manifests,
+            "batches": rng.choice(["by_modality", "mixed", "by_length"]),
+            "mixing": mixing,
+            "temperature": 2.0 if mixing == "temperature" else None,
+            "stop": "all" if mixing == "proportional" else rng.choice(["all", "first"]),
+            "max_tokens_per_batch": rng.choice([None, None, 200, 500]),
+            "packing": rng.random() < 0.3,
+        },
+        "dummy_loss": {"absent": rng.choice(["update", "update", "hold"])},
+        "trainer": {
+            "max_steps": -1,
+            **lengths,
+            "per_device_train_batch_size": rng.randint(1, 5),
+            "gradient_accumulation_steps": rng.choice([1, 1, 2, 3, 4]),
+            "dataloader_num_workers": rng.choice([0, 0, 0, 1, 2]),
+            "lr_scheduler_type": rng.choice(["cosine", "linear", "constant", "constant_with_warmup"]),
+            "logging_steps": rng.randint(1, 4),
+            "save_steps": rng.randint(1, 5),
+            "eval_steps": rng.choice([None, None, 1, 2, 3]),
+            "gradient_scale": rng.choice(["mean", "present"]),
+            "gradient_checkpointing": rng.random() < 0.3,
+        },
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(40))
+def test_whatever_the_settings_a_run_goes_on_as_if_it_had_not_broken_off(
+    make_config: MakeConfig, cohort: DemoCohort, tmp_path: Path, number: int
+) -> None:
+    rng = random.Random(number)
+    sections = drawn(rng, cohort, tmp_path)
+    config = make_config(tmp_path / "unbroken", **sections)
+    if config.data.packing:  # which knows no dropout
+        text = {**(config.model.text_config or {}), "attention_dropout": 0.0}
+        config = config.model_copy(update={"model": config.model.model_copy(update={"text_config": text})})
+    unbroken = run.train(config)
+    assert unbroken is not None
+    num_steps = lines_of(unbroken)[-1]["step"]
+    save_steps = sections["trainer"]["save_steps"]
+    if num_steps <= save_steps:
+        pytest.skip(f"{num_steps} steps end before a checkpoint after {save_steps}")
+    config = config.model_copy(update={"output_dir": tmp_path / "broken"})
+    with at_step(rng.randint(save_steps + 1, num_steps), cut_the_power), pytest.raises(PowerCutError):
+        run.train(config)
+    for _ in range(2):  # the second time from its end
+        folder = run.train(config, resume="auto")
+        assert folder is not None
+        assert weights_of(folder) == weights_of(unbroken)
+        assert losses_of(folder) == losses_of(unbroken)
+
+
+def test_a_line_of_the_log_is_the_mean_of_steps_before_and_after_the_stop(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    settings = {"logging_steps": 3, "save_steps": 2, "max_steps": 6}
+    unbroken = run.train(config_of(make_config, tmp_path / "unbroken", **settings))
+    config = config_of(make_config, tmp_path / "broken", **settings)
+    with at_step(5, cut_the_power), pytest.raises(PowerCutError):
+        run.train(config)
+    # Step 4 stands in no line yet.
+    folder = run.train(config, resume="auto")
+    assert unbroken is not None
+    assert folder is not None
+    assert [step for step, _ in losses_of(folder)] == [3, 6]
+    assert losses_of(folder) == losses_of(unbroken)
+    # The mean loss of a training is that of its own steps: here of the last two, beside the 6 and 4 that were logged.
+    (total,) = (line["train_loss"] for line in lines_of(unbroken) if "train_loss" in line)
+    assert total == pytest.approx(statistics.mean(loss for _, loss in losses_of(unbroken)))
+    (last,) = (line["train_loss"] for line in lines_of(folder) if "train_loss" in line)
+    state = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())
+    kept = state["stateful_callbacks"]["losses_since_log"]
+    assert kept["since"] == 3
+    assert last == pytest.approx((3 * losses_of(folder)[1][1] - kept["sum"]) / 2)
+    assert run.train(config, resume="auto") == folder
+    assert [line["train_loss"] for line in lines_of(folder) if "train_loss" in line][-1] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_process_that_gets_sigterm_leaves_a_checkpoint_to_go_on_from(
+    make_config: MakeConfig, unbroken: Callable[[int], Path], tmp_path: Path
+) -> None:
+    config = config_of(make_config, tmp_path)
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    words = [sys.executable, "-c", KILL_IN_THE_FOURTH_STEP, "--config", str(tmp_path / "config.yaml")]
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=False, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert done.stderr.splitlines()[-1] == "stopped after step 4; go on with: --resume auto"
+    assert done.stdout == ""
+    folder = tmp_path / "run"
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert checkpoint_problems(folder / "checkpoint-4") == []
+    assert [step for step, _ in losses_of(folder)] == [1, 2, 3, 4]
+    # The weights of an unfinished run must not be taken for those of a finished one.
+    assert not (folder / "model").exists()
+    assert run.train(config, resume="auto") == folder
+    assert losses_of(folder) == losses_of(unbroken(1))
+    assert weights_of(folder) == weights_of(unbroken(1))
+
+
+def test_the_handler_of_sigterm_is_put_back_when_training_ends(make_config: MakeConfig, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen: list[Any] = []
+    with at_step(1, lambda: seen.append(signal.getsignal(signal.SIGTERM))):
+        run.train(config_of(make_config, tmp_path, max_steps=1))
+    assert seen != [before]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    make_config: MakeConfig, unbroken: Callable[[int], Path], tmp_path: Path
+) -> None:
+    config = config_of(make_config, tmp_path, save_steps=3)
+    with at_step(8, cut_the_power), pytest.raises(PowerCutError):
+        run.train(config)
+    weights = tmp_path / "run" / "checkpoint-6" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 4
+    weights.write_bytes(content)
+    with pytest.raises(RunError, match=r"model\.safetensors: its content changed"):
+        run.train(config, resume=str(weights.parent))
+    starts: list[int] = []
+    with at_step(4, lambda: starts.append(4)):
+        folder = run.train(config, resume="auto")
+    assert starts == [4]
+    assert folder is not None
+    assert losses_of(folder) == losses_of(unbroken(1))
+    assert weights_of(folder) == weights_of(unbroken(1))
+
+
+def test_a_run_that_never_was_cannot_go_on(make_config: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="run: there is no such run to go on with"):
+        run.train(config_of(make_config, tmp_path), resume="auto")
+
+
+@pytest.mark.parametrize("max_steps", [2, 6], ids=["mid-epoch", "end-of-epoch"])
+def test_a_run_that_got_to_its_end_has_nothing_left_to_do(
+    make_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, max_steps: int
+) -> None:
+    config = config_of(make_config, tmp_path, max_steps=max_steps, save_steps=max_steps)
+    folder = run.train(config)
+    assert folder is not None
+    losses, weights = losses_of(folder), weights_of(folder)
+    caplog.set_level("INFO")
+    # Named by its folder, whatever the name in the config.
+    other = config.model_copy(update={"name": "other"})
+    assert run.train(other, resume=str(folder)) == folder
+    assert f"going on from {folder / f'checkpoint-{max_steps}'}" in caplog.text
+    assert f"all {max_steps} steps are done: there is nothing left to train" in caplog.text
+    assert (losses_of(folder), weights_of(folder)) == (losses, weights)
+
+
+def test_a_folder_that_is_not_there_is_named(make_config: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"--resume .*/nothing: there is no such folder"):
+        run.train(config_of(make_config, tmp_path), resume=str(tmp_path / "nothing"))
+
+
+FIND_ON_TWO_RANKS = """
+import sys
+from pathlib import Path
+import torch.distributed as dist
+from umbrella_train.config import load_config
+from umbrella_train.errors import RunError
+from umbrella_train.checkpoint.resume import find_checkpoint
+config, store, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
+dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+# The second rank's file system does not show the run yet.
+config = load_config(Path(config), ["--output-dir", "/nowhere"] if rank else [])
+for resume in ("auto", str(config.output_dir / "broken")):
+    try:
+        print(find_checkpoint(config, resume))
+    except RunError as error:
+        print(error)
+dist.destroy_process_group()
+"""
+
+
+def test_the_first_rank_finds_the_checkpoint_for_all(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = config_of(make_config, tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    checkpoint = tmp_path / "run" / "checkpoint-7"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("")
+    (tmp_path / "broken").mkdir()
+    seal_checkpoint(checkpoint)
+    words = [sys.executable, "-c", FIND_ON_TWO_RANKS, str(path), str(tmp_path / "store")]
+    ranks = [subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True) for rank in (0, 1)]
+    said = [rank.communicate(timeout=120)[0].splitlines() for rank in ranks]
+    assert said[0] == said[1]
+    assert said[0][0] == str(checkpoint)
+    assert said[0][1] == "cannot go on from this checkpoint:"
+
+
+def test_a_run_goes_on_with_the_settings_that_its_config_asks_for(
+    make_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(make_config, tmp_path, max_steps=4, save_steps=2)
+    with at_step(3, cut_the_power), pytest.raises(PowerCutError):
+        run.train(config)
+    changed = config.model_copy(
+        update={"seed": 7, "trainer": config.trainer.model_copy(update={"learning_rate": 1e-4, "weight_decay": 0.3})}
+    )
+    folder = run.train(changed, resume="auto")
+    assert folder is not None
+    assert "learning_rate 0.0001 (before: 0.01)" in caplog.text
+    assert "weight_decay 0.3 (before: 0.0)" in caplog.text
+    # Another seed is another order, in which the place in the epoch means nothing.
+    assert "'seed': 0" in caplog.text
+    rates = {line["step"]: line["learning_rate"] for line in lines_of(folder) if "loss" in line}
+    cosine = [(1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
+    assert rates == pytest.approx({1: 1e-2 * cosine[0], 2: 1e-2 * cosine[1], 3: 1e-4 * cosine[2], 4: 1e-4 * cosine[3]})
+
+
+def test_auto_takes_the_newest_run_of_the_name_alone(make_config: MakeConfig, tmp_path: Path) -> None:
+    for age, name in enumerate(("run-2", "run", "run-other")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("")
+        os.utime(tmp_path / name / "config.yaml", (1e9 + age, 1e9 + age))
+    with pytest.raises(RunError, match=r"/run: has no checkpoint to go on from"):
+        run.train(config_of(make_config, tmp_path), resume="auto")
+
+
+def test_auto_names_the_checkpoint_of_an_older_run_and_does_not_take_it(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    for age, name in enumerate(("run", "run-2", "run-3")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("")
+        os.utime(tmp_path / name / "config.yaml", (1e9 + age, 1e9 + age))
+    for step in (2, 4):
+        checkpoint = tmp_path / "run" / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        seal_checkpoint(checkpoint)
+    with pytest.raises(RunError, match=rf"(?s)/run-3: has no checkpoint.*--resume {tmp_path}/run/checkpoint-4$"):
+        find_checkpoint(config_of(make_config, tmp_path), "auto")
+
+
+def test_the_folder_tells_the_settings_that_the_run_goes_on_with(make_config: MakeConfig, tmp_path: Path) -> None:
+    first = config_of(make_config, tmp_path)
+    folder = run._open_folder(first, None)
+    changed = first.model_copy(update={"seed": 5})
+    assert run._open_folder(changed, folder.path / "checkpoint-4") == folder
+    assert folder.config.read_text() == dump_config(changed)
+    assert (folder.path / "config-until-checkpoint-4.yaml").read_text() == dump_config(first)

@@ -1,0 +1,161 @@
+"""Optimiser, schedule and scaler survive the way through safetensors and JSON; what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from umbrella_train.checkpoint.training_state import FACTS, TENSORS, load_training_state, save_training_state
+from umbrella_train.distributed.fsdp2 import load_whole_state
+from umbrella_train.errors import RunError
+
+
+def build(kind=torch.optim.AdamW, lr=0.1, **settings):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    optimizer = kind(model.parameters(), lr=lr, **settings)
+    return model, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
+
+
+def train(model, optimizer, scheduler, *, steps, skip=()):
+    for _ in range(steps):
+        model(torch.ones(1, 3)).square().sum().backward()
+        for name, parameter in model.named_parameters():
+            if name in skip:
+                parameter.grad = None
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (torch.optim.AdamW, {"fused": True, "betas": (0.8, 0.9)}),
+        (torch.optim.AdamW, {"foreach": True}),
+        (torch.optim.SGD, {"momentum": 0.9}),
+    ],
+    ids=["fused", "foreach", "sgd"],
+)
+def test_a_resumed_optimiser_goes_on_as_the_one_that_was_saved(tmp_path, kind, settings):
+    model, optimizer, scheduler = build(kind, **settings)
+    # One weight is never stepped, as under hold.
+    train(model, optimizer, scheduler, steps=3, skip=("0.bias",))
+    save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
+    other, resumed, other_scheduler = build(kind, **settings)
+    other.load_state_dict(model.state_dict())
+    load_training_state(tmp_path, model=other, optimizer=resumed, scheduler=other_scheduler)
+    assert other[0].bias not in resumed.state
+    for one in ((model, optimizer, scheduler), (other, resumed, other_scheduler)):
+        train(*one, steps=2)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert optimizer.param_groups[0]["lr"] == resumed.param_groups[0]["lr"]
+    if "betas" in settings:
+        assert resumed.param_groups[0]["betas"] == (0.8, 0.9)
+
+
+def test_a_scaler_goes_on_at_its_scale(tmp_path):
+    parts = build()
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.ones(()))
+    train(*parts, steps=1)
+    save_training_state(tmp_path, model=parts[0], optimizer=parts[1], scheduler=parts[2], scaler=scaler)
+    fresh = torch.amp.GradScaler("cpu", init_scale=2.0)
+    load_training_state(tmp_path, model=parts[0], optimizer=parts[1], scheduler=parts[2], scaler=fresh)
+    assert fresh.get_scale() == 8.0
+
+
+@pytest.mark.parametrize("missing", [TENSORS, FACTS])
+def test_a_checkpoint_without_its_state_is_refused(tmp_path, missing):
+    model, optimizer, scheduler = build()
+    train(model, optimizer, scheduler, steps=1)
+    save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
+    (tmp_path / missing).unlink()
+    with pytest.raises(RunError, match="cannot go on without"):
+        load_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
+
+
+def test_another_share_of_the_samples_is_warned_of(tmp_path, caplog):
+    model, optimizer, scheduler = build()
+    train(model, optimizer, scheduler, steps=1)
+    state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    save_training_state(tmp_path, **state, layout={"ranks": 2})
+    load_training_state(tmp_path, **state, layout={"ranks": 2})
+    assert not caplog.records
+    load_training_state(tmp_path, **state, layout={"ranks": 3})
+    assert "{'ranks': 2}" in caplog.text
+    assert "{'ranks': 3}" in caplog.text
+
+
+def test_settings_of_this_run_are_in_force_and_named_where_they_are_new(tmp_path, caplog):
+    model, optimizer, scheduler = build(betas=(0.8, 0.9), weight_decay=0.1)
+    train(model, optimizer, scheduler, steps=1)
+    save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
+    load_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
+    assert not caplog.records
+    other, changed, other_scheduler = build(lr=7.0, betas=(0.8, 0.9), weight_decay=0.2)
+    load_training_state(tmp_path, model=other, optimizer=changed, scheduler=other_scheduler)
+    assert "learning_rate 7.0 (before: 0.1)" in caplog.text
+    assert "weight_decay 0.2 (before: 0.1)" in caplog.text
+    assert "betas" not in caplog.text
+    (group,) = changed.param_groups
+    assert (group["lr"], group["weight_decay"], group["betas"]) == (7.0 / 2, 0.2, (0.8, 0.9))
+    assert other_scheduler.get_last_lr() == [7.0 / 2]
+    train(other, changed, other_scheduler, steps=1)
+    assert group["lr"] == pytest.approx(7.0 / 3)
+
+
+def test_a_jump_of_the_schedule_is_told(tmp_path, caplog):
+    model, optimizer, scheduler = build()
+    train(model, optimizer, scheduler, steps=3)
+    save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
+    other, resumed, _ = build(lr=0.2)
+    constant = torch.optim.lr_scheduler.LambdaLR(resumed, lambda step: 1.0)
+    load_training_state(tmp_path, model=other, optimizer=resumed, scheduler=constant)
+    assert resumed.param_groups[0]["lr"] == 0.2
+    assert "another schedule than before: the learning rate is 0.2 here, and not 0.05" in caplog.text
+
+
+def test_a_schedule_without_a_formula_keeps_its_share_of_a_new_learning_rate(tmp_path):
+    state = {}
+    for name, rate in (("before", 0.1), ("after", 0.4)):
+        model, optimizer, _ = build(lr=rate)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+        optimizer.param_groups[0]["initial_lr"] = rate
+        state[name] = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    for _ in range(2):
+        state["before"]["scheduler"].step(1.0)
+    save_training_state(tmp_path, **state["before"])
+    load_training_state(tmp_path, **state["after"])
+    assert state["after"]["optimizer"].param_groups[0]["lr"] == pytest.approx(0.2)
+
+
+def test_weights_of_another_shape_are_refused_by_name(tmp_path):
+    save_file(build()[0].state_dict(), tmp_path / "model.safetensors")
+    other = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))
+    with pytest.raises(RunError, match=r"1\.\w+ has the shape .* and the model's .*; go on with the config"):
+        load_whole_state(other, [tmp_path / "model.safetensors"])
+
+
+def test_another_optimiser_is_refused(tmp_path):
+    model, optimizer, scheduler = build()
+    train(model, optimizer, scheduler, steps=1)
+    save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
+    other = build(torch.optim.SGD)
+    with pytest.raises(RunError, match="written by AdamW, and this run uses SGD"):
+        load_training_state(tmp_path, model=other[0], optimizer=other[1], scheduler=other[2])
+
+
+def test_other_parameters_are_refused_by_name(tmp_path):
+    model, optimizer, scheduler = build()
+    train(model, optimizer, scheduler, steps=1)
+    save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
+    facts = json.loads((tmp_path / FACTS).read_text())
+    facts["groups"][0]["parameters"].remove("1.bias")
+    (tmp_path / FACTS).write_text(json.dumps(facts))
+    with pytest.raises(RunError, match=r"among them 1\.bias"):
+        load_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)

@@ -1,0 +1,166 @@
+"""What the `data` section says reaches the batches: mixing, length, token budget, and what happens to bad scans."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from umbrella_data.errors import ScanError
+from umbrella_data.synthetic.cohort import DemoCohort, make_demo_cohort
+from umbrella_train.assembly.build import build_parts
+from umbrella_train.assembly.sources import Sources
+from umbrella_train.config import DatasetConfig, RunConfig
+from umbrella_train.config.data import DataConfig
+from umbrella_train.errors import RunError
+from umbrella_train.run.training import _build_trainer
+from umbrella_train.trainer.arguments import build_arguments
+
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+MODEL: dict[str, Any] = {
+    "vision_config": {"model_type": "siglip_vision_model", **SIZES, "vision_use_head": False},
+    "text_config": {"model_type": "qwen2", **SIZES, "num_key_value_heads": 1},
+    "vision_feature_layer": -1,
+    "modalities": {
+        "rsfMRI": {"image_size": [8, 8, 8, 8], "patch_size": [8, 8, 4, 4]},
+        "T1": {"image_size": [16, 16, 16], "patch_size": [8, 8, 8]},
+        "dMRI": {"image_size": [8, 8, 8], "patch_size": [8, 8, 2]},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> DemoCohort:
+    """Four subjects to train on and one held out."""
+    return make_demo_cohort(tmp_path_factory.mktemp("cohort"), num_train=4, num_test=1, seed=0)
+
+
+@pytest.fixture
+def build(cohort: DemoCohort, tmp_path: Path) -> Callable[..., Any]:
+    """Builds the trainer of a run on the cohort; keywords are keys of the data section."""
+
+    def make(**data: Any) -> Any:
+        train = [{"manifest": str(data.pop("manifest", cohort.train_manifest))}]
+        content = {"model": MODEL, "data": {"train": train, **data}, "trainer": {"use_cpu": True, "report_to": []}}
+        config = RunConfig.model_validate({"name": "run", "output_dir": tmp_path, **content})
+        arguments = build_arguments(config, output_dir=tmp_path / "run")
+        return _build_trainer(config, arguments, build_parts(config), Sources(config.data.train, []))
+
+    return make
+
+
+def batches_of(trainer: Any) -> list[list[int]]:
+    return list(trainer.get_train_dataloader().batch_sampler)
+
+
+def test_token_budget_bounds_training_batches_and_replaces_their_number_of_samples(build: Callable[..., Any]) -> None:
+    dataset = build().train_dataset
+    lengths = dataset.lengths(np.arange(len(dataset)))
+    budget = 3 * int(lengths.max())
+    trainer = build(max_tokens_per_batch=budget)
+    batches = batches_of(trainer)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    costs = [len(batch) * int(lengths[batch].max()) for batch in batches]
+    assert max(costs) <= budget
+    assert max(map(len, batches)) in (3, 4)
+    assert trainer.get_train_dataloader().batch_sampler.batch_size is None
+    assert build().get_train_dataloader().batch_sampler.batch_size == 8
+
+
+def test_a_budget_that_a_sample_does_not_fit_into_is_told_by_its_key(build: Callable[..., Any]) -> None:
+    with pytest.raises(RunError, match=r"data\.max_tokens_per_batch: a sample of \d+ tokens is longer"):
+        build(max_tokens_per_batch=10).get_train_dataloader()
+
+
+def test_packing_reaches_the_rows_and_the_budget_counts_no_padding(build: Callable[..., Any]) -> None:
+    dataset = build().train_dataset
+    lengths = dataset.lengths(np.arange(len(dataset)))
+    budget = 3 * int(lengths.max()) - 1
+    trainer = build(packing=True, batches="mixed", max_tokens_per_batch=budget)
+    batches = batches_of(trainer)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    totals = [int(lengths[batch].sum()) for batch in batches]
+    assert max(totals) <= budget < max(len(batch) * int(lengths[batch].max()) for batch in batches)
+    rows = list(trainer.get_train_dataloader())
+    assert [row["input_ids"].shape for row in rows] == [(1, total) for total in totals]
+    assert [len(row["cu_seq_lens_q"]) - 1 for row in rows] == [len(batch) for batch in batches]
+
+
+def test_another_budget_at_resume_is_another_layout(build: Callable[..., Any]) -> None:
+    layouts = [build(**data)._layout() for data in ({}, {"max_tokens_per_batch": 4000}, {"batches": "mixed"})]
+    assert all(first != second for first, second in itertools.combinations(layouts, 2))
+    assert build(packing=True)._layout() == layouts[0]
+    assert build(packing=True, max_tokens_per_batch=4000)._layout() != layouts[1]
+
+
+def test_batches_by_length_hold_any_modalities_of_like_length(build: Callable[..., Any]) -> None:
+    def spread(trainer: Any) -> int:
+        lengths = trainer.train_dataset.lengths(np.arange(len(trainer.train_dataset)))
+        return sum(int(lengths[batch].max() - lengths[batch].min()) for batch in batches_of(trainer))
+
+    trainer = build(batches="by_length")
+    assert spread(trainer) < spread(build(batches="mixed")) * 0.7
+    kinds = [{trainer.train_dataset.modalities(index) for index in batch} for batch in batches_of(trainer)]
+    assert max(map(len, kinds)) > 1
+
+
+def damage(cohort: DemoCohort, folder: Path) -> tuple[Path, str]:
+    """The cohort's manifest beside links to its scans, the first of them cut off; and that scan's subject."""
+    rows = [json.loads(line) for line in cohort.train_manifest.read_text().splitlines()]
+    row = next(row for row in rows if row["messages"][0]["content"][0]["modality"] == "T1")
+    bad = row["messages"][0]["content"][0]["path"]
+    for path in cohort.train_manifest.parent.rglob("*"):
+        target = folder / path.relative_to(cohort.train_manifest.parent)
+        if path.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    (folder / bad).write_bytes((folder / bad).read_bytes()[:-200])
+    return folder / cohort.train_manifest.name, row["subject"]
+
+
+def test_bad_scan_is_raised_or_skipped_and_listed_as_the_config_says(
+    build: Callable[..., Any], cohort: DemoCohort, tmp_path: Path
+) -> None:
+    manifest, subject = damage(cohort, tmp_path / "damaged")
+    with pytest.raises(ScanError):
+        list(build(manifest=manifest).train_dataset)
+    examples = list(build(manifest=manifest, on_bad_scan="skip", max_bad_fraction=0.9).train_dataset)
+    assert len(examples) == len(list(build().train_dataset))
+    text = (tmp_path / "run" / "bad_scans.jsonl").read_text()
+    assert all(json.loads(line)["reason"].startswith("gzip") for line in text.splitlines())
+    assert subject not in text
+
+
+def test_mixing_by_temperature_and_the_end_of_an_epoch_reach_the_mixture(cohort: DemoCohort) -> None:
+    def draws(**data: Any) -> tuple[int, ...]:
+        sources = [{"manifest": str(cohort.train_manifest)}, {"manifest": str(cohort.test_manifest)}]
+        config = RunConfig.model_validate({"model": MODEL, "data": {"train": sources, **data}})
+        parts = build_parts(config)
+        return parts.mixture(
+            [DatasetConfig.model_validate(each) for each in sources], config=config, augment=True
+        ).draws
+
+    large, small = draws()
+    assert draws(mixing="temperature", temperature=1e9) == (large, large)
+    assert draws(mixing="temperature", temperature=1e9, stop="first") == (small, small)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"temperature": 2}, "the two belong together"),
+        ({"mixing": "temperature"}, "the two belong together"),
+        ({"max_bad_fraction": 0.1}, "would not be used: on_bad_scan is raise"),
+        ({"on_bad_scan": "skip", "max_bad_fraction": 1.1}, "less than or equal to 1"),
+        ({"max_tokens_per_batch": 0}, "greater than 0"),
+    ],
+)
+def test_keys_that_do_not_fit_are_refused(data: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        DataConfig.model_validate({"train": [{"manifest": "a.jsonl"}], **data})

@@ -1,0 +1,67 @@
+"""What a launcher asks for is done or refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from umbrella_train.config import load_config
+from umbrella_train.distributed.launcher import check_launcher
+from umbrella_train.errors import RunError
+
+HOLD = ["--dummy-loss.absent", "hold", "--trainer.gradient-scale", "present"]
+
+
+def test_an_ordinary_launch_is_fine(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    check_launcher(load_config(None, HOLD))
+
+
+def test_fsdp_through_accelerate_is_refused_and_the_way_is_told(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(RunError, match=r"trainer\.engine: fsdp2"):
+        check_launcher(load_config(None))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", r"trainer\.torch_compile: true instead"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "asks for MEGATRON_LM, which is not supported"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "asks for PARALLELISM_CONFIG, which is not supported"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "asks for 4 gradient accumulation steps and the config for 1"),
+    ],
+)
+def test_what_accelerate_would_do_on_its_own_is_refused(monkeypatch, variable, value, says):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    check_launcher(load_config(None))
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(RunError, match=says):
+        check_launcher(load_config(None))
+
+
+@pytest.mark.parametrize(
+    ("asked", "words", "is_fine"), [("bf16", [], False), ("bf16", ["--trainer.bf16", "true"], True)]
+)
+def test_a_precision_is_asked_for_in_one_place(monkeypatch, asked, words, is_fine):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    if is_fine:
+        check_launcher(load_config(None, words))
+    else:
+        with pytest.raises(RunError, match=r"trainer\.bf16: true"):
+            check_launcher(load_config(None, words))
+
+
+def test_all_that_deepspeed_cannot_keep_is_named_at_once(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(RunError) as caught:
+        check_launcher(load_config(None, [*HOLD, "--trainer.engine", "fsdp2"]))
+    for words in ("absent: hold", "gradient_scale: present", "engine: fsdp2 and DeepSpeed"):
+        assert words in str(caught.value)
+    check_launcher(load_config(None))
+
+
+def test_float16_is_left_to_others_under_deepspeed(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(RunError, match=r"trainer\.fp16 .* use bf16"):
+        check_launcher(load_config(None, ["--trainer.fp16", "true", "--trainer.use-cpu", "false"]))

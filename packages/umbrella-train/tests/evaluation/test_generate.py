@@ -1,0 +1,236 @@
+"""Asking, decoding and scoring, on one rank and on several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from umbrella_data.manifest.sample import Answer, Sample, Scan, Turn
+from umbrella_train.end_of_turn import EndOfTurn
+from umbrella_train.evaluation.generate import EvaluationResult, evaluate_dataset, merge_results, modality_name
+
+SIDES = ("left", "right")
+STOP = 1
+
+
+def side_sample(number: int, *, modality: str | None = "T1", task: str = "side", subject: str | None = None) -> Sample:
+    """A question whose right answer is left for even numbers, right for odd ones."""
+    scans = () if modality is None else (Scan(modality, (Path(f"{number}.nii"),)),)
+    value = SIDES[number % 2]
+    return Sample(
+        id=f"{number}_{task}",
+        subject=subject or f"sub-{number:03}",
+        task=task,
+        messages=(Turn("user", (*scans, f"Which {task}?")), Turn("assistant", (value,))),
+        answer=Answer(type="choice", value=value, options=SIDES),
+    )
+
+
+@dataclass
+class ToyDataset:
+    """Its prompts are the words and the number of the sample whose scan they hold."""
+
+    samples: list[Sample]
+    prompts: list[tuple[int, int | None, bool]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def sample(self, index: int) -> Sample:
+        return self.samples[index]
+
+    def modalities(self, index: int) -> tuple[str, ...]:
+        return self.samples[index].modalities
+
+    def prompt(self, index: int, *, scans_from: int | None = None, with_scans: bool = True) -> tuple[bytes, int | None]:
+        self.prompts.append((index, scans_from, with_scans))
+        source = self.samples[index if scans_from is None else scans_from]
+        number = int(source.scans[0].paths[0].stem) if with_scans and source.scans else None
+        words = "x" * (index % 3) + self.samples[index].messages[0].text
+        return words.encode(), number
+
+
+def collate(examples: list[tuple[bytes, int | None]]) -> dict[str, Any]:
+    """Pad on the left; scans are single numbers."""
+    longest = max(len(words) for words, _ in examples)
+    batch: dict[str, Any] = {
+        "input_ids": torch.tensor([[0] * (longest - len(words)) + list(words) for words, _ in examples]),
+        "labels": torch.full((len(examples), longest), -100),
+        "pixel_values": {"T1": torch.tensor([float(number) for _, number in examples if number is not None])},
+    }
+    return batch
+
+
+class ToyModel(nn.Module):
+    """Says on which side the lesion is; guesses left without a scan. Fills ended rows with words that nobody said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_batches = 0
+        self.stops: list[int] | None = None
+
+    def generate(
+        self,
+        *,
+        input_ids: Tensor,
+        pixel_values: dict[str, Tensor],
+        max_new_tokens: int,
+        do_sample: bool,
+        eos_token_id: list[int] | None = None,
+    ) -> Tensor:
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        assert not do_sample
+        self.num_batches += 1
+        self.stops = eos_token_id
+        numbers = [int(number) for number in pixel_values["T1"].tolist()] or [0] * len(input_ids)
+        ending = bytes([STOP]) + b"and more to fill up"
+        said = [(SIDES[number % 2].encode() + ending)[:max_new_tokens] for number in numbers]
+        return torch.cat([input_ids, torch.tensor([list(words) for words in said])], dim=1)
+
+
+class ByteDecoder:
+    """Bytes as text."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        assert skip_special_tokens
+        return bytes(token_ids).decode()
+
+
+def evaluate(model: ToyModel, dataset: ToyDataset, **options: Any) -> EvaluationResult:
+    arguments: dict[str, Any] = {
+        "batch_size": 5,
+        "max_new_tokens": 12,
+        "end_of_turn": EndOfTurn((STOP,)),
+        "seed": 0,
+        **options,
+    }
+    return evaluate_dataset(
+        model,
+        dataset,
+        tokenizer=ByteDecoder(),
+        collator=collate,
+        device="cpu",
+        subject_hash=lambda subject: f"hash of {subject[-3:]}",
+        **arguments,
+    )
+
+
+def test_a_model_that_looks_is_right_with_its_own_scan_alone() -> None:
+    metrics = evaluate(ToyModel(), ToyDataset([side_sample(i) for i in range(40)])).metrics
+    assert metrics["eval/accuracy/T1"] == metrics["eval/accuracy/T1/side"] == 1
+    assert metrics["eval/swapped/T1"] == 0
+    assert metrics["eval/no_scan/T1"] == 0.5
+    assert 0.25 < metrics["eval/shuffled/T1"] < 0.75
+    assert (metrics["eval/questions/T1"], metrics["eval/subjects/T1"], metrics["eval/unparsed/T1"]) == (40, 40, 0)
+    assert metrics["eval/accuracy_lower/T1"] < 1 == metrics["eval/accuracy_upper/T1"]
+
+
+def test_generation_stops_at_the_end_of_turn() -> None:
+    model = ToyModel()
+    evaluate(model, ToyDataset([side_sample(0)]))
+    assert model.stops == [STOP]
+
+
+def test_predictions_hold_the_words_and_a_hash_of_the_subject() -> None:
+    rows = [prediction.to_row() for prediction in evaluate(ToyModel(), ToyDataset([side_sample(3)])).predictions]
+    assert rows[0] == {
+        "subject": "hash of 003",
+        "task": "side",
+        "modality": "T1",
+        "condition": "accuracy",
+        "question": "Which side?",
+        "type": "choice",
+        "options": ("left", "right"),
+        "answer": "right",
+        "unit": None,
+        "generated": "right",
+        "score": 1.0,
+        "is_parsed": True,
+    }
+    assert "sub-003" not in str(rows)
+
+
+def test_what_comes_behind_the_end_of_turn_was_not_said() -> None:
+    dataset = ToyDataset([side_sample(i) for i in range(4)])
+    assert evaluate(ToyModel(), dataset, end_of_turn=None).metrics["eval/unparsed/T1"] == 1
+    assert evaluate(ToyModel(), dataset).metrics["eval/unparsed/T1"] == 0
+
+
+def test_the_model_is_put_back_into_its_mode() -> None:
+    model = ToyModel().train()
+    evaluate(model, ToyDataset([side_sample(0)]))
+    assert model.training
+
+
+@pytest.mark.parametrize("num_samples", [1, 4, 7])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_the_questions_and_agree(
+    num_samples: int, world_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = ToyDataset([side_sample(i) for i in range(num_samples)])
+    alone = evaluate(ToyModel(), dataset, batch_size=2)
+    shares: list[Any] = []
+
+    def gather(filled: list[Any], share: Any) -> None:
+        shares.append(share)
+        filled[: len(shares)] = shares
+        filled[len(shares) :] = [[]] * (world_size - len(shares))
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    models = [ToyModel() for _ in range(world_size)]
+    for rank, model in enumerate(models):
+        together = evaluate(model, dataset, batch_size=2, rank=rank, world_size=world_size)
+    assert together == alone
+    # A sharded model needs as many forwards on every rank.
+    assert len({model.num_batches for model in models}) == 1
+    asked = [position for share in shares for position, _ in share]
+    assert sorted(asked) == sorted(set(asked))
+
+
+def test_batches_hold_similar_prompts_and_every_question_once() -> None:
+    dataset = ToyDataset([side_sample(i, modality="T1" if i % 2 else None) for i in range(12)])
+    seen: list[set[bool]] = []
+
+    def collate_and_look(examples: list[Any]) -> Any:
+        seen.append({number is None for _, number in examples})
+        return collate(examples)
+
+    evaluate_dataset(
+        ToyModel(),
+        dataset,
+        tokenizer=ByteDecoder(),
+        collator=collate_and_look,
+        batch_size=4,
+        max_new_tokens=8,
+        device="cpu",
+        subject_hash=str,
+    )
+    assert all(len(kinds) == 1 for kinds in seen)
+    # 6 of text alone; 6 of T1 with their own scan, shuffled and without; all right: nothing to swap with.
+    assert len(dataset.prompts) == len(set(dataset.prompts)) == 24
+
+
+def test_no_questions_give_no_metrics() -> None:
+    result = evaluate(ToyModel(), ToyDataset([]))
+    assert (result.metrics, result.predictions) == ({}, [])
+
+
+def test_results_of_several_data_sets_are_pooled() -> None:
+    results = [evaluate(ToyModel(), ToyDataset([side_sample(i, modality=m) for i in range(4)])) for m in ("T1", None)]
+    merged = merge_results([results[0], results[0], results[1]])
+    assert merged.metrics["eval/questions/T1"] == 8
+    assert merged.metrics["eval/subjects/T1"] == 4
+    assert merged.metrics["eval/questions/text"] == 4
+
+
+@pytest.mark.parametrize(
+    ("modalities", "name"), [((), "text"), (("dMRI", "T1", "dMRI"), "T1+dMRI"), (("rsfMRI",), "rsfMRI")]
+)
+def test_modality_name_does_not_depend_on_the_order(modalities: tuple[str, ...], name: str) -> None:
+    assert modality_name(modalities) == name

@@ -1,0 +1,335 @@
+"""The report, from made-up run folders: what is drawn, what is said, and what stays out."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from umbrella_data.manifest.sample import Answer
+from umbrella_train.config import dump_config, load_config
+from umbrella_train.errors import RunError
+from umbrella_train.evaluation.metrics import CONDITIONS, Condition, Prediction, score_answer, summarise
+from umbrella_train.report import build_report
+from umbrella_train.report.answers import accuracy_figure
+from umbrella_train.report.curves import MAX_POINTS, gradient_figure, loss_figure
+from umbrella_train.report.figure_style import modality_colours
+from umbrella_train.report.page import without_paths
+from umbrella_train.report.run_data import gradient_norms, points, read_run
+from umbrella_train.report.tables import error_rows, hit_rows
+from umbrella_train.run_folder import RunFolder
+
+MODALITIES = ("T1", "rsfMRI", "dMRI")
+# The smallest PNG there is: one pixel.
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
+)
+
+
+def make_run(
+    folder: Path, *, name: str = "demo", overrides: tuple[str, ...] = (), num_steps: int = 60, is_evaluated: bool = True
+) -> RunFolder:
+    """A run folder as a run of single-modality batches leaves it."""
+    config = load_config(None, ["--name", name, "--data.cache-dir", "/secret/place", *overrides])
+    run = RunFolder.create(folder, name=name, config_text=dump_config(config))
+    dice = random.Random(name)
+    for step in range(5, num_steps + 1, 5):
+        present = MODALITIES[step // 5 % 3]
+        row: dict[str, Any] = {"step": step, "loss": 3 * math.exp(-step / 20) + 0.02 + 0.1 * dice.random()}
+        for modality in MODALITIES:
+            label, norm = (modality, 0.2 + dice.random()) if modality == present else ("inactive", 1e-7)
+            row[f"grad/[{label}]/vision_tower.{modality}_patch_embed"] = norm
+            row[f"grad/[{label}]/vision_tower.{modality}_patch_embed.proj"] = norm * 0.9
+        run.append_metrics(row)
+    if is_evaluated:
+        predictions = [
+            ask(dice, modality, i, kind) for modality in MODALITIES for kind in CONDITIONS for i in range(40)
+        ]
+        predictions += [ask_age(dice, i, kind) for kind in CONDITIONS for i in range(40)]
+        run.append_metrics({"step": num_steps, "eval_loss": 0.1})
+        run.append_metrics({"step": num_steps, **summarise(predictions)})
+        run.write_predictions(prediction.to_row() for prediction in predictions)
+        run.model.mkdir()
+        (run.model / "config.json").write_text("{}")
+    for modality in MODALITIES:
+        (run.pictures / f"{modality}.png").write_bytes(PNG)
+    return run
+
+
+def ask(dice: random.Random, modality: str, number: int, condition: Condition) -> Prediction:
+    value = ("left", "right")[number % 2]
+    said = value if condition == "accuracy" and number else dice.choice(["left", "right"])
+    answer = Answer(type="choice", value=value, options=("left", "right"))
+    return prediction(modality, "lesion_side", number, condition, said, answer)
+
+
+def ask_age(dice: random.Random, number: int, condition: Condition) -> Prediction:
+    spread = 4 if condition == "accuracy" else 15
+    said = f"{50 + number % 20 + dice.gauss(0, spread):.0f} years"
+    return prediction(
+        "T1", "age", number, condition, said, Answer(type="number", value=50.0 + number % 20, unit="years")
+    )
+
+
+def prediction(modality: str, task: str, number: int, condition: Condition, said: str, answer: Answer) -> Prediction:
+    score = score_answer(said, answer)
+    return Prediction(
+        subject=f"{number:016x}",
+        task=task,
+        modality=modality,
+        condition=condition,
+        question=f"What of {task}?",
+        type=answer.type,
+        options=answer.options,
+        answer=answer.value,
+        unit=answer.unit,
+        generated=said,
+        score=score.value,
+        is_parsed=score.is_parsed,
+    )
+
+
+class Page(HTMLParser):
+    """The parts of a report, and whether its tags match."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text = path.read_text(encoding="utf-8")
+        self.sections: list[str] = []
+        self.images: list[str] = []
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(self.text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "section":
+            self.sections.append(given.get("id") or given["class"])
+        if tag == "img":
+            assert given["alt"]
+            self.images.append(given["src"])
+        self.addresses += [value for key, value in given.items() if key in {"src", "href"}]
+        if tag not in {"img", "meta", "br", "link"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(" ".join(data.split()))
+
+
+def test_report_of_a_run_has_all_its_parts(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert build_report([run.path]) == run.report
+    page = Page(run.report)
+    assert page.sections == ["accuracy", "loss", "gradients", "pictures", "numbers", "examples", "configuration"]
+    assert len([image for image in page.images if image.startswith("data:image/svg+xml;base64,")]) == 4
+    shown = re.findall(r'alt="A (\w+) scan as the model sees it"', page.text)
+    assert shown == list(MODALITIES)
+    assert [image for image in page.images if "png" in image] == [
+        "data:image/png;base64," + base64.b64encode(PNG).decode()
+    ] * 3
+    for words in (
+        "97.5 %",
+        "40 subjects, 95 % interval 87 to 100 %",
+        "dMRI · lesion side",
+        "years",
+        "1e-07, unit, update",
+        "32×32×32, patch 8×8×8",
+    ):
+        assert any(words in text for text in page.words), words
+
+
+def test_report_needs_no_other_file_and_tells_no_path(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    page = Page(build_report([run.path]))
+    assert all(address.startswith("data:") for address in page.addresses)
+    assert re.findall(r"https?://|<script|@import|url\(", page.text) == []
+    assert "secret" not in page.text
+    assert str(tmp_path) not in page.text
+    assert run.salt.read_text().strip() not in page.text
+
+
+def test_report_is_the_same_twice(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert build_report([run.path]).read_text() == build_report([run.path], output=tmp_path / "again.html").read_text()
+
+
+def test_words_of_the_model_are_not_markup(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    rows = [json.loads(line) for line in run.predictions.read_text().splitlines()]
+    run.write_predictions([{**rows[0], "generated": "<script>alert(1)</script>"}])
+    assert "<script" not in build_report([run.path]).read_text()
+
+
+def test_questions_without_one_readable_answer_are_in_the_table(tmp_path: Path) -> None:
+    run = make_run(tmp_path, is_evaluated=False)
+    answer = Answer(type="number", value=50.0, unit="years")
+    predictions = [prediction("T1", "age", number, "accuracy", "no idea", answer) for number in range(3)]
+    run.append_metrics({"step": 60, **summarise(predictions)})
+    run.write_predictions(one.to_row() for one in predictions)
+    (row,) = error_rows(read_run(run.path, name="demo"))
+    assert (row["name"], row["unit"], row["unparsed"]) == ("T1 · age", "years", "100.0 %")
+    assert row["cells"][0] == ("–", "")
+    assert "numbers" in Page(build_report([run.path])).sections
+
+
+def test_a_question_that_is_asked_in_two_ways_is_in_both_tables(tmp_path: Path) -> None:
+    run = make_run(tmp_path, is_evaluated=False)
+    number = Answer(type="number", value=50.0, unit="years")
+    choice = Answer(type="choice", value="old", options=("old", "young"))
+    said = (("52", number), ("old", choice))
+    predictions = [prediction("T1", "age", index, "accuracy", *each) for index, each in enumerate(said)]
+    run.append_metrics({"step": 60, **summarise(predictions)})
+    data = read_run(run.path, name="demo")
+    assert [row["cells"][0][0] for row in error_rows(data)] == ["2"]
+    assert [row["cells"][0][0] for row in hit_rows(data)] == ["100.0 %"]
+
+
+def test_report_of_a_crashed_run_says_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path, is_evaluated=False)
+    with run.metrics.open("a") as file:
+        file.write('{"step": 65, "lo')
+    page = Page(build_report([run.path]))
+    assert page.sections == ["notes", "loss", "gradients", "pictures", "configuration"]
+    words = " ".join(page.words)
+    assert "metrics.jsonl: 1 line could not be read" in words
+    assert "The run did not end: its last training loss is that of step 60" in words
+    assert "was not evaluated" in words
+
+
+def test_report_of_a_run_that_logged_nothing(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, name="empty", config_text="name: [broken\n")
+    page = Page(build_report([run.path]))
+    assert page.sections == ["notes", "configuration"]
+    words = " ".join(page.words)
+    assert "config.yaml: line 2: not YAML" in words
+    assert "holds no training loss" in words
+
+
+def test_losses_that_are_not_finite_are_counted_and_marked(tmp_path: Path) -> None:
+    run = make_run(tmp_path, is_evaluated=False)
+    run.append_metrics({"step": 65, "loss": math.nan})
+    data = read_run(run.path, name="demo")
+    assert "The loss was not finite in 1 of 13 lines, first at step 65" in data.notes
+    (axes,) = loss_figure([data]).axes
+    assert sum(list(line.get_xdata()) == [65, 65] for line in axes.lines) == 1
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="not a run's folder"):
+        build_report([tmp_path])
+
+
+def test_several_runs_are_compared(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, name=name) for name in ("demo", "other")]
+    runs.append(make_run(tmp_path, name="third", overrides=("--trainer.learning-rate", "0.5")))
+    target = build_report([run.path for run in runs])
+    assert target == tmp_path / "comparison.html"
+    page = Page(target)
+    assert not any(run.report.exists() for run in runs)
+    words = " ".join(page.words)
+    assert "trainer.learning_rate 0.002 0.002 0.5" in " ".join(words.split())
+    # The runs have the same pictures: they are shown once.
+    assert len([image for image in page.images if "png" in image]) == 3
+
+
+def test_runs_of_one_name_are_told_apart_by_their_place(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / place) for place in ("a", "b")]
+    page = Page(build_report([run.path for run in runs], output=tmp_path / "both.html"))
+    assert {"a/demo", "b/demo"} <= set(page.words)
+
+
+def test_gradient_norms_are_told_apart_by_their_keys(tmp_path: Path) -> None:
+    norms = gradient_norms(read_run(make_run(tmp_path).path, name="demo").training)
+    assert set(norms) == set(MODALITIES)
+    assert norms["rsfMRI"].active.steps == (5, 20, 35, 50)
+    assert set(norms["rsfMRI"].inactive.values) == {1e-7}
+    assert len(norms["rsfMRI"].inactive.steps) == 8
+    # The whole patch embed, not its projection.
+    assert min(norms["T1"].active.values) >= 0.2
+
+
+def test_gradient_figure_tells_active_from_inactive(tmp_path: Path) -> None:
+    data = read_run(make_run(tmp_path).path, name="demo")
+    figure = gradient_figure([data], scale=1e-7)
+    assert [axes.get_title() for axes in figure.axes] == list(MODALITIES)
+    for axes in figure.axes:
+        inactive, active, expected = axes.lines
+        assert axes.get_yscale() == "log"
+        assert (len(inactive.get_xdata()), len(active.get_xdata())) == (8, 4)
+        assert inactive.get_markerfacecolor() == "white" != active.get_markerfacecolor()
+        assert list(expected.get_ydata()) == [1e-7, 1e-7]
+
+
+def test_accuracy_figure_shows_controls_chance_and_intervals(tmp_path: Path) -> None:
+    data = read_run(make_run(tmp_path).path, name="demo")
+    (axes,) = accuracy_figure([data]).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [f"{name} · lesion side" for name in MODALITIES]
+    # A question: the line of chance, and four values with an interval each.
+    assert len(axes.lines) == 3 * (1 + 4 * 2)
+    assert len(axes.collections) == 3
+    assert [list(line.get_xdata()) for line in axes.lines[::9]] == [[0.5, 0.5]] * 3
+    shown = {line.get_marker(): line.get_xdata()[0] for line in axes.lines[:9] if len(line.get_xdata()) == 1}
+    names = {"o": "accuracy", "s": "shuffled", "^": "swapped", "D": "no_scan"}
+    assert shown == {marker: data.evaluation[f"eval/{name}/T1/lesion_side"] for marker, name in names.items()}
+
+
+def test_long_curves_are_thinned_to_what_can_be_seen(tmp_path: Path) -> None:
+    run = make_run(tmp_path, num_steps=5, is_evaluated=False)
+    with run.metrics.open("a") as file:
+        file.writelines(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(10, 30_000))
+    (axes,) = loss_figure([read_run(run.path, name="demo")]).axes
+    assert {len(line.get_xdata()) for line in axes.lines} == {MAX_POINTS}
+    assert (axes.lines[0].get_xdata()[0], axes.lines[0].get_xdata()[-1]) == (5, 29_999)
+
+
+def test_points_keep_steps_in_order_and_values_that_are_not_finite() -> None:
+    series = points([{"step": 2, "loss": None}, {"step": 1, "loss": 0.5}, {"loss": 3.0}], "loss")
+    assert series.steps == (1, 2)
+    assert series.values[0] == 0.5
+    assert math.isnan(series.values[1])
+
+
+def test_paths_are_taken_out_and_nothing_else() -> None:
+    words = [
+        "--data.synthetic",
+        "null",
+        "--data.train.0.manifest",
+        "/data/sub/m.jsonl",
+        "--model.tokenizer",
+        "/my/words",
+    ]
+    shown = without_paths(load_config(None, words).model_dump(mode="json"))
+    assert shown["data"]["train"] == [{"manifest": "(see config.yaml)", "data_root": None, "weight": 1.0}]
+    assert shown["output_dir"] == shown["model"]["tokenizer"] == "(see config.yaml)"
+    assert shown["model"]["modalities"]["T1"]["image_size"] == [32, 32, 32]
+    assert shown["model"]["vision_config"]["model_type"] == "siglip_vision_model"
+    assert without_paths({"model": {"pretrained": "org/llava"}}) == {"model": {"pretrained": "org/llava"}}
+
+
+def test_figures_are_drawn_without_a_display(tmp_path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    build_report([make_run(tmp_path).path])
+    assert plt.get_fignums() == []
+    assert isinstance(loss_figure([read_run(tmp_path / "demo", name="demo")]), Figure)
+
+
+def test_a_modality_has_one_colour_in_all_figures_whatever_was_evaluated() -> None:
+    configured = ["T1", "rsfMRI", "dMRI"]
+    gradients, answers = modality_colours(configured, configured), modality_colours(configured, ["dMRI", "T1"])
+    assert gradients == answers
+    assert len(set(gradients.values())) == 3
+    assert list(modality_colours([], ["dMRI", "T1"])) == ["T1", "dMRI"]

@@ -1,0 +1,158 @@
+"""A run that starts from the model of an earlier one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from umbrella_model import parameter_table
+from umbrella_train.assembly.build import build_parts
+from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer
+from umbrella_train.config import RunConfig
+from umbrella_train.errors import RunError
+from umbrella_train.run.training import train
+
+MakeConfig = Callable[..., RunConfig]
+# A trained model brings its own.
+GIVEN = dict.fromkeys(("vision_config", "text_config", "vision_feature_layer"))
+
+
+@pytest.fixture(scope="module")
+def first(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of a first stage, with adapters in the language model."""
+    pytest.importorskip("peft")
+    config = make_config(
+        tmp_path_factory.mktemp("first"),
+        model={"learn": {"preset": "lora", "lora": {"rank": 2, "alpha": 4}}},
+        data={"evaluation": []},
+        trainer={"max_steps": 2, "learning_rate": 0.05, "use_cpu": True},
+    )
+    folder = train(config)
+    assert folder is not None
+    return folder / "model"
+
+
+def second_stage(make_config: MakeConfig, folder: Path, first: Path, **model: Any) -> RunConfig:
+    return make_config(
+        folder,
+        model={**GIVEN, "pretrained": str(first), **model},
+        data={"evaluation": []},
+        # The first step of a warm-up has a learning rate of 0.
+        trainer={"max_steps": 1, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 10, "use_cpu": True},
+    )
+
+
+def test_a_second_stage_trains_all_of_what_the_first_one_left(
+    make_config: MakeConfig, first: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = train(second_stage(make_config, tmp_path, first))
+    assert folder is not None
+    before, after = load_file(first / "model.safetensors"), load_file(folder / "model" / "model.safetensors")
+    assert not any(".lora_" in name for name in after)
+    kept = [name for name in after if name in before]
+    assert len(kept) > 10
+    assert all(torch.equal(before[name], after[name]) for name in kept)
+    merged = next(name for name in before if name.endswith("q_proj.base_layer.weight"))
+    a, b = (before[merged.replace("base_layer", f"lora_{each}.default")] for each in "AB")
+    assert b.abs().max() > 0
+    torch.testing.assert_close(after[merged.replace("base_layer.", "")], before[merged] + 4 / 2 * b @ a)
+    assert "was trained on other scans" not in caplog.text
+    model = build_parts(second_stage(make_config, tmp_path, first)).model
+    assert all(row.num_trainable == row.num_parameters for row in parameter_table(model))
+
+
+def test_the_same_adapters_go_on_as_adapters(make_config: MakeConfig, first: Path, tmp_path: Path) -> None:
+    learn = {"preset": "lora", "lora": {"rank": 2, "alpha": 4}}
+    model = build_parts(second_stage(make_config, tmp_path, first, learn=learn)).model
+    before = load_file(first / "model.safetensors")
+    adapters = {name: value for name, value in model.state_dict().items() if ".lora_" in name}
+    assert adapters
+    assert all(torch.equal(value, before[name]) for name, value in adapters.items())
+    other = build_parts(second_stage(make_config, tmp_path, first, learn={"preset": "lora"})).model
+    assert other.config.lora is not None
+    assert other.config.lora["rank"] == 16
+
+
+def test_a_model_of_other_sizes_is_refused_with_all_that_differs(
+    make_config: MakeConfig, first: Path, tmp_path: Path
+) -> None:
+    sizes = {
+        "T1": {"image_size": [16, 16, 16], "patch_size": [8, 8, 4]},
+        "rsfMRI": {"image_size": [8, 8, 8, 8], "patch_size": [8, 8, 4, 4]},
+    }
+    config = second_stage(
+        make_config, tmp_path, first, modalities=sizes, pool={"rsfMRI": [1, 1, 2, 1]}, vision_feature_layer=-2
+    )
+    with pytest.raises(RunError) as caught:
+        build_parts(config)
+    assert str(caught.value).splitlines() == [
+        f"model.pretrained: {first} is another model than this config's:",
+        "  modalities, in the order of their tags, are rsfMRI, T1, dMRI there and T1, rsfMRI here; new ones "
+        "stand behind",
+        "  T1: patch_size is [8, 8, 8] there and [8, 8, 4] here",
+        "  rsfMRI: pool is [1, 1, 1, 1] there and [1, 1, 2, 1] here",
+        "  vision_feature_layer is -1 there and -2 here",
+    ]
+
+
+def test_a_new_modality_stands_behind_the_old_ones(
+    make_config: MakeConfig, first: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    grid = {"image_size": [16, 16, 16], "patch_size": [8, 8, 8]}
+    small = make_config(tmp_path / "small", model={"modalities": {"T1": grid}})
+    build_parts(small).model.save_pretrained(tmp_path / "trained")
+    build_parts(small).processor().save_pretrained(tmp_path / "trained")
+    sizes = {"T1": grid, "dMRI": {"image_size": [8, 8, 8], "patch_size": [8, 8, 2]}}
+    config = second_stage(make_config, tmp_path, tmp_path / "trained", modalities=sizes)
+    model = build_parts(config).model
+    assert "new in this run, from random weights: dMRI" in caplog.text
+    assert model.config.modality_order == ["T1", "dMRI"]
+    before, after = load_file(tmp_path / "trained" / "model.safetensors"), model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert {name.split(".")[2] for name in after.keys() - before.keys() if "head" not in name} == {"dMRI_patch_embed"}
+    again = build_parts(config).model.state_dict()
+    assert all(torch.equal(after[name], again[name]) for name in after)
+    edited = dict(before)
+    del edited["model.multi_modal_projector.linear_1.weight"]
+    save_file(edited, tmp_path / "trained" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunError, match=r"has not: model\.multi_modal_projector\.linear_1\.weight"):
+        build_parts(config)
+
+
+def test_another_tokenizer_than_the_models_own_is_refused(make_config: MakeConfig, first: Path, tmp_path: Path) -> None:
+    tokenizer = build_byte_tokenizer()
+    tokenizer.add_tokens(["<other>"])
+    tokenizer.save_pretrained(tmp_path / "words")
+    with pytest.raises(RunError, match=r"^model\.tokenizer: its id of '<other>' is not that of the tokenizer that"):
+        build_parts(second_stage(make_config, tmp_path, first, tokenizer=str(tmp_path / "words")))
+
+
+def test_without_peft_a_model_with_adapters_is_refused_in_words(
+    make_config: MakeConfig, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(RunError, match=r"^model\.pretrained: .*pip install peft"):
+        build_parts(second_stage(make_config, tmp_path, first))
+    with pytest.raises(RunError, match=r"^model\.learn: .*pip install peft"):
+        build_parts(make_config(tmp_path, model={"learn": {"preset": "lora"}}))
+
+
+def test_scans_that_are_prepared_otherwise_are_told(
+    make_config: MakeConfig, first: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = second_stage(make_config, tmp_path, first)
+    data = config.data.model_dump(mode="json") | {"pipelines": {"T1": {"normalise": "zscore"}}}
+    config = RunConfig.model_validate({**config.model_dump(mode="json"), "data": data})
+    assert train(config, dry_run=True) is None
+    assert (
+        "data.pipelines.T1: the model was trained on other scans: normalise zscore (then: foreground_zscore)"
+        in caplog.text
+    )
+    assert "data.pipelines.rsfMRI" not in caplog.text

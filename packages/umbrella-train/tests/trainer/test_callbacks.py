@@ -1,0 +1,150 @@
+"""Seeds of steps, the metrics file, and the agreed stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerControl, TrainerState
+
+from umbrella_train.run_folder import RunFolder
+from umbrella_train.trainer.callbacks import MetricsFile, ProgressBar, StepSeed, StopOnSignal
+
+
+def state_at(step: int, *, is_first_rank: bool = True) -> TrainerState:
+    return TrainerState(global_step=step, max_steps=10, is_world_process_zero=is_first_rank)
+
+
+def draw(*, seed: int = 0, step: int = 3, rank: int = 0) -> float:
+    """What a step draws after whatever happened before."""
+    torch.rand(7)
+    StepSeed().on_step_begin(SimpleNamespace(seed=seed, process_index=rank), state_at(step), TrainerControl())  # type: ignore[arg-type]
+    return float(torch.rand(1, dtype=torch.float64))
+
+
+def test_a_step_draws_by_seed_step_and_rank_alone() -> None:
+    assert draw() == draw()
+    draws = {draw(), draw(seed=1), draw(step=4), draw(rank=1), draw(seed=33, step=0), draw(seed=3, step=30)}
+    assert len(draws) == 6
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(tmp_path, name="run", config_text="name: run\n")
+
+
+def steps_in(folder: RunFolder) -> list[int]:
+    return [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()]
+
+
+def log(folder: RunFolder, *steps: int, is_first_rank: bool = True) -> None:
+    for step in steps:
+        MetricsFile(folder).on_log(
+            None,  # type: ignore[arg-type]
+            state_at(step, is_first_rank=is_first_rank),
+            TrainerControl(),
+            logs={"loss": step / 2},
+        )
+
+
+def begin(folder: RunFolder, step: int, *, is_first_rank: bool = True) -> None:
+    MetricsFile(folder).on_train_begin(None, state_at(step, is_first_rank=is_first_rank), TrainerControl())  # type: ignore[arg-type]
+
+
+def test_every_logged_line_is_written_with_its_step(folder: RunFolder) -> None:
+    log(folder, 1, 2)
+    assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": 1.0},
+    ]
+
+
+def test_lines_behind_the_checkpoint_go_when_a_run_is_resumed(folder: RunFolder) -> None:
+    log(folder, 1, 2, 3, 4, 5)
+    with folder.metrics.open("a") as file:
+        file.write('{"step": 6, "lo')
+    begin(folder, 3)
+    log(folder, 4)
+    assert steps_in(folder) == [1, 2, 3, 4]
+
+
+def test_only_the_first_rank_touches_the_file(folder: RunFolder) -> None:
+    log(folder, 1, 2)
+    log(folder, 3, is_first_rank=False)
+    begin(folder, 0, is_first_rank=False)
+    assert steps_in(folder) == [1, 2]
+
+
+@pytest.fixture
+def stop() -> Iterator[StopOnSignal]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield StopOnSignal()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def end_of_step(stop: StopOnSignal) -> tuple[bool, bool]:
+    control = TrainerControl()
+    stop.on_step_end(None, state_at(3), control)  # type: ignore[arg-type]
+    return control.should_save, control.should_training_stop
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_a_wish_until_all_ranks_agree(stop: StopOnSignal, number: signal.Signals) -> None:
+    arguments: Any = (None, state_at(0), TrainerControl())
+    before = signal.getsignal(number)
+    stop.on_train_begin(*arguments)
+    os.kill(os.getpid(), number)
+    assert stop.is_asked
+    assert stop.signal_number == number
+    assert end_of_step(stop) == (False, False)
+    stop.is_agreed = True
+    assert end_of_step(stop) == (True, True)
+    stop.on_train_end(*arguments)
+    assert signal.getsignal(number) == before
+
+
+def test_who_presses_ctrl_c_twice_will_not_wait(stop: StopOnSignal) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background starts without it
+    stop.on_train_begin(None, state_at(0), TrainerControl())  # type: ignore[arg-type]
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_another_ranks_signal_stops_this_one_too(stop: StopOnSignal) -> None:
+    stop.is_agreed = True
+    assert not stop.is_asked
+    assert stop.signal_number == signal.SIGTERM
+    assert end_of_step(stop) == (True, True)
+
+
+def test_progress_is_one_line_that_starts_at_the_step_of_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = ProgressBar()
+    bar.on_train_begin(None, state_at(4), TrainerControl())  # type: ignore[arg-type]
+    assert " 4/10 " in capsys.readouterr().err
+    bar.on_step_end(None, state_at(5), TrainerControl())  # type: ignore[arg-type]
+    bar.on_log(None, state_at(5), TrainerControl(), logs={"loss": 0.25})  # type: ignore[arg-type]
+    bar.on_train_end(None, state_at(5), TrainerControl())  # type: ignore[arg-type]
+    shown = capsys.readouterr()
+    assert "5/10" in shown.err
+    assert "loss=0.2500" in shown.err
+    assert shown.out == ""
+    ProgressBar().on_train_begin(None, state_at(0, is_first_rank=False), TrainerControl())  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_after_the_bar_is_closed_begins_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = ProgressBar()
+    bar.on_train_begin(None, state_at(4), TrainerControl())  # type: ignore[arg-type]
+    bar.close()
+    assert capsys.readouterr().err.endswith("\n")
+    bar.close()
+    assert capsys.readouterr().err == ""
