@@ -217,7 +217,7 @@ def bench_windows(folder: Path, options: argparse.Namespace) -> Iterator[Figure]
 
     def ours(path: Path, *, index: Path | None = None, is_known: bool = True) -> torch.Tensor:
         if not is_known:
-            scan_file.forget_proven()
+            scan_file.forget_verified()
         return load_volume(path, modality="rsfMRI", window=window, index_folder=index).data
 
     def fdata(path: Path) -> np.ndarray:

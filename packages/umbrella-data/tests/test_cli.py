@@ -9,7 +9,7 @@ import pytest
 
 from umbrella_data.cli import main
 from umbrella_data.manifest.manifest import read_manifest
-from umbrella_data.scan.header import ScanDoubt
+from umbrella_data.scan.header import ScanWarning
 
 
 def test_from_bids_writes_manifests_and_lists_scans(nifti, random_voxels, tmp_path, capsys):
@@ -107,20 +107,20 @@ def test_from_bids_tells_of_contents_that_were_not_fetched(tmp_path, capsys):
     assert printed.count("[missing]") == 5
 
 
-def test_from_bids_counts_and_names_doubtful_scans(nifti, random_voxels, tmp_path, capsys):
+def test_from_bids_counts_and_names_warningful_scans(nifti, random_voxels, tmp_path, capsys):
     for i in range(3):
         path = nifti.write(random_voxels(4, 5, 6), f"bids/sub-{i}/anat/sub-{i}_T1w.nii.gz")
         nifti.patch(path, 72, b"\x08\x00")  # bitpix
     nifti.patch(path, 252, bytes(4))  # neither qform nor sform
     assert main(["from-bids", str(tmp_path / "bids"), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "doubts about scans that can be used:\n  bitpix: 3 (bitpix is not the size" in printed
-    assert f"  no_form: 1 ({ScanDoubt.NO_FORM.meaning})\n    {path}\n" in printed
+    assert "warnings about scans that can be used:\n  bitpix: 3 (bitpix is not the size" in printed
+    assert f"  no_form: 1 ({ScanWarning.NO_FORM.meaning})\n    {path}\n" in printed
     (tmp_path / "bids/sub-1/anat/sub-1_T1w.nii.gz").write_bytes(b"no scan")
     for i in (0, 2):
         nifti.write(random_voxels(4, 5, 6), f"bids/sub-{i}/anat/sub-{i}_T1w.nii.gz")
     assert main(["from-bids", str(tmp_path / "bids"), "--out", str(tmp_path / "out")]) == 0
-    assert "doubts about" not in capsys.readouterr().out
+    assert "warnings about" not in capsys.readouterr().out
 
 
 def test_from_bids_when_nothing_is_readable_fails(tmp_path, capsys):

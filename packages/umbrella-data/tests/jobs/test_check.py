@@ -39,8 +39,8 @@ def test_check_reads_every_file_once(cohort, make_row, monkeypatch):
     rows, write = cohort
     rows["train"] += [{**make_row("a", "T1", question="And?"), "id": "a-2"}, {**make_row("a", "T1"), "id": "a-3"}]
     read = []
-    prove = check_module.prove_scan
-    monkeypatch.setattr(check_module, "prove_scan", lambda paths, **kind: read.append(paths) or prove(paths, **kind))
+    prove = check_module.verify_scan
+    monkeypatch.setattr(check_module, "verify_scan", lambda paths, **kind: read.append(paths) or prove(paths, **kind))
     report = check_manifests([read_manifest(path) for path in write()], num_workers=1)
     assert len(read) == report.num_files == 6
     assert report.is_good
@@ -56,7 +56,7 @@ def test_check_without_dipy_ends_before_a_scan_is_read_unless_dwi_is_left_out(
     rows["train"] += [make_row("g", "dMRI"), make_row("h", "T1", "dMRI"), make_row("i", "T7")]
     paths = list(map(str, write()))
     with monkeypatch.context() as patch:
-        patch.setattr(check_module, "prove_scan", None)
+        patch.setattr(check_module, "verify_scan", None)
         assert main(["check", *paths]) == 1
     error = capsys.readouterr().err
     for words in (f"{tmp_path / 'g_0.nii.gz'}: ", "pip install dipy", "--modality T1"):
@@ -106,7 +106,7 @@ def test_check_finds_rows_files_and_leaks(cohort, make_row, tmp_path, capsys):
     assert capsys.readouterr().out.strip().endswith("b_0.nii.gz")
 
 
-def test_doubts_are_counted_by_code_and_are_nothing_wrong(cohort, nifti, random_voxels, make_row, capsys, tmp_path):
+def test_warnings_are_counted_by_code_and_are_nothing_wrong(cohort, nifti, random_voxels, make_row, capsys, tmp_path):
     rows, write = cohort
     for name in "ab":
         nifti.patch(tmp_path / f"{name}_0.nii.gz", 72, b"\x08\x00")  # bitpix
@@ -124,7 +124,7 @@ def test_doubts_are_counted_by_code_and_are_nothing_wrong(cohort, nifti, random_
     assert (train[-3:], test[-3:]) == (["2", "1", "0"], ["0", "0", "1"])
     report = json.loads((out / "check.json").read_text())
     assert report["is_good"]
-    assert [each["doubts"] for each in report["manifests"]] == [
+    assert [each["warnings"] for each in report["manifests"]] == [
         {"bitpix": 2, "no_form": 1},
         {"sidecar_repetition_time": 1},
     ]
@@ -132,7 +132,7 @@ def test_doubts_are_counted_by_code_and_are_nothing_wrong(cohort, nifti, random_
         assert words in printed
     assert "sub-" not in (text := (out / "check.json").read_text())
     assert ".nii" not in text
-    listed = report["doubts"]
+    listed = report["warnings"]
     assert {code: each["num_scans"] for code, each in listed.items()} == {
         "bitpix": 2, "no_form": 1, "sidecar_repetition_time": 1,
     }  # fmt: skip
@@ -144,7 +144,7 @@ def test_doubts_are_counted_by_code_and_are_nothing_wrong(cohort, nifti, random_
         assert capsys.readouterr().out == f"{expected}\n"
 
 
-def test_doubts_are_counted_in_full_and_listed_in_part(cohort, nifti, capsys, monkeypatch, tmp_path):
+def test_warnings_are_counted_in_full_and_listed_in_part(cohort, nifti, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("umbrella_data.cli.warnings._MAX_SHOWN", 2)
     for name in "abc":
         nifti.patch(tmp_path / f"{name}_0.nii.gz", 72, b"\x08\x00")  # bitpix
@@ -156,23 +156,23 @@ def test_doubts_are_counted_in_full_and_listed_in_part(cohort, nifti, capsys, mo
     assert "and 1 more" in printed
 
 
-def test_doubts_about_a_mask_name_its_file(nifti, random_voxels, make_row, write_manifest, tmp_path):
+def test_warnings_about_a_mask_name_its_file(nifti, random_voxels, make_row, write_manifest, tmp_path):
     voxels = random_voxels(4, 5, 6)
     scan = nifti.write(voxels, "a_0.nii.gz")
     mask = nifti.write((voxels > 500).astype("uint8"), "mask.nii.gz")
     row = make_row("a", "T1")
     row["messages"][0]["content"][0]["mask"] = mask.name
     manifest = read_manifest(write_manifest([row]))
-    assert not check_manifests([manifest], num_workers=1).doubts.counts
+    assert not check_manifests([manifest], num_workers=1).warnings.counts
     nifti.patch(mask, 72, b"\x10\x00")  # bitpix
     report = check_manifests([manifest], num_workers=1)
     assert report.is_good
-    assert report.manifests[0].doubts == report.doubts.counts == {"bitpix": 1}
-    assert [doubted.files for doubted in report.doubts.listed("bitpix")] == [(str(mask),)]
+    assert report.manifests[0].warnings == report.warnings.counts == {"bitpix": 1}
+    assert [doubted.files for doubted in report.warnings.listed("bitpix")] == [(str(mask),)]
     nifti.patch(scan, 72, b"\x08\x00")
     report = check_manifests([manifest], num_workers=1)
-    assert report.manifests[0].doubts == {"bitpix": 1}
-    assert [doubted.files for doubted in report.doubts.listed("bitpix")] == [(str(scan), str(mask))]
+    assert report.manifests[0].warnings == {"bitpix": 1}
+    assert [doubted.files for doubted in report.warnings.listed("bitpix")] == [(str(scan), str(mask))]
 
 
 def test_check_asks_for_the_data_root_when_nearly_no_scan_is_there(cohort, tmp_path, capsys):

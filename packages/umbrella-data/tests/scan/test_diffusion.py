@@ -13,7 +13,7 @@ from umbrella_data.cache.store import VolumeCache
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
 from umbrella_data.scan.gradient_table import gradient_files
-from umbrella_data.scan.header import ScanDoubt
+from umbrella_data.scan.header import ScanWarning
 from umbrella_data.scan.volume import load_volume
 
 pytest.importorskip("dipy", reason="fitting tensors is an extra")
@@ -93,22 +93,22 @@ def test_fit_dwi_finds_no_other_brain_than_the_mask_given(nifti: Any) -> None:
 def test_fit_dwi_takes_all_of_a_cut_out_that_has_no_background(nifti: Any) -> None:
     ball = fit_dwi(write_dwi(nifti)).mask
     dim = fit_dwi(write_dwi(nifti, background=0.25))
-    assert (dim.mask.sum(), dim.doubts) == (ball.sum(), ())
+    assert (dim.mask.sum(), dim.warnings) == (ball.sum(), ())
     path = write_dwi(nifti, background=0.5)
     whole = fit_dwi(path)
     assert whole.mask.all()
-    assert whole.doubts == (ScanDoubt.NO_BACKGROUND,)
-    assert load_volume(path, modality="dMRI").doubts == (ScanDoubt.NO_BACKGROUND,)
+    assert whole.warnings == (ScanWarning.NO_BACKGROUND,)
+    assert load_volume(path, modality="dMRI").warnings == (ScanWarning.NO_BACKGROUND,)
     mask = nifti.write(ball.astype(np.uint8), "mask.nii.gz")
     masked = fit_dwi(path, mask=mask)
     np.testing.assert_array_equal(masked.mask, ball)
-    assert masked.doubts == ()
+    assert masked.warnings == ()
 
 
 @pytest.mark.parametrize("name", ["sub-dipy101d/dwi/sub-dipy101d_dwi.nii.gz", "sub-dipy64d/dwi/sub-dipy64d_dwi.nii"])
 def test_fit_dwi_takes_all_of_the_cut_outs_among_the_real_scans(real_data: Path, name: str) -> None:
     maps = fit_dwi(real_data / name)
-    assert ScanDoubt.NO_BACKGROUND in maps.doubts
+    assert ScanWarning.NO_BACKGROUND in maps.warnings
     assert maps.mask.mean() > 0.99
     # White matter and grey, not the fluid alone.
     assert 4e-4 < np.median(maps.md[maps.mask]) < 1.5e-3

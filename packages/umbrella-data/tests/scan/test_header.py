@@ -1,4 +1,4 @@
-"""A header is held to the NIfTI standard: what is wrong is refused with its reason, what is doubtful is noted."""
+"""A header is held to the NIfTI standard: what is wrong is refused with its reason, what is suspicious is noted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from umbrella_data.errors import ScanError, ScanReason
-from umbrella_data.scan.header import ScanDoubt, header_length, parse_header
+from umbrella_data.scan.header import ScanWarning, header_length, parse_header
 
 NAN = float("nan")
 
@@ -54,7 +54,7 @@ def test_parse_header_reads_all_facts_when_good(version: int, endianness: str) -
     assert header.spacing == (2.0, 2.0, 2.0)
     assert header.repetition_time == 1.5
     assert header.file_bytes == header.offset + 5 * 6 * 7 * 10 * 2
-    assert header.doubts == ()
+    assert header.warnings == ()
     np.testing.assert_array_equal(header.affine, np.diag([2.0, 2.0, 2.0, 1.0]))
 
 
@@ -103,18 +103,18 @@ def test_parse_header_refuses_with_its_reason_when_wrong(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "doubt"),
+    ("change", "warning"),
     [
-        (put(sform_code=0, qform_code=0), ScanDoubt.NO_FORM),
-        (put(srow_x=[2, 0, 0, 30]), ScanDoubt.FORMS_DISAGREE),
-        (put(bitpix=8), ScanDoubt.BITPIX),
-        (put(pixdim=[1, 3, 2, 2, 1.5, 1, 1, 1]), ScanDoubt.PIXDIM),
-        (put(pixdim=[1, 2, 2, 2, 2000, 1, 1, 1]), ScanDoubt.REPETITION_TIME),
-        (put(xyzt_units=2), ScanDoubt.REPETITION_TIME),
+        (put(sform_code=0, qform_code=0), ScanWarning.NO_FORM),
+        (put(srow_x=[2, 0, 0, 30]), ScanWarning.FORMS_DISAGREE),
+        (put(bitpix=8), ScanWarning.BITPIX),
+        (put(pixdim=[1, 3, 2, 2, 1.5, 1, 1, 1]), ScanWarning.PIXDIM),
+        (put(pixdim=[1, 2, 2, 2, 2000, 1, 1, 1]), ScanWarning.REPETITION_TIME),
+        (put(xyzt_units=2), ScanWarning.REPETITION_TIME),
     ],
 )
-def test_parse_header_notes_a_doubt_when_legal_but_odd(change: Callable[[Any], None], doubt: ScanDoubt) -> None:
-    assert doubt in parse_header(block(change), path="x.nii").doubts
+def test_parse_header_notes_a_warning_when_legal_but_odd(change: Callable[[Any], None], warning: ScanWarning) -> None:
+    assert warning in parse_header(block(change), path="x.nii").warnings
 
 
 @pytest.mark.parametrize("slope", [0.0, NAN])

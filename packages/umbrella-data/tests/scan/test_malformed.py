@@ -30,7 +30,7 @@ from umbrella_data.errors import ScanReason as R
 from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
 from umbrella_data.pipeline.resample import Grid
 from umbrella_data.pipeline.streaming import read_resampled
-from umbrella_data.scan.header import ScanDoubt
+from umbrella_data.scan.header import ScanWarning
 from umbrella_data.scan.reader import open_scan
 from umbrella_data.scan.volume import load_volume, read_shape
 
@@ -167,7 +167,7 @@ class Row:
         reason: Why it is refused; None where it is read.
         name: What it is called.
         factor, summand: From the good file's voxels to those of this one.
-        doubts: What is noted where it is read.
+        warnings: What is noted where it is read.
         is_series: Whether the good file is the series.
         is_mirrored: Whether left and right are where the good file has right and left.
     """
@@ -177,7 +177,7 @@ class Row:
     name: str = "scan.nii"
     factor: float = 1.0
     summand: float = 0.0
-    doubts: tuple[ScanDoubt, ...] = ()
+    warnings: tuple[ScanWarning, ...] = ()
     is_series: bool = False
     is_mirrored: bool = False
 
@@ -205,15 +205,15 @@ ROWS: dict[str, Row] = {
     "good_uint8": Row(stored_as("u1", 2, scale=0.25), name="scan.nii", factor=0.25),
     "good_float64": Row(stored_as("<f8", 64, scale=0.5), factor=0.5),
     "good_int64": Row(stored_as("<i8", 1024)),
-    "odd_bitpix": Row(put(bitpix=8), doubts=(ScanDoubt.BITPIX,)),
+    "odd_bitpix": Row(put(bitpix=8), warnings=(ScanWarning.BITPIX,)),
     # Without a form, what nibabel and FSL take for granted: stored from right to left.
-    "odd_no_form": Row(put(qform_code=0, sform_code=0), doubts=(ScanDoubt.NO_FORM,), is_mirrored=True),
+    "odd_no_form": Row(put(qform_code=0, sform_code=0), warnings=(ScanWarning.NO_FORM,), is_mirrored=True),
     "good_mirrored": Row(put(srow_x=(-2, 0, 0, 0), qform_code=0), is_mirrored=True),
-    "odd_forms_disagree": Row(put(qoffset=(30, 0, 0)), doubts=(ScanDoubt.FORMS_DISAGREE,)),
-    "odd_spacing_in_pixdim": Row(put(qform_code=0, pixdim=(1, 5, 2, 2, 0, 0, 0, 0)), doubts=(ScanDoubt.PIXDIM,)),
-    "odd_time_unit": Row(put(xyzt_units=2), doubts=(ScanDoubt.REPETITION_TIME,), is_series=True),
+    "odd_forms_disagree": Row(put(qoffset=(30, 0, 0)), warnings=(ScanWarning.FORMS_DISAGREE,)),
+    "odd_spacing_in_pixdim": Row(put(qform_code=0, pixdim=(1, 5, 2, 2, 0, 0, 0, 0)), warnings=(ScanWarning.PIXDIM,)),
+    "odd_time_unit": Row(put(xyzt_units=2), warnings=(ScanWarning.REPETITION_TIME,), is_series=True),
     "odd_time_negative": Row(
-        put(pixdim=(1, 2, 2, 2, -1.5, 0, 0, 0)), doubts=(ScanDoubt.REPETITION_TIME,), is_series=True
+        put(pixdim=(1, 2, 2, 2, -1.5, 0, 0, 0)), warnings=(ScanWarning.REPETITION_TIME,), is_series=True
     ),
     # Kind of file
     "empty": Row(lambda content: b"", R.TRUNCATED),
@@ -360,7 +360,7 @@ def test_file_is_refused_or_read_as_its_row_says(name: str, tmp_path: Path) -> N
             voxels = read(path, is_series=row.is_series)
             reference = reference[::-1] if row.is_mirrored else reference
             np.testing.assert_array_equal(voxels, reference.astype(np.float32))
-            assert set(row.doubts) == set(read_shape(path).doubts)
+            assert set(row.warnings) == set(read_shape(path).warnings)
         else:
             with pytest.raises(ScanError) as caught:
                 read(path, is_series=row.is_series)

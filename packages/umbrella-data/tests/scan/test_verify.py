@@ -14,12 +14,12 @@ from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.modality import MODALITIES
 from umbrella_data.scan import reader as scan_file
 from umbrella_data.scan import verify as proof
-from umbrella_data.scan.verify import prove_scan
+from umbrella_data.scan.verify import verify_scan
 
 
 def reason_of(*paths: Path, modality: str = "rsfMRI", mask: Path | None = None) -> ScanReason:
     with pytest.raises(ScanError) as caught:
-        prove_scan(paths, modality=modality, mask=mask)
+        verify_scan(paths, modality=modality, mask=mask)
     assert caught.value.path in map(str, (*paths, mask))
     return caught.value.reason
 
@@ -30,7 +30,7 @@ def test_series_is_refused_when_one_voxel_of_any_frame_is_not_finite(
     nifti: Any, random_voxels: Any, name: str, frame: int
 ) -> None:
     voxels = random_voxels(4, 5, 6, 40).astype(np.float32)
-    assert prove_scan([nifti.write(voxels, name)], modality="rsfMRI").num_frames == 40
+    assert verify_scan([nifti.write(voxels, name)], modality="rsfMRI").num_frames == 40
     voxels[1, 2, 3, frame] = np.nan
     assert reason_of(nifti.write(voxels, name)) == ScanReason.NON_FINITE
 
@@ -59,7 +59,7 @@ def test_series_is_refused_when_its_mask_leaves_one_value_in_all_frames(
     assert reason_of(path, mask=mask) == ScanReason.CONSTANT
     series[2, 3, 4, 7] = 5
     nifti.write(series, "bold.nii", orientation=orientation)
-    assert prove_scan([path], modality="rsfMRI", mask=mask).num_frames == 8
+    assert verify_scan([path], modality="rsfMRI", mask=mask).num_frames == 8
 
 
 def test_series_of_several_files_is_refused_when_they_lie_on_different_grids(
@@ -69,7 +69,7 @@ def test_series_of_several_files_is_refused_when_they_lie_on_different_grids(
     monkeypatch.setattr(proof, "find_modality", lambda _: spec)
     series = random_voxels(4, 5, 6, 8)
     first, second = nifti.write(series, "1.nii"), nifti.write(series, "2.nii", orientation="LPI")
-    assert prove_scan([first, second], modality="rsfMRI").num_frames == 8
+    assert verify_scan([first, second], modality="rsfMRI").num_frames == 8
     assert reason_of(first) == ScanReason.MAPS
     assert reason_of(first, nifti.write(series[..., :7], "short.nii")) == ScanReason.MAPS
     assert reason_of(first, nifti.write(series, "moved.nii", affine=np.diag([2, 2, 2.2, 1]))) == ScanReason.MAPS
@@ -92,7 +92,7 @@ def test_long_series_is_proven_in_one_pass_and_in_little_memory(
 
     monkeypatch.setattr(scan_file, "iter_gzip", counted)
     tracemalloc.start()
-    prove_scan([path], modality="rsfMRI")
+    verify_scan([path], modality="rsfMRI")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < num_bytes / 8

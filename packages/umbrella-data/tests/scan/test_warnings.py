@@ -7,40 +7,40 @@ from pathlib import Path
 
 import pytest
 
-from umbrella_data.scan.header import ScanDoubt
-from umbrella_data.scan.warnings import DoubtList
+from umbrella_data.scan.header import ScanWarning
+from umbrella_data.scan.warnings import WarningList
 
 
-def add_scans(doubts: DoubtList, numbers: list[int]) -> None:
+def add_scans(warnings: WarningList, numbers: list[int]) -> None:
     for i in numbers:
         codes = ["bitpix", "no_form"] if i == 7 else ["bitpix"]
-        doubts.add({Path(f"{i:04}.nii"): codes}, subject=f"sub-{i}", modality="T1", manifests=[Path("a.jsonl")])
+        warnings.add({Path(f"{i:04}.nii"): codes}, subject=f"sub-{i}", modality="T1", manifests=[Path("a.jsonl")])
 
 
 def test_scans_beyond_the_first_ones_are_counted_and_not_kept():
     order = list(range(500))
     random.Random(0).shuffle(order)
-    doubts = DoubtList(max_listed=3)
-    add_scans(doubts, order)
-    assert doubts.counts == {"bitpix": 500, "no_form": 1}
-    assert [scan.files for scan in doubts.listed("bitpix")] == [("0000.nii",), ("0001.nii",), ("0002.nii",)]
-    assert [scan.subject for scan in doubts.listed("no_form")] == ["sub-7"]
-    assert doubts.listed("pixdim") == ()
-    rows = doubts.rows(name=str.upper)
+    warnings = WarningList(max_listed=3)
+    add_scans(warnings, order)
+    assert warnings.counts == {"bitpix": 500, "no_form": 1}
+    assert [scan.files for scan in warnings.listed("bitpix")] == [("0000.nii",), ("0001.nii",), ("0002.nii",)]
+    assert [scan.subject for scan in warnings.listed("no_form")] == ["sub-7"]
+    assert warnings.listed("pixdim") == ()
+    rows = warnings.rows(name=str.upper)
     assert (rows["bitpix"]["num_scans"], rows["bitpix"]["num_listed"], len(rows["bitpix"]["scans"])) == (500, 3, 3)
     assert rows["no_form"]["scans"] == [
         {"files": ["0007.NII"], "subject": "SUB-7", "modality": "T1", "manifests": ["A.JSONL"]}
     ]
 
 
-def test_scan_is_counted_once_when_several_of_its_files_raise_the_doubt():
-    doubts = DoubtList()
-    doubts.add({Path("fa.nii"): ["bitpix"], Path("md.nii"): ["bitpix", "pixdim"]}, subject="a", modality="dMRI")
-    assert doubts.counts == {"bitpix": 1, "pixdim": 1}
-    assert [scan.files for scan in doubts.listed("bitpix")] == [("fa.nii", "md.nii")]
-    assert [scan.files for scan in doubts.listed("pixdim")] == [("md.nii",)]
+def test_scan_is_counted_once_when_several_of_its_files_raise_the_warning():
+    warnings = WarningList()
+    warnings.add({Path("fa.nii"): ["bitpix"], Path("md.nii"): ["bitpix", "pixdim"]}, subject="a", modality="dMRI")
+    assert warnings.counts == {"bitpix": 1, "pixdim": 1}
+    assert [scan.files for scan in warnings.listed("bitpix")] == [("fa.nii", "md.nii")]
+    assert [scan.files for scan in warnings.listed("pixdim")] == [("md.nii",)]
 
 
-@pytest.mark.parametrize("doubt", ScanDoubt)
-def test_every_code_has_a_meaning(doubt):
-    assert len(doubt.meaning) > 20
+@pytest.mark.parametrize("warning", ScanWarning)
+def test_every_code_has_a_meaning(warning):
+    assert len(warning.meaning) > 20

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from umbrella_train.checkpoint.integrity import SEAL_NAME, checkpoint_problems, newest_good_checkpoint, seal_checkpoint
+from umbrella_train.checkpoint.integrity import (
+    INTEGRITY_NAME,
+    checkpoint_problems,
+    newest_good_checkpoint,
+    write_integrity_manifest,
+)
 from umbrella_train.errors import RunError
 
 
@@ -19,7 +24,7 @@ def write_checkpoint(run: Path, step: int, *, seal: bool = True) -> Path:
     (folder / "model.safetensors").write_bytes(bytes(range(200)))
     (folder / "parts" / "state.json").write_text(f'{{"step": {step}}}')
     if seal:
-        seal_checkpoint(folder)
+        write_integrity_manifest(folder)
     return folder
 
 
@@ -38,37 +43,37 @@ def remove_a_file(folder: Path) -> None:
 
 
 def remove_the_seal(folder: Path) -> None:
-    (folder / SEAL_NAME).unlink()
+    (folder / INTEGRITY_NAME).unlink()
 
 
 def cut_the_seal(folder: Path) -> None:
-    seal = (folder / SEAL_NAME).read_text()
-    (folder / SEAL_NAME).write_text(seal[: len(seal) // 2])
+    seal = (folder / INTEGRITY_NAME).read_text()
+    (folder / INTEGRITY_NAME).write_text(seal[: len(seal) // 2])
 
 
 def blank_the_seal(folder: Path) -> None:
-    (folder / SEAL_NAME).write_bytes(bytes(100))
+    (folder / INTEGRITY_NAME).write_bytes(bytes(100))
 
 
 def put_another_thing_in_the_seal(folder: Path) -> None:
-    (folder / SEAL_NAME).write_text(json.dumps({"model.safetensors": "sha"}))
+    (folder / INTEGRITY_NAME).write_text(json.dumps({"model.safetensors": "sha"}))
 
 
 DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (flip_a_bit, "model.safetensors: its content changed after it was written"),
     (cut_short, "model.safetensors: has 150 bytes instead of 200"),
     (remove_a_file, "parts/state.json: is missing"),
-    (remove_the_seal, "checkpoint-3: has no seal.json: it was not finished"),
-    (cut_the_seal, "seal.json: cannot be read"),
-    (blank_the_seal, "seal.json: cannot be read"),
-    (put_another_thing_in_the_seal, "seal.json: cannot be read"),
+    (remove_the_seal, "checkpoint-3: has no integrity.json: it was not finished"),
+    (cut_the_seal, "integrity.json: cannot be read"),
+    (blank_the_seal, "integrity.json: cannot be read"),
+    (put_another_thing_in_the_seal, "integrity.json: cannot be read"),
 ]
 
 
 def test_a_sealed_checkpoint_has_no_problems(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, 3)
     assert checkpoint_problems(folder) == []
-    assert set(json.loads((folder / SEAL_NAME).read_text())) == {"model.safetensors", "parts/state.json"}
+    assert set(json.loads((folder / INTEGRITY_NAME).read_text())) == {"model.safetensors", "parts/state.json"}
 
 
 @pytest.mark.parametrize(("damage", "says"), DAMAGES, ids=lambda value: getattr(value, "__name__", ""))
@@ -96,7 +101,7 @@ def test_weights_that_somebody_added_are_named(tmp_path: Path) -> None:
 def test_a_checkpoint_can_be_sealed_anew(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, 3)
     flip_a_bit(folder)
-    seal_checkpoint(folder)
+    write_integrity_manifest(folder)
     assert checkpoint_problems(folder) == []
 
 
@@ -126,7 +131,7 @@ def test_a_run_without_a_good_checkpoint_lists_what_is_wrong_with_each(tmp_path:
         newest_good_checkpoint(tmp_path)
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
-    assert "checkpoint-6: has no seal.json" in lines[1]
+    assert "checkpoint-6: has no integrity.json" in lines[1]
     assert "its content changed" in lines[2]
 
 

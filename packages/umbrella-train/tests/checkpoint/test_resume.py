@@ -19,7 +19,7 @@ import pytest
 from transformers import TrainerCallback
 
 from umbrella_data.synthetic.cohort import DemoCohort
-from umbrella_train.checkpoint.integrity import checkpoint_problems, seal_checkpoint
+from umbrella_train.checkpoint.integrity import checkpoint_problems, write_integrity_manifest
 from umbrella_train.checkpoint.resume import find_checkpoint
 from umbrella_train.config import RunConfig, dump_config
 from umbrella_train.errors import RunError
@@ -350,7 +350,7 @@ def test_the_first_rank_finds_the_checkpoint_for_all(make_config: MakeConfig, tm
     checkpoint.mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").write_text("")
     (tmp_path / "broken").mkdir()
-    seal_checkpoint(checkpoint)
+    write_integrity_manifest(checkpoint)
     words = [sys.executable, "-c", FIND_ON_TWO_RANKS, str(path), str(tmp_path / "store")]
     ranks = [subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True) for rank in (0, 1)]
     said = [rank.communicate(timeout=120)[0].splitlines() for rank in ranks]
@@ -398,7 +398,7 @@ def test_auto_names_the_checkpoint_of_an_older_run_and_does_not_take_it(
     for step in (2, 4):
         checkpoint = tmp_path / "run" / f"checkpoint-{step}"
         checkpoint.mkdir()
-        seal_checkpoint(checkpoint)
+        write_integrity_manifest(checkpoint)
     with pytest.raises(RunError, match=rf"(?s)/run-3: has no checkpoint.*--resume {tmp_path}/run/checkpoint-4$"):
         find_checkpoint(config_of(make_config, tmp_path), "auto")
 

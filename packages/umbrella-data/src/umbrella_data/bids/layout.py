@@ -14,7 +14,7 @@ from umbrella_data.bids.questions import ScanFacts
 from umbrella_data.errors import ManifestError, ScanError, ScanReason
 from umbrella_data.manifest.sample import resolve_inside, resolve_scan
 from umbrella_data.modality import MODALITIES
-from umbrella_data.scan.verify import prove_scan
+from umbrella_data.scan.verify import verify_scan
 
 # Folders at the top of a tree that hold no raw scans (BIDS specification, "Storage of derived datasets" and "Code").
 _SKIPPED_FOLDERS = ("derivatives", "sourcedata", "code", "stimuli", "phenotype")
@@ -119,8 +119,8 @@ def read_facts(scan: BidsScan, *, root: Path, min_frames: int = 0) -> ScanFacts:
         ScanError: If the scan cannot be used.
     """
     paths, mask = _inside(scan, root)
-    proof = prove_scan(paths, modality=scan.modality, min_frames=min_frames, mask=mask)
-    return ScanFacts(scan.modality, num_frames=proof.num_frames, num_b0=proof.num_b0, doubts=proof.doubts)
+    proof = verify_scan(paths, modality=scan.modality, min_frames=min_frames, mask=mask)
+    return ScanFacts(scan.modality, num_frames=proof.num_frames, num_b0=proof.num_b0, warnings=proof.warnings)
 
 
 def _walk(root: Path, notes: NoteList) -> Iterator[tuple[Path, list[str]]]:

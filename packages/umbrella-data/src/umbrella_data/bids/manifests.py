@@ -20,7 +20,7 @@ from umbrella_data.files.parallel import map_unordered
 from umbrella_data.manifest.sample import resolve_inside
 from umbrella_data.modality import find_modality
 from umbrella_data.scan.diffusion import check_dipy
-from umbrella_data.scan.warnings import DoubtList
+from umbrella_data.scan.warnings import WarningList
 
 SPLITS = ("train", "test")
 _HASH_BITS = 62
@@ -38,7 +38,7 @@ class BidsReport:
         scans: The readable scans of each split.
         unreadable: Why each other scan cannot be used.
         notes: What else was left out, one sentence each.
-        doubts: Readable scans with something odd in their headers or sidecars.
+        warnings: Readable scans with something odd in their headers or sidecars.
         manifests: The files written, by split; a split without rows has none.
     """
 
@@ -46,7 +46,7 @@ class BidsReport:
     scans: dict[str, list[BidsScan]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     unreadable: list[ScanError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    doubts: DoubtList = field(default_factory=DoubtList)
+    warnings: WarningList = field(default_factory=WarningList)
     manifests: dict[str, Path] = field(default_factory=dict)
 
 
@@ -118,7 +118,7 @@ def write_manifests(
         if isinstance(facts, ScanError):
             report.unreadable.append(facts)
             continue
-        report.doubts.add(facts.doubts, subject=scan.subject, modality=scan.modality)
+        report.warnings.add(facts.warnings, subject=scan.subject, modality=scan.modality)
         split = "test" if is_test_subject(scan.subject, fraction=test_fraction, seed=seed) else "train"
         known = replace(facts, labels=known_labels.labels.get(scan.subject, {}))
         report.scans[split].append(scan)

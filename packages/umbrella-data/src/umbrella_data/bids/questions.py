@@ -24,14 +24,14 @@ class ScanFacts:
         num_frames: Frames of a series.
         num_b0: Volumes of a diffusion series that are not diffusion-weighted.
         labels: The participant's labels by task: a text for a choice, a number for a number.
-        doubts: Codes of what is legal but doubtful, by file; nothing is asked about them.
+        warnings: Codes of what is valid but suspicious, by file; nothing is asked about them.
     """
 
     modality: str
     num_frames: int | None = None
     num_b0: int | None = None
     labels: Labels = field(default_factory=dict)
-    doubts: Mapping[Path, tuple[str, ...]] = field(default_factory=dict)
+    warnings: Mapping[Path, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

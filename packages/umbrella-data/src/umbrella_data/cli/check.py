@@ -19,7 +19,7 @@ from umbrella_data.cli.sources import (
     read_manifests,
     show,
 )
-from umbrella_data.cli.warnings import print_doubts
+from umbrella_data.cli.warnings import print_warnings
 
 if TYPE_CHECKING:
     from umbrella_data.jobs.check import CheckReport
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 HELP = """\
 Reads every row of the manifests and every scan in them once, from the first byte to the last. Lists what cannot be
 used and why, and subjects that stand in more than one manifest (each manifest is taken for a split of its own).
-The exit code is 1 if anything is wrong. Doubts are counted by their codes, such as forms_disagree, and change nothing:
-those scans can be used, but a header (of a brain mask, too) or a sidecar says something odd. The terminal shows the
+The exit code is 1 if anything is wrong. Warnings are counted by their codes, such as forms_disagree; they do not change
+the exit code: those scans can be used, but a header (of a brain mask, too) or a sidecar says something odd. The terminal shows the
 first 5 scans of each code, the report the first 1,000, in the order of their paths.
 The terminal names files and subjects; the report in --out names them by hashes that
 `umbrella-data whois HASH --in OUT` finds again, unless --names is given."""
@@ -83,15 +83,15 @@ def run(options: argparse.Namespace) -> int:
 def _print_report(report: CheckReport) -> None:
     modalities = sorted({modality for each in report.manifests for modality in each.scans})
     width = max([8, *(len(str(each.path)) for each in report.manifests)])
-    doubts = sorted({doubt for each in report.manifests for doubt in each.doubts})
-    heads = ["rows", "bad rows", "subjects", *modalities, "bad scans", *doubts]
+    warnings = sorted({warning for each in report.manifests for warning in each.warnings})
+    heads = ["rows", "bad rows", "subjects", *modalities, "bad scans", *warnings]
     widths = [max(10, len(head) + 2) for head in heads]
     _print_row(f"{'manifest':{width}}", heads, widths)
     for each in report.manifests:
         bad_rows = len({line for line, _ in each.problems})
         num_bad = sum(each.path in bad.manifests for bad in report.bad_files)
         counts = [each.num_rows, bad_rows, len(each.subjects), *(each.scans[name] for name in modalities), num_bad]
-        counts += [each.doubts[doubt] for doubt in doubts]
+        counts += [each.warnings[warning] for warning in warnings]
         _print_row(f"{each.path!s:{width}}", [f"{count:,}" for count in counts], widths)
     if num_left_out := sum(each.num_left_out for each in report.manifests):
         print(f"rows with other modalities, left out: {num_left_out:,}")
@@ -100,7 +100,7 @@ def _print_report(report: CheckReport) -> None:
     _print_list("rows that cannot be used", lines)
     by_reason = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     _print_list(f"scans that cannot be used ({by_reason})", [str(bad.error) for bad in report.bad_files])
-    print_doubts(report.doubts)
+    print_warnings(report.warnings)
     _print_list(
         "subjects in more than one manifest",
         [f"{subject}: {', '.join(map(str, paths))}" for subject, paths in report.shared_subjects.items()],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umbrella_data.cli.sources import Commands, add_modalities, add_workers, show
-from umbrella_data.cli.warnings import print_doubts
+from umbrella_data.cli.warnings import print_warnings
 
 if TYPE_CHECKING:
     from umbrella_data.bids.manifests import BidsReport
@@ -22,7 +22,7 @@ desc-preproc in the subject's own space unless --space and --desc say otherwise.
 (desc-brain_mask) is written into the manifest: the model then sees 0 outside of the brain. --no-masks leaves masks out.
 Subjects, never files, are dealt to the two splits by a seeded hash. Scans that cannot be read are listed, each with
 its reason (of files that are not there, or links that lead out of ROOT, the first 5); so are the first ones of each
-doubt, such as a header without orientation (no_form).
+warning, such as a header without orientation (no_form).
 
 Paths in the manifests are relative to the tree: read them with data_root=ROOT (in Python: read_manifest(path,
 data_root=ROOT)), or write them into the tree itself, --out ROOT, and no data_root is needed. Files that are links must
@@ -115,7 +115,7 @@ def _print_report(report: BidsReport) -> None:
         print(f"{split}: {len({row['subject'] for row in rows})} subjects, {len(rows)} rows")
     for note in report.notes:
         print(f"note: {note}")
-    print_doubts(report.doubts)
+    print_warnings(report.warnings)
     print(f"\nscans that cannot be used: {len(report.unreadable)}")
     shown: Counter[str] = Counter()
     for error in report.unreadable:

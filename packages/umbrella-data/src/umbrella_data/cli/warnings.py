@@ -5,23 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from umbrella_data.scan.warnings import DoubtList
+    from umbrella_data.scan.warnings import WarningList
 
-# Doubts change nothing, and often all scans of a scanner share one.
+# Warnings change nothing, and often all scans of a scanner share one.
 _MAX_SHOWN = 5
 
 
-def print_doubts(doubts: DoubtList) -> None:
+def print_warnings(warnings: WarningList) -> None:
     """Each code with the number of its scans and its meaning, and the files of the first ones."""
-    from umbrella_data.scan.header import ScanDoubt
+    from umbrella_data.scan.header import ScanWarning
 
-    if not doubts.counts:
+    if not warnings.counts:
         return
-    print("\ndoubts about scans that can be used:")
-    for code, count in doubts.counts.most_common():
-        print(f"  {code}: {count:,} ({ScanDoubt(code).meaning})")
-        for scan in doubts.listed(code)[:_MAX_SHOWN]:
+    print("\nwarnings about scans that can be used:")
+    for code, count in warnings.counts.most_common():
+        print(f"  {code}: {count:,} ({ScanWarning(code).meaning})")
+        for scan in warnings.listed(code)[:_MAX_SHOWN]:
             print(f"    {', '.join(scan.files)}")
         if count > _MAX_SHOWN:
             print(f"    and {count - _MAX_SHOWN:,} more; "
-                  f"`umbrella-data check MANIFEST --out FOLDER` lists {doubts.max_listed:,} of a code")  # fmt: skip
+                  f"`umbrella-data check MANIFEST --out FOLDER` lists {warnings.max_listed:,} of a code")  # fmt: skip

@@ -15,11 +15,11 @@ from umbrella_data.manifest.manifest import Manifest
 from umbrella_data.manifest.sample import Scan
 from umbrella_data.modality import find_modality
 from umbrella_data.scan.diffusion import check_dipy, needs_fit
-from umbrella_data.scan.verify import prove_scan
-from umbrella_data.scan.warnings import DoubtList
+from umbrella_data.scan.verify import verify_scan
+from umbrella_data.scan.warnings import WarningList
 
 if TYPE_CHECKING:
-    from umbrella_data.scan.header import ScanDoubt
+    from umbrella_data.scan.header import ScanWarning
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 _NO_PROGRESS: Progress = lambda items, total, words: items  # noqa: E731, ARG005
@@ -36,7 +36,7 @@ class ManifestCheck:
         problems: What is wrong with rows: line and words.
         subjects: Rows by subject.
         scans: Different scans by modality.
-        doubts: Usable scans by what is legal but doubtful in them, see `umbrella_data.scan.header.ScanDoubt`.
+        warnings: Usable scans by what is valid but suspicious in them, see `umbrella_data.scan.header.ScanWarning`.
     """
 
     path: Path
@@ -45,7 +45,7 @@ class ManifestCheck:
     problems: list[tuple[int, str]] = field(default_factory=list)
     subjects: Counter[str] = field(default_factory=Counter)
     scans: Counter[str] = field(default_factory=Counter)
-    doubts: Counter[str] = field(default_factory=Counter)
+    warnings: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class CheckReport:
         manifests: What each holds.
         bad_files: Scans that cannot be used.
         num_files: Scans that were read.
-        doubts: Usable scans with something odd in their headers or sidecars.
+        warnings: Usable scans with something odd in their headers or sidecars.
         shared_subjects: Subjects that stand in more than one manifest, with those.
         shared_scans: Scans that stand in more than one manifest under different subjects, with those.
     """
@@ -81,7 +81,7 @@ class CheckReport:
     manifests: list[ManifestCheck]
     bad_files: list[BadFile] = field(default_factory=list)
     num_files: int = 0
-    doubts: DoubtList = field(default_factory=DoubtList)
+    warnings: WarningList = field(default_factory=WarningList)
     shared_subjects: dict[str, list[Path]] = field(default_factory=dict)
     shared_scans: dict[Path, list[Path]] = field(default_factory=dict)
 
@@ -129,11 +129,11 @@ def check_manifests(
         if isinstance(outcome, ScanError):
             report.bad_files.append(BadFile(outcome, scan.modality, subject, manifests_of_scan))
             continue
-        report.doubts.add(outcome, subject=subject, modality=scan.modality, manifests=manifests_of_scan)
-        codes = {str(doubt) for doubts in outcome.values() for doubt in doubts}
+        report.warnings.add(outcome, subject=subject, modality=scan.modality, manifests=manifests_of_scan)
+        codes = {str(warning) for warnings in outcome.values() for warning in warnings}
         for found in report.manifests:
             if found.path in manifests_of_scan:
-                found.doubts.update(codes)
+                found.warnings.update(codes)
     report.bad_files.sort(key=lambda bad: bad.error.path)
     return report
 
@@ -169,9 +169,9 @@ def _check_rows(
     found.scans.update(scan.modality for scan in own)
 
 
-def _prove(scan: Scan) -> tuple[Scan, ScanError | Mapping[Path, tuple[ScanDoubt, ...]]]:
+def _prove(scan: Scan) -> tuple[Scan, ScanError | Mapping[Path, tuple[ScanWarning, ...]]]:
     try:
-        return scan, prove_scan(scan.paths, modality=scan.modality, mask=scan.mask).doubts
+        return scan, verify_scan(scan.paths, modality=scan.modality, mask=scan.mask).warnings
     except ScanError as error:
         return scan, error.bare()
 
@@ -214,7 +214,7 @@ def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: 
                 "num_left_out": each.num_left_out,
                 "num_subjects": len(each.subjects),
                 "scans": dict(sorted(each.scans.items())),
-                "doubts": dict(sorted(each.doubts.items())),
+                "warnings": dict(sorted(each.warnings.items())),
                 "row_problems": list(rows(each)),
             }
             for each in report.manifests
@@ -230,7 +230,7 @@ def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: 
             }
             for bad in report.bad_files
         ],
-        "doubts": report.doubts.rows(name=name),
+        "warnings": report.warnings.rows(name=name),
         "shared_subjects": [
             {"subject": name(subject), "manifests": [name(str(path)) for path in paths]}
             for subject, paths in report.shared_subjects.items()

@@ -14,7 +14,7 @@ import numpy as np
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.modality import find_modality
 from umbrella_data.scan.gradient_table import B0_LIMIT, Gradients, read_gradients
-from umbrella_data.scan.header import ScanDoubt
+from umbrella_data.scan.header import ScanWarning
 from umbrella_data.scan.voxels import MAX_VOXELS, read_voxels
 
 _NEEDS_DIPY = "fitting FA and MD from a diffusion series needs dipy: pip install dipy, or give ready maps [fa, md]"
@@ -36,7 +36,7 @@ class TensorMaps:
         mask: (X, Y, Z) bool, the brain.
         affine: (4, 4) float64.
         spacing: Voxel size in mm along X, Y, Z.
-        doubts: What is legal but doubtful in the header of the series, and `no_background` where none was found.
+        warnings: What is valid but suspicious in the header of the series, and `no_background` where none was found.
     """
 
     fa: np.ndarray
@@ -45,7 +45,7 @@ class TensorMaps:
     mask: np.ndarray
     affine: np.ndarray
     spacing: tuple[float, float, float]
-    doubts: tuple[ScanDoubt, ...] = ()
+    warnings: tuple[ScanWarning, ...] = ()
 
 
 def needs_fit(paths: Sequence[Path], modality: str) -> bool:
@@ -78,7 +78,7 @@ def fit_dwi(
         max_voxels: Refuse to read more voxels than this.
         mask: The brain mask of the series; None finds the brain in the mean b0 volume (median filter, Otsu). Where
             what is found does not stand out from a dark background, as in a cut-out from within a brain, every voxel
-            with a signal is taken, and the doubt `no_background` is noted.
+            with a signal is taken, and the warning `no_background` is noted.
 
     Raises:
         ScanError: Where a file cannot be trusted, or no brain is found.
@@ -91,14 +91,14 @@ def fit_dwi(
     _check_span(directions, gradients, path=fspath(path))
     table = dipy["gradient_table"](gradients.b_values, bvecs=directions, b0_threshold=B0_LIMIT, atol=0.05)
     mean_b0 = voxels.frames[gradients.is_b0].mean(axis=0)
-    doubts = voxels.header.doubts
+    warnings = voxels.header.warnings
     brain = mean_b0 > 0  # outside of a mask all was set to 0
     if mask is None:
         _, found = dipy["median_otsu"](mean_b0, median_radius=_median_radius(voxels.spacing), numpass=1)
         if _stands_out(found, mean_b0):
             brain = found
         else:
-            doubts = (*doubts, ScanDoubt.NO_BACKGROUND)
+            warnings = (*warnings, ScanWarning.NO_BACKGROUND)
     if not brain.any():
         raise ScanError("no brain is found in the mean b0 volume", path=path, reason=ScanReason.NO_BRAIN)
     signal = np.ascontiguousarray(voxels.frames[:, brain].T)
@@ -116,7 +116,7 @@ def fit_dwi(
         mask=np.asarray(brain, dtype=bool),
         affine=voxels.affine,
         spacing=voxels.spacing,
-        doubts=doubts,
+        warnings=warnings,
     )
 
 

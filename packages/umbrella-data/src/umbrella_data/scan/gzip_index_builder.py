@@ -25,7 +25,7 @@ _QUIET_PIECES = 2
 # A match of the last symbol, and the code that ends the block, may follow the last byte that gave output.
 _CANDIDATE_BYTES = _PIECE_BYTES + 3
 _LOOK_AHEAD_BYTES = 1 << 12
-_MIN_PROOF_BYTES = 256
+_MIN_VERIFIED_BYTES = 256
 _SEARCH_BYTES = 1 << 16
 _DYNAMIC_BLOCK = 2
 
@@ -179,6 +179,6 @@ class _Builder:
             except zlib.error:
                 continue
             size = min(len(found), len(expected))
-            if size >= _MIN_PROOF_BYTES and found[:size] == expected[:size]:
+            if size >= _MIN_VERIFIED_BYTES and found[:size] == expected[:size]:
                 return active * 8 + bit
         return None

@@ -1,4 +1,4 @@
-"""A NIfTI header, read by nibabel and held to the standard: what may be wrong is refused, what is doubtful is noted."""
+"""NIfTI header, parsed by nibabel and checked against the standard: errors are raised, suspicious values are warnings."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _MAX_FORM_CODE = 5
 _SECONDS_PER_UNIT = {8: 1.0, 16: 1e-3, 24: 1e-6}
 
 
-class ScanDoubt(StrEnum):
-    """What is legal but doubtful in a header, beside it, or in the voxels; the codes are stable."""
+class ScanWarning(StrEnum):
+    """What is valid but suspicious in a header, beside it, or in the voxels; the codes are stable."""
 
     NO_FORM = "no_form"
     FORMS_DISAGREE = "forms_disagree"
@@ -47,14 +47,14 @@ class ScanDoubt(StrEnum):
 
 
 _MEANINGS = {
-    ScanDoubt.NO_FORM: "the header has neither an sform nor a qform: left and right are a guess",
-    ScanDoubt.FORMS_DISAGREE: "sform and qform place the voxels differently: the sform is used",
-    ScanDoubt.BITPIX: "bitpix is not the size of the datatype: the datatype is used",
-    ScanDoubt.PIXDIM: "pixdim and the affine give different voxel sizes: the affine's are used",
-    ScanDoubt.REPETITION_TIME: "the header gives no usable repetition time: a sidecar's is used, if there is one",
-    ScanDoubt.SIDECAR: "the sidecar, or its RepetitionTime, cannot be used: the header's is used",
-    ScanDoubt.SIDECAR_REPETITION_TIME: "sidecar and header give different repetition times: the sidecar's is used",
-    ScanDoubt.NO_BACKGROUND: "the mean b0 has no dark background: every voxel with a signal is taken for brain",
+    ScanWarning.NO_FORM: "the header has neither an sform nor a qform: left and right are a guess",
+    ScanWarning.FORMS_DISAGREE: "sform and qform place the voxels differently: the sform is used",
+    ScanWarning.BITPIX: "bitpix is not the size of the datatype: the datatype is used",
+    ScanWarning.PIXDIM: "pixdim and the affine give different voxel sizes: the affine's are used",
+    ScanWarning.REPETITION_TIME: "the header gives no usable repetition time: a sidecar's is used, if there is one",
+    ScanWarning.SIDECAR: "the sidecar, or its RepetitionTime, cannot be used: the header's is used",
+    ScanWarning.SIDECAR_REPETITION_TIME: "sidecar and header give different repetition times: the sidecar's is used",
+    ScanWarning.NO_BACKGROUND: "the mean b0 has no dark background: every voxel with a signal is taken for brain",
 }
 
 
@@ -71,7 +71,7 @@ class ScanHeader:
         affine: (4, 4) float64, voxel index to world coordinates in mm.
         spacing: Voxel size in mm along the three stored axes, from the affine.
         repetition_time: Seconds from frame to frame; None for a volume or where the header does not say.
-        doubts: What is legal but doubtful.
+        warnings: What is valid but suspicious.
     """
 
     shape: tuple[int, ...]
@@ -82,7 +82,7 @@ class ScanHeader:
     affine: np.ndarray
     spacing: tuple[float, float, float]
     repetition_time: float | None
-    doubts: tuple[ScanDoubt, ...]
+    warnings: tuple[ScanWarning, ...]
 
     @property
     def num_frames(self) -> int:
@@ -134,13 +134,13 @@ def parse_header(block: bytes, *, path: str, is_pair: bool = False) -> ScanHeade
         ScanError: With the reason `file_type`, `dims`, `dtype`, `offset`, `scaling`, `affine` or `spacing`.
     """
     fields = _nibabel_header(block, path=path, is_pair=is_pair)
-    doubts: list[ScanDoubt] = []
+    warnings: list[ScanWarning] = []
     shape = _shape(fields, path=path)
-    dtype = _dtype(fields, doubts, path=path)
+    dtype = _dtype(fields, warnings, path=path)
     offset = _offset(fields, least=0 if is_pair else len(block) + 4, path=path)
     slope, inter = _scaling(fields, path=path)
-    affine = _affine(fields, doubts, path=path)
-    spacing = _spacing(fields, affine, doubts, path=path)
+    affine = _affine(fields, warnings, path=path)
+    spacing = _spacing(fields, affine, warnings, path=path)
     return ScanHeader(
         shape=shape,
         dtype=dtype,
@@ -149,8 +149,8 @@ def parse_header(block: bytes, *, path: str, is_pair: bool = False) -> ScanHeade
         inter=inter,
         affine=affine,
         spacing=spacing,
-        repetition_time=_repetition_time(fields, doubts) if len(shape) == 4 else None,
-        doubts=tuple(doubts),
+        repetition_time=_repetition_time(fields, warnings) if len(shape) == 4 else None,
+        warnings=tuple(warnings),
     )
 
 
@@ -192,7 +192,7 @@ def _shape(fields: Nifti1Header, *, path: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _dtype(fields: Nifti1Header, doubts: list[ScanDoubt], *, path: str) -> np.dtype[Any]:
+def _dtype(fields: Nifti1Header, warnings: list[ScanWarning], *, path: str) -> np.dtype[Any]:
     code = int(fields["datatype"])
     if code not in _DTYPES:
         raise ScanError(
@@ -203,7 +203,7 @@ def _dtype(fields: Nifti1Header, doubts: list[ScanDoubt], *, path: str) -> np.dt
         )
     dtype = np.dtype(_DTYPES[code]).newbyteorder(fields.endianness)
     if int(fields["bitpix"]) != 8 * dtype.itemsize:
-        doubts.append(ScanDoubt.BITPIX)
+        warnings.append(ScanWarning.BITPIX)
     return dtype
 
 
@@ -234,7 +234,7 @@ def _scaling(fields: Nifti1Header, *, path: str) -> tuple[float, float]:
     return slope, inter
 
 
-def _affine(fields: Nifti1Header, doubts: list[ScanDoubt], *, path: str) -> np.ndarray:
+def _affine(fields: Nifti1Header, warnings: list[ScanWarning], *, path: str) -> np.ndarray:
     codes = int(fields["sform_code"]), int(fields["qform_code"])
     # Readers differ over unknown codes: nibabel drops the form, others use it, and left and right may change places.
     if not all(0 <= code <= _MAX_FORM_CODE for code in codes):
@@ -245,7 +245,7 @@ def _affine(fields: Nifti1Header, doubts: list[ScanDoubt], *, path: str) -> np.n
         )
     has_sform, has_qform = (code > 0 for code in codes)
     if not (has_sform or has_qform):
-        doubts.append(ScanDoubt.NO_FORM)
+        warnings.append(ScanWarning.NO_FORM)
     try:
         affine = np.array(fields.get_best_affine(), dtype=np.float64)
         qform = np.array(fields.get_qform()) if has_sform and has_qform else affine
@@ -256,21 +256,21 @@ def _affine(fields: Nifti1Header, doubts: list[ScanDoubt], *, path: str) -> np.n
     qform[:3] *= scale if has_sform and has_qform else 1.0
     check_affine(affine, path=path)
     if has_sform and has_qform and not np.allclose(qform, affine, atol=0.1):
-        doubts.append(ScanDoubt.FORMS_DISAGREE)
+        warnings.append(ScanWarning.FORMS_DISAGREE)
     return affine
 
 
 def _spacing(
-    fields: Nifti1Header, affine: np.ndarray, doubts: list[ScanDoubt], *, path: str
+    fields: Nifti1Header, affine: np.ndarray, warnings: list[ScanWarning], *, path: str
 ) -> tuple[float, float, float]:
     spacing = spacing_of(affine, path=path)
     scale = _MM_PER_UNIT.get(int(fields["xyzt_units"]) & 7, 1.0)
     if not np.allclose(np.abs(fields["pixdim"][1:4]) * scale, spacing, rtol=0.01):
-        doubts.append(ScanDoubt.PIXDIM)
+        warnings.append(ScanWarning.PIXDIM)
     return spacing
 
 
-def _repetition_time(fields: Nifti1Header, doubts: list[ScanDoubt]) -> float | None:
+def _repetition_time(fields: Nifti1Header, warnings: list[ScanWarning]) -> float | None:
     """Seconds from frame to frame, or None: without a unit, 2000 may be milliseconds or nonsense."""
     unit = _SECONDS_PER_UNIT.get(int(fields["xyzt_units"]) & 56)
     seconds = float(fields["pixdim"][4]) * unit if unit is not None else math.nan
@@ -278,5 +278,5 @@ def _repetition_time(fields: Nifti1Header, doubts: list[ScanDoubt]) -> float | N
     if low <= seconds <= high:
         # The header holds float32: six digits are what it can mean.
         return round(seconds, 6)
-    doubts.append(ScanDoubt.REPETITION_TIME)
+    warnings.append(ScanWarning.REPETITION_TIME)
     return None

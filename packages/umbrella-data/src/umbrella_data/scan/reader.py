@@ -27,14 +27,14 @@ MAX_PLAUSIBLE_RATIO = 200
 """Voxels that gzip shrinks more than this are no scan: even a masked map with little brain stays below 100."""
 
 _ALWAYS_ALLOWED_BYTES = 1 << 24
-_MAX_PROVEN = 1 << 16
+_MAX_VERIFIED = 1 << 16
 _HEADER_CHUNK_BYTES = 1 << 13
 # Slices are handed on in blocks that the processor's cache can hold.
 _SLICE_BLOCK_BYTES = 1 << 19
 # Below this, inflating from the start is as fast as an index.
 _MIN_INDEXED_BYTES = 1 << 24
 # Files whose gzip stream was checked to the last byte, by device, inode, size and mtime. Bounded, oldest out first.
-_proven: OrderedDict[Identity, None] = OrderedDict()
+_verified: OrderedDict[Identity, None] = OrderedDict()
 
 
 class StoredScan:
@@ -170,7 +170,7 @@ class StoredScan:
 
     def _compressed_range(self, start: int, length: int) -> Iterator[memoryview]:
         position, declared = 0, self.header.file_bytes
-        is_proven = self._identity in _proven
+        is_verified = self._identity in _verified
         for chunk in self._stream():
             low, high = max(start - position, 0), min(start + length - position, len(chunk))
             position += len(chunk)
@@ -178,7 +178,7 @@ class StoredScan:
                 raise _wrong_length(position, declared, path=self.path)
             if low < high:
                 yield memoryview(chunk)[low:high]
-            if is_proven and position >= start + length:
+            if is_verified and position >= start + length:
                 return
         if position != declared:
             raise _wrong_length(position, declared, path=self.path)
@@ -196,7 +196,7 @@ class StoredScan:
             except DamagedIndexError:
                 # Either the index is damaged or the file has changed: the stream itself will tell.
                 index_path(folder, self.path, identity=self._identity).unlink(missing_ok=True)
-                _proven.pop(self._identity, None)
+                _verified.pop(self._identity, None)
         yield from self._compressed_range(position, start + length - position)
 
     def _index(self, folder: Path) -> GzipIndex:
@@ -215,14 +215,14 @@ class StoredScan:
 
 
 def _remember(identity: Identity) -> None:
-    _proven[identity] = None
-    if len(_proven) > _MAX_PROVEN:
-        _proven.popitem(last=False)
+    _verified[identity] = None
+    if len(_verified) > _MAX_VERIFIED:
+        _verified.popitem(last=False)
 
 
-def forget_proven() -> None:
+def forget_verified() -> None:
     """Forget which files were proven, as a new process has it."""
-    _proven.clear()
+    _verified.clear()
 
 
 class _Filler:

@@ -14,7 +14,7 @@ from pathlib import Path
 from umbrella_data.errors import ScanError
 from umbrella_data.files.naming import file_beside, scan_stem
 from umbrella_data.files.regular import open_regular_file
-from umbrella_data.scan.header import REPETITION_TIME_LIMITS, ScanDoubt, ScanHeader
+from umbrella_data.scan.header import REPETITION_TIME_LIMITS, ScanHeader, ScanWarning
 
 _MAX_BYTES = 1 << 22
 _MAX_LEVELS = 5
@@ -28,12 +28,12 @@ class RepetitionTime:
 
     Attributes:
         seconds: The sidecar's where it has one, for BIDS has it count; otherwise the header's; None where none says.
-        doubts: `sidecar` where the sidecar cannot be used, or is inherited and a link that leads out of its BIDS tree;
+        warnings: `sidecar` where the sidecar cannot be used, or is inherited and a link out of its BIDS tree;
             `sidecar_repetition_time` where it differs from the header by more than 0.5 %.
     """
 
     seconds: float | None
-    doubts: tuple[ScanDoubt, ...] = ()
+    warnings: tuple[ScanWarning, ...] = ()
 
 
 def repetition_time(path: str | PathLike[str], header: ScanHeader) -> RepetitionTime:
@@ -45,11 +45,11 @@ def repetition_time(path: str | PathLike[str], header: ScanHeader) -> Repetition
     """
     for sidecar in sidecar_files(path):
         if not _stays_in_tree(sidecar, Path(path)):
-            return RepetitionTime(seconds=header.repetition_time, doubts=(ScanDoubt.SIDECAR,))
+            return RepetitionTime(seconds=header.repetition_time, warnings=(ScanWarning.SIDECAR,))
         try:
             content = _read_object(sidecar)
         except (ScanError, ValueError):
-            return RepetitionTime(seconds=header.repetition_time, doubts=(ScanDoubt.SIDECAR,))
+            return RepetitionTime(seconds=header.repetition_time, warnings=(ScanWarning.SIDECAR,))
         if "RepetitionTime" in content:
             return _compared(content["RepetitionTime"], header)
     return RepetitionTime(seconds=header.repetition_time)
@@ -105,8 +105,8 @@ def _read_object(sidecar: Path) -> dict[str, object]:
 def _compared(value: object, header: ScanHeader) -> RepetitionTime:
     low, high = REPETITION_TIME_LIMITS
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        return RepetitionTime(seconds=header.repetition_time, doubts=(ScanDoubt.SIDECAR,))
+        return RepetitionTime(seconds=header.repetition_time, warnings=(ScanWarning.SIDECAR,))
     known = header.repetition_time
     if known is not None and not math.isclose(known, value, rel_tol=_TOLERANCE):
-        return RepetitionTime(seconds=float(value), doubts=(ScanDoubt.SIDECAR_REPETITION_TIME,))
+        return RepetitionTime(seconds=float(value), warnings=(ScanWarning.SIDECAR_REPETITION_TIME,))
     return RepetitionTime(seconds=float(value))

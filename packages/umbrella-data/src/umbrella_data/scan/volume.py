@@ -13,10 +13,10 @@ import torch
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.modality import ModalitySpec, find_modality
 from umbrella_data.scan.geometry import Reorientation, is_same_grid
-from umbrella_data.scan.header import ScanDoubt, ScanHeader
+from umbrella_data.scan.header import ScanHeader, ScanWarning
 from umbrella_data.scan.reader import open_scan
 from umbrella_data.scan.sidecar import RepetitionTime, repetition_time
-from umbrella_data.scan.voxels import MAX_VOXELS, Voxels, prove_voxels, read_voxels
+from umbrella_data.scan.voxels import MAX_VOXELS, Voxels, read_voxels, verify_voxels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +30,14 @@ class Volume:
         spacing: Voxel size in mm along X, Y, Z.
         repetition_time: Seconds from frame to frame, the sidecar's where it has one; None for a volume or where
             nothing says.
-        doubts: What is legal but doubtful in the headers of its files and in the sidecar, each once.
+        warnings: What is valid but suspicious in the headers of its files and in the sidecar, each once.
     """
 
     data: torch.Tensor
     affine: np.ndarray
     spacing: tuple[float, float, float]
     repetition_time: float | None = None
-    doubts: tuple[ScanDoubt, ...] = ()
+    warnings: tuple[ScanWarning, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +49,18 @@ class ScanShape:
         affine: (4, 4) float64, index of a voxel to world coordinates in mm.
         spacing: Voxel size in mm along X, Y, Z.
         repetition_time: Seconds from frame to frame, the sidecar's where it has one, or None.
-        doubts: What is legal but doubtful in the header and in the sidecar.
+        warnings: What is valid but suspicious in the header and in the sidecar.
     """
 
     shape: tuple[int, ...]
     affine: np.ndarray
     spacing: tuple[float, float, float]
     repetition_time: float | None
-    doubts: tuple[ScanDoubt, ...] = ()
+    warnings: tuple[ScanWarning, ...] = ()
 
 
 def read_shape(path: str | PathLike[str]) -> ScanShape:
-    """Read and check a scan's header; its voxels stay unread and unproven.
+    """Read and check a scan's header; its voxels stay unread and unverified.
 
     Raises:
         ScanError: Where the header, or the size of the file, is wrong.
@@ -74,7 +74,7 @@ def read_shape(path: str | PathLike[str]) -> ScanShape:
             affine=turn.affine(header.shape),
             spacing=turn.spacing(header.spacing),
             repetition_time=timing.seconds,
-            doubts=(*header.doubts, *timing.doubts),
+            warnings=(*header.warnings, *timing.warnings),
         )
 
 
@@ -123,17 +123,17 @@ def load_volume(
     if spec.channels[0] == "FA":
         _check_fractions(channels[0].frames, path=paths[0])
     timing = _timing(paths[0], channels[0].header)
-    doubts = [doubt for channel in channels for doubt in channel.header.doubts]
+    warnings = [warning for channel in channels for warning in channel.header.warnings]
     return Volume(
         data=_stacked(channels, is_series=spec.is_series),
         affine=channels[0].affine,
         spacing=channels[0].spacing,
         repetition_time=timing.seconds,
-        doubts=tuple(dict.fromkeys([*doubts, *timing.doubts])),
+        warnings=tuple(dict.fromkeys([*warnings, *timing.warnings])),
     )
 
 
-def prove_series(paths: Sequence[Path], *, spec: ModalitySpec, mask: Path | None = None) -> None:
+def verify_series(paths: Sequence[Path], *, spec: ModalitySpec, mask: Path | None = None) -> None:
     """Check all frames of a series as `load_volume` does, in one pass over each file and in little memory.
 
     Args:
@@ -146,7 +146,7 @@ def prove_series(paths: Sequence[Path], *, spec: ModalitySpec, mask: Path | None
     """
     _check_count(paths, spec=spec)
     for path in paths:
-        prove_voxels(path, rank=spec.spatial_rank, mask=mask)
+        verify_voxels(path, rank=spec.spatial_rank, mask=mask)
     shapes = [read_shape(path) for path in paths]
     _check_same_grid([((each.shape[3], *each.shape[:3]), each.affine) for each in shapes], paths, spec=spec)
 
@@ -157,7 +157,7 @@ def _fit_maps(path: str | PathLike[str], *, max_voxels: int, mask: str | PathLik
 
     fit = fit_dwi(path, max_voxels=max_voxels, mask=mask)
     return Volume(
-        data=torch.from_numpy(np.stack([fit.fa, fit.md])), affine=fit.affine, spacing=fit.spacing, doubts=fit.doubts
+        data=torch.from_numpy(np.stack([fit.fa, fit.md])), affine=fit.affine, spacing=fit.spacing, warnings=fit.warnings
     )
 
 

@@ -106,7 +106,7 @@ def _read_frames(
     return frames.transpose(0, 3, 2, 1).transpose(0, *(axis + 1 for axis in turn.order))
 
 
-def prove_voxels(path: str | PathLike[str], *, rank: int, mask: str | PathLike[str] | None = None) -> None:
+def verify_voxels(path: str | PathLike[str], *, rank: int, mask: str | PathLike[str] | None = None) -> None:
     """Check all frames of a file as `read_voxels` does, in one pass, and keep none: a few slices stand in memory.
 
     Args:

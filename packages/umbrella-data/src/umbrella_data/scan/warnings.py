@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from umbrella_data.scan.header import ScanDoubt
+from umbrella_data.scan.header import ScanWarning
 
 MAX_LISTED = 1_000
 """Scans listed of each code: a million may share one."""
 
 
 @dataclass(frozen=True, order=True)
-class DoubtfulScan:
+class ScanWithWarnings:
     """A scan that can be used, and the files that say something odd.
 
     Attributes:
@@ -32,8 +32,8 @@ class DoubtfulScan:
     manifests: tuple[str, ...] = ()
 
 
-class DoubtList:
-    """Doubts by their codes, see `umbrella_data.scan.header.ScanDoubt`.
+class WarningList:
+    """Warnings by their codes, see `umbrella_data.scan.header.ScanWarning`.
 
     Args:
         max_listed: Scans that are listed of each code, the first ones by their files; all are counted.
@@ -45,11 +45,11 @@ class DoubtList:
     def __init__(self, *, max_listed: int = MAX_LISTED) -> None:
         self.max_listed = max_listed
         self.counts: Counter[str] = Counter()
-        self._listed: dict[str, list[DoubtfulScan]] = defaultdict(list)
+        self._listed: dict[str, list[ScanWithWarnings]] = defaultdict(list)
 
     def add(
         self,
-        doubts: Mapping[Path, Iterable[str]],
+        warnings: Mapping[Path, Iterable[str]],
         *,
         subject: str,
         modality: str,
@@ -58,22 +58,22 @@ class DoubtList:
         """Note a scan.
 
         Args:
-            doubts: The codes about each of its files; files without any may be left out.
+            warnings: The codes about each of its files; files without any may be left out.
             subject: Whose it is.
             modality: Its canonical name.
             manifests: The manifests that name it.
         """
         files: dict[str, list[str]] = defaultdict(list)
-        for file, codes in doubts.items():
+        for file, codes in warnings.items():
             for code in codes:
                 files[str(code)].append(str(file))
         for code, at_fault in files.items():
             self.counts[code] += 1
             # Sorted, so that the same scans are listed in whatever order they were read.
-            insort(self._listed[code], DoubtfulScan(tuple(at_fault), subject, modality, tuple(map(str, manifests))))
+            insort(self._listed[code], ScanWithWarnings(tuple(at_fault), subject, modality, tuple(map(str, manifests))))
             del self._listed[code][self.max_listed :]
 
-    def listed(self, code: str) -> Sequence[DoubtfulScan]:
+    def listed(self, code: str) -> Sequence[ScanWithWarnings]:
         """The first scans of a code, by their files; at most `max_listed`."""
         return tuple(self._listed.get(code, ()))
 
@@ -85,7 +85,7 @@ class DoubtList:
         """
         return {
             code: {
-                "meaning": ScanDoubt(code).meaning,
+                "meaning": ScanWarning(code).meaning,
                 "num_scans": count,
                 "num_listed": len(self.listed(code)),
                 "scans": [

@@ -12,19 +12,19 @@ from umbrella_train.errors import RunError
 
 logger = logging.getLogger(__name__)
 
-SEAL_NAME = "seal.json"
+INTEGRITY_NAME = "integrity.json"
 
 
-def seal_checkpoint(folder: Path) -> None:
+def write_integrity_manifest(folder: Path) -> None:
     """Writes the hash of every file of a finished checkpoint, atomically; without it the checkpoint does not count."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL_NAME)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != INTEGRITY_NAME)
     seal = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
-    staged = folder / f"{SEAL_NAME}.part"
+    staged = folder / f"{INTEGRITY_NAME}.part"
     with staged.open("w", encoding="utf-8") as stream:
         json.dump(seal, stream, indent=1)
         stream.flush()
         os.fsync(stream.fileno())
-    staged.replace(folder / SEAL_NAME)
+    staged.replace(folder / INTEGRITY_NAME)
 
 
 def checkpoint_problems(folder: Path) -> list[str]:
@@ -35,13 +35,13 @@ def checkpoint_problems(folder: Path) -> list[str]:
     Returns:
         One sentence a problem; empty for a good checkpoint.
     """
-    if not (folder / SEAL_NAME).is_file():
-        return [f"{folder}: has no {SEAL_NAME}: it was not finished"]
+    if not (folder / INTEGRITY_NAME).is_file():
+        return [f"{folder}: has no {INTEGRITY_NAME}: it was not finished"]
     try:
-        seal = json.loads((folder / SEAL_NAME).read_bytes())
+        seal = json.loads((folder / INTEGRITY_NAME).read_bytes())
         sealed = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in seal.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        return [f"{folder / SEAL_NAME}: cannot be read ({error}): the checkpoint is damaged"]
+        return [f"{folder / INTEGRITY_NAME}: cannot be read ({error}): the checkpoint is damaged"]
     problems = []
     for name, (size, digest) in sealed.items():
         path = folder / name

@@ -26,13 +26,13 @@ class LossSinceLog(TrainerCallback):
         """Puts the sum, the mean of all ranks, into the state that a checkpoint saves; called by every rank."""
         total = _mean_over_ranks(self._trainer._tr_loss).item()
         since = self._trainer._globalstep_last_logged
-        kept_states(self._trainer.state)[_NAME] = {"sum": total, "since": since}
+        saved_entries(self._trainer.state)[_NAME] = {"sum": total, "since": since}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Called by the Trainer, once it has set its own sum to zero."""
-        kept = kept_states(state).get(_NAME)
+        kept = saved_entries(state).get(_NAME)
         if kept is not None:
             self._trainer._tr_loss.fill_(kept["sum"])
             self._trainer._globalstep_last_logged = kept["since"]
@@ -48,6 +48,6 @@ def _mean_over_ranks(value: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
-def kept_states(state: TrainerState) -> dict[str, Any]:
+def saved_entries(state: TrainerState) -> dict[str, Any]:
     """The table that Hugging Face's Trainer writes with a checkpoint and reads again; it annotates it as a list."""
     return cast(dict[str, Any], state.stateful_callbacks)

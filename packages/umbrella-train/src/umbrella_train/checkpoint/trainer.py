@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import Trainer
 
-from umbrella_train.checkpoint.integrity import seal_checkpoint
+from umbrella_train.checkpoint.integrity import write_integrity_manifest
 from umbrella_train.checkpoint.logged_loss import LossSinceLog
 from umbrella_train.checkpoint.training_state import load_training_state, save_training_state
 from umbrella_train.distributed.finite import check_finite
@@ -61,7 +61,7 @@ class WholeCheckpointTrainer(Trainer):
         if dist.is_initialized():
             dist.barrier()
         if self.args.should_save:
-            seal_checkpoint(self._run_folder() / f"checkpoint-{self.state.global_step}")
+            write_integrity_manifest(self._run_folder() / f"checkpoint-{self.state.global_step}")
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_deepspeed_enabled:

@@ -15,7 +15,7 @@ from umbrella_model import parameter_groups
 from umbrella_model.parts import Part
 from umbrella_model.vision_tower import UmbrellaVisionTower
 from umbrella_train.batches.collators import PackedCollator
-from umbrella_train.checkpoint.logged_loss import kept_states
+from umbrella_train.checkpoint.logged_loss import saved_entries
 from umbrella_train.config import DummyLossConfig
 from umbrella_train.distributed.deepspeed import before_step
 from umbrella_train.distributed.finite import NonFiniteError, describe_non_finite, has_bad_gradient
@@ -268,7 +268,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             self._drift = DriftWatch(
                 self._tower, optimizer=self.optimizer, dummy_loss=self.dummy_loss, groups=self._optimizer_groups
             )
-            kept = kept_states(self.state).get(_DRIFT)
+            kept = saved_entries(self.state).get(_DRIFT)
             if kept is not None:
                 self._drift.load_state_dict(kept)
         self._drift.step(facts.present)
@@ -281,7 +281,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self._drift is not None:
-            kept_states(self.state)[_DRIFT] = self._drift.state_dict()
+            saved_entries(self.state)[_DRIFT] = self._drift.state_dict()
         super()._save_checkpoint(model, trial)
 
     def _local_squared_norms(self) -> Tensor:
