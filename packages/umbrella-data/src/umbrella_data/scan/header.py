@@ -1,4 +1,4 @@
-"""NIfTI header, parsed by nibabel and checked against the standard: errors are raised, suspicious values are warnings."""
+"""NIfTI header, parsed by nibabel and checked strictly: errors are raised, suspicious values become warnings."""
 
 from __future__ import annotations
 
