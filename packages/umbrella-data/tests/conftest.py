@@ -133,16 +133,14 @@ class ByteTokenizer:
         self.num_encodes = 0
 
     def apply_chat_template(
-        self, conversation: Any, *, chat_template: str | None = None, tokenize: bool, add_generation_prompt: bool
+        self, conversation: Any, *, chat_template: str | None = None, tokenize: bool, **names: Any
     ) -> str:
         assert not tokenize
-        template = jinja2.Template(chat_template or self.chat_template)
-        return template.render(messages=conversation, add_generation_prompt=add_generation_prompt)
+        return jinja2.Template(chat_template or self.chat_template).render(messages=conversation, **names)
 
-    def __call__(self, text: str, *, add_special_tokens: bool, return_offsets_mapping: bool) -> dict[str, list]:
-        assert return_offsets_mapping
+    def __call__(self, text: str, *, add_special_tokens: bool, return_offsets_mapping: bool = False) -> dict[str, list]:
         assert not add_special_tokens
-        self.num_encodes += 1
+        self.num_encodes += return_offsets_mapping
         input_ids, offsets, position = [], [], 0
         for part in re.split("(" + "|".join(map(re.escape, self.ids)) + ")", text):
             if part in self.ids:

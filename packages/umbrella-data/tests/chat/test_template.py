@@ -47,18 +47,14 @@ def slots(layout):
 @pytest.mark.parametrize("template", [None, QWEN_VL, LLAMA, TEXT_ITEMS], ids=["ChatML", "QwenVL", "Llama", "items"])
 def test_layout_keeps_texts_and_scans_in_reading_order(make_tokenizer, template):
     specials = ("<image>", "<|vision|>", "<|im_start|>", "<|im_end|>", "<|eot|>", "<|start|>", "<|end|>", "</s>")
-    layout = ChatTemplate(make_tokenizer(template, specials=specials), image_token="<image>").layout(
-        CONVERSATION, add_generation_prompt=False
-    )
+    layout = ChatTemplate(make_tokenizer(template, specials=specials), image_token="<image>").layout(CONVERSATION)
     assert [(slot.turn, slot.is_scan) for slot in slots(layout)] == [
         (0, True), (0, False), (0, True), (1, False), (2, False), (3, False),
     ]  # fmt: skip
 
 
 def test_layout_when_the_template_writes_images_first_follows_it(make_tokenizer):
-    layout = ChatTemplate(make_tokenizer(LLAVA), image_token="<image>").layout(
-        CONVERSATION, add_generation_prompt=False
-    )
+    layout = ChatTemplate(make_tokenizer(LLAVA), image_token="<image>").layout(CONVERSATION)
     assert [slot.is_scan for slot in slots(layout)[:3]] == [True, True, False]
 
 
@@ -66,16 +62,14 @@ def test_layout_when_the_template_knows_images_keeps_its_own_marks(make_tokenize
     template = ChatTemplate(
         make_tokenizer(QWEN_VL, specials=("<image>", "<|vision|>", "<|im_start|>", "<|im_end|>")), image_token="<image>"
     )
-    layout = template.layout((("user", "st"), ("assistant", "t")), add_generation_prompt=False)
+    layout = template.layout((("user", "st"), ("assistant", "t")))
     assert layout[0] == "<|im_start|>user\n<|vision|>"
     assert layout[2] == "<|vision|>"
 
 
 def test_layout_when_the_models_image_token_is_another_puts_it_in_as_text(make_tokenizer):
     tokenizer = make_tokenizer(LLAVA, specials=("<image>", "<|scan|>", "</s>"))
-    layout = ChatTemplate(tokenizer, image_token="<|scan|>").layout(
-        (("user", "st"), ("assistant", "t")), add_generation_prompt=False
-    )
+    layout = ChatTemplate(tokenizer, image_token="<|scan|>").layout((("user", "st"), ("assistant", "t")))
     assert [slot.is_scan for slot in slots(layout)] == [True, False, False]
     assert "<image>" not in "".join(piece for piece in layout if isinstance(piece, str))
 
@@ -89,7 +83,7 @@ def test_end_of_turn_is_the_templates_or_else_the_end_of_sequence(make_tokenizer
     tokenizer = make_tokenizer(template, specials=("<image>", "<|im_end|>", "<|eot|>", "<|start|>", "<|end|>", "</s>"))
     chat_template = ChatTemplate(tokenizer, image_token="<image>")
     assert chat_template.end_of_turn == end
-    layout = chat_template.layout(CONVERSATION, add_generation_prompt=False)
+    layout = chat_template.layout(CONVERSATION)
     answers = [i for i, piece in enumerate(layout) if isinstance(piece, Slot) and piece.tail]
     assert [layout[i].turn for i in answers] == [1, 3]
     assert all(layout[i + 1][: layout[i].tail].strip() == end for i in answers)
@@ -104,7 +98,7 @@ def test_layout_when_the_template_drops_a_turn_is_refused(make_tokenizer):
     template = "{% for message in messages if message['role'] != 'system' %}{{ message['content'] }}</s>{% endfor %}"
     chat_template = ChatTemplate(make_tokenizer(template), image_token="<image>")
     with pytest.raises(ValueError, match="system, user, assistant"):
-        chat_template.layout((("system", "t"), ("user", "t"), ("assistant", "t")), add_generation_prompt=False)
+        chat_template.layout((("system", "t"), ("user", "t"), ("assistant", "t")))
 
 
 def test_layout_when_the_template_moves_scans_to_another_turn_is_refused(make_tokenizer):
@@ -116,9 +110,7 @@ def test_layout_when_the_template_moves_scans_to_another_turn_is_refused(make_to
     )
     chat_template = ChatTemplate(make_tokenizer(template), image_token="<image>")
     with pytest.raises(ValueError, match="moves a part"):
-        chat_template.layout(
-            (("user", "st"), ("assistant", "t"), ("user", "st"), ("assistant", "t")), add_generation_prompt=False
-        )
+        chat_template.layout((("user", "st"), ("assistant", "t"), ("user", "st"), ("assistant", "t")))
 
 
 def test_end_of_turn_when_one_special_token_begins_another_is_the_longer(make_tokenizer):
@@ -135,9 +127,9 @@ def test_template_when_it_keeps_no_content_is_refused(make_tokenizer):
 def test_layout_of_one_shape_is_rendered_once(make_tokenizer, monkeypatch):
     tokenizer = make_tokenizer()
     template = ChatTemplate(tokenizer, image_token="<image>")
-    first = template.layout(CONVERSATION, add_generation_prompt=True)
+    first = template.layout(CONVERSATION)
     monkeypatch.setattr(tokenizer, "apply_chat_template", None)
-    assert template.layout(CONVERSATION, add_generation_prompt=True) is first
+    assert template.layout(CONVERSATION) is first
 
 
 def test_chatml_when_the_tokenizer_does_not_know_its_markup_is_warned_of_once(make_tokenizer, caplog):

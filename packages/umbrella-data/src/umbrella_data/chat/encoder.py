@@ -11,7 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from umbrella_data.chat.template import CHATML_TEMPLATE, IM_END, IM_START, ChatTemplate, Layout, Shape, Slot, Tokenizer
+from umbrella_data.chat.template import (
+    CHATML_TEMPLATE,
+    IM_END,
+    IM_START,
+    REASONING_TAGS,
+    ChatTemplate,
+    Layout,
+    Shape,
+    Slot,
+    Tokenizer,
+)
 from umbrella_data.manifest.sample import Scan, Turn
 
 __all__ = ["CHATML_TEMPLATE", "ChatEncoder", "EncodedConversation", "Tokenizer", "encode_conversation", "encode_prompt"]
@@ -53,7 +63,7 @@ class ChatEncoder:
     """Encodes conversations for one tokenizer and one model.
 
     Args:
-        tokenizer: A Hugging Face fast tokenizer, or anything like it. ChatML stands in where it has no chat template;
+        tokenizer: A Hugging Face fast tokenizer, or anything like it. ChatML is used if it has no chat template;
             its `<|im_start|>` and `<|im_end|>` should then be added tokens.
         image_token_id: The model's image token; an added token of the tokenizer.
         num_image_tokens: Positions that a scan of each modality takes.
@@ -111,15 +121,17 @@ class ChatEncoder:
             ValueError: If the last exchange alone is longer than `max_length`, if no answer holds a word, if words
                 hold markup of the chat template, or if a modality has no number of image tokens.
         """
-        return self._encode_within(messages, max_length=max_length, is_prompt=False)
+        return self._encode_within(messages, max_length=max_length, prompt_for=None)
 
     def encode_prompt(self, messages: Sequence[Turn], *, max_length: int | None = None) -> EncodedConversation:
-        """Encode a conversation up to its last assistant turn, that one left out, for generation.
+        """Encode a conversation up to its last assistant turn, without that turn, for generation.
 
-        All labels are -100. Arguments and errors are those of `encode`.
+        The tokens are the first ones of what `encode` gives for the same conversation, and its first label of the last
+        answer follows them. All labels are -100. Arguments and errors are those of `encode`.
         """
         last = max((i for i, turn in enumerate(messages) if turn.role == "assistant"), default=len(messages))
-        return self._encode_within(messages[:last], max_length=max_length, is_prompt=True)
+        answer = "r" if last < len(messages) and _starts_with_reasoning(messages[last]) else "t"
+        return self._encode_within(messages[:last], max_length=max_length, prompt_for=answer)
 
     def count_text_tokens(self, conversations: Sequence[Sequence[Turn]]) -> NDArray[np.int64]:
         """The positions of whole conversations that belong to no scan, without encoding one by one: (N,).
@@ -131,7 +143,7 @@ class ChatEncoder:
         for messages in conversations:
             contents = [_merge_texts(turn) for turn in messages]
             shape = _shape(messages, contents)
-            layout = self._template.layout(shape, add_generation_prompt=False)
+            layout = self._template.layout(shape)
             texts.append(self._fill(layout, contents, shape).text)
         return np.array([len(ids) for ids in self._encode_texts(texts)], dtype=np.int64) - num_scans
 
@@ -160,35 +172,39 @@ class ChatEncoder:
         return None if backend is None or backend.padding is not None or backend.truncation is not None else backend
 
     def _encode_within(
-        self, messages: Sequence[Turn], *, max_length: int | None, is_prompt: bool
+        self, messages: Sequence[Turn], *, max_length: int | None, prompt_for: str | None
     ) -> EncodedConversation:
         kept, num_dropped = list(messages), 0
         while True:
-            encoded = self._encode_all(kept, is_prompt=is_prompt, num_dropped_turns=num_dropped)
+            encoded = self._encode_all(kept, prompt_for=prompt_for, num_dropped_turns=num_dropped)
             if max_length is None or len(encoded.input_ids) <= max_length:
                 return encoded
             first = 1 if kept[0].role == "system" else 0
             num_leaving = _first_exchange(kept[first:])
             rest = kept[first + num_leaving :]
-            if not any(turn.role == ("user" if is_prompt else "assistant") for turn in rest):
+            if not any(turn.role == ("user" if prompt_for else "assistant") for turn in rest):
                 raise ValueError(f"the last exchange alone takes {len(encoded.input_ids)} positions, more than "
                                  f"max_length {max_length}; scans are never cut")  # fmt: skip
             del kept[first : first + num_leaving]
             num_dropped += num_leaving
 
-    def _encode_all(self, messages: list[Turn], *, is_prompt: bool, num_dropped_turns: int) -> EncodedConversation:
+    def _encode_all(
+        self, messages: list[Turn], *, prompt_for: str | None, num_dropped_turns: int
+    ) -> EncodedConversation:
+        """Encode all turns; `prompt_for` is the kind of the answer that a prompt asks for, None for training."""
         contents = [_merge_texts(turn) for turn in messages]
         shape = _shape(messages, contents)
-        layout = self._template.layout(shape, add_generation_prompt=is_prompt)
+        template = self._template
+        layout = template.prompt_layout(shape, answer=prompt_for) if prompt_for else template.layout(shape)
         chat = self._fill(layout, contents, shape)
         ids, offsets = self._encode_text(chat.text)
         self._check_words(chat, ids, offsets)
         scan_positions = np.flatnonzero(ids == self._image_token_id)
         self._check_scans(chat, offsets[scan_positions])
-        if not is_prompt and not chat.learned:
+        if not prompt_for and not chat.learned:
             raise ValueError("no turn of the assistant holds a word, so there is nothing to learn; give it an answer "
                              "that is more than blanks")  # fmt: skip
-        labels = _labels([] if is_prompt else chat.learned, ids, offsets)
+        labels = _labels([] if prompt_for else chat.learned, ids, offsets, text=chat.text)
         return self._expand(ids, labels, scan_positions, chat.scans, num_dropped_turns)
 
     def _fill(self, layout: Layout, contents: list[list[Scan | str]], shape: Shape) -> _Chat:
@@ -203,9 +219,12 @@ class ChatEncoder:
                 chat.scan_places.append(position)
                 chat.scans.append(next(scans[piece.turn]))
             elif isinstance(piece, Slot):
-                chat.words.append((position, position + len(part)))
-                if shape[piece.turn][0] == "assistant":
-                    chat.learned.append((position, position + len(part) + piece.tail))
+                is_reasoned = shape[piece.turn][1] == "r"
+                # The tags of an answer's reasoning are the template's markup.
+                begin = position + (part.rindex(REASONING_TAGS[1]) + len(REASONING_TAGS[1]) if is_reasoned else 0)
+                chat.words.append((begin, position + len(part)))
+                if piece.is_learned:
+                    chat.learned.append((position - piece.lead, position + len(part) + piece.tail))
             parts.append(part)
             position += len(part)
         return _Chat("".join(parts), chat.words, chat.learned, chat.scan_places, chat.scans)
@@ -281,9 +300,18 @@ def encode_prompt(
 
 def _shape(messages: Sequence[Turn], contents: Sequence[Sequence[Scan | str]]) -> Shape:
     return tuple(
-        (turn.role, "".join("s" if isinstance(item, Scan) else "t" for item in content))
+        (turn.role, "r")
+        if _starts_with_reasoning(turn)
+        else (turn.role, "".join("s" if isinstance(item, Scan) else "t" for item in content))
         for turn, content in zip(messages, contents, strict=True)
     )
+
+
+def _starts_with_reasoning(turn: Turn) -> bool:
+    """Whether an answer has a reasoning block of its own, in place of the empty one of a template."""
+    opening, closing = REASONING_TAGS
+    text = turn.text.lstrip()
+    return turn.role == "assistant" and text.startswith(opening) and closing in text
 
 
 def _first_exchange(turns: Sequence[Turn]) -> int:
@@ -314,13 +342,22 @@ def _merge_texts(turn: Turn) -> list[Scan | str]:
     return merged
 
 
-def _labels(learned: list[tuple[int, int]], ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+def _labels(
+    learned: list[tuple[int, int]], ids: NDArray[np.int64], offsets: NDArray[np.int64], *, text: str
+) -> NDArray[np.int64]:
     labels = np.full(len(ids), IGNORE_INDEX, dtype=np.int64)
-    # Tokens of blanks may have empty ranges that say nothing of their place: they belong to what surrounds them.
-    solid = np.flatnonzero(offsets[:, 1] > offsets[:, 0])
+    # Tokens of blanks may have empty ranges, which do not state their place: they belong to what is around them.
+    is_solid = offsets[:, 1] > offsets[:, 0]
+    solid = np.flatnonzero(is_solid)
     starts, stops = offsets[solid, 0], offsets[solid, 1]
     for begin, end in learned:
         first = solid[np.searchsorted(stops, begin, side="right")]
+        if offsets[first, 0] < begin:
+            raise ValueError(f"the answer {text[begin:end]!r:.40} shares a token with {text[:begin][-20:]!r}, which the "
+                             "prompt ends with; write the answer another way, or use a chat template with a special "
+                             "token or a line break before answers")  # fmt: skip
+        while text[begin].isspace() and first > 0 and not is_solid[first - 1]:
+            first -= 1
         last = solid[np.searchsorted(starts, end, side="left") - 1]
         labels[first : last + 1] = ids[first : last + 1]
     return labels

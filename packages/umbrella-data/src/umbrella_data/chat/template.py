@@ -6,9 +6,11 @@ the rendered text is known to the character.
 
 from __future__ import annotations
 
+import datetime
 import logging
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import lru_cache
@@ -29,8 +31,20 @@ CHATML_TEMPLATE = (
 _SENTINEL = "\ue000{}\ue001"
 _SENTINEL_PATTERN = re.compile("\ue000(\\d+)\ue001")
 
-# The shape of a conversation: for each turn its role, and "t" for each text and "s" for each scan, in reading order.
+# The shape of a conversation: for each turn its role, and a letter for each item in reading order: "s" a scan, "t" a
+# text, "r" an answer that starts with its own reasoning block.
 Shape = tuple[tuple[str, str], ...]
+
+REASONING_TAGS = ("<think>", "</think>")
+"""What opens and closes the reasoning of an answer."""
+
+# A block without reasoning that a template writes before an answer, in full or its end alone (DeepSeek-V3.1).
+_EMPTY_BLOCK = re.compile(r"(?:<think>\s*)?</think>\s*$")
+# A clock that differs from the default of `_render`, which writes the format itself.
+_ANOTHER_DAY = "another {}".format
+# How answers start: numbers and words, and what a few start with.
+_COMMON_STARTS = ("0", "7", "a", "t", "Y", "female", "é", "脳")
+_RARE_STARTS = ("-1", "+", ".5", "(", '"', "'s", "?")
 
 
 class AddedToken(Protocol):
@@ -81,13 +95,18 @@ class Slot:
 
     Attributes:
         turn: Number of the turn.
-        is_scan: Whether a scan stands here.
+        is_scan: Whether it is a scan.
+        lead: Characters before an assistant's words that are learned with them: blanks that share a token with words,
+            so that no prompt can end with them.
         tail: Characters after an assistant's words that end its turn, and are learned with them.
+        is_learned: Whether an assistant's words are learned.
     """
 
     turn: int
     is_scan: bool
+    lead: int = 0
     tail: int = 0
+    is_learned: bool = False
 
 
 Layout = tuple[str | Slot, ...]
@@ -104,15 +123,16 @@ class _Style(Enum):
 class ChatTemplate:
     """The layouts of one tokenizer's chat template, rendered once for each shape of conversation.
 
-    Warns where ChatML stands in and the tokenizer does not know its markup, and where the template writes another
-    image token than the model's.
+    Warns if ChatML is used and the tokenizer does not know its markup, and if the template writes another image token
+    than the model's.
 
     Args:
-        tokenizer: A fast tokenizer; ChatML stands in where it has no chat template.
+        tokenizer: A fast tokenizer; ChatML is used if it has no chat template.
         image_token: The text of the model's image token.
 
     Raises:
-        ValueError: If the template keeps no form of content whole, or no token can end an assistant's turn.
+        ValueError: If the template keeps no form of content whole, writes today's date, no token can end an assistant's
+            turn, or every prompt would share a token with the answer after it.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, image_token: str) -> None:
@@ -125,30 +145,58 @@ class ChatTemplate:
             specials |= {IM_END}
         specials |= {str(tokenizer.eos_token)} if tokenizer.eos_token else set()
         self._special_pattern = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or "(?!)")
-        self._layouts: dict[tuple[Shape, bool], Layout] = {}
+        self._layouts: dict[Shape, Layout] = {}
+        self._leads: dict[str, int] = {}
         self._style = self._find_style()
-        self._terminator = self._find_terminator()
+        self._terminator, self._user_end = self._find_ends()
+        self.layout((("user", "t"), ("assistant", "t")))  # every problem of the template itself is raised here
 
     @property
     def end_of_turn(self) -> str:
-        """What ends an assistant's turn: a special token, or ChatML's markup where the tokenizer does not know it."""
+        """What ends an assistant's turn: a special token, or ChatML's markup if the tokenizer does not know it."""
         return self._terminator or str(self._tokenizer.eos_token)
 
-    def layout(self, shape: Shape, *, add_generation_prompt: bool) -> Layout:
+    def layout(self, shape: Shape) -> Layout:
         """The rendered conversation as literal text and slots, in order.
 
         Raises:
-            ValueError: If the template drops, repeats or moves a text or scan of such a conversation.
+            ValueError: If the template rejects such a conversation, or drops, repeats or moves a text or scan of it.
         """
-        key = (shape, add_generation_prompt)
-        if key not in self._layouts:
-            layout = self._render(shape, style=self._style, add_generation_prompt=add_generation_prompt)
+        if shape not in self._layouts:
+            try:
+                layout = self._render(shape, style=self._style)
+            except _template_errors() as error:
+                raise ValueError(f"the tokenizer's chat template rejects a conversation of the turns {_roles(shape)} "
+                                 f"({error}); remove or change such turns, or use another chat template") from error  # fmt: skip
+            if layout is not None and layout != self._render(shape, style=self._style, clock=_ANOTHER_DAY):
+                raise ValueError("the tokenizer's chat template writes today's date (strftime_now), so that a model "
+                                 "would be asked another text than it was trained on; write a fixed date into the "
+                                 "template, as umbrella_data.chat.template.pin_date does")  # fmt: skip
             if layout is None:
-                turns = ", ".join(role for role, _ in shape)
                 raise ValueError(f"the tokenizer's chat template drops, repeats or moves a part of a conversation of "
-                                 f"the turns {turns}; give the tokenizer a template that keeps all")  # fmt: skip
-            self._layouts[key] = self._end_turns(layout, shape)
-        return self._layouts[key]
+                                 f"the turns {_roles(shape)}; use a template that keeps all")  # fmt: skip
+            self._layouts[shape] = self._mark_answers(layout, shape)
+        return self._layouts[shape]
+
+    def prompt_layout(self, shape: Shape, *, answer: str = "t") -> Layout:
+        """The text of `layout` for a conversation with one more answer, up to what is learned of that answer.
+
+        The generation prompt of the template itself is not used: many differ from what the template writes before an
+        answer in training, by a blank or by a block of reasoning.
+
+        Args:
+            shape: The conversation, up to the answer.
+            answer: The kind of the answer, `t` or `r`.
+
+        Raises:
+            ValueError: As `layout`.
+        """
+        layout = self.layout((*shape, ("assistant", answer)))
+        place = next(i for i, piece in enumerate(layout) if isinstance(piece, Slot) and piece.turn == len(shape))
+        slot, before = layout[place], layout[place - 1]
+        assert isinstance(slot, Slot)
+        assert isinstance(before, str)
+        return (*layout[: place - 1], before[: len(before) - slot.lead])
 
     def _find_style(self) -> _Style:
         shape = (("user", "st"), ("assistant", "t"))
@@ -156,31 +204,39 @@ class ChatTemplate:
         knows_images = not self.is_fallback and re.search("['\"]image['\"]", str(self._tokenizer.chat_template))
         styles = [_Style.IMAGE_ITEMS] if knows_images else []
         for style in [*styles, _Style.STRING, _Style.TEXT_ITEMS]:
-            if self._render(shape, style=style, add_generation_prompt=False) is not None:
+            try:
+                layout = self._render(shape, style=style)
+            except _template_errors():
+                continue
+            if layout is not None:
                 if knows_images and style is not _Style.IMAGE_ITEMS:
-                    _warn(f"the tokenizer's chat template does not write {self._image_token!r} for an image: scans "
-                          "stand in the text as that token alone, without the template's own markup of images. A "
-                          "model trained with the template needs its image token as image_token_id")  # fmt: skip
+                    _warn(f"the tokenizer's chat template does not write {self._image_token!r} for an image: scans are "
+                          "written as that token alone, without the template's own markup of images. A model trained "
+                          "with the template needs its image token as image_token_id")  # fmt: skip
                 return style
         raise ValueError("the tokenizer's chat template keeps neither texts nor lists of items as a turn's content")
 
-    def _find_terminator(self) -> str | None:
-        layout = self._render((("user", "t"), ("assistant", "t")), style=self._style, add_generation_prompt=False)
-        last = layout[-1] if layout else ""
-        match = self._special_pattern.search(last) if isinstance(last, str) else None
+    def _find_ends(self) -> tuple[str | None, str | None]:
+        """The special tokens that end the last assistant turn and a user's turn."""
+        layout = self._render((("user", "t"), ("assistant", "t")), style=self._style)
+        user, last = (str(layout[2]), str(layout[-1])) if layout else ("", "")
+        match = self._special_pattern.search(last)
         if match is None and not self._tokenizer.eos_token:
             raise ValueError("the chat template ends no assistant turn with a special token, and the tokenizer has no "
                              "eos_token to end it with")  # fmt: skip
-        return match.group() if match else None
+        marks = self._special_pattern.findall(user)
+        # A single token after the user's words may open the assistant's turn instead.
+        return match.group() if match else None, marks[0] if len(marks) > 1 else None
 
-    def _render(self, shape: Shape, *, style: _Style, add_generation_prompt: bool) -> Layout | None:
-        """Lay a conversation out, or None where its texts and scans are not kept, once each and in order."""
+    def _render(self, shape: Shape, *, style: _Style, clock: Callable[[str], str] = str) -> Layout | None:
+        """Lay a conversation out; None if its texts and scans are not kept, once each and in order."""
         slots = [Slot(turn, is_scan=kind == "s") for turn, (_, kinds) in enumerate(shape) for kind in kinds]
         rendered = self._tokenizer.apply_chat_template(
             _sentinel_messages(shape, style=style),
             chat_template=CHATML_TEMPLATE if self.is_fallback else None,
             tokenize=False,
-            add_generation_prompt=add_generation_prompt,
+            add_generation_prompt=False,
+            strftime_now=clock,
         )
         pieces = _SENTINEL_PATTERN.split(rendered)
         layout: list[str | Slot] = []
@@ -196,30 +252,102 @@ class ChatTemplate:
             layout.append(literals[-1])
         return tuple(layout) if _keeps_all(layout, slots, moves_scans=bool(scans)) else None
 
-    def _end_turns(self, layout: Layout, shape: Shape) -> Layout:
-        """Put the end-of-turn token right behind each assistant's words, where the template does not have it.
+    def _mark_answers(self, layout: Layout, shape: Shape) -> Layout:
+        """Mark what is learned of each answer, and end each with the end-of-turn token.
 
-        A blank between the two goes: a model that learns the words and the token alone could not write it.
+        A blank between words and token is removed: a model that learns words and token alone could not write it.
+        An answer that is followed by another turn is learned if the template writes it, and all before it, as it does
+        for the last answer of a shorter conversation: that is what the model is asked at that point.
         """
-        ended: list[str | Slot] = list(layout)
-        for i, slot in enumerate(layout):
-            if isinstance(slot, str) or shape[slot.turn][0] != "assistant":
-                continue
-            following = str(layout[i + 1])
-            match = self._special_pattern.search(following)
-            # Another special token belongs to the next turn, as does one that words stand in front of.
-            is_end = match is not None and match.group() == self._terminator and not following[: match.start()].strip()
-            rest = following[match.end() :] if match is not None and is_end else following
-            ended[i], ended[i + 1] = replace(slot, tail=len(self.end_of_turn)), self.end_of_turn + rest
-        return tuple(ended)
+        marked: list[str | Slot] = list(layout)
+        answers = [
+            i for i, piece in enumerate(layout) if isinstance(piece, Slot) and shape[piece.turn][0] == "assistant"
+        ]
+        for i in answers:
+            slot, before = marked[i], str(marked[i - 1])
+            assert isinstance(slot, Slot)
+            if shape[slot.turn][1] == "r":
+                before = marked[i - 1] = _EMPTY_BLOCK.sub("", before)
+            after, is_ended = self._end_turn(str(layout[i + 1]))
+            marked[i + 1] = after
+            marked[i] = replace(
+                slot, lead=self._num_learned_blanks(before), tail=len(self.end_of_turn), is_learned=True
+            )
+            own = None if slot.turn == len(shape) - 1 else self.layout(shape[: slot.turn + 1])
+            if not is_ended or (own is not None and own[: i + 1] != tuple(marked[: i + 1])):
+                marked[i] = replace(slot, is_learned=False)
+                _warn("the tokenizer's chat template writes an answer within a conversation in another way than the "
+                      "last one: only the last answer of such a conversation is learned. Split conversations into rows "
+                      "to learn every answer")  # fmt: skip
+        return tuple(marked)
+
+    def _end_turn(self, following: str) -> tuple[str, bool]:
+        """The text after an answer with the end-of-turn token first, and whether it is there."""
+        match = self._special_pattern.search(following)
+        if match is None or following[: match.start()].strip():
+            return self.end_of_turn + following, True
+        if match.group() == self._terminator:
+            return self.end_of_turn + following[match.end() :], True
+        if match.group() == self._user_end:
+            return following, False  # another end of turn than that of the last answer
+        return self.end_of_turn + following, True  # the token belongs to the next turn
+
+    def _num_learned_blanks(self, before: str) -> int:
+        """How many blanks at the end of a text are learned with the answer after it.
+
+        None, if the tokens of the text stay the same whatever the answer; all of them otherwise.
+        """
+        if before not in self._leads:
+            blanks = len(before) - len(before.rstrip())
+            found = [
+                number
+                for starts in ((*_COMMON_STARTS, *_RARE_STARTS), _COMMON_STARTS)
+                for number in (0, blanks)
+                if self._keeps_tokens("x" + before, starts=starts, num_learned=number)  # x: the end of a user's words
+            ]
+            if not found:
+                raise ValueError(f"the tokenizer makes one token of the end of {before[-40:]!r}, which its chat template "
+                                 "writes before an answer, and the start of the answer, so that no prompt equals the "
+                                 "training text; use a template with a special token or a line break there")  # fmt: skip
+            self._leads[before] = found[0]
+        return self._leads[before]
+
+    def _keeps_tokens(self, text: str, *, starts: Sequence[str], num_learned: int) -> bool:
+        """Whether the tokens of a text without its last blanks are the first tokens of the text with any answer."""
+        prompt = self._tokens(text[: len(text) - num_learned])
+        return all(self._tokens(text + start)[: len(prompt)] == prompt for start in starts)
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def pin_date(template: str, date: datetime.date) -> str:
+    """Write a fixed date into a chat template that would write today's.
+
+    Args:
+        template: Jinja source with calls of `strftime_now("...")`.
+        date: The date to write.
+    """
+    return re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: repr(date.strftime(call[2])), template)
+
+
+def _template_errors() -> tuple[type[Exception], ...]:
+    """What a chat template raises on a conversation that it is not made for."""
+    jinja2 = sys.modules.get("jinja2")  # a tokenizer that renders without it cannot raise its errors
+    own = () if jinja2 is None else (jinja2.TemplateError,)
+    return (*own, AttributeError, IndexError, KeyError, TypeError)
+
+
+def _roles(shape: Shape) -> str:
+    return ", ".join(role for role, _ in shape)
 
 
 def _warn_of_unknown_markup(tokenizer: Tokenizer) -> None:
     known = {token.content for token in tokenizer.added_tokens_decoder.values()}
     missing = [markup for markup in (IM_START, IM_END) if markup not in known]
     if missing:
-        _warn("the tokenizer has no chat template, so ChatML stands in, but it has no token for "
-              f"{' and '.join(missing)}: such markup is written as several tokens. Where that is {IM_END}, all of them "
+        _warn("the tokenizer has no chat template, so ChatML is used, but it has no token for "
+              f"{' and '.join(missing)}: such markup is written as several tokens. Of {IM_END}, all of them "
               "are learned as the end of a turn, and generation has no one token to stop at. Set "
               "tokenizer.chat_template, or add the tokens with tokenizer.add_special_tokens")  # fmt: skip
 
