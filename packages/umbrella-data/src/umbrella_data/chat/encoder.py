@@ -353,9 +353,9 @@ def _labels(
     for begin, end in learned:
         first = solid[np.searchsorted(stops, begin, side="right")]
         if offsets[first, 0] < begin:
-            raise ValueError(f"the answer {text[begin:end]!r:.40} shares a token with {text[:begin][-20:]!r}, which the "
-                             "prompt ends with; write the answer another way, or use a chat template with a special "
-                             "token or a line break before answers")  # fmt: skip
+            raise ValueError(f"the answer {text[begin:end]!r:.40} and the end of its prompt, {text[:begin][-20:]!r}, "
+                             "share a token; write the answer another way, or use a chat template with a special token "
+                             "or a line break before answers")  # fmt: skip
         while text[begin].isspace() and first > 0 and not is_solid[first - 1]:
             first -= 1
         last = solid[np.searchsorted(starts, end, side="left") - 1]

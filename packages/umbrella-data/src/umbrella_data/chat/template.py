@@ -10,7 +10,7 @@ import datetime
 import logging
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import lru_cache
@@ -40,8 +40,6 @@ REASONING_TAGS = ("<think>", "</think>")
 
 # A block without reasoning that a template writes before an answer, in full or its end alone (DeepSeek-V3.1).
 _EMPTY_BLOCK = re.compile(r"(?:<think>\s*)?</think>\s*$")
-# A clock that differs from the default of `_render`, which writes the format itself.
-_ANOTHER_DAY = "another {}".format
 # How answers start: numbers and words, and what a few start with.
 _COMMON_STARTS = ("0", "7", "a", "t", "Y", "female", "é", "脳")
 _RARE_STARTS = ("-1", "+", ".5", "(", '"', "'s", "?")
@@ -167,8 +165,8 @@ class ChatTemplate:
                 layout = self._render(shape, style=self._style)
             except _template_errors() as error:
                 raise ValueError(f"the tokenizer's chat template rejects a conversation of the turns {_roles(shape)} "
-                                 f"({error}); remove or change such turns, or use another chat template") from error  # fmt: skip
-            if layout is not None and layout != self._render(shape, style=self._style, clock=_ANOTHER_DAY):
+                                 f"({error}); change such turns, or use another template") from error  # fmt: skip
+            if layout is not None and self._writes_date(shape):
                 raise ValueError("the tokenizer's chat template writes today's date (strftime_now), so that a model "
                                  "would be asked another text than it was trained on; write a fixed date into the "
                                  "template, as umbrella_data.chat.template.pin_date does")  # fmt: skip
@@ -228,15 +226,17 @@ class ChatTemplate:
         # A single token after the user's words may open the assistant's turn instead.
         return match.group() if match else None, marks[0] if len(marks) > 1 else None
 
-    def _render(self, shape: Shape, *, style: _Style, clock: Callable[[str], str] = str) -> Layout | None:
+    def _render(self, shape: Shape, *, style: _Style, today: str | None = None) -> Layout | None:
         """Lay a conversation out; None if its texts and scans are not kept, once each and in order."""
         slots = [Slot(turn, is_scan=kind == "s") for turn, (_, kinds) in enumerate(shape) for kind in kinds]
+        source = CHATML_TEMPLATE if self.is_fallback else None
+        if today is not None:
+            # transformers passes no functions on to a template; a macro hides the function of the same name.
+            source = (
+                "{%- macro strftime_now(format) -%}" + today + "{%- endmacro -%}" + str(self._tokenizer.chat_template)
+            )
         rendered = self._tokenizer.apply_chat_template(
-            _sentinel_messages(shape, style=style),
-            chat_template=CHATML_TEMPLATE if self.is_fallback else None,
-            tokenize=False,
-            add_generation_prompt=False,
-            strftime_now=clock,
+            _sentinel_messages(shape, style=style), chat_template=source, tokenize=False, add_generation_prompt=False
         )
         pieces = _SENTINEL_PATTERN.split(rendered)
         layout: list[str | Slot] = []
@@ -251,6 +251,12 @@ class ChatTemplate:
                 layout += [literal, next(waiting, Slot(-1, is_scan=True))]
             layout.append(literals[-1])
         return tuple(layout) if _keeps_all(layout, slots, moves_scans=bool(scans)) else None
+
+    def _writes_date(self, shape: Shape) -> bool:
+        if "strftime_now" not in str(self._tokenizer.chat_template):
+            return False
+        one, other = (self._render(shape, style=self._style, today=day) for day in ("1", "2"))
+        return one != other
 
     def _mark_answers(self, layout: Layout, shape: Shape) -> Layout:
         """Mark what is learned of each answer, and end each with the end-of-turn token.
@@ -306,9 +312,10 @@ class ChatTemplate:
                 if self._keeps_tokens("x" + before, starts=starts, num_learned=number)  # x: the end of a user's words
             ]
             if not found:
-                raise ValueError(f"the tokenizer makes one token of the end of {before[-40:]!r}, which its chat template "
-                                 "writes before an answer, and the start of the answer, so that no prompt equals the "
-                                 "training text; use a template with a special token or a line break there")  # fmt: skip
+                raise ValueError(f"the tokenizer makes one token of the end of {before[-40:]!r}, which its chat "
+                                 "template writes before an answer, and the start of the answer, so that no prompt "
+                                 "equals the training text; use a template with a special token or a line break "
+                                 "there")  # fmt: skip
             self._leads[before] = found[0]
         return self._leads[before]
 
