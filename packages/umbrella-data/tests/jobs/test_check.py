@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 
@@ -17,8 +18,8 @@ from umbrella_data.manifest.manifest import read_manifest
 @pytest.fixture
 def cohort(nifti, random_voxels, make_row, write_manifest, tmp_path):
     """Two manifests of three good scans each; returns their rows and a function that writes rows."""
-    for name in ("a_0", "b_0", "c_0", "d_0", "e_0", "f_0"):
-        nifti.write(random_voxels(4, 5, 6), f"{name}.nii.gz")
+    for seed, name in enumerate("abcdef"):
+        nifti.write(random_voxels(4, 5, 6, seed=seed), f"{name}_0.nii.gz")
     rows = {"train": [make_row(name, "T1") for name in "abc"], "test": [make_row(name, "T1") for name in "def"]}
 
     def write(changed=rows):
@@ -86,7 +87,7 @@ def test_check_finds_rows_files_and_leaks(cohort, make_row, tmp_path, capsys):
     assert main(["check", *map(str, paths), "--out", str(out), "--workers", "1"]) == 1
     printed = capsys.readouterr().out
     for words in (
-        "b_0.nii.gz: ", "[gzip_", "e_0.nii.gz: there is no such file", "id 'a' stands in line 1 already",
+        "b_0.nii.gz: ", "[gzip_", "e_0.nii.gz: there is no such file", "id 'a' is in line 1 already",
         "unknown modality 'T7'", "subjects in more than one manifest: 1", "sub-a: ",
         "scans in more than one manifest, under different subjects: 1", "c_0.nii.gz", "not all is well",
     ):  # fmt: skip
@@ -104,6 +105,29 @@ def test_check_finds_rows_files_and_leaks(cohort, make_row, tmp_path, capsys):
     assert capsys.readouterr().out == "sub-a\n"
     assert main(["whois", report["bad_files"][0]["scan"][:8], "--in", str(out), *manifests]) == 0
     assert capsys.readouterr().out.strip().endswith("b_0.nii.gz")
+
+
+def test_check_finds_copies_under_other_names(cohort, tmp_path, capsys):
+    _, write = cohort
+    content = gzip.decompress((tmp_path / "a_0.nii.gz").read_bytes())
+    (tmp_path / "e_0.nii.gz").write_bytes(gzip.compress(content, 1))
+    paths, out = write(), tmp_path / "out"
+    assert main(["check", *map(str, paths), "--workers", "1", "--out", str(out), "--names"]) == 1
+    printed = capsys.readouterr().out
+    assert str(tmp_path / "a_0.nii.gz") in printed
+    assert str(tmp_path / "e_0.nii.gz") in printed
+    report = json.loads((out / "check.json").read_text())
+    assert report["copies"] == [[str(tmp_path / "a_0.nii.gz"), str(tmp_path / "e_0.nii.gz")]]
+
+
+def test_check_finds_answers_that_contradict_the_scored_value(cohort, make_row, capsys):
+    rows, write = cohort
+    answer = {"type": "choice", "options": ["left", "right"], "value": "left"}
+    rows["train"][1] = {**make_row("b", "T1", answer="right"), "answer": answer}
+    rows["train"][2] = {**make_row("c", "T1", answer="left"), "answer": answer}
+    report = check_manifests([read_manifest(path) for path in write()], num_workers=1)
+    assert [line for line, _ in report.manifests[0].problems] == [2]
+    assert not report.is_good
 
 
 def test_warnings_are_counted_by_code_and_are_nothing_wrong(cohort, nifti, random_voxels, make_row, capsys, tmp_path):

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 HELP = """\
 Reads every row of the manifests and every scan in them once, from the first byte to the last. Lists what cannot be
-used and why, and subjects that stand in more than one manifest (each manifest is taken for a split of its own).
+used and why: unreadable scans, rows whose answer contradicts the scored value, subjects in more than one manifest
+(each manifest is a split of its own), and scans with the same content under several names.
 The exit code is 1 if anything is wrong. Warnings are counted by their codes, such as forms_disagree; they do not change
 the exit code: those scans can be used, but a header (of a brain mask, too) or a sidecar says something odd. The
 terminal shows the first 5 scans of each code, the report the first 1,000, in the order of their paths.
@@ -108,6 +109,9 @@ def _print_report(report: CheckReport) -> None:
     _print_list(
         "scans in more than one manifest, under different subjects",
         [f"{scan}: {', '.join(map(str, paths))}" for scan, paths in report.shared_scans.items()],
+    )
+    _print_list(
+        "scans with the same content under several names", [", ".join(map(str, each)) for each in report.copies]
     )
     print(f"{report.num_files:,} scans read: " + ("all is well" if report.is_good else "not all is well"))
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.files.parallel import map_unordered
+from umbrella_data.jobs.copies import find_copies
+from umbrella_data.manifest.answers import contradiction
 from umbrella_data.manifest.manifest import Manifest
 from umbrella_data.manifest.sample import Scan
 from umbrella_data.modality import find_modality
@@ -75,7 +77,8 @@ class CheckReport:
         num_files: Scans that were read.
         warnings: Usable scans with something odd in their headers or sidecars.
         shared_subjects: Subjects that stand in more than one manifest, with those.
-        shared_scans: Scans that stand in more than one manifest under different subjects, with those.
+        shared_scans: Scans that are in more than one manifest under different subjects, with those.
+        copies: Groups of files with the same content, of different subjects or in different manifests.
     """
 
     manifests: list[ManifestCheck]
@@ -84,12 +87,13 @@ class CheckReport:
     warnings: WarningList = field(default_factory=WarningList)
     shared_subjects: dict[str, list[Path]] = field(default_factory=dict)
     shared_scans: dict[Path, list[Path]] = field(default_factory=dict)
+    copies: list[tuple[Path, ...]] = field(default_factory=list)
 
     @property
     def is_good(self) -> bool:
         """Whether nothing is wrong."""
         has_problems = any(manifest.problems for manifest in self.manifests)
-        return not (has_problems or self.bad_files or self.shared_subjects or self.shared_scans)
+        return not (has_problems or self.bad_files or self.shared_subjects or self.shared_scans or self.copies)
 
 
 def check_manifests(
@@ -122,6 +126,7 @@ def check_manifests(
     if not may_share_subjects:
         report.shared_subjects = _shared_subjects(report.manifests)
         report.shared_scans = _shared_scans(places)
+    report.copies = _copies(places, across_manifests=not may_share_subjects)
     report.num_files = len(places)
     results = map_unordered(_prove, list(places), num_workers=num_workers)
     for scan, outcome in progress(results, len(places), "reading scans"):
@@ -160,8 +165,9 @@ def _check_rows(
             continue
         first = line_of_id.setdefault(sample.id, line)
         if first != line:
-            problem = f"line {line}: id {sample.id!r} stands in line {first} already; ids are unique"
-            found.problems.append((line, problem))
+            found.problems.append((line, f"line {line}: id {sample.id!r} is in line {first} already; ids are unique"))
+        if problem := contradiction(sample):
+            found.problems.append((line, f"line {line}: {problem}"))
         found.subjects[sample.subject] += 1
         own.update(sample.scans)
         for scan in sample.scans:
@@ -193,6 +199,17 @@ def _shared_scans(places: dict[Scan, dict[Path, str]]) -> dict[Path, list[Path]]
     return {
         paths[0]: list(homes) for paths, homes in homes_of.items() if len(homes) > 1 and len(set(homes.values())) > 1
     }
+
+
+def _copies(places: dict[Scan, dict[Path, str]], *, across_manifests: bool) -> list[tuple[Path, ...]]:
+    """Files with the same content that have different subjects or are in different manifests."""
+    homes: dict[Path, set[str | Path]] = defaultdict(set)
+    for scan, subject_of in places.items():
+        for path in scan.paths:
+            homes[path].update(subject_of.values())
+            homes[path].update(subject_of if across_manifests else ())
+    groups = find_copies(homes)
+    return [group for group in groups if any(homes[path] != homes[group[0]] for path in group)]
 
 
 def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: bool) -> dict[str, Any]:
@@ -239,6 +256,7 @@ def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: 
             {"scan": name(str(scan)), "manifests": [name(str(path)) for path in paths]}
             for scan, paths in report.shared_scans.items()
         ],
+        "copies": [[name(str(path)) for path in group] for group in report.copies],
     }
 
 

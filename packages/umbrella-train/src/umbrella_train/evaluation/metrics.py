@@ -5,9 +5,6 @@ To add an answer type, add a row to `SCORERS`, and to `ERROR_TYPES` where its sc
 
 from __future__ import annotations
 
-import math
-import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,13 +12,12 @@ from statistics import median
 from types import MappingProxyType
 from typing import Any, Literal
 
+from umbrella_data.manifest.answers import normalise, read_choice, read_number
 from umbrella_data.manifest.sample import Answer
 from umbrella_train.evaluation.intervals import binomial_interval, bootstrap_interval, wilson_interval
 
 Condition = Literal["accuracy", "shuffled", "swapped", "no_scan"]
 CONDITIONS: tuple[Condition, ...] = ("accuracy", "shuffled", "swapped", "no_scan")
-
-_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\.?\d|[^\W\d_])")
 
 
 @dataclass(frozen=True)
@@ -74,34 +70,22 @@ class Prediction:
         return asdict(self)
 
 
-def normalise(text: str) -> str:
-    """Fold what does not change an answer: case, blanks, Unicode forms, quotes and full stops around it."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(folded.split()).strip(" .!?\"'`*,;:")
-
-
 def score_choice(generated: str, answer: Answer) -> Score:
     """1 where the text is the right option, 0 where it is another one or none of them."""
-    options = {normalise(option) for option in answer.options}
-    said = normalise(generated)
-    return Score(float(said == normalise(str(answer.value))), is_parsed=said in options)
+    option = read_choice(generated, answer.options)
+    return Score(float(option == answer.value), is_parsed=option is not None)
 
 
 def score_number(generated: str, answer: Answer) -> Score:
     """Absolute error of the one number in the text; a text with no number, or with several, cannot be read."""
-    found = _NUMBER.findall(unicodedata.normalize("NFKC", generated).replace("\N{MINUS SIGN}", "-"))
-    if len(found) != 1:
-        return Score(None, is_parsed=False)
-    said = float(found[0].replace(",", ""))
-    if not math.isfinite(said):  # 1e999 is infinite
-        return Score(None, is_parsed=False)
-    return Score(abs(said - float(answer.value)), is_parsed=True)
+    number = read_number(generated)
+    return Score(None if number is None else abs(number - float(answer.value)), is_parsed=number is not None)
 
 
 def score_text(generated: str, answer: Answer) -> Score:
     """1 where the text is the right one, but for case, blanks and punctuation around it."""
-    said = normalise(generated)
-    return Score(float(said == normalise(str(answer.value))), is_parsed=bool(said))
+    text = normalise(generated)
+    return Score(float(text == normalise(str(answer.value))), is_parsed=bool(text))
 
 
 SCORERS: Mapping[str, Callable[[str, Answer], Score]] = MappingProxyType(
