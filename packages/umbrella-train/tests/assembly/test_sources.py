@@ -32,7 +32,7 @@ def test_a_manifest_too_long_to_check_is_told_and_its_modalities_are_looked_at(
 ) -> None:
     monkeypatch.setattr("umbrella_train.assembly.sources.MAX_ROWS_CHECKED", 17)  # of 18, and 6 held out
     prepare_sources(make_config(tmp_path))
-    (told,) = [record.getMessage() for record in caplog.records]
+    (told,) = [each.getMessage() for each in caplog.records if each.name == "umbrella_train.assembly.sources"]
     assert f"{cohort.train_manifest}: has 18 rows" in told
     assert f"umbrella-data check {cohort.train_manifest}" in told
     modalities = {"T1": {"image_size": [16, 16, 16], "patch_size": [8, 8, 8]}}

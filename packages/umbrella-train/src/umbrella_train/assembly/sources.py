@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from umbrella_data import ManifestError, read_manifest
 from umbrella_data.synthetic.cohort import find_demo_cohort, make_demo_cohort
+from umbrella_train.assembly.held_out import Overlap, check_held_out
 from umbrella_train.config import DatasetConfig, RunConfig
 from umbrella_train.errors import RunError
 
@@ -21,10 +22,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sources:
-    """Manifests to train on and to evaluate on."""
+    """Manifests to train on and to evaluate on, and what is in both."""
 
     train: Sequence[DatasetConfig]
     evaluation: Sequence[DatasetConfig]
+    overlap: Overlap = field(default_factory=Overlap)
 
 
 # Checking takes 50 to 100 us a row: seconds for a cohort, minutes for a population.
@@ -109,13 +111,14 @@ def prepare_sources(config: RunConfig) -> Sources:
     """The config's manifests; a synthetic cohort is written by the first rank, or used again if it is there.
 
     Raises:
-        RunError: With all problems of all rows of all manifests.
+        RunError: With all problems of all rows of all manifests, or what is in both training and evaluation data.
     """
     synthetic = config.data.synthetic
     if synthetic is None:
-        sources = Sources(config.data.train, config.data.evaluation)
-        check_manifests([*sources.train, *sources.evaluation], config=config)
-        return sources
+        train, evaluation = config.data.train, config.data.evaluation
+        check_manifests([*train, *evaluation], config=config)
+        overlap = check_held_out(train, evaluation, max_rows=MAX_ROWS_CHECKED, allow_overlap=config.data.allow_overlap)
+        return Sources(train, evaluation, overlap)
     directory = synthetic.directory or _default_directory(config)
     is_first = _is_first_rank()
     if not is_first:

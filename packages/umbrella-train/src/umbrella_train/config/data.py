@@ -86,6 +86,8 @@ class DataConfig(Section):
     """Manifests to train on, interleaved."""
     evaluation: list[DatasetConfig] = Field(default_factory=list)
     """Manifests of held-out subjects."""
+    allow_overlap: bool = False
+    """Train although a subject or a file's content is in both; the report then says that scores are not held out."""
     synthetic: SyntheticConfig | None = None
     """The demo cohort instead of manifests."""
     mixing: Literal["proportional", "equal", "temperature", "weights"] = "proportional"

@@ -40,6 +40,7 @@ def render(runs: Sequence[RunData]) -> str:
         runs=runs,
         title=", ".join(run.name for run in runs),
         is_comparison=len(runs) > 1,
+        is_held_out=all(run.is_held_out for run in runs),
         figures=_figures(runs),
         tiles=tables.tiles(runs[0]) if len(runs) == 1 else [],
         hit_columns=list(HIT_COLUMNS.values()),

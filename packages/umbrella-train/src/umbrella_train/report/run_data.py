@@ -46,6 +46,7 @@ class RunData:
         predictions: Rows of predictions.jsonl.
         pictures: PNG files by modality.
         notes: What a reader must know: lines cut short, a run that did not end, ...
+        is_held_out: Whether no subject or file of the evaluation data is known to be in the training data.
     """
 
     name: str
@@ -56,6 +57,7 @@ class RunData:
     predictions: Sequence[Mapping[str, Any]]
     pictures: Mapping[str, Path]
     notes: Sequence[str]
+    is_held_out: bool = True
 
     @property
     def modalities(self) -> list[str]:
@@ -91,6 +93,7 @@ def read_run(path: Path, *, name: str) -> RunData:
     training = [row for row in metrics if "loss" in row]
     evaluations = [row for row in metrics if any(str(key).startswith("eval/questions/") for key in row)]
     notes += _left_out(folder)
+    notes += _overlap(metrics)
     notes += _state(folder, training=training, is_evaluated=bool(evaluations))
     return RunData(
         name=name,
@@ -101,7 +104,20 @@ def read_run(path: Path, *, name: str) -> RunData:
         predictions=predictions,
         pictures=_pictures(folder, config=config),
         notes=notes,
+        is_held_out=not _overlap(metrics),
     )
+
+
+def _overlap(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is in both training and evaluation data, as the newest line about it says."""
+    rows = [row for row in metrics if "overlap/subjects" in row]
+    if not rows:
+        return []
+    subjects, files = (int(rows[-1].get(f"overlap/{what}") or 0) for what in ("subjects", "files"))
+    return [
+        f"Not held out: {subjects} subjects and the content of {files} files of the evaluation data are also in the "
+        "training data (data.allow_overlap)"
+    ]
 
 
 def _left_out(folder: RunFolder) -> list[str]:

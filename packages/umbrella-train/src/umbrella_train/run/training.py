@@ -86,6 +86,9 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
         _warn_of_start(config, parts)
         if checkpoint is not None:
             logger.info("going on from %s", checkpoint)
+    if sources.overlap and trainer.is_world_process_zero():
+        counts = {"overlap/subjects": len(sources.overlap.subjects), "overlap/files": len(sources.overlap.files)}
+        folder.append_metrics({"step": 0, **counts})
     trainer.add_callback(MetricsFile(folder))
     progress = ProgressBar()
     trainer.add_callback(progress)

@@ -1,0 +1,107 @@
+"""Whether the evaluation data are held out: no subject, and no file's content, is in the training data too."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+
+from umbrella_data import read_manifest
+from umbrella_data.jobs.copies import find_copies
+from umbrella_train.config import DatasetConfig
+from umbrella_train.errors import RunError
+
+logger = logging.getLogger(__name__)
+
+_MAX_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What is in both the training and the evaluation data.
+
+    Attributes:
+        subjects: Names of subjects, without a prefix `sub-`.
+        files: Files of the training data, and a file of the evaluation data with the same content; one and the same
+            file under two subjects counts.
+    """
+
+    subjects: tuple[str, ...] = ()
+    files: tuple[tuple[Path, Path], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.subjects or self.files)
+
+    def __str__(self) -> str:
+        pairs = [str(one) if one == other else f"{one} = {other}" for one, other in self.files]
+        parts = [("subjects", self.subjects), ("files with the same content", pairs)]
+        return "; ".join(f"{len(items)} {what} ({_listed(items)})" for what, items in parts if items)
+
+
+def check_held_out(
+    train: Sequence[DatasetConfig], evaluation: Sequence[DatasetConfig], *, max_rows: int, allow_overlap: bool
+) -> Overlap:
+    """Compare subjects, and the content of files, of the training and the evaluation data; called by every rank.
+
+    The first rank reads a few hundred bytes of each file, and of candidates all, see `umbrella_data.jobs.copies`.
+
+    Args:
+        train: Manifests to train on; their rows are valid.
+        evaluation: Manifests to evaluate on.
+        max_rows: With more rows in all, nothing is compared, and a warning names the command that does.
+        allow_overlap: Whether an overlap is a warning and no error.
+
+    Raises:
+        RunError: Something is in both.
+    """
+    is_first = not dist.is_initialized() or dist.get_rank() == 0
+    shared = [_find_overlap(train, evaluation, max_rows=max_rows) if is_first else Overlap()]
+    if dist.is_initialized():
+        dist.broadcast_object_list(shared)
+    (overlap,) = shared
+    if overlap and not allow_overlap:
+        raise RunError(
+            f"data.train and data.evaluation have in common: {overlap}; split by subject, as umbrella-data from-bids "
+            "does, or set data.allow_overlap: true, and the report will say that the scores are not held out"
+        )
+    if overlap and is_first:
+        logger.warning("data.train and data.evaluation have in common: %s; the scores are not held out", overlap)
+    return overlap
+
+
+def _find_overlap(train: Sequence[DatasetConfig], evaluation: Sequence[DatasetConfig], *, max_rows: int) -> Overlap:
+    manifests = [
+        [read_manifest(source.manifest, data_root=source.data_root) for source in part] for part in (train, evaluation)
+    ]
+    num_rows = sum(len(manifest) for part in manifests for manifest in part)
+    if num_rows > max_rows:
+        paths = " ".join(str(manifest.path) for part in manifests for manifest in part)
+        logger.warning(
+            "%d rows are more than the %d in which overlaps of training and evaluation data are searched before a run; "
+            "search them with: umbrella-data check %s", num_rows, max_rows, paths,
+        )  # fmt: skip
+        return Overlap()
+    subjects: list[set[str]] = []
+    files: list[dict[Path, None]] = []
+    for part in manifests:
+        samples = [manifest[row] for manifest in part for row in range(len(manifest))]
+        subjects.append({sample.subject.removeprefix("sub-") for sample in samples})
+        files.append(dict.fromkeys(path for sample in samples for scan in sample.scans for path in scan.paths))
+    common = [(path, path) for path in files[0] if path in files[1]]
+    groups = find_copies(dict.fromkeys([*files[0], *files[1]]))
+    copies = [
+        (one, other)
+        for group in groups
+        for one in group
+        for other in group
+        if one != other and one in files[0] and other in files[1]
+    ]
+    return Overlap(tuple(sorted(subjects[0] & subjects[1])), (*common, *copies))
+
+
+def _listed(items: Sequence[str]) -> str:
+    more = len(items) - _MAX_NAMED
+    return ", ".join(items[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
