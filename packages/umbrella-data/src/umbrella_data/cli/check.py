@@ -48,6 +48,11 @@ def add_command(commands: Commands) -> None:
     add_workers(command)
     command.add_argument("--out", type=Path, help="folder for check.json")
     command.add_argument("--names", action="store_true", help="write names in clear into check.json")
+    command.add_argument(
+        "--index-dir",
+        type=Path,
+        help="also build an index of each long .nii.gz series here, for data.index_dir of a training run",
+    )
     command.add_argument("--one-split", action="store_true", help="a subject may stand in several of the manifests")
     command.set_defaults(run=run)
 
@@ -65,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
         num_workers=options.workers,
         may_share_subjects=options.one_split,
         modalities=options.modality,
+        index_folder=options.index_dir,
         progress=lambda items, total, words: show(items, total, words, "scan" if "scans" in words else "row"),
     )
     if name is not None:
