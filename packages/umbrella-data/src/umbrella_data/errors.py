@@ -111,7 +111,7 @@ class ScanError(UmbrellaDataError):
 
 
 class CacheError(UmbrellaDataError):
-    """The folder of the cache or of gzip indexes cannot be used: full, not writable, too small, or its files are lost."""
+    """The folder of the cache or of gzip indexes cannot be used: full, not writable, too small, or files are lost."""
 
 
 # The texts of the errors, as a traceback ends with them: notes stand in lines behind. A path ends at its first ": ".
