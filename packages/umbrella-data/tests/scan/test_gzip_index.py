@@ -52,13 +52,13 @@ STREAMS: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.fixture
 def series(nifti: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray]:
-    """A series of 40 frames that compresses as scans do, with an index of about ten points."""
+    """A series of 40 frames with an index of several points; frames repeat voxels of those in the window before them."""
     monkeypatch.setattr(scan_file, "_MIN_INDEXED_BYTES", 0)
     monkeypatch.setattr(gzip_index, "SPACING", 1 << 17)
     rng = np.random.default_rng(0)
-    line = np.arange(np.prod(SHAPE))
-    values = (300 + 200 * np.sin(line / 5000) + rng.normal(0, 20, len(line))).astype("<i2")
-    voxels = values.reshape(SHAPE, order="F")
+    values = rng.integers(0, 1000, SHAPE, dtype="<i2")
+    is_repeated = rng.random(SHAPE) < 0.8
+    voxels = np.asfortranarray(np.where(is_repeated, values[..., :1], values))
     return nifti.write(voxels, "bold.nii.gz"), voxels
 
 
