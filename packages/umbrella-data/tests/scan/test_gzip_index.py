@@ -117,11 +117,11 @@ def test_damaged_index_is_replaced(series: tuple[Path, np.ndarray], streamed: li
     for damaged in cut:
         saved.parent.mkdir(exist_ok=True)
         saved.write_bytes(damaged)
-        for first in range(0, 40, 4):
-            np.testing.assert_array_equal(read(path, tmp_path, first, 2), voxels[..., first : first + 2])
-        streamed.clear()
-        read(path, tmp_path, 3, 5)
-        assert sum(streamed) <= 8192
+        for _ in range(2):
+            streamed.clear()
+            for first in range(0, 40, 4):
+                np.testing.assert_array_equal(read(path, tmp_path, first, 2), voxels[..., first : first + 2])
+        assert sum(streamed) <= 10 * 8192  # headers
         assert saved.exists()
 
 
