@@ -30,6 +30,7 @@ used and why, and subjects that stand in more than one manifest (each manifest i
 The exit code is 1 if anything is wrong. Warnings are counted by their codes, such as forms_disagree; they do not change
 the exit code: those scans can be used, but a header (of a brain mask, too) or a sidecar says something odd. The
 terminal shows the first 5 scans of each code, the report the first 1,000, in the order of their paths.
+With --index-dir, it also builds an index of each long .nii.gz series, with which training runs read windows faster.
 The terminal names files and subjects; the report in --out names them by hashes that
 `umbrella-data whois HASH --in OUT` finds again, unless --names is given."""
 _MAX_SHOWN = 50
