@@ -12,6 +12,8 @@ from umbrella_data.files.parallel import map_unordered
 from umbrella_data.jobs import check as check_module
 from umbrella_data.jobs.check import check_manifests
 from umbrella_data.manifest.manifest import read_manifest
+from umbrella_data.scan import reader
+from umbrella_data.scan.reader import open_scan
 
 
 @pytest.fixture
@@ -247,3 +249,28 @@ def test_work_of_many_items_comes_back_whole():
     assert sorted(map_unordered(abs, range(-30, 0), num_workers=2)) == list(range(1, 31))
     assert list(map_unordered(abs, [-3, -2], num_workers=2)) == [3, 2]
     assert list(map_unordered(abs, iter(range(100)), num_workers=1)) == list(range(100))
+
+
+def test_check_builds_indexes_of_long_series(cohort, nifti, random_voxels, make_row, tmp_path, monkeypatch):
+    pytest.importorskip("indexed_gzip", reason="the index is an extra")
+    monkeypatch.setattr(reader, "_MIN_INDEXED_BYTES", 4 * 5 * 6 * 7 * 2)
+    rows, write = cohort
+    for name, num_frames in (("g", 7), ("h", 6), ("i", 7)):
+        nifti.write(random_voxels(4, 5, 6, num_frames), f"{name}_0.nii.gz", repetition_time=2.0)
+        rows["train"].append(make_row(name, "rsfMRI"))
+    damaged = tmp_path / "i_0.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    folder = tmp_path / "index"
+    train, _ = map(str, write())
+    # One process, which has the patch.
+    assert main(["check", train, "--index-dir", str(folder), "--workers", "1"]) == 1
+    (index,) = folder.rglob("*.gzindex")  # h is too short, i is damaged
+    written = index.stat().st_mtime_ns
+    with open_scan(tmp_path / "g_0.nii.gz", index_folder=folder) as scan:
+        scan.read_frames(2, 3)
+    assert index.stat().st_mtime_ns == written
+    assert [index] == list(folder.rglob("*.gzindex"))
+    # Without its library, the command ends before a scan is read.
+    monkeypatch.setitem(sys.modules, "indexed_gzip", None)
+    monkeypatch.setattr(check_module, "verify_scan", None)
+    assert main(["check", train, "--index-dir", str(folder)]) == 1

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
 from umbrella_data.errors import ScanError
+from umbrella_data.scan import reader
 from umbrella_data.synthetic.cohort import DemoCohort, make_demo_cohort
 from umbrella_train.assembly.build import build_parts
 from umbrella_train.assembly.sources import Sources
@@ -157,6 +159,7 @@ def test_mixing_by_temperature_and_the_end_of_an_epoch_reach_the_mixture(cohort:
         ({"temperature": 2}, "the two belong together"),
         ({"mixing": "temperature"}, "the two belong together"),
         ({"max_bad_fraction": 0.1}, "would not be used: on_bad_scan is raise"),
+        ({"index_dir": "a", "cache_dir": "b"}, "would not be used: cache_dir is set"),
         ({"on_bad_scan": "skip", "max_bad_fraction": 1.1}, "less than or equal to 1"),
         ({"max_tokens_per_batch": 0}, "greater than 0"),
     ],
@@ -164,3 +167,18 @@ def test_mixing_by_temperature_and_the_end_of_an_epoch_reach_the_mixture(cohort:
 def test_keys_that_do_not_fit_are_refused(data: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         DataConfig.model_validate({"train": [{"manifest": "a.jsonl"}], **data})
+
+
+def test_index_dir_gives_the_same_batches(
+    build: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("indexed_gzip", reason="the index is an extra")
+    monkeypatch.setattr(reader, "_MIN_INDEXED_BYTES", 0)
+    folder = tmp_path / "index"
+    streamed, indexed = (
+        [batch["pixel_values"] for batch in build(**data).get_train_dataloader()]
+        for data in ({}, {"index_dir": str(folder)})
+    )
+    torch.testing.assert_close(indexed, streamed, rtol=0, atol=0)
+    # One for each subject's series.
+    assert len(list(folder.rglob("*.gzindex"))) == 4

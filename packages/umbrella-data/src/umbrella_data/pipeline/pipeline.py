@@ -33,6 +33,7 @@ from umbrella_data.pipeline.augment import AugmentConfig, augment
 from umbrella_data.pipeline.normalise import NoContrastError, Normalisation, normalise
 from umbrella_data.pipeline.resample import Grid, Interpolation, resample
 from umbrella_data.pipeline.streaming import read_resampled
+from umbrella_data.scan.gzip_index import check_indexed_gzip
 from umbrella_data.scan.reader import StoredScan, open_scan
 from umbrella_data.scan.volume import load_volume
 from umbrella_data.scan.voxels import MAX_SERIES_VOXELS, MAX_VOXELS, check_rank
@@ -101,10 +102,11 @@ class Pipeline:
         config: What to do.
         modality: A name or an alias.
         cache: Where preprocessed volumes are kept; None computes them each time.
-        index_folder: Where access points into long `.nii.gz` series are kept, for windows without a cache.
+        index_folder: Folder of access points into long `.nii.gz` series, for windows without a cache.
 
     Raises:
         ValueError: Where the config does not fit the modality.
+        ImportError: If there is an index folder and `indexed_gzip` is not installed.
     """
 
     def __init__(
@@ -119,6 +121,8 @@ class Pipeline:
         self.config = config
         self.cache = cache
         self.index_folder = None if index_folder is None else Path(index_folder)
+        if index_folder is not None:
+            check_indexed_gzip()
         if len(config.image_size) != self.spec.spatial_rank:
             axes = "(X, Y, Z, T)" if self.spec.is_series else "(X, Y, Z)"
             raise ValueError(f"{self.spec.name} needs an image_size {axes}; it is {config.image_size}")

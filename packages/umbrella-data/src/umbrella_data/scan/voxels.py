@@ -58,7 +58,7 @@ def read_voxels(
         rank: 3 for a volume, 4 for a series; the file must have it.
         window: First frame and number of frames of a series; None reads all.
         max_voxels: The most voxels to read.
-        index_folder: Where access points into `.nii.gz` series are kept, see `open_scan`.
+        index_folder: Folder of access points into `.nii.gz` series, see `open_scan`.
         mask: The scan's brain mask: voxels outside are 0, whatever finite value the file has there. NaN is refused
             there, too: who wrote the file lost something, and the mask does not say what.
 
@@ -106,18 +106,25 @@ def _read_frames(
     return frames.transpose(0, 3, 2, 1).transpose(0, *(axis + 1 for axis in turn.order))
 
 
-def verify_voxels(path: str | PathLike[str], *, rank: int, mask: str | PathLike[str] | None = None) -> None:
+def verify_voxels(
+    path: str | PathLike[str],
+    *,
+    rank: int,
+    mask: str | PathLike[str] | None = None,
+    index_folder: Path | None = None,
+) -> None:
     """Check all frames of a file as `read_voxels` does, in one pass, and keep none: a few slices stand in memory.
 
     Args:
         path: A `.nii` or `.nii.gz` file.
         rank: 3 for a volume, 4 for a series; the file must have it.
         mask: The scan's brain mask.
+        index_folder: Where to build the index of a long `.nii.gz` series, in another pass.
 
     Raises:
         ScanError: As `read_voxels`.
     """
-    with open_scan(path) as scan:
+    with open_scan(path, index_folder=index_folder) as scan:
         header = scan.header
         check_rank(header, rank=rank, path=scan.path)
         inside = None if mask is None else read_mask(mask, like=header)
@@ -136,6 +143,7 @@ def verify_voxels(path: str | PathLike[str], *, rank: int, mask: str | PathLike[
         values.check(path=scan.path)
         if is_empty:
             raise no_contrast(0, path=scan.path)
+        scan.ensure_index()
 
 
 def checked_window(

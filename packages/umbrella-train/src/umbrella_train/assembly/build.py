@@ -204,5 +204,5 @@ def _build_pipelines(config: RunConfig) -> dict[str, Pipeline]:
         settings = config.data.pipelines.get(name)
         chosen = {} if settings is None else settings.model_dump()
         pipeline_config = PipelineConfig(image_size=modality.image_size, **chosen)
-        pipelines[name] = Pipeline(pipeline_config, modality=name, cache=cache)
+        pipelines[name] = Pipeline(pipeline_config, modality=name, cache=cache, index_folder=config.data.index_dir)
     return pipelines

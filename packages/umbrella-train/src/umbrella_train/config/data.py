@@ -109,6 +109,8 @@ class DataConfig(Section):
     """Longest sample in tokens; whole turns are dropped from the front to meet it."""
     cache_dir: AbsolutePath | None = None
     """Folder of preprocessed volumes (default: no cache)."""
+    index_dir: AbsolutePath | None = None
+    """Folder of gzip indexes, for fast windows of long .nii.gz series without a cache (default: none)."""
     pipelines: dict[str, PipelineSettings] = Field(default_factory=dict)
     """Pipeline by modality, where it departs from the defaults."""
 
@@ -135,6 +137,8 @@ class DataConfig(Section):
         if self.max_bad_fraction != DEFAULT_BAD_FRACTION and self.on_bad_scan == "raise":
             message = "would not be used: on_bad_scan is raise"
             problems.append(Problem("max_bad_fraction", message, ("on_bad_scan",)))
+        if self.index_dir is not None and self.cache_dir is not None:
+            problems.append(Problem("index_dir", "would not be used: cache_dir is set", ("cache_dir",)))
         if self.synthetic is None and not self.train:
             message = "names nothing to train on: give train (manifests) or synthetic"
             problems.append(Problem("", message, ("train", "synthetic")))
