@@ -197,7 +197,7 @@ def test_check_does_not_ask_for_the_data_root_when_contents_were_not_fetched(coh
         (tmp_path / f"{name}_0.nii.gz").symlink_to("nothing")
     assert main(["check", *map(str, cohort[1]())]) == 1
     printed = capsys.readouterr().out
-    assert printed.count("a link to a file that is not here") == 6
+    assert printed.count("a link to a file that does not exist") == 6
     assert "--data-root" not in printed
 
 

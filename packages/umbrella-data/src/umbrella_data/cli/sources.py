@@ -88,7 +88,7 @@ def print_lost_root(errors: Sequence[ScanError], *, num_scans: int, manifests: S
         num_scans: All scans that were looked for.
         manifests: Where they are named.
     """
-    from umbrella_data.files.regular import is_lost
+    from umbrella_data.files.paths import is_lost
 
     lost = [error for error in errors if is_lost(error)]
     if lost and len(lost) >= _NEARLY_ALL * num_scans:

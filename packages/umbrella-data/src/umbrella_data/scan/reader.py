@@ -15,8 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from umbrella_data.errors import ScanError, ScanReason
-from umbrella_data.files.naming import pair_of
-from umbrella_data.files.regular import open_regular_file
+from umbrella_data.files.paths import open_regular_file, pair_of
 from umbrella_data.scan.gzip_index import GzipIndex, Identity, IndexMismatchError, build_index, index_path, load_index
 from umbrella_data.scan.gzip_stream import CHUNK_BYTES, GZIP_MAGIC, MAX_DEFLATE_RATIO, inflate, iter_gzip
 from umbrella_data.scan.header import ScanHeader, header_length, parse_header
