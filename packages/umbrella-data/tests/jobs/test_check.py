@@ -270,6 +270,7 @@ def test_check_builds_indexes_of_long_series(cohort, nifti, random_voxels, make_
         scan.read_frames(2, 3)
     assert index.stat().st_mtime_ns == written
     assert [index] == list(folder.rglob("*.gzindex"))
+    assert main(["check", train, "--index-dir", train]) == 2
     # Without its library, the command ends before a scan is read.
     monkeypatch.setitem(sys.modules, "indexed_gzip", None)
     monkeypatch.setattr(check_module, "verify_scan", None)

@@ -66,6 +66,8 @@ def run(options: argparse.Namespace) -> int:
     manifests = read_manifests(options)
     # A folder that cannot be made ends the command here, and not when everything was read.
     name = None if options.out is None else name_by_hash(options.out, in_clear=options.names)
+    if options.index_dir is not None:
+        options.index_dir.mkdir(parents=True, exist_ok=True)
     report = check_manifests(
         manifests,
         num_workers=options.workers,

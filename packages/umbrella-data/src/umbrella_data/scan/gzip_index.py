@@ -39,6 +39,8 @@ _PIECE_BYTES = 1 << 24
 _HEADER = struct.Struct("=5s2B2Q3I")
 _POINT = np.dtype([("file_offset", "u8"), ("start", "u8"), ("bits", "u1"), ("has_window", "u1")])
 _WINDOW_BYTES = 1 << 15
+# The library needs the header of a gzip member (at most 64 KiB and two names) in one read.
+_READ_BYTES = 1 << 17
 
 
 class IndexMismatchError(ValueError):
@@ -192,5 +194,6 @@ def _open(file: BinaryIO) -> Any:
         auto_build=False,
         spacing=SPACING,
         window_size=_WINDOW_BYTES,
+        readbuf_size=_READ_BYTES,
         buffer_size=io.DEFAULT_BUFFER_SIZE,
     )

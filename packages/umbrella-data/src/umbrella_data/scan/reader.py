@@ -198,7 +198,7 @@ class StoredScan:
                 yield frame
                 first += 1
         except IndexMismatchError:
-            # The index is damaged, or the file was changed within its size and time; a full validation tells.
+            # The index is damaged, or the file changed but not its size and time; a full validation tells which.
             path.unlink(missing_ok=True)
             _verified.pop(self._identity, None)
         else:
