@@ -101,10 +101,9 @@ def test_check_finds_rows_files_and_leaks(cohort, make_row, tmp_path, capsys):
     assert [len(each["row_problems"]) for each in report["manifests"]] == [2, 0]
     assert len(report["shared_subjects"]) == len(report["shared_scans"]) == 1
     # The hashes lead back to the names, on this machine.
-    manifests = [word for path in paths for word in ("--manifest", str(path))]
-    assert main(["whois", report["shared_subjects"][0]["subject"], "--in", str(out), *manifests]) == 0
+    assert main(["whois", report["shared_subjects"][0]["subject"], "--in", str(out)]) == 0
     assert capsys.readouterr().out == "sub-a\n"
-    assert main(["whois", report["bad_files"][0]["scan"][:8], "--in", str(out), *manifests]) == 0
+    assert main(["whois", report["bad_files"][0]["scan"][:8], "--in", str(out)]) == 0
     assert capsys.readouterr().out.strip().endswith("b_0.nii.gz")
 
 
@@ -139,10 +138,9 @@ def test_warnings_are_counted_by_code_and_are_nothing_wrong(cohort, nifti, rando
         "bitpix": 2, "no_form": 1, "sidecar_repetition_time": 1,
     }  # fmt: skip
     assert listed["no_form"]["meaning"].endswith("left and right are a guess")
-    manifests = [word for path in paths for word in ("--manifest", str(path))]
     (scan,) = listed["sidecar_repetition_time"]["scans"]
     for name, expected in ((scan["files"][0], series), (scan["subject"], "sub-d"), (scan["manifests"][0], paths[1])):
-        assert main(["whois", name, "--in", str(out), *manifests]) == 0
+        assert main(["whois", name, "--in", str(out)]) == 0
         assert capsys.readouterr().out == f"{expected}\n"
 
 

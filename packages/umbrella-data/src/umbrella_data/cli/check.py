@@ -14,7 +14,7 @@ from umbrella_data.cli.sources import (
     add_manifests,
     add_modalities,
     add_workers,
-    name_by_hash,
+    choose_names,
     print_lost_root,
     read_manifests,
     show,
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
 
     manifests = read_manifests(options)
     # A folder that cannot be made ends the command here, and not when everything was read.
-    name = None if options.out is None else name_by_hash(options.out, in_clear=options.names)
+    name = None if options.out is None else choose_names(options.out, are_plain=options.names)
     if options.index_dir is not None:
         options.index_dir.mkdir(parents=True, exist_ok=True)
     report = check_manifests(
