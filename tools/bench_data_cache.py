@@ -36,7 +36,8 @@ from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollato
 from umbrella_data.batch.example import Example, ExampleScan, read_together
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.memory.batch_buffer import stack
-from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
+from umbrella_data.pipeline.config import PipelineConfig
+from umbrella_data.pipeline.pipeline import Pipeline
 from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer, image_token_id
 
 SIZE = (96, 96, 96)

@@ -15,7 +15,7 @@ from umbrella_data.pipeline.patch_grid import check_size, patch_grid
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-    from umbrella_data.pipeline.pipeline import PipelineConfig
+    from umbrella_data.pipeline.config import PipelineConfig
 
 
 COHORT_NAME = "synthetic-cohort"
@@ -172,7 +172,7 @@ def _without_size(name: str) -> ValueError:
 def _configs(content: Mapping[str, Mapping[str, Any]]) -> dict[str, PipelineConfig]:
     from pydantic import ValidationError
 
-    from umbrella_data.pipeline.pipeline import PipelineConfig
+    from umbrella_data.pipeline.config import PipelineConfig
 
     configs: dict[str, PipelineConfig] = {}
     problems: list[str] = []
@@ -189,7 +189,7 @@ def _configs(content: Mapping[str, Mapping[str, Any]]) -> dict[str, PipelineConf
 def _problems(error: ValidationError, *, name: str) -> Iterator[str]:
     """What pydantic says, in our words: the key with its modality, and what was meant."""
     from umbrella_data.pipeline.augment import AugmentConfig
-    from umbrella_data.pipeline.pipeline import PipelineConfig
+    from umbrella_data.pipeline.config import PipelineConfig
 
     for each in error.errors(include_url=False):
         key = ".".join([name, *map(str, each["loc"])])

@@ -14,7 +14,8 @@ from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollato
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.dataset.bad_scans import BadScanList
 from umbrella_data.modality import find_modality
-from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
+from umbrella_data.pipeline.config import PipelineConfig
+from umbrella_data.pipeline.pipeline import Pipeline
 from umbrella_model import (
     LoraSettings,
     PatchEmbedConfig,
