@@ -14,7 +14,7 @@ from typing import NoReturn, TypeVar
 
 from umbrella_data.errors import UmbrellaDataError
 from umbrella_train.config import RunConfig, load_config
-from umbrella_train.config.help import describe_keys
+from umbrella_train.config.overrides import describe_keys
 from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.evaluation.score_table import score_table
 

@@ -14,7 +14,6 @@ from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollato
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.dataset.bad_scans import BadScanList
 from umbrella_data.modality import find_modality
-from umbrella_data.pipeline.config import PipelineConfig
 from umbrella_data.pipeline.pipeline import Pipeline
 from umbrella_model import (
     LoraSettings,
@@ -200,10 +199,4 @@ def _build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Umbre
 
 def _build_pipelines(config: RunConfig) -> dict[str, Pipeline]:
     cache = None if config.data.cache_dir is None else VolumeCache(config.data.cache_dir)
-    pipelines = {}
-    for name, modality in config.model.modalities.items():
-        settings = config.data.pipelines.get(name)
-        chosen = {} if settings is None else settings.model_dump()
-        pipeline_config = PipelineConfig(image_size=modality.image_size, **chosen)
-        pipelines[name] = Pipeline(pipeline_config, modality=name, cache=cache)
-    return pipelines
+    return {name: Pipeline(pipeline, modality=name, cache=cache) for name, pipeline in config.pipeline_configs.items()}

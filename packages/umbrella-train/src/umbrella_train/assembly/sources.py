@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch.distributed as dist
 from tqdm import tqdm
@@ -76,12 +75,8 @@ def name_cohort_directory(config: RunConfig) -> RunConfig:
     synthetic = config.data.synthetic
     if synthetic is None or synthetic.directory is not None:
         return config
-    named = synthetic.model_copy(update={"directory": _default_directory(config)})
+    named = synthetic.model_copy(update={"directory": config.cohort_directory})
     return config.model_copy(update={"data": config.data.model_copy(update={"synthetic": named})})
-
-
-def _default_directory(config: RunConfig) -> Path:
-    return config.output_dir / "synthetic-cohort"
 
 
 def find_evaluation(config: RunConfig) -> Sequence[DatasetConfig]:
@@ -94,7 +89,7 @@ def find_evaluation(config: RunConfig) -> Sequence[DatasetConfig]:
     if synthetic is None:
         check_manifests(config.data.evaluation, config=config)
         return config.data.evaluation
-    directory = synthetic.directory or _default_directory(config)
+    directory = config.cohort_directory
     num_train, num_test, seed = synthetic.num_train, synthetic.num_test, synthetic.seed
     cohort = find_demo_cohort(directory, num_train=num_train, num_test=num_test, seed=seed)
     if cohort is None:
@@ -116,7 +111,7 @@ def prepare_sources(config: RunConfig) -> Sources:
         sources = Sources(config.data.train, config.data.evaluation)
         check_manifests([*sources.train, *sources.evaluation], config=config)
         return sources
-    directory = synthetic.directory or _default_directory(config)
+    directory = config.cohort_directory
     is_first = _is_first_rank()
     if not is_first:
         dist.barrier()

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+)
 
-from umbrella_train.config.section import Problem, Section, SectionError
+from umbrella_train.config.section import Section
 
 
 class DummyLossConfig(Section):
@@ -97,21 +105,28 @@ class TrainerConfig(Section):
     world_size: PositiveInt | None = None
     """Number of processes that this run is meant for; another number at the launch is an error."""
 
-    @model_validator(mode="after")
-    def _check_combinations(self) -> TrainerConfig:
-        found = []
-        if self.max_steps != -1 and self.max_steps < 1:
-            found.append(("max_steps", f"{self.max_steps} is neither a number of steps nor -1"))
-        if self.bf16 and self.fp16:
-            found.append(("fp16", "cannot be combined with bf16: choose one"))
-        if self.fp16 and self.engine == "fsdp2":
-            found.append(("fp16", "cannot be combined with engine fsdp2: its loss scaler sees one shard; use bf16"))
-        if self.fp16 and self.use_cpu:
-            found.append(("fp16", "needs a GPU: a CPU would quietly compute in float32; use bf16"))
-        if found:
-            # None of them comes from a default.
-            raise SectionError([Problem(key, message, ()) for key, message in found])
-        return self
+    @field_validator("max_steps")
+    @classmethod
+    def _check_max_steps(cls, steps: int) -> int:
+        if steps != -1 and steps < 1:
+            raise ValueError(f"{steps} is neither a number of steps nor -1")
+        return steps
+
+    @field_validator("fp16")
+    @classmethod
+    def _check_fp16(cls, fp16: bool, info: ValidationInfo) -> bool:
+        if fp16 and info.data.get("bf16"):
+            raise ValueError("cannot be combined with bf16: choose one")
+        return fp16
+
+    @field_validator("use_cpu", "engine")
+    @classmethod
+    def _check_loss_scaler(cls, value: bool | str, info: ValidationInfo) -> bool | str:
+        if info.data.get("fp16") and value is True:
+            raise ValueError("cannot be combined with fp16, which needs a GPU; use bf16")
+        if info.data.get("fp16") and value == "fsdp2":
+            raise ValueError("fsdp2 cannot be combined with fp16, whose loss scaler sees one shard; use bf16")
+        return value
 
 
 class ReportConfig(Section):
