@@ -1,4 +1,4 @@
-"""The `data` section: manifests or the synthetic cohort, how they are mixed, and each modality's pipeline."""
+"""The `data` section: manifests or the synthetic cohort, their mixing, and the pipeline of each modality."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SyntheticConfig(Section):
     seed: NonNegativeInt = 0
     """Seed of the cohort."""
     directory: AbsolutePath | None = None
-    """Where to write it (default: a folder beside the runs); a finished cohort is used again."""
+    """Where to write it (default: in output_dir); a complete cohort is reused."""
 
 
 class DataConfig(Section):
@@ -46,28 +46,28 @@ class DataConfig(Section):
     synthetic: SyntheticConfig | None = None
     """The demo cohort instead of manifests."""
     mixing: Literal["proportional", "equal", "temperature", "weights"] = "proportional"
-    """proportional: every sample exactly once an epoch; equal: as often from each; temperature: between the two;
-    weights: as their weights say."""
+    """proportional: every sample exactly once per epoch; equal: equally many from each; temperature: between the two;
+    weights: by their weights."""
     temperature: PositiveFloat | None = None
-    """For temperature mixing: 1 is proportional, large ones near equal."""
+    """For temperature mixing: 1 is proportional, large values are nearly equal."""
     stop: Literal["all", "first"] = "all"
     """An epoch ends when all manifests are exhausted (small ones repeat), or when the first one is."""
     batches: Literal["by_modality", "mixed", "by_length"] = "by_modality"
-    """by_modality: the samples of a batch hold the same modalities; mixed: any; by_length: any, of like length."""
+    """by_modality: the samples of a batch hold the same modalities; mixed: any; by_length: any, of similar length."""
     max_tokens_per_batch: PositiveInt | None = None
-    """Tokens of a training batch, image tokens and padding (if any) counted; replaces per_device_train_batch_size."""
+    """Tokens of a training batch, including image tokens and padding; replaces per_device_train_batch_size."""
     packing: bool = False
-    """Lay the conversations of a batch end to end in one row, without padding; none attends to another."""
+    """Concatenate the conversations of a batch in one row, without padding; none attends to another."""
     on_bad_scan: Literal["raise", "skip"] = "raise"
-    """skip: another sample of the same modalities stands in for one whose scan cannot be used; counted and listed."""
+    """skip: replace a sample whose scan is unusable by one of the same modalities; these are counted and listed."""
     max_bad_fraction: float = Field(default=DEFAULT_BAD_FRACTION, ge=0, le=1)
-    """With skip: the run stops when more than this share of a manifest's samples cannot be used."""
+    """With skip: the run stops when more than this fraction of a manifest's samples is unusable."""
     max_length: PositiveInt | None = None
-    """Longest sample in tokens; whole turns are dropped from the front to meet it."""
+    """Longest sample in tokens; longer ones lose whole turns, the oldest first."""
     cache_dir: AbsolutePath | None = None
     """Folder of preprocessed volumes (default: no cache)."""
     pipelines: Annotated[dict[ModalityName, PipelineSettings], UniqueNames] = Field(default_factory=dict)
-    """Pipeline by modality, where it departs from the defaults."""
+    """Pipeline by modality, where it differs from the defaults."""
 
     @field_validator("synthetic")
     @classmethod

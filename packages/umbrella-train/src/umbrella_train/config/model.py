@@ -80,7 +80,7 @@ PRESETS: Mapping[str, Mapping[str, PartState]] = {
 
 
 class LearnConfig(Section):
-    """Which parts of the model learn, and how fast: a preset, and single parts that depart from it."""
+    """Which parts of the model learn, and how fast: a preset, and single parts that differ from it."""
 
     preset: Literal["full", "align", "patch_embed_only", "lora"] = "full"
     """full: everything; align: patch embeds and projector; patch_embed_only; lora: align and adapters."""
@@ -182,7 +182,7 @@ class ModelConfig(Section):
             grid = modalities[name].grid_size
             sizes = _pool_size(value, len(grid))
             if len(sizes) != len(grid) or any(patches % size for patches, size in zip(grid, sizes, strict=True)):
-                problems.append((name, f"{sizes} does not divide the {grid} patches along the axes of {name}"))
+                problems.append((name, f"{value} does not divide the {grid} patches along the axes of {name}"))
         if problems:
             raise errors_at(problems)
         return pool

@@ -36,12 +36,14 @@ def validation_problems(error: ValidationError, *, section: type[BaseModel]) -> 
         error: What pydantic raised.
         section: The model that was validated.
     """
-    problems = []
-    for details in error.errors():
-        # pydantic marks an invalid key of a table so.
-        path = [part for part in details["loc"] if part != "[key]"]
-        problems.append(f"{dotted(path)}: {_message(details, path, section=section)}")
-    return problems
+    # pydantic appends "[key]" to the path of an invalid key of a table.
+    found = [(tuple(part for part in details["loc"] if part != "[key]"), details) for details in error.errors()]
+    return [
+        f"{dotted(path)}: {_message(details, path, section=section)}"
+        for path, details in found
+        # A list with an invalid entry is also reported as too short.
+        if not any(len(other) > len(path) and other[: len(path)] == path for other, _ in found)
+    ]
 
 
 def _message(details: ErrorDetails, path: Sequence[str | int], *, section: type[BaseModel]) -> str:
