@@ -33,8 +33,8 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
-from umbrella_data.pipeline.resample import Interpolation
+from umbrella_data.pipeline.config import Interpolation, PipelineConfig
+from umbrella_data.pipeline.pipeline import Pipeline
 from umbrella_data.scan import gzip_stream
 from umbrella_data.scan import reader as scan_file
 from umbrella_data.scan.volume import load_volume

@@ -35,7 +35,8 @@ from bench_data_order import bench_order
 from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollator, read_manifest
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.memory.shared_pool import stack
-from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
+from umbrella_data.pipeline.config import PipelineConfig
+from umbrella_data.pipeline.pipeline import Pipeline
 from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer, image_token_id
 
 SIZE = (96, 96, 96)

@@ -29,7 +29,8 @@ from bench_command import Result, run_parts
 from bench_data import head, image_of
 from bench_data_cache import BATCH, make_collator, make_dataset, write_rows
 from umbrella_data.manifest.manifest import Manifest, read_manifest
-from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
+from umbrella_data.pipeline.config import PipelineConfig
+from umbrella_data.pipeline.pipeline import Pipeline
 from umbrella_data.scan.volume import load_volume
 from umbrella_data.seeding import Permutation
 

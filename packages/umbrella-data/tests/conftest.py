@@ -9,12 +9,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2
 import nibabel as nib
 import numpy as np
 import pytest
+
+from umbrella_data.cli.pipeline_options import PipelineOptions
 
 
 @pytest.fixture
@@ -208,5 +211,19 @@ def write_manifest(tmp_path: Path) -> Callable[..., Path]:
         path = tmp_path / name
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return path
+
+    return write
+
+
+@pytest.fixture
+def run_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Writes the configuration file of a run, for which a fake umbrella_train returns the given options."""
+
+    def write(**options: Any) -> str:
+        reader = SimpleNamespace(load=lambda: lambda path: PipelineOptions(**options))
+        monkeypatch.setattr("umbrella_data.cli.pipeline_options.entry_points", lambda group: [reader])
+        path = tmp_path / "run.yaml"
+        path.touch()
+        return str(path)
 
     return write

@@ -165,7 +165,6 @@ def test_demo_writes_a_cohort_that_reads_back(tmp_path, capsys):
 def test_path_when_wrong_ends_with_one_message_before_a_scan_is_read(
     words, path, make_row, write_manifest, tmp_path, capsys, monkeypatch
 ):
-    pytest.importorskip("yaml", reason="the run's file is YAML")
     monkeypatch.chdir(tmp_path)
     write_manifest([make_row("a", "T1")], "a.jsonl")
     monkeypatch.setattr("umbrella_data.jobs.check.map_unordered", None)

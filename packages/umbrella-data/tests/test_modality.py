@@ -43,7 +43,7 @@ def test_table_holds_the_three_modalities_when_listed() -> None:
 
 
 def test_find_modality_suggests_the_nearest_when_unknown() -> None:
-    with pytest.raises(ValueError, match=r"unknown modality 'bolt'.*T1, rsfMRI, dMRI.*did you mean 'rsfMRI'\?"):
+    with pytest.raises(ValueError, match=r"unknown modality 'bolt'.*T1, rsfMRI, dMRI.*did you mean 'bold'\?"):
         find_modality("bolt")
 
 

@@ -9,8 +9,8 @@ from .errors import CacheError, ManifestError, ScanError, ScanReason, UmbrellaDa
 from .manifest.hf_export import to_hf_dataset
 from .manifest.manifest import Answer, Manifest, Sample, Scan, Turn, read_manifest
 from .modality import MODALITIES, ModalitySpec, find_modality
-from .pipeline.augment import AugmentConfig
-from .pipeline.pipeline import Pipeline, PipelineConfig
+from .pipeline.config import AugmentConfig, PipelineConfig
+from .pipeline.pipeline import Pipeline
 from .scan.volume import Volume, load_volume
 
 __all__ = [

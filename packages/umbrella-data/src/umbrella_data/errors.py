@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from os import PathLike, fspath
 
@@ -41,6 +42,20 @@ class ScanReason(StrEnum):
     BVEC = "bvec"
     NO_BRAIN = "no_brain"
     MASK = "mask"
+
+
+def did_you_mean(word: object, known: Iterable[str], *, num: int = 1, cutoff: float = 0.6) -> str:
+    """The end of an error message about an unknown word: "; did you mean 'X'?", or "" if no known word is similar.
+
+    Args:
+        word: The unknown word; upper and lower case are not distinguished.
+        known: Words that are valid instead.
+        num: Most words to suggest.
+        cutoff: Least similarity, from 0 to 1.
+    """
+    words = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(str(word).lower(), words, n=num, cutoff=cutoff)
+    return f"; did you mean {' or '.join(repr(words[each]) for each in near)}?" if near else ""
 
 
 class UmbrellaDataError(Exception):

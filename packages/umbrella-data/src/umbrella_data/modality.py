@@ -6,11 +6,12 @@ own, an entry point of the group `umbrella_data.modalities` that names a `Modali
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
+
+from umbrella_data.errors import did_you_mean
 
 ENTRY_POINTS = "umbrella_data.modalities"
 
@@ -164,6 +165,5 @@ def find_modality(name: str) -> ModalitySpec:
     spec = MODALITIES.by_alias.get(name.strip().lower())
     if spec is not None:
         return spec
-    near = difflib.get_close_matches(name.lower(), MODALITIES.by_alias, n=1)
-    hint = f"; did you mean {MODALITIES.by_alias[near[0]].name!r}?" if near else ""
-    raise ValueError(f"unknown modality {name!r}: known are {', '.join(MODALITIES)}{hint}")
+    meant = did_you_mean(name, [*MODALITIES.by_alias, *MODALITIES])
+    raise ValueError(f"unknown modality {name!r}: known are {', '.join(MODALITIES)}{meant}")

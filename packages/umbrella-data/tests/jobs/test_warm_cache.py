@@ -148,13 +148,10 @@ def test_full_disk_ends_the_command_in_words(manifest, tmp_path, capsys, monkeyp
     assert "No space left on device" in error
 
 
-def test_cache_by_a_runs_file_takes_its_folder_sizes_and_manifests(manifest, tmp_path, capsys):
-    pytest.importorskip("yaml", reason="the run's file is YAML")
-    (tmp_path / "run.yaml").write_text(
-        "model:\n  modalities:\n    T1: {image_size: [8, 8, 8], patch_size: [4, 4, 4]}\n"
-        f"data:\n  cache_dir: {tmp_path / 'cache'}\n  train: [{{manifest: {manifest}}}]\n"
-    )
-    assert main(["cache", "--config", str(tmp_path / "run.yaml"), "--max-gb", "1", "--workers", "1"]) == 0
+def test_cache_uses_the_folder_sizes_and_manifests_of_a_runs_configuration(manifest, tmp_path, run_config):
+    configs = {"T1": PipelineConfig(image_size=(8, 8, 8))}
+    path = run_config(configs=configs, sources=[(manifest, None)], cache_dir=tmp_path / "cache")
+    assert main(["cache", "--config", path, "--max-gb", "1", "--workers", "1"]) == 0
     assert len(entries(tmp_path)) == 10
 
 

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("matplotlib", reason="pictures are an extra")
 
 from umbrella_data.cli import main
+from umbrella_data.pipeline.config import PipelineConfig
 from umbrella_data.privacy import name_hasher, read_or_create_salt
 
 SIZES = ["--size", "T1=16,16,16", "--size", "rsfMRI=8,8,8,4", "--size", "dMRI=8,8,8"]
@@ -110,34 +111,37 @@ def test_dwi_without_dipy_ends_before_a_scan_is_drawn_unless_it_is_left_out(
     assert [path.name for path in out.glob("*.png")] == ["T1-1.png"]
 
 
-def test_patch_of_words_is_held_to_the_size_of_a_runs_file(manifest, tmp_path, capsys):
-    pytest.importorskip("yaml", reason="the run's file is YAML")
-    run = tmp_path / "run.yaml"
-    run.write_text(
-        "model:\n  modalities:\n    T1: {image_size: [16, 16, 8], patch_size: [8, 8, 4]}\n"
-        f"data:\n  train: [{{manifest: {manifest}}}]\n  pipelines: {{T1: {{augment: {{noise: 0.1}}}}}}\n"
+def test_patch_option_is_checked_against_the_size_of_a_runs_configuration(manifest, tmp_path, capsys, run_config):
+    path = run_config(
+        configs={"T1": PipelineConfig(image_size=(16, 16, 8))},
+        patch_sizes={"T1": (8, 8, 4)},
+        sources=[(manifest, None)],
     )
-    words = ["preview", "--config", str(run), "--out", str(tmp_path / "page"), "--patch", "T1=8,8,3"]
+    words = ["preview", "--config", path, "--out", str(tmp_path / "page"), "--patch", "T1=8,8,3"]
     assert main(words) == 1
-    assert "T1.augment.noise: no such key; did you mean 'noise_std'?" in capsys.readouterr().err
-    run.write_text(run.read_text().replace("noise:", "noise_std:"))
-    assert main(words) == 1
-    assert "a patch of 8,8,3 does not divide an image of 16,16,8; did you mean 8,8,2?" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("16,16,8; did you mean 8,8,2?\n")
     assert not (tmp_path / "page").exists()
     assert main([*words[:-1], "T1=8,8,2", "--num", "1"]) == 0
 
 
-def test_preview_of_a_runs_file_takes_its_sizes_and_manifests(manifest, tmp_path):
-    pytest.importorskip("yaml", reason="the run's file is YAML")
-    (tmp_path / "run.yaml").write_text(
-        "model:\n  modalities:\n    T1w: {image_size: [16, 16, 8], patch_size: [8, 8, 4]}\n"
-        f"data:\n  train: [{{manifest: {manifest}}}]\n  pipelines: {{T1w: {{normalise: zscore}}}}\n"
-    )
+def test_preview_uses_the_sizes_and_manifests_of_a_runs_configuration(manifest, tmp_path, run_config):
+    config = PipelineConfig(image_size=(16, 16, 8), normalise="zscore")
+    path = run_config(configs={"T1": config}, patch_sizes={"T1": (8, 8, 4)}, sources=[(manifest, None)])
     out = tmp_path / "page"
-    assert main(["preview", "--config", str(tmp_path / "run.yaml"), "--out", str(out)]) == 0
+    assert main(["preview", "--config", path, "--out", str(out)]) == 0
     page = (out / "index.html").read_text()
     assert "16 × 16 × 8" in page
     assert "<td>zscore</td>" in page
+
+
+def test_config_option_requires_umbrella_train(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("umbrella_data.cli.pipeline_options.entry_points", lambda group: [])
+    path = tmp_path / "run.yaml"
+    path.touch()
+    assert main(["preview", "--config", str(path), "--out", str(tmp_path / "page")]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: {path}: ")
+    assert "umbrella-train" in error
 
 
 @pytest.mark.parametrize(
@@ -149,7 +153,7 @@ def test_preview_of_a_runs_file_takes_its_sizes_and_manifests(manifest, tmp_path
         (["--size", "T1=a,b,c"], "write MODALITY=NUMBER"),
         (["--spacing", "T1=2,2,2"], "T1 has no size"),
         (["--size", "T1=8,8,8", "--set", "T1=pad"], "MODALITY.KEY=VALUE"),
-        (["--size", "T1=8,8,8", "--set", "T1.colour=pad"], "T1.colour: no such key; known are image_size, spacing"),
+        (["--size", "T1=8,8,8", "--set", "T1.colour=pad"], "T1.colour: no such key; known are spacing, interpolation"),
         (
             ["--size", "T1=8,8,8", "--set", "T1.normalize=zscore"],
             "T1.normalize: no such key; did you mean 'normalise'?",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import logging
 import os
@@ -12,15 +11,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from umbrella_data.errors import UmbrellaDataError
+from umbrella_data.errors import UmbrellaDataError, did_you_mean
 from umbrella_train.config import RunConfig, load_config
-from umbrella_train.config.help import describe_keys
+from umbrella_train.config.overrides import describe_keys
 from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.evaluation.score_table import score_table
+from umbrella_train.run_folder import RunFolder
 
 T = TypeVar("T")
 
-# What the person at the keyboard can mend: told in one message, exit code 2. Anything else keeps its traceback.
+# Errors that the user can fix: one message without a traceback, exit code 2.
 _USER_ERRORS = (RunError, UmbrellaDataError, FileNotFoundError, PermissionError, NotADirectoryError)
 
 _OPTIONS = ("config", "dry-run", "resume", "help")
@@ -37,13 +37,13 @@ def train_command(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--resume",
         metavar="auto|FOLDER",
-        help="go on from the newest good checkpoint: of the newest run of this name, or of this folder, which may also "
-        "be a checkpoint",
+        help="resume from the newest valid checkpoint: of the newest run of this name (auto), or of this folder, which "
+        "may also be a checkpoint",
     )
     parser.add_argument("--help", "-h", action="store_true", help="show this help, with every key of the configuration")
     options, overrides = parser.parse_known_args(words)
     if options.help:
-        # The keys of an override may be wrong here: what is asked for is help.
+        # Overrides are ignored here, so that help is shown even if they are wrong.
         config = _or_exit(lambda: load_config(options.config))
         source = options.config or "the demo"
         _print_long(
@@ -61,8 +61,8 @@ def train_command(arguments: Sequence[str] | None = None) -> None:
             return run.train(config, dry_run=options.dry_run, resume=options.resume)
         except RunStoppedError as stopped:
             print(stopped, file=sys.stderr)
-            # As a shell reports a process that a signal ended: what was to follow on success must not begin. A launcher
-            # that starts failed processes anew would begin another run.
+            # As in a shell: 128 plus the signal, so that commands after "&&" do not start. But a launcher that restarts
+            # failed processes would start another run.
             is_restarted = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
             raise SystemExit(0 if is_restarted else 128 + stopped.signal_number) from None
 
@@ -73,29 +73,31 @@ def train_command(arguments: Sequence[str] | None = None) -> None:
 
 
 def eval_command(arguments: Sequence[str] | None = None) -> None:
-    """Score a trained model again, on its own held-out subjects or on another manifest."""
+    """Score a trained model on its held-out subjects or on other manifests."""
     parser = _parser(
         "umbrella-eval",
-        "Score a trained model on its held-out subjects, or on other manifests. The whole evaluation is added to the "
+        "Score a trained model on its held-out subjects, or on other manifests. A complete evaluation is added to the "
         "run's files; with --manifest, --max-samples, or without the run's controls, nothing is written.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, as in runs/demo")
     parser.add_argument(
-        "--manifest", type=Path, action="append", help="a manifest to score on instead; may be repeated"
+        "--manifest", type=Path, action="append", help="a manifest to score on instead; can be repeated"
     )
     parser.add_argument("--data-root", type=Path, help="the folder that the manifest's paths are relative to")
     parser.add_argument(
-        "--no-controls", action="store_true", help="leave out shuffled, swapped and absent scans; nothing is written"
+        "--no-controls",
+        action="store_true",
+        help="omit shuffled, swapped and absent scans; nothing is written",
     )
     parser.add_argument(
-        "--max-samples", type=int, metavar="N", help="questions to ask, a set of modalities; nothing is written"
+        "--max-samples", type=int, metavar="N", help="questions per set of modalities; nothing is written"
     )
-    parser.add_argument("--json", action="store_true", help="print every metric as JSON in place of the table")
+    parser.add_argument("--json", action="store_true", help="print all metrics as JSON instead of the table")
     parser.add_argument("--help", "-h", action="help", help="show this help")
     options = parser.parse_args(arguments)
 
     def evaluate() -> dict[str, float]:
-        _check_is_run(options.run)
+        RunFolder.open(options.run)
         from umbrella_train.run import training as run  # late: imports torch
 
         _show_messages()
@@ -114,18 +116,18 @@ def eval_command(arguments: Sequence[str] | None = None) -> None:
 def predict_command(arguments: Sequence[str] | None = None) -> None:
     """Ask a trained model a question about scans."""
     parser = _parser("umbrella-predict", "Ask a trained model a question about scans; nothing is written.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or one with a model, as in RUN/model")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run or of a model, as in RUN/model")
     parser.add_argument(
         "--scan",
         type=_read_scan,
         action="append",
         default=[],
         metavar="MODALITY=FILE",
-        help="a scan; may be repeated, in reading order. Ready maps: MODALITY=FILE,FILE",
+        help="a scan; can be repeated, in reading order. Precomputed maps: MODALITY=FILE,FILE",
     )
-    parser.add_argument("--question", required=True, help="what to ask")
+    parser.add_argument("--question", required=True, help="the question")
     parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="longest answer in tokens")
-    parser.add_argument("--use-cpu", action="store_true", help="stay on the CPU though there is a GPU")
+    parser.add_argument("--use-cpu", action="store_true", help="use the CPU even if there is a GPU")
     parser.add_argument("--help", "-h", action="help", help="show this help")
     options = parser.parse_args(arguments)
 
@@ -151,23 +153,23 @@ def _read_scan(text: str) -> tuple[str, list[Path]]:
     modality, _, files = text.partition("=")
     if not modality or not files:
         raise argparse.ArgumentTypeError(f"{text!r} is not MODALITY=FILE, as in T1=scan.nii.gz")
-    # A comma may also be part of a file's name.
+    # A comma can also be part of a file name.
     return modality, [Path(files)] if Path(files).exists() else [Path(name) for name in files.split(",")]
 
 
 def report_command(arguments: Sequence[str] | None = None) -> None:
-    """Write the report again, of one run or of several side by side."""
+    """Write the report of one run, or of several to compare."""
     parser = _parser("umbrella-report", "Write report.html from the files of one run, or of several to compare.")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder; it may have crashed")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder; also of a crashed run")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="where to write (default: in RUN, or beside the first)"
+        "--output", type=Path, metavar="FILE", help="where to write (default: in RUN, or next to the first RUN)"
     )
     parser.add_argument("--help", "-h", action="help", help="show this help")
     options = parser.parse_args(arguments)
 
     def report() -> Path:
         for run in options.runs:
-            _check_is_run(run)
+            RunFolder.open(run)
         from umbrella_train.report import build_report  # late: imports matplotlib
 
         return build_report(options.runs, output=options.output)
@@ -180,8 +182,8 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
 
 
 def _show_messages() -> None:
-    """Show the messages of the run, such as the table of a dry run; other libraries keep to warnings."""
-    # What became of a checkpoint's tensors is the same on every rank: the first one tells it.
+    """Show messages of this package, such as the table of a dry run; other libraries show only warnings."""
+    # umbrella_model reports how a checkpoint's tensors were loaded, which is the same on all ranks.
     is_first = os.environ.get("RANK", "0") == "0"
     for name, is_shown in (("umbrella_train", True), ("umbrella_model", is_first)):
         package = logging.getLogger(name)
@@ -190,34 +192,29 @@ def _show_messages() -> None:
 
 
 def _print_long(text: str) -> None:
-    """Print what a reader may leave before its end, as `less` and `head` do."""
+    """Print text for readers that may stop before its end, such as `less` and `head`."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # Python flushes once more when it ends, and would complain then.
+        # Python flushes stdout at exit, and would report the broken pipe again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _check_words(words: Sequence[str]) -> None:
-    """Refuse what is meant for this command and not for the configuration: a file without --config, a mistyped option.
+    """Reject overrides that are meant as options of the command: a file without --config, a misspelt option.
 
     Raises:
-        RunError: With what was meant.
+        RunError: With the likely option.
     """
     if words and not words[0].startswith("-"):
-        hint = f"; a configuration is named with --config {words[0]}" if words[0].endswith((".yaml", ".yml")) else ""
+        hint = f"; did you mean --config {words[0]}?" if words[0].endswith((".yaml", ".yml")) else ""
         raise RunError(f"{words[0]}: does not follow a --key{hint}")
     for word in words:
         name = word.removeprefix("--").partition("=")[0]
         if name != word and "." not in name and name.replace("-", "_") not in RunConfig.model_fields:
-            near = difflib.get_close_matches(name, [*_OPTIONS, *RunConfig.model_fields], n=1)
-            if near and near[0] in _OPTIONS:
-                raise RunError(f"--{name}: no such option; did you mean --{near[0]}?")
-
-
-def _check_is_run(folder: Path) -> None:
-    if not (folder / "config.yaml").is_file():
-        raise FileNotFoundError(f"{folder}: not a run's folder (it has no config.yaml)")
+            meant = did_you_mean(f"--{name}", [f"--{option}" for option in (*_OPTIONS, *RunConfig.model_fields)])
+            if any(f"'--{option}'" in meant for option in _OPTIONS):
+                raise RunError(f"--{name}: no such option{meant}")
 
 
 def _or_exit(work: Callable[[], T]) -> T:

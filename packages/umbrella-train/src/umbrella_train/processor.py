@@ -19,7 +19,8 @@ from umbrella_data import Example, ExampleScan, PaddingCollator
 from umbrella_data.chat.encoder import ChatEncoder
 from umbrella_data.manifest.sample import ROLES, Scan, Turn
 from umbrella_data.modality import find_modality
-from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
+from umbrella_data.pipeline.config import PipelineConfig
+from umbrella_data.pipeline.pipeline import Pipeline
 from umbrella_model import UmbrellaConfig, UmbrellaForConditionalGeneration
 from umbrella_train.end_of_turn import EndOfTurn, find_end_of_turn
 
@@ -34,7 +35,7 @@ class UmbrellaProcessor(ProcessorMixin):
         image_token_id: The token at scan positions.
         modality_order: The modalities by tag.
         num_image_tokens: Positions that a scan of each modality takes.
-        pipelines: Fields of each modality's `umbrella_data.pipeline.pipeline.PipelineConfig`.
+        pipelines: Fields of each modality's `umbrella_data.pipeline.config.PipelineConfig`.
         chat_template: Kept by Hugging Face beside the tokenizer's; not used.
     """
 

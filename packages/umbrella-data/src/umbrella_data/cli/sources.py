@@ -12,7 +12,7 @@ from umbrella_data.modality import find_modality
 if TYPE_CHECKING:
     from umbrella_data.errors import ScanError
     from umbrella_data.manifest.manifest import Manifest
-    from umbrella_data.pipeline.pipeline import PipelineConfig
+    from umbrella_data.pipeline.config import PipelineConfig
 
 Commands = Any
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from umbrella_data.errors import did_you_mean
 from umbrella_data.files.paths import pair_of, sibling_file
 from umbrella_data.modality import find_modality
 
@@ -190,9 +190,8 @@ def _checked_inside(path: Path, text: str, *, root: Path) -> Path:
 def _misspelt_keys(row: Mapping[str, Any]) -> Iterator[str]:
     # Keys of the user's own are welcome; a misspelt `answer` would leave the sample unscored without a word.
     for key in row.keys() - set(ROW_KEYS):
-        near = difflib.get_close_matches(str(key), ROW_KEYS, n=1, cutoff=0.8)
-        if near:
-            yield f"unknown key {key!r}; did you mean {near[0]!r}?"
+        if meant := did_you_mean(key, ROW_KEYS, cutoff=0.8):
+            yield f"unknown key {key!r}{meant}"
 
 
 def _text(row: Mapping[str, Any], key: str, problems: list[str]) -> str:

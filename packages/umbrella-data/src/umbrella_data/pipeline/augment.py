@@ -5,28 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional as F
 
-
-class AugmentConfig(BaseModel):
-    """How much a training volume may change. Left and right change places only where `flip_left_right` asks for it.
-
-    Attributes:
-        flip_left_right: Mirror every second volume: the answer must not depend on the side.
-        max_shift: Largest shift along each axis, as a fraction of the field of view.
-        max_rotation: Largest turn around each axis, in degrees.
-        max_intensity_scale: Largest relative change of contrast.
-        noise_std: Standard deviation of Gaussian noise, in units of the normalised volume.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    flip_left_right: bool = False
-    max_shift: float = Field(default=0.03, ge=0, le=0.25)
-    max_rotation: float = Field(default=5.0, ge=0, le=45)
-    max_intensity_scale: float = Field(default=0.1, ge=0, lt=1)
-    noise_std: float = Field(default=0.05, ge=0)
+from umbrella_data.pipeline.config import AugmentConfig
 
 
 def augment(frames: torch.Tensor, *, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 
-Normalisation = Literal["foreground_zscore", "temporal_zscore", "zscore", "nonzero_zscore"]
-"""How intensities are normalised.
-
-- `foreground_zscore`: each channel minus the foreground's mean, over its standard deviation.
-- `zscore`: each channel minus its mean over all voxels, over their standard deviation, as in MONAI's
-  `NormalizeIntensity(channel_wise=True)`.
-- `nonzero_zscore`: the same over the voxels that are not 0, which stay 0, as with its `nonzero=True`.
-- `temporal_zscore`: each voxel minus its own mean over time, over the foreground's standard deviation: only the
-  fluctuation is left (series only).
-"""
+from umbrella_data.pipeline.config import Normalisation
 
 _MIN_RELATIVE_STD = 1e-2
 # Less than this, and float32 cannot tell contrast from rounding.

@@ -43,8 +43,10 @@ def patch_grid(image_size: Sequence[int], patch_size: Sequence[int], *, modality
     check_size(patch_size, what="a patch size", modality=modality)
     if any(length % patch for length, patch in zip(image_size, patch_size, strict=True)):
         nearest = [_nearest_divisor(length, patch) for length, patch in zip(image_size, patch_size, strict=True)]
-        raise ValueError(f"{find_modality(modality).name}: a patch of {_written(patch_size)} does not divide an image "
-                         f"of {_written(image_size)}; did you mean {_written(nearest)}?")  # fmt: skip
+        raise ValueError(
+            f"{find_modality(modality).name} cannot be cut into patches: a patch of {_written(patch_size)} does not "
+            f"divide an image of {_written(image_size)}; did you mean {_written(nearest)}?"
+        )
     return tuple(length // patch for length, patch in zip(image_size, patch_size, strict=True))
 
 

@@ -18,20 +18,20 @@ from collections.abc import Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from umbrella_data.cache.entry import CachedFrames
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.files.paths import pair_of
 from umbrella_data.modality import find_modality
-from umbrella_data.pipeline.augment import AugmentConfig, augment
-from umbrella_data.pipeline.normalise import NoContrastError, Normalisation, normalise
-from umbrella_data.pipeline.resample import Grid, Interpolation, resample
+from umbrella_data.pipeline.augment import augment
+from umbrella_data.pipeline.config import PipelineConfig
+from umbrella_data.pipeline.normalise import NoContrastError, normalise
+from umbrella_data.pipeline.resample import Grid, resample
 from umbrella_data.pipeline.streaming import read_resampled
 from umbrella_data.scan.gzip_index import check_indexed_gzip
 from umbrella_data.scan.reader import StoredScan, open_scan
@@ -43,49 +43,6 @@ ScanFiles = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 PIPELINE_VERSION = 5
 """Incremented whenever the same files and config would give other voxels, so that old caches are not used."""
-
-
-class PipelineConfig(BaseModel):
-    """Preprocessing of the scans of one modality.
-
-    Attributes:
-        image_size: Voxels (X, Y, Z) that the model sees, and frames T for a series.
-        spacing: Voxel size in mm; the grid is centred in the field of view. None: the whole field of view is resized to
-            `image_size`.
-        interpolation: How the field of view is resized, see `umbrella_data.pipeline.resample.Interpolation`.
-        normalise: See `umbrella_data.pipeline.normalise.Normalisation`. MONAI's `Resize(image_size)` and
-            `NormalizeIntensity()` are `interpolation="area", normalise="zscore"`.
-        short_series: A series of fewer frames than T is an error (`raise`), or repeated back and forth (`pad`).
-        augment: Random changes in training; None for none.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    image_size: tuple[PositiveInt, ...]
-    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    interpolation: Interpolation = "trilinear"
-    normalise: Normalisation = "foreground_zscore"
-    short_series: Literal["raise", "pad"] = "raise"
-    augment: AugmentConfig | None = None
-
-    @field_validator("image_size")
-    @classmethod
-    def _has_rank(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if len(value) not in (3, 4):
-            raise ValueError(f"image_size {value} is neither (X, Y, Z) nor (X, Y, Z, T)")
-        return value
-
-    @model_validator(mode="after")
-    def _check_interpolation(self) -> PipelineConfig:
-        if self.spacing is not None and self.interpolation != "trilinear":
-            raise ValueError(f"interpolation: {self.interpolation} is for resizing; with spacing, use trilinear")
-        return self
-
-    @property
-    def grid(self) -> Grid:
-        """The grid of one frame."""
-        x, y, z = self.image_size[:3]
-        return Grid(image_size=(x, y, z), spacing=self.spacing, interpolation=self.interpolation)
 
 
 class _Files(NamedTuple):
@@ -134,6 +91,8 @@ class Pipeline:
             raise ValueError(f"{self.spec.name} needs an image_size {axes}; it is {config.image_size}")
         if config.normalise == "temporal_zscore" and not self._is_series:
             raise ValueError(f"{self.spec.name} has no frames: normalise: temporal_zscore is for series")
+        x, y, z = config.image_size[:3]
+        self.grid = Grid(image_size=(x, y, z), spacing=config.spacing, interpolation=config.interpolation)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -248,7 +207,7 @@ class Pipeline:
         else:
             volume = load_volume(paths, modality=self.spec.name, mask=mask)
             data, spacing = volume.data, volume.spacing
-        frames = resample(data[None], spacing=spacing, grid=self.config.grid, is_masked=self._is_masked(mask))
+        frames = resample(data[None], spacing=spacing, grid=self.grid, is_masked=self._is_masked(mask))
         return self._normalised(frames, scan)
 
     def _resampled(
@@ -259,7 +218,7 @@ class Pipeline:
         frames = read_resampled(
             stored,
             rank=self._rank,
-            grid=self.config.grid,
+            grid=self.grid,
             window=window,
             max_voxels=MAX_SERIES_VOXELS if is_for_cache else MAX_VOXELS,
             mask=mask,

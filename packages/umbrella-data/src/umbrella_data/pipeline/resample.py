@@ -10,17 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 
-Interpolation = Literal["trilinear", "area"]
-"""How the field of view is resized.
-
-- `trilinear`: linear interpolation between the two nearest voxels along each axis.
-- `area`: the mean of the voxels that the new one covers, as in `torch.nn.functional.adaptive_avg_pool3d`.
-"""
+from umbrella_data.pipeline.config import Interpolation
 
 Convert = Callable[[np.ndarray, np.ndarray, int], None]
 """Writes the real values of a stored slice into a float32 one; the third argument is its number in the volume."""
