@@ -15,7 +15,7 @@ from pathlib import Path
 from umbrella_data.bids.messages import MessageList
 from umbrella_data.bids.questions import ScanMetadata
 from umbrella_data.errors import ManifestError, ScanError, ScanReason
-from umbrella_data.manifest.sample import resolve_inside, resolve_scan
+from umbrella_data.manifest.path_safety import resolve_inside, resolve_scan
 from umbrella_data.modality import MODALITIES
 from umbrella_data.scan.verify import verify_scan
 

@@ -18,7 +18,7 @@ from umbrella_data.bids.questions import METADATA_QUESTIONS, Question, ScanMetad
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.files.atomic import write_atomically
 from umbrella_data.files.parallel import map_unordered
-from umbrella_data.manifest.sample import resolve_inside
+from umbrella_data.manifest.path_safety import resolve_inside
 from umbrella_data.modality import find_modality
 from umbrella_data.scan.diffusion import check_dipy
 from umbrella_data.scan.warnings import WarningList
