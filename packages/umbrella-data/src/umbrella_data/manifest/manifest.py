@@ -149,9 +149,7 @@ class Manifest(Sequence[Sample]):
                 continue
             first = line_of_id.setdefault(sample.id, self.line(index))
             if first != self.line(index):
-                problems.append(
-                    self._at(index, f"duplicate id {sample.id!r}, also in line {first}; ids are unique")
-                )
+                problems.append(self._at(index, f"duplicate id {sample.id!r}, also in line {first}; ids are unique"))
             if check_files:
                 problems += [self._at(index, problem) for problem in self._missing_files(sample)]
         if problems:

@@ -23,9 +23,7 @@ def resolve_inside(text: str, *, root: Path) -> Path:
     if not text or text != text.strip() or not text.isprintable() or "\\" in text:
         raise ValueError(f"path {text!r} is empty, or has blanks at its ends, control characters or backslashes")
     if text.startswith(("/", "~")) or (len(text) > 1 and text[1] == ":"):
-        raise ValueError(
-            f"path {text!r} is absolute; make it relative to {root}, or give a data_root that contains it"
-        )
+        raise ValueError(f"path {text!r} is absolute; make it relative to {root}, or give a data_root that contains it")
     if ".." in text.split("/"):
         raise ValueError(f"path {text!r} has '..'; write a path inside of {root}")
     _check_inside(root / text, text, root=root)

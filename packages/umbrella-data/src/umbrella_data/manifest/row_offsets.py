@@ -95,9 +95,7 @@ def _index_lines(path: Path) -> RowIndex:
 
 def _to_lengths(lengths: NDArray[np.int64]) -> NDArray[np.uint32]:
     if len(lengths) and int(lengths.max()) > _MAX_ROW_BYTES:
-        raise ValueError(
-            f"a row has {int(lengths.max())} bytes, too many; write JSON Lines, one row per line"
-        )
+        raise ValueError(f"a row has {int(lengths.max())} bytes, too many; write JSON Lines, one row per line")
     return lengths.astype(np.uint32)
 
 
