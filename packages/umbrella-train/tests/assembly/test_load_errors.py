@@ -150,7 +150,7 @@ def test_a_name_that_the_hub_does_not_give_is_one_message_of_the_command(
     message = capsys.readouterr().err
     assert f"error: model.{key}: " in message
     assert "nobody/no-such-model" in message
-    assert "a name on the hub that is in reach" in message
+    assert "hub repository" in message
     assert not (tmp_path / "runs").exists()
 
 
@@ -209,7 +209,7 @@ def test_a_damaged_model_folder_is_one_message_of_the_command(
     message = capsys.readouterr().err
     assert f"{run_folder / 'model'}" in message
     assert reason in message
-    assert "It must be the model/ of a run" in message
+    assert "It must be the model/" in message
 
 
 def test_a_truncated_processor_is_named(run_folder: Path) -> None:
