@@ -169,7 +169,7 @@ def _set(content: dict[str, Any], path: Sequence[str | int], value: Any) -> None
             if part == len(here):
                 here.append(None)
         elif not isinstance(here, dict):
-            raise ValueError(f"{'.'.join(map(str, path[:position]))} holds {here!r}, not keys of its own")
+            raise ValueError(f"{'.'.join(map(str, path[:position]))} is a value without keys of its own")
         if is_last:
             here[part] = value
             return
