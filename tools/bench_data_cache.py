@@ -33,9 +33,8 @@ from torch.utils.data import DataLoader, Dataset
 from bench_command import Result, run_parts
 from bench_data_order import bench_order
 from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollator, read_manifest
-from umbrella_data.batch.example import Example, ExampleScan, read_together
 from umbrella_data.cache.store import VolumeCache
-from umbrella_data.memory.batch_buffer import stack
+from umbrella_data.memory.shared_pool import stack
 from umbrella_data.pipeline.config import PipelineConfig
 from umbrella_data.pipeline.pipeline import Pipeline
 from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer, image_token_id
@@ -160,15 +159,9 @@ def warm(read: Callable[[list[int]], Any], count: int) -> Callable[[list[int]], 
 def read_umbrella(folder: Path, paths: list[Path]) -> Callable[[list[int]], Any]:
     """The pipeline with its cache, as a data set reads a batch and the collator stacks it."""
     pipeline = make_pipeline(folder)
-    no_text = torch.zeros(0, dtype=torch.int64)
-
-    def read_one(i: int) -> Example:
-        scan = ExampleScan("T1", pipeline(paths[i], generator=None), start=0, num_tokens=1)
-        return Example(no_text, no_text, (scan,), i)
 
     def read(chosen: list[int]) -> torch.Tensor:
-        examples = read_together(chosen, read_one)
-        return stack([example.scans[0].volume for example in examples], modality="T1", memory=examples.memory)
+        return stack([pipeline(paths[i], generator=None) for i in chosen])
 
     return read
 
@@ -263,7 +256,7 @@ def bench_samples(folder: Path, options: argparse.Namespace) -> Result:
     for number in range(options.repeats + 8):
         indices = range(number * BATCH, (number + 1) * BATCH)
         start = time.process_time()
-        examples = mixed.__getitems__(indices)  # as a loader asks
+        examples = [mixed[i] for i in indices]
         middle = time.process_time()
         batch = collate(examples)
         end = time.process_time()

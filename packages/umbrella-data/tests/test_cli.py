@@ -101,8 +101,8 @@ def test_from_bids_tells_of_contents_that_were_not_fetched(tmp_path, capsys):
         (anat / f"sub-{i}_T1w.nii.gz").symlink_to("../../.git/annex/objects/Xx/content.nii.gz")
     assert main(["from-bids", str(tmp_path), "--out", str(tmp_path / "out"), "--workers", "1"]) == 1
     printed = capsys.readouterr().out
-    assert printed.count("sub-4_T1w.nii.gz: a link to a file that is not here: fetch its content (`datalad get`") == 1
-    assert "  and 2 more: a link to a file that is not here" in printed
+    assert printed.count("sub-4_T1w.nii.gz: a link to a file that does not exist: fetch its content (datalad get") == 1
+    assert "  and 2 more: a link to a file that does not exist" in printed
     assert "sub-5_T1w.nii.gz" not in printed
     assert printed.count("[missing]") == 5
 

@@ -126,7 +126,7 @@ class ScanError(UmbrellaDataError):
 
 
 class CacheError(UmbrellaDataError):
-    """The cache's folder cannot be used: it is full, not ours to write, too small, or what stands in it is lost."""
+    """The folder of the cache or of gzip indexes cannot be used: full, not writable, too small, or files are lost."""
 
 
 # The texts of the errors, as a traceback ends with them: notes stand in lines behind. A path ends at its first ": ".

@@ -148,7 +148,7 @@ def test_scan_when_a_link_leads_out_of_the_tree_is_refused(only_scan, nifti, ran
         read_facts(scan, root=root)
 
 
-def test_scan_when_a_file_beside_it_leads_out_of_the_tree_is_refused(only_scan, nifti):
+def test_scan_when_a_sibling_file_it_leads_out_of_the_tree_is_refused(only_scan, nifti):
     scan, root = only_scan("func/sub-01_task-rest_bold.nii.gz", 4, 5, 6, 9)
     (nifti.folder / "outside.json").write_text("{}")
     (root / "sub-01/func/sub-01_task-rest_bold.json").symlink_to(nifti.folder / "outside.json")

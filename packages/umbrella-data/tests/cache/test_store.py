@@ -143,7 +143,7 @@ def test_fetch_leaves_nothing_behind_when_writing_fails(
 
     cache.fetch([source], fingerprint="other", make=make)
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(CacheError, match=r"no space left.*make room"):
+    with pytest.raises(CacheError, match=r"no space left"):
         cache.fetch([source], fingerprint="p", make=make)
     source.write_bytes(b"a hash that cannot be written either")
     with pytest.raises(CacheError, match="no space left"):

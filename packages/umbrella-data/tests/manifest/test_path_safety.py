@@ -63,7 +63,7 @@ def test_path_that_leaves_the_root_is_refused_in_every_dialect(
     [("dMRI", "bval"), ("dMRI", "bvec"), ("rsfMRI", "json"), ("dMRI", "BVAL"), ("dMRI", "BVEC"), ("rsfMRI", "JSON")],
 )
 @pytest.mark.parametrize("name", ["sub/a.nii.gz", "a.nii", "a.hdr"])
-def test_file_beside_a_scan_may_not_lead_out_of_the_root(
+def test_sibling_file_a_scan_may_not_lead_out_of_the_root(
     modality, ending, name, tmp_path, tmp_path_factory, make_row, write_manifest
 ):
     row = make_row("a", modality)

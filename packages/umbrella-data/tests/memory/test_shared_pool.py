@@ -19,7 +19,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from umbrella_data.memory import shared_pool as recycled_memory
-from umbrella_data.memory.batch_buffer import BatchMemory
 from umbrella_data.memory.shared_pool import SharedTensor, recycled
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="shared blocks are files as Linux has them")
@@ -364,7 +363,7 @@ def test_without_such_files_memory_is_shared_as_torch_shares_it(monkeypatch, ref
 
 def test_threads_never_take_the_same_memory(monkeypatch):
     shape = (1, 5, 5, 9)
-    BatchMemory(2).place("T1", shape)  # one free block
+    recycled((2, *shape), torch.float16)  # one free block
     gc.collect()
     both = threading.Barrier(2)
 
@@ -377,7 +376,8 @@ def test_threads_never_take_the_same_memory(monkeypatch):
     monkeypatch.setattr(recycled_memory, "weakref", SimpleNamespace(ref=ref, finalize=weakref.finalize))
     places = []
     threads = [
-        threading.Thread(target=lambda: places.append(BatchMemory(2).place("T1", shape)), daemon=True) for _ in range(2)
+        threading.Thread(target=lambda: places.append(recycled((2, *shape), torch.float16)), daemon=True)
+        for _ in range(2)
     ]
     for thread in threads:
         thread.start()

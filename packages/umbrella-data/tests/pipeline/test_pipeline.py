@@ -114,9 +114,9 @@ def test_pipeline_draws_the_window_from_the_generator_when_training(
     path = counting_series(nifti, num_frames=7)
     pipeline = Pipeline(PipelineConfig(image_size=(6, 6, 6, 4)), modality="rsfMRI")
     starts = []
-    place = pipeline._place
+    place = pipeline._draw_window
     monkeypatch.setattr(
-        pipeline, "_place", lambda *args, **options: starts.append(place(*args, **options)) or starts[-1]
+        pipeline, "_draw_window", lambda *args, **options: starts.append(place(*args, **options)) or starts[-1]
     )
     for seed in range(40):
         pipeline(path, generator=generator(seed))
@@ -128,7 +128,7 @@ def test_pipeline_draws_the_window_from_the_generator_when_training(
 def test_pipeline_refuses_or_pads_when_a_series_is_short(nifti: Any) -> None:
     path = counting_series(nifti, num_frames=3)
     config = PipelineConfig(image_size=(6, 6, 6, 8))
-    with pytest.raises(ScanError, match="3 frames, but the model sees 8") as caught:
+    with pytest.raises(ScanError, match="3 frames, but image_size needs 8") as caught:
         Pipeline(config, modality="bold")(path, generator=None)
     assert (caught.value.reason, caught.value.path) == (ScanReason.SHORT_SERIES, str(path))
     padded = Pipeline(config.model_copy(update={"short_series": "pad"}), modality="bold")(path, generator=generator())

@@ -36,7 +36,8 @@ def test_page_shows_each_modality_of_several_subjects(manifest, tmp_path, capsys
     assert main(["preview", str(manifest), *SIZES, *PATCHES, "--out", str(out), "--num", "2"]) == 0
     assert "5 pictures" in capsys.readouterr().out
     names = sorted(path.name for path in out.iterdir())
-    assert names == ["T1-1.png", "T1-2.png", "dMRI-1.png", "index.html", "rsfMRI-1.png", "rsfMRI-2.png", "salt"]
+    pictures = ["T1-1.png", "T1-2.png", "dMRI-1.png", "rsfMRI-1.png", "rsfMRI-2.png"]
+    assert names == sorted([*pictures, "index.html", "names.jsonl", "salt"])
     page = (out / "index.html").read_text()
     assert page.index("T1-1.png") < page.index("rsfMRI-1.png") < page.index("dMRI-1.png")  # as they were asked for
     for name in names:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from umbrella_data.bids.derivatives import sibling_mask
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.dataset.conversation import ConversationDataset
 from umbrella_data.errors import ManifestError, ScanError
@@ -14,7 +15,6 @@ from umbrella_data.jobs.warm_cache import warm_cache
 from umbrella_data.manifest.manifest import read_manifest
 from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
 from umbrella_data.preview.page import write_preview
-from umbrella_data.scan.brain_mask import mask_beside
 from umbrella_data.scan.volume import load_volume
 
 SHAPE = (6, 7, 8)
@@ -191,7 +191,7 @@ def test_scan_is_refused_when_its_mask_leaves_one_value(nifti, random_voxels, br
         lambda: load_volume(scan, modality="T1", mask=mask),
         lambda: Pipeline(PipelineConfig(image_size=SHAPE), modality="T1")(scan, generator=None, mask=mask),
     ):
-        with pytest.raises(ScanError, match="once its mask is put on") as caught:
+        with pytest.raises(ScanError, match="mask is applied") as caught:
             read()
         assert caught.value.reason == "constant"
 
@@ -271,7 +271,7 @@ def test_mask_is_found_beside_a_derivative_alone(tmp_path):
     for name in ("sub-1_desc-brain_mask.nii.gz", "sub-1_space-T1w_res-2_desc-brain_mask.nii"):
         (tmp_path / name).touch()
     beside = {
-        name: mask_beside(tmp_path / name)
+        name: sibling_mask(tmp_path / name)
         for name in (
             "sub-1_desc-preproc_T1w.nii.gz",
             "sub-1_space-T1w_res-2_desc-preproc_bold.nii.gz",

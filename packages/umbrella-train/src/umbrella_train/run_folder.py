@@ -11,7 +11,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from umbrella_data.privacy import name_hasher, read_or_create_salt
+from umbrella_data.files.atomic import write_atomically
+from umbrella_data.privacy import pseudonyms, read_or_create_salt
 from umbrella_train.errors import RunError
 
 
@@ -109,14 +110,11 @@ class RunFolder:
         paths = (self.path / f"config-until-{checkpoint}{end}.yaml" for end in ends)
         kept = next(path for path in paths if not path.exists())
         kept.write_text(before, encoding="utf-8")
-        # Replaced as a whole: a run that is killed here would else have no configuration left.
-        new = self.config.with_suffix(".new")
-        new.write_text(config_text, encoding="utf-8")
-        new.replace(self.config)
+        write_atomically(self.config, [config_text.encode()])
 
     def subject_hash(self) -> Callable[[str], str]:
-        """Return the function that names a subject by this run's hash."""
-        return name_hasher(read_or_create_salt(self.salt))
+        """The function that hashes the name of a subject for this run."""
+        return pseudonyms(self.path)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl. Numbers that are not finite are written as null."""
@@ -132,11 +130,11 @@ class RunFolder:
         rows, num_broken = read_lines(self.metrics)
         kept = [row for row in rows if row.get("step", 0) <= step]
         if num_broken or len(kept) < len(rows):
-            _replace_text(self.metrics, "".join(_to_line(row) for row in kept))
+            write_atomically(self.metrics, (_to_line(row).encode() for row in kept))
 
     def write_predictions(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace predictions.jsonl, whole or not at all."""
-        _replace_text(self.predictions, "".join(_to_line(row) for row in rows))
+        write_atomically(self.predictions, (_to_line(row).encode() for row in rows))
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
@@ -172,12 +170,6 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         else:
             num_broken += bool(line.strip())
     return rows, num_broken
-
-
-def _replace_text(path: Path, text: str) -> None:
-    staged = path.with_name(f"{path.name}.partial")
-    staged.write_text(text, encoding="utf-8")
-    staged.replace(path)
 
 
 def _to_line(row: Mapping[str, Any]) -> str:

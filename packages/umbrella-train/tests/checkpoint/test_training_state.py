@@ -1,4 +1,4 @@
-"""Optimiser, schedule and scaler survive the way through safetensors and JSON; what does not fit is refused."""
+"""Optimizer, schedule and scaler survive the way through safetensors and JSON; what does not fit is refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def train(model, optimizer, scheduler, *, steps, skip=()):
     ],
     ids=["fused", "foreach", "sgd"],
 )
-def test_a_resumed_optimiser_goes_on_as_the_one_that_was_saved(tmp_path, kind, settings):
+def test_a_resumed_optimizer_goes_on_as_the_one_that_was_saved(tmp_path, kind, settings):
     model, optimizer, scheduler = build(kind, **settings)
     # One weight is never stepped, as under hold.
     train(model, optimizer, scheduler, steps=3, skip=("0.bias",))
@@ -141,7 +141,7 @@ def test_weights_of_another_shape_are_refused_by_name(tmp_path):
         load_whole_state(other, [tmp_path / "model.safetensors"])
 
 
-def test_another_optimiser_is_refused(tmp_path):
+def test_another_optimizer_is_refused(tmp_path):
     model, optimizer, scheduler = build()
     train(model, optimizer, scheduler, steps=1)
     save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)

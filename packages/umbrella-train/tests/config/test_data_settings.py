@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
 from umbrella_data.errors import ScanError
+from umbrella_data.scan import reader
 from umbrella_data.synthetic.cohort import DemoCohort, make_demo_cohort
 from umbrella_train.assembly.build import build_parts
 from umbrella_train.assembly.sources import Sources
@@ -157,6 +159,7 @@ def test_mixture_uses_temperature_and_the_end_of_an_epoch(cohort: DemoCohort) ->
         ({"temperature": 2}, "temperature"),
         ({"mixing": "temperature"}, "temperature"),
         ({"max_bad_fraction": 0.1}, "max_bad_fraction"),
+        ({"index_dir": "a", "cache_dir": "b"}, "index_dir"),
         ({"on_bad_scan": "skip", "max_bad_fraction": 1.1}, "max_bad_fraction"),
         ({"max_tokens_per_batch": 0}, "max_tokens_per_batch"),
     ],
@@ -165,3 +168,18 @@ def test_unsupported_combinations_are_rejected(data: dict[str, Any], key: str) -
     with pytest.raises(ValidationError) as caught:
         DataConfig.model_validate({"train": [{"manifest": "a.jsonl"}], **data})
     assert [error["loc"] for error in caught.value.errors()] == [(key,)]
+
+
+def test_index_dir_gives_the_same_batches(
+    build: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("indexed_gzip", reason="the index is an extra")
+    monkeypatch.setattr(reader, "_MIN_INDEXED_BYTES", 0)
+    folder = tmp_path / "index"
+    streamed, indexed = (
+        [batch["pixel_values"] for batch in build(**data).get_train_dataloader()]
+        for data in ({}, {"index_dir": str(folder)})
+    )
+    torch.testing.assert_close(indexed, streamed, rtol=0, atol=0)
+    # One for each subject's series.
+    assert len(list(folder.rglob("*.gzindex"))) == 4

@@ -1,4 +1,4 @@
-"""A parameter or a loss that is not finite stops the run before the optimiser steps."""
+"""A parameter or a loss that is not finite stops the run before the optimizer steps."""
 
 from __future__ import annotations
 

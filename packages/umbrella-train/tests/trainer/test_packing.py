@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from umbrella_data.batch.example import read_together
-from umbrella_data.memory.batch_buffer import next_place
 from umbrella_model import set_trainable
 from umbrella_train.batches.collators import PackedCollator, conversation_index, num_conversations
 from umbrella_train.config import DummyLossConfig, RunConfig
@@ -41,20 +38,6 @@ def test_a_packed_batch_is_one_row_without_padding(both: list[dict[str, Any]]) -
     padded, packed = both
     assert packed["input_ids"].shape == (1, int(padded["attention_mask"].sum()))
     assert padded["attention_mask"].numel() > packed["input_ids"].numel()
-
-
-def test_scans_that_lie_in_the_memory_of_their_batch_are_not_copied(
-    make_example: Callable[..., Any], collate: Callable[..., Any]
-) -> None:
-    def read(index: int) -> Any:
-        example = make_example(("T1",), index)
-        (scan,) = example.scans
-        place = next_place("T1", scan.volume.shape).copy_(scan.volume)
-        return replace(example, scans=(replace(scan, volume=place),))
-
-    examples = read_together([0, 1], read)
-    batch = PackedCollator(collate)(examples)
-    assert batch["pixel_values"]["T1"].data_ptr() == examples[0].scans[0].volume.data_ptr()
 
 
 def test_conversations_are_told_apart_in_either_form(both: list[dict[str, Any]]) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from umbrella_data.batch.example import Example, ExampleScan, ReadExamples
+from umbrella_data.batch.example import Example, ExampleScan
 from umbrella_data.chat.encoder import IGNORE_INDEX
-from umbrella_data.memory.batch_buffer import BatchMemory, stack
+from umbrella_data.memory.shared_pool import stack
 
 
 class PaddingCollator:
@@ -64,8 +64,7 @@ class PaddingCollator:
             labels[row, place] = example.labels
             attention_mask[row, place] = 1
             modality_ids[row, place] = self._tag(example)
-        memory = examples.memory if isinstance(examples, ReadExamples) else None
-        pixel_values = self._stack([scan for example in examples for scan in example.scans], memory=memory)
+        pixel_values = self._stack([scan for example in examples for scan in example.scans])
         _check_image_tokens(input_ids, modality_ids, attention_mask)
         return {
             "input_ids": input_ids,
@@ -94,7 +93,7 @@ class PaddingCollator:
             end = stop
         return tags
 
-    def _stack(self, scans: Sequence[ExampleScan], *, memory: BatchMemory | None) -> dict[str, torch.Tensor]:
+    def _stack(self, scans: Sequence[ExampleScan]) -> dict[str, torch.Tensor]:
         stacked: dict[str, torch.Tensor] = {}
         for modality in self.modality_order:
             chosen = [scan for scan in scans if scan.modality == modality]
@@ -107,7 +106,7 @@ class PaddingCollator:
                 if len(values) > 1:
                     raise ValueError(f"{modality} scans of one batch differ in {name}: {sorted(values)}; one pipeline "
                                      "and one model size serve a modality")  # fmt: skip
-            stacked[modality] = stack([scan.volume for scan in chosen], modality=modality, memory=memory)
+            stacked[modality] = stack([scan.volume for scan in chosen])
         return stacked
 
 

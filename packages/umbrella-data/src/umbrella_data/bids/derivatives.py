@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from umbrella_data.bids.layout import BidsListing, BidsScan
-from umbrella_data.scan.brain_mask import mask_beside
+from umbrella_data.files.paths import scan_stem
 
 _VERSION_ENTITIES = ("space", "res", "den", "cohort", "desc")
 _PREPROCESSED = "preproc"
@@ -56,12 +56,12 @@ def choose_versions(listing: BidsListing, *, space: str | None = None, desc: str
 
 
 def add_masks(listing: BidsListing, *, root: Path) -> BidsListing:
-    """Give each scan the brain mask that stands beside it: see `umbrella_data.scan.brain_mask.mask_beside`.
+    """Give each scan the brain mask that stands beside it: see `sibling_mask`.
 
     Returns:
         The listing with a note of how many have one.
     """
-    found = [(scan, mask_beside(root / scan.path)) for scan in listing.scans]
+    found = [(scan, sibling_mask(root / scan.path)) for scan in listing.scans]
     scans = [scan if mask is None else replace(scan, mask=mask.relative_to(root).as_posix()) for scan, mask in found]
     num_masked = sum(scan.mask is not None for scan in scans)
     note = f"{num_masked} of {len(scans)} scans have a brain mask beside them: all outside of it is set to 0"
@@ -95,3 +95,17 @@ def _rank(scan: BidsScan) -> tuple[object, ...]:
     desc, space = entities.get("desc", ""), entities.get("space", "")
     by_space = _OWN_SPACES.index(space) if space in _OWN_SPACES else len(_OWN_SPACES)
     return (desc != _PREPROCESSED, desc != "", by_space, scan.path)
+
+
+def sibling_mask(scan: Path) -> Path | None:
+    """The brain mask of a derivative by its BIDS name, or None if there is none.
+
+    `sub-01_space-T1w_desc-preproc_bold.nii.gz` -> `sub-01_space-T1w_desc-brain_mask.nii.gz`, as fMRIPrep and QSIPrep
+    write them; a raw scan, with neither `space` nor `desc`, has none.
+    """
+    *entities, _ = scan_stem(scan.name).split("_")
+    if not any(entity.startswith(("space-", "desc-")) for entity in entities):
+        return None
+    stem = "_".join([*(entity for entity in entities if not entity.startswith("desc-")), "desc-brain_mask"])
+    candidates = (scan.with_name(stem + ending) for ending in (".nii.gz", ".nii"))
+    return next((file for file in candidates if file.exists()), None)

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from umbrella_data.cache.entry import CachedFrames, DamagedEntryError, retry, unusable, write_entry
+from umbrella_data.cache.eviction import SizeLimit
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.files.atomic import write_atomically
-from umbrella_data.files.eviction import SizeLimit
-from umbrella_data.files.regular import open_regular_file, stat_regular_file
+from umbrella_data.files.paths import open_regular_file, stat_regular_file
 
 _MAX_REMEMBERED = 1 << 16
 # How often a scan is made again because its files changed meanwhile.
@@ -89,7 +89,8 @@ class VolumeCache:
             self._limit.note_added(write_entry(path, frames))
 
         frames = retry(lambda: CachedFrames(path, restore=restore), restore=restore, path=path)
-        self._limit.note_use(path)
+        if self.max_bytes is not None:
+            self._limit.note_use(path)
         return frames
 
     def holds(self, sources: Sequence[Path], *, fingerprint: str) -> bool:

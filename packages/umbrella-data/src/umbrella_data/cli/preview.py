@@ -10,7 +10,7 @@ from umbrella_data.cli.sources import (
     add_manifests,
     add_pipelines,
     choose_configs,
-    name_by_hash,
+    choose_names,
     print_lost_root,
     show,
 )
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         pipelines={name: Pipeline(config, modality=name) for name, config in configs.items()},
         patch_sizes=known.patch_sizes,
         folder=options.out,
-        name=name_by_hash(options.out, in_clear=options.names),
+        name=choose_names(options.out, are_plain=options.names),
         num_scans=options.num,
         progress=lambda scans: show(scans, len(scans), "drawing scans", "scan"),
     )

@@ -88,7 +88,7 @@ def print_lost_root(errors: Sequence[ScanError], *, num_scans: int, manifests: S
         num_scans: All scans that were looked for.
         manifests: Where they are named.
     """
-    from umbrella_data.files.regular import is_lost
+    from umbrella_data.files.paths import is_lost
 
     lost = [error for error in errors if is_lost(error)]
     if lost and len(lost) >= _NEARLY_ALL * num_scans:
@@ -97,14 +97,12 @@ def print_lost_root(errors: Sequence[ScanError], *, num_scans: int, manifests: S
               "is --data-root right?")  # fmt: skip
 
 
-def name_by_hash(folder: Path, *, in_clear: bool) -> Callable[[str], str]:
-    """How a file in a folder, which is made, names subjects and files; the salt of the hashes is kept in the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if in_clear:
-        return str
-    from umbrella_data.privacy import SALT_NAME, name_hasher, read_or_create_salt
+def choose_names(folder: Path, *, are_plain: bool) -> Callable[[str], str]:
+    """How a file in a folder, which is created, names subjects and files: in plain text or by a hash."""
+    from umbrella_data.privacy import pseudonyms
 
-    return name_hasher(read_or_create_salt(folder / SALT_NAME))
+    folder.mkdir(parents=True, exist_ok=True)
+    return str if are_plain else pseudonyms(folder)
 
 
 def show(items: Iterable[Any], total: int, words: str, unit: str) -> Iterable[Any]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from umbrella_data.errors import ScanError, UmbrellaDataError
-from umbrella_data.privacy import SALT_NAME, name_hasher, read_or_create_salt
+from umbrella_data.privacy import pseudonyms
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +83,7 @@ class BadScanList:
 
     def _append(self, folder: Path, bad: BadScan) -> int:
         """Add a line, and count the samples of this manifest that stand in the file."""
-        name_hash = _hasher(folder)
+        name_hash = pseudonyms(folder)
         path = folder / LIST_NAME
         manifest = name_hash(str(bad.manifest))
         key = [manifest, bad.line]
@@ -104,11 +103,6 @@ class BadScanList:
                 os.close(descriptor)
         # Two processes may have added the same sample at the same time.
         return len({tuple(found) for found in _keys(path) if found[0] == manifest})
-
-
-def _hasher(folder: Path) -> Callable[[str], str]:
-    folder.mkdir(parents=True, exist_ok=True)
-    return name_hasher(read_or_create_salt(folder / SALT_NAME))
 
 
 def _keys(path: Path) -> list[list[str | int]]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from umbrella_data.batch.example import Example, ExampleScan, ReadExamples, ScanPipeline, read_together
+from umbrella_data.batch.example import Example, ExampleScan, ScanPipeline
 from umbrella_data.chat.encoder import ChatEncoder, EncodedConversation, Tokenizer
 from umbrella_data.dataset.bad_scans import BadScan, BadScanList
 from umbrella_data.dataset.batch_plan import Indices
@@ -92,10 +92,6 @@ class ConversationDataset(Dataset[Example]):
         if self._bad_scans is None:
             return self._read(index, row=index % len(self))
         return self._read_or_substitute(index, self._bad_scans)
-
-    def __getitems__(self, indices: Sequence[int]) -> ReadExamples:
-        """The examples of one batch, as a loader asks for them; the same as one by one, but less is copied."""
-        return read_together(indices, self.__getitem__)
 
     def _read(self, index: int, *, row: int) -> Example:
         """The example of a row, augmented as the index says."""

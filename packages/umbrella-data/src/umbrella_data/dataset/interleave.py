@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from umbrella_data.batch.example import Example, ReadExamples, read_together
+from umbrella_data.batch.example import Example
 from umbrella_data.dataset.batch_plan import Indices
 from umbrella_data.manifest.sample import Sample
 from umbrella_data.seeding import Permutation, derive_seed
@@ -112,10 +112,6 @@ class InterleaveDataset(Dataset[Example]):
         """The example at a virtual index."""
         part, child = self.locate(index)
         return self.datasets[part][child]
-
-    def __getitems__(self, indices: Sequence[int]) -> ReadExamples:
-        """The examples of one batch, as a loader asks for them; the same as one by one, but less is copied."""
-        return read_together(indices, self.__getitem__)
 
     def locate(self, index: int) -> tuple[int, int]:
         """The data set that a virtual index falls on, and the virtual index within it."""

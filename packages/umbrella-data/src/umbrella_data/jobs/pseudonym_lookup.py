@@ -1,74 +1,64 @@
-"""From a hash that a command or a run wrote back to the subject or file that it stands for."""
+"""From a hash in a file of a command or a run to the subject, scan or manifest that it is the pseudonym of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
 from pathlib import Path
 
-from umbrella_data.errors import ManifestError, UmbrellaDataError
-from umbrella_data.manifest.manifest import Manifest
-from umbrella_data.privacy import HASH_LENGTH, SALT_NAME, name_hasher, read_or_create_salt
+from umbrella_data.errors import UmbrellaDataError
+from umbrella_data.privacy import HASH_LENGTH, TABLE_NAME
 
 _MIN_LENGTH = 4
 
 
 class UnknownHashError(UmbrellaDataError):
-    """No name has the hash, or more than one."""
+    """No name has the hash, or several have."""
 
 
-class NameNotFoundError(UnknownHashError):
-    """No name has the hash."""
+def folders_with_names(top: Path) -> list[Path]:
+    """Folders with a table of names: `top`, those in it and those in its `runs`, the newest first."""
+    tables = [path for pattern in ("", "*/", "runs/*/") for path in top.glob(f"{pattern}{TABLE_NAME}")]
+    return [path.parent for path in sorted(tables, key=lambda path: path.stat().st_mtime_ns, reverse=True)]
 
 
-def salted_folders(top: Path) -> list[Path]:
-    """Folders whose files name subjects by hashes: `top`, those in it and those in its `runs`, the newest first."""
-    salts = [salt for pattern in ("", "*/", "runs/*/") for salt in top.glob(f"{pattern}{SALT_NAME}") if salt.is_file()]
-    # A salt is made with its folder, and never written again.
-    return [salt.parent for salt in sorted(salts, key=lambda salt: salt.stat().st_mtime_ns, reverse=True)]
-
-
-def who_is(hash_text: str, *, folder: Path, manifests: Iterable[Manifest]) -> str:
+def who_is(hash_text: str, *, folders: list[Path]) -> tuple[str, Path]:
     """Find a name by its hash.
 
     Args:
-        hash_text: The hash, or its beginning if that tells it apart.
-        folder: The folder whose files hold the hash, with its salt; or the salt itself.
-        manifests: Where to look: at their own paths, at their subjects and at their scans.
+        hash_text: The hash, or its first digits if they are unique in a folder.
+        folders: Folders whose files may have the hash, searched in this order.
 
     Returns:
-        The subject, or the path of the scan or manifest.
+        The subject, or the path of the scan or manifest; and the folder whose table has it.
 
     Raises:
-        NameNotFoundError: Where no name has that hash.
-        UnknownHashError: Where several begin with it, or it is none.
-        ManifestError: Where there is no salt.
+        UnknownHashError: If it is no hash, or no table has it, or several names in one table start with it.
     """
-    salt = folder / SALT_NAME if folder.is_dir() else folder
-    if not salt.is_file():
-        raise ManifestError(f"no salt; give the folder of the run or report that holds {hash_text}", path=salt)
     wanted = hash_text.lower()
     if not _MIN_LENGTH <= len(wanted) <= HASH_LENGTH or set(wanted) - set("0123456789abcdef"):
-        raise UnknownHashError(f"{hash_text!r} is no hash: those have {HASH_LENGTH} hexadecimal digits, of which the "
-                               f"first {_MIN_LENGTH} or more are needed")  # fmt: skip
-    name_hash = name_hasher(read_or_create_salt(salt))
-    found = {name for name in _names(manifests) if name_hash(name).startswith(wanted)}
-    if not found:
-        raise NameNotFoundError(f"no subject, scan or manifest has the hash {hash_text} with the salt of {salt}; "
-                                "give the manifests that the run used")  # fmt: skip
-    if len(found) > 1:
-        raise UnknownHashError(f"{len(found)} names have hashes that begin with {hash_text} with the salt of {salt}; "
-                               "give more digits")  # fmt: skip
-    return found.pop()
+        raise UnknownHashError(
+            f"{hash_text!r} is not a hash: hashes have {HASH_LENGTH} hexadecimal digits; give {_MIN_LENGTH} or more"
+        )
+    for folder in folders:
+        found = _names(folder / TABLE_NAME, wanted)
+        if len(found) > 1:
+            raise UnknownHashError(f"{folder / TABLE_NAME}: {hash_text} starts {len(found)} hashes; give more digits")
+        if found:
+            return found.pop(), folder
+    searched = ", ".join(str(folder / TABLE_NAME) for folder in folders) or f"no folder with a {TABLE_NAME} found"
+    raise UnknownHashError(f"{hash_text} is in no table of names ({searched}); name the folder with --in")
 
 
-def _names(manifests: Iterable[Manifest]) -> Iterator[str]:
-    for manifest in manifests:
-        yield str(manifest.path)
-        for row in range(len(manifest)):
-            try:
-                sample = manifest[row]
-            except ManifestError:
-                continue
-            yield sample.subject
-            yield sample.id
-            yield from (str(path) for scan in sample.scans for path in scan.files)
+def _names(table: Path, wanted: str) -> set[str]:
+    """The names of a table whose hashes start with some digits; a line cut off by a crash is skipped."""
+    found = set()
+    if table.is_file():
+        with table.open("rb") as file:
+            for line in file:
+                try:
+                    pseudonym, name = json.loads(line)
+                except (ValueError, TypeError):
+                    continue
+                if str(pseudonym).startswith(wanted):
+                    found.add(str(name))
+    return found

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, overload
 from tqdm import tqdm
 
 from umbrella_data.errors import ManifestError, ScanError
-from umbrella_data.files.regular import is_lost, stat_regular_file
+from umbrella_data.files.paths import is_lost, stat_regular_file
 from umbrella_data.manifest.dialects import to_canonical
 from umbrella_data.manifest.index_file import SAVE_FROM_ROWS, open_index, save_index
 from umbrella_data.manifest.row_columns import Progress, RowFacts, collect_facts, modalities_of

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from umbrella_data.errors import did_you_mean
-from umbrella_data.files.naming import file_beside, pair_of
+from umbrella_data.files.paths import pair_of, sibling_file
 from umbrella_data.modality import find_modality
 
 Role = Literal["system", "user", "assistant"]
@@ -30,7 +30,7 @@ class Scan:
     Attributes:
         modality: The canonical name, such as `T1`.
         paths: Absolute files: one, or several ready maps in the order of the modality's channels.
-        mask: The absolute file of its brain mask, see `umbrella_data.scan.brain_mask`; None takes the whole scan.
+        mask: The absolute file of its brain mask, see `umbrella_data.scan.voxels`; None takes the whole scan.
     """
 
     modality: str
@@ -173,7 +173,7 @@ def resolve_scan(texts: Sequence[str], *, modality: str, root: Path) -> tuple[Pa
     spec = find_modality(modality)
     is_dwi = spec.num_channels > 1 and len(paths) == 1
     for ending in (".bval", ".bvec") if is_dwi else (".json",) if spec.is_series else ():
-        beside = file_beside(paths[0], ending)
+        beside = sibling_file(paths[0], ending)
         _checked_inside(beside, beside.relative_to(root).as_posix(), root=root)
     return paths
 

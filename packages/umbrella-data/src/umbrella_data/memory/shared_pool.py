@@ -208,6 +208,14 @@ def recycled(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     return _in_block(tensor, block) if is_shared else tensor
 
 
+def stack(volumes: Sequence[torch.Tensor]) -> torch.Tensor:
+    """`torch.stack` of volumes of one shape, (N, ...), into reused memory."""
+    dtype = volumes[0].dtype
+    if any(each.dtype != dtype for each in volumes):
+        return torch.stack(list(volumes))
+    return torch.stack(list(volumes), out=recycled((len(volumes), *volumes[0].shape), dtype))
+
+
 def _fresh(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """Shared memory as torch's own collate function takes it."""
     storage = torch.UntypedStorage._new_shared(prod(shape) * dtype.itemsize)

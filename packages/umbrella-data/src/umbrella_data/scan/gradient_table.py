@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from umbrella_data.errors import ScanError, ScanReason
-from umbrella_data.files.naming import file_beside
-from umbrella_data.files.regular import open_regular_file
+from umbrella_data.files.paths import open_regular_file, sibling_file
 
 B0_LIMIT = 50.0
 """Volumes with b up to this (s/mm2) count as b0: scanners write 5 or 1.25 where 0 was asked for."""
@@ -60,10 +59,10 @@ class Gradients:
 def gradient_files(path: str | PathLike[str]) -> tuple[Path, Path]:
     """The `.bval` and `.bvec` files beside a DWI, by BIDS name: `sub-01_dwi.nii.gz` -> `sub-01_dwi.bval`.
 
-    Where there is none, its name in lower case; see `umbrella_data.files.naming.file_beside`.
+    Where there is none, its name in lower case; see `umbrella_data.files.paths.sibling_file`.
     """
     dwi = Path(path)
-    return file_beside(dwi, ".bval"), file_beside(dwi, ".bvec")
+    return sibling_file(dwi, ".bval"), sibling_file(dwi, ".bvec")
 
 
 def count_b0(path: str | PathLike[str]) -> int:

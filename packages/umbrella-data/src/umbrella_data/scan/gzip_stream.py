@@ -36,11 +36,6 @@ class GzipSource:
         self._path = path
         self._pending = b""
 
-    @property
-    def position(self) -> int:
-        """Bytes of the file that were handed out."""
-        return self._file.tell() - len(self._pending)
-
     def block(self) -> bytes:
         """The next bytes, some 256 KiB; empty at the end of the file."""
         pending, self._pending = self._pending, b""

@@ -15,11 +15,9 @@ from typing import BinaryIO
 import numpy as np
 
 from umbrella_data.errors import ScanError, ScanReason
-from umbrella_data.files.naming import pair_of
-from umbrella_data.files.regular import open_regular_file
-from umbrella_data.scan.gzip_index import DamagedIndexError, GzipIndex, Identity, index_path, load_index
-from umbrella_data.scan.gzip_index_builder import build_index
-from umbrella_data.scan.gzip_stream import CHUNK_BYTES, GZIP_MAGIC, MAX_DEFLATE_RATIO, iter_gzip
+from umbrella_data.files.paths import open_regular_file, pair_of
+from umbrella_data.scan.gzip_index import GzipIndex, Identity, IndexMismatchError, build_index, index_path, load_index
+from umbrella_data.scan.gzip_stream import CHUNK_BYTES, GZIP_MAGIC, MAX_DEFLATE_RATIO, inflate, iter_gzip
 from umbrella_data.scan.header import ScanHeader, header_length, parse_header
 from umbrella_data.scan.header_extensions import check_extensions, header_ends, read_separate_header
 
@@ -31,7 +29,7 @@ _MAX_VERIFIED = 1 << 16
 _HEADER_CHUNK_BYTES = 1 << 13
 # Slices are handed on in blocks that the processor's cache can hold.
 _SLICE_BLOCK_BYTES = 1 << 19
-# Below this, inflating from the start is as fast as an index.
+# Below this, decompressing from the start is as fast as an index.
 _MIN_INDEXED_BYTES = 1 << 24
 # Files whose gzip stream was checked to the last byte, by device, inode, size and mtime. Bounded, oldest out first.
 _verified: OrderedDict[Identity, None] = OrderedDict()
@@ -57,10 +55,10 @@ class StoredScan:
     ) -> None:
         self.path = path
         self._file = file
-        self._index_folder = index_folder
         status = os.fstat(file.fileno())
         self._size = status.st_size
         self._identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        self._index_path = None if index_folder is None else index_path(index_folder, path, identity=self._identity)
         self.is_compressed = header_file is None and _is_compressed(file, path=path)
         if header_file is None:
             self.header = self._read_header()
@@ -108,8 +106,9 @@ class StoredScan:
         slice_bytes = x * y * header.dtype.itemsize
         size = max(_SLICE_BLOCK_BYTES // slice_bytes, 1)
         buffer = bytearray(min(size, z) * slice_bytes)
-        start, length = header.offset + first * header.frame_bytes, count * header.frame_bytes
-        source = _Filler(self._compressed(start, length)) if self.is_compressed else _Reader(self._file, start)
+        source = (
+            _Filler(self._compressed(first, count)) if self.is_compressed else _Reader(self._file, self._start(first))
+        )
         for _ in range(count):
             for position in range(0, z, size):
                 num_slices = min(size, z - position)
@@ -161,14 +160,22 @@ class StoredScan:
         elif declared != stored:
             raise _wrong_length(stored, declared, path=self.path)
 
-    def _compressed(self, start: int, length: int) -> Iterator[bytes | memoryview]:
-        """The decompressed bytes from `start` on; exhausted, it has proven the file."""
-        num_voxel_bytes = self.header.file_bytes - self.header.offset
-        if self._index_folder is not None and length < num_voxel_bytes >= _MIN_INDEXED_BYTES:
-            return self._indexed_range(start, length, folder=self._index_folder)
-        return self._compressed_range(start, length)
+    def _start(self, frame: int) -> int:
+        """The decompressed bytes before a frame."""
+        return self.header.offset + frame * self.header.frame_bytes
+
+    def _compressed(self, first: int, count: int) -> Iterator[memoryview]:
+        """The bytes of frames; once it is exhausted, the file is validated."""
+        if self._index_path is not None and self._is_long and count < self.header.num_frames:
+            return self._indexed_range(first, count, path=self._index_path)
+        return self._compressed_range(self._start(first), count * self.header.frame_bytes)
+
+    @property
+    def _is_long(self) -> bool:
+        return self.header.num_frames > 1 and self.header.file_bytes - self.header.offset >= _MIN_INDEXED_BYTES
 
     def _compressed_range(self, start: int, length: int) -> Iterator[memoryview]:
+        """Decompressed bytes, from the beginning of the stream; once it is exhausted, the file is validated."""
         position, declared = 0, self.header.file_bytes
         is_verified = self._identity in _verified
         for chunk in self._stream():
@@ -184,32 +191,44 @@ class StoredScan:
             raise _wrong_length(position, declared, path=self.path)
         _remember(self._identity)
 
-    def _indexed_range(self, start: int, length: int, *, folder: Path) -> Iterator[bytes | memoryview]:
-        index = self._index(folder)
-        position = start
-        if index.is_useful:
-            try:
-                for piece in index.iter_range(self._file, start, length):
-                    yield piece
-                    position += len(piece)
-                return
-            except DamagedIndexError:
-                # Either the index is damaged or the file has changed: the stream itself will tell.
-                index_path(folder, self.path, identity=self._identity).unlink(missing_ok=True)
-                _verified.pop(self._identity, None)
-        yield from self._compressed_range(position, start + length - position)
+    def _indexed_range(self, first: int, count: int, *, path: Path) -> Iterator[memoryview]:
+        end = first + count
+        try:
+            for frame in self._index(path).iter_frames(self._file, first, count):
+                yield frame
+                first += 1
+        except IndexMismatchError:
+            # The index is damaged, or the file changed but not its size and time; a full validation tells which.
+            path.unlink(missing_ok=True)
+            _verified.pop(self._identity, None)
+        else:
+            return
+        yield from self._compressed_range(self._start(first), (end - first) * self.header.frame_bytes)
 
-    def _index(self, folder: Path) -> GzipIndex:
-        """The saved index of this file, made first where there is none, which proves the file."""
-        path = index_path(folder, self.path, identity=self._identity)
-        index = load_index(path, identity=self._identity)
+    def ensure_index(self) -> None:
+        """Build the index of a long `.nii.gz` series if a folder for indexes was given and it has none.
+
+        Raises:
+            ScanError: If the file is damaged.
+            CacheError: If the index cannot be written.
+        """
+        if self._index_path is not None and self.is_compressed and self._is_long:
+            self._index(self._index_path)
+
+    def _index(self, path: Path) -> GzipIndex:
+        """The saved index of this file, or a new one, for which the whole file is validated."""
+        header = self.header
+        index = load_index(path, identity=self._identity, header=header)
         if index is None:
-            self._file.seek(0)
-            index = build_index(self._file, path=self.path)
-            if index.num_bytes == self.header.file_bytes:
-                index.save(path, identity=self._identity)
-        if index.num_bytes != self.header.file_bytes:
-            raise _wrong_length(index.num_bytes, self.header.file_bytes, path=self.path)
+            _verified.pop(self._identity, None)
+            frames = _Filler(self._compressed(0, header.num_frames))
+            frame, checksums = bytearray(header.frame_bytes), np.empty(header.num_frames, dtype=np.uint32)
+            for position in range(header.num_frames):
+                frames.fill(frame)
+                checksums[position] = inflate.crc32(frame)
+            frames.finish()
+            index = build_index(self._file, checksums=checksums, header=header)
+            index.save(path, identity=self._identity)
         _remember(self._identity)
         return index
 
@@ -228,16 +247,16 @@ def forget_verified() -> None:
 class _Filler:
     """Cuts a stream of pieces of any size into pieces of a wanted size."""
 
-    def __init__(self, pieces: Iterator[bytes | memoryview]) -> None:
+    def __init__(self, pieces: Iterator[memoryview]) -> None:
         self._pieces = pieces
         self._rest = memoryview(b"")
 
-    def fill(self, target: memoryview) -> bool:
+    def fill(self, target: memoryview | bytearray) -> bool:
         """Fill the memory; False where the stream ends before."""
         position = 0
         while position < len(target):
             if not self._rest:
-                self._rest = memoryview(next(self._pieces, b""))
+                self._rest = next(self._pieces, memoryview(b""))
                 if not self._rest:
                     return False
             count = min(len(self._rest), len(target) - position)
@@ -257,8 +276,8 @@ def open_scan(path: str | os.PathLike[str], *, index_folder: Path | None = None)
 
     Args:
         path: The file, or either one of a pair.
-        index_folder: Where access points into long `.nii.gz` series are kept, so that their windows are read fast;
-            made on the first use of each file. None streams.
+        index_folder: Folder of access points into long `.nii.gz` series, so that their windows are read fast; an
+            index is built on the first use of a file, which needs `indexed_gzip`. None reads from the beginning.
 
     Raises:
         ScanError: Where there is no such regular file, or its header is wrong.

@@ -12,8 +12,7 @@ from os import PathLike
 from pathlib import Path
 
 from umbrella_data.errors import ScanError
-from umbrella_data.files.naming import file_beside, scan_stem
-from umbrella_data.files.regular import open_regular_file
+from umbrella_data.files.paths import open_regular_file, scan_stem, sibling_file
 from umbrella_data.scan.header import REPETITION_TIME_LIMITS, ScanHeader, ScanWarning
 
 _MAX_BYTES = 1 << 22
@@ -59,7 +58,7 @@ def sidecar_files(path: str | PathLike[str]) -> Iterator[Path]:
     """The sidecars of a scan that exist, the one that counts most first (BIDS, "The inheritance principle")."""
     scan = Path(path)
     stem = scan_stem(scan.name)
-    beside = file_beside(scan, ".json")
+    beside = sibling_file(scan, ".json")
     if beside.exists():
         yield beside
     *entities, suffix = stem.split("_")
@@ -84,7 +83,7 @@ def _folders_above(scan: Path) -> list[Path]:
 def _stays_in_tree(sidecar: Path, scan: Path) -> bool:
     """Whether an inherited sidecar lies in the tree of its scan; a manifest holds the scan's own to its data root."""
     tree = _folders_above(scan)
-    is_beside = sidecar == file_beside(scan, ".json")
+    is_beside = sidecar == sibling_file(scan, ".json")
     return is_beside or not tree or Path(os.path.realpath(sidecar)).is_relative_to(os.path.realpath(tree[-1]))
 
 

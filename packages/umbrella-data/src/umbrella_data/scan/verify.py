@@ -30,7 +30,14 @@ class VerifiedScan:
     warnings: Mapping[Path, tuple[ScanWarning, ...]] = field(default_factory=dict)
 
 
-def verify_scan(paths: Sequence[Path], *, modality: str, min_frames: int = 0, mask: Path | None = None) -> VerifiedScan:
+def verify_scan(
+    paths: Sequence[Path],
+    *,
+    modality: str,
+    min_frames: int = 0,
+    mask: Path | None = None,
+    index_folder: Path | None = None,
+) -> VerifiedScan:
     """Read a scan.
 
     Args:
@@ -38,6 +45,7 @@ def verify_scan(paths: Sequence[Path], *, modality: str, min_frames: int = 0, ma
         modality: A name or an alias.
         min_frames: Refuse series that are shorter.
         mask: Its brain mask.
+        index_folder: Where to build indexes of long `.nii.gz` series.
 
     Raises:
         ScanError: If the scan cannot be used.
@@ -59,7 +67,7 @@ def verify_scan(paths: Sequence[Path], *, modality: str, min_frames: int = 0, ma
             f"{num_frames} frames, fewer than the {min_frames} asked for", path=paths[0], reason=ScanReason.SHORT_SERIES
         )
     # All frames: training draws its windows anywhere.
-    verify_series(paths, spec=spec, mask=mask)
+    verify_series(paths, spec=spec, mask=mask, index_folder=index_folder)
     return VerifiedScan(num_frames=num_frames, warnings=_warnings_by_file(header.warnings, paths, mask))
 
 

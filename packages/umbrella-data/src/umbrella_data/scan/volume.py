@@ -99,8 +99,8 @@ def load_volume(
         modality: A name or an alias.
         window: First frame and number of frames, for a series; None reads all of it.
         max_voxels: Refuse to read more voxels than this from one file.
-        index_folder: A folder of our own, where access points into long `.nii.gz` series are kept: windows are then
-            read without inflating what comes before them.
+        index_folder: Folder of access points into long `.nii.gz` series, which only you can write to: windows are then
+            read without decompressing what precedes them.
         mask: Its brain mask, on the same grid: voxels outside are 0. A DWI is fitted inside of it.
 
     Raises:
@@ -133,20 +133,23 @@ def load_volume(
     )
 
 
-def verify_series(paths: Sequence[Path], *, spec: ModalitySpec, mask: Path | None = None) -> None:
+def verify_series(
+    paths: Sequence[Path], *, spec: ModalitySpec, mask: Path | None = None, index_folder: Path | None = None
+) -> None:
     """Check all frames of a series as `load_volume` does, in one pass over each file and in little memory.
 
     Args:
         paths: Its files.
         spec: Its modality.
         mask: Its brain mask.
+        index_folder: Where to build indexes of long `.nii.gz` series.
 
     Raises:
         ScanError: As `load_volume`.
     """
     _check_count(paths, spec=spec)
     for path in paths:
-        verify_voxels(path, rank=spec.spatial_rank, mask=mask)
+        verify_voxels(path, rank=spec.spatial_rank, mask=mask, index_folder=index_folder)
     shapes = [read_shape(path) for path in paths]
     _check_same_grid([((each.shape[3], *each.shape[:3]), each.affine) for each in shapes], paths, spec=spec)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator
@@ -66,6 +67,8 @@ class DataConfig(Section):
     """Longest sample in tokens; longer ones lose whole turns, the oldest first."""
     cache_dir: AbsolutePath | None = None
     """Folder of preprocessed volumes (default: no cache)."""
+    index_dir: AbsolutePath | None = None
+    """Folder of gzip indexes, for fast windows of long .nii.gz series without a cache (default: none)."""
     pipelines: Annotated[dict[ModalityName, PipelineSettings], UniqueNames] = Field(default_factory=dict)
     """Pipeline by modality, where it differs from the defaults."""
 
@@ -103,6 +106,13 @@ class DataConfig(Section):
         if fraction != DEFAULT_BAD_FRACTION and info.data.get("on_bad_scan") == "raise":
             raise ValueError("would not be used: on_bad_scan is raise")
         return fraction
+
+    @field_validator("index_dir")
+    @classmethod
+    def _check_index_is_used(cls, index_dir: Path | None, info: ValidationInfo) -> Path | None:
+        if index_dir is not None and info.data.get("cache_dir") is not None:
+            raise ValueError("would not be used: cache_dir is set")
+        return index_dir
 
     @property
     def mixing_weights(self) -> Literal["proportional", "equal", "temperature"] | list[float]:

@@ -27,7 +27,7 @@ class DummyLossConfig(Section):
     reduction: Literal["unit", "sum"] = "unit"
     """unit: sum of the N parameters / sqrt(N); sum: their plain sum, whose gradient grows with sqrt(N)."""
     absent: Literal["update", "hold"] = "update"
-    """update: the optimiser applies the tiny step; hold: modalities that are absent on all ranks stay unchanged."""
+    """update: the optimizer applies the tiny step; hold: modalities that are absent on all ranks stay unchanged."""
 
 
 class TrainerConfig(Section):
@@ -37,7 +37,7 @@ class TrainerConfig(Section):
     """
 
     max_steps: int = -1
-    """Optimiser steps; -1: from num_train_epochs."""
+    """Optimizer steps; -1: from num_train_epochs."""
     num_train_epochs: PositiveFloat = 3.0
     """Epochs, if max_steps is -1."""
     per_device_train_batch_size: PositiveInt = 8
@@ -45,7 +45,7 @@ class TrainerConfig(Section):
     per_device_eval_batch_size: PositiveInt = 8
     """Samples per rank and forward pass in evaluation."""
     gradient_accumulation_steps: PositiveInt = 1
-    """Forward passes per optimiser step."""
+    """Forward passes per optimizer step."""
     learning_rate: PositiveFloat = 5e-5
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.0
@@ -67,7 +67,7 @@ class TrainerConfig(Section):
     max_grad_norm: NonNegativeFloat = 1.0
     """Gradients are clipped to this norm; 0: no clipping."""
     optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch_fused"
-    """Optimiser."""
+    """Optimizer."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of AdamW's first moment."""
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)

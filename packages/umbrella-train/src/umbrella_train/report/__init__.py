@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from umbrella_data.files.atomic import write_atomically
 from umbrella_train.report.page import render
 from umbrella_train.report.run_data import read_run
 
@@ -33,7 +34,5 @@ def build_report(run_dirs: Sequence[Path], *, output: Path | None = None) -> Pat
     runs = [read_run(folder, name=name) for folder, name in zip(folders, names, strict=True)]
     if output is None:
         output = folders[0] / "report.html" if len(folders) == 1 else folders[0].parent / "comparison.html"
-    staged = output.with_name(f"{output.name}.partial")
-    staged.write_text(render(runs), encoding="utf-8")
-    staged.replace(output)
+    write_atomically(output, [render(runs).encode()])
     return output

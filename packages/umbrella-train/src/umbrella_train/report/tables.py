@@ -92,7 +92,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         "batch size a rank": flat.get("trainer.per_device_train_batch_size"),
         "gradient accumulation": flat.get("trainer.gradient_accumulation_steps"),
         "learning rate": flat.get("trainer.learning_rate"),
-        "optimiser": flat.get("trainer.optim"),
+        "optimizer": flat.get("trainer.optim"),
         "batches": flat.get("data.batches"),
         "what learns": flat.get("model.learn.preset"),
         "dummy loss": _dummy_loss(run.config.get("dummy_loss")),

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from umbrella_data.cache import entry as cache_entry
+from umbrella_data.cache.eviction import SizeLimit
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.errors import CacheError
-from umbrella_data.files.eviction import SizeLimit
 
 FRAMES = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0)).half().float()
 ENTRY_BYTES = 16**3 * 2 + 256

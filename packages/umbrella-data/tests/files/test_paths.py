@@ -16,7 +16,7 @@ import torch
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.errors import ScanReason as R
-from umbrella_data.files.naming import file_beside, scan_stem
+from umbrella_data.files.paths import scan_stem, sibling_file
 from umbrella_data.manifest.manifest import read_manifest
 from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
 from umbrella_data.scan.gradient_table import gradient_files
@@ -123,13 +123,13 @@ def test_files_beside_a_scan_are_found_in_either_case_of_its_ending(tmp_path: Pa
 
 
 @pytest.mark.parametrize("ending", [".bval", ".json"])
-def test_file_beside_a_scan_is_found_in_upper_case_where_there_is_none_in_lower(tmp_path: Path, ending: str) -> None:
+def test_sibling_file_a_scan_is_found_in_upper_case_where_there_is_none_in_lower(tmp_path: Path, ending: str) -> None:
     scan, lower, upper = (tmp_path / f"sub-01.x_dwi{each}" for each in (".nii", ending, ending.upper()))
-    assert file_beside(scan, ending) == lower
+    assert sibling_file(scan, ending) == lower
     upper.touch()
-    assert file_beside(scan, ending) == upper
+    assert sibling_file(scan, ending) == upper
     lower.symlink_to(tmp_path / "nowhere")
-    assert file_beside(scan, ending) == lower
+    assert sibling_file(scan, ending) == lower
 
 
 def test_voxels_that_begin_as_gzip_does_are_voxels(tmp_path: Path) -> None:

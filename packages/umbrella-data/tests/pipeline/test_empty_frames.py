@@ -16,9 +16,9 @@ from umbrella_data.cache import entry as cache_entry
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.errors import CacheError, ScanError
 from umbrella_data.pipeline import pipeline as transforms
-from umbrella_data.pipeline import scratch as frame_file
+from umbrella_data.pipeline import streaming as frame_file
 from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
-from umbrella_data.pipeline.scratch import empty_frames
+from umbrella_data.pipeline.streaming import empty_frames
 from umbrella_data.scan.voxels import MAX_SERIES_VOXELS, MAX_VOXELS
 
 NUM_FRAMES = 120
