@@ -42,7 +42,7 @@ def test_a_contender_that_does_not_fit_is_left_out_of_check_and_turns() -> None:
 
 @pytest.mark.usefixtures("tools")
 @pytest.mark.parametrize("left_out", ["ours", "random batches of 8"])
-def test_a_section_goes_on_without_the_contender_that_others_are_compared_with(
+def test_a_section_continues_without_the_contender_that_others_are_compared_with(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, left_out: str
 ) -> None:
     import bench_step

@@ -151,6 +151,6 @@ def test_nothing_that_the_run_wrote_names_a_subject(trained: TrainedRun, manifes
     ]
     assert {"metrics.jsonl", "predictions.jsonl", "report.html"} <= {path.name for path in written}
     for path in written:
-        # Four letters may stand in a picture's base64 by chance.
+        # Four letters may are in a picture's base64 by chance.
         text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", path.read_text(encoding="utf-8"))
         assert not [name for name in subjects if name in text], path

@@ -79,7 +79,7 @@ def test_from_bids_reads_a_tree_of_links_under_a_wider_data_root(nifti, random_v
     words = ["from-bids", str(tree), "--out", str(tmp_path / "out"), "--test-fraction", "0", "--workers", "1"]
     assert main(words) == 1
     out, error = capsys.readouterr()
-    assert f"sub-0_T1w.nii: a link that leads out of {tree}; copy the file, or give a data_root that holds both" in out
+    assert f"sub-0_T1w.nii: a link that leads out of {tree}; copy the file, or give a data_root that has both" in out
     assert "  and 2 more: a link that leads out of" in out
     assert "sub-5_T1w.nii" not in out
     assert "no readable scan" in error

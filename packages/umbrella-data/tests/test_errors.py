@@ -20,7 +20,7 @@ class _OwnError(ScanError):
 
 _OwnError.__module__ = "__main__"
 sys.modules["__main__"]._OwnError = _OwnError  # type: ignore[attr-defined]
-# Of the class of the error itself: its words stand in front of the error's, after the same name.
+# Of the class of the error itself: its words precede the error's, after the same name.
 CAUSES: dict[type, type[ScanError]] = {_SourceChangedError: _SourceChangedError, _OwnError: _OwnError}
 
 
@@ -74,7 +74,7 @@ def test_other_errors_keep_their_class_and_words_when_raised_in_a_loader_worker(
     assert str(caught_from_worker(kind("full"))) == "full\nwhile reading a T1 scan\nline 3"
 
 
-def test_error_without_its_path_is_refused() -> None:
+def test_error_without_its_path_is_rejected() -> None:
     for kind in (ScanError, ManifestError):
         with pytest.raises(TypeError, match="keyword arguments"):
             kind("bad")
@@ -93,7 +93,7 @@ def test_scan_error_keeps_its_parts_when_pickled() -> None:
     assert (error.message, error.path, error.reason) == ("bad", "x.nii", ScanReason.AFFINE)
 
 
-def test_scan_error_refuses_a_reason_that_is_not_a_code() -> None:
+def test_scan_error_rejects_a_reason_that_is_not_a_code() -> None:
     with pytest.raises(ValueError, match="somehow"):
         ScanError("bad", path="x.nii", reason="somehow")
 

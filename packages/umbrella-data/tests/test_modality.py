@@ -50,7 +50,7 @@ def test_find_modality_suggests_the_nearest_when_unknown() -> None:
 def ask_with_package(
     folder: Path, module: str, question: str, *, names: Sequence[str] = ("FLAIR",)
 ) -> subprocess.CompletedProcess[str]:
-    """Run some Python beside an installed distribution `lab-modalities`, whose entry point names `FLAIR`."""
+    """Run some Python next to an installed distribution `lab-modalities`, whose entry point names `FLAIR`."""
     (folder / "lab_modalities.py").write_text(module)
     info = folder / "lab_modalities-1.0.dist-info"
     info.mkdir()
@@ -99,7 +99,7 @@ def test_modalities_of_packages_have_one_order_wherever_they_were_installed(tmp_
     ],
     ids=["no such name", "no spec", "alias taken", "BIDS name taken", "text for a tuple", "blank in the name"],
 )
-def test_modality_of_an_installed_package_when_wrong_is_refused(tmp_path: Path, module: str, words: str) -> None:
+def test_modality_of_an_installed_package_when_wrong_is_rejected(tmp_path: Path, module: str, words: str) -> None:
     done = ask_with_package(tmp_path, module, "import umbrella_data; umbrella_data.find_modality('T1')")
     message = done.stderr.splitlines()[-1]
     assert message.startswith("ValueError: lab-modalities, entry point 'FLAIR' of umbrella_data.modalities: ")

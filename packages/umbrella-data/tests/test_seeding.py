@@ -57,7 +57,7 @@ def test_keys_when_different_give_different_orders():
 
 
 @pytest.mark.parametrize("position", [-1, 10])
-def test_position_when_outside_is_refused(position):
+def test_position_when_outside_is_rejected(position):
     with pytest.raises(IndexError, match="outside"):
         Permutation(10, key=0)(position)
 

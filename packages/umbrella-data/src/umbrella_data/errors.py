@@ -10,7 +10,7 @@ from os import PathLike, fspath
 
 
 class ScanReason(StrEnum):
-    """Why a scan was refused. The codes are stable: tools may count and compare them."""
+    """Why a scan was rejected. The codes are stable: tools may count and compare them."""
 
     MISSING = "missing"
     NOT_REGULAR_FILE = "not_regular_file"
@@ -61,7 +61,7 @@ def did_you_mean(word: object, known: Iterable[str], *, num: int = 1, cutoff: fl
 class UmbrellaDataError(Exception):
     """Base of every error that this package raises on bad data.
 
-    PyTorch makes an error of a loader worker anew from the text of its traceback alone. Each class here reads its own
+    PyTorch makes an error of a loader worker again from the text of its traceback alone. Each class here reads its own
     parts from such a text: what is caught in the training process is what the worker raised, its notes included.
 
     Args:
@@ -100,7 +100,7 @@ class ScanError(UmbrellaDataError):
 
     Args:
         message: What is wrong and what would be right.
-        path: The file at fault (the bval or bvec file where that one is wrong).
+        path: The file with the problem (the bval or bvec file if that one is wrong).
         reason: A stable code of `ScanReason`. Both are left out by PyTorch alone, which gives the text of a worker's
             traceback.
     """
@@ -129,7 +129,7 @@ class CacheError(UmbrellaDataError):
     """The folder of the cache or of gzip indexes cannot be used: full, not writable, too small, or files are lost."""
 
 
-# The texts of the errors, as a traceback ends with them: notes stand in lines behind. A path ends at its first ": ".
+# The texts of the errors, as a traceback ends with them: notes are in lines behind. A path ends at its first ": ".
 _MANIFEST_ERROR = re.compile(
     r"(?P<path>.*?): \d+ problems?(?P<problems>(?:\n  [^\n]*)+)(?:\n(?P<notes>.*))?", re.DOTALL
 )
@@ -143,7 +143,7 @@ def _said_by_worker(message: object, error: type[Exception]) -> str | None:
     text = str(message)
     if not text.startswith(f"Caught {error.__name__} in "):
         return None
-    # As a traceback names it. The last mention is the error itself: what it was raised from stands in front.
+    # As a traceback names it. The last mention is the error itself: what it was raised from is in front.
     module = "" if error.__module__ in ("__main__", "builtins") else f"{error.__module__}."
     _, mention, said = text.rpartition(f"\n{module}{error.__qualname__}: ")
     return said.strip() if mention else None

@@ -1,6 +1,6 @@
 """The table of modalities: the rows here, and those that installed packages bring as entry points.
 
-To add one, add a row here, where `tests/test_modality.py` holds every row to the contract; or, in a package of your
+To add one, add a row here, where `tests/test_modality.py` has every row to the contract; or, in a package of your
 own, an entry point of the group `umbrella_data.modalities` that names a `ModalitySpec`.
 """
 
@@ -27,7 +27,7 @@ class ModalitySpec:
         channels: What the C channels hold, in order.
         is_masked: Whether the background is exactly 0, as in maps fitted inside of a brain mask.
         bids_suffixes: File name endings in a BIDS tree, as in `sub-01_T1w.nii.gz`.
-        bids_datatype: The BIDS folder that holds such scans.
+        bids_datatype: The BIDS folder that has such scans.
         description: The kind of scan in words, with its article, for questions and answers.
 
     Raises:

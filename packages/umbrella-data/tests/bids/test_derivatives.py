@@ -90,7 +90,7 @@ def test_manifest_of_derivatives_takes_labels_from_the_raw_tree(nifti, random_vo
     assert "other versions of scans, left out: 10 desc-preproc" in capsys.readouterr().out
 
 
-def test_manifest_of_derivatives_names_the_brain_masks_beside_the_scans(nifti, random_voxels, tmp_path, capsys):
+def test_manifest_of_derivatives_names_the_brain_masks_next_to_the_scans(nifti, random_voxels, tmp_path, capsys):
     brain = np.zeros((4, 5, 6), dtype=np.uint8)
     brain[1:3, 1:4, 1:5] = 1
     for name in ("anat/sub-1", "func/sub-1_task-rest", "anat/sub-2", "anat/sub-3"):
@@ -113,7 +113,7 @@ def test_manifest_of_derivatives_names_the_brain_masks_beside_the_scans(nifti, r
         "sub-3_desc-preproc_T1w.nii.gz": None,
     }
     told = capsys.readouterr().out
-    assert "3 of 4 scans have a brain mask beside them" in told
+    assert "3 of 4 scans have a brain mask next to them" in told
     assert "sub-2_desc-brain_mask.nii.gz: shape (3, 5, 6)" in told
     assert main([*words, "--data-root", str(tmp_path)]) == 0
     samples = read_manifest(tmp_path / "train.jsonl", data_root=tmp_path)

@@ -1,4 +1,4 @@
-"""Scans of a BIDS tree are found by name and proven readable, or refused with a reason."""
+"""Scans of a BIDS tree are found by name and verified to be readable, or rejected with a reason."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_scan_in_the_folder_of_another_subject_is_left_out(tree):
     listing = tree("sub-01/anat/sub-02_T1w.nii.gz")
     assert listing.scans == ()
     assert listing.notes == (
-        "scans that stand in the folder of another subject, left out: 1 (sub-01/anat/sub-02_T1w.nii.gz)",
+        "scans that are in the folder of another subject, left out: 1 (sub-01/anat/sub-02_T1w.nii.gz)",
     )
 
 
@@ -85,7 +85,7 @@ def test_folders_that_are_links_are_not_followed_but_named(tree, tmp_path):
     assert note.endswith(": 7 (sub-02, sub-03, sub-04, sub-05, sub-06 and 2 more)")
 
 
-def test_tree_when_missing_is_refused(tmp_path):
+def test_tree_when_missing_is_rejected(tmp_path):
     with pytest.raises(ManifestError, match="no such folder"):
         find_scans(tmp_path / "nowhere")
 
@@ -130,7 +130,7 @@ def test_facts_of_a_dwi_count_its_b0_volumes(only_scan, nifti):
         ("dwi/sub-01_dwi.nii.gz", (8, 8, 8, 8), "bval"),
     ],
 )
-def test_scan_when_unreadable_is_refused_with_its_reason(only_scan, name, shape, reason):
+def test_scan_when_unreadable_is_rejected_with_its_reason(only_scan, name, shape, reason):
     if reason == "bval":
         pytest.importorskip("dipy")
     scan, root = only_scan(name, *shape)
@@ -139,7 +139,7 @@ def test_scan_when_unreadable_is_refused_with_its_reason(only_scan, name, shape,
     assert caught.value.reason == reason
 
 
-def test_scan_when_a_link_leads_out_of_the_tree_is_refused(only_scan, nifti, random_voxels):
+def test_scan_when_a_link_leads_out_of_the_tree_is_rejected(only_scan, nifti, random_voxels):
     scan, root = only_scan("anat/sub-01_T1w.nii.gz", 4, 5, 6)
     outside = nifti.write(random_voxels(4, 5, 6), "outside.nii.gz")
     (root / scan.path).unlink()
@@ -148,7 +148,7 @@ def test_scan_when_a_link_leads_out_of_the_tree_is_refused(only_scan, nifti, ran
         read_facts(scan, root=root)
 
 
-def test_scan_when_a_sibling_file_it_leads_out_of_the_tree_is_refused(only_scan, nifti):
+def test_scan_when_a_sibling_file_it_leads_out_of_the_tree_is_rejected(only_scan, nifti):
     scan, root = only_scan("func/sub-01_task-rest_bold.nii.gz", 4, 5, 6, 9)
     (nifti.folder / "outside.json").write_text("{}")
     (root / "sub-01/func/sub-01_task-rest_bold.json").symlink_to(nifti.folder / "outside.json")

@@ -82,7 +82,7 @@ def test_test_manifest_of_an_older_split_does_not_stay(tree, tmp_path):
     assert list(report.manifests) == ["train"]
 
 
-def test_modality_when_it_is_missing_in_a_split_is_noted(tree, tmp_path):
+def test_modality_when_it_is_missing_in_a_split_is_recorded(tree, tmp_path):
     seed = next(s for s in range(99) if not any(is_test_subject(f"sub-0{i}", fraction=0.2, seed=s) for i in range(3)))
     report = write_manifests(tree, out=tmp_path / "out", seed=seed)
     assert any("no rsfMRI scan in test.jsonl: all 3 subjects" in note for note in report.notes)
@@ -119,7 +119,7 @@ def test_own_table_of_a_tree_may_not_be_a_link_out_of_data_root(tree, tmp_path):
     assert all_known in write_manifests(tree, out=tmp_path / "out").notes
 
 
-def test_labels_that_reach_no_scan_are_noted(tree, tmp_path):
+def test_labels_that_reach_no_scan_are_recorded(tree, tmp_path):
     table = tmp_path / "labels.tsv"
     table.write_text("participant_id\ticv\tsite\nSUB01\t1400000\tA\n05\t1500000\tA\n")
     report = write_manifests(

@@ -79,7 +79,7 @@ def test_notes_of_one_kind_are_one_line_with_the_first_ones(write_tsv):
     assert note.endswith("sub-4: '89+' and 2 more)")
 
 
-def test_file_when_missing_is_refused_and_none_gives_no_labels(tmp_path):
+def test_file_when_missing_is_rejected_and_none_gives_no_labels(tmp_path):
     assert read_participants([]).labels == {}
     with pytest.raises(ManifestError, match=r"participants\.tsv: 1 problem\n  no such file"):
         read_participants([tmp_path / "participants.tsv"])
@@ -96,18 +96,18 @@ def test_table_with_commas_is_read_as_its_name_says(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("a.tsv", "participant_id,age\n1,3\n", "separated by commas, not by tabs: a .csv file holds commas"),
+        ("a.tsv", "participant_id,age\n1,3\n", "separated by commas, not by tabs: a .csv file has commas"),
         ("a.csv", "participant_id;age\n1;3\n", "separated by semicolons, not by commas"),
         ("a.csv", "participant_id\tage\n1\t3\n", "separated by tabs, not by commas"),
     ],
 )
-def test_table_with_other_separators_than_its_name_says_is_refused(tmp_path, name, text, words):
+def test_table_with_other_separators_than_its_name_says_is_rejected(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
     with pytest.raises(ManifestError, match=words):
         read_participants([tmp_path / name])
 
 
-def test_table_that_is_no_utf8_is_refused_by_its_name(tmp_path):
+def test_table_that_is_no_utf8_is_rejected_by_its_name(tmp_path):
     (tmp_path / "a.csv").write_bytes("participant_id,site\n1,Köln\n".encode("latin-1"))
     with pytest.raises(ManifestError, match=r"a\.csv: 1 problem\n  cannot be read as a table in UTF-8"):
         read_participants([tmp_path / "a.csv"])
@@ -142,7 +142,7 @@ def test_tables_are_joined_by_subject_where_they_agree(tmp_path):
         read_participants([first, second], numbers={"iq": None})
 
 
-def test_columns_that_mean_the_same_are_refused_where_they_differ(write_tsv):
+def test_columns_that_mean_the_same_are_rejected_where_they_differ(write_tsv):
     header = "participant_id\tsex\tgender\tage\tAge\n"
     good = write_tsv(header + "1\tM\tmale\t30\t30.0\n2\tn/a\tF\t\t40\n3\tF\tO\t50\tn/a\n")
     assert read_participants([good]).labels == {
@@ -178,14 +178,14 @@ def test_comparison_counts_subjects_without_a_scan_and_those_who_are_not_in_the_
     ("text", "words"),
     [
         ("subject\tage\nsub-1\t3\n", "no column 'participant_id' among subject, age"),
-        ("participant_id\tage\nsub-1\t3\n1\t4\n", "line 3: sub-1 stands in the file twice"),
+        ("participant_id\tage\nsub-1\t3\n1\t4\n", "line 3: sub-1 is in the file twice"),
         ("participant_id\tage\nsub-1\t3\t4\n", "line 2: more columns"),
         ("participant_id\tage\n\t3\nsub-\t4\n", r"2 problems\n  line 2: participant_id is empty\n  line 3: "),
-        ("participant_id\tage\nSub-1\t3\nsub-1\t4\n", "line 3: sub-1 stands in the file twice"),
+        ("participant_id\tage\nSub-1\t3\nsub-1\t4\n", "line 3: sub-1 is in the file twice"),
         ("participant_id\tage\tage\t\t\nsub-1\t3\t4\n", r"1 problem\n  line 1: column 'age' is named twice"),
         ("participant_id\tage\nsub-1\t3\n", "line 1: no column 'iq'"),
     ],
 )
-def test_file_with_a_mistake_is_refused(write_tsv, text, words):
+def test_file_with_a_mistake_is_rejected(write_tsv, text, words):
     with pytest.raises(ManifestError, match=words):
         read_participants([write_tsv(text)], numbers={"iq": None} if "iq" in words else None)

@@ -112,7 +112,7 @@ def test_files_of_a_crashed_writer_go_and_those_of_a_living_one_stay(tmp_path: P
     assert [path.name for path in folder.iterdir()] == [".writing-new"]
 
 
-def test_use_is_noted_without_touching_the_time_of_writing(tmp_path: Path, sources: list[Path]) -> None:
+def test_use_is_recorded_without_touching_the_time_of_writing(tmp_path: Path, sources: list[Path]) -> None:
     cache = VolumeCache(tmp_path / "cache", max_bytes=10**9)
     fetch(cache, sources[0])
     (entry,) = entries(cache)
@@ -140,6 +140,6 @@ def test_holds_tells_whole_entries_from_missing_and_damaged_ones(tmp_path: Path,
         cache.holds([sources[0]], fingerprint="p")
 
 
-def test_limit_below_one_byte_is_refused(tmp_path: Path) -> None:
+def test_limit_below_one_byte_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="max_bytes is 0"):
         VolumeCache(tmp_path, max_bytes=0)

@@ -1,4 +1,4 @@
-"""The cache: content decides, many writers are safe, damage is seen and mended."""
+"""The cache: content decides, many writers are safe, damage is seen and repaired."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def test_fetch_keeps_nothing_stale_when_a_file_changes_before_it_is_read(cache: 
             assert bytes(frames.flatten().byte().tolist()) == content
 
 
-def test_fetch_refuses_a_file_when_it_changes_each_time(cache: VolumeCache, source: Path) -> None:
+def test_fetch_rejects_a_file_when_it_changes_each_time(cache: VolumeCache, source: Path) -> None:
     make = read_as_frames(source, before=lambda call: replace(source, b"content %d" % call))
     with pytest.raises(ScanError, match="changes while it is read") as caught:
         cache.fetch([source], fingerprint="p", make=make)
@@ -264,7 +264,7 @@ def test_fetch_refuses_a_file_when_it_changes_each_time(cache: VolumeCache, sour
     assert entries(cache) == []
 
 
-def test_entry_is_not_mended_from_another_file(cache: VolumeCache, source: Path, make: Maker) -> None:
+def test_entry_is_not_repaired_from_another_file(cache: VolumeCache, source: Path, make: Maker) -> None:
     frames = cache.fetch([source], fingerprint="p", make=make)
     (entry,) = entries(cache)
     entry.unlink()

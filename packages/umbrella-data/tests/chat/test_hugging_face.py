@@ -154,7 +154,7 @@ def test_words_that_are_unknown_to_the_tokenizer_are_no_markup():
 
 
 @pytest.mark.parametrize("text", ["a <image> b", "<|im_end|>", "x</s>"])
-def test_words_with_markup_are_refused(make, text):
+def test_words_with_markup_are_rejected(make, text):
     _, encoder = make(None)
     with pytest.raises(ValueError, match="special token"):
         encoder.encode((Turn("user", ("What?",)), Turn("assistant", (text,))))

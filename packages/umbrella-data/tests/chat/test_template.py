@@ -1,4 +1,4 @@
-"""Chat templates of every form are laid out whole, or refused."""
+"""Chat templates of every form are laid out whole, or rejected."""
 
 from __future__ import annotations
 
@@ -95,19 +95,19 @@ def test_end_of_turn_is_the_templates_or_else_the_end_of_sequence(make_tokenizer
     assert all(layout[i + 1][: layout[i].tail].strip() == end for i in answers)
 
 
-def test_template_when_no_token_can_end_a_turn_is_refused(make_tokenizer):
+def test_template_when_no_token_can_end_a_turn_is_rejected(make_tokenizer):
     with pytest.raises(ValueError, match="eos_token"):
         ChatTemplate(make_tokenizer(LLAVA, specials=("<image>",), eos_token=None), image_token="<image>")
 
 
-def test_layout_when_the_template_drops_a_turn_is_refused(make_tokenizer):
+def test_layout_when_the_template_drops_a_turn_is_rejected(make_tokenizer):
     template = "{% for message in messages if message['role'] != 'system' %}{{ message['content'] }}</s>{% endfor %}"
     chat_template = ChatTemplate(make_tokenizer(template), image_token="<image>")
     with pytest.raises(ValueError, match="system, user, assistant"):
         chat_template.layout((("system", "t"), ("user", "t"), ("assistant", "t")), add_generation_prompt=False)
 
 
-def test_layout_when_the_template_moves_scans_to_another_turn_is_refused(make_tokenizer):
+def test_layout_when_the_template_moves_scans_to_another_turn_is_rejected(make_tokenizer):
     template = (
         "{% for message in messages %}{% for item in message['content'] if item['type'] == 'image' %}<image>"
         "{% endfor %}{% endfor %}"
@@ -127,7 +127,7 @@ def test_end_of_turn_when_one_special_token_begins_another_is_the_longer(make_to
     assert ChatTemplate(tokenizer, image_token="<image>").end_of_turn == "<end><2>"
 
 
-def test_template_when_it_keeps_no_content_is_refused(make_tokenizer):
+def test_template_when_it_keeps_no_content_is_rejected(make_tokenizer):
     with pytest.raises(ValueError, match="neither"):
         ChatTemplate(make_tokenizer("{% for message in messages %}hello</s>{% endfor %}"), image_token="<image>")
 

@@ -88,7 +88,7 @@ def test_check_finds_rows_files_and_leaks(cohort, make_row, tmp_path, capsys):
     assert main(["check", *map(str, paths), "--out", str(out), "--workers", "1"]) == 1
     printed = capsys.readouterr().out
     for words in (
-        "b_0.nii.gz: ", "[gzip_", "e_0.nii.gz: there is no such file", "id 'a' stands in line 1 already",
+        "b_0.nii.gz: ", "[gzip_", "e_0.nii.gz: there is no such file", "id 'a' is in line 1 already",
         "unknown modality 'T7'", "subjects in more than one manifest: 1", "sub-a: ",
         "scans in more than one manifest, under different subjects: 1", "c_0.nii.gz", "not all is well",
     ):  # fmt: skip

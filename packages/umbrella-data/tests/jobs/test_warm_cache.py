@@ -1,4 +1,4 @@
-"""The cache is filled as the run would fill it, once, and goes on where it stopped."""
+"""The cache is filled as the run would fill it, once, and continues where it stopped."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_dwi_in_the_cache_needs_no_dipy(nifti, random_voxels, make_row, write_ma
     assert main(words) == 0
 
 
-def test_warming_goes_on_where_it_stopped(manifest, pipeline, tmp_path, monkeypatch):
+def test_warming_continues_where_it_stopped(manifest, pipeline, tmp_path, monkeypatch):
     manifests = [read_manifest(manifest)]
     warm_cache(manifests, pipelines={"T1": pipeline}, num_workers=1)
     for entry in entries(tmp_path)[:3]:
@@ -136,7 +136,7 @@ def test_places_that_hold_no_file_are_listed_and_end_nothing(manifest, tmp_path,
     assert printed.count("[missing]") == 1
 
 
-def test_full_disk_ends_the_command_in_words(manifest, tmp_path, capsys, monkeypatch):
+def test_full_disk_ends_the_command_with_a_message(manifest, tmp_path, capsys, monkeypatch):
     def fail(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -155,7 +155,7 @@ def test_cache_uses_the_folder_sizes_and_manifests_of_a_runs_configuration(manif
     assert len(entries(tmp_path)) == 10
 
 
-def test_cache_without_a_folder_or_pipelines_is_refused(manifest, tmp_path, capsys):
+def test_cache_without_a_folder_or_pipelines_is_rejected(manifest, tmp_path, capsys):
     assert main(["cache", str(manifest), "--size", "T1=8,8,8"]) == 1
     assert "--cache-dir" in capsys.readouterr().err
     bare = Pipeline(PipelineConfig(image_size=(8, 8, 8)), modality="T1")

@@ -236,7 +236,7 @@ def test_row_without_a_dialect_is_shown_rows_that_can_be_read(read):
 
 
 @pytest.mark.parametrize(("row", "words"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_foreign_row_with_a_mistake_is_refused_with_its_line(read, row, words):
+def test_foreign_row_with_a_mistake_is_rejected_with_its_line(read, row, words):
     with pytest.raises(ManifestError, match=f"line 1: .*{words}"):
         read(row)
 
@@ -264,7 +264,7 @@ JUNK = [None, True, 3, 1.5, "", "x", "<image>", [], {}, [[]], [{}], ["a", None],
 
 
 @pytest.mark.parametrize("row", [LLAVA, UMBRELLA, HUGGING_FACE], ids=["LLaVA", "UMBRELLA", "HF"])
-def test_row_with_any_part_replaced_is_read_or_refused_with_its_line(write_manifest, row):
+def test_row_with_any_part_replaced_is_read_or_rejected_with_its_line(write_manifest, row):
     rows = []
     for path in parts_of(row):
         for junk in JUNK:

@@ -51,7 +51,7 @@ def test_dataset_reads_back_to_equal_samples(manifest, tmp_path):
     assert read_back((tmp_path / "out.jsonl").read_text(), manifest, tmp_path) == list(manifest)
 
 
-def test_text_that_would_be_read_as_a_scan_is_refused(make_row, write_manifest):
+def test_text_that_would_be_read_as_a_scan_is_rejected(make_row, write_manifest):
     manifest = read_manifest(write_manifest([make_row("a"), make_row("b", question="an <image> here")]))
-    with pytest.raises(ValueError, match=r"line 2: a text holds '<image>'"):
+    with pytest.raises(ValueError, match=r"line 2: a text has '<image>'"):
         list(to_hf_rows(manifest))

@@ -101,7 +101,7 @@ def test_index_when_damaged_is_made_again(indexed, tmp_path):
     assert is_saved(read_manifest(indexed, index_dir=tmp_path / "indexes"))
 
 
-def test_index_of_a_large_manifest_is_kept_beside_it_or_in_the_users_cache(rows, write_manifest, tmp_path, monkeypatch):
+def test_index_of_a_large_manifest_is_next_to_it_or_in_the_users_cache(rows, write_manifest, tmp_path, monkeypatch):
     monkeypatch.setattr(manifest_module, "SAVE_FROM_ROWS", 4)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     path = write_manifest(rows)

@@ -73,7 +73,7 @@ def test_json_file_of_one_object_is_one_row(make_row, tmp_path):
 @pytest.mark.parametrize(
     "text", ['{"id": 1}\n{"id": 2}', "3", '[{"a": 1}', '[{"a": 1},]', '[{"a": 1} {"b": 2}]', '[{"a": 1}] x']
 )
-def test_json_file_when_it_is_no_whole_list_is_refused(tmp_path, text):
+def test_json_file_when_it_is_no_whole_list_is_rejected(tmp_path, text):
     path = tmp_path / "rows.json"
     path.write_text(text)
     with pytest.raises(ManifestError, match=r"rows\.json"):
@@ -89,7 +89,7 @@ def test_validate_names_all_problems_of_all_rows_with_their_lines(make_row, writ
         read_manifest(path).validate()
     words = [
         "line 2: messages[0].content[0]: unknown modality 'T9'",
-        "line 3: id 'a' stands in line 1 already",
+        "line 3: id 'a' is in line 1 already",
         "line 4: 'subject' is missing",
         "line 4: 'messages' must be a list",
         "line 5: NaN is no JSON value",
@@ -126,14 +126,14 @@ def test_data_root_when_given_is_where_paths_start(make_row, write_manifest, tmp
 
 
 @pytest.mark.parametrize("text", ["", "\n\n"])
-def test_manifest_without_rows_is_refused(tmp_path, text):
+def test_manifest_without_rows_is_rejected(tmp_path, text):
     path = tmp_path / "rows.jsonl"
     path.write_text(text)
     with pytest.raises(ManifestError, match="no rows"):
         read_manifest(path)
 
 
-def test_manifest_when_missing_is_refused(tmp_path):
+def test_manifest_when_missing_is_rejected(tmp_path):
     with pytest.raises(ManifestError, match="no such file"):
         read_manifest(tmp_path / "rows.jsonl")
 

@@ -26,7 +26,7 @@ OUTSIDE = [
 @pytest.mark.parametrize(
     "dialect", ["canonical", "maps", "llava", "llava_paths", "umbrella", "umbrella_list", "hf", "hf_maps"]
 )
-def test_path_that_leaves_the_root_is_refused_in_every_dialect(
+def test_path_that_leaves_the_root_is_rejected_in_every_dialect(
     dialect, path, tmp_path, tmp_path_factory, write_manifest
 ):
     root = tmp_path.resolve()
@@ -83,7 +83,7 @@ def test_sibling_file_a_scan_may_not_lead_out_of_the_root(
         manifest[0]
 
 
-def test_files_beside_a_scan_are_looked_at_where_they_are_read_only(tmp_path, make_row, write_manifest):
+def test_files_next_to_a_scan_are_looked_at_where_they_are_read_only(tmp_path, make_row, write_manifest):
     for ending in ("bval", "bvec", "json"):
         (tmp_path / f"a_0.{ending}").symlink_to("/etc/hostname")
     assert read_manifest(write_manifest([make_row("a", "T1")]))[0].scans

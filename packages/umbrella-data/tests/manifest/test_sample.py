@@ -107,7 +107,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("mistake", "words"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_row_with_a_mistake_is_refused_in_words(root, make_row, mistake, words):
+def test_row_with_a_mistake_is_rejected_with_a_message(root, make_row, mistake, words):
     row = {**make_row("a", "T1"), "answer": {"type": "choice", "options": ["a", "b"], "value": "a"}}
     assert problems_of(row, root) == ""
     mistake(row)
@@ -122,7 +122,7 @@ def test_row_with_many_mistakes_names_all(root, make_row):
 
 
 @pytest.mark.parametrize("row", [[], "text", None, 3])
-def test_row_when_no_object_is_refused(root, row):
+def test_row_when_no_object_is_rejected(root, row):
     assert "must be an object" in problems_of(row, root)
 
 
@@ -130,12 +130,12 @@ def test_row_when_no_object_is_refused(root, row):
     "text",
     ["../a", "a/../../b", "a/../b", "/etc/passwd", "~/a", "C:/a", "a\\..\\b", "", " a", "a\x00b", "a\nb", "\udcff"],
 )
-def test_path_when_it_could_leave_the_root_is_refused(root, text):
+def test_path_when_it_could_leave_the_root_is_rejected(root, text):
     with pytest.raises(ValueError, match="path"):
         resolve_inside(text, root=root)
 
 
-def test_path_when_a_link_leads_out_is_refused(root, tmp_path_factory):
+def test_path_when_a_link_leads_out_is_rejected(root, tmp_path_factory):
     outside = tmp_path_factory.mktemp("outside")
     (outside / "scan.nii").touch()
     (root / "folder").symlink_to(outside)

@@ -42,7 +42,7 @@ def make_mixed(make_tokenizer, write_manifest, tmp_path):
 
 @pytest.fixture
 def mixed(nifti, random_voxels, make_mixed, make_row):
-    """Six cached T1 scans; the last sample holds two of them."""
+    """Six cached T1 scans; the last sample has two of them."""
     for seed, name in enumerate(NAMES):
         nifti.write(random_voxels(6, 6, 6, seed=seed), f"{name}_0.nii.gz")
     nifti.write(random_voxels(6, 6, 6, seed=99), "f_1.nii.gz")
@@ -116,7 +116,7 @@ def test_batches_are_those_of_single_reads_when_a_scan_half_way_is_bad(
     for seed, name in enumerate(("a_0", "b_0", "c_0", "d_0", "d_1", "e_0", "e_1")):
         nifti.write(random_voxels(6, 6, 6, seed=seed), f"{name}.nii.gz")
     rows = [make_row(name, *["T1"] * (2 if name in "de" else 1)) for name in "abcde"]
-    # Another sample stands in for each; the first scan of `d` has taken its place by then.
+    # Another sample replaces each; the first scan of `d` has taken its place by then.
     for name in ("b_0", "d_1"):
         (nifti.folder / f"{name}.nii.gz").write_bytes(b"no scan")
     mixed = make_mixed(rows, bad_scans=BadScanList(max_fraction=1.0))

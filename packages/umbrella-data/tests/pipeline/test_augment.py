@@ -95,6 +95,6 @@ def test_augment_keeps_distances_when_the_grid_is_no_cube() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"max_shift": -0.1}, {"max_rotation": 400}, {"noise_std": -1}, {"flip_up_down": True}]
 )
-def test_augment_config_refuses_when_wrong(wrong: dict[str, float]) -> None:
+def test_augment_config_rejects_when_wrong(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         AugmentConfig(**wrong)

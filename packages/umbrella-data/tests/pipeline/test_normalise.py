@@ -74,7 +74,7 @@ def test_normalise_stays_moderate_when_the_foreground_is_nearly_flat() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-7, 12345.0])
-def test_normalise_refuses_when_constant(value: float) -> None:
+def test_normalise_rejects_when_constant(value: float) -> None:
     with pytest.raises(NoContrastError):
         normalise(torch.full((1, 1, 4, 4, 4), value), method="foreground_zscore", is_masked=False)
 

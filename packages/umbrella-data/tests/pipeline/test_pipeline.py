@@ -1,4 +1,4 @@
-"""The pipelines from files to tensors: shapes, orientation, windows, chance, and what they refuse."""
+"""The pipelines from files to tensors: shapes, orientation, windows, chance, and what they reject."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_pipeline_draws_the_window_from_the_generator_when_training(
     assert torch.equal(pipeline(path, generator=generator(9)), pipeline(path, generator=generator(9)))
 
 
-def test_pipeline_refuses_or_pads_when_a_series_is_short(nifti: Any) -> None:
+def test_pipeline_rejects_or_pads_when_a_series_is_short(nifti: Any) -> None:
     path = counting_series(nifti, num_frames=3)
     config = PipelineConfig(image_size=(6, 6, 6, 8))
     with pytest.raises(ScanError, match="3 frames, but image_size needs 8") as caught:
@@ -185,7 +185,7 @@ def test_pipeline_works_when_pickled(nifti: Any, random_voxels: Any, tmp_path: P
     assert torch.equal(copy(path, generator=None), pipeline([path], generator=None))
 
 
-def test_pipeline_refuses_when_nothing_is_left_of_the_image(nifti: Any) -> None:
+def test_pipeline_rejects_when_nothing_is_left_of_the_image(nifti: Any) -> None:
     voxels = np.zeros((30, 30, 30), np.int16)
     voxels[0, 0, 0] = 1
     path = nifti.write(voxels)
@@ -194,7 +194,7 @@ def test_pipeline_refuses_when_nothing_is_left_of_the_image(nifti: Any) -> None:
     assert (caught.value.reason, caught.value.path) == (ScanReason.CONSTANT, str(path))
 
 
-def test_pipeline_refuses_when_config_and_modality_do_not_fit() -> None:
+def test_pipeline_rejects_when_config_and_modality_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"T1 needs an image_size \(X, Y, Z\); it is \(8, 8, 8, 4\)"):
         Pipeline(PipelineConfig(image_size=(8, 8, 8, 4)), modality="T1")
     with pytest.raises(ValueError, match=r"rsfMRI needs an image_size \(X, Y, Z, T\)"):

@@ -1,4 +1,4 @@
-"""The fast way from a file to the model's grid gives what the slow one gives, and refuses what it refuses."""
+"""The fast way from a file to the model's grid gives what the slow one gives, and rejects what it rejects."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_read_resampled_proves_the_whole_file_when_few_voxels_are_used(nifti: An
         assert reason_of(path, grid=few) == reason
 
 
-def test_read_resampled_refuses_when_rank_window_or_size_is_wrong(nifti: Any, random_voxels: Any) -> None:
+def test_read_resampled_rejects_when_rank_window_or_size_is_wrong(nifti: Any, random_voxels: Any) -> None:
     series = nifti.write(random_voxels(4, 5, 6, 8))
     assert reason_of(series) == ScanReason.RANK
     assert reason_of(series, rank=4, window=(4, 5)) == ScanReason.WINDOW

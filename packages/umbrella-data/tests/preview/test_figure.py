@@ -46,7 +46,7 @@ def test_draw_volume_puts_directions_where_they_belong() -> None:
         image = axes.images[0].get_array()
         letters = {text.get_text(): text.get_position() for text in axes.texts}
         rows, columns = np.nonzero(np.asarray(image))
-        # Where a letter stands at the right or upper end, its bright voxel lies beyond the middle on that side.
+        # Where a letter is at the right or upper end, its bright voxel is beyond the middle on that side.
         ends = {"sagittal": ("A", "S", 7, 6), "coronal": ("R", "S", 8, 6), "axial": ("R", "A", 8, 7)}
         right, up, column, row = ends[axes.get_title()]
         assert letters[right][0] > 0.9
@@ -79,12 +79,12 @@ def test_contrast_is_that_of_a_small_scan_in_a_wide_grid() -> None:
         assert 1.9 < high <= 2.0
 
 
-def test_draw_volume_refuses_when_the_shape_is_of_another_modality() -> None:
+def test_draw_volume_rejects_when_the_shape_is_of_another_modality() -> None:
     with pytest.raises(ValueError, match=r"\(1, 8, 8, 8\) is no dMRI: \(2, X, Y, Z\)"):
         draw_volume(torch.zeros(1, 8, 8, 8), modality="dMRI")
 
 
 @pytest.mark.parametrize("patch_size", [(4, 4, 3), (4, 4), (4, 4, 4, 4)])
-def test_draw_volume_refuses_a_patch_that_is_no_part_of_the_volume(patch_size: tuple[int, ...]) -> None:
+def test_draw_volume_rejects_a_patch_that_is_no_part_of_the_volume(patch_size: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="patch"):
         draw_volume(torch.zeros(1, 8, 8, 8), modality="T1", patch_size=patch_size)

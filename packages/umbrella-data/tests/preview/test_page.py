@@ -172,7 +172,7 @@ def test_config_option_requires_umbrella_train(tmp_path, capsys, monkeypatch):
         (["--size", "dMRI=8,8,8"], "no scan of dMRI"),
     ],
 )
-def test_words_that_make_no_pipeline_are_refused(make_row, write_manifest, tmp_path, capsys, words, problem):
+def test_words_that_make_no_pipeline_are_rejected(make_row, write_manifest, tmp_path, capsys, words, problem):
     path = write_manifest([make_row("a", "T1")])
     assert main(["preview", str(path), *words, "--out", str(tmp_path / "page")]) == 1
     error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""With a brain mask all is 0 outside; a mask that does not fit its scan is refused, and so is what is not finite."""
+"""With a brain mask all is 0 outside; a mask that does not fit its scan is rejected, and so is what is not finite."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_mask_is_refused_when_it_is_none_of_this_scan(write, brain, nifti, name):
+def test_mask_is_rejected_when_it_is_none_of_this_scan(write, brain, nifti, name):
     _, scan, mask = write()
     voxels, options = BAD[name](brain)
     nifti.write(voxels, mask.name, **options)
@@ -145,7 +145,7 @@ def test_mask_is_refused_when_it_is_none_of_this_scan(write, brain, nifti, name)
     assert (caught.value.reason, caught.value.path) == ("mask", str(mask))
 
 
-def test_mask_is_refused_when_empty_damaged_or_missing(write, brain, nifti):
+def test_mask_is_rejected_when_empty_damaged_or_missing(write, brain, nifti):
     _, scan, mask = write()
     nifti.write(brain * 0, mask.name)
     for reason in ("constant", "gzip_truncated", "missing"):
@@ -158,7 +158,7 @@ def test_mask_is_refused_when_empty_damaged_or_missing(write, brain, nifti):
             mask.unlink(missing_ok=True)
 
 
-def test_mask_is_refused_when_its_affine_is_not_finite(write, nifti):
+def test_mask_is_rejected_when_its_affine_is_not_finite(write, nifti):
     _, scan, mask = write()
     nifti.patch(mask, 280, np.array([np.nan], "<f4").tobytes())  # the sform's first number
     for read in (
@@ -171,7 +171,7 @@ def test_mask_is_refused_when_its_affine_is_not_finite(write, nifti):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_scan_is_refused_when_it_is_not_finite_outside_of_its_mask(nifti, random_voxels, brain, value):
+def test_scan_is_rejected_when_it_is_not_finite_outside_of_its_mask(nifti, random_voxels, brain, value):
     voxels = random_voxels(*SHAPE).astype(np.float32)
     voxels[0, 0, 0] = value
     scan, mask = nifti.write(voxels, "scan.nii.gz"), nifti.write(brain, "mask.nii.gz")
@@ -184,7 +184,7 @@ def test_scan_is_refused_when_it_is_not_finite_outside_of_its_mask(nifti, random
         assert (caught.value.reason, caught.value.path) == ("non_finite", str(scan))
 
 
-def test_scan_is_refused_when_its_mask_leaves_one_value(nifti, random_voxels, brain):
+def test_scan_is_rejected_when_its_mask_leaves_one_value(nifti, random_voxels, brain):
     scan = nifti.write(random_voxels(*SHAPE) * (1 - brain), "scan.nii.gz")
     mask = nifti.write(brain, "mask.nii.gz")
     for read in (
@@ -267,7 +267,7 @@ def test_mask_of_a_manifest_may_not_leave_the_root(make_row, write_manifest, mas
         read_manifest(write_manifest([row]))[0]
 
 
-def test_mask_is_found_beside_a_derivative_alone(tmp_path):
+def test_mask_is_found_next_to_a_derivative_alone(tmp_path):
     for name in ("sub-1_desc-brain_mask.nii.gz", "sub-1_space-T1w_res-2_desc-brain_mask.nii"):
         (tmp_path / name).touch()
     beside = {

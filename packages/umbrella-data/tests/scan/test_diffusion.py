@@ -114,7 +114,7 @@ def test_fit_dwi_takes_all_of_the_cut_outs_among_the_real_scans(real_data: Path,
     assert 4e-4 < np.median(maps.md[maps.mask]) < 1.5e-3
 
 
-def test_fit_dwi_refuses_when_directions_do_not_span_the_tensor(nifti: Any) -> None:
+def test_fit_dwi_rejects_when_directions_do_not_span_the_tensor(nifti: Any) -> None:
     path = write_dwi(nifti, num_directions=5)
     with pytest.raises(ScanError, match="at least 6 different directions") as caught:
         fit_dwi(path)
@@ -126,7 +126,7 @@ def test_fit_dwi_refuses_when_directions_do_not_span_the_tensor(nifti: Any) -> N
         fit_dwi(path)
 
 
-def test_load_volume_refuses_when_a_dwi_is_a_volume_or_lacks_gradients(nifti: Any, random_voxels: Any) -> None:
+def test_load_volume_rejects_when_a_dwi_is_a_volume_or_lacks_gradients(nifti: Any, random_voxels: Any) -> None:
     with pytest.raises(ScanError) as caught:
         load_volume(nifti.write(random_voxels(8, 8, 8), "a_dwi.nii"), modality="dMRI")
     assert caught.value.reason == ScanReason.RANK

@@ -46,7 +46,7 @@ def test_grid_that_moves_by_a_small_part_of_a_voxel_is_the_same() -> None:
 
 
 @pytest.mark.parametrize("other", ["mask", "map"])
-def test_scan_is_refused_with_a_mask_or_map_whose_far_corner_is_elsewhere(nifti, random_voxels, other) -> None:
+def test_scan_is_rejected_with_a_mask_or_map_whose_far_corner_is_elsewhere(nifti, random_voxels, other) -> None:
     voxels = (random_voxels(*LONG) % 2).astype(np.float32)
     scan = nifti.write(voxels, "scan.nii", affine=SCAN)
     near = nifti.write(voxels, "near.nii", affine=changed(0, 0, 0.0001))

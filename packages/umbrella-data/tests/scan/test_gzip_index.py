@@ -207,7 +207,7 @@ def test_window_is_read_in_the_memory_of_a_window(nifti: Any, tmp_path: Path, wa
         lambda: load_volume(path, modality="rsfMRI", window=(300, 8), index_folder=pipeline.index_folder),
         lambda: pipeline(path, generator=None),
     ):
-        for _ in range(2):  # proven or indexed at first, and known afterwards
+        for _ in range(2):  # verified or indexed at first, and known afterwards
             tracemalloc.start()
             read()
             peak = tracemalloc.get_traced_memory()[1]

@@ -1,4 +1,4 @@
-"""Every way in which a gzip stream can be damaged is refused with its own reason; legal variants are read."""
+"""Every way in which a gzip stream can be damaged is rejected with its own reason; legal variants are read."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_iter_gzip_gives_the_content_when_the_stream_is_whole(stream: bytes, exp
 
 
 @pytest.mark.parametrize("cut", [1, 4, 7, 8, 9, len(GZIP) // 2, len(GZIP) - 12])
-def test_iter_gzip_refuses_when_the_end_is_missing(cut: int) -> None:
+def test_iter_gzip_rejects_when_the_end_is_missing(cut: int) -> None:
     assert reason_of(GZIP[:-cut]) == ScanReason.GZIP_TRUNCATED
 
 
@@ -87,7 +87,7 @@ def test_iter_gzip_refuses_when_the_end_is_missing(cut: int) -> None:
         "name",
     ],
 )
-def test_iter_gzip_names_the_damage_when_refused(stream: bytes, reason: ScanReason) -> None:
+def test_iter_gzip_names_the_damage_when_rejected(stream: bytes, reason: ScanReason) -> None:
     assert reason_of(stream) == reason
 
 

@@ -1,4 +1,4 @@
-"""A header is held to the NIfTI standard: what is wrong is refused with its reason, what is suspicious is noted."""
+"""A header is held to the NIfTI standard: what is wrong is rejected with its reason, what is suspicious is noted."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_parse_header_refuses_with_its_reason_when_wrong(name: str) -> None:
+def test_parse_header_rejects_with_its_reason_when_wrong(name: str) -> None:
     change, reason = WRONG[name]
     with pytest.raises(ScanError) as caught:
         parse_header(block(change), path="x.nii")
@@ -140,7 +140,7 @@ def test_parse_header_drops_trailing_axes_when_of_length_one() -> None:
     assert header.repetition_time is None
 
 
-def test_header_length_refuses_when_not_nifti() -> None:
+def test_header_length_rejects_when_not_nifti() -> None:
     with pytest.raises(ScanError) as caught:
         header_length(b"DICM", path="x.nii")
     assert caught.value.reason == ScanReason.FILE_TYPE

@@ -1,4 +1,4 @@
-"""A corpus of odd and broken files, one row a kind: refused with its reason, or read bit-equal to the reference.
+"""A corpus of odd and broken files, one row a kind: rejected with its reason, or read bit-equal to the reference.
 
 Every row begins with one good series (4-D) or volume (3-D) and changes it. The reference of a row that is read is the
 good file's voxels as nibabel has them, or those that the row names.
@@ -164,7 +164,7 @@ class Row:
 
     Attributes:
         change: From the good file to this one.
-        reason: Why it is refused; None where it is read.
+        reason: Why it is rejected; None where it is read.
         name: What it is called.
         factor, summand: From the good file's voxels to those of this one.
         warnings: What is noted where it is read.
@@ -336,7 +336,7 @@ def read(path: Path, *, is_series: bool) -> np.ndarray:
 
 
 def refused_with_a_cache(path: Path, cache_dir: Path, *, is_series: bool = False) -> R:
-    """Why a pipeline with a cache refuses a file."""
+    """Why a pipeline with a cache rejects a file."""
     config = PipelineConfig(image_size=(3, 3, 3, 2) if is_series else (3, 3, 3))
     pipeline = Pipeline(config, modality="rsfMRI" if is_series else "T1", cache=VolumeCache(cache_dir))
     with pytest.raises(ScanError) as caught:
@@ -347,7 +347,7 @@ def refused_with_a_cache(path: Path, cache_dir: Path, *, is_series: bool = False
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("name", ROWS)
-def test_file_is_refused_or_read_as_its_row_says(name: str, tmp_path: Path) -> None:
+def test_file_is_rejected_or_read_as_its_row_says(name: str, tmp_path: Path) -> None:
     row = ROWS[name]
     path = tmp_path / row.name
     path.write_bytes(row.change(good(SERIES if row.is_series else VOLUME)))
@@ -365,7 +365,7 @@ def test_file_is_refused_or_read_as_its_row_says(name: str, tmp_path: Path) -> N
             with pytest.raises(ScanError) as caught:
                 read(path, is_series=row.is_series)
             assert (caught.value.reason, caught.value.path) == (row.reason, str(path))
-            # The fast way refuses it as well, and for the same reason.
+            # The fast way rejects it as well, and for the same reason.
             with pytest.raises(ScanError) as caught, open_scan(path) as scan:
                 read_resampled(scan, rank=4 if row.is_series else 3, grid=Grid(image_size=(3, 3, 3)))
             assert caught.value.reason == row.reason
@@ -377,7 +377,7 @@ def test_file_is_refused_or_read_as_its_row_says(name: str, tmp_path: Path) -> N
 
 def test_corpus_is_large() -> None:
     assert sum(row.reason is not None for row in ROWS.values()) >= 60
-    # Every reason that one file of voxels can have stands in some row; others are about paths, windows, other files.
+    # Every reason that one file of voxels can have is in some row; others are about paths, windows, other files.
     elsewhere = {R.MISSING, R.NOT_REGULAR_FILE, R.UNREADABLE, R.TOO_LARGE, R.WINDOW, R.SHORT_SERIES}
     elsewhere |= {R.MAPS, R.BVAL, R.BVEC, R.NO_BRAIN, R.MASK}
     assert {row.reason for row in ROWS.values()} - {None} >= set(R) - elsewhere
@@ -422,7 +422,7 @@ PLACES: dict[str, tuple[Callable[[Path], object], R]] = {
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("name", PLACES)
 @pytest.mark.parametrize("ending", ["scan.nii", GZ])
-def test_path_is_refused_when_no_regular_file_stands_there(
+def test_path_is_rejected_when_no_regular_file_stands_there(
     name: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -435,7 +435,7 @@ def test_path_is_refused_when_no_regular_file_stands_there(
         assert refused_with_a_cache(tmp_path / ending, tmp_path / "cache") == reason
 
 
-def test_path_is_refused_when_too_long_or_of_odd_bytes(tmp_path: Path) -> None:
+def test_path_is_rejected_when_too_long_or_of_odd_bytes(tmp_path: Path) -> None:
     for path in (tmp_path / ("x" * 300 + ".nii"), Path("nul\0byte.nii"), tmp_path / "\udcff" / "scan.nii"):
         with pytest.raises(ScanError) as caught:
             load_volume(path, modality="T1")
@@ -462,7 +462,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o200])
-def test_file_is_refused_when_permissions_forbid_it(mode: int, tmp_path: Path) -> None:
+def test_file_is_rejected_when_permissions_forbid_it(mode: int, tmp_path: Path) -> None:
     path = tmp_path / "scan.nii"
     path.write_bytes(good())
     for folder in [tmp_path, *tmp_path.parents[:2]]:
@@ -509,7 +509,7 @@ def bombs() -> dict[str, tuple[bytes, R]]:
 
 
 @pytest.mark.timeout(120)
-def test_bombs_take_little_memory_when_refused(tmp_path: Path) -> None:
+def test_bombs_take_little_memory_when_rejected(tmp_path: Path) -> None:
     files = bombs()
     for name, (content, _) in files.items():
         (tmp_path / name).write_bytes(content)

@@ -1,4 +1,4 @@
-"""A file is opened safely, proven whole, and read frame by frame."""
+"""A file is opened safely, validated, and read frame by frame."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from umbrella_data.scan.reader import open_scan
 
 
 def reason_of(path: Path) -> ScanReason:
-    """The reason why a scan is refused on reading all of it."""
+    """The reason why a scan is rejected on reading all of it."""
     with pytest.raises(ScanError) as caught, open_scan(path) as scan:
         scan.read_frames(0, scan.header.num_frames)
     assert caught.value.path == str(path)
@@ -69,7 +69,7 @@ def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
     ],
     ids=["one_byte", "in_header", "in_extension", "two_bytes", "empty", "longer", "gzip_inside", "other"],
 )
-def test_open_scan_refuses_a_plain_file_when_damaged(
+def test_open_scan_rejects_a_plain_file_when_damaged(
     nifti: Any, random_voxels: Any, change: Callable[[bytes], bytes], reason: ScanReason
 ) -> None:
     path = nifti.write(random_voxels(5, 6, 7), "scan.nii")
@@ -92,7 +92,7 @@ def test_open_scan_refuses_a_plain_file_when_damaged(
     ],
     ids=["cut", "crc", "length", "garbage", "short_inside", "long_inside", "extra_member", "not_gzip", "empty"],
 )
-def test_open_scan_refuses_a_compressed_file_when_damaged(
+def test_open_scan_rejects_a_compressed_file_when_damaged(
     nifti: Any, random_voxels: Any, change: Callable[[bytes], bytes], reason: ScanReason
 ) -> None:
     path = nifti.write(random_voxels(5, 6, 7))
@@ -100,7 +100,7 @@ def test_open_scan_refuses_a_compressed_file_when_damaged(
     assert reason_of(path) == reason
 
 
-def test_open_scan_refuses_when_there_is_no_regular_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_scan_rejects_when_there_is_no_regular_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.nii").mkdir()
     os.mkfifo(tmp_path / "pipe.nii.gz")
@@ -116,7 +116,7 @@ def test_open_scan_refuses_when_there_is_no_regular_file(tmp_path: Path, monkeyp
     assert reason_of(Path("nul\0byte.nii")) == ScanReason.UNREADABLE
 
 
-def test_open_scan_refuses_when_the_kind_of_file_is_another(tmp_path: Path) -> None:
+def test_open_scan_rejects_when_the_kind_of_file_is_another(tmp_path: Path) -> None:
     for name in ("scan.mgz", "scan.dcm", "nii"):
         (tmp_path / name).write_bytes(b"\0" * 400)
         assert reason_of(tmp_path / name) == ScanReason.FILE_TYPE
@@ -135,7 +135,7 @@ def test_open_scan_takes_no_memory_when_the_header_asks_for_terabytes(
     tracemalloc.stop()
 
 
-def test_open_scan_refuses_a_gzip_bomb_before_it_is_unpacked(nifti: Any, random_voxels: Any) -> None:
+def test_open_scan_rejects_a_gzip_bomb_before_it_is_unpacked(nifti: Any, random_voxels: Any) -> None:
     path = nifti.write(random_voxels(5, 6, 7), "scan.nii")
     nifti.patch(path, 40, struct.pack("<4h", 3, 400, 400, 400))
     header = path.read_bytes()[:352]
@@ -147,7 +147,7 @@ def test_open_scan_refuses_a_gzip_bomb_before_it_is_unpacked(nifti: Any, random_
     tracemalloc.stop()
 
 
-def test_open_scan_reads_past_extensions_and_refuses_those_that_do_not_fit(nifti: Any, random_voxels: Any) -> None:
+def test_open_scan_reads_past_extensions_and_rejects_those_that_do_not_fit(nifti: Any, random_voxels: Any) -> None:
     voxels = random_voxels(5, 6, 7)
     image = nifti.image(voxels)
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"some text" * 5))

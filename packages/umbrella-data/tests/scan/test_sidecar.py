@@ -74,7 +74,7 @@ def test_repetition_time_is_warninged_when_the_sidecar_is_a_pipe(series: Path) -
 
 def test_repetition_time_is_inherited_when_the_sidecar_stands_above(series: Path, tmp_path: Path) -> None:
     write_sidecar(tmp_path / "task-rest_bold.json", '{"RepetitionTime": 3.0}')
-    # No BIDS tree yet: what stands in some folder above means nothing.
+    # No BIDS tree yet: what is in some folder above means nothing.
     assert facts(series) == (2.0, ())
     write_sidecar(tmp_path / "dataset_description.json", "{}")
     assert facts(series) == (3.0, (ScanWarning.SIDECAR_REPETITION_TIME,))

@@ -72,7 +72,7 @@ def test_load_volume_reads_a_window_when_asked(nifti: Any, random_voxels: Any, o
     assert read_shape(path).shape == (4, 5, 6, 12)
 
 
-def test_load_volume_refuses_a_window_when_the_modality_has_no_frames(nifti: Any, random_voxels: Any) -> None:
+def test_load_volume_rejects_a_window_when_the_modality_has_no_frames(nifti: Any, random_voxels: Any) -> None:
     with pytest.raises(ValueError, match="T1 has no frames"):
         load_volume(nifti.write(random_voxels(4, 5, 6)), modality="T1", window=(0, 1))
     with pytest.raises(ValueError, match="unknown modality"):
@@ -94,7 +94,7 @@ def test_load_volume_stacks_maps_when_given_as_a_list(nifti: Any, orientation: s
         np.testing.assert_array_equal(channel, nib.as_closest_canonical(nib.load(path)).get_fdata(dtype=np.float32))
 
 
-def test_load_volume_refuses_maps_when_they_do_not_belong_together(nifti: Any, random_voxels: Any) -> None:
+def test_load_volume_rejects_maps_when_they_do_not_belong_together(nifti: Any, random_voxels: Any) -> None:
     fa, md = maps(nifti)
     other_shape = nifti.write(random_voxels(4, 5, 7), "other.nii.gz")
     moved = nifti.write(random_voxels(4, 5, 6), "moved.nii.gz", affine=np.diag([2, 2, 2.2, 1]))
@@ -110,7 +110,7 @@ def test_load_volume_refuses_maps_when_they_do_not_belong_together(nifti: Any, r
         assert (caught.value.reason, caught.value.path) == (ScanReason.MAPS, str(culprit))
 
 
-def test_load_volume_refuses_when_files_and_channels_differ(nifti: Any, random_voxels: Any) -> None:
+def test_load_volume_rejects_when_files_and_channels_differ(nifti: Any, random_voxels: Any) -> None:
     path = nifti.write(random_voxels(4, 5, 6))
     for paths in ([], [path, path]):
         with pytest.raises(ScanError) as caught:
@@ -148,7 +148,7 @@ def test_load_volume_equals_nibabel_when_scans_are_real(real_data: Path) -> None
     assert all(name.startswith("sub-nt01") for name in refused)
 
 
-def test_load_volume_reads_or_refuses_when_files_are_nibabels_own() -> None:
+def test_load_volume_reads_or_rejects_when_files_are_nibabels_own() -> None:
     from nibabel.testing import data_path
 
     reasons = {}

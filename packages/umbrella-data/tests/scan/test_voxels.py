@@ -1,4 +1,4 @@
-"""Stored numbers become real ones: every type, scaling and byte order equals nibabel; bad values are refused."""
+"""Stored numbers become real ones: every type, scaling and byte order equals nibabel; bad values are rejected."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_read_voxels_equals_nibabel_when_types_differ(
     ("value", "reason"),
     [(np.nan, ScanReason.NON_FINITE), (np.inf, ScanReason.NON_FINITE), (-np.inf, ScanReason.NON_FINITE)],
 )
-def test_read_voxels_refuses_when_one_voxel_is_not_finite(
+def test_read_voxels_rejects_when_one_voxel_is_not_finite(
     nifti: Any, random_voxels: Any, value: float, reason: ScanReason
 ) -> None:
     voxels = random_voxels(4, 5, 6).astype(np.float32)
@@ -47,16 +47,16 @@ def test_read_voxels_refuses_when_one_voxel_is_not_finite(
     assert reason_of(nifti.write(voxels)) == reason
 
 
-def test_read_voxels_refuses_when_values_overflow_float32(nifti: Any, random_voxels: Any) -> None:
+def test_read_voxels_rejects_when_values_overflow_float32(nifti: Any, random_voxels: Any) -> None:
     assert reason_of(nifti.write(random_voxels(4, 5, 6), scaling=(1e37, 0.0))) == ScanReason.NON_FINITE
     assert reason_of(nifti.write(random_voxels(4, 5, 6) * 1e300, "double.nii")) == ScanReason.NON_FINITE
 
 
-def test_read_voxels_refuses_when_constant(nifti: Any) -> None:
+def test_read_voxels_rejects_when_constant(nifti: Any) -> None:
     assert reason_of(nifti.write(np.full((4, 5, 6), 7, np.int16))) == ScanReason.CONSTANT
 
 
-def test_read_voxels_refuses_when_the_rank_is_another(nifti: Any, random_voxels: Any) -> None:
+def test_read_voxels_rejects_when_the_rank_is_another(nifti: Any, random_voxels: Any) -> None:
     volume, series = nifti.write(random_voxels(4, 5, 6), "a.nii"), nifti.write(random_voxels(4, 5, 6, 3), "b.nii")
     assert reason_of(series, rank=3) == ScanReason.RANK
     assert reason_of(volume, rank=4) == ScanReason.RANK
@@ -69,7 +69,7 @@ def test_read_voxels_accepts_a_volume_when_stored_with_one_frame(nifti: Any, ran
 
 
 @pytest.mark.parametrize("window", [(-1, 2), (0, 0), (2, 3), (4, 1)])
-def test_read_voxels_refuses_when_the_window_leaves_the_series(
+def test_read_voxels_rejects_when_the_window_leaves_the_series(
     nifti: Any, random_voxels: Any, window: tuple[int, int]
 ) -> None:
     assert reason_of(nifti.write(random_voxels(4, 5, 6, 4)), rank=4, window=window) == ScanReason.WINDOW

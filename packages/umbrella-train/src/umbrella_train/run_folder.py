@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from umbrella_data.files.atomic import write_atomically
-from umbrella_data.privacy import pseudonyms, read_or_create_salt
+from umbrella_data.privacy import name_hasher, pseudonyms, read_or_create_salt
 from umbrella_train.errors import RunError
 
 
@@ -55,7 +55,7 @@ class RunFolder:
         """Open the folder of a run.
 
         Raises:
-            RunError: Where it is none.
+            RunError: If it is none.
         """
         if not (path / "config.yaml").is_file():
             raise RunError(f"{path}: not a run's folder (it has no config.yaml)")
@@ -97,11 +97,11 @@ class RunFolder:
         return self.path / "salt"
 
     def replace_config(self, config_text: str, *, checkpoint: str) -> None:
-        """Write the configuration that the run goes on with; one that differs is kept as config-until-CHECKPOINT.yaml.
+        """Write the configuration of a resumed run; one that differs is kept as config-until-CHECKPOINT.yaml.
 
         Args:
             config_text: The resolved configuration.
-            checkpoint: Name of the checkpoint that the run goes on from.
+            checkpoint: Name of the checkpoint that the run continues from.
         """
         before = self.config.read_text(encoding="utf-8")
         if before == config_text:
@@ -112,9 +112,13 @@ class RunFolder:
         kept.write_text(before, encoding="utf-8")
         write_atomically(self.config, [config_text.encode()])
 
-    def subject_hash(self) -> Callable[[str], str]:
-        """The function that hashes the name of a subject for this run."""
-        return pseudonyms(self.path)
+    def subject_hash(self, *, is_kept: bool = True) -> Callable[[str], str]:
+        """The function that hashes the name of a subject for this run.
+
+        Args:
+            is_kept: Whether the hashes are written to files, so that the run's table of names needs them.
+        """
+        return pseudonyms(self.path) if is_kept else name_hasher(read_or_create_salt(self.salt))
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl. Numbers that are not finite are written as null."""
@@ -173,7 +177,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def _to_line(row: Mapping[str, Any]) -> str:
-    # NaN is not JSON: other readers would refuse the whole file.
+    # NaN is not JSON: other readers would reject the whole file.
     finite = {key: value if _is_writable(value) else None for key, value in row.items()}
     return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
 

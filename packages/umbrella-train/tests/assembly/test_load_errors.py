@@ -167,7 +167,7 @@ def test_a_tokenizer_that_cannot_be_read_is_named_with_its_key(tmp_path: Path, d
     assert "tokenizer.json" in str(caught.value).splitlines()[-1]
 
 
-def test_a_llava_without_a_tokenizer_is_told_so(make_config: MakeConfig, llava: Path, tmp_path: Path) -> None:
+def test_a_llava_without_a_tokenizer_is_reported_so(make_config: MakeConfig, llava: Path, tmp_path: Path) -> None:
     for path in llava.glob("tokenizer*"):
         path.unlink()
     with pytest.raises(RunError, match=r"^model\.pretrained: the tokenizer of .*llava"):

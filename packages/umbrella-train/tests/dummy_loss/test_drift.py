@@ -148,7 +148,7 @@ def test_nothing_is_forecast_of_an_optimizer_without_a_rule(watched):
     assert watch.as_log() == {}
 
 
-def test_a_resumed_run_goes_on_counting(make_trainer, tmp_path):
+def test_a_resumed_run_continues_counting(make_trainer, tmp_path):
     batches = [[("T1",)]] * 4
     saving = {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 2}
     trainer = make_trainer(batches, **saving)

@@ -52,7 +52,7 @@ def rows_of(table: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows if "/" in row[0] or row[0] in ("T1", "dMRI")}
 
 
-def test_shares_stand_beside_what_guessing_gives(metrics: dict[str, float]) -> None:
+def test_shares_stand_next_to_what_guessing_gives(metrics: dict[str, float]) -> None:
     hits, _ = score_table(metrics).split("\n\n")
     rows = rows_of(hits)
     words = "right answers own scan no scan guessing commonest answer unreadable subjects"

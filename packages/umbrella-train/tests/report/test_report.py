@@ -215,7 +215,7 @@ def test_report_of_a_run_that_logged_nothing(tmp_path: Path) -> None:
     assert page.sections == ["notes", "configuration"]
     words = " ".join(page.words)
     assert "config.yaml: line 2: not YAML" in words
-    assert "holds no training loss" in words
+    assert "has no training loss" in words
 
 
 def test_losses_that_are_not_finite_are_counted_and_marked(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_losses_that_are_not_finite_are_counted_and_marked(tmp_path: Path) -> No
     assert sum(list(line.get_xdata()) == [65, 65] for line in axes.lines) == 1
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run's folder"):
         build_report([tmp_path])
 
@@ -245,13 +245,13 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     assert len([image for image in page.images if "png" in image]) == 3
 
 
-def test_runs_of_one_name_are_told_apart_by_their_place(tmp_path: Path) -> None:
+def test_runs_of_one_name_are_reported_apart_by_their_place(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / place) for place in ("a", "b")]
     page = Page(build_report([run.path for run in runs], output=tmp_path / "both.html"))
     assert {"a/demo", "b/demo"} <= set(page.words)
 
 
-def test_gradient_norms_are_told_apart_by_their_keys(tmp_path: Path) -> None:
+def test_gradient_norms_are_reported_apart_by_their_keys(tmp_path: Path) -> None:
     norms = gradient_norms(read_run(make_run(tmp_path).path, name="demo").training)
     assert set(norms) == set(MODALITIES)
     assert norms["rsfMRI"].active.steps == (5, 20, 35, 50)

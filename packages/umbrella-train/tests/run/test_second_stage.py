@@ -79,7 +79,7 @@ def test_the_same_adapters_go_on_as_adapters(make_config: MakeConfig, first: Pat
     assert other.config.lora["rank"] == 16
 
 
-def test_a_model_of_other_sizes_is_refused_with_all_that_differs(
+def test_a_model_of_other_sizes_is_rejected_with_all_that_differs(
     make_config: MakeConfig, first: Path, tmp_path: Path
 ) -> None:
     sizes = {
@@ -93,8 +93,7 @@ def test_a_model_of_other_sizes_is_refused_with_all_that_differs(
         build_parts(config)
     assert str(caught.value).splitlines() == [
         f"model.pretrained: {first} is another model than this config's:",
-        "  modalities, in the order of their tags, are rsfMRI, T1, dMRI there and T1, rsfMRI here; new ones "
-        "stand behind",
+        "  modalities, in the order of their tags, are rsfMRI, T1, dMRI there and T1, rsfMRI here; new ones come last",
         "  T1: patch_size is [8, 8, 8] there and [8, 8, 4] here",
         "  rsfMRI: pool is [1, 1, 1, 1] there and [1, 1, 2, 1] here",
         "  vision_feature_layer is -1 there and -2 here",
@@ -126,7 +125,7 @@ def test_a_new_modality_stands_behind_the_old_ones(
         build_parts(config)
 
 
-def test_another_tokenizer_than_the_models_own_is_refused(make_config: MakeConfig, first: Path, tmp_path: Path) -> None:
+def test_another_tokenizer_than_the_models_is_rejected(make_config: MakeConfig, first: Path, tmp_path: Path) -> None:
     tokenizer = build_byte_tokenizer()
     tokenizer.add_tokens(["<other>"])
     tokenizer.save_pretrained(tmp_path / "words")
@@ -134,7 +133,7 @@ def test_another_tokenizer_than_the_models_own_is_refused(make_config: MakeConfi
         build_parts(second_stage(make_config, tmp_path, first, tokenizer=str(tmp_path / "words")))
 
 
-def test_without_peft_a_model_with_adapters_is_refused_in_words(
+def test_without_peft_a_model_with_adapters_is_rejected_with_a_message(
     make_config: MakeConfig, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
@@ -144,7 +143,7 @@ def test_without_peft_a_model_with_adapters_is_refused_in_words(
         build_parts(make_config(tmp_path, model={"learn": {"preset": "lora"}}))
 
 
-def test_scans_that_are_prepared_otherwise_are_told(
+def test_scans_that_are_prepared_otherwise_are_reported(
     make_config: MakeConfig, first: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = second_stage(make_config, tmp_path, first)

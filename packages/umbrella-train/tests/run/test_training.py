@@ -151,7 +151,7 @@ def test_a_part_of_the_evaluation_leaves_the_runs_results(
 
 def test_a_run_that_did_not_end_cannot_be_scored(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((folder / "config.yaml").read_text())
-    with pytest.raises(RunError, match="holds no model; the run did not end"):
+    with pytest.raises(RunError, match="has no model; the run did not end"):
         evaluate_run(tmp_path)
 
 
@@ -164,7 +164,7 @@ def test_a_run_without_evaluation_manifests_says_what_to_name(folder: Path, tmp_
 
 
 @pytest.mark.parametrize("is_dry", [False, True])
-def test_too_few_samples_to_evaluate_are_told_before_training(
+def test_too_few_samples_to_evaluate_are_reported_before_training(
     make_config: MakeConfig, cohort: DemoCohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_dry: bool
 ) -> None:
     few = tmp_path / "few.jsonl"

@@ -117,7 +117,7 @@ def test_what_is_not_finite_is_not_saved(make_trainer: Callable[..., Any]) -> No
         return step(*args, **kwargs)
 
     trainer.training_step = spoil
-    # The word stands in no sample: neither loss nor gradient tells.
+    # The word is in no sample: neither loss nor gradient tells.
     with pytest.raises(NonFiniteError, match=r"after step 2: parameter \S*embed_tokens.weight is not finite; nothing"):
         trainer.train()
     folder = Path(trainer.args.output_dir)

@@ -40,7 +40,7 @@ def test_a_packed_batch_is_one_row_without_padding(both: list[dict[str, Any]]) -
     assert padded["attention_mask"].numel() > packed["input_ids"].numel()
 
 
-def test_conversations_are_told_apart_in_either_form(both: list[dict[str, Any]]) -> None:
+def test_conversations_are_reported_apart_in_either_form(both: list[dict[str, Any]]) -> None:
     padded, packed = both
     assert num_conversations(padded) == num_conversations(packed) == len(KINDS)
     is_token = padded["attention_mask"].bool()
@@ -111,14 +111,14 @@ def check(make_model: Callable[..., Any], tmp_path: Any) -> Callable[..., None]:
     return run
 
 
-def test_a_refused_run_leaves_no_folder_behind(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_a_rejected_run_leaves_no_folder_behind(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = make_config(tmp_path, data={"packing": True}, model={"attn_implementation": "sdpa"})
     with pytest.raises(RunError, match="with attention sdpa"):
         train(config)
     assert not list(config.output_dir.glob("*"))
 
 
-def test_what_packed_rows_cannot_be_computed_with_is_refused(check: Callable[..., None]) -> None:
+def test_what_packed_rows_cannot_be_computed_with_is_rejected(check: Callable[..., None]) -> None:
     check()
     check(device="cuda", precision="bf16")
     check(device="cuda", precision="fp16")

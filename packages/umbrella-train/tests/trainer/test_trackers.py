@@ -71,7 +71,7 @@ def test_offline_run_holds_the_metrics_and_nothing_of_the_machine(
 ) -> None:
     work = home / "somewhere"
     shutil.copytree(cohort.train_manifest.parent, work / SECRET)
-    # Credentials of another service: wandb would refuse to start with them.
+    # Credentials of another service: wandb would reject to start with them.
     (home / ".netrc").write_text("machine example.org login me password word\n")
     commit = commit_something(work)
     config = make_config(Path("runs"), trainer={"max_steps": 1, "use_cpu": True, "report_to": ["wandb"]})

@@ -15,12 +15,12 @@ from umbrella_train.errors import RunError
 from umbrella_train.trainer.unsupported import check_trainer
 
 
-def test_an_unknown_word_is_refused_with_those_that_are_known(make_trainer: Callable[..., Any]) -> None:
+def test_an_unknown_word_is_rejected_with_those_that_are_known(make_trainer: Callable[..., Any]) -> None:
     with pytest.raises(RunError, match=r"(?s)engine is 'fsdp'; known are ddp, fsdp2.*gradient_scale is 'presnt'"):
         make_trainer(engine="fsdp", gradient_scale="presnt")
 
 
-def test_float16_on_a_cpu_is_refused(make_trainer: Callable[..., Any]) -> None:
+def test_float16_on_a_cpu_is_rejected(make_trainer: Callable[..., Any]) -> None:
     with pytest.raises(RunError, match="fp16 needs a GPU"):
         make_trainer(fp16=True)
 
@@ -54,12 +54,12 @@ def check(make_model: Callable[..., Any], tmp_path: Any) -> Callable[..., None]:
         ({"zero_stage": 2}, "trainer.fp16 has not been made to work with DeepSpeed"),
     ],
 )
-def test_what_cannot_be_combined_is_refused(check: Callable[..., None], settings: dict[str, Any], says: str) -> None:
+def test_what_cannot_be_combined_is_rejected(check: Callable[..., None], settings: dict[str, Any], says: str) -> None:
     with pytest.raises(RunError, match=says):
         check(**settings)
 
 
-def test_adapters_in_patch_embeds_are_refused_under_zero_3(make_model: Callable[..., Any], tmp_path: Any) -> None:
+def test_adapters_in_patch_embeds_are_rejected_under_zero_3(make_model: Callable[..., Any], tmp_path: Any) -> None:
     model = make_model()
     embed = model.model.vision_tower.patch_embed("T1")
     embed.proj = nn.Sequential(embed.proj)  # no plain layer any more, as with adapters

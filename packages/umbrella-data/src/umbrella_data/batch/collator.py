@@ -83,7 +83,7 @@ class PaddingCollator:
         end = 0
         for scan in example.scans:
             if scan.modality not in self._tags:
-                raise ValueError(f"example {example.index} holds a {scan.modality} scan, but modality_order is "
+                raise ValueError(f"example {example.index} has a {scan.modality} scan, but modality_order is "
                                  f"{', '.join(self.modality_order) or 'empty'}")  # fmt: skip
             stop = scan.start + scan.num_tokens
             if scan.start < end or scan.num_tokens < 1 or stop > length:
@@ -111,7 +111,7 @@ class PaddingCollator:
 
 
 def _check_image_tokens(input_ids: torch.Tensor, modality_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
-    """Every position of a scan holds the image token, and no other position does."""
+    """Every position of a scan has the image token, and no other position does."""
     owned = modality_ids > 0
     if not owned.any():
         return
@@ -121,5 +121,5 @@ def _check_image_tokens(input_ids: torch.Tensor, modality_ids: torch.Tensor, att
     num_tokens = int(((input_ids == tokens[0]) & (attention_mask == 1)).sum())
     num_owned = int(owned.sum())
     if num_tokens != num_owned:
-        raise ValueError(f"the text holds {num_tokens} image tokens, but its scans own {num_owned} positions; the "
+        raise ValueError(f"the text has {num_tokens} image tokens, but its scans own {num_owned} positions; the "
                          "tokenizer side and num_image_tokens must agree")  # fmt: skip

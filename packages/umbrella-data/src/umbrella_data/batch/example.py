@@ -28,7 +28,7 @@ class ExampleScan:
 
     Attributes:
         modality: Its canonical name.
-        volume: (C, X, Y, Z) or (C, X, Y, Z, T), float32; float16 as the cache holds it.
+        volume: (C, X, Y, Z) or (C, X, Y, Z, T), float32; float16 as the cache has it.
         start: First of its positions in `input_ids`.
         num_tokens: Number of its positions.
     """

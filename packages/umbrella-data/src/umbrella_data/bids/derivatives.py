@@ -1,6 +1,6 @@
 """One version of each scan out of several, as fMRIPrep and QSIPrep write them: by space and description.
 
-Such a tree holds a scan in the scanner's space and in templates, at several resolutions, before and after steps. The
+Such a tree has a scan in the scanner's space and in templates, at several resolutions, before and after steps. The
 entities `space`, `res`, `den`, `cohort` and `desc` of a file's name tell these versions of one scan apart (BIDS
 specification, "BIDS Derivatives").
 """
@@ -17,7 +17,7 @@ from umbrella_data.files.paths import scan_stem
 
 _VERSION_ENTITIES = ("space", "res", "den", "cohort", "desc")
 _PREPROCESSED = "preproc"
-# What a scan without `space` lies in: the grid that it was acquired on, or the subject's own anatomy.
+# What a scan without `space` is in: the grid that it was acquired on, or the subject's own anatomy.
 _OWN_SPACES = ("", "T1w", "ACPC", "orig")
 
 
@@ -56,7 +56,7 @@ def choose_versions(listing: BidsListing, *, space: str | None = None, desc: str
 
 
 def add_masks(listing: BidsListing, *, root: Path) -> BidsListing:
-    """Give each scan the brain mask that stands beside it: see `sibling_mask`.
+    """Give each scan the brain mask that is next to it: see `sibling_mask`.
 
     Returns:
         The listing with a note of how many have one.
@@ -64,7 +64,7 @@ def add_masks(listing: BidsListing, *, root: Path) -> BidsListing:
     found = [(scan, sibling_mask(root / scan.path)) for scan in listing.scans]
     scans = [scan if mask is None else replace(scan, mask=mask.relative_to(root).as_posix()) for scan, mask in found]
     num_masked = sum(scan.mask is not None for scan in scans)
-    note = f"{num_masked} of {len(scans)} scans have a brain mask beside them: all outside of it is set to 0"
+    note = f"{num_masked} of {len(scans)} scans have a brain mask next to them: all outside of it is set to 0"
     return BidsListing(tuple(scans), (*listing.notes, *([note] if num_masked else [])))
 
 

@@ -1,4 +1,4 @@
-"""The scans of a raw BIDS tree: found by their names, then proven readable one by one."""
+"""The scans of a raw BIDS tree: found by their names, then verified to be readable one by one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class BidsScan:
         name: The file name without its extension.
         subject: Such as `sub-01`.
         modality: The canonical name.
-        path: Relative to the tree (or to a folder that holds it), with forward slashes.
+        path: Relative to the tree (or to a folder that has it), with forward slashes.
         mask: Its brain mask, named as `path` is; None where there is none, or it is not wanted.
     """
 
@@ -52,7 +52,7 @@ class BidsScan:
 
 @dataclass(frozen=True)
 class BidsListing:
-    """What a tree holds.
+    """What a tree has.
 
     Attributes:
         scans: In the order of their paths.
@@ -82,7 +82,7 @@ def find_scans(root: Path) -> BidsListing:
             if match is None or modality is None or _OTHER_PART.search(name):
                 others[match["suffix"] if match else "without a BIDS name"] += 1
             elif not path.startswith(f"{match['subject']}/"):
-                notes.add("scans that stand in the folder of another subject, left out", path)
+                notes.add("scans that are in the folder of another subject, left out", path)
             elif match["name"] in scans:
                 notes.add("scans that stand there twice, left out", f"{path}, the same as {scans[match['name']].path}")
             else:
@@ -113,7 +113,7 @@ def read_facts(scan: BidsScan, *, root: Path, min_frames: int = 0) -> ScanFacts:
     Args:
         scan: The scan.
         root: The folder that its path is relative to, and that no file may leave.
-        min_frames: Refuse series that are shorter.
+        min_frames: Reject series that are shorter.
 
     Raises:
         ScanError: If the scan cannot be used.

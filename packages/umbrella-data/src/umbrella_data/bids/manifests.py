@@ -83,16 +83,16 @@ def write_manifests(
         modalities: Take scans of these modalities alone, names or aliases; None takes all.
         space: Take scans in this space alone, such as `MNI152NLin2009cAsym`; see `umbrella_data.bids.derivatives`.
         desc: Take scans of this description alone, such as `preproc`.
-        with_masks: Whether scans are read inside of the brain masks that stand beside them in a tree of derivatives.
+        with_masks: Whether scans are read inside of the brain masks that are next to them in a tree of derivatives.
         participants: The file with the labels, or several, joined by subject; by default the tree's own.
         num_workers: Processes that read scans; None for as many as there are cores.
         progress: Wraps the results while scans are read, as tqdm does; called with their number.
 
     Raises:
-        ManifestError: If there is no such tree, or it lies outside of `data_root`, or a table of participants is
+        ManifestError: If there is no such tree, or it is outside of `data_root`, or a table of participants is
             missing or wrong, or the tree's own is a link that leads out of `data_root`.
         ValueError: For an unknown modality.
-        ImportError: Where a DWI must be fitted and dipy is missing, before a scan is read.
+        ImportError: If a DWI must be fitted and dipy is missing, before a scan is read.
     """
     tree = Path(root)
     wanted = None if modalities is None else {find_modality(name).name for name in modalities}
@@ -130,9 +130,9 @@ def write_manifests(
 
 
 def _relative_to(base: Path, listing: BidsListing, *, tree: Path) -> BidsListing:
-    """The listing of a tree with the paths of its scans relative to a folder that holds the tree."""
+    """The listing of a tree with the paths of its scans relative to a folder that has the tree."""
     if not tree.resolve().is_relative_to(base.resolve()):
-        raise ManifestError(f"does not lie in data_root {base}; name a folder that holds it", path=tree)
+        raise ManifestError(f"does not lie in data_root {base}; name a folder that has it", path=tree)
     prefix = tree.resolve().relative_to(base.resolve())
     scans = [
         replace(

@@ -101,7 +101,7 @@ def _labels_of(
         source: dict[str, str] = {}
         for column, text in row.items():
             value, task = text.strip(), _task(column, chosen=asked)
-            # A column that was asked for by its name holds other labels than its like: `sex` as `M`, and not `male`.
+            # A column that was asked for by its name has other labels than its like: `sex` as `M`, and not `male`.
             if value.lower() in _MISSING or (task in asked and column != task):
                 continue
             label = _label(column, value, is_choice=column in choices, is_number=column in numbers)

@@ -79,7 +79,7 @@ def read_table(path: Path) -> ParticipantsTable:
                 elif extra:
                     problems.append(f"line {reader.line_num}: more columns than line 1 names")
                 elif subject in rows:
-                    problems.append(f"line {reader.line_num}: {subject} stands in the file twice")
+                    problems.append(f"line {reader.line_num}: {subject} is in the file twice")
                 else:
                     rows[subject] = row
                     lines[subject] = reader.line_num
@@ -98,4 +98,4 @@ def _wrong_header(columns: tuple[str, ...], separator: str) -> str:
     if not others:
         return f"no column {_KEY!r} among {', '.join(columns)}"
     return (f"its columns are separated by {_NAMES[others[0]]}, not by {_NAMES[separator]}: "
-            "a .csv file holds commas, any other file tabs")  # fmt: skip
+            "a .csv file has commas, any other file tabs")  # fmt: skip

@@ -118,7 +118,7 @@ SEX = Question(
 
 
 def choice_question(column: str, *, options: tuple[str, ...]) -> Question:
-    """A question about a column of `participants.tsv` that holds one of a few texts."""
+    """A question about a column of `participants.tsv` that has one of a few texts."""
     name = column.replace("_", " ")
     listed = f"{', '.join(options[:-1])} or {options[-1]}"
     return Question(
@@ -130,7 +130,7 @@ def choice_question(column: str, *, options: tuple[str, ...]) -> Question:
 
 
 def number_question(column: str, *, unit: str | None) -> Question:
-    """A question about a column of `participants.tsv` that holds numbers."""
+    """A question about a column of `participants.tsv` that has numbers."""
     name = column.replace("_", " ")
     text = f"What is the {name} of this person" + (f", in {unit}?" if unit else "?")
     return Question(task=column, texts=(text,), answer=_label_of(column), unit=unit)

@@ -36,7 +36,7 @@ class VolumeCache:
         max_bytes: The limit.
 
     Raises:
-        CacheError: Where the folder cannot be made.
+        CacheError: If the folder cannot be made.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, max_bytes: int | None = None) -> None:
@@ -58,8 +58,8 @@ class VolumeCache:
             make: Computes the frames (T, C, X, Y, Z) float32.
 
         Raises:
-            ScanError: Where a source cannot be read, or changes again and again while it is; or from `make`.
-            CacheError: Where the cache cannot be read or written, or what is written does not stay.
+            ScanError: If a source cannot be read, or changes again and again while it is; or from `make`.
+            CacheError: If the cache cannot be read or written, or what is written does not stay.
         """
         for _ in range(_MAX_CHANGES):
             try:
@@ -97,8 +97,8 @@ class VolumeCache:
         """Whether there is an entry of a scan; a damaged one counts as none.
 
         Raises:
-            ScanError: Where a source cannot be read.
-            CacheError: Where the cache cannot be read.
+            ScanError: If a source cannot be read.
+            CacheError: If the cache cannot be read.
         """
         path = self._path(sources, fingerprint)
         try:
@@ -123,7 +123,7 @@ class VolumeCache:
         return path
 
     def _content_hash(self, source: Path, identity: _FileIdentity) -> str:
-        """The hash of a file's content, remembered beside the cache by the file's identity."""
+        """The hash of a file's content, remembered next to the cache by the file's identity."""
         name = hashlib.sha256("\n".join(map(str, identity)).encode(errors="surrogateescape")).hexdigest()
         memory = self.directory / "content" / name[:2] / name
         try:
@@ -157,8 +157,8 @@ class _SourceChangedError(ScanError):
 
 def _changed(sources: Sequence[Path]) -> _SourceChangedError:
     names = ", ".join(source.name for source in sources[1:])
-    beside = f" (or one of {names})" if names else ""
-    message = f"changes{beside} while it is read: wait until whatever writes it is done"
+    others = f" (or one of {names})" if names else ""
+    message = f"changes{others} while it is read: wait until it is written"
     return _SourceChangedError(message, path=sources[0], reason=ScanReason.UNREADABLE)
 
 

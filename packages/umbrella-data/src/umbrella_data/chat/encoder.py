@@ -28,7 +28,7 @@ class EncodedConversation:
         labels: (L,) int64; -100 but for the assistant's words and their end-of-turn tokens.
         scans: The scans in reading order.
         scan_starts: First position of each scan's run.
-        num_dropped_turns: Turns left out at the front for want of room.
+        num_dropped_turns: Turns removed from the front to meet `max_length`.
     """
 
     input_ids: torch.Tensor
@@ -53,7 +53,7 @@ class ChatEncoder:
     """Encodes conversations for one tokenizer and one model.
 
     Args:
-        tokenizer: A Hugging Face fast tokenizer, or anything like it. ChatML stands in where it has no chat template;
+        tokenizer: A Hugging Face fast tokenizer, or anything like it. ChatML is used if it has no chat template;
             its `<|im_start|>` and `<|im_end|>` should then be added tokens.
         image_token_id: The model's image token; an added token of the tokenizer.
         num_image_tokens: Positions that a scan of each modality takes.
@@ -108,7 +108,7 @@ class ChatEncoder:
             max_length: Most positions; whole exchanges are dropped from the front until the rest fits.
 
         Raises:
-            ValueError: If the last exchange alone is longer than `max_length`, if no answer holds a word, if words
+            ValueError: If the last exchange alone is longer than `max_length`, if no answer has a word, if words
                 hold markup of the chat template, or if a modality has no number of image tokens.
         """
         return self._encode_within(messages, max_length=max_length, is_prompt=False)
@@ -124,7 +124,7 @@ class ChatEncoder:
     def count_text_tokens(self, conversations: Sequence[Sequence[Turn]]) -> NDArray[np.int64]:
         """The positions of whole conversations that belong to no scan, without encoding one by one: (N,).
 
-        Words that `encode` would refuse are counted all the same.
+        Words that `encode` would reject are counted all the same.
         """
         texts: list[str] = []
         num_scans = np.array([sum(len(turn.scans) for turn in messages) for messages in conversations], dtype=np.int64)
@@ -186,7 +186,7 @@ class ChatEncoder:
         scan_positions = np.flatnonzero(ids == self._image_token_id)
         self._check_scans(chat, offsets[scan_positions])
         if not is_prompt and not chat.learned:
-            raise ValueError("no turn of the assistant holds a word, so there is nothing to learn; give it an answer "
+            raise ValueError("no turn of the assistant has a word, so there is nothing to learn; give it an answer "
                              "that is more than blanks")  # fmt: skip
         labels = _labels([] if is_prompt else chat.learned, ids, offsets)
         return self._expand(ids, labels, scan_positions, chat.scans, num_dropped_turns)
@@ -211,7 +211,7 @@ class ChatEncoder:
         return _Chat("".join(parts), chat.words, chat.learned, chat.scan_places, chat.scans)
 
     def _check_words(self, chat: _Chat, ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> None:
-        """Refuse words that would be read as markup: they could end a turn, or claim a scan's features."""
+        """Reject words that would be read as markup: they could end a turn, or claim a scan's features."""
         for start, stop in offsets[self._is_markup[np.minimum(ids, len(self._is_markup) - 1)]]:
             if any(start < end and stop > begin for begin, end in chat.words):
                 raise ValueError(f"the words hold {chat.text[start:stop]!r}, a special token of the tokenizer; "
@@ -225,7 +225,7 @@ class ChatEncoder:
     def _check_scans(self, chat: _Chat, offsets: NDArray[np.int64]) -> None:
         found = [any(start <= place < stop for start, stop in offsets) for place in chat.scan_places]
         if len(offsets) != len(chat.scan_places) or not all(found):
-            raise ValueError(f"the chat holds {len(chat.scan_places)} scans, but tokenises to {len(offsets)} image "
+            raise ValueError(f"the chat has {len(chat.scan_places)} scans, but tokenises to {len(offsets)} image "
                              f"tokens {self._image_token!r}; the tokenizer must keep that token whole")  # fmt: skip
 
     def _expand(

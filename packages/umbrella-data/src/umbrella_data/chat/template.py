@@ -104,11 +104,11 @@ class _Style(Enum):
 class ChatTemplate:
     """The layouts of one tokenizer's chat template, rendered once for each shape of conversation.
 
-    Warns where ChatML stands in and the tokenizer does not know its markup, and where the template writes another
+    Warns where ChatML is used and the tokenizer does not know its markup, and where the template writes another
     image token than the model's.
 
     Args:
-        tokenizer: A fast tokenizer; ChatML stands in where it has no chat template.
+        tokenizer: A fast tokenizer; ChatML is used if it has no chat template.
         image_token: The text of the model's image token.
 
     Raises:
@@ -159,7 +159,7 @@ class ChatTemplate:
             if self._render(shape, style=style, add_generation_prompt=False) is not None:
                 if knows_images and style is not _Style.IMAGE_ITEMS:
                     _warn(f"the tokenizer's chat template does not write {self._image_token!r} for an image: scans "
-                          "stand in the text as that token alone, without the template's own markup of images. A "
+                          "are in the text as that token alone, without the template's own markup of images. A "
                           "model trained with the template needs its image token as image_token_id")  # fmt: skip
                 return style
         raise ValueError("the tokenizer's chat template keeps neither texts nor lists of items as a turn's content")
@@ -207,7 +207,7 @@ class ChatTemplate:
                 continue
             following = str(layout[i + 1])
             match = self._special_pattern.search(following)
-            # Another special token belongs to the next turn, as does one that words stand in front of.
+            # Another special token belongs to the next turn, as does one that words precede.
             is_end = match is not None and match.group() == self._terminator and not following[: match.start()].strip()
             rest = following[match.end() :] if match is not None and is_end else following
             ended[i], ended[i + 1] = replace(slot, tail=len(self.end_of_turn)), self.end_of_turn + rest
@@ -218,7 +218,7 @@ def _warn_of_unknown_markup(tokenizer: Tokenizer) -> None:
     known = {token.content for token in tokenizer.added_tokens_decoder.values()}
     missing = [markup for markup in (IM_START, IM_END) if markup not in known]
     if missing:
-        _warn("the tokenizer has no chat template, so ChatML stands in, but it has no token for "
+        _warn("the tokenizer has no chat template, so ChatML is used, but it has no token for "
               f"{' and '.join(missing)}: such markup is written as several tokens. Where that is {IM_END}, all of them "
               "are learned as the end of a turn, and generation has no one token to stop at. Set "
               "tokenizer.chat_template, or add the tokens with tokenizer.add_special_tokens")  # fmt: skip

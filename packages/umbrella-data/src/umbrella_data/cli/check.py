@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 HELP = """\
 Reads every row of the manifests and every scan in them once, from the first byte to the last. Lists what cannot be
-used and why, and subjects that stand in more than one manifest (each manifest is taken for a split of its own).
+used and why, and subjects that are in more than one manifest (each manifest is taken for a split of its own).
 The exit code is 1 if anything is wrong. Warnings are counted by their codes, such as forms_disagree; they do not change
 the exit code: those scans can be used, but a header (of a brain mask, too) or a sidecar says something odd. The
 terminal shows the first 5 scans of each code, the report the first 1,000, in the order of their paths.
@@ -48,13 +48,13 @@ def add_command(commands: Commands) -> None:
     add_modalities(command)
     add_workers(command)
     command.add_argument("--out", type=Path, help="folder for check.json")
-    command.add_argument("--names", action="store_true", help="write names in clear into check.json")
+    command.add_argument("--names", action="store_true", help="write names in plain text into check.json")
     command.add_argument(
         "--index-dir",
         type=Path,
         help="also build an index of each long .nii.gz series here, for data.index_dir of a training run",
     )
-    command.add_argument("--one-split", action="store_true", help="a subject may stand in several of the manifests")
+    command.add_argument("--one-split", action="store_true", help="a subject may are in several of the manifests")
     command.set_defaults(run=run)
 
 

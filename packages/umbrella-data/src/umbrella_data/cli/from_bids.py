@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 HELP = """\
 Finds the T1w, bold and dwi scans of a BIDS tree, reads each of them once, and writes OUT/train.jsonl and
-OUT/test.jsonl: questions about each scan's own metadata, and about age and sex where participants.tsv holds them.
+OUT/test.jsonl: questions about each scan's own metadata, and about age and sex where participants.tsv has them.
 A tree of derivatives (fMRIPrep, QSIPrep) is taken as ROOT itself; of several versions of a scan one is used,
-desc-preproc in the subject's own space unless --space and --desc say otherwise. A brain mask beside it
+desc-preproc in the subject's own space unless --space and --desc say otherwise. A brain mask next to it
 (desc-brain_mask) is written into the manifest: the model then sees 0 outside of the brain. --no-masks leaves masks out.
 Subjects, never files, are dealt to the two splits by a seeded hash. Scans that cannot be read are listed, each with
 its reason (of files that are not there, or links that lead out of ROOT, the first 5); so are the first ones of each
@@ -26,7 +26,7 @@ warning, such as a header without orientation (no_form).
 
 Paths in the manifests are relative to the tree: read them with data_root=ROOT (in Python: read_manifest(path,
 data_root=ROOT)), or write them into the tree itself, --out ROOT, and no data_root is needed. Files that are links must
-not lead out of ROOT, unless --data-root names a folder that holds ROOT and what they lead to; paths are then relative
+not lead out of ROOT, unless --data-root names a folder that has ROOT and what they lead to; paths are then relative
 to it. Folders that are links are not followed."""
 # A tree whose contents were not fetched, or of links out of it, has one problem, and thousands of files with it.
 _MAX_ALIKE = 5
@@ -45,7 +45,7 @@ def add_command(commands: Commands) -> None:
     command.add_argument(
         "--data-root",
         type=Path,
-        help="folder that paths are relative to and no link leads out of; ROOT lies in it (default: ROOT)",
+        help="folder that paths are relative to and no link leads out of; ROOT is in it (default: ROOT)",
     )
     command.add_argument("--test-fraction", type=_fraction, default=0.2, help="share of subjects held out (0.2)")
     command.add_argument("--seed", type=int, default=0, help="seed of the split and of the questions' wording (0)")
@@ -59,7 +59,7 @@ def add_command(commands: Commands) -> None:
     add_modalities(command)
     command.add_argument("--space", help="take scans in this space alone, such as MNI152NLin2009cAsym")
     command.add_argument("--desc", help="take scans of this description alone, such as preproc")
-    command.add_argument("--no-masks", action="store_true", help="take scans whole, whatever masks stand beside them")
+    command.add_argument("--no-masks", action="store_true", help="take scans whole, whatever masks are next to them")
     command.add_argument(
         "--participants",
         action="append",

@@ -37,7 +37,7 @@ def add_command(commands: Commands) -> None:
     command.add_argument("--patch", action="append", default=[], metavar="MODALITY=X,Y,Z[,T]", help="patch size")
     command.add_argument("--out", type=Path, required=True, help="folder for index.html and its pictures")
     command.add_argument("--num", type=int, default=3, help="scans of each modality (3)")
-    command.add_argument("--names", action="store_true", help="write names of subjects and files in clear")
+    command.add_argument("--names", action="store_true", help="write names of subjects and files in plain text")
     command.set_defaults(run=run)
 
 
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     )
     sources = [(path, options.data_root) for path in options.manifests] or known.sources
     if not sources or not known.configs:
-        raise ValueError("manifests and --size are needed, or a --config that holds them")
+        raise ValueError("manifests and --size are needed, or a --config that has them")
     configs = choose_configs(known.configs, options)
     check_patches(known, modalities=configs)
     manifests = [read_manifest(path, data_root=root) for path, root in sources]

@@ -42,7 +42,7 @@ class BadScan:
 class BadScanList:
     """Counts the samples whose scans cannot be used, and stops a run where there are too many.
 
-    Can be pickled for loader workers: all processes of a run append to one file and count what stands in it.
+    Can be pickled for loader workers: all processes of a run append to one file and count what is in it.
 
     Args:
         max_fraction: Largest share of a manifest's samples that may be left out, 0 to 1.
@@ -82,7 +82,7 @@ class BadScanList:
         return sum(manifest == str(bad.manifest) for manifest, _ in self._seen)
 
     def _append(self, folder: Path, bad: BadScan) -> int:
-        """Add a line, and count the samples of this manifest that stand in the file."""
+        """Add a line, and count the samples of this manifest that are in the file."""
         name_hash = pseudonyms(folder)
         path = folder / LIST_NAME
         manifest = name_hash(str(bad.manifest))

@@ -29,7 +29,7 @@ class ConversationDataset(Dataset[Example]):
 
     Index `epoch * len(dataset) + i` is sample i as that epoch sees it: augmentation is drawn from a generator seeded
     with (seed, index), so that ranks, workers and resumed runs agree. `list(dataset)` is epoch 0, and so is every pass
-    of a loader without a `ModalityBatchSampler`, whose `set_epoch` goes on to the next.
+    of a loader without a `ModalityBatchSampler`, whose `set_epoch` continues to the next.
 
     Args:
         manifest: The samples.
@@ -41,10 +41,10 @@ class ConversationDataset(Dataset[Example]):
         max_length: Most positions of an example; whole turns are dropped from the front to fit.
         augment: Whether the pipelines are given a generator.
         bad_scans: Where samples are noted whose scans cannot be used; another sample of the same modalities, which
-            depends on (seed, index) alone, stands in for each. None raises.
+            depends on (seed, index) alone, replaces each. None raises.
     """
 
-    # Every epoch holds the same samples: batch counts can be known before training.
+    # Every epoch has the same samples: batch counts can be known before training.
     is_epoch_constant = True
 
     def __init__(
@@ -85,7 +85,7 @@ class ConversationDataset(Dataset[Example]):
 
         Raises:
             ManifestError: With every problem of the row.
-            ScanError: If a scan cannot be used, and nothing stands in for it.
+            ScanError: If a scan cannot be used, and nothing replaces it.
             TooManyBadScansError: If more scans than allowed cannot be used.
             ValueError: If the conversation cannot be encoded, or not within `max_length`.
         """
@@ -113,7 +113,7 @@ class ConversationDataset(Dataset[Example]):
                     return self._read_good(index, row, bad_scans)
                 except ScanError:
                     continue
-            error.add_note("and no other sample of the same modalities can stand in for it")
+            error.add_note("and no other sample of the same modalities can replace it")
             raise
 
     def _read_good(self, index: int, row: int, bad_scans: BadScanList) -> Example:
@@ -139,7 +139,7 @@ class ConversationDataset(Dataset[Example]):
         )
 
     def leave_out(self, index: int, error: ScanError) -> None:
-        """Note a sample that cannot be asked about; nothing can stand in for a question.
+        """Note a sample that cannot be asked about; nothing can replace a question.
 
         Args:
             index: The sample whose scan is bad.
@@ -203,7 +203,7 @@ class ConversationDataset(Dataset[Example]):
 
         Args:
             index: The sample.
-            scans_from: A sample whose scans stand in for this one's: the control for looking at the scan at all.
+            scans_from: A sample whose scans replace this one's: the control for looking at the scan at all.
             with_scans: Whether scans are left in the conversation: False is the control with text alone.
 
         Raises:
@@ -219,7 +219,7 @@ class ConversationDataset(Dataset[Example]):
             other = self.sample(scans_from)
             if other.modalities != sample.modalities:
                 raise ValueError(f"sample {sample.id!r} asks about {_listed(sample.modalities)}, but "
-                                 f"{other.id!r} holds {_listed(other.modalities)}")  # fmt: skip
+                                 f"{other.id!r} has {_listed(other.modalities)}")  # fmt: skip
             # Scans of turns that were dropped, or that follow the prompt, are passed over in both.
             skipped = sum(len(turn.scans) for turn in _dropped(messages, encoded.num_dropped_turns))
             scans = other.scans[skipped : skipped + len(scans)]

@@ -25,7 +25,7 @@ class ExampleSource(Protocol):
 
     @property
     def is_epoch_constant(self) -> bool:
-        """Whether every epoch holds the same samples."""
+        """Whether every epoch has the same samples."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Example: ...
@@ -93,7 +93,7 @@ class InterleaveDataset(Dataset[Example]):
 
     @property
     def is_epoch_constant(self) -> bool:
-        """Whether every epoch holds the same samples, and so the same number of each modality."""
+        """Whether every epoch has the same samples, and so the same number of each modality."""
         whole = all(draws % size == 0 for draws, size in zip(self._draws, self._sizes, strict=True))
         return whole and all(dataset.is_epoch_constant for dataset in self.datasets)
 
@@ -120,7 +120,7 @@ class InterleaveDataset(Dataset[Example]):
         epoch, position = divmod(index, len(self))
         slot = _order(len(self), derive_seed(self._seed, epoch))(position)
         part = bisect.bisect_right(self._ends, slot)
-        # Draws are numbered on over the epochs, so that a part that is not drawn whole goes on where it stopped.
+        # Draws are numbered on over the epochs, so that a part that is not drawn whole continues where it stopped.
         return part, epoch * self._draws[part] + slot - (self._ends[part] - self._draws[part])
 
     def locate_all(self, indices: Indices) -> tuple[NDArray[np.intp], Indices]:

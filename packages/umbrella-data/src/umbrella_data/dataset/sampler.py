@@ -28,7 +28,7 @@ class BatchSource(Protocol):
 
     @property
     def is_epoch_constant(self) -> bool:
-        """Whether every epoch holds the same samples."""
+        """Whether every epoch has the same samples."""
 
     def __len__(self) -> int: ...
     def modality_masks(self, indices: Indices, /) -> Indices:
@@ -46,7 +46,7 @@ class ModalityBatchSampler(Sampler[list[int]]):
 
     There is one list of global batches; rank r takes numbers r, r + world_size, ... For the last batches of an epoch to
     go round, some are split, so that every rank gets the same number of batches, none of them empty, and no sample is
-    dropped or repeated. Where nothing is left to split (`batch_size` 1, say), one of the last batches holds one more;
+    dropped or repeated. Where nothing is left to split (`batch_size` 1, say), one of the last batches has one more;
     a token budget is never passed.
 
     The number of batches is the same in every epoch. A batch is a function of (seed, epoch, block, its number in the
@@ -107,7 +107,7 @@ class ModalityBatchSampler(Sampler[list[int]]):
         self._first = 0
         self._has_passed = False
         self._has_warned = False
-        # A multiple of the batch size, lest every block end in a short batch.
+        # A multiple of the batch size, so that blocks do not end in short batches.
         unit = batch_size if batch_size is not None and max_tokens is None else 1
         block = max(1, BLOCK_SIZE // unit) * unit
         num_blocks = max(1, len(dataset) // block)

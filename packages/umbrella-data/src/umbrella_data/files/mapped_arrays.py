@@ -33,11 +33,11 @@ class MappedArrays(Mapping[str, NDArray[Any]]):
         path: A file of `write_arrays`.
 
     Attributes:
-        facts: What was written beside the arrays.
+        facts: What was written next to the arrays.
 
     Raises:
-        DamagedArraysError: Where the file holds something else, or was cut.
-        OSError: Where it cannot be opened.
+        DamagedArraysError: If the file has something else, or was cut.
+        OSError: If it cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,5 +100,5 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 def _reopen(path: Path, facts: dict[str, Any]) -> MappedArrays:
     arrays = MappedArrays(path)
     if arrays.facts != facts:
-        raise DamagedArraysError(f"{path} was written anew while a process used it; start the run again")
+        raise DamagedArraysError(f"{path} was written again while a process used it; start the run again")
     return arrays

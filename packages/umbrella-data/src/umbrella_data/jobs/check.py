@@ -28,7 +28,7 @@ _NO_PROGRESS: Progress = lambda items, total, words: items  # noqa: E731, ARG005
 
 @dataclass
 class ManifestCheck:
-    """What one manifest holds.
+    """What one manifest has.
 
     Attributes:
         path: The manifest.
@@ -71,12 +71,12 @@ class CheckReport:
     """The result.
 
     Attributes:
-        manifests: What each holds.
+        manifests: What each has.
         bad_files: Scans that cannot be used.
         num_files: Scans that were read.
         warnings: Usable scans with something odd in their headers or sidecars.
-        shared_subjects: Subjects that stand in more than one manifest, with those.
-        shared_scans: Scans that stand in more than one manifest under different subjects, with those.
+        shared_subjects: Subjects that are in more than one manifest, with those.
+        shared_scans: Scans that are in more than one manifest under different subjects, with those.
     """
 
     manifests: list[ManifestCheck]
@@ -107,14 +107,14 @@ def check_manifests(
     Args:
         manifests: Each is taken for a split of its own.
         num_workers: Processes that read scans; None for as many as there are cores.
-        may_share_subjects: Whether the manifests belong to one split, so that a subject may stand in several.
+        may_share_subjects: Whether the manifests belong to one split, so that a subject may are in several.
         modalities: Leave out rows with scans of others than these, names or aliases; None leaves out none.
         index_folder: Where to build indexes of long `.nii.gz` series; None builds none.
         progress: Wraps what is gone through; called with it, its length and what is done.
 
     Raises:
         ValueError: For an unknown modality.
-        ImportError: Where a DWI must be fitted and dipy is missing, before a scan is read; so, too, if an index folder
+        ImportError: If a DWI must be fitted and dipy is missing, before a scan is read; so, too, if an index folder
             is given and `indexed_gzip` is missing.
         CacheError: If an index cannot be written.
     """
@@ -167,7 +167,7 @@ def _check_rows(
             continue
         first = line_of_id.setdefault(sample.id, line)
         if first != line:
-            problem = f"line {line}: id {sample.id!r} stands in line {first} already; ids are unique"
+            problem = f"line {line}: id {sample.id!r} is in line {first} already; ids are unique"
             found.problems.append((line, problem))
         found.subjects[sample.subject] += 1
         own.update(sample.scans)
@@ -208,8 +208,8 @@ def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: 
 
     Args:
         report: The result.
-        name: How subjects and files are called: by a hash, or in clear.
-        with_words: Whether sentences are written that name files and subjects in clear.
+        name: How subjects and files are called: by a hash, or in plain text.
+        with_words: Whether sentences are written that name files and subjects in plain text.
     """
     rows = partial(_row_problems, with_words=with_words)
     return {

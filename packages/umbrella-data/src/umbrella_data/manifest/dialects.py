@@ -14,7 +14,7 @@ from umbrella_data.modality import MODALITIES, find_modality
 Row = Mapping[str, Any]
 Adapter = Callable[[Row], dict[str, Any]]
 
-# Where a scan stands in a text: `<image>`, or `<image_sMRI>` in the first version of UMBRELLA JSON.
+# Where a scan is in a text: `<image>`, or `<image_sMRI>` in the first version of UMBRELLA JSON.
 _MARK = re.compile(r"<image(?:_(\w+))?>")
 _BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)(?=[/_])")
 _BIDS_SUFFIX = re.compile(r"_([A-Za-z0-9]+)\.(?:nii(?:\.gz)?|hdr|img)$")
@@ -87,7 +87,7 @@ def from_umbrella(row: Row) -> dict[str, Any]:
 def from_hugging_face(row: Row) -> dict[str, Any]:
     """Hugging Face: `messages` with places for images, and `images` with their files, in order.
 
-    The answer may be JSON text, as `to_hf_dataset` writes it: a column of Arrow holds one type.
+    The answer may be JSON text, as `to_hf_dataset` writes it: a column of Arrow has one type.
     """
     answer = row.get("answer")
     if isinstance(answer, str):
@@ -110,7 +110,7 @@ def _turns(row: Row, key: str) -> list[Row]:
 
 
 def _listed_scans(row: Row, key: str) -> list[dict[str, Any]]:
-    """Scans of a list of files. A modality is declared beside each, for all, or by the file's BIDS suffix."""
+    """Scans of a list of files. A modality is declared next to each, for all, or by the file's BIDS suffix."""
     images = _expect(row, key, (str, Mapping, list), "a path, or a list of paths")
     listed = images if isinstance(images, list) else [images] if images else []
     declared = "modality" if row.get("modality") is not None else "modalities"
@@ -185,7 +185,7 @@ def _split(content: Any) -> Iterator[dict[str, Any]]:
     for item in [{"type": "text", "text": content}] if isinstance(content, str) else content:
         kind = item.get("type") if isinstance(item, Mapping) else None
         if not isinstance(item, Mapping) or not isinstance(kind, str):
-            yield {"type": None, "text": item}  # refused in words by the strict reading
+            yield {"type": None, "text": item}  # rejected in words by the strict reading
         elif kind.startswith("image"):
             modality = item.get("modality") or kind.removeprefix("image").lstrip("_") or None
             path = item.get("image_path", item.get("path"))

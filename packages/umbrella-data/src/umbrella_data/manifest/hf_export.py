@@ -13,7 +13,7 @@ from umbrella_data.manifest.sample import Answer, Sample, Scan, Turn
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# A text that holds one of these would be read back as the place of a scan.
+# A text that has one of these would be read back as the place of a scan.
 _MARK = re.compile(r"<image(?:_\w+)?>")
 
 
@@ -26,7 +26,7 @@ def to_hf_dataset(manifest: Manifest) -> Dataset:
     Raises:
         ImportError: Without the library `datasets`; the message names the extra to install.
         ManifestError: For a row that cannot be read.
-        ValueError: For a text that holds `<image>`.
+        ValueError: For a text that has `<image>`.
     """
     try:
         from datasets import Dataset
@@ -46,7 +46,7 @@ def to_hf_rows(manifest: Manifest) -> Iterator[dict[str, Any]]:
 
     Raises:
         ManifestError: For a row that cannot be read.
-        ValueError: For a text that holds `<image>`.
+        ValueError: For a text that has `<image>`.
     """
     for row, sample in enumerate(manifest):
         try:
@@ -74,7 +74,7 @@ def _content(turn: Turn) -> list[dict[str, str | None]]:
         if isinstance(item, Scan):
             items.append({"type": "image", "text": None})
         elif match := _MARK.search(item):
-            raise ValueError(f"a text holds {match.group()!r}, which would be read back as the place of a scan")
+            raise ValueError(f"a text has {match.group()!r}, which would be read back as the place of a scan")
         else:
             items.append({"type": "text", "text": item})
     return items

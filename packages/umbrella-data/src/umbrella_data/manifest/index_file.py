@@ -17,7 +17,7 @@ INDEX_VERSION = 1
 """Raised whenever an index would hold something else, so that old ones are made again."""
 
 SAVE_FROM_ROWS = 20_000
-"""Smaller manifests are indexed in less time than it takes to wonder about a file beside them."""
+"""Smaller manifests are indexed in less time than it takes to wonder about a file next to them."""
 
 Identity = dict[str, Any]
 
@@ -28,7 +28,7 @@ def open_index(path: Path, *, kind: str = "index", index_dir: Path | None) -> Ma
     Args:
         path: The manifest.
         kind: `index` for offsets and facts, or another name for something else about the rows.
-        index_dir: Where indexes are kept; None looks beside the manifest, then in the user's cache.
+        index_dir: Where indexes are kept; None looks next to the manifest, then in the user's cache.
     """
     for place in _places(path, kind, index_dir):
         try:
@@ -50,7 +50,7 @@ def save_index(
         arrays: One entry a row.
         kind: As for `open_index`.
         combinations: What the codes among the arrays stand for.
-        index_dir: Where indexes are kept; None writes beside the manifest, else to the user's cache.
+        index_dir: Where indexes are kept; None writes next to the manifest, else to the user's cache.
     """
     known = {"version": INDEX_VERSION, "manifest": identify(path), "combinations": combinations}
     for place in _places(path, kind, index_dir):

@@ -22,14 +22,14 @@ __all__ = ["Answer", "Manifest", "Role", "Sample", "Scan", "Turn", "read_manifes
 
 
 class Manifest(Sequence[Sample]):
-    """The samples of one manifest, parsed on access; memory holds offsets, not rows.
+    """The samples of one manifest, parsed on access; memory has offsets, not rows.
 
     Args:
         path: The manifest file.
         data_root: Folder that the rows' paths are relative to, and may not leave.
-        index: Where each row stands in the file.
+        index: Where each row is in the file.
         facts: What is known of each row; None reads every row once when it is first asked for.
-        index_dir: Where the index is kept; None keeps that of a large manifest beside it.
+        index_dir: Where the index is kept; None keeps that of a large manifest next to it.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Manifest(Sequence[Sample]):
     def index_rows(self, *, progress: Progress | None = None) -> RowFacts:
         """Read every row once and save what is found, unless the index is there already.
 
-        A manifest of many rows is indexed in a file beside it (or in the user's cache, where nothing can be written
+        A manifest of many rows is indexed in a file next to it (or in the user's cache, where nothing can be written
         there), a small one in memory. Every process maps the same file.
 
         Args:
@@ -148,7 +148,7 @@ class Manifest(Sequence[Sample]):
                 continue
             first = line_of_id.setdefault(sample.id, self.line(index))
             if first != self.line(index):
-                problems.append(self._at(index, f"id {sample.id!r} stands in line {first} already; ids are unique"))
+                problems.append(self._at(index, f"id {sample.id!r} is in line {first} already; ids are unique"))
             if check_files:
                 problems += [self._at(index, problem) for problem in self._missing_files(sample)]
         if problems:
@@ -170,7 +170,7 @@ class Manifest(Sequence[Sample]):
         try:
             text = self._index.read(index).decode("utf-8")
             return to_canonical(_DECODER.decode(text), root=self.data_root)
-        except ValueError as error:  # includes JSONDecodeError, UnicodeDecodeError and what an adapter refuses
+        except ValueError as error:  # includes JSONDecodeError, UnicodeDecodeError and what an adapter rejects
             raise ManifestError(self._at(index, str(error)), path=self.path) from error
 
     def _readable_row(self, index: int) -> Any:
@@ -214,7 +214,7 @@ def read_manifest(
     Args:
         path: The manifest.
         data_root: Folder that the paths in it are relative to; by default the manifest's own.
-        index_dir: Where its index is kept; by default beside it, and only where it has many rows.
+        index_dir: Where its index is kept; by default next to it, and only where it has many rows.
 
     Raises:
         ManifestError: If there is no such file or folder, or no row in it. Rows are read on access: `validate()`
@@ -235,7 +235,7 @@ def read_manifest(
     except ValueError as error:
         raise ManifestError(str(error), path=file) from error
     if len(index) == 0:
-        raise ManifestError("holds no rows", path=file)
+        raise ManifestError("has no rows", path=file)
     return Manifest(file, data_root=root, index=index, index_dir=kept)
 
 

@@ -116,6 +116,6 @@ def _count_text_bytes(row: Mapping[str, Any]) -> int:
         content = message["content"]
         for item in [{"text": content}] if isinstance(content, str) else content:
             text = item.get("text")
-            # What is no text is refused when the row is parsed.
+            # What is no text is rejected when the row is parsed.
             total += len(text.encode("utf-8", "surrogatepass")) if isinstance(text, str) else 0
     return total

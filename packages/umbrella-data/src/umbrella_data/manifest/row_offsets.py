@@ -1,4 +1,4 @@
-"""Where each row of a manifest stands in its file: byte offsets, found without parsing JSON Lines."""
+"""Where each row of a manifest is in its file: byte offsets, found without parsing JSON Lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RowIndex:
     Args:
         path: The file.
         arrays: `starts` (N,) int64, the first byte of each row; `lengths` (N,) uint32, its bytes; and `lines` (N,)
-            int64, its line from 1, which may be left out where row i stands in line i + 1.
+            int64, its line from 1, which may be left out where row i is in line i + 1.
     """
 
     def __init__(self, path: Path, *, arrays: Arrays) -> None:
@@ -62,7 +62,7 @@ def index_rows(path: Path) -> RowIndex:
     """Index a `.json` file by the elements of its list, any other by its lines; blank lines are passed over.
 
     Raises:
-        ValueError: If a `.json` file holds neither a list nor one object.
+        ValueError: If a `.json` file has neither a list nor one object.
     """
     if path.suffix == ".json":
         return _index_json_list(path)
@@ -88,7 +88,7 @@ def _index_lines(path: Path) -> RowIndex:
             file.seek(starts[line])
             is_row[line] = file.read(1) != b"\r"
     rows = np.flatnonzero(is_row)
-    if len(rows) == 0 or rows[-1] == len(rows) - 1:  # no gap: row i stands in line i + 1
+    if len(rows) == 0 or rows[-1] == len(rows) - 1:  # no gap: row i is in line i + 1
         return RowIndex(path, arrays={"starts": starts[: len(rows)], "lengths": lengths[: len(rows)]})
     return RowIndex(path, arrays={"starts": starts[rows], "lengths": lengths[rows], "lines": rows + 1})
 

@@ -45,7 +45,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation: texts and scans in reading order. Scans stand in user turns only."""
+    """One turn of a conversation: texts and scans in reading order. Scans are in user turns only."""
 
     role: Role
     content: tuple[Scan | str, ...]
@@ -150,16 +150,16 @@ def resolve_inside(text: str, *, root: Path) -> Path:
         ValueError: For an absolute path, `..`, odd bytes, or a link that leads out of the root.
     """
     if not text or text != text.strip() or not text.isprintable() or "\\" in text:
-        raise ValueError(f"path {text!r} is empty or holds blanks at its ends, control characters or backslashes")
+        raise ValueError(f"path {text!r} is empty or has blanks at its ends, control characters or backslashes")
     if text.startswith(("/", "~")) or (len(text) > 1 and text[1] == ":"):
-        raise ValueError(f"path {text!r} is absolute; write it relative to {root}, or give the data_root that holds it")
+        raise ValueError(f"path {text!r} is absolute; write it relative to {root}, or give the data_root that has it")
     if ".." in text.split("/"):
-        raise ValueError(f"path {text!r} holds '..'; paths may not leave {root}")
+        raise ValueError(f"path {text!r} has '..'; paths may not leave {root}")
     return _checked_inside(root / text, text, root=root)
 
 
 def resolve_scan(texts: Sequence[str], *, modality: str, root: Path) -> tuple[Path, ...]:
-    """Resolve the files of one scan under their root, as `resolve_inside`, and hold what is read beside them to it.
+    """Resolve the files of one scan under their root, as `resolve_inside`, and hold what is read next to them to it.
 
     Args:
         texts: Relative paths: one, or the maps of the scan.
@@ -183,7 +183,7 @@ def _checked_inside(path: Path, text: str, *, root: Path) -> Path:
     # Texts are compared, and no paths: this is done for every scan that is read.
     if real != base and not real.startswith(base.rstrip(os.sep) + os.sep):
         raise ValueError(f"path {text!r} is a link that leads out of {root}; copy the file, or give a data_root "
-                         "that holds both (--data-root)")  # fmt: skip
+                         "that has both (--data-root)")  # fmt: skip
     return path
 
 
@@ -236,7 +236,7 @@ def _turn(message: object, *, root: Path | None, where: str, problems: list[str]
             problems.append(f"{where}.content[{i}]: {error}")
     turn = Turn(role=role, content=tuple(parsed))
     if turn.scans and role != "user":
-        problems.append(f"{where}: a scan stands in the {role}'s turn; scans belong to user turns")
+        problems.append(f"{where}: a scan is in the {role}'s turn; scans belong to user turns")
     if role == "assistant" and not turn.text.strip():
         problems.append(f"{where}: the assistant says nothing; an answer needs words")
     return turn

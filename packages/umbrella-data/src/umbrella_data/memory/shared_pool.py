@@ -1,7 +1,7 @@
 """Memory for batches that is used again: to clear a fresh page takes the system longer than to read voxels into it.
 
-A block is free once nothing holds on to the batch in it. In a loader worker blocks are shared memory: a batch is handed
-to the training process as it lies there, and that process notes in the block itself when it has let go of the batch.
+A block is free once nothing has on to the batch in it. In a loader worker blocks are shared memory: a batch is handed
+to the training process as it is there, and that process notes in the block itself when it has let go of the batch.
 Wherever it cannot be told that a batch is gone, its block is never used again.
 """
 
@@ -67,8 +67,8 @@ class _Block:
 
     @property
     def is_free(self) -> bool:
-        """Whether neither this process nor one that was handed a batch holds on to it."""
-        # In this order: a batch that is being sent is counted first, and let go of then.
+        """Whether neither this process nor one that was handed a batch has on to it."""
+        # In this order: a batch that is being sent is counted before it is released.
         is_held_here = any(holder() is not None for holder in self._holders)
         return not is_held_here and self._num_sent == int(self._num_released[0])
 
@@ -124,7 +124,7 @@ def _in_block(tensor: torch.Tensor, block: _Block) -> SharedTensor:
 
 
 def _send(tensor: SharedTensor) -> Any:
-    """To another process, as `multiprocessing` sends: a handle of the block, or a copy of what lies elsewhere now."""
+    """To another process, as `multiprocessing` sends: a handle of the block, or a copy of what is elsewhere now."""
     block = tensor._block
     is_whole = (
         tensor.data_ptr() == block.address
@@ -142,7 +142,7 @@ ForkingPickler.register(SharedTensor, _send)
 
 
 class _Received:
-    """A batch in this process; when everything that holds on to it is gone, its block is released.
+    """A batch in this process; when everything that has on to it is gone, its block is released.
 
     Args:
         everything: The block's memory, its header too; it stays mapped until then.

@@ -24,14 +24,14 @@ def normalise(frames: torch.Tensor, *, method: Normalisation, is_masked: bool) -
     Args:
         frames: float32.
         method: See `Normalisation`.
-        is_masked: Whether the background is exactly 0 (maps such as FA); otherwise the foreground is what lies above
+        is_masked: Whether the background is exactly 0 (maps such as FA); otherwise the foreground is what is above
             the mean of the mean frame, as TorchIO's `ZNormalization.mean` has it.
 
     Returns:
         float32, the same shape.
 
     Raises:
-        NoContrastError: Where a channel is constant.
+        NoContrastError: If a channel is constant.
     """
     values = frames.numpy()
     result = np.empty_like(values)

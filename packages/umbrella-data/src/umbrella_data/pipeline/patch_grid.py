@@ -36,7 +36,7 @@ def patch_grid(image_size: Sequence[int], patch_size: Sequence[int], *, modality
         modality: A name or an alias.
 
     Raises:
-        ValueError: Where a size has not the modality's axes, or the patch does not divide the image; the message names
+        ValueError: If a size has not the modality's axes, or the patch does not divide the image; the message names
             the nearest patch that does.
     """
     check_size(image_size, what="an image size", modality=modality)

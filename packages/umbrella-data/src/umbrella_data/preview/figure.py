@@ -45,7 +45,7 @@ def draw_volume(
         and for a series a carpet of its foreground voxels over time, those of the left of the person on top.
 
     Raises:
-        ValueError: Where the shape does not belong to the modality, or the patch does not divide it.
+        ValueError: If the shape does not belong to the modality, or the patch does not divide it.
         ImportError: Without matplotlib; the message names the extra to install.
     """
     spec = find_modality(modality)
@@ -87,7 +87,7 @@ def _draw_plane(
     image = np.take(frame, frame.shape[cut] // 2, axis=cut)
     # take() leaves the two other axes in order; the first one is drawn to the right.
     low = np.percentile(frame, 1)
-    # Of what lies above the background: a small scan in a wide grid is otherwise one white patch.
+    # Of what is above the background: a small scan in a wide grid is otherwise one white patch.
     lit = frame[frame > frame.min()]
     high = np.percentile(lit, 99.5) if len(lit) else low
     axes.imshow(image.T, origin="lower", cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")

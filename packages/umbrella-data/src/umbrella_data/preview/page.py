@@ -38,7 +38,7 @@ class Picture:
         modality: Its canonical name.
         label: What the page calls it.
         caption: What is known of it.
-        file: Its PNG, beside the page; None where the scan cannot be used.
+        file: Its PNG, next to the page; None where the scan cannot be used.
     """
 
     modality: str
@@ -79,12 +79,12 @@ def write_preview(
         pipelines: By modality; others are passed over.
         patch_sizes: Voxels (and frames) of a patch, by modality; without one no grid is drawn.
         folder: Where the page goes.
-        name: How subjects and files are called on the page: by a hash, or in clear.
+        name: How subjects and files are called on the page: by a hash, or in plain text.
         num_scans: Scans of each modality.
         progress: Wraps the scans while they are drawn, as tqdm does.
 
     Raises:
-        ManifestError: Where no manifest holds a scan of any of the modalities.
+        ManifestError: If no manifest has a scan of any of the modalities.
         ImportError: Without matplotlib, or dipy where a DWI must be fitted.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def _to_html(
 <html lang="en"><head><meta charset="utf-8"><title>What the model sees</title>
 <meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>
 <h1>What the model sees</h1>
-<p>Each scan after its pipeline, without augmentation. Letters stand at the ends of the axes: <b>R</b>ight and
+<p>Each scan after its pipeline, without augmentation. Letters are at the ends of the axes: <b>R</b>ight and
 <b>L</b>eft of the person, <b>A</b>nterior, <b>P</b>osterior, <b>S</b>uperior, <b>I</b>nferior. Lines are the borders
 of patches; each patch is one token. Voxels are drawn as squares, as the model has them: where the whole field of view
 is resized, a head may look stretched. A carpet shows foreground voxels over time, each minus its own mean.</p>

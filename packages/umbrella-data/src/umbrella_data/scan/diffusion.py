@@ -54,7 +54,7 @@ def needs_fit(paths: Sequence[Path], modality: str) -> bool:
 
 
 def check_dipy(dwis: Iterable[str | PathLike[str]]) -> None:
-    """Refuse series that must be fitted where dipy is missing: many scans would be read before the first of them.
+    """Reject series that must be fitted where dipy is missing: many scans would be read before the first of them.
 
     Args:
         dwis: The series; looked at where dipy is missing only.
@@ -71,17 +71,17 @@ def check_dipy(dwis: Iterable[str | PathLike[str]]) -> None:
 def fit_dwi(
     path: str | PathLike[str], *, max_voxels: int = MAX_VOXELS, mask: str | PathLike[str] | None = None
 ) -> TensorMaps:
-    """Fit a tensor in each voxel of the brain of a DWI with `.bval` and `.bvec` beside it.
+    """Fit a tensor in each voxel of the brain of a DWI with `.bval` and `.bvec` next to it.
 
     Args:
         path: The series, `.nii` or `.nii.gz`.
-        max_voxels: Refuse to read more voxels than this.
+        max_voxels: Reject to read more voxels than this.
         mask: The brain mask of the series; None finds the brain in the mean b0 volume (median filter, Otsu). Where
             what is found does not stand out from a dark background, as in a cut-out from within a brain, every voxel
             with a signal is taken, and the warning `no_background` is noted.
 
     Raises:
-        ScanError: Where a file cannot be trusted, or no brain is found.
+        ScanError: If a file is damaged or inconsistent, or no brain is found.
         ImportError: Without dipy; the message names the extra to install.
     """
     dipy = _import_dipy()
@@ -143,7 +143,7 @@ def _import_dipy() -> dict[str, Any]:
 
 
 def _check_span(directions: np.ndarray, gradients: Gradients, *, path: str) -> None:
-    """Refuse directions that leave a part of the tensor open: its six elements need six of them, not in one cone."""
+    """Reject directions that leave a part of the tensor open: its six elements need six of them, not in one cone."""
     x, y, z = directions[~gradients.is_b0].T
     design = np.stack([x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
     if np.linalg.matrix_rank(design, tol=1e-3) < _MIN_DIRECTIONS:

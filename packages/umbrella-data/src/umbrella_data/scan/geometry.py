@@ -34,14 +34,14 @@ def is_same_grid(affine: np.ndarray, other: np.ndarray, *, shape: tuple[int, ...
 
 
 def check_affine(affine: np.ndarray, *, path: str) -> None:
-    """Refuse an affine (4, 4) that is not finite or not invertible.
+    """Reject an affine (4, 4) that is not finite or not invertible.
 
     Raises:
         ScanError: With the reason `affine`.
     """
     if not np.isfinite(affine).all():
         raise ScanError(
-            "the affine holds values that are not finite: set sform or qform again", path=path, reason=ScanReason.AFFINE
+            "the affine has values that are not finite: set sform or qform again", path=path, reason=ScanReason.AFFINE
         )
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     # The volume of the cell of three unit vectors: 1 for right angles, 0 where they lie in one plane.

@@ -57,7 +57,7 @@ class Gradients:
 
 
 def gradient_files(path: str | PathLike[str]) -> tuple[Path, Path]:
-    """The `.bval` and `.bvec` files beside a DWI, by BIDS name: `sub-01_dwi.nii.gz` -> `sub-01_dwi.bval`.
+    """The `.bval` and `.bvec` files next to a DWI, by BIDS name: `sub-01_dwi.nii.gz` -> `sub-01_dwi.bval`.
 
     Where there is none, its name in lower case; see `umbrella_data.files.paths.sibling_file`.
     """
@@ -69,7 +69,7 @@ def count_b0(path: str | PathLike[str]) -> int:
     """Number of b0 volumes of a DWI, from its bval file.
 
     Raises:
-        ScanError: Where the bval file is missing or wrong.
+        ScanError: If the bval file is missing or wrong.
     """
     bval, _ = gradient_files(path)
     return int((_read_b_values(bval, num_volumes=None) <= B0_LIMIT).sum())
@@ -83,7 +83,7 @@ def read_gradients(path: str | PathLike[str], *, num_volumes: int) -> Gradients:
         num_volumes: Its volumes N.
 
     Raises:
-        ScanError: `bval` or `bvec`, with the path of the file at fault.
+        ScanError: `bval` or `bvec`, with the path of that file.
     """
     bval, bvec = gradient_files(path)
     b_values = _read_b_values(bval, num_volumes=num_volumes)
@@ -96,10 +96,10 @@ def _read_numbers(path: Path, *, reason: ScanReason) -> list[list[float]]:
             content = file.read(_MAX_BYTES + 1)
     except ScanError as error:
         is_missing = error.reason == ScanReason.MISSING
-        beside = "; a DWI needs its .bval and .bvec beside it" if is_missing else ""
+        beside = "; a DWI needs its .bval and .bvec next to it" if is_missing else ""
         raise ScanError(error.message + beside, path=path, reason=reason) from error
     if len(content) > _MAX_BYTES:
-        raise ScanError(f"holds more than {_MAX_BYTES} bytes: no series has so many volumes", path=path, reason=reason)
+        raise ScanError(f"has more than {_MAX_BYTES} bytes: no series has so many volumes", path=path, reason=reason)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:

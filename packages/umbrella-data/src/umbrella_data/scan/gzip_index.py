@@ -1,7 +1,7 @@
 """Saved access points into a long `.nii.gz` series: read a window without decompressing what precedes it.
 
 `indexed_gzip` finds the access points and decompresses from them. An index is written only after the whole file was
-validated; it also holds the file's identity and a CRC-32 of each frame, which is compared whenever the frame is read.
+validated; it also has the file's identity and a CRC-32 of each frame, which is compared whenever the frame is read.
 """
 
 from __future__ import annotations

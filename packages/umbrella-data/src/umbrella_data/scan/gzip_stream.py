@@ -21,7 +21,7 @@ MAX_DEFLATE_RATIO = 1032
 """The most bytes that one byte of a deflate stream can hold (zlib's technical notes)."""
 
 CHUNK_BYTES = 1 << 20
-"""The most decompressed bytes that stand in memory at once by default."""
+"""The most decompressed bytes that are in memory at once by default."""
 
 _BLOCK_BYTES = 1 << 18
 _FHCRC, _FEXTRA, _FNAME, _FCOMMENT, _RESERVED = 0x02, 0x04, 0x08, 0x10, 0xE0
@@ -91,7 +91,7 @@ class GzipSource:
 
 
 def iter_gzip(file: BinaryIO, *, path: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
-    """Decompress a gzip file chunk by chunk; a chunk never holds more than its bound, whatever the stream asks for.
+    """Decompress a gzip file chunk by chunk; a chunk never has more than its bound, whatever the stream asks for.
 
     Only a caller who exhausts the iterator has had the whole file checked.
 

@@ -29,7 +29,7 @@ _SECONDS_PER_UNIT = {8: 1.0, 16: 1e-3, 24: 1e-6}
 
 
 class ScanWarning(StrEnum):
-    """What is valid but suspicious in a header, beside it, or in the voxels; the codes are stable."""
+    """What is valid but suspicious in a header, next to it, or in the voxels; the codes are stable."""
 
     NO_FORM = "no_form"
     FORMS_DISAGREE = "forms_disagree"
@@ -128,7 +128,7 @@ def parse_header(block: bytes, *, path: str, is_pair: bool = False) -> ScanHeade
     Args:
         block: Exactly the 348 or 540 bytes that `header_length` names.
         path: The file's name for errors.
-        is_pair: Whether the header stands in a file of its own, and the voxels in another.
+        is_pair: Whether the header is in a file of its own, and the voxels in another.
 
     Raises:
         ScanError: With the reason `file_type`, `dims`, `dtype`, `offset`, `scaling`, `affine` or `spacing`.
@@ -158,7 +158,7 @@ def _nibabel_header(block: bytes, *, path: str, is_pair: bool) -> Nifti1Header:
     little = int.from_bytes(block[:4], "little") == len(block)
     kind, number = (Nifti1Header, b"1") if len(block) == 348 else (Nifti2Header, b"2")
     magic = (b"ni" if is_pair else b"n+") + number + b"\0"
-    # check=False: nibabel's own checks mend some fields in silence; ours below refuse.
+    # check=False: nibabel's own checks repair some fields in silence; ours below reject.
     fields = kind(block, endianness="<" if little else ">", check=False)
     stored = bytes(fields["magic"])
     if stored == magic:
@@ -276,7 +276,7 @@ def _repetition_time(fields: Nifti1Header, warnings: list[ScanWarning]) -> float
     seconds = float(fields["pixdim"][4]) * unit if unit is not None else math.nan
     low, high = REPETITION_TIME_LIMITS
     if low <= seconds <= high:
-        # The header holds float32: six digits are what it can mean.
+        # The header has float32: six digits are what it can mean.
         return round(seconds, 6)
     warnings.append(ScanWarning.REPETITION_TIME)
     return None

@@ -1,4 +1,4 @@
-"""What stands in a file beside the fixed header: extensions, and nothing else in the `.hdr` file of a pair."""
+"""What is in a file next to the fixed header: extensions, and nothing else in the `.hdr` file of a pair."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from umbrella_data.scan.header import MAX_OFFSET, ScanHeader, header_length, par
 
 
 def read_separate_header(file: BinaryIO, *, path: str) -> ScanHeader:
-    """Read the header of a pair; its file holds nothing else but extensions.
+    """Read the header of a pair; its file has nothing else but extensions.
 
     Raises:
         ScanError: With the path of the header's file, where that is too short or too long, or the header is wrong.
@@ -24,7 +24,7 @@ def read_separate_header(file: BinaryIO, *, path: str) -> ScanHeader:
         raise header_ends(len(content), path=path)
     if len(content) > MAX_OFFSET or (extensions and flag[0] == 0):
         raise ScanError(
-            f"the file goes on after {length} bytes of header and the 4 that announce no extension",
+            f"the file continues after {length} bytes of header and the 4 that announce no extension",
             path=path,
             reason=ScanReason.TRAILING,
         )
@@ -40,7 +40,7 @@ def header_ends(num_bytes: int, *, path: str) -> ScanError:
 
 
 def check_extensions(block: bytes, *, path: str) -> None:
-    """Refuse header extensions that do not fill their block to the end.
+    """Reject header extensions that do not fill their block to the end.
 
     Raises:
         ScanError: With the reason `header`.

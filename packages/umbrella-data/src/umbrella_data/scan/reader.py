@@ -1,4 +1,4 @@
-"""A scan's file: opened safely, proven whole, its frames read as stored; `.nii` by seeking, `.nii.gz` by streaming.
+"""A scan's file: opened safely, validated, its frames read as stored; `.nii` by seeking, `.nii.gz` by streaming.
 
 Of a pair, `.hdr` is read for the header and `.img` for the voxels.
 """
@@ -77,7 +77,7 @@ class StoredScan:
             (T, X, Y, Z) along the stored axes, in the stored type, in Fortran order within a frame.
 
         Raises:
-            ScanError: Where the file ends early, goes on too long or is damaged.
+            ScanError: If the file ends early, is too long or is damaged.
         """
         x, y, z = self.header.shape[:3]
         slices = np.empty((count * z, y, x), dtype=self.header.dtype)
@@ -88,7 +88,7 @@ class StoredScan:
         return slices.reshape(count, z, y, x).transpose(0, 3, 2, 1)
 
     def iter_slices(self, first: int, count: int) -> Iterator[np.ndarray]:
-        """Read frames slice by slice, in little memory. Only a caller who exhausts the iterator has a proven file.
+        """Read frames slice by slice, in little memory. Only a caller who exhausts the iterator has a verified file.
 
         Args:
             first: The first frame; 0 for a volume.
@@ -141,7 +141,7 @@ class StoredScan:
         return header
 
     def _check_size(self) -> None:
-        """Refuse a declared size that the file cannot hold, before anything of that size is allocated."""
+        """Reject a declared size that the file cannot hold, before anything of that size is allocated."""
         declared, stored = self.header.file_bytes, self._size
         if self.is_compressed:
             if declared > stored * MAX_DEFLATE_RATIO:
@@ -240,7 +240,7 @@ def _remember(identity: Identity) -> None:
 
 
 def forget_verified() -> None:
-    """Forget which files were proven, as a new process has it."""
+    """Forget which files were verified, as a new process has it."""
     _verified.clear()
 
 
@@ -280,7 +280,7 @@ def open_scan(path: str | os.PathLike[str], *, index_folder: Path | None = None)
             index is built on the first use of a file, which needs `indexed_gzip`. None reads from the beginning.
 
     Raises:
-        ScanError: Where there is no such regular file, or its header is wrong.
+        ScanError: If there is no such regular file, or its header is wrong.
     """
     name = os.fspath(path)
     pair = pair_of(name)
@@ -304,7 +304,7 @@ def _is_compressed(file: BinaryIO, *, path: str) -> bool:
     is_gzip = file.read(2) == GZIP_MAGIC
     file.seek(0)
     if is_gzip != name.endswith(".gz"):
-        message = "holds gzip: call it .nii.gz" if is_gzip else "holds no gzip: call it .nii, or compress it"
+        message = "has gzip: call it .nii.gz" if is_gzip else "has no gzip: call it .nii, or compress it"
         raise ScanError(message, path=path, reason=ScanReason.GZIP_HEADER)
     return is_gzip
 
@@ -325,7 +325,7 @@ class _Reader:
 
 
 def _take(stream: Iterator[bytes], start: bytes, count: int) -> bytes:
-    """Add to `start` from the stream until it holds `count` bytes, or the stream ends."""
+    """Add to `start` from the stream until it has `count` bytes, or the stream ends."""
     parts, size = [start], len(start)
     while size < count and (block := next(stream, b"")):
         parts.append(block)
@@ -341,7 +341,7 @@ def _wrong_length(found: int, declared: int, *, path: str) -> ScanError:
             reason=ScanReason.TRUNCATED,
         )
     return ScanError(
-        f"the header declares {declared} bytes, but the file goes on: its dimensions or type are wrong",
+        f"the header declares {declared} bytes, but the file continues: its dimensions or type are wrong",
         path=path,
         reason=ScanReason.TRAILING,
     )

@@ -39,7 +39,7 @@ def repetition_time(path: str | PathLike[str], header: ScanHeader) -> Repetition
     """The repetition time of a series.
 
     Args:
-        path: The series; its sidecar stands beside it, or above it by BIDS' inheritance principle.
+        path: The series; its sidecar is next to it, or above it by BIDS' inheritance principle.
         header: Its header.
     """
     for sidecar in sidecar_files(path):
@@ -72,7 +72,7 @@ def sidecar_files(path: str | PathLike[str]) -> Iterator[Path]:
 
 
 def _folders_above(scan: Path) -> list[Path]:
-    """The scan's folder and those above it, up to the root of its BIDS tree; none where it lies in no such tree."""
+    """The scan's folder and those above it, up to the root of its BIDS tree; none where it is in no such tree."""
     folders = list(scan.absolute().parents)[:_MAX_LEVELS]
     for level, folder in enumerate(folders):
         if (folder / "dataset_description.json").exists():
@@ -81,7 +81,7 @@ def _folders_above(scan: Path) -> list[Path]:
 
 
 def _stays_in_tree(sidecar: Path, scan: Path) -> bool:
-    """Whether an inherited sidecar lies in the tree of its scan; a manifest holds the scan's own to its data root."""
+    """Whether an inherited sidecar is in the tree of its scan; a manifest has the scan's own to its data root."""
     tree = _folders_above(scan)
     is_beside = sidecar == sibling_file(scan, ".json")
     return is_beside or not tree or Path(os.path.realpath(sidecar)).is_relative_to(os.path.realpath(tree[-1]))
@@ -97,7 +97,7 @@ def _read_object(sidecar: Path) -> dict[str, object]:
     except RecursionError as error:
         raise ValueError(f"{sidecar} is nested too deeply") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{sidecar} holds no object")
+        raise ValueError(f"{sidecar} has no object")
     return value
 
 

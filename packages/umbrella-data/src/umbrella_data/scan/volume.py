@@ -25,7 +25,7 @@ class Volume:
 
     Attributes:
         data: float32 (C, X, Y, Z), or (C, X, Y, Z, T) for a series; X runs to the Right, Y to Anterior, Z to Superior.
-            A series lies time-first in memory; within a frame, the axes lie as the file has them.
+            A series is time-first in memory; within a frame, the axes lie as the file has them.
         affine: (4, 4) float64, index of a voxel to world coordinates in mm.
         spacing: Voxel size in mm along X, Y, Z.
         repetition_time: Seconds from frame to frame, the sidecar's where it has one; None for a volume or where
@@ -63,7 +63,7 @@ def read_shape(path: str | PathLike[str]) -> ScanShape:
     """Read and check a scan's header; its voxels stay unread and unverified.
 
     Raises:
-        ScanError: Where the header, or the size of the file, is wrong.
+        ScanError: If the header, or the size of the file, is wrong.
     """
     with open_scan(path) as scan:
         header = scan.header
@@ -95,16 +95,16 @@ def load_volume(
     """Read a scan.
 
     Args:
-        path: The file; for dMRI a DWI with bval and bvec beside it, or its maps in the order of the channels.
+        path: The file; for dMRI a DWI with bval and bvec next to it, or its maps in the order of the channels.
         modality: A name or an alias.
         window: First frame and number of frames, for a series; None reads all of it.
-        max_voxels: Refuse to read more voxels than this from one file.
+        max_voxels: Reject to read more voxels than this from one file.
         index_folder: Folder of access points into long `.nii.gz` series, which only you can write to: windows are then
             read without decompressing what precedes them.
         mask: Its brain mask, on the same grid: voxels outside are 0. A DWI is fitted inside of it.
 
     Raises:
-        ScanError: Where a file cannot be trusted; `.path` and `.reason` say which and why.
+        ScanError: If a file is damaged or inconsistent; `.path` and `.reason` say which and why.
         ValueError: For an unknown modality, or a window where there are no frames.
     """
     spec = find_modality(modality)

@@ -81,7 +81,7 @@ class WarningList:
         """The list as JSON can hold it: for each code what it means, how many scans have it, and the first ones.
 
         Args:
-            name: How subjects and files are called: by a hash, or in clear.
+            name: How subjects and files are called: by a hash, or in plain text.
         """
         return {
             code: {

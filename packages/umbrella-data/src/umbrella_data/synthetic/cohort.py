@@ -88,7 +88,7 @@ def make_demo_cohort(
 
     Raises:
         ValueError: For negative numbers of subjects.
-        UmbrellaDataError: Where the directory holds something else.
+        UmbrellaDataError: If the directory has something else.
     """
     if num_train < 0 or num_test < 0 or num_train + num_test < 1:
         raise ValueError(f"num_train {num_train} and num_test {num_test} must not be negative, nor both 0")
@@ -128,7 +128,7 @@ def _write_subjects(
     total = num_train + num_test
     sides = _draw_sides(num_train, num_test, seed=seed)
     rows: list[list[dict[str, Any]]] = []
-    # Threads do: numpy and zlib let go of the interpreter, and nothing has to be started or pickled.
+    # Threads suffice: numpy and zlib release the GIL, and nothing has to be started or pickled.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(lambda index: _write_subject(root, index=index, sides=sides[index], seed=seed), range(total))
         for done, subject_rows in enumerate(results, start=1):
@@ -221,7 +221,7 @@ def _gradients() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _write_gradients(path: Path, b_values: np.ndarray, directions: np.ndarray, *, affine: np.ndarray) -> None:
-    """Write bval and bvec beside a DWI; `directions` (N, 3) are in RAS world coordinates."""
+    """Write bval and bvec next to a DWI; `directions` (N, 3) are in RAS world coordinates."""
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     stored = directions @ axes
     if np.linalg.det(axes) > 0:

@@ -24,7 +24,7 @@ class Head:
 
     Attributes:
         axes: (3, X, Y, Z), the coordinates of each voxel, relative to the subject's own centre.
-        scalp: The outer shell; a dark skull lies between it and the brain.
+        scalp: The outer shell; a dark skull is between it and the brain.
         grey: Folded cortex.
         white: What the cortex surrounds.
         fluid: The two lateral ventricles.

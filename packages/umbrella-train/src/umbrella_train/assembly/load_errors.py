@@ -21,7 +21,7 @@ LLAVA = (
 )
 ITS_TOKENIZER = "Its tokenizer is in the same folder, or named by model.tokenizer."
 TOKENIZER = "It must be a folder with tokenizer.json and tokenizer_config.json, or an accessible hub repository."
-TRAINED_MODEL = "It must be the model/ of a finished run, or one of its checkpoint-N folders, written by umbrella-train."
+TRAINED_MODEL = "It must be the model/ of a finished run, or a checkpoint-N, written by umbrella-train."
 
 
 @contextmanager

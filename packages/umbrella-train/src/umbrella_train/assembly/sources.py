@@ -47,8 +47,8 @@ def check_manifests(sources: Sequence[DatasetConfig], *, config: RunConfig) -> N
                 manifest.validate(check_files=config.data.on_bad_scan == "raise")
             elif _is_first_rank():
                 logger.warning(
-                    "%s: has %d rows, more than the %d that are checked before a run; an invalid row stops the run when it is "
-                    "read. umbrella-data check %s checks all of them",
+                    "%s: has %d rows, more than the %d that are checked before a run; an invalid row stops the run "
+                    "when it is read. umbrella-data check %s checks all of them",
                     source.manifest,
                     len(manifest),
                     MAX_ROWS_CHECKED,

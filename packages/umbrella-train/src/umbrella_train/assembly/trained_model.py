@@ -83,7 +83,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *, source: str) -> None:
     other = next((word for word, number in tokenizer.get_vocab().items() if own.get(word) != number), None)
     if other is not None:
         raise RunError(
-            f"model.tokenizer: its id of {other!r} differs from that of the tokenizer that {source} was trained with; remove "
+            f"model.tokenizer: its id of {other!r} differs from that of the tokenizer of {source}; remove "
             "model.tokenizer"
         )
 
@@ -93,9 +93,7 @@ def warn_of_other_pipelines(source: str, pipelines: Mapping[str, Pipeline]) -> N
     try:
         trained_on = UmbrellaProcessor.from_pretrained(source).pipelines
     except (OSError, ValueError):
-        logger.warning(
-            "%s: has no processor with the preprocessing that it was trained with", source
-        )
+        logger.warning("%s: has no processor with the preprocessing that it was trained with", source)
         return
     for name, pipeline in pipelines.items():
         before: Mapping[str, Any] = trained_on.get(name, {})
@@ -104,7 +102,9 @@ def warn_of_other_pipelines(source: str, pipelines: Mapping[str, Pipeline]) -> N
             f"{key} {now[key]} (then: {before[key]})" for key in now if key in before and before[key] != now[key]
         ]
         if changes:
-            logger.warning("data.pipelines.%s: the model was trained with other preprocessing: %s", name, ", ".join(changes))
+            logger.warning(
+                "data.pipelines.%s: the model was trained with other preprocessing: %s", name, ", ".join(changes)
+            )
 
 
 def _differences(config: UmbrellaConfig, asked: Mapping[str, PatchEmbedConfig]) -> Iterator[str]:

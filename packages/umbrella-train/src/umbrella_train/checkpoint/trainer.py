@@ -83,8 +83,8 @@ class WholeCheckpointTrainer(Trainer):
         if self.is_deepspeed_enabled:
             if self.args.process_index == 0:
                 logger.warning(
-                    "%s: DeepSpeed keeps the learning rate and other optimizer settings of its checkpoint; those of the "
-                    "config are ignored",
+                    "%s: DeepSpeed keeps the learning rate and other optimizer settings of its checkpoint and ignores "
+                    "those of the config",
                     Path(checkpoint).name,
                 )
             super()._load_optimizer_and_scheduler(checkpoint)

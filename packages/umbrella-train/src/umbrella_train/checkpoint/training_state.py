@@ -84,8 +84,8 @@ def load_training_state(
 ) -> None:
     """Restores a saved state; each rank reads from the file what its shards need.
 
-    Settings of the optimizer and its schedule are those of this run's config. If they equal the checkpoint's, the resumed
-    run is bit-identical; changed optimizer settings and a jump of the schedule are logged as warnings.
+    Settings of the optimizer and its schedule are those of this run's config. If they equal the checkpoint's, the
+    resumed run is bit-identical; changed optimizer settings and a jump of the schedule are logged as warnings.
 
     Args:
         folder: The checkpoint.
@@ -106,8 +106,8 @@ def load_training_state(
     before = facts["layout"]
     if layout is not None and any(layout.get(key, value) != value for key, value in before.items()):
         logger.warning(
-            "%s was written with %s and is resumed with %s: the position in the epoch is recomputed, so that some of its "
-            "samples may occur twice and others not at all",
+            "%s was written with %s and is resumed with %s: the position in the epoch is recomputed, so that some of "
+            "its samples may occur twice and others not at all",
             folder.name,
             before,
             dict(layout),
@@ -158,7 +158,7 @@ def _go_on_with_schedule(
         group["lr"] = rate
         expected = _scaled(group, before["settings"])
         if not math.isclose(rate, expected, rel_tol=1e-6):
-            logger.warning("the schedule differs from the checkpoint's: the learning rate is %g instead of %g", rate, expected)
+            logger.warning("the schedule differs from before: the learning rate is %g instead of %g", rate, expected)
     inner._last_lr = rates
 
 

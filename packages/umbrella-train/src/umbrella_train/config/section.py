@@ -15,7 +15,7 @@ from umbrella_data.modality import find_modality
 class Section(BaseModel):
     """A frozen section of the configuration; an unknown key is an error.
 
-    Combinations of keys are checked by the field validator of the last of them, with `info.data`: it holds the valid
+    Combinations of keys are checked by the field validator of the last of them, with `info.data`: it has the valid
     fields before it, so that one wrong value does not prevent the checks of the others.
     """
 

@@ -97,7 +97,7 @@ class TrainerConfig(Section):
     report_to: list[Literal["wandb"]] = Field(default_factory=list)
     """Trackers in addition to metrics.jsonl, which is always written."""
     engine: Literal["ddp", "fsdp2"] = "ddp"
-    """Distributed training: ddp: each process holds the whole model; fsdp2: each holds a shard of it."""
+    """Distributed training: ddp: each process has the whole model; fsdp2: each has a shard of it."""
     gradient_scale: Literal["mean", "present"] = "mean"
     """mean: over all supervised tokens; present: a patch embed's gradient over those of samples with its modality."""
     parity_every: NonNegativeInt = 100

@@ -1,7 +1,7 @@
 """FSDP2: parameters, gradients and moments sharded over all ranks, applied by the trainer on any device.
 
-On a CPU, accelerate silently uses DDP when FSDP2 is requested. This code is the same on CPU and GPU, so that tests on two
-gloo ranks cover what runs on a cluster.
+On a CPU, accelerate silently uses DDP when FSDP2 is requested. This code is the same on CPU and GPU, so that tests on
+two gloo ranks cover what runs on a cluster.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from umbrella_train.errors import RunError
 def shard_model(model: nn.Module, *, device: torch.device, reshard_after_forward: bool = True) -> None:
     """Shards a model in place over all ranks.
 
-    A unit is gathered when it is called, and every rank must call the same units in the same order. Units are each patch
-    embed, each layer of the encoder and of the language model, and the rest.
+    A unit is gathered when it is called, and every rank must call the same units in the same order. Units are each
+    patch embed, each layer of the encoder and of the language model, and the rest.
 
     Args:
         model: An UMBRELLA model with equal weights on every rank, on its device.

@@ -1,4 +1,4 @@
-"""Checks the settings of `accelerate launch` in the environment against the config, so that none is silently ignored."""
+"""Checks settings of `accelerate launch` in the environment against the config, so that none is silently ignored."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from textwrap import wrap
 from types import MappingProxyType
 
-# By what stands in a metric's name.
+# By what is in a metric's name.
 HIT_COLUMNS: Mapping[str, str] = MappingProxyType(
     {
         "accuracy": "own scan",
@@ -28,7 +28,7 @@ _DASH = "–"
 
 
 def score_table(metrics: Mapping[str, float]) -> str:
-    """The scores that a reader looks for first, as text; what is in no table stands in metrics.jsonl.
+    """The scores that a reader looks for first, as text; what is in no table is in metrics.jsonl.
 
     Args:
         metrics: As of `umbrella_train.evaluation.metrics.summarise`.

@@ -17,18 +17,18 @@ def build_report(run_dirs: Sequence[Path], *, output: Path | None = None) -> Pat
 
     Args:
         run_dirs: The folders of the runs.
-        output: The file to write; default: report.html in the run's folder, or comparison.html beside the first of
+        output: The file to write; default: report.html in the run's folder, or comparison.html next to the first of
             several.
 
     Returns:
         The file.
 
     Raises:
-        RunError: Where a folder is not that of a run.
+        RunError: If a folder is not that of a run.
     """
     folders = [path.resolve() for path in run_dirs]
     names = [folder.name for folder in folders]
-    # Runs of one name from two places are told apart by the place.
+    # Runs of one name from two places are distinguished by the place.
     if len(set(names)) < len(names):
         names = [f"{folder.parent.name}/{folder.name}" for folder in folders]
     runs = [read_run(folder, name=name) for folder, name in zip(folders, names, strict=True)]

@@ -1,4 +1,4 @@
-"""What a run folder holds for the report, read from its files alone, also where the run crashed."""
+"""What a run folder has for the report, read from its files alone, also where the run crashed."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def read_run(path: Path, *, name: str) -> RunData:
         name: How the report calls it.
 
     Raises:
-        RunError: Where the folder is not that of a run.
+        RunError: If the folder is not that of a run.
     """
     folder = RunFolder.open(path)
     config, notes = read_yaml(folder.config)
@@ -122,7 +122,7 @@ def points(rows: Sequence[Mapping[str, Any]], key: str) -> Points:
 
 
 def gradient_norms(rows: Sequence[Mapping[str, Any]]) -> dict[str, GradientNorms]:
-    """The gradient norms of each modality's whole patch embed, active and inactive told apart by their keys."""
+    """The gradient norms of each modality's whole patch embed, active and inactive distinguished by their keys."""
     found: dict[str, tuple[list[tuple[int, float]], list[tuple[int, float]]]] = {}
     for row in rows:
         for key, value in row.items():
@@ -166,7 +166,7 @@ def _pictures(folder: RunFolder, *, config: Mapping[str, Any]) -> dict[str, Path
 def _state(folder: RunFolder, *, training: Sequence[Mapping[str, Any]], is_evaluated: bool) -> list[str]:
     notes = []
     if not training:
-        notes.append("metrics.jsonl holds no training loss: the run ended before its first logging step")
+        notes.append("metrics.jsonl has no training loss: the run ended before its first logging step")
     elif not (folder.model / "config.json").exists():
         notes.append(f"The run did not end: its last training loss is that of step {training[-1].get('step')}")
     if not is_evaluated:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class StepSeed(TrainerCallback):
-    """Seeds torch from (seed, step, rank) before every step, so that a resumed run has the dropout of an unbroken one."""
+    """Seeds torch from (seed, step, rank) before every step: a resumed run has the dropout of an unbroken one."""
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -46,8 +46,8 @@ def build_loader(
         dataset: An `InterleaveDataset` or `ConversationDataset`.
         collate: Examples to a batch, as `PaddingCollator`.
         batch_size: Samples per rank and batch.
-        mode: Whether a batch has one set of modalities, any, or any of similar length. Evaluation takes any if there are
-            too few samples to distribute them by modality.
+        mode: Whether a batch has one set of modalities, any, or any of similar length. Evaluation takes any if there
+            are too few samples to distribute them by modality.
         seed: Seed of the order.
         rank: This process.
         world_size: All processes.

@@ -51,8 +51,8 @@ def check_trainer(
         problems.append("fp16 needs a GPU: a CPU would silently compute in float32; use bf16")
     if not dummy_loss.enabled and (zero_stage or engine == "fsdp2"):
         problems.append(
-            "dummy_loss.enabled: false is not supported with fsdp2 or DeepSpeed: a rank without a modality would reduce "
-            "other gradients than the other ranks, which hangs them or corrupts gradients"
+            "dummy_loss.enabled: false is not supported with fsdp2 or DeepSpeed: a rank without a modality would "
+            "reduce other gradients than the other ranks, which hangs them or corrupts gradients"
         )
     if arguments.fp16 and dummy_loss.absent == "hold" and _only_patch_embeds_learn(model):
         problems.append(
