@@ -90,15 +90,15 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "no safetensors": (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "model.safetensors: "),
     "missing tensor": (
         lambda folder: edit_tensors(folder, lambda tensors, name: tensors.pop(name)),
-        "the checkpoint has not: model.multi_modal_projector.linear_1.weight",
+        "missing in the checkpoint: model.multi_modal_projector.linear_1.weight",
     ),
     "unexpected tensor": (
         lambda folder: edit_tensors(folder, lambda tensors, name: tensors.update(bogus=torch.zeros(2))),
-        "the model has not: bogus",
+        "not in the model: bogus",
     ),
     "misshapen tensor": (
         lambda folder: edit_tensors(folder, lambda tensors, name: tensors.update({name: torch.zeros(3, 5)})),
-        "linear_1.weight: (3, 5) instead of (16, 16)",
+        "linear_1.weight is (3, 5) in the checkpoint and (16, 16) in the model",
     ),
 }
 LLAVA_DAMAGES: dict[str, tuple[Damage, str]] = {
