@@ -71,12 +71,6 @@ def spacing_of(affine: np.ndarray, *, path: str) -> tuple[float, float, float]:
     return x, y, z
 
 
-def world_directions(affine: np.ndarray) -> np.ndarray:
-    """Unit vectors (3, 3) of an affine's axes in RAS world coordinates, one a column."""
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    return np.asarray(directions)
-
-
 class Reorientation:
     """The permutation and flips that bring stored axes nearest to RAS+.
 
@@ -113,9 +107,3 @@ class Reorientation:
     def affine(self, shape: tuple[int, ...]) -> np.ndarray:
         """The affine (4, 4) of the reoriented volume, for a stored shape."""
         return np.asarray(self._affine @ inv_ornt_aff(self._ornt, shape[:3]), dtype=np.float64)
-
-    def view(self, frames: np.ndarray) -> np.ndarray:
-        """Reorient stored frames (T, X, Y, Z) without copying."""
-        turned = frames.transpose(0, *(axis + 1 for axis in self.order))
-        steps = tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)
-        return turned[(slice(None), *steps)]
