@@ -1,11 +1,11 @@
-"""Benchmarks of loader workers: samples a second, and how much memory each worker takes.
+"""Benchmarks of loader workers: samples per second, and memory of each worker.
 
     python tools/bench_data_workers.py                 # all parts
-    python tools/bench_data_workers.py windows         # windows of a long 4-D series: needs 2 GB for moments
+    python tools/bench_data_workers.py windows         # windows of a long 4-D series: briefly needs 2 GB
     python tools/bench_data_workers.py --json out.json
 
-Memory is that of a real `DataLoader` worker, forked as in training: what it holds for itself alone (USS), and what it
-holds more than right after the fork (RSS, pages of libraries included), both at their peaks.
+Memory is that of a `DataLoader` worker, forked as in training: the peak of its unique memory (USS), and the peak growth
+of its resident memory since the fork (RSS, including pages of libraries).
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ WINDOW = 20
 
 
 def main() -> None:
-    """Run the parts that were named, and print their figures."""
+    """Run the selected parts and print their figures."""
     run_parts(
         {"windows": bench_windows, "samples": bench_samples, "rows": bench_rows},
-        words=__doc__ or "",
+        description=__doc__ or "",
         sizes={
             "frames": (1200, "frames of the series"),
-            "windows": (8, "windows that a worker reads"),
+            "windows": (8, "windows read by the worker"),
             "scans": (64, "scans in the cache"),
             "samples": (20_000, "samples through the loader"),
             "rows": (1_000_000, "rows of the manifest"),
@@ -57,40 +57,40 @@ def main() -> None:
 
 
 def bench_windows(folder: Path, options: argparse.Namespace) -> Result:
-    """Memory of a worker that reads windows of 20 frames from a series of 91x109x91x1200."""
+    """Memory of a worker that reads windows of 20 frames from a series of 91x109x91 voxels."""
     path, index_folder = folder / "long.nii.gz", folder / "index"
     write_long_series(path, num_frames=options.frames)
     config = PipelineConfig(image_size=(96, 96, 96, WINDOW))
     result: Result = {}
-    for name, kept in (("streamed", None), ("saved index", index_folder)):
-        pipeline = Pipeline(config, modality="rsfMRI", index_folder=kept)
-        ways: dict[str, Callable[[int], torch.Tensor]] = {
-            "as they are": lambda first, kept=kept: (
+    for name, index in (("streamed", None), ("saved index", index_folder)):
+        pipeline = Pipeline(config, modality="rsfMRI", index_folder=index)
+        readers: dict[str, Callable[[int], torch.Tensor]] = {
+            "unprocessed": lambda first, index=index: (
                 load_volume(  # type: ignore[misc]
-                    path, modality="rsfMRI", window=(first, WINDOW), index_folder=kept
+                    path, modality="rsfMRI", window=(first, WINDOW), index_folder=index
                 ).data
             ),
-            "prepared at 96³": lambda first, pipeline=pipeline: pipeline(  # type: ignore[misc]
+            "preprocessed to 96³": lambda first, pipeline=pipeline: pipeline(  # type: ignore[misc]
                 path, generator=torch.Generator().manual_seed(first)
             ),
         }
-        for way, read in ways.items():
+        for kind, read in readers.items():
             memory = watch_worker(read, range(0, options.frames - WINDOW, options.frames // options.windows))
-            result[f"{name}, windows {way}: USS, MB"] = memory.private
-            result[f"{name}, windows {way}: RSS above that after the fork, MB"] = memory.added
+            result[f"{name}, {kind} windows: USS, MB"] = memory.private
+            result[f"{name}, {kind} windows: growth of RSS since the fork, MB"] = memory.added
     return result
 
 
 @dataclass
 class WorkerMemory:
-    """Peaks of one worker, MB: what it held for itself alone, and what it held more than right after the fork."""
+    """Peak memory of one worker in MB: unique memory, and growth of resident memory since the fork."""
 
     private: float = 0.0
     added: float = 0.0
 
 
 class _Windows(Dataset[torch.Tensor]):
-    """Windows by their first frame."""
+    """Windows, indexed by their first frame."""
 
     def __init__(self, read: Callable[[int], torch.Tensor]) -> None:
         self._read = read
@@ -100,11 +100,11 @@ class _Windows(Dataset[torch.Tensor]):
 
 
 def watch_worker(read: Callable[[int], torch.Tensor], firsts: Sequence[int]) -> WorkerMemory:
-    """Peaks of a loader worker that reads windows in batches of one."""
+    """Peak memory of a loader worker that reads windows in batches of one."""
     context = multiprocessing.get_context("fork")
     at_fork = context.Value("d", 0.0)
 
-    def note_start(_worker: int) -> None:
+    def record_start(_worker: int) -> None:
         at_fork.value = status_megabytes("self", "VmRSS")
 
     loader = DataLoader(
@@ -112,7 +112,7 @@ def watch_worker(read: Callable[[int], torch.Tensor], firsts: Sequence[int]) -> 
         sampler=list(firsts),
         batch_size=1,
         num_workers=1,
-        worker_init_fn=note_start,
+        worker_init_fn=record_start,
         multiprocessing_context=context,
     )
     memory = WorkerMemory()
@@ -122,21 +122,21 @@ def watch_worker(read: Callable[[int], torch.Tensor], firsts: Sequence[int]) -> 
         for batch in iterator:
             assert batch.shape[-1] == WINDOW
             del batch
-            # The system remembers the peak itself; it is gone with the worker.
+            # The kernel records the peak, which is only available while the worker is alive.
             memory.added = max(memory.added, peak_megabytes(worker.pid) - at_fork.value)
     return memory
 
 
 @contextmanager
 def watched(pid: int, memory: WorkerMemory) -> Iterator[None]:
-    """Look at a process's own memory every 5 ms."""
+    """Sample the unique memory of a process every 5 ms."""
     stop = threading.Event()
 
-    def look() -> None:
+    def sample() -> None:
         while not stop.wait(0.005):
             memory.private = max(memory.private, own_megabytes(pid))
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=sample)
     thread.start()
     try:
         yield
@@ -146,7 +146,7 @@ def watched(pid: int, memory: WorkerMemory) -> Iterator[None]:
 
 
 def write_long_series(path: Path, *, num_frames: int) -> None:
-    """A series of 91x109x91 voxels, 20 frames a gzip member, so that it is made in seconds."""
+    """Write a series of 91x109x91 voxels, with repeated gzip members of 20 frames so that it takes seconds."""
     small = head(128, seed=3)[:91, :109, :91]
     rng = np.random.default_rng(4)
     image = image_of(np.zeros((2, 2, 2, 2), dtype=np.int16))
@@ -165,7 +165,7 @@ def write_long_series(path: Path, *, num_frames: int) -> None:
 
 
 def bench_samples(folder: Path, options: argparse.Namespace) -> Result:
-    """Samples a second with loader workers, and the memory of each over many samples."""
+    """Samples per second with loader workers, and growth of their memory over many samples."""
     dataset, collate = make_dataset(folder, options), make_collator()
     result: Result = {}
     for num_workers in (1, 2, 4):
@@ -180,13 +180,13 @@ def bench_samples(folder: Path, options: argparse.Namespace) -> Result:
             workers = [worker.pid for worker in iterator._workers]  # type: ignore[attr-defined]
             marks[number] = time.perf_counter()
             for mark, found in readings.items():
-                # The least of a few readings: a worker has its batch in hand at some of them.
+                # The minimum of several readings, since a worker holds a batch during some of them.
                 if mark - 20 <= number < mark:
                     found.append([own_megabytes(pid) for pid in workers])
         before, after = ([min(of_worker) for of_worker in zip(*found, strict=True)] for found in readings.values())
         rate = (last - 20 - first) * BATCH / (marks[last - 20] - marks[first])
         name = f"{num_workers} workers"
-        result[f"{name}: samples a second"] = rate
+        result[f"{name}: samples per second"] = rate
         result[f"{name}: USS of the largest, MB"] = max(after)
         result[f"{name}: most growth over the last 80 % of {options.samples:,}, MB"] = max(
             late - early for early, late in zip(before, after, strict=True)
@@ -211,7 +211,7 @@ class _Rows(Dataset[int]):
 
 
 def bench_rows(folder: Path, options: argparse.Namespace) -> Result:
-    """Memory of 8 workers that read rows here and there of a large manifest, through its saved index."""
+    """Memory of 8 workers that read random rows of a large manifest through its saved index."""
     path = folder / "many.jsonl"
     write_rows(path, options.rows)
     read_manifest(path).index_rows()
@@ -240,7 +240,7 @@ def bench_rows(folder: Path, options: argparse.Namespace) -> Result:
 
 
 def own_megabytes(pid: int) -> float:
-    """Memory that belongs to a process alone (USS); 0 when it has ended."""
+    """Unique memory of a process (USS); 0 after it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -249,7 +249,7 @@ def own_megabytes(pid: int) -> float:
 
 
 def peak_megabytes(pid: int) -> float:
-    """The most resident memory that a process has had; 0 when it has ended."""
+    """Peak resident memory of a process; 0 after it has ended."""
     try:
         return status_megabytes(str(pid), "VmHWM")
     except (FileNotFoundError, ProcessLookupError):
@@ -257,7 +257,7 @@ def peak_megabytes(pid: int) -> float:
 
 
 def status_megabytes(pid: str, field: str) -> float:
-    """A field of `/proc/PID/status`; 0 for a process that has given its memory back."""
+    """A field of `/proc/PID/status` in MB; 0 if the process has released its memory."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     return int(found[1]) / 1024 if found else 0.0
 

@@ -203,10 +203,10 @@ def test_a_scan_that_cannot_be_trusted_and_an_unknown_modality_are_rejected(
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"has no model .there is no config.json"):
+    with pytest.raises(RunError, match=r"no config.json"):
         find_model(tmp_path)
     (tmp_path / "config.yaml").write_text("{}")
-    with pytest.raises(RunError, match="the run did not end"):
+    with pytest.raises(RunError, match="did not finish"):
         find_model(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The errors of this package: each names the file, the line or subject, and what would be right."""
+"""Errors of this package: each names the file, the line or subject, what is wrong and what is valid."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from os import PathLike, fspath
 
 
 class ScanReason(StrEnum):
-    """Why a scan was rejected. The codes are stable: tools may count and compare them."""
+    """Why a scan was rejected; the codes are stable."""
 
     MISSING = "missing"
     NOT_REGULAR_FILE = "not_regular_file"
@@ -61,11 +61,11 @@ def did_you_mean(word: object, known: Iterable[str], *, num: int = 1, cutoff: fl
 class UmbrellaDataError(Exception):
     """Base of every error that this package raises on bad data.
 
-    PyTorch makes an error of a loader worker again from the text of its traceback alone. Each class here reads its own
-    parts from such a text: what is caught in the training process is what the worker raised, its notes included.
+    PyTorch rebuilds an error of a loader worker from the text of its traceback. Each class reads its fields from such a
+    text, so that the training process gets the error of the worker, including its notes.
 
     Args:
-        message: What is wrong and what would be right.
+        message: What is wrong and what is valid.
     """
 
     def __init__(self, message: str) -> None:
@@ -76,8 +76,8 @@ class ManifestError(UmbrellaDataError):
     """All problems of one manifest at once.
 
     Args:
-        problems: One sentence a problem, each with its line.
-        path: The manifest. Left out by PyTorch alone, which gives the text of a worker's traceback.
+        problems: One sentence per problem, with its line.
+        path: The manifest; missing only if PyTorch passes the text of a worker's traceback.
     """
 
     def __init__(self, problems: str | Sequence[str], *, path: str | PathLike[str] | None = None) -> None:
@@ -91,7 +91,7 @@ class ManifestError(UmbrellaDataError):
         super().__init__("\n".join([f"{self.path}: {count}", *(f"  {problem}" for problem in self.problems)]))
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keyword-only arguments are lost by the default: processes send errors as pickles.
+        # The default pickling of exceptions loses keyword-only arguments.
         return _restore_manifest_error, (self.problems, self.path)
 
 
@@ -99,10 +99,9 @@ class ScanError(UmbrellaDataError):
     """A scan that cannot be used as it is.
 
     Args:
-        message: What is wrong and what would be right.
+        message: What is wrong and what is valid.
         path: The file with the problem (the bval or bvec file if that one is wrong).
-        reason: A stable code of `ScanReason`. Both are left out by PyTorch alone, which gives the text of a worker's
-            traceback.
+        reason: A code of `ScanReason`. Both are missing only if PyTorch passes the text of a worker's traceback.
     """
 
     def __init__(
@@ -118,7 +117,7 @@ class ScanError(UmbrellaDataError):
         super().__init__(f"{self.path}: {message} [{self.reason}]")
 
     def bare(self) -> ScanError:
-        """The same error as it is before it is raised, to be kept: a traceback keeps the arrays of its frames alive."""
+        """A copy without traceback, which would keep the arrays of its frames alive."""
         return ScanError(self.message, path=self.path, reason=self.reason)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -129,7 +128,7 @@ class CacheError(UmbrellaDataError):
     """The folder of the cache or of gzip indexes cannot be used: full, not writable, too small, or files are lost."""
 
 
-# The texts of the errors, as a traceback ends with them: notes are in lines behind. A path ends at its first ": ".
+# Texts of the errors at the end of a traceback, with notes in the lines after. A path ends at its first ": ".
 _MANIFEST_ERROR = re.compile(
     r"(?P<path>.*?): \d+ problems?(?P<problems>(?:\n  [^\n]*)+)(?:\n(?P<notes>.*))?", re.DOTALL
 )
@@ -139,11 +138,11 @@ _SCAN_ERROR = re.compile(
 
 
 def _said_by_worker(message: object, error: type[Exception]) -> str | None:
-    """What an error said in a loader worker, notes included, if this is the text that PyTorch has of it."""
+    """The message and notes of an error in a loader worker, if this is PyTorch's text of it."""
     text = str(message)
     if not text.startswith(f"Caught {error.__name__} in "):
         return None
-    # As a traceback names it. The last mention is the error itself: what it was raised from is in front.
+    # The last mention in the traceback is the error itself; its cause is before it.
     module = "" if error.__module__ in ("__main__", "builtins") else f"{error.__module__}."
     _, mention, said = text.rpartition(f"\n{module}{error.__qualname__}: ")
     return said.strip() if mention else None
@@ -152,7 +151,7 @@ def _said_by_worker(message: object, error: type[Exception]) -> str | None:
 def _parts(message: object, error: type[Exception], *, form: re.Pattern[str]) -> re.Match[str]:
     parts = form.fullmatch(_said_by_worker(message, error) or "")
     if parts is None:
-        # PyTorch gives the whole text as a RuntimeError then.
+        # PyTorch then raises a RuntimeError with the whole text.
         raise TypeError(f"{error.__name__} needs the keyword arguments that say where the problem is")
     return parts
 

@@ -13,7 +13,7 @@ _MASK64 = (1 << 64) - 1
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
 _MULTIPLIER_2 = 0x94D049BB133111EB
 _NUM_ROUNDS = 10
-# Very small Feistel networks shuffle badly; below 64 positions the rest of the network is walked over.
+# Very small Feistel networks shuffle badly; below 64 positions a larger network is used, skipping other positions.
 _MIN_BITS = 6
 
 

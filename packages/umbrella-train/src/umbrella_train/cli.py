@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
 
 from umbrella_data.errors import UmbrellaDataError, did_you_mean
 from umbrella_train.config import RunConfig, load_config
@@ -18,8 +18,6 @@ from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.evaluation.score_table import score_table
 from umbrella_train.run_folder import RunFolder
 
-T = TypeVar("T")
-
 # Errors that the user can fix: one message without a traceback, exit code 2.
 _USER_ERRORS = (RunError, UmbrellaDataError, FileNotFoundError, PermissionError, NotADirectoryError)
 
@@ -27,10 +25,21 @@ _OPTIONS = ("config", "dry-run", "resume", "help")
 _TRAIN_USAGE = "umbrella-train [--config FILE] [--dry-run] [--resume auto|FOLDER] [--section.key VALUE ...]"
 
 
+@contextlib.contextmanager
+def _errors_as_messages() -> Iterator[None]:
+    try:
+        yield
+    except _USER_ERRORS as error:
+        print("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@_errors_as_messages()
 def train_command(arguments: Sequence[str] | None = None) -> None:
     """Train from a configuration; without one, the demo."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser("umbrella-train", "Train a model from a configuration file; without one, run the demo.")
+    parser = _parser(
+        "umbrella-train", "Train a model from a configuration file; without one, run the demo.", add_help=False
+    )
     parser.usage = _TRAIN_USAGE
     parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML file (default: the packaged demo)")
     parser.add_argument("--dry-run", action="store_true", help="two steps, with a table of tokens and memory")
@@ -41,37 +50,32 @@ def train_command(arguments: Sequence[str] | None = None) -> None:
         "may also be a checkpoint",
     )
     parser.add_argument("--help", "-h", action="store_true", help="show this help, with every key of the configuration")
-    options, overrides = parser.parse_known_args(words)
+    options, overrides = parser.parse_known_args(arguments)
     if options.help:
         # Overrides are ignored here, so that help is shown even if they are wrong.
-        config = _or_exit(lambda: load_config(options.config))
+        keys = describe_keys(load_config(options.config))
         source = options.config or "the demo"
-        _print_long(
-            f"{parser.format_help()}\nKeys to override, with the values of {source}:\n\n{describe_keys(config)}"
-        )
+        _print_long(f"{parser.format_help()}\nKeys to override, with the values of {source}:\n\n{keys}")
         return
-    _or_exit(lambda: _check_words(overrides))
-    config = _or_exit(lambda: load_config(options.config, overrides, to_run=True))
+    _check_words(overrides)
+    config = load_config(options.config, overrides, to_run=True)
+    from umbrella_train.run import training as run  # late: imports torch
 
-    def train() -> Path | None:
-        from umbrella_train.run import training as run  # late: imports torch
-
-        _show_messages()
-        try:
-            return run.train(config, dry_run=options.dry_run, resume=options.resume)
-        except RunStoppedError as stopped:
-            print(stopped, file=sys.stderr)
-            # As in a shell: 128 plus the signal, so that commands after "&&" do not start. But a launcher that restarts
-            # failed processes would start another run.
-            is_restarted = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
-            raise SystemExit(0 if is_restarted else 128 + stopped.signal_number) from None
-
-    folder = _or_exit(train)
+    _show_messages()
+    try:
+        folder = run.train(config, dry_run=options.dry_run, resume=options.resume)
+    except RunStoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        # As in a shell: 128 plus the signal, so that commands after "&&" do not start. But a launcher that restarts
+        # failed processes would start another run.
+        is_restarted = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+        raise SystemExit(0 if is_restarted else 128 + stopped.signal_number) from None
     if folder is not None and os.environ.get("RANK", "0") == "0":
         report = folder / "report.html"
         print(f"run folder: {folder}" + (f"\nreport: {report}" if report.exists() else ""))
 
 
+@_errors_as_messages()
 def eval_command(arguments: Sequence[str] | None = None) -> None:
     """Score a trained model on its held-out subjects or on other manifests."""
     parser = _parser(
@@ -93,26 +97,23 @@ def eval_command(arguments: Sequence[str] | None = None) -> None:
         "--max-samples", type=int, metavar="N", help="questions per set of modalities; nothing is written"
     )
     parser.add_argument("--json", action="store_true", help="print all metrics as JSON instead of the table")
-    parser.add_argument("--help", "-h", action="help", help="show this help")
     options = parser.parse_args(arguments)
 
-    def evaluate() -> dict[str, float]:
-        RunFolder.open(options.run)
-        from umbrella_train.run import training as run  # late: imports torch
+    RunFolder.open(options.run)
+    from umbrella_train.run import training as run  # late: imports torch
 
-        _show_messages()
-        return run.evaluate_run(
-            options.run,
-            manifests=options.manifest,
-            data_root=options.data_root,
-            controls=False if options.no_controls else None,
-            max_samples=options.max_samples,
-        )
-
-    metrics = _or_exit(evaluate)
+    _show_messages()
+    metrics = run.evaluate_run(
+        options.run,
+        manifests=options.manifest,
+        data_root=options.data_root,
+        controls=False if options.no_controls else None,
+        max_samples=options.max_samples,
+    )
     print(json.dumps(metrics, indent=1) if options.json else score_table(metrics))
 
 
+@_errors_as_messages()
 def predict_command(arguments: Sequence[str] | None = None) -> None:
     """Ask a trained model a question about scans."""
     parser = _parser("umbrella-predict", "Ask a trained model a question about scans; nothing is written.")
@@ -128,25 +129,22 @@ def predict_command(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--question", required=True, help="the question")
     parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="longest answer in tokens")
     parser.add_argument("--use-cpu", action="store_true", help="use the CPU even if there is a GPU")
-    parser.add_argument("--help", "-h", action="help", help="show this help")
     options = parser.parse_args(arguments)
 
-    def answer() -> str:
-        for _, paths in options.scan:
-            for path in paths:
-                if not path.exists():
-                    raise FileNotFoundError(f"{path}: there is no such file")
-        from umbrella_train.assembly.predict import predict  # late: imports torch
+    for _, paths in options.scan:
+        for path in paths:
+            if not path.exists():
+                raise FileNotFoundError(f"{path}: there is no such file")
+    from umbrella_train.assembly.predict import predict  # late: imports torch
 
-        return predict(
-            options.run,
-            question=options.question,
-            scans=options.scan,
-            max_new_tokens=options.max_new_tokens,
-            device="cpu" if options.use_cpu else None,
-        )
-
-    print(_or_exit(answer))
+    answer = predict(
+        options.run,
+        question=options.question,
+        scans=options.scan,
+        max_new_tokens=options.max_new_tokens,
+        device="cpu" if options.use_cpu else None,
+    )
+    print(answer)
 
 
 def _read_scan(text: str) -> tuple[str, list[Path]]:
@@ -157,6 +155,7 @@ def _read_scan(text: str) -> tuple[str, list[Path]]:
     return modality, [Path(files)] if Path(files).exists() else [Path(name) for name in files.split(",")]
 
 
+@_errors_as_messages()
 def report_command(arguments: Sequence[str] | None = None) -> None:
     """Write the report of one run, or of several to compare."""
     parser = _parser("umbrella-report", "Write report.html from the files of one run, or of several to compare.")
@@ -164,21 +163,15 @@ def report_command(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="where to write (default: in RUN, or next to the first RUN)"
     )
-    parser.add_argument("--help", "-h", action="help", help="show this help")
     options = parser.parse_args(arguments)
 
-    def report() -> Path:
-        for run in options.runs:
-            RunFolder.open(run)
-        from umbrella_train.report import build_report  # late: imports matplotlib
+    from umbrella_train.report import build_report  # late: imports matplotlib
 
-        return build_report(options.runs, output=options.output)
-
-    print(_or_exit(report))
+    print(build_report(options.runs, output=options.output))
 
 
-def _parser(name: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False, add_help=False)
+def _parser(name: str, description: str, *, add_help: bool = True) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False, add_help=add_help)
 
 
 def _show_messages() -> None:
@@ -215,15 +208,3 @@ def _check_words(words: Sequence[str]) -> None:
             meant = did_you_mean(f"--{name}", [f"--{option}" for option in (*_OPTIONS, *RunConfig.model_fields)])
             if any(f"'--{option}'" in meant for option in _OPTIONS):
                 raise RunError(f"--{name}: no such option{meant}")
-
-
-def _or_exit(work: Callable[[], T]) -> T:
-    try:
-        return work()
-    except _USER_ERRORS as error:
-        _exit(error)
-
-
-def _exit(error: Exception) -> NoReturn:
-    print("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
-    raise SystemExit(2) from None

@@ -63,7 +63,7 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (flip_a_bit, "model.safetensors: its content changed after it was written"),
     (cut_short, "model.safetensors: has 150 bytes instead of 200"),
     (remove_a_file, "parts/state.json: is missing"),
-    (remove_the_seal, "checkpoint-3: has no integrity.json: it was not finished"),
+    (remove_the_seal, "checkpoint-3: has no integrity.json"),
     (cut_the_seal, "integrity.json: cannot be read"),
     (blank_the_seal, "integrity.json: cannot be read"),
     (put_another_thing_in_the_seal, "integrity.json: cannot be read"),
@@ -120,7 +120,7 @@ def test_a_damaged_one_is_passed_over_with_a_warning(
     damage(bad)
     with caplog.at_level(logging.WARNING):
         assert newest_good_checkpoint(tmp_path) == good
-    assert "passing over a damaged checkpoint" in caplog.text
+    assert "a damaged checkpoint" in caplog.text
     assert str(bad) in caplog.text
 
 

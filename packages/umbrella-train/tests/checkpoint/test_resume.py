@@ -296,7 +296,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 
 
 def test_a_run_that_never_was_cannot_go_on(make_config: MakeConfig, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="run: there is no such run to go on with"):
+    with pytest.raises(RunError, match="run: there is no such run"):
         run.train(config_of(make_config, tmp_path), resume="auto")
 
 
@@ -312,7 +312,7 @@ def test_a_run_that_got_to_its_end_has_nothing_left_to_do(
     # Named by its folder, whatever the name in the config.
     other = config.model_copy(update={"name": "other"})
     assert run.train(other, resume=str(folder)) == folder
-    assert f"going on from {folder / f'checkpoint-{max_steps}'}" in caplog.text
+    assert f"resuming from {folder / f'checkpoint-{max_steps}'}" in caplog.text
     assert f"all {max_steps} steps are done: there is nothing left to train" in caplog.text
     assert (losses_of(folder), weights_of(folder)) == (losses, weights)
 

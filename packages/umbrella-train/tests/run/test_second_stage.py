@@ -62,7 +62,7 @@ def test_a_second_stage_trains_all_of_what_the_first_one_left(
     a, b = (before[merged.replace("base_layer", f"lora_{each}.default")] for each in "AB")
     assert b.abs().max() > 0
     torch.testing.assert_close(after[merged.replace("base_layer.", "")], before[merged] + 4 / 2 * b @ a)
-    assert "was trained on other scans" not in caplog.text
+    assert "was trained" not in caplog.text
     model = build_parts(second_stage(make_config, tmp_path, first)).model
     assert all(row.num_trainable == row.num_parameters for row in parameter_table(model))
 
@@ -91,8 +91,8 @@ def test_a_model_of_other_sizes_is_rejected_with_all_that_differs(
     )
     with pytest.raises(RunError) as caught:
         build_parts(config)
-    assert str(caught.value).splitlines() == [
-        f"model.pretrained: {first} is another model than this config's:",
+    assert str(first) in str(caught.value)
+    assert str(caught.value).splitlines()[1:] == [
         "  modalities, in the order of their tags, are rsfMRI, T1, dMRI there and T1, rsfMRI here; new ones come last",
         "  T1: patch_size is [8, 8, 8] there and [8, 8, 4] here",
         "  rsfMRI: pool is [1, 1, 1, 1] there and [1, 1, 2, 1] here",
@@ -129,10 +129,11 @@ def test_another_tokenizer_than_the_models_is_rejected(make_config: MakeConfig, 
     tokenizer = build_byte_tokenizer()
     tokenizer.add_tokens(["<other>"])
     tokenizer.save_pretrained(tmp_path / "words")
-    with pytest.raises(RunError, match=r"^model\.tokenizer: its id of '<other>' is not that of the tokenizer that"):
+    with pytest.raises(RunError, match=r"^model\.tokenizer: its id of '<other>' differs"):
         build_parts(second_stage(make_config, tmp_path, first, tokenizer=str(tmp_path / "words")))
 
 
+@pytest.mark.isolated
 def test_without_peft_a_model_with_adapters_is_rejected_with_a_message(
     make_config: MakeConfig, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,7 +152,7 @@ def test_scans_that_are_prepared_otherwise_are_reported(
     config = RunConfig.model_validate({**config.model_dump(mode="json"), "data": data})
     assert train(config, dry_run=True) is None
     assert (
-        "data.pipelines.T1: the model was trained on other scans: normalise zscore (then: foreground_zscore)"
+        "data.pipelines.T1: preprocessing differs from the model's: normalise zscore (then: foreground_zscore)"
         in caplog.text
     )
     assert "data.pipelines.rsfMRI" not in caplog.text

@@ -54,7 +54,7 @@ def add_command(commands: Commands) -> None:
         type=Path,
         help="also build an index of each long .nii.gz series here, for data.index_dir of a training run",
     )
-    command.add_argument("--one-split", action="store_true", help="a subject may are in several of the manifests")
+    command.add_argument("--one-split", action="store_true", help="a subject may be in several of the manifests")
     command.set_defaults(run=run)
 
 

@@ -48,21 +48,35 @@ def read_options(
 
     Args:
         run: The configuration file of a training run, or None.
-        sizes: See `options_from_words`, as for the others.
-        patches: Of modalities of the command line or the run.
-        spacings: Of modalities of the command line.
-        settings: Of modalities of the command line.
+        sizes: Such as `T1=96,96,96` or `rsfMRI=96,96,96,24`.
+        patches: Such as `T1=16,16,16`, also of modalities of the run.
+        spacings: Such as `T1=2,2,2`, in mm.
+        settings: Other keys of `PipelineConfig`, such as `rsfMRI.normalise=temporal_zscore`.
 
     Raises:
-        ValueError: As `options_from_words` and `options_from_run`; also for a patch of a modality without a size.
+        ValueError: For an option that is not in this form, an unknown key, an invalid value, or a modality without a
+            size. As `options_from_run`.
     """
-    words = options_from_words(sizes=sizes, patches=patches, spacings=spacings, settings=settings)
+    content: dict[str, dict[str, Any]] = {}
+    for name, size in _numbers(sizes, kind=int).items():
+        check_size(size, what="an image size", modality=name)
+        content[name] = {"image_size": size}
+    for name, values in _numbers(spacings, kind=float).items():
+        content.setdefault(name, {})["spacing"] = values
+    for word in settings:
+        place, _, value = word.partition("=")
+        name, _, key = place.partition(".")
+        if not key or not value:
+            raise ValueError(f"{word!r} is not a setting; write MODALITY.KEY=VALUE, as in rsfMRI.short_series=pad")
+        content.setdefault(find_modality(name).name, {})[key] = value
     known = options_from_run(run) if run is not None else PipelineOptions()
-    known.configs |= words.configs
-    known.patch_sizes |= words.patch_sizes
-    for name in known.patch_sizes:
-        if name not in known.configs:
-            raise _without_size(name)
+    known.patch_sizes |= _numbers(patches, kind=int)
+    without = [name for name, entries in content.items() if "image_size" not in entries]
+    without += [name for name in known.patch_sizes if name not in known.configs and name not in content]
+    for name in without:
+        axes = "X,Y,Z,T" if find_modality(name).is_series else "X,Y,Z"
+        raise ValueError(f"{name} has no size; give --size {name}={axes}")
+    known.configs |= _configs(content)
     return known
 
 
@@ -81,42 +95,6 @@ def check_patches(options: PipelineOptions, *, modalities: Iterable[str]) -> Non
             patch_grid(options.configs[name].image_size, options.patch_sizes[name], modality=name)
 
 
-def options_from_words(
-    *,
-    sizes: Sequence[str],
-    patches: Sequence[str] = (),
-    spacings: Sequence[str] = (),
-    settings: Sequence[str] = (),
-) -> PipelineOptions:
-    """Pipelines from `MODALITY=...` options.
-
-    Args:
-        sizes: Such as `T1=96,96,96` or `rsfMRI=96,96,96,24`.
-        patches: Such as `T1=16,16,16`.
-        spacings: Such as `T1=2,2,2`, in mm.
-        settings: Other keys of `PipelineConfig`, such as `rsfMRI.normalise=temporal_zscore`.
-
-    Raises:
-        ValueError: For an option that is not in this form, an unknown key, or an invalid value.
-    """
-    content: dict[str, dict[str, Any]] = {}
-    for name, size in _numbers(sizes, kind=int).items():
-        check_size(size, what="an image size", modality=name)
-        content[name] = {"image_size": size}
-    for name, values in _numbers(spacings, kind=float).items():
-        content.setdefault(name, {})["spacing"] = values
-    for word in settings:
-        place, _, value = word.partition("=")
-        name, _, key = place.partition(".")
-        if not key or not value:
-            raise ValueError(f"{word!r} is not a setting; write MODALITY.KEY=VALUE, as in rsfMRI.short_series=pad")
-        content.setdefault(find_modality(name).name, {})[key] = value
-    for name, entries in content.items():
-        if "image_size" not in entries:
-            raise _without_size(name)
-    return PipelineOptions(configs=_configs(content), patch_sizes=_numbers(patches, kind=int))
-
-
 def options_from_run(path: Path) -> PipelineOptions:
     """Pipelines, manifests and cache of a training run's configuration file.
 
@@ -131,11 +109,6 @@ def options_from_run(path: Path) -> PipelineOptions:
         return options
     raise ImportError(f"{path}: reading a run's configuration requires umbrella-train: install it, or give manifests "
                       "and --size instead")  # fmt: skip
-
-
-def _without_size(name: str) -> ValueError:
-    axes = "X,Y,Z,T" if find_modality(name).is_series else "X,Y,Z"
-    return ValueError(f"{name} has no size; give --size {name}={axes}")
 
 
 def _configs(content: Mapping[str, Mapping[str, Any]]) -> dict[str, PipelineConfig]:

@@ -107,7 +107,7 @@ def check_manifests(
     Args:
         manifests: Each is taken for a split of its own.
         num_workers: Processes that read scans; None for as many as there are cores.
-        may_share_subjects: Whether the manifests belong to one split, so that a subject may are in several.
+        may_share_subjects: Whether the manifests belong to one split, so that a subject may be in several.
         modalities: Leave out rows with scans of others than these, names or aliases; None leaves out none.
         index_folder: Where to build indexes of long `.nii.gz` series; None builds none.
         progress: Wraps what is gone through; called with it, its length and what is done.

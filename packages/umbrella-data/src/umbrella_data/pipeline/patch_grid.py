@@ -1,4 +1,4 @@
-"""How an image is cut into patches, each of which is one token: sizes have the axes of their modality, and divide."""
+"""Division of an image into patches, one per token, and checks of image and patch sizes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _AXES = "XYZT"
 
 
 def check_size(size: Sequence[int], *, what: str, modality: str) -> None:
-    """Hold a size to its modality.
+    """Check a size against its modality.
 
     Args:
         size: Voxels along X, Y and Z, and frames T for a series.
-        what: What it is the size of, for the error.
+        what: Name of the size, for the error.
         modality: A name or an alias.
 
     Raises:
@@ -36,15 +36,15 @@ def patch_grid(image_size: Sequence[int], patch_size: Sequence[int], *, modality
         modality: A name or an alias.
 
     Raises:
-        ValueError: If a size has not the modality's axes, or the patch does not divide the image; the message names
-            the nearest patch that does.
+        ValueError: If a size does not have the modality's axes, or the patch does not divide the image; the message
+            suggests a patch that does.
     """
     check_size(image_size, what="an image size", modality=modality)
     check_size(patch_size, what="a patch size", modality=modality)
     if any(length % patch for length, patch in zip(image_size, patch_size, strict=True)):
         nearest = [_nearest_divisor(length, patch) for length, patch in zip(image_size, patch_size, strict=True)]
         raise ValueError(
-            f"{find_modality(modality).name} cannot be cut into patches: a patch of {_written(patch_size)} does not "
+            f"{find_modality(modality).name} has patches of {_written(patch_size)}, which do not "
             f"divide an image of {_written(image_size)}; did you mean {_written(nearest)}?"
         )
     return tuple(length // patch for length, patch in zip(image_size, patch_size, strict=True))

@@ -1,4 +1,4 @@
-"""Affines, voxel sizes and the way to RAS+: axes are permuted and flipped, voxels are never interpolated."""
+"""Affines, voxel sizes and reorientation to RAS+ by permuting and flipping axes, without interpolation."""
 
 from __future__ import annotations
 
@@ -14,21 +14,18 @@ SPACING_LIMITS = (0.01, 100.0)
 
 
 MAX_GRID_SHIFT = 0.05
-"""How far, as a part of the smallest voxel edge, two files of one grid may lie apart: forms go through float32 and
-quaternions, and tools write them with few digits. No voxel is then nearer to any other's place than to its own."""
+"""Largest distance of two files of one grid, as a fraction of the smallest voxel edge: forms are stored in float32 and
+as quaternions, and tools write them with few digits."""
 
 
 def grid_shift(affine: np.ndarray, other: np.ndarray, *, shape: tuple[int, ...]) -> float:
-    """How far two affines (4, 4) lay a grid of this shape (X, Y, Z) apart: mm at the corner where it is most.
-
-    What differs little an index can differ by much at the far end of a grid.
-    """
+    """Largest distance in mm of the corners of a grid (X, Y, Z) under two affines (4, 4)."""
     corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in shape[:3]))], dtype=np.float64)
     return float(np.linalg.norm((corners @ (affine - other).T)[:, :3], axis=1).max())
 
 
 def is_same_grid(affine: np.ndarray, other: np.ndarray, *, shape: tuple[int, ...]) -> bool:
-    """Whether two affines (4, 4) lay a grid of this shape (X, Y, Z) onto the same place, see `MAX_GRID_SHIFT`."""
+    """Whether a grid (X, Y, Z) is at the same place under two affines (4, 4), see `MAX_GRID_SHIFT`."""
     edge = float(np.linalg.norm(affine[:3, :3], axis=0).min())
     return grid_shift(affine, other, shape=shape) <= MAX_GRID_SHIFT * edge
 
@@ -44,7 +41,7 @@ def check_affine(affine: np.ndarray, *, path: str) -> None:
             "the affine has values that are not finite: set sform or qform again", path=path, reason=ScanReason.AFFINE
         )
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    # The volume of the cell of three unit vectors: 1 for right angles, 0 where they lie in one plane.
+    # The volume of the cell of three unit vectors: 1 for right angles, 0 if they are in one plane.
     if (lengths == 0).any() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
         raise ScanError(
             "the affine cannot be inverted: its axes do not span space; set sform or qform again",
@@ -57,7 +54,7 @@ def spacing_of(affine: np.ndarray, *, path: str) -> tuple[float, float, float]:
     """Voxel size in mm along each axis of an affine (4, 4).
 
     Raises:
-        ScanError: `spacing`, where it is no size that a scan of a head can have.
+        ScanError: `spacing`, if it is not plausible for a scan of a head.
     """
     # Rounded to 0.1 um: forms go through float32 and quaternions, and one scan stored in two orders must agree.
     x, y, z = (round(float(length), 4) for length in np.linalg.norm(affine[:3, :3], axis=0))
@@ -71,21 +68,15 @@ def spacing_of(affine: np.ndarray, *, path: str) -> tuple[float, float, float]:
     return x, y, z
 
 
-def world_directions(affine: np.ndarray) -> np.ndarray:
-    """Unit vectors (3, 3) of an affine's axes in RAS world coordinates, one a column."""
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    return np.asarray(directions)
-
-
 class Reorientation:
-    """The permutation and flips that bring stored axes nearest to RAS+.
+    """Permutation and flips from the stored axes to those closest to RAS+.
 
     Args:
         affine: (4, 4), of the stored axes; checked by `check_affine`.
         path: The file's name for errors.
 
     Raises:
-        ScanError: `affine`, where two axes point the same way.
+        ScanError: `affine`, if two axes have the same direction.
     """
 
     def __init__(self, affine: np.ndarray, *, path: str) -> None:
@@ -113,9 +104,3 @@ class Reorientation:
     def affine(self, shape: tuple[int, ...]) -> np.ndarray:
         """The affine (4, 4) of the reoriented volume, for a stored shape."""
         return np.asarray(self._affine @ inv_ornt_aff(self._ornt, shape[:3]), dtype=np.float64)
-
-    def view(self, frames: np.ndarray) -> np.ndarray:
-        """Reorient stored frames (T, X, Y, Z) without copying."""
-        turned = frames.transpose(0, *(axis + 1 for axis in self.order))
-        steps = tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)
-        return turned[(slice(None), *steps)]

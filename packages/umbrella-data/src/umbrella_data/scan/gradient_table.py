@@ -12,23 +12,23 @@ from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.files.paths import open_regular_file, sibling_file
 
 B0_LIMIT = 50.0
-"""Volumes with b up to this (s/mm2) count as b0: scanners write 5 or 1.25 where 0 was asked for."""
+"""Volumes with b up to this (s/mm2) count as b0: scanners write 5 or 1.25 for 0."""
 
 MAX_B = 30_000.0
 """s/mm2; human scanners reach about 20,000."""
 
 
-# Three numbers of 20 characters for each of 32,767 volumes, the most of NIfTI-1, are half of it.
+# Twice the size of 3 numbers of 20 characters for 32,767 volumes, the most of NIfTI-1.
 _MAX_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gradients:
-    """One row a volume.
+    """b-values and directions, one row per volume.
 
     Attributes:
         b_values: (N,) float64 in s/mm2.
-        b_vectors: (N, 3) float64 unit vectors by FSL's convention; zeros where a b0 has no direction.
+        b_vectors: (N, 3) float64 unit vectors by FSL's convention; zeros for a b0 without a direction.
     """
 
     b_values: np.ndarray
@@ -36,7 +36,7 @@ class Gradients:
 
     @property
     def is_b0(self) -> np.ndarray:
-        """(N,) truth values."""
+        """(N,) bool."""
         return np.asarray(self.b_values <= B0_LIMIT)
 
     def world_directions(self, affine: np.ndarray) -> np.ndarray:
@@ -59,7 +59,7 @@ class Gradients:
 def gradient_files(path: str | PathLike[str]) -> tuple[Path, Path]:
     """The `.bval` and `.bvec` files next to a DWI, by BIDS name: `sub-01_dwi.nii.gz` -> `sub-01_dwi.bval`.
 
-    Where there is none, its name in lower case; see `umbrella_data.files.paths.sibling_file`.
+    See `umbrella_data.files.paths.sibling_file`; they may not exist.
     """
     dwi = Path(path)
     return sibling_file(dwi, ".bval"), sibling_file(dwi, ".bvec")
@@ -96,8 +96,8 @@ def _read_numbers(path: Path, *, reason: ScanReason) -> list[list[float]]:
             content = file.read(_MAX_BYTES + 1)
     except ScanError as error:
         is_missing = error.reason == ScanReason.MISSING
-        beside = "; a DWI needs its .bval and .bvec next to it" if is_missing else ""
-        raise ScanError(error.message + beside, path=path, reason=reason) from error
+        hint = "; a DWI needs its .bval and .bvec next to it" if is_missing else ""
+        raise ScanError(error.message + hint, path=path, reason=reason) from error
     if len(content) > _MAX_BYTES:
         raise ScanError(f"has more than {_MAX_BYTES} bytes: no series has so many volumes", path=path, reason=reason)
     try:
@@ -151,7 +151,7 @@ def _read_b_vectors(path: Path, *, b_values: np.ndarray) -> np.ndarray:
         )
     vectors = np.array(rows) if shape == (count, 3) and count != 3 else np.array(rows).T
     is_b0 = b_values <= B0_LIMIT
-    # A b0 has no direction: zeros, NaN and anything else stand there in real files.
+    # A b0 has no direction: real files have zeros, NaN or anything else there.
     lengths_all = np.linalg.norm(vectors, axis=1)
     vectors = np.where((is_b0 & ~(np.abs(lengths_all - 1) < 0.05))[:, None], 0.0, vectors)
     wrong = [row for row in np.flatnonzero(~is_b0) if not abs(lengths_all[row] - 1) < 0.05]

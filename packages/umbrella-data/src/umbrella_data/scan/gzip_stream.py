@@ -21,7 +21,7 @@ MAX_DEFLATE_RATIO = 1032
 """The most bytes that one byte of a deflate stream can hold (zlib's technical notes)."""
 
 CHUNK_BYTES = 1 << 20
-"""The most decompressed bytes that are in memory at once by default."""
+"""Default size of a decompressed chunk in bytes."""
 
 _BLOCK_BYTES = 1 << 18
 _FHCRC, _FEXTRA, _FNAME, _FCOMMENT, _RESERVED = 0x02, 0x04, 0x08, 0x10, 0xE0
@@ -29,7 +29,7 @@ _MAX_NAME_BYTES = 1 << 12
 
 
 class GzipSource:
-    """The compressed file with a push-back, since a member's end is known only after its block was read."""
+    """The compressed file with push-back, since the end of a member is known only after its block was read."""
 
     def __init__(self, file: BinaryIO, *, path: str) -> None:
         self._file = file
@@ -42,11 +42,11 @@ class GzipSource:
         return pending or self._file.read(_BLOCK_BYTES)
 
     def push_back(self, data: bytes) -> None:
-        """Give back the last bytes."""
+        """Return bytes to the source."""
         self._pending = data + self._pending
 
     def take(self, count: int) -> bytes:
-        """Exactly this many bytes.
+        """Read exactly this many bytes.
 
         Raises:
             ScanError: `gzip_truncated`.
@@ -80,20 +80,20 @@ class GzipSource:
         )
 
     def at_end(self) -> bool:
-        """Whether all bytes were handed out."""
+        """Whether all bytes were read."""
         if not self._pending:
             self._pending = self._file.read(_BLOCK_BYTES)
         return not self._pending
 
     def peek(self) -> bytes:
-        """The next byte, which stays; empty at the end of the file."""
+        """The next byte, without removing it; empty at the end of the file."""
         return b"" if self.at_end() else self._pending[:1]
 
 
 def iter_gzip(file: BinaryIO, *, path: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
     """Decompress a gzip file chunk by chunk; a chunk never has more than its bound, whatever the stream asks for.
 
-    Only a caller who exhausts the iterator has had the whole file checked.
+    The file is validated once the iterator is exhausted.
 
     Args:
         file: Opened at its first byte.

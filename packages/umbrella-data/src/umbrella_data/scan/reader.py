@@ -1,4 +1,4 @@
-"""A scan's file: opened safely, validated, its frames read as stored; `.nii` by seeking, `.nii.gz` by streaming.
+"""Opens the file of a scan and reads its frames as stored: `.nii` by seeking, `.nii.gz` by streaming.
 
 Of a pair, `.hdr` is read for the header and `.img` for the voxels.
 """
@@ -18,20 +18,26 @@ from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.files.paths import open_regular_file, pair_of
 from umbrella_data.scan.gzip_index import GzipIndex, Identity, IndexMismatchError, build_index, index_path, load_index
 from umbrella_data.scan.gzip_stream import CHUNK_BYTES, GZIP_MAGIC, MAX_DEFLATE_RATIO, inflate, iter_gzip
-from umbrella_data.scan.header import ScanHeader, header_length, parse_header
-from umbrella_data.scan.header_extensions import check_extensions, header_ends, read_separate_header
+from umbrella_data.scan.header import (
+    ScanHeader,
+    check_extensions,
+    header_ends,
+    header_length,
+    parse_header,
+    read_separate_header,
+)
 
 MAX_PLAUSIBLE_RATIO = 200
-"""Voxels that gzip shrinks more than this are no scan: even a masked map with little brain stays below 100."""
+"""Largest compression ratio of a scan; even a masked map with little brain is below 100."""
 
 _ALWAYS_ALLOWED_BYTES = 1 << 24
 _MAX_VERIFIED = 1 << 16
 _HEADER_CHUNK_BYTES = 1 << 13
-# Slices are handed on in blocks that the processor's cache can hold.
+# Size of a block of slices, which fits into the processor's cache.
 _SLICE_BLOCK_BYTES = 1 << 19
 # Below this, decompressing from the start is as fast as an index.
 _MIN_INDEXED_BYTES = 1 << 24
-# Files whose gzip stream was checked to the last byte, by device, inode, size and mtime. Bounded, oldest out first.
+# Validated gzip files by device, inode, size and mtime. Bounded; the oldest are removed first.
 _verified: OrderedDict[Identity, None] = OrderedDict()
 
 
@@ -88,15 +94,15 @@ class StoredScan:
         return slices.reshape(count, z, y, x).transpose(0, 3, 2, 1)
 
     def iter_slices(self, first: int, count: int) -> Iterator[np.ndarray]:
-        """Read frames slice by slice, in little memory. Only a caller who exhausts the iterator has a verified file.
+        """Read frames slice by slice; the file is validated once the iterator is exhausted.
 
         Args:
             first: The first frame; 0 for a volume.
             count: Number of frames; 1 for a volume.
 
         Yields:
-            (n, Y, X) along the stored axes, in the stored type: neighbouring slices of one frame. Each block takes
-            the memory of the one before.
+            (n, Y, X) along the stored axes, in the stored type: neighbouring slices of one frame. Blocks share
+            their memory.
 
         Raises:
             ScanError: As `read_frames`.
@@ -128,7 +134,7 @@ class StoredScan:
                 yield block
 
     def _read_header(self) -> ScanHeader:
-        # Small chunks: the header is a small part of the first one, and voxels are not wanted yet.
+        # Small chunks: only the header is needed.
         stream = self._stream(chunk_bytes=_HEADER_CHUNK_BYTES)
         start = _take(stream, b"", 4)
         length = header_length(start, path=self.path)
@@ -141,7 +147,7 @@ class StoredScan:
         return header
 
     def _check_size(self) -> None:
-        """Reject a declared size that the file cannot hold, before anything of that size is allocated."""
+        """Reject a declared size that the file cannot have, before memory is allocated."""
         declared, stored = self.header.file_bytes, self._size
         if self.is_compressed:
             if declared > stored * MAX_DEFLATE_RATIO:
@@ -240,19 +246,19 @@ def _remember(identity: Identity) -> None:
 
 
 def forget_verified() -> None:
-    """Forget which files were verified, as a new process has it."""
+    """Forget which files were validated (for tests and benchmarks)."""
     _verified.clear()
 
 
 class _Filler:
-    """Cuts a stream of pieces of any size into pieces of a wanted size."""
+    """Reads blocks of a given size from a stream of chunks of any size."""
 
     def __init__(self, pieces: Iterator[memoryview]) -> None:
         self._pieces = pieces
         self._rest = memoryview(b"")
 
     def fill(self, target: memoryview | bytearray) -> bool:
-        """Fill the memory; False where the stream ends before."""
+        """Fill the memory; False if the stream ends before."""
         position = 0
         while position < len(target):
             if not self._rest:
@@ -266,7 +272,7 @@ class _Filler:
         return True
 
     def finish(self) -> None:
-        """Let the stream check what comes behind the last wanted byte."""
+        """Let the stream validate the rest of the file."""
         next(self._pieces, None)
 
 
@@ -304,24 +310,24 @@ def _is_compressed(file: BinaryIO, *, path: str) -> bool:
     is_gzip = file.read(2) == GZIP_MAGIC
     file.seek(0)
     if is_gzip != name.endswith(".gz"):
-        message = "has gzip: call it .nii.gz" if is_gzip else "has no gzip: call it .nii, or compress it"
+        message = "is gzip: name it .nii.gz" if is_gzip else "is not gzip: name it .nii, or compress it"
         raise ScanError(message, path=path, reason=ScanReason.GZIP_HEADER)
     return is_gzip
 
 
 class _Reader:
-    """Reads a file that is not compressed from some byte on."""
+    """Reads blocks of an uncompressed file, from a given byte."""
 
     def __init__(self, file: BinaryIO, start: int) -> None:
         self._file = file
         file.seek(start)
 
     def fill(self, target: memoryview) -> bool:
-        """Fill the memory; False where the file ends before."""
+        """Fill the memory; False if the file ends before."""
         return bool(self._file.readinto(target) == len(target))  # type: ignore[attr-defined]
 
     def finish(self) -> None:
-        """Nothing is left to check: the size of the file was."""
+        """Nothing to do: the size of the file was checked."""
 
 
 def _take(stream: Iterator[bytes], start: bytes, count: int) -> bytes:
@@ -341,7 +347,7 @@ def _wrong_length(found: int, declared: int, *, path: str) -> ScanError:
             reason=ScanReason.TRUNCATED,
         )
     return ScanError(
-        f"the header declares {declared} bytes, but the file continues: its dimensions or type are wrong",
+        f"the header declares {declared} bytes, but the file is longer: its dimensions or type are wrong",
         path=path,
         reason=ScanReason.TRAILING,
     )

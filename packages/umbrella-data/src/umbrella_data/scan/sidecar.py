@@ -1,4 +1,4 @@
-"""What the BIDS sidecar of a series says about its repetition time, held against its header."""
+"""Repetition time of a series from its BIDS sidecar, compared with its header."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from umbrella_data.scan.header import REPETITION_TIME_LIMITS, ScanHeader, ScanWa
 
 _MAX_BYTES = 1 << 22
 _MAX_LEVELS = 5
-# Headers are written in float32, and by hand in three digits.
+# Headers store float32; sidecars are often written with three digits.
 _TOLERANCE = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepetitionTime:
-    """Seconds from frame to frame, as header and sidecar have it together.
+    """Repetition time from header and sidecar.
 
     Attributes:
-        seconds: The sidecar's where it has one, for BIDS has it count; otherwise the header's; None where none says.
-        warnings: `sidecar` where the sidecar cannot be used, or is inherited and a link out of its BIDS tree;
-            `sidecar_repetition_time` where it differs from the header by more than 0.5 %.
+        seconds: The sidecar's, which has precedence in BIDS, else the header's; None if neither states it.
+        warnings: `sidecar` if the sidecar cannot be used, or is inherited and a link out of its BIDS tree;
+            `sidecar_repetition_time` if it differs from the header by more than 0.5 %.
     """
 
     seconds: float | None
@@ -55,7 +55,7 @@ def repetition_time(path: str | PathLike[str], header: ScanHeader) -> Repetition
 
 
 def sidecar_files(path: str | PathLike[str]) -> Iterator[Path]:
-    """The sidecars of a scan that exist, the one that counts most first (BIDS, "The inheritance principle")."""
+    """Existing sidecars of a scan, the one with precedence first (BIDS, "The inheritance principle")."""
     scan = Path(path)
     stem = scan_stem(scan.name)
     beside = sibling_file(scan, ".json")
@@ -72,7 +72,7 @@ def sidecar_files(path: str | PathLike[str]) -> Iterator[Path]:
 
 
 def _folders_above(scan: Path) -> list[Path]:
-    """The scan's folder and those above it, up to the root of its BIDS tree; none where it is in no such tree."""
+    """The scan's folder and those above it, up to the root of its BIDS tree; none outside of a BIDS tree."""
     folders = list(scan.absolute().parents)[:_MAX_LEVELS]
     for level, folder in enumerate(folders):
         if (folder / "dataset_description.json").exists():

@@ -102,9 +102,7 @@ def warn_of_other_pipelines(source: str, pipelines: Mapping[str, Pipeline]) -> N
             f"{key} {now[key]} (then: {before[key]})" for key in now if key in before and before[key] != now[key]
         ]
         if changes:
-            logger.warning(
-                "data.pipelines.%s: the model was trained with other preprocessing: %s", name, ", ".join(changes)
-            )
+            logger.warning("data.pipelines.%s: preprocessing differs from the model's: %s", name, ", ".join(changes))
 
 
 def _differences(config: UmbrellaConfig, asked: Mapping[str, PatchEmbedConfig]) -> Iterator[str]:

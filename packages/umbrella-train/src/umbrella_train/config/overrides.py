@@ -35,10 +35,6 @@ from umbrella_train.config.schema import (
 _NONE_WORDS = frozenset({"none", "null"})
 
 
-class _UnusableValueError(ValueError):
-    """A value that does not fit its key."""
-
-
 @dataclass
 class _Override:
     flag: str
@@ -64,7 +60,7 @@ def apply_overrides(
         try:
             path, value = _read(override, content=content, section=section)
             _set(content, path, value)
-        except _UnusableValueError as error:
+        except ValueError as error:
             problems.append(f"--{override.flag}: {error}")
     return content, problems
 
@@ -139,20 +135,19 @@ def _value(values: list[str], annotation: Any) -> Any:
         return True
     if len(values) != 1:
         shown = f" ({' '.join(values)})" if values else ""
-        raise _UnusableValueError(f"takes one value, {len(values)} given{shown}")
+        raise ValueError(f"takes one value, {len(values)} given{shown}")
     if is_mapping(annotation) or section_of(annotation) is not None:
         return _from_json(values[0])
     return values[0]
 
 
 def _from_flow_list(text: str) -> Any:
-    """Read a list as in YAML: `[wandb]`, `[8, 8, 8]`, or JSON."""
-    found = _from_json(text)
-    if isinstance(found, str):
-        with contextlib.suppress(yaml.YAMLError):
-            found = yaml.safe_load(text)
+    """Read a list as in YAML or JSON, such as `[wandb]` or `[8, 8, 8]`."""
+    found = None
+    with contextlib.suppress(yaml.YAMLError):
+        found = yaml.safe_load(text)
     if not isinstance(found, list):
-        raise _UnusableValueError(f"{text} is not a list; write [a, b], or a b")
+        raise ValueError(f"{text} is not a list; write [a, b], or a b")
     return found
 
 
@@ -170,11 +165,11 @@ def _set(content: dict[str, Any], path: Sequence[str | int], value: Any) -> None
         is_last = position == len(path) - 1
         if isinstance(part, int):
             if not isinstance(here, list) or part > len(here):
-                raise _UnusableValueError(f"there is no entry {part}: the next free one is {len(here or [])}")
+                raise ValueError(f"there is no entry {part}: the next free one is {len(here or [])}")
             if part == len(here):
                 here.append(None)
         elif not isinstance(here, dict):
-            raise _UnusableValueError(f"{'.'.join(map(str, path[:position]))} has {here!r}, not keys of its own")
+            raise ValueError(f"{'.'.join(map(str, path[:position]))} is a value without keys of its own")
         if is_last:
             here[part] = value
             return

@@ -60,7 +60,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
     except yaml.YAMLError as error:
         return {}, [f"not YAML: {error}"]
     if content is not None and not isinstance(content, dict):
-        return {}, [f"has a {type(content).__name__}; it must hold sections (model, data, ...)"]
+        return {}, [f"contains a {type(content).__name__}; it must contain sections (model, data, ...)"]
     return content or {}, loader.duplicates
 
 
