@@ -91,7 +91,7 @@ def test_modalities_of_packages_have_one_order_wherever_they_were_installed(tmp_
     ("module", "words"),
     [
         ("", "cannot be loaded: AttributeError"),
-        ("FLAIR = 'FLAIR'", "is a str, and must be a ModalitySpec"),
+        ("FLAIR = 'FLAIR'", "is a str; it must be a ModalitySpec"),
         (FLAIR.replace('("T2-FLAIR",)', '("T1W",)'), "'t1w' of modality FLAIR belongs to T1"),
         (FLAIR.replace('bids_suffixes=("FLAIR",)', 'bids_suffixes=("T1w",)'), "'anat/*_T1w' of modality FLAIR belongs"),
         (FLAIR.replace('("T2-FLAIR",)', '("T2-FLAIR")'), "aliases of modality FLAIR must be a tuple"),

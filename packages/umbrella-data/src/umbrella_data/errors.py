@@ -1,4 +1,4 @@
-"""The errors of this package: each names the file, the line or subject, and what would be right."""
+"""The errors of this package: each states where the problem is, what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ScanReason(StrEnum):
 
 
 def did_you_mean(word: object, known: Iterable[str], *, num: int = 1, cutoff: float = 0.6) -> str:
-    """The end of an error message about an unknown word: "; did you mean 'X'?", or "" if no known word is similar.
+    """The end of a message about an unknown word: "; did you mean 'X'?", or "" if no known word is similar.
 
     Args:
         word: The unknown word; upper and lower case are not distinguished.
@@ -61,23 +61,24 @@ def did_you_mean(word: object, known: Iterable[str], *, num: int = 1, cutoff: fl
 class UmbrellaDataError(Exception):
     """Base of every error that this package raises on bad data.
 
-    PyTorch makes an error of a loader worker again from the text of its traceback alone. Each class here reads its own
-    parts from such a text: what is caught in the training process is what the worker raised, its notes included.
+    PyTorch constructs an error of a loader worker in the training process from its class and the text of its traceback
+    only. The classes here parse that text, so that the error has the message, attributes and notes that it had in the
+    worker.
 
     Args:
-        message: What is wrong and what would be right.
+        message: What is wrong and what to do.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(_said_by_worker(message, type(self)) or message)
+        super().__init__(_worker_message(message, type(self)) or message)
 
 
 class ManifestError(UmbrellaDataError):
     """All problems of one manifest at once.
 
     Args:
-        problems: One sentence a problem, each with its line.
-        path: The manifest. Left out by PyTorch alone, which gives the text of a worker's traceback.
+        problems: One sentence per problem, each with its line.
+        path: The manifest. Only PyTorch leaves it out, with the text of a worker's traceback as `problems`.
     """
 
     def __init__(self, problems: str | Sequence[str], *, path: str | PathLike[str] | None = None) -> None:
@@ -91,7 +92,7 @@ class ManifestError(UmbrellaDataError):
         super().__init__("\n".join([f"{self.path}: {count}", *(f"  {problem}" for problem in self.problems)]))
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keyword-only arguments are lost by the default: processes send errors as pickles.
+        # By default, a pickle has no keyword-only arguments.
         return _restore_manifest_error, (self.problems, self.path)
 
 
@@ -99,10 +100,10 @@ class ScanError(UmbrellaDataError):
     """A scan that cannot be used as it is.
 
     Args:
-        message: What is wrong and what would be right.
+        message: What is wrong and what to do.
         path: The file with the problem (the bval or bvec file if that one is wrong).
-        reason: A stable code of `ScanReason`. Both are left out by PyTorch alone, which gives the text of a worker's
-            traceback.
+        reason: A stable code of `ScanReason`. Only PyTorch leaves out path and reason, with the text of a worker's
+            traceback as `message`.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class ScanError(UmbrellaDataError):
         super().__init__(f"{self.path}: {message} [{self.reason}]")
 
     def bare(self) -> ScanError:
-        """The same error as it is before it is raised, to be kept: a traceback keeps the arrays of its frames alive."""
+        """A copy without traceback, which would keep the arrays of its frames alive."""
         return ScanError(self.message, path=self.path, reason=self.reason)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -126,10 +127,10 @@ class ScanError(UmbrellaDataError):
 
 
 class CacheError(UmbrellaDataError):
-    """The folder of the cache or of gzip indexes cannot be used: full, not writable, too small, or files are lost."""
+    """The folder of the cache or of gzip indexes cannot be used: it is full, read-only or too small, or loses files."""
 
 
-# The texts of the errors, as a traceback ends with them: notes are in lines behind. A path ends at its first ": ".
+# Messages of the errors at the end of a traceback, followed by lines of notes. A path ends at its first ": ".
 _MANIFEST_ERROR = re.compile(
     r"(?P<path>.*?): \d+ problems?(?P<problems>(?:\n  [^\n]*)+)(?:\n(?P<notes>.*))?", re.DOTALL
 )
@@ -138,22 +139,22 @@ _SCAN_ERROR = re.compile(
 )
 
 
-def _said_by_worker(message: object, error: type[Exception]) -> str | None:
-    """What an error said in a loader worker, notes included, if this is the text that PyTorch has of it."""
+def _worker_message(message: object, error: type[Exception]) -> str | None:
+    """The message and notes of an error of a loader worker, if the argument is PyTorch's text about it."""
     text = str(message)
     if not text.startswith(f"Caught {error.__name__} in "):
         return None
-    # As a traceback names it. The last mention is the error itself: what it was raised from is in front.
+    # The class as in a traceback. Its last mention is the error itself: causes precede it.
     module = "" if error.__module__ in ("__main__", "builtins") else f"{error.__module__}."
-    _, mention, said = text.rpartition(f"\n{module}{error.__qualname__}: ")
-    return said.strip() if mention else None
+    _, mention, end = text.rpartition(f"\n{module}{error.__qualname__}: ")
+    return end.strip() if mention else None
 
 
 def _parts(message: object, error: type[Exception], *, form: re.Pattern[str]) -> re.Match[str]:
-    parts = form.fullmatch(_said_by_worker(message, error) or "")
+    parts = form.fullmatch(_worker_message(message, error) or "")
     if parts is None:
-        # PyTorch gives the whole text as a RuntimeError then.
-        raise TypeError(f"{error.__name__} needs the keyword arguments that say where the problem is")
+        # PyTorch then raises a RuntimeError with the whole text.
+        raise TypeError(f"{error.__name__} needs its keyword arguments")
     return parts
 
 

@@ -172,7 +172,7 @@ def test_no_index_is_saved_when_the_file_is_invalid(series: tuple[Path, np.ndarr
         path.write_bytes(changed)
         for _ in range(2):
             with pytest.raises(ScanError) as caught, open_scan(path, index_folder=tmp_path / "index") as scan:
-                scan.read_frames(0, 1)
+                next(scan.iter_slices(0, 1))
             assert caught.value.reason == reason
     assert not list((tmp_path / "index").rglob("*.gzindex"))
 

@@ -1,4 +1,4 @@
-"""What is in a file next to the fixed header: extensions, and nothing else in the `.hdr` file of a pair."""
+"""The bytes after the fixed header: extensions, which are checked; a `.hdr` file must have nothing else."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from umbrella_data.scan.header import MAX_OFFSET, ScanHeader, header_length, par
 
 
 def read_separate_header(file: BinaryIO, *, path: str) -> ScanHeader:
-    """Read the header of a pair; its file has nothing else but extensions.
+    """Read the header of a pair.
 
     Raises:
-        ScanError: With the path of the header's file, where that is too short or too long, or the header is wrong.
+        ScanError: With the path of the header's file, if it is too short or too long, or the header is wrong.
     """
     content = file.read(MAX_OFFSET + 1)
     length = header_length(content, path=path)
@@ -24,7 +24,7 @@ def read_separate_header(file: BinaryIO, *, path: str) -> ScanHeader:
         raise header_ends(len(content), path=path)
     if len(content) > MAX_OFFSET or (extensions and flag[0] == 0):
         raise ScanError(
-            f"the file continues after {length} bytes of header and the 4 that announce no extension",
+            f"the file is longer than {length} bytes of header and the 4 that declare no extension",
             path=path,
             reason=ScanReason.TRAILING,
         )

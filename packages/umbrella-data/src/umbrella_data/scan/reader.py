@@ -1,6 +1,6 @@
-"""A scan's file: opened safely, validated, its frames read as stored; `.nii` by seeking, `.nii.gz` by streaming.
+"""Open a scan's file, validate it, and read its frames as stored: `.nii` by seeking, `.nii.gz` by streaming.
 
-Of a pair, `.hdr` is read for the header and `.img` for the voxels.
+Of a pair, the header is read from `.hdr` and the voxels from `.img`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from umbrella_data.scan.header import ScanHeader, header_length, parse_header
 from umbrella_data.scan.header_extensions import check_extensions, header_ends, read_separate_header
 
 MAX_PLAUSIBLE_RATIO = 200
-"""Voxels that gzip shrinks more than this are no scan: even a masked map with little brain stays below 100."""
+"""Largest accepted compression ratio: even a masked map with little brain stays below 100."""
 
 _ALWAYS_ALLOWED_BYTES = 1 << 24
 _MAX_VERIFIED = 1 << 16
 _HEADER_CHUNK_BYTES = 1 << 13
-# Slices are handed on in blocks that the processor's cache can hold.
+# Slices are yielded in blocks that fit into the processor's cache.
 _SLICE_BLOCK_BYTES = 1 << 19
 # Below this, decompressing from the start is as fast as an index.
 _MIN_INDEXED_BYTES = 1 << 24
-# Files whose gzip stream was checked to the last byte, by device, inode, size and mtime. Bounded, oldest out first.
+# Files whose gzip stream was checked to the last byte, by device, inode, size and mtime; bounded, oldest removed first.
 _verified: OrderedDict[Identity, None] = OrderedDict()
 
 
@@ -66,40 +66,19 @@ class StoredScan:
             self.header = read_separate_header(header_file, path=header_path or path)
         self._check_size()
 
-    def read_frames(self, first: int, count: int) -> np.ndarray:
-        """Read frames as stored.
-
-        Args:
-            first: The first frame; 0 for a volume.
-            count: Number of frames; 1 for a volume.
-
-        Returns:
-            (T, X, Y, Z) along the stored axes, in the stored type, in Fortran order within a frame.
-
-        Raises:
-            ScanError: If the file ends early, is too long or is damaged.
-        """
-        x, y, z = self.header.shape[:3]
-        slices = np.empty((count * z, y, x), dtype=self.header.dtype)
-        position = 0
-        for block in self.iter_slices(first, count):
-            slices[position : position + len(block)] = block
-            position += len(block)
-        return slices.reshape(count, z, y, x).transpose(0, 3, 2, 1)
-
     def iter_slices(self, first: int, count: int) -> Iterator[np.ndarray]:
-        """Read frames slice by slice, in little memory. Only a caller who exhausts the iterator has a verified file.
+        """Read frames slice by slice, in little memory; the file is validated once the iterator is exhausted.
 
         Args:
             first: The first frame; 0 for a volume.
             count: Number of frames; 1 for a volume.
 
         Yields:
-            (n, Y, X) along the stored axes, in the stored type: neighbouring slices of one frame. Each block takes
-            the memory of the one before.
+            (n, Y, X) along the stored axes, in the stored type: neighbouring slices of one frame. Each block
+            overwrites the one before.
 
         Raises:
-            ScanError: As `read_frames`.
+            ScanError: If the file ends early, is too long or is damaged.
         """
         header = self.header
         x, y, z = header.shape[:3]
@@ -114,7 +93,7 @@ class StoredScan:
                 num_slices = min(size, z - position)
                 view = memoryview(buffer)[: num_slices * slice_bytes]
                 if not source.fill(view):
-                    raise ScanError("the file ends early: it was cut while it was read",
+                    raise ScanError("the file ends early: it was truncated while it was read",
                                     path=self.path, reason=ScanReason.TRUNCATED)  # fmt: skip
                 yield np.frombuffer(view, dtype=header.dtype).reshape(num_slices, y, x)
         source.finish()
@@ -128,7 +107,7 @@ class StoredScan:
                 yield block
 
     def _read_header(self) -> ScanHeader:
-        # Small chunks: the header is a small part of the first one, and voxels are not wanted yet.
+        # Small chunks: voxels are not needed yet.
         stream = self._stream(chunk_bytes=_HEADER_CHUNK_BYTES)
         start = _take(stream, b"", 4)
         length = header_length(start, path=self.path)
@@ -141,13 +120,13 @@ class StoredScan:
         return header
 
     def _check_size(self) -> None:
-        """Reject a declared size that the file cannot hold, before anything of that size is allocated."""
+        """Reject a declared size that does not fit the file's, before memory of that size is allocated."""
         declared, stored = self.header.file_bytes, self._size
         if self.is_compressed:
             if declared > stored * MAX_DEFLATE_RATIO:
                 raise ScanError(
-                    f"the header declares {declared} bytes, more than {stored} bytes of gzip can hold: "
-                    "the file was cut or its header is damaged",
+                    f"the header declares {declared} bytes, more than {stored} bytes of gzip can expand to: "
+                    "the file was truncated or its header is damaged",
                     path=self.path,
                     reason=ScanReason.TRUNCATED,
                 )
@@ -161,11 +140,11 @@ class StoredScan:
             raise _wrong_length(stored, declared, path=self.path)
 
     def _start(self, frame: int) -> int:
-        """The decompressed bytes before a frame."""
+        """Number of decompressed bytes before a frame."""
         return self.header.offset + frame * self.header.frame_bytes
 
     def _compressed(self, first: int, count: int) -> Iterator[memoryview]:
-        """The bytes of frames; once it is exhausted, the file is validated."""
+        """The bytes of frames; the file is validated once the iterator is exhausted."""
         if self._index_path is not None and self._is_long and count < self.header.num_frames:
             return self._indexed_range(first, count, path=self._index_path)
         return self._compressed_range(self._start(first), count * self.header.frame_bytes)
@@ -175,7 +154,7 @@ class StoredScan:
         return self.header.num_frames > 1 and self.header.file_bytes - self.header.offset >= _MIN_INDEXED_BYTES
 
     def _compressed_range(self, start: int, length: int) -> Iterator[memoryview]:
-        """Decompressed bytes, from the beginning of the stream; once it is exhausted, the file is validated."""
+        """Some of the decompressed bytes, without an index; the file is validated once the iterator is exhausted."""
         position, declared = 0, self.header.file_bytes
         is_verified = self._identity in _verified
         for chunk in self._stream():
@@ -198,7 +177,7 @@ class StoredScan:
                 yield frame
                 first += 1
         except IndexMismatchError:
-            # The index is damaged, or the file changed but not its size and time; a full validation tells which.
+            # Either the index is damaged, or the file changed and its size and time did not: validate the file.
             path.unlink(missing_ok=True)
             _verified.pop(self._identity, None)
         else:
@@ -240,19 +219,19 @@ def _remember(identity: Identity) -> None:
 
 
 def forget_verified() -> None:
-    """Forget which files were verified, as a new process has it."""
+    """Validate each compressed file again on its next use, as in a new process."""
     _verified.clear()
 
 
 class _Filler:
-    """Cuts a stream of pieces of any size into pieces of a wanted size."""
+    """Copies a stream of pieces of any size into given memory."""
 
     def __init__(self, pieces: Iterator[memoryview]) -> None:
         self._pieces = pieces
         self._rest = memoryview(b"")
 
     def fill(self, target: memoryview | bytearray) -> bool:
-        """Fill the memory; False where the stream ends before."""
+        """Fill the memory; False if the stream ends before."""
         position = 0
         while position < len(target):
             if not self._rest:
@@ -266,7 +245,7 @@ class _Filler:
         return True
 
     def finish(self) -> None:
-        """Let the stream check what comes behind the last wanted byte."""
+        """Continue the stream after the last byte needed, so that it validates the rest."""
         next(self._pieces, None)
 
 
@@ -275,9 +254,9 @@ def open_scan(path: str | os.PathLike[str], *, index_folder: Path | None = None)
     """Open a `.nii` or `.nii.gz` file, or a pair of `.hdr` and `.img`, and check its header.
 
     Args:
-        path: The file, or either one of a pair.
-        index_folder: Folder of access points into long `.nii.gz` series, so that their windows are read fast; an
-            index is built on the first use of a file, which needs `indexed_gzip`. None reads from the beginning.
+        path: The file, or either file of a pair.
+        index_folder: Folder of gzip indexes of long `.nii.gz` series, for fast reading of windows; the index of a file
+            is built on its first use, which needs `indexed_gzip`. None decompresses from the beginning.
 
     Raises:
         ScanError: If there is no such regular file, or its header is wrong.
@@ -304,24 +283,24 @@ def _is_compressed(file: BinaryIO, *, path: str) -> bool:
     is_gzip = file.read(2) == GZIP_MAGIC
     file.seek(0)
     if is_gzip != name.endswith(".gz"):
-        message = "has gzip: call it .nii.gz" if is_gzip else "has no gzip: call it .nii, or compress it"
+        message = "is gzip: rename it to .nii.gz" if is_gzip else "is not gzip: rename it to .nii, or compress it"
         raise ScanError(message, path=path, reason=ScanReason.GZIP_HEADER)
     return is_gzip
 
 
 class _Reader:
-    """Reads a file that is not compressed from some byte on."""
+    """Reads an uncompressed file, from a given byte."""
 
     def __init__(self, file: BinaryIO, start: int) -> None:
         self._file = file
         file.seek(start)
 
     def fill(self, target: memoryview) -> bool:
-        """Fill the memory; False where the file ends before."""
+        """Fill the memory; False if the file ends before."""
         return bool(self._file.readinto(target) == len(target))  # type: ignore[attr-defined]
 
     def finish(self) -> None:
-        """Nothing is left to check: the size of the file was."""
+        """Do nothing: the size of the file is checked already."""
 
 
 def _take(stream: Iterator[bytes], start: bytes, count: int) -> bytes:
@@ -336,12 +315,12 @@ def _take(stream: Iterator[bytes], start: bytes, count: int) -> bytes:
 def _wrong_length(found: int, declared: int, *, path: str) -> ScanError:
     if found < declared:
         return ScanError(
-            f"the file ends early: the header declares {declared} bytes, {found} are there",
+            f"the file ends early: the header declares {declared} bytes, the file has {found}",
             path=path,
             reason=ScanReason.TRUNCATED,
         )
     return ScanError(
-        f"the header declares {declared} bytes, but the file continues: its dimensions or type are wrong",
+        f"the header declares {declared} bytes, but the file is longer: its dimensions or type are wrong",
         path=path,
         reason=ScanReason.TRAILING,
     )
