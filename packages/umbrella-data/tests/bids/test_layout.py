@@ -105,7 +105,7 @@ def only_scan(nifti, random_voxels):
 def test_facts_of_a_series_count_its_frames(only_scan):
     scan, root = only_scan("func/sub-01_task-rest_bold.nii.gz", 4, 5, 6, 9)
     assert read_facts(scan, root=root).num_frames == 9
-    with pytest.raises(ScanError, match="9 frames, but at least 10") as caught:
+    with pytest.raises(ScanError) as caught:
         read_facts(scan, root=root, min_frames=10)
     assert caught.value.reason == "short_series"
 

@@ -122,7 +122,7 @@ def test_open_scan_rejects_when_there_is_no_regular_file(tmp_path: Path, monkeyp
     assert reason_of(Path("nul\0byte.nii")) == ScanReason.UNREADABLE
 
 
-def test_open_scan_rejects_when_the_kind_of_file_is_another(tmp_path: Path) -> None:
+def test_open_scan_rejects_when_the_file_type_is_wrong(tmp_path: Path) -> None:
     for name in ("scan.mgz", "scan.dcm", "nii"):
         (tmp_path / name).write_bytes(b"\0" * 400)
         assert reason_of(tmp_path / name) == ScanReason.FILE_TYPE
@@ -130,7 +130,7 @@ def test_open_scan_rejects_when_the_kind_of_file_is_another(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("dims", [(3, 30000, 30000, 30000), (4, 300, 300, 300, 300)])
 @pytest.mark.parametrize("name", ["bomb.nii", "bomb.nii.gz"])
-def test_open_scan_takes_no_memory_when_the_header_asks_for_terabytes(
+def test_open_scan_allocates_nothing_when_the_header_declares_terabytes(
     nifti: Any, random_voxels: Any, dims: tuple[int, ...], name: str
 ) -> None:
     path = nifti.write(random_voxels(5, 6, 7), name)
@@ -153,7 +153,7 @@ def test_open_scan_rejects_a_gzip_bomb_before_it_is_unpacked(nifti: Any, random_
     tracemalloc.stop()
 
 
-def test_open_scan_reads_past_extensions_and_rejects_those_that_do_not_fit(nifti: Any, random_voxels: Any) -> None:
+def test_open_scan_skips_extensions_and_rejects_those_that_do_not_fit(nifti: Any, random_voxels: Any) -> None:
     voxels = random_voxels(5, 6, 7)
     image = nifti.image(voxels)
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"some text" * 5))
