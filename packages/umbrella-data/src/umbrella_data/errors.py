@@ -10,7 +10,7 @@ from os import PathLike, fspath
 
 
 class ScanReason(StrEnum):
-    """Why a scan was rejected. The codes are stable: tools may count and compare them."""
+    """Why a scan was rejected; the codes are stable."""
 
     MISSING = "missing"
     NOT_REGULAR_FILE = "not_regular_file"

@@ -351,15 +351,14 @@ def test_trainer_keys_are_the_names_of_training_arguments() -> None:
     assert set(optimizers) <= {optimizer.value for optimizer in OptimizerNames}
 
 
-def test_weights_are_used_only_by_mixing_weights(good: Path) -> None:
+def test_weights_need_mixing_by_weights(good: Path) -> None:
     rows = '[{"manifest": "a.jsonl", "weight": 3}, {"manifest": "b.jsonl"}]'
     words = ["--data.synthetic", "null", "--data.train", rows]
-    assert load_config(good, [*words, "--data.mixing", "weights"]).data.mixing_weights == [3, 1]
+    assert [each.weight for each in load_config(good, [*words, "--data.mixing", "weights"]).data.train] == [3, 1]
     (problem,) = problems_of(good, *words)
     assert problem.startswith("data.mixing: ")
     assert "train.0.weight" in problem
     assert "train.1" not in problem
-    assert load_config(good).data.mixing_weights == "proportional"
 
 
 def test_every_key_has_a_description() -> None:

@@ -1,4 +1,4 @@
-"""Examples to a batch: text padded to the longest row, volumes stacked by modality, a modality tag at each position."""
+"""Collator: pads text to the longest row, stacks volumes by modality, adds a modality tag for each position."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from umbrella_data.memory.shared_pool import stack
 
 
 class PaddingCollator:
-    """Builds the plain dict that the model takes.
+    """Builds the batch that the model takes, a plain dict.
 
     Args:
         pad_token_id: Fills `input_ids` up to the longest row: `tokenizer.pad_token_id`. A tokenizer without one (GPT-2,
@@ -22,7 +22,7 @@ class PaddingCollator:
         padding_side: `right` to train, `left` to generate.
 
     Raises:
-        ValueError: If the order is empty of sense: names twice, or an unknown side. If `pad_token_id` is None.
+        ValueError: If a modality is named twice, the side is unknown, or `pad_token_id` is None.
     """
 
     def __init__(self, *, pad_token_id: int, modality_order: Sequence[str], padding_side: str = "right") -> None:
@@ -43,7 +43,7 @@ class PaddingCollator:
 
         Returns:
             `input_ids`, `attention_mask`, `labels` and `modality_ids`, each (B, L) int64, and `pixel_values`:
-            {modality: (N_m, C, X, Y, Z) or (N_m, C, X, Y, Z, T)}, in which a modality that is absent is no key.
+            {modality: (N_m, C, X, Y, Z) or (N_m, C, X, Y, Z, T)}, an absent modality is an absent key.
 
         Raises:
             ValueError: If scans and their positions in the text do not agree, with both counts, or if two scans of a

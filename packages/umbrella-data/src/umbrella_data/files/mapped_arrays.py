@@ -1,4 +1,4 @@
-"""Named arrays in one file: written whole or not at all, opened by memory map, one copy in memory for all processes."""
+"""Named arrays in one memory-mapped file, written atomically and shared by all processes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class DamagedArraysError(ValueError):
-    """A file that does not hold what `write_arrays` wrote."""
+    """A file that differs from what `write_arrays` wrote."""
 
 
 class MappedArrays(Mapping[str, NDArray[Any]]):
-    """The arrays of one file, read-only. As a pickle it is a path: other processes map the same pages.
+    """The arrays of one file, read-only. It is pickled as a path: other processes map the same pages.
 
     Args:
         path: A file of `write_arrays`.
@@ -36,7 +36,7 @@ class MappedArrays(Mapping[str, NDArray[Any]]):
         facts: What was written next to the arrays.
 
     Raises:
-        DamagedArraysError: If the file has something else, or was cut.
+        DamagedArraysError: If the file has other content, or was cut.
         OSError: If it cannot be opened.
     """
 

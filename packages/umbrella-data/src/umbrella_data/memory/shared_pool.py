@@ -1,8 +1,8 @@
-"""Memory for batches that is used again: to clear a fresh page takes the system longer than to read voxels into it.
+"""Pool of reusable buffers for batches; zeroing fresh pages costs more than reading voxels into them.
 
-A block is free once nothing has on to the batch in it. In a loader worker blocks are shared memory: a batch is handed
-to the training process as it is there, and that process notes in the block itself when it has let go of the batch.
-Wherever it cannot be told that a batch is gone, its block is never used again.
+A block is free once nothing refers to its batch. In a loader worker blocks are shared memory: a batch is sent to the
+training process without a copy, and that process records in the block when it has released the batch. A block whose
+release cannot be observed is never reused.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from torch.utils.data import get_worker_info
 # Free blocks that a process keeps for batches to come.
 _MAX_SPARE = 6
 _MAX_SPARE_BYTES = 1 << 29
-# Blocks in use that it hopes to see free again: those of lost batches never are.
+# Blocks in use that are tracked; those of lost batches are never released.
 _MAX_IN_USE = 64
-# Shared blocks begin with a page for what the other side notes.
+# Shared blocks start with a page for the counter of the receiving process.
 _HEADER_BYTES = mmap.PAGESIZE
 
 
 class _Block:
-    """Memory of this process alone, or shared with those that are handed a batch in it.
+    """A block of memory, private or shared with processes that receive a batch in it.
 
     Args:
         num_bytes: Its size.
         is_shared: Whether other processes can map it.
 
     Raises:
-        OSError: The system gives no memory that can be shared.
+        OSError: Shared memory is not available.
     """
 
     def __init__(self, num_bytes: int, *, is_shared: bool) -> None:
@@ -62,12 +62,12 @@ class _Block:
 
     @property
     def address(self) -> int:
-        """Of its first byte, in this process."""
+        """Address of its first byte in this process."""
         return int(self._memory.ctypes.data)
 
     @property
     def is_free(self) -> bool:
-        """Whether neither this process nor one that was handed a batch has on to it."""
+        """Whether no process refers to a batch in it."""
         # In this order: a batch that is being sent is counted before it is released.
         is_held_here = any(holder() is not None for holder in self._holders)
         return not is_held_here and self._num_sent == int(self._num_released[0])
@@ -80,7 +80,7 @@ class _Block:
         return tensor
 
     def send(self) -> Any:
-        """A handle of the file for another process; the block is not free again before that has released it."""
+        """A file handle for another process; the block is in use until that process releases it."""
         from multiprocessing.reduction import DupFd  # not on every system
 
         assert self.file is not None
@@ -89,10 +89,10 @@ class _Block:
 
 
 def _holders(view: np.ndarray, tensor: torch.Tensor) -> tuple[weakref.ref[Any], ...]:
-    """What lives as long as the memory is in use: the array, and the storage that torch keeps for all views.
+    """Objects that live as long as the memory is in use: the array, and the storage of all views.
 
-    Where a tensor is sent on, torch puts other memory under its storage and drops the array, while numpy arrays made of
-    the tensor stay where they were: they hold the storage.
+    When a tensor is sent on, torch moves its storage to other memory and drops the array, while numpy arrays of the
+    tensor keep the old memory through the storage.
     """
     return weakref.ref(view), weakref.ref(tensor.untyped_storage())
 
@@ -100,7 +100,7 @@ def _holders(view: np.ndarray, tensor: torch.Tensor) -> tuple[weakref.ref[Any], 
 class SharedTensor(torch.Tensor):
     """A tensor at the start of a shared block: another process gets it without a copy, as a plain tensor."""
 
-    # Results of operations are plain tensors: they do not lie at the start of a block.
+    # Results of operations are plain tensors, which are not at the start of a block.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     _block: _Block
 
@@ -112,7 +112,7 @@ class SharedTensor(torch.Tensor):
         return self.clone()
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # A pickle in a file or a string may be read often, or never.
+        # A pickle in a file may be loaded any number of times.
         values: tuple[Any, ...] = self.clone().__reduce_ex__(protocol)
         return values
 
@@ -124,7 +124,7 @@ def _in_block(tensor: torch.Tensor, block: _Block) -> SharedTensor:
 
 
 def _send(tensor: SharedTensor) -> Any:
-    """To another process, as `multiprocessing` sends: a handle of the block, or a copy of what is elsewhere now."""
+    """Pickle for `multiprocessing`: a handle of the block, or a copy if the tensor is not the whole block."""
     block = tensor._block
     is_whole = (
         tensor.data_ptr() == block.address
@@ -142,10 +142,10 @@ ForkingPickler.register(SharedTensor, _send)
 
 
 class _Received:
-    """A batch in this process; when everything that has on to it is gone, its block is released.
+    """A received batch; its block is released when nothing refers to it.
 
     Args:
-        everything: The block's memory, its header too; it stays mapped until then.
+        everything: The block's memory with its header; mapped until then.
     """
 
     def __init__(self, everything: np.ndarray) -> None:
@@ -163,7 +163,7 @@ _receiving = threading.Lock()
 
 
 def _receive(handle: Any, num_bytes: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """In the process that is handed a tensor: the same memory, released when the last view of it is gone."""
+    """In the receiving process: a tensor in the same memory, released with its last view."""
     file = handle.detach()
     try:
         flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
@@ -176,12 +176,12 @@ def _receive(handle: Any, num_bytes: int, shape: tuple[int, ...], dtype: torch.d
     with _receiving:
         _received.add(received)
     for holder in _holders(view, tensor):
-        # Each of them keeps `received`, which goes with the last.
-        weakref.finalize(holder(), _let_go, received).atexit = False
+        # Each of them keeps `received` alive.
+        weakref.finalize(holder(), _release, received).atexit = False
     return tensor
 
 
-def _let_go(received: _Received) -> None:
+def _release(received: _Received) -> None:
     """Drops its argument."""
 
 
@@ -190,12 +190,12 @@ def _counter(everything: np.ndarray) -> np.ndarray:
 
 
 _blocks: list[_Block] = []
-# A block is seen to be free, and only then taken: one thread at a time.
+# Choosing and taking a block must not be interleaved between threads.
 _choosing = threading.Lock()
 
 
 def recycled(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Memory for a batch, its values anything; in a loader worker shared with the process that it is loaded for."""
+    """Uninitialised memory for a batch; in a loader worker, shared with the training process."""
     is_shared = get_worker_info() is not None
     if is_shared and not hasattr(os, "memfd_create"):
         return _fresh(shape, dtype)
@@ -203,7 +203,7 @@ def recycled(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         with _choosing:
             block = _choose(prod(shape) * dtype.itemsize, is_shared=is_shared)
             tensor = block.take(shape, dtype)
-    except OSError:  # some containers forbid such files
+    except OSError:  # not permitted in some containers
         return _fresh(shape, dtype)
     return _in_block(tensor, block) if is_shared else tensor
 
@@ -217,13 +217,13 @@ def stack(volumes: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _fresh(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Shared memory as torch's own collate function takes it."""
+    """Shared memory as allocated by torch's own collate function."""
     storage = torch.UntypedStorage._new_shared(prod(shape) * dtype.itemsize)
     return torch.empty(0, dtype=dtype).set_(storage, 0, tuple(shape))  # type: ignore[call-overload]
 
 
 def _choose(num_bytes: int, *, is_shared: bool) -> _Block:
-    # A worker has inherited the blocks of the process that it was forked from.
+    # A forked worker has inherited blocks of its parent.
     own = [block for block in _blocks if block.owner == os.getpid() and block.is_shared == is_shared]
     free = [block for block in own if block.is_free]
     chosen = next((block for block in free if block.num_bytes == num_bytes), None)
@@ -242,7 +242,7 @@ def _size(blocks: Sequence[_Block]) -> int:
 
 
 def _before_fork() -> None:
-    """What is in use now may go on in the child, of which nobody would hear."""
+    """Blocks in use may stay in use in a child, which cannot be observed."""
     _receiving.acquire()
     for received in _received:
         received.is_lost = True
@@ -256,5 +256,5 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # Both locks are held while it forks, so that a child never starts with one that nobody will release.
+    # Both locks are held during the fork, so that a child never starts with a lock held by another thread.
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

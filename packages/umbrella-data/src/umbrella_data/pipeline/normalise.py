@@ -58,7 +58,7 @@ def _standardise(source: np.ndarray, target: np.ndarray, *, keep_zero: bool) -> 
     std = float(inside.std(dtype=np.float64)) if inside.size else 0.0
     mean = float(inside.mean(dtype=np.float64)) if inside.size else 0.0
     if std <= _MIN_STD_OF_MEAN * abs(mean) or std < _MIN_STD:
-        raise NoContrastError("every voxel that counts has the same value on the model's grid")
+        raise NoContrastError("every selected voxel has the same value on the model's grid")
     np.subtract(source, np.float32(mean), out=target)
     target /= np.float32(std)
     if keep_zero:

@@ -71,7 +71,7 @@ def check_dipy(dwis: Iterable[str | PathLike[str]]) -> None:
 def fit_dwi(
     path: str | PathLike[str], *, max_voxels: int = MAX_VOXELS, mask: str | PathLike[str] | None = None
 ) -> TensorMaps:
-    """Fit a tensor in each voxel of the brain of a DWI with `.bval` and `.bvec` next to it.
+    """Fit a tensor in each voxel of the brain of a DWI, with `.bval` and `.bvec` next to it.
 
     Args:
         path: The series, `.nii` or `.nii.gz`.
@@ -128,7 +128,7 @@ def _has_background(brain: np.ndarray, mean_b0: np.ndarray) -> bool:
 
 
 def _median_radius(spacing: tuple[float, float, float]) -> int:
-    """Voxels of the median filter before Otsu's threshold: about 6 mm, within dipy's own default of 4."""
+    """Radius in voxels of the median filter before Otsu's threshold: about 6 mm, at most dipy's default of 4."""
     return int(np.clip(round(6.0 / float(np.mean(spacing))), 1, 4))
 
 

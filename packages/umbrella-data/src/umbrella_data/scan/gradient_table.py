@@ -27,7 +27,7 @@ class Gradients:
 
     Attributes:
         b_values: (N,) float64 in s/mm2.
-        b_vectors: (N, 3) float64 unit vectors by FSL's convention; zeros where a b0 has no direction.
+        b_vectors: (N, 3) float64 unit vectors by FSL's convention; zeros for a b0 without a direction.
     """
 
     b_values: np.ndarray

@@ -21,7 +21,7 @@ MAX_DEFLATE_RATIO = 1032
 """The most bytes that one byte of a deflate stream can hold (zlib's technical notes)."""
 
 CHUNK_BYTES = 1 << 20
-"""The most decompressed bytes that are in memory at once by default."""
+"""Default size of a decompressed chunk in bytes."""
 
 _BLOCK_BYTES = 1 << 18
 _FHCRC, _FEXTRA, _FNAME, _FCOMMENT, _RESERVED = 0x02, 0x04, 0x08, 0x10, 0xE0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
@@ -154,6 +154,57 @@ def parse_header(block: bytes, *, path: str, is_pair: bool = False) -> ScanHeade
     )
 
 
+def read_separate_header(file: BinaryIO, *, path: str) -> ScanHeader:
+    """Read the header file of a pair, which contains a header and extensions only.
+
+    Raises:
+        ScanError: If the header, or the size of its file, is wrong.
+    """
+    content = file.read(MAX_OFFSET + 1)
+    length = header_length(content, path=path)
+    if len(content) < length:
+        raise header_ends(len(content), path=path)
+    header = parse_header(content[:length], path=path, is_pair=True)
+    flag, extensions = content[length : length + 4], content[length + 4 :]
+    if 0 < len(flag) < 4:
+        raise header_ends(len(content), path=path)
+    if len(content) > MAX_OFFSET or (extensions and flag[0] == 0):
+        raise ScanError(
+            f"the file is longer than {length} bytes of header and the 4 that declare no extension",
+            path=path,
+            reason=ScanReason.TRAILING,
+        )
+    check_extensions(extensions, path=path)
+    return header
+
+
+def header_ends(num_bytes: int, *, path: str) -> ScanError:
+    """The error for a file that is too short for its header."""
+    return ScanError(
+        f"the file ends inside its header, after {num_bytes} bytes", path=path, reason=ScanReason.TRUNCATED
+    )
+
+
+def check_extensions(block: bytes, *, path: str) -> None:
+    """Reject header extensions that do not fill their block to the end.
+
+    Raises:
+        ScanError: With the reason `header`.
+    """
+    position = 0
+    while position < len(block):
+        size = int.from_bytes(block[position : position + 4], "little")
+        swapped = int.from_bytes(block[position : position + 4], "big")
+        size = min(size, swapped) if size >= 8 and swapped >= 8 else max(size, swapped)
+        if size < 8 or position + size > len(block):
+            raise ScanError(
+                f"a header extension of {size} bytes does not fit before the voxels",
+                path=path,
+                reason=ScanReason.HEADER,
+            )
+        position += size
+
+
 def _nibabel_header(block: bytes, *, path: str, is_pair: bool) -> Nifti1Header:
     little = int.from_bytes(block[:4], "little") == len(block)
     kind, number = (Nifti1Header, b"1") if len(block) == 348 else (Nifti2Header, b"2")
@@ -276,7 +327,7 @@ def _repetition_time(fields: Nifti1Header, warnings: list[ScanWarning]) -> float
     seconds = float(fields["pixdim"][4]) * unit if unit is not None else math.nan
     low, high = REPETITION_TIME_LIMITS
     if low <= seconds <= high:
-        # float32 has no more than six digits.
+        # Later digits are rounding errors of float32.
         return round(seconds, 6)
     warnings.append(ScanWarning.REPETITION_TIME)
     return None

@@ -18,8 +18,14 @@ from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.files.paths import open_regular_file, pair_of
 from umbrella_data.scan.gzip_index import GzipIndex, Identity, IndexMismatchError, build_index, index_path, load_index
 from umbrella_data.scan.gzip_stream import CHUNK_BYTES, GZIP_MAGIC, MAX_DEFLATE_RATIO, inflate, iter_gzip
-from umbrella_data.scan.header import ScanHeader, header_length, parse_header
-from umbrella_data.scan.header_extensions import check_extensions, header_ends, read_separate_header
+from umbrella_data.scan.header import (
+    ScanHeader,
+    check_extensions,
+    header_ends,
+    header_length,
+    parse_header,
+    read_separate_header,
+)
 
 MAX_PLAUSIBLE_RATIO = 200
 """Largest accepted compression ratio: even a masked map with little brain stays below 100."""

@@ -43,7 +43,7 @@ def verify_scan(
     Args:
         paths: Its files.
         modality: A name or an alias.
-        min_frames: Reject series that are shorter.
+        min_frames: Fewest frames of a series.
         mask: Its brain mask.
         index_folder: Where to build indexes of long `.nii.gz` series.
 

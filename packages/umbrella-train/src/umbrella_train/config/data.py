@@ -113,8 +113,3 @@ class DataConfig(Section):
         if index_dir is not None and info.data.get("cache_dir") is not None:
             raise ValueError("would not be used: cache_dir is set")
         return index_dir
-
-    @property
-    def mixing_weights(self) -> Literal["proportional", "equal", "temperature"] | list[float]:
-        """The mixing as `InterleaveDataset` takes it."""
-        return [dataset.weight for dataset in self.train] if self.mixing == "weights" else self.mixing
