@@ -88,9 +88,14 @@ def test_scan_error_has_path_and_reason_when_printed() -> None:
     assert isinstance(error, UmbrellaDataError)
 
 
-def test_scan_error_keeps_its_attributes_when_pickled() -> None:
-    error = pickle.loads(pickle.dumps(ScanError("bad", path="x.nii", reason=ScanReason.AFFINE)))
+@pytest.mark.parametrize("kind", [ScanError, _SourceChangedError])
+def test_scan_error_keeps_its_class_attributes_and_notes_when_pickled(kind: type[ScanError]) -> None:
+    original = kind("bad", path="x.nii", reason=ScanReason.AFFINE)
+    original.add_note("while reading a T1 scan")
+    error = pickle.loads(pickle.dumps(original))
+    assert type(error) is kind
     assert (error.message, error.path, error.reason) == ("bad", "x.nii", ScanReason.AFFINE)
+    assert error.__notes__ == ["while reading a T1 scan"]
 
 
 def test_scan_error_rejects_a_reason_that_is_not_a_code() -> None:

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from functools import partial
 from os import PathLike, fspath
 
 
@@ -93,7 +94,7 @@ class ManifestError(UmbrellaDataError):
 
     def __reduce__(self) -> tuple[object, ...]:
         # By default, a pickle has no keyword-only arguments.
-        return _restore_manifest_error, (self.problems, self.path)
+        return partial(type(self), path=self.path), (self.problems,), self.__dict__
 
 
 class ScanError(UmbrellaDataError):
@@ -123,7 +124,7 @@ class ScanError(UmbrellaDataError):
         return ScanError(self.message, path=self.path, reason=self.reason)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _restore_scan_error, (self.message, self.path, str(self.reason))
+        return partial(type(self), path=self.path, reason=self.reason), (self.message,), self.__dict__
 
 
 class CacheError(UmbrellaDataError):
@@ -161,11 +162,3 @@ def _parts(message: object, error: type[Exception], *, form: re.Pattern[str]) ->
 def _add_notes(error: Exception, notes: str | None) -> None:
     for note in (notes or "").splitlines():
         error.add_note(note)
-
-
-def _restore_manifest_error(problems: list[str], path: str) -> ManifestError:
-    return ManifestError(problems, path=path)
-
-
-def _restore_scan_error(message: str, path: str, reason: str) -> ScanError:
-    return ScanError(message, path=path, reason=reason)
