@@ -12,6 +12,8 @@ import pytest
 from umbrella_data.cli import main
 from umbrella_data.manifest.manifest import read_manifest
 
+pytestmark = pytest.mark.isolated
+
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 

@@ -118,6 +118,7 @@ def test_base_weights_are_frozen_and_adapters_kept_after_reload(make_model, make
         set_trainable(loaded, {"projector": "lora"})
 
 
+@pytest.mark.isolated
 @pytest.mark.parametrize("parts", [("language_model",), PARTS])
 def test_a_merged_model_gives_equal_logits_and_loads_without_peft(make_model, make_batch, tmp_path, monkeypatch, parts):
     plain = set(make_model().state_dict())
@@ -171,6 +172,7 @@ def test_adapters_on_tied_embeddings_raise(make_model):
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
+@pytest.mark.isolated
 def test_lora_raises_without_peft(make_model, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match="pip install peft"):

@@ -15,6 +15,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+pytestmark = pytest.mark.isolated
+
 README = Path(__file__).parents[1] / "README.md"
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 

@@ -170,7 +170,7 @@ def test_budget_counts_the_longest_of_a_batch_times_its_samples():
 
 
 def test_sample_longer_than_the_budget_is_rejected():
-    with pytest.raises(ValueError, match="a sample of 90 tokens is longer than a whole batch may be, max_tokens 80"):
+    with pytest.raises(ValueError, match="a sample of 90 tokens is longer than a whole batch, max_tokens 80"):
         ModalityBatchSampler(Sized([10, 90]), batch_size=None, max_tokens=80)
 
 

@@ -140,6 +140,7 @@ def test_load_volume_rejects_when_a_dwi_is_a_volume_or_lacks_gradients(nifti: An
     assert (cached.value.reason, cached.value.path) == (ScanReason.BVAL, caught.value.path)
 
 
+@pytest.mark.isolated
 def test_fit_dwi_names_the_library_when_dipy_is_missing(nifti: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_dwi(nifti)
     monkeypatch.setitem(sys.modules, "dipy.core.gradients", None)

@@ -186,6 +186,7 @@ def test_file_of_another_kind_in_the_folder_ends_in_a_cache_error(
         read(series[0], folder, 0, 1)
 
 
+@pytest.mark.isolated
 def test_pipeline_names_the_extra_when_indexed_gzip_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "indexed_gzip", None)
     with pytest.raises(ImportError, match=r"umbrella-data\[index\]"):

@@ -110,6 +110,7 @@ def test_iter_gzip_yields_small_chunks_when_the_stream_is_a_bomb() -> None:
     assert max(len(chunk) for chunk in iter_gzip(io.BytesIO(bomb), path="bomb.nii.gz")) <= 1 << 20
 
 
+@pytest.mark.isolated
 def test_iter_gzip_uses_isal_when_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib
 

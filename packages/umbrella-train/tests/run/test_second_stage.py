@@ -133,6 +133,7 @@ def test_another_tokenizer_than_the_models_is_rejected(make_config: MakeConfig, 
         build_parts(second_stage(make_config, tmp_path, first, tokenizer=str(tmp_path / "words")))
 
 
+@pytest.mark.isolated
 def test_without_peft_a_model_with_adapters_is_rejected_with_a_message(
     make_config: MakeConfig, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
