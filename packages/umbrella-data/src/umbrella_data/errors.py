@@ -1,4 +1,4 @@
-"""Errors of this package: each names the file, the line or subject, what is wrong and what is valid."""
+"""The errors of this package: each states where the problem is, what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from functools import partial
 from os import PathLike, fspath
 
 
@@ -45,7 +46,7 @@ class ScanReason(StrEnum):
 
 
 def did_you_mean(word: object, known: Iterable[str], *, num: int = 1, cutoff: float = 0.6) -> str:
-    """The end of an error message about an unknown word: "; did you mean 'X'?", or "" if no known word is similar.
+    """The end of a message about an unknown word: "; did you mean 'X'?", or "" if no known word is similar.
 
     Args:
         word: The unknown word; upper and lower case are not distinguished.
@@ -61,23 +62,24 @@ def did_you_mean(word: object, known: Iterable[str], *, num: int = 1, cutoff: fl
 class UmbrellaDataError(Exception):
     """Base of every error that this package raises on bad data.
 
-    PyTorch rebuilds an error of a loader worker from the text of its traceback. Each class reads its fields from such a
-    text, so that the training process gets the error of the worker, including its notes.
+    PyTorch constructs an error of a loader worker in the training process from its class and the text of its traceback
+    only. The classes here parse that text, so that the error has the message, attributes and notes that it had in the
+    worker.
 
     Args:
-        message: What is wrong and what is valid.
+        message: What is wrong and what to do.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(_said_by_worker(message, type(self)) or message)
+        super().__init__(_worker_message(message, type(self)) or message)
 
 
 class ManifestError(UmbrellaDataError):
     """All problems of one manifest at once.
 
     Args:
-        problems: One sentence per problem, with its line.
-        path: The manifest; missing only if PyTorch passes the text of a worker's traceback.
+        problems: One sentence per problem, each with its line.
+        path: The manifest. Only PyTorch leaves it out, with the text of a worker's traceback as `problems`.
     """
 
     def __init__(self, problems: str | Sequence[str], *, path: str | PathLike[str] | None = None) -> None:
@@ -91,17 +93,18 @@ class ManifestError(UmbrellaDataError):
         super().__init__("\n".join([f"{self.path}: {count}", *(f"  {problem}" for problem in self.problems)]))
 
     def __reduce__(self) -> tuple[object, ...]:
-        # The default pickling of exceptions loses keyword-only arguments.
-        return _restore_manifest_error, (self.problems, self.path)
+        # By default, a pickle has no keyword-only arguments.
+        return partial(type(self), path=self.path), (self.problems,), self.__dict__
 
 
 class ScanError(UmbrellaDataError):
     """A scan that cannot be used as it is.
 
     Args:
-        message: What is wrong and what is valid.
+        message: What is wrong and what to do.
         path: The file with the problem (the bval or bvec file if that one is wrong).
-        reason: A code of `ScanReason`. Both are missing only if PyTorch passes the text of a worker's traceback.
+        reason: A stable code of `ScanReason`. Only PyTorch leaves out path and reason, with the text of a worker's
+            traceback as `message`.
     """
 
     def __init__(
@@ -121,14 +124,14 @@ class ScanError(UmbrellaDataError):
         return ScanError(self.message, path=self.path, reason=self.reason)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _restore_scan_error, (self.message, self.path, str(self.reason))
+        return partial(type(self), path=self.path, reason=self.reason), (self.message,), self.__dict__
 
 
 class CacheError(UmbrellaDataError):
-    """The folder of the cache or of gzip indexes cannot be used: full, not writable, too small, or files are lost."""
+    """The folder of the cache or of gzip indexes cannot be used: it is full, read-only or too small, or loses files."""
 
 
-# Texts of the errors at the end of a traceback, with notes in the lines after. A path ends at its first ": ".
+# Messages of the errors at the end of a traceback, followed by lines of notes. A path ends at its first ": ".
 _MANIFEST_ERROR = re.compile(
     r"(?P<path>.*?): \d+ problems?(?P<problems>(?:\n  [^\n]*)+)(?:\n(?P<notes>.*))?", re.DOTALL
 )
@@ -137,33 +140,25 @@ _SCAN_ERROR = re.compile(
 )
 
 
-def _said_by_worker(message: object, error: type[Exception]) -> str | None:
-    """The message and notes of an error in a loader worker, if this is PyTorch's text of it."""
+def _worker_message(message: object, error: type[Exception]) -> str | None:
+    """The message and notes of an error of a loader worker, if the argument is PyTorch's text about it."""
     text = str(message)
     if not text.startswith(f"Caught {error.__name__} in "):
         return None
-    # The last mention in the traceback is the error itself; its cause is before it.
+    # The class as in a traceback. Its last mention is the error itself: causes precede it.
     module = "" if error.__module__ in ("__main__", "builtins") else f"{error.__module__}."
-    _, mention, said = text.rpartition(f"\n{module}{error.__qualname__}: ")
-    return said.strip() if mention else None
+    _, mention, end = text.rpartition(f"\n{module}{error.__qualname__}: ")
+    return end.strip() if mention else None
 
 
 def _parts(message: object, error: type[Exception], *, form: re.Pattern[str]) -> re.Match[str]:
-    parts = form.fullmatch(_said_by_worker(message, error) or "")
+    parts = form.fullmatch(_worker_message(message, error) or "")
     if parts is None:
         # PyTorch then raises a RuntimeError with the whole text.
-        raise TypeError(f"{error.__name__} needs the keyword arguments that say where the problem is")
+        raise TypeError(f"{error.__name__} needs its keyword arguments")
     return parts
 
 
 def _add_notes(error: Exception, notes: str | None) -> None:
     for note in (notes or "").splitlines():
         error.add_note(note)
-
-
-def _restore_manifest_error(problems: list[str], path: str) -> ManifestError:
-    return ManifestError(problems, path=path)
-
-
-def _restore_scan_error(message: str, path: str, reason: str) -> ScanError:
-    return ScanError(message, path=path, reason=reason)

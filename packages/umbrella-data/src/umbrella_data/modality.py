@@ -1,7 +1,7 @@
-"""The table of modalities: the rows here, and those of installed packages (entry points).
+"""The table of modalities: its rows, and `ModalitySpec` objects of installed packages.
 
-To add one, add a row here (`tests/test_modality.py` checks every row); or, in a package of your own, an entry point of
-the group `umbrella_data.modalities` that names a `ModalitySpec`.
+To add a modality, add a row to `_ROWS` (`tests/test_modality.py` checks every row), or define an entry point in the
+group `umbrella_data.modalities` of another package, which refers to a `ModalitySpec`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ class ModalitySpec:
 
     Attributes:
         name: The canonical name, as in manifests, batches and configs.
-        aliases: Other names accepted as input, compared without regard to case.
+        aliases: Other accepted names, compared without regard to case.
         is_series: Whether a scan is a series (C, X, Y, Z, T) and not a volume (C, X, Y, Z).
-        channels: Content of the C channels, in order.
+        channels: Names of the C channels, in order.
         is_masked: Whether the background is exactly 0, as in maps fitted inside of a brain mask.
         bids_suffixes: File name endings in a BIDS tree, as in `sub-01_T1w.nii.gz`.
         bids_datatype: The BIDS folder of such scans.
         description: The kind of scan in words, with its article, for questions and answers.
 
     Raises:
-        ValueError: If the name is not an identifier, or a field is a text instead of a tuple.
+        ValueError: If the name is not an identifier, or a string is given where a tuple of strings is needed.
     """
 
     name: str
@@ -53,7 +53,7 @@ class ModalitySpec:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What must be unique: its name and aliases in lower case, its places in a BIDS tree."""
+        """What no other modality may have: its name and aliases in lower case, its places in a BIDS tree."""
         places = (f"{self.bids_datatype}/*_{suffix}" for suffix in self.bids_suffixes)
         return (*dict.fromkeys(name.lower() for name in (self.name, *self.aliases)), *places)
 
@@ -103,13 +103,13 @@ _ROWS = (
 
 
 class _Table(Mapping[str, ModalitySpec]):
-    """Specs by name. Installed packages are loaded at the first lookup, not when this module is imported."""
+    """The specs by their names. Entry points are loaded on the first lookup, not when this module is imported."""
 
     @cached_property
     def _by_name(self) -> dict[str, ModalitySpec]:
         specs = {spec.name: spec for spec in _ROWS}
         owner = {label: spec.name for spec in _ROWS for label in spec.labels}
-        # A fixed order: sets of modalities are numbered by it.
+        # The same order in every process: sets of modalities are numbered by it.
         for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
             spec = _load(entry)
             if taken := [label for label in spec.labels if label in owner]:
@@ -140,7 +140,7 @@ def _load(entry: EntryPoint) -> ModalitySpec:
     except Exception as error:  # code of another package
         raise ValueError(f"{_origin(entry)}: cannot be loaded: {error!r}") from error
     if not isinstance(spec, ModalitySpec):
-        raise ValueError(f"{_origin(entry)}: {entry.value} is a {type(spec).__name__}, and must be a ModalitySpec")
+        raise ValueError(f"{_origin(entry)}: {entry.value} is a {type(spec).__name__}; it must be a ModalitySpec")
     return spec
 
 
@@ -159,8 +159,8 @@ def find_modality(name: str) -> ModalitySpec:
         name: For example `T1`, `T1w`, `bold` or `DWI`.
 
     Raises:
-        ValueError: For an unknown name; the message lists the known ones and the nearest. For an installed package
-            whose modality is wrong.
+        ValueError: For an unknown name, with the known ones and the most similar; for an invalid modality of an
+            installed package.
     """
     spec = MODALITIES.by_alias.get(name.strip().lower())
     if spec is not None:

@@ -25,11 +25,11 @@ def modules_of(call: Callable[[], Any]) -> set[str]:
     """The modules of umbrella_data whose functions run during a call."""
     seen: set[str] = set()
 
-    def note(frame: FrameType, event: str, _argument: object) -> None:
+    def record(frame: FrameType, event: str, _argument: object) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
             seen.add(frame.f_globals["__name__"].removeprefix("umbrella_data."))
 
-    sys.setprofile(note)
+    sys.setprofile(record)
     try:
         call()
     finally:
@@ -39,7 +39,7 @@ def modules_of(call: Callable[[], Any]) -> set[str]:
 
 @pytest.fixture
 def scan(request, nifti, random_voxels, tmp_path):
-    """Files, mask, modality and image size of a scan of each kind, in an orientation that has to be changed."""
+    """Files, mask, modality and image size of a scan of each kind, stored in another orientation than RAS+."""
     kind = request.param
     inside = np.zeros((12, 12, 12), dtype=np.uint8)
     inside[2:10, 2:10, 2:10] = 1

@@ -150,7 +150,7 @@ def test_config_option_requires_umbrella_train(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "problem"),
     [
-        (["--size", "T1=16,16"], "T1 needs an image size X,Y,Z, 3 whole numbers of at least 1; it is 16,16"),
+        (["--size", "T1=16,16"], "T1 needs an image size X,Y,Z, 3 whole numbers of at least 1, not 16,16"),
         (["--size", "T1=16,0,16"], "T1 needs an image size"),
         (["--size", "T9=16,16,16"], "unknown modality"),
         (["--size", "T1=a,b,c"], "write MODALITY=NUMBER"),

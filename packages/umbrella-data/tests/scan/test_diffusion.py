@@ -75,7 +75,7 @@ def test_load_volume_gives_fa_and_md_when_given_a_dwi(nifti: Any) -> None:
         assert volume.spacing == (2.0, 2.0, 2.0)
 
 
-def test_fit_dwi_finds_no_other_brain_than_the_mask_given(nifti: Any) -> None:
+def test_fit_dwi_uses_the_given_mask_as_brain(nifti: Any) -> None:
     path = write_dwi(nifti)
     found = fit_dwi(path)
     given = found.mask.copy()
@@ -90,7 +90,7 @@ def test_fit_dwi_finds_no_other_brain_than_the_mask_given(nifti: Any) -> None:
     np.testing.assert_array_equal(volume.data[0], maps.fa)
 
 
-def test_fit_dwi_takes_all_of_a_cut_out_that_has_no_background(nifti: Any) -> None:
+def test_fit_dwi_fits_all_of_a_cut_out_without_background(nifti: Any) -> None:
     ball = fit_dwi(write_dwi(nifti)).mask
     dim = fit_dwi(write_dwi(nifti, background=0.25))
     assert (dim.mask.sum(), dim.warnings) == (ball.sum(), ())
@@ -106,11 +106,11 @@ def test_fit_dwi_takes_all_of_a_cut_out_that_has_no_background(nifti: Any) -> No
 
 
 @pytest.mark.parametrize("name", ["sub-dipy101d/dwi/sub-dipy101d_dwi.nii.gz", "sub-dipy64d/dwi/sub-dipy64d_dwi.nii"])
-def test_fit_dwi_takes_all_of_the_cut_outs_among_the_real_scans(real_data: Path, name: str) -> None:
+def test_fit_dwi_fits_all_of_real_cut_outs(real_data: Path, name: str) -> None:
     maps = fit_dwi(real_data / name)
     assert ScanWarning.NO_BACKGROUND in maps.warnings
     assert maps.mask.mean() > 0.99
-    # White matter and grey, not the fluid alone.
+    # White and grey matter, not only fluid.
     assert 4e-4 < np.median(maps.md[maps.mask]) < 1.5e-3
 
 

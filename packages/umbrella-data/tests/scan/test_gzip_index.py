@@ -130,7 +130,7 @@ def test_changed_file_is_detected(series: tuple[Path, np.ndarray], tmp_path: Pat
     folder = tmp_path / "index"
     read(path, folder, 0, 1)
     status = path.stat()
-    # Another valid series of the same size: the time of change tells.
+    # Another valid series of the same size: only its modification time differs.
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:352] + (voxels + 1).tobytes(order="F")))
     os.truncate(path, status.st_size)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
@@ -172,7 +172,7 @@ def test_no_index_is_saved_when_the_file_is_invalid(series: tuple[Path, np.ndarr
         path.write_bytes(changed)
         for _ in range(2):
             with pytest.raises(ScanError) as caught, open_scan(path, index_folder=tmp_path / "index") as scan:
-                scan.read_frames(0, 1)
+                next(scan.iter_slices(0, 1))
             assert caught.value.reason == reason
     assert not list((tmp_path / "index").rglob("*.gzindex"))
 

@@ -1,4 +1,4 @@
-"""A scan is verified to its last voxel: all frames of a series, in one pass and in little memory."""
+"""Every voxel of a scan is verified: all frames of a series, in one pass and in little memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.modality import MODALITIES
 from umbrella_data.scan import reader as scan_file
-from umbrella_data.scan import verify as proof
+from umbrella_data.scan import verify as verify_module
 from umbrella_data.scan.verify import verify_scan
 
 
@@ -62,11 +62,11 @@ def test_series_is_rejected_when_its_mask_leaves_one_value_in_all_frames(
     assert verify_scan([path], modality="rsfMRI", mask=mask).num_frames == 8
 
 
-def test_series_of_several_files_is_rejected_when_they_lie_on_different_grids(
+def test_series_of_several_files_is_rejected_when_their_grids_differ(
     nifti: Any, random_voxels: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = replace(MODALITIES["rsfMRI"], channels=("echo 1", "echo 2"))
-    monkeypatch.setattr(proof, "find_modality", lambda _: spec)
+    monkeypatch.setattr(verify_module, "find_modality", lambda _: spec)
     series = random_voxels(4, 5, 6, 8)
     first, second = nifti.write(series, "1.nii"), nifti.write(series, "2.nii", orientation="LPI")
     assert verify_scan([first, second], modality="rsfMRI").num_frames == 8

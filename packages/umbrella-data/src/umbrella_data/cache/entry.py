@@ -23,7 +23,7 @@ from umbrella_data.files.atomic import write_atomically
 
 _MAGIC = b"UMBRVOL1"
 _ALIGNMENT = 64
-# A frame takes about ten bytes of it: this is more frames than fit in memory.
+# A frame adds about ten bytes to the header: this is more frames than fit into memory.
 _MAX_HEADER_BYTES = 1 << 24
 _MAX_REMEMBERED = 1 << 16
 # Voxels per chunk when writing: 16 MiB in float32; larger chunks are slower.
@@ -117,7 +117,7 @@ class CachedFrames:
         return retry(lambda: self._read_once(first, count), restore=self._restore, path=self._path)
 
     def _read_once(self, first: int, count: int) -> torch.Tensor:
-        # Plain descriptors: Python's file objects would take as long as everything else but the reading.
+        # A plain descriptor: a Python file object would take as long as all other steps except reading.
         file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             status = os.fstat(file)
@@ -126,7 +126,7 @@ class CachedFrames:
             layout = self._layout
             begin, num_bytes = layout.start + first * layout.frame_bytes, count * layout.frame_bytes
             if status.st_size < begin + num_bytes:
-                raise DamagedEntryError(f"{self._path} was cut off")
+                raise DamagedEntryError(f"{self._path} is truncated")
             # Private and never written to: the pages are those of the file, and torch may treat the memory as its own.
             mapped = mmap.mmap(file, 0, access=mmap.ACCESS_COPY)
         finally:
@@ -139,10 +139,10 @@ class CachedFrames:
 
 
 def retry(read: Callable[[], _Result], *, restore: Callable[[], None], path: Path) -> _Result:
-    """Read from an entry; while it is lost or damaged, it is written again, a limited number of times.
+    """Read from an entry; if it is lost or damaged, write it again and retry, a limited number of times.
 
     Args:
-        read: Reads.
+        read: Reads from the entry.
         restore: Writes the entry again.
         path: The entry.
 
@@ -174,7 +174,7 @@ def unusable(path: Path, error: OSError) -> CacheError:
 
 
 def write_entry(path: Path, frames: np.ndarray) -> int:
-    """Write frames (T, C, X, Y, Z) float32 as float16, few at a time; returns the size in bytes."""
+    """Write frames (T, C, X, Y, Z) float32 as float16, a few at a time; returns the size in bytes."""
     scale, offset = _scaling(frames)
 
     def stored() -> Iterator[np.ndarray]:
@@ -213,7 +213,7 @@ def _scaling(frames: np.ndarray) -> tuple[float, float]:
         scale = std or 1.0
     scale = max(scale, max(abs(low - offset), abs(high - offset)) / _FLOAT16_LIMIT)
     if offset != 0.0 and low <= 0.0 <= high:
-        # Shifted by less than a step, so that 0 is read as exactly 0, which marks the outside of a mask.
+        # Shift by less than a step, so that 0, the value outside of a mask, is read as exactly 0.
         offset = -float(np.float32(np.float16(-offset / scale)) * np.float32(scale))
     return scale, offset
 

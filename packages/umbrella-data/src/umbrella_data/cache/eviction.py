@@ -19,7 +19,7 @@ _STALE_SECONDS = 24 * 3600
 
 
 class SizeLimit:
-    """Keeps the total size of the files two levels below a folder below a limit, which may be exceeded briefly.
+    """Limits the total size of the files two levels below a folder; it may be exceeded briefly.
 
     Any number of processes may add, use and remove files at the same time. An open file stays readable after it is
     removed. The time of last use is the file's access time, set explicitly, since file systems seldom update it.

@@ -1,4 +1,4 @@
-"""Preprocessed volumes on disk: float16, one mapped file a scan, keyed by the content of its files and the pipeline."""
+"""Preprocessed volumes on disk: float16, one mapped file per scan, keyed by file contents and pipeline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from umbrella_data.files.atomic import write_atomically
 from umbrella_data.files.paths import open_regular_file, stat_regular_file
 
 _MAX_REMEMBERED = 1 << 16
-# How often a scan is read again because its files changed meanwhile.
+# How often a scan is computed again because its files changed while they were read.
 _MAX_CHANGES = 2
 # Path, size, mtime, inode and device: a change of a file changes one of them.
 _FileIdentity = tuple[str, int, int, int, int]
@@ -28,15 +28,15 @@ class VolumeCache:
     """A folder of preprocessed scans. Any number of processes may read and write it at the same time.
 
     Args:
-        directory: Created if it is missing.
-        max_bytes: Size limit of the folder; the least recently used scans are removed first. None for no limit.
-            Processes that share a folder should use the same.
+        directory: The folder; created if it is missing.
+        max_bytes: Limit of its size: the least recently used scans are removed first; None for no limit. Processes that
+            share a folder should have the same limit.
 
     Attributes:
         max_bytes: The limit.
 
     Raises:
-        CacheError: If the folder cannot be made.
+        CacheError: If the folder cannot be created.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, max_bytes: int | None = None) -> None:
@@ -50,11 +50,11 @@ class VolumeCache:
         self._paths: OrderedDict[tuple[str, tuple[_FileIdentity, ...]], Path] = OrderedDict()
 
     def fetch(self, sources: Sequence[Path], *, fingerprint: str, make: Callable[[], torch.Tensor]) -> CachedFrames:
-        """Open the entry of a scan, which is written first if it is missing or damaged.
+        """Open the entry of a scan; write it first if it is missing or damaged.
 
         Args:
             sources: Every file that determines the voxels.
-            fingerprint: The pipeline's.
+            fingerprint: Hash of the pipeline.
             make: Computes the frames (T, C, X, Y, Z) float32.
 
         Raises:
@@ -78,8 +78,8 @@ class VolumeCache:
             raise
 
         def restore() -> None:
-            # Sources are opened by name for hashing and again for reading: the result belongs to this key only if they
-            # did not change in between.
+            # Sources are opened by name twice, for hashing and for reading: the result belongs to this key only if they
+            # were the same files each time.
             before = _identify_all(sources)
             if self._path(sources, fingerprint) != path:
                 raise _changed(sources)
@@ -123,7 +123,7 @@ class VolumeCache:
         return path
 
     def _content_hash(self, source: Path, identity: _FileIdentity) -> str:
-        """The hash of a file's content, stored in the cache folder by the file's identity."""
+        """The hash of a file's content, remembered on disk by the file's identity."""
         name = hashlib.sha256("\n".join(map(str, identity)).encode(errors="surrogateescape")).hexdigest()
         memory = self.directory / "content" / name[:2] / name
         try:
@@ -158,7 +158,7 @@ class _SourceChangedError(ScanError):
 def _changed(sources: Sequence[Path]) -> _SourceChangedError:
     names = ", ".join(source.name for source in sources[1:])
     others = f" (or one of {names})" if names else ""
-    message = f"changes{others} while it is read: wait until it is written"
+    message = f"changes{others} while it is read: wait until it is complete"
     return _SourceChangedError(message, path=sources[0], reason=ScanReason.UNREADABLE)
 
 

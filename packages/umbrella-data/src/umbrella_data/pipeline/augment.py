@@ -1,4 +1,4 @@
-"""Random augmentation of a training volume, from the sample's own generator only."""
+"""Random augmentation of a training volume, drawn from the sample's own generator only."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from umbrella_data.pipeline.config import AugmentConfig
 
 
 def augment(frames: torch.Tensor, *, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
-    """Augment frames (T, C, X, Y, Z) of one scan; all frames get the same spatial change.
+    """Augment frames (T, C, X, Y, Z) of one scan, with the same spatial change for all frames.
 
     Args:
         frames: Normalised float32.
-        config: Strength of each change.
-        generator: The only source of randomness.
+        config: Which changes, and how large.
+        generator: The only source of randomness; the same state gives the same result.
     """
     # Draw all random numbers unconditionally, so that changing one option does not shift the others.
     uniform = torch.rand(8, generator=generator, dtype=torch.float64) * 2 - 1
@@ -24,7 +24,7 @@ def augment(frames: torch.Tensor, *, config: AugmentConfig, generator: torch.Gen
         frames = _move(
             frames,
             angles=uniform[:3] * math.radians(config.max_rotation),
-            # torch's grid runs from -1 to 1, so a fraction of the field of view is doubled.
+            # torch's grid extends from -1 to 1: a fraction of the field of view is twice as large there.
             shift=uniform[3:6] * 2 * config.max_shift,
         )
     if config.flip_left_right and uniform[6] > 0:
@@ -37,12 +37,12 @@ def augment(frames: torch.Tensor, *, config: AugmentConfig, generator: torch.Gen
 
 
 def _move(frames: torch.Tensor, *, angles: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Rotate by angles (radians around X, Y, Z) and shift, trilinear; border voxels are repeated outside."""
+    """Rotate by angles (radians around X, Y, Z) and shift, trilinear; voxels beyond the border have its values."""
     num_frames, num_channels, *size = frames.shape
     scale = torch.tensor(size, dtype=torch.float64)
-    # Rotate in voxels rather than in the unit cube, which would shear an anisotropic grid.
+    # Rotate in voxels, not in the unit cube, which would shear a flat grid.
     matrix = _rotation(angles) * scale[None, :] / scale[:, None]
-    # grid_sample orders axes from the last to the first.
+    # grid_sample has the last axis first.
     theta = torch.cat([matrix.flip(0, 1), shift.flip(0)[:, None]], dim=1).float()[None]
     stacked = frames.reshape(1, num_frames * num_channels, *size)
     grid = F.affine_grid(theta, list(stacked.shape), align_corners=False)

@@ -75,7 +75,7 @@ class PipelineSettings(BaseModel):
 
 
 class PipelineConfig(PipelineSettings):
-    """What happens to the scans of one modality.
+    """Preprocessing of the scans of one modality.
 
     MONAI's `Resize(image_size)` and `NormalizeIntensity()` are `interpolation="area", normalise="zscore"`.
     """

@@ -1,4 +1,4 @@
-"""Intensity normalisation: MRI intensities have no unit, so each scan is scaled by its own statistics."""
+"""Intensity normalisation: MRI intensities have no unit, so each scan is scaled by statistics of its own voxels."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import torch
 from umbrella_data.pipeline.config import Normalisation
 
 _MIN_RELATIVE_STD = 1e-2
-# Below this, contrast cannot be distinguished from rounding errors of float32.
+# Below this, float32 cannot distinguish contrast from rounding.
 _MIN_STD_OF_MEAN, _MIN_STD = 1e-6, 1e-30
 
 
 class NoContrastError(ValueError):
-    """A scan has only one value on the model's grid."""
+    """All voxels of a scan have the same value on the model's grid."""
 
 
 def normalise(frames: torch.Tensor, *, method: Normalisation, is_masked: bool) -> torch.Tensor:
     """Normalise frames (T, C, X, Y, Z); the result is always finite.
 
-    Statistics are taken in float64 and by one thread, so that they do not depend on the number of threads.
+    Statistics are computed in float64 and one thread, so that they do not depend on the number of threads.
 
     Args:
         frames: float32.
         method: See `Normalisation`.
-        is_masked: Whether the background is exactly 0 (maps such as FA); otherwise the foreground is what is above
-            the mean of the mean frame, as TorchIO's `ZNormalization.mean` has it.
+        is_masked: Whether the background is exactly 0 (maps such as FA); otherwise the foreground is above the mean of
+            the mean frame, as in TorchIO's `ZNormalization.mean`.
 
     Returns:
         float32, the same shape.
@@ -66,7 +66,7 @@ def _standardise(source: np.ndarray, target: np.ndarray, *, keep_zero: bool) -> 
 
 
 def _foreground(values: np.ndarray, *, is_masked: bool) -> np.ndarray:
-    """Foreground (C, X, Y, Z), bool, of frames (T, C, X, Y, Z)."""
+    """The foreground, (C, X, Y, Z) bool, of frames (T, C, X, Y, Z)."""
     if is_masked:
         return np.broadcast_to((values != 0).any(axis=(0, 1)), values.shape[1:])
     mean_frame = values.mean(axis=0, dtype=np.float64)
@@ -80,7 +80,7 @@ def _statistics(source: np.ndarray, foreground: np.ndarray) -> tuple[float, floa
     std = float(inside.std(dtype=np.float64)) if inside.size else 0.0
     if std > _MIN_RELATIVE_STD * whole_std:
         return float(inside.mean(dtype=np.float64)), std
-    # A mask-like image has no contrast inside its foreground: use the whole volume.
+    # The foreground of an image like a mask has no contrast: statistics of the whole volume are used instead.
     mean = float(source.mean(dtype=np.float64))
     if whole_std <= _MIN_STD_OF_MEAN * abs(mean) or whole_std < _MIN_STD:
         raise NoContrastError("every voxel has the same value on the model's grid")

@@ -53,13 +53,13 @@ class _Files(NamedTuple):
 
 
 class Pipeline:
-    """Turns the files of one scan into the tensor that the model sees. Can be pickled for loader workers.
+    """Converts the files of one scan to the tensor that the model sees. Can be pickled for loader workers.
 
     Args:
-        config: What to do.
+        config: The preprocessing.
         modality: A name or an alias.
         cache: Cache of preprocessed volumes; None computes them each time.
-        index_folder: Folder of access points into long `.nii.gz` series, for windows without a cache.
+        index_folder: Folder of gzip indexes of long `.nii.gz` series, for windows without a cache.
 
     Attributes:
         spec: The modality.
@@ -88,9 +88,9 @@ class Pipeline:
         )  # fmt: skip
         if len(config.image_size) != self._rank:
             axes = "(X, Y, Z, T)" if self._is_series else "(X, Y, Z)"
-            raise ValueError(f"{self.spec.name} needs an image_size {axes}; it is {config.image_size}")
+            raise ValueError(f"{self.spec.name} needs an image_size {axes}, not {config.image_size}")
         if config.normalise == "temporal_zscore" and not self._is_series:
-            raise ValueError(f"{self.spec.name} has no frames: normalise: temporal_zscore is for series")
+            raise ValueError(f"normalise: temporal_zscore is for series; {self.spec.name} has no frames")
         x, y, z = config.image_size[:3]
         self.grid = Grid(image_size=(x, y, z), spacing=config.spacing, interpolation=config.interpolation)
 
@@ -114,10 +114,10 @@ class Pipeline:
         """Preprocess one scan.
 
         Args:
-            paths: Its file or files.
+            paths: The file or files.
             generator: The sample's own random generator in training; None takes the middle of a series and does not
                 augment.
-            mask: Its brain mask: voxels outside are set to 0 before normalisation, and the foreground is inside.
+            mask: The scan's brain mask: voxels outside are set to 0 before normalisation, and the foreground is inside.
 
         Returns:
             (C, *image_size) float32; float16 for a volume from the cache that is not augmented.
@@ -135,7 +135,7 @@ class Pipeline:
         return frames[0]
 
     def warm(self, paths: ScanFiles, *, mask: str | PathLike[str] | None = None) -> None:
-        """Add a scan to the cache unless it is there."""
+        """Add a scan to the cache, if it is missing there."""
         if self.cache is not None:
             self._entry(_files_of(paths, mask), self.cache)
 
@@ -157,7 +157,7 @@ class Pipeline:
             return self._prepare(scan)
         entry = self._entry(scan, self.cache)
         if as_stored and not entry.is_scaled:
-            # Half the bytes to read and to send to the device; the model casts to its own type.
+            # Half the bytes to read and to copy to the device; the model converts to its own dtype.
             return entry.read_stored()
         return entry.read(0, 1)
 
@@ -234,7 +234,7 @@ class Pipeline:
             raise ScanError(str(error), path=scan.paths[0], reason=ScanReason.CONSTANT) from error
 
     def _is_masked(self, mask: Path | None) -> bool:
-        """Whether the background is exactly 0: it defines the foreground and what is outside of the field of view."""
+        """Whether the background is exactly 0, which determines the foreground and values outside the field of view."""
         return self.spec.is_masked or mask is not None
 
     def _sources(self, scan: _Files) -> list[Path]:

@@ -17,7 +17,7 @@ import torch
 from umbrella_data.pipeline.config import Interpolation
 
 Convert = Callable[[np.ndarray, np.ndarray, int], None]
-"""Writes the real values of a stored slice into a float32 one; the third argument is its number in the volume."""
+"""Writes the real values of a stored slice to a float32 slice; the third argument is its number in the volume."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +129,8 @@ def resample(
         frames: (T, C, X, Y, Z) float32, RAS+.
         spacing: Voxel size of the frames in mm.
         grid: The grid of the result.
-        is_masked: Whether the background is exactly 0: voxels outside of the field of view are then 0 too. Otherwise
-            they get the minimum of their channel.
+        is_masked: Whether the background is exactly 0: voxels outside of the field of view are then 0 too; otherwise
+            they have the minimum of their channel.
 
     Returns:
         (T, C, *grid.image_size) float32.
@@ -164,12 +164,12 @@ def resample_slices(
     *,
     convert: Convert,
 ) -> np.ndarray:
-    """Resample one volume whose slices are read one after another; slices that are no longer needed are released.
+    """Resample one volume while its slices are read; slices that are no longer needed are released.
 
     Args:
-        blocks: Slices (n, N1, N2) in order, any number at a time; no more are read than the volume has.
+        blocks: Slices (n, N1, N2) in order, any number at a time; iteration stops after the volume's last slice.
         weights: Along N0 (the slices), N1 and N2.
-        convert: See `Convert`; called for slices that are needed only.
+        convert: See `Convert`; called only for slices that are needed.
 
     Returns:
         (M0, M1, M2) float32.
@@ -181,7 +181,7 @@ def resample_slices(
     position = 0
     while position < along.size:
         block = next(blocks)
-        # Slice by slice, so that one is still in the processor's cache when it is used.
+        # One by one, so that a slice is still in the processor's cache when it is used.
         for index, stored in enumerate(block, start=position):
             if order.is_needed[index]:
                 planes.keep(index, stored)
@@ -194,7 +194,7 @@ def resample_slices(
 
 
 class _Order:
-    """Which slices of the scan are needed, until when, and which new ones are complete after each."""
+    """Which slices of the scan are needed, until when, and which new slices can be computed after each."""
 
     def __init__(self, along: AxisWeights) -> None:
         is_used = along.weights != 0
@@ -242,7 +242,7 @@ class _Planes:
 
 def _resample_plane(plane: np.ndarray, *, rows: AxisWeights, columns: AxisWeights) -> np.ndarray:
     """A plane (N1, N2) on its new grid, transposed: (M2, M1)."""
-    # Whole rows are gathered faster than single elements, so the plane is transposed between its two axes.
+    # Gathering whole rows is faster than gathering elements, so the plane is transposed between its two axes.
     turned = np.ascontiguousarray(_gather(plane, rows).T)
     return _gather(turned, columns)
 

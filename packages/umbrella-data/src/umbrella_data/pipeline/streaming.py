@@ -1,8 +1,8 @@
-"""From a file to the model's grid slice by slice: volumes and windows of series without a float copy of the file.
+"""Resample a file to the model's grid while it is read, slice by slice, without a float copy of its volumes.
 
     .nii or .nii.gz -> checked slices, as stored -> separable resampling -> (T, X, Y, Z) float32, RAS+
 
-A slice is scaled, masked and resampled while it is in the processor's cache. The voxels are those of `read_voxels`
+A slice is scaled, masked and resampled while it is in the processor's cache. The result equals that of `read_voxels`
 followed by `resample`, up to rounding (a test compares them to 1e-6).
 """
 
@@ -42,14 +42,13 @@ def read_resampled(
     Args:
         scan: An open scan.
         rank: 3 for a volume, 4 for a series; the file must have it.
-        grid: The grid of the result; voxels outside of the field of view get the minimum of what was read, or 0 if the
-            scan is masked.
+        grid: The grid of the result; voxels outside of the field of view have the minimum of the frames read, or 0 if
+            the scan is masked.
         window: First frame and number of frames of a series; None reads all.
         max_voxels: The most voxels to read, and of the result.
-        mask: The scan's brain mask: everything outside is 0.
+        mask: The scan's brain mask: voxels outside are 0.
         is_masked: Whether the file's own background is exactly 0.
-        folder: Folder for frames that are too many for memory, see `empty_frames`. Of the file, no more than a few
-            slices are in memory in any case.
+        folder: Folder for frames that do not fit into memory, see `empty_frames`.
 
     Returns:
         (T, *grid.image_size) float32, RAS+; T is 1 for a volume.
@@ -65,7 +64,7 @@ def read_resampled(
     weights = grid.weights(turn.shape(header.shape), spacing=turn.spacing(header.spacing))
     x, y, z = _as_stored(weights, turn)
     slices = reader.iter_slices()
-    # Values that are not finite are reported by value_range, once all are counted.
+    # value_range reports values that are not finite, once all are counted.
     with np.errstate(invalid="ignore", over="ignore"):
         for frame in frames:
             # Slices run along the last stored axis, rows along the second, columns along the first.
@@ -81,15 +80,15 @@ def read_resampled(
 
 
 def empty_frames(shape: tuple[int, ...], *, folder: Path | None) -> np.ndarray:
-    """Memory for frames (T, X, Y, Z) float32, to be filled.
+    """Allocate frames (T, X, Y, Z) float32 in memory or, above `MAX_IN_MEMORY` voxels, in a temporary file.
 
     Args:
-        shape: Of all frames.
-        folder: Folder of a temporary file for frames that are too many for memory; the file is removed with the array,
-            even if the process is killed. None keeps any number in memory.
+        shape: The shape of all frames.
+        folder: Folder of the temporary file, which is removed with the array, even if the process is killed. None
+            allocates any number in memory.
 
     Raises:
-        CacheError: If the folder has no room for them.
+        CacheError: If the folder has not enough space.
     """
     num_voxels = math.prod(shape)
     if folder is None or num_voxels <= MAX_IN_MEMORY:
@@ -97,21 +96,21 @@ def empty_frames(shape: tuple[int, ...], *, folder: Path | None) -> np.ndarray:
     num_bytes = num_voxels * np.dtype(np.float32).itemsize
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            # Allocate all of it now: a full disk while a mapped page is written would kill the process.
+            # Allocate all blocks now: if the disk is full when a mapped page is written, the process is killed.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, num_bytes)
             else:  # macOS
                 file.truncate(num_bytes)
             return np.frombuffer(mmap.mmap(file.fileno(), num_bytes), dtype=np.float32).reshape(shape)
     except OSError as error:
-        # While a scan is open, any other OSError is reported as one of the scan.
+        # Not an OSError, which would be reported as an error of the open scan.
         raise unusable(folder, error) from error
 
 
 def _as_stored(
     weights: tuple[AxisWeights, AxisWeights, AxisWeights], turn: Reorientation
 ) -> tuple[AxisWeights, AxisWeights, AxisWeights]:
-    """Weights along the stored axes, of those along RAS+."""
+    """Weights along the stored axes, from those along RAS+."""
     along = dict(zip(turn.order, zip(weights, turn.flips, strict=True), strict=True))
     x, y, z = (each.flipped() if flip else each for each, flip in (along[axis] for axis in range(3)))
     return x, y, z

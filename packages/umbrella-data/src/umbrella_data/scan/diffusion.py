@@ -1,4 +1,4 @@
-"""FA and MD maps of a diffusion-weighted series, fitted with dipy."""
+"""Fit FA and MD maps to a diffusion-weighted series and its gradients, with dipy."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from umbrella_data.scan.voxels import MAX_VOXELS, read_voxels
 
 _NEEDS_DIPY = "fitting FA and MD from a diffusion series needs dipy: pip install dipy, or give ready maps [fa, md]"
 _MIN_DIRECTIONS = 6
-# Least ratio of brain to background in a mean b0. Two real heads have 8 and 18; two crops inside a brain, in which Otsu
-# selects fluid, have 1.5 and 2.7.
+# Least ratio of the mean b0 inside of a brain to that outside. Two real heads have 8 and 18; two cut-outs from within
+# a brain, where Otsu's threshold separates fluid from tissue, have 1.5 and 2.7.
 _MIN_CONTRAST = 3.0
 
 
@@ -31,8 +31,8 @@ class TensorMaps:
     Attributes:
         fa: (X, Y, Z) float32, fractional anisotropy, 0 to 1; 0 outside of the brain.
         md: (X, Y, Z) float32, mean diffusivity in mm2/s; 0 outside of the brain.
-        direction: (3, X, Y, Z) float32, the main direction as a unit vector in RAS world coordinates, with an
-            arbitrary sign; 0 outside of the brain.
+        direction: (3, X, Y, Z) float32, the main direction as a unit vector in RAS world coordinates, of arbitrary
+            sign; 0 outside of the brain.
         mask: (X, Y, Z) bool, the brain.
         affine: (4, 4) float64.
         spacing: Voxel size in mm along X, Y, Z.
@@ -54,13 +54,13 @@ def needs_fit(paths: Sequence[Path], modality: str) -> bool:
 
 
 def check_dipy(dwis: Iterable[str | PathLike[str]]) -> None:
-    """Check that dipy is installed before scans are read.
+    """Check that dipy is installed if series must be fitted, before many other scans are read.
 
     Args:
-        dwis: Series that must be fitted.
+        dwis: The series; iterated only if dipy is missing.
 
     Raises:
-        ImportError: If there is such a series and dipy is missing.
+        ImportError: With the first series, and how to leave such scans out.
     """
     first = next(iter(dwis), None) if find_spec("dipy") is None else None
     if first is not None:
@@ -76,13 +76,13 @@ def fit_dwi(
     Args:
         path: The series, `.nii` or `.nii.gz`.
         max_voxels: The most voxels to read.
-        mask: The brain mask of the series; None finds the brain in the mean b0 volume (median filter, Otsu). If
-            there is no dark background, as in a crop inside a brain, every voxel with a signal is fitted, with the
+        mask: The brain mask of the series; None finds the brain in the mean b0 volume (median filter, Otsu). If that
+            has no dark background, as in a cut-out from within a brain, every voxel with a signal is fitted, with the
             warning `no_background`.
 
     Raises:
         ScanError: If a file is damaged or inconsistent, or no brain is found.
-        ImportError: Without dipy; the message names the extra to install.
+        ImportError: Without dipy.
     """
     dipy = _import_dipy()
     voxels = read_voxels(path, rank=4, max_voxels=max_voxels, mask=mask)
@@ -92,15 +92,15 @@ def fit_dwi(
     table = dipy["gradient_table"](gradients.b_values, bvecs=directions, b0_threshold=B0_LIMIT, atol=0.05)
     mean_b0 = voxels.frames[gradients.is_b0].mean(axis=0)
     warnings = voxels.header.warnings
-    brain = mean_b0 > 0  # voxels outside of a mask are 0
+    brain = mean_b0 > 0  # outside of a mask, voxels are 0
     if mask is None:
         _, found = dipy["median_otsu"](mean_b0, median_radius=_median_radius(voxels.spacing), numpass=1)
-        if _is_separated(found, mean_b0):
+        if _has_background(found, mean_b0):
             brain = found
         else:
             warnings = (*warnings, ScanWarning.NO_BACKGROUND)
     if not brain.any():
-        raise ScanError("no brain is found in the mean b0 volume", path=path, reason=ScanReason.NO_BRAIN)
+        raise ScanError("no brain is found in the mean b0 volume; give a mask", path=path, reason=ScanReason.NO_BRAIN)
     signal = np.ascontiguousarray(voxels.frames[:, brain].T)
     fit = dipy["TensorModel"](table, fit_method="WLS").fit(signal)
 
@@ -120,8 +120,8 @@ def fit_dwi(
     )
 
 
-def _is_separated(brain: np.ndarray, mean_b0: np.ndarray) -> bool:
-    """Whether the brain is separated from a background; otherwise tissue outside of it would silently become 0."""
+def _has_background(brain: np.ndarray, mean_b0: np.ndarray) -> bool:
+    """Whether voxels outside of a brain are a dark background, not tissue, which must not be set to 0."""
     if not brain.any() or brain.all():
         return True
     return float(mean_b0[brain].mean()) >= _MIN_CONTRAST * float(mean_b0[~brain].mean())
@@ -143,7 +143,7 @@ def _import_dipy() -> dict[str, Any]:
 
 
 def _check_span(directions: np.ndarray, gradients: Gradients, *, path: str) -> None:
-    """Reject directions that do not determine the tensor: six of them are needed, not on one cone."""
+    """Reject directions that do not determine the six elements of a tensor."""
     x, y, z = directions[~gradients.is_b0].T
     design = np.stack([x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
     if np.linalg.matrix_rank(design, tol=1e-3) < _MIN_DIRECTIONS:

@@ -1,4 +1,4 @@
-"""Affines, voxel sizes and reorientation to RAS+ by permuting and flipping axes, without interpolation."""
+"""Affines, voxel sizes and reorientation to RAS+: axes are permuted and flipped, voxels are never interpolated."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from umbrella_data.errors import ScanError, ScanReason
 SPACING_LIMITS = (0.01, 100.0)
 """Voxel sizes in mm that a scan of a head can have; anything else is a wrong unit or a damaged header."""
 
-
 MAX_GRID_SHIFT = 0.05
-"""Largest distance of two files of one grid, as a fraction of the smallest voxel edge: forms are stored in float32 and
-as quaternions, and tools write them with few digits."""
+"""Largest distance between the grids of two files that count as one grid, as a fraction of the smallest voxel edge:
+affines are stored as float32 or quaternions, and tools write them with few digits."""
 
 
 def grid_shift(affine: np.ndarray, other: np.ndarray, *, shape: tuple[int, ...]) -> float:
-    """Largest distance in mm of the corners of a grid (X, Y, Z) under two affines (4, 4)."""
+    """Largest distance in mm between the corners of a grid of this shape (X, Y, Z) under two affines (4, 4).
+
+    Affines with similar elements can place the far end of a long grid differently.
+    """
     corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in shape[:3]))], dtype=np.float64)
     return float(np.linalg.norm((corners @ (affine - other).T)[:, :3], axis=1).max())
 
 
 def is_same_grid(affine: np.ndarray, other: np.ndarray, *, shape: tuple[int, ...]) -> bool:
-    """Whether a grid (X, Y, Z) is at the same place under two affines (4, 4), see `MAX_GRID_SHIFT`."""
+    """Whether two affines (4, 4) place a grid of this shape (X, Y, Z) alike, see `MAX_GRID_SHIFT`."""
     edge = float(np.linalg.norm(affine[:3, :3], axis=0).min())
     return grid_shift(affine, other, shape=shape) <= MAX_GRID_SHIFT * edge
 
@@ -41,10 +43,10 @@ def check_affine(affine: np.ndarray, *, path: str) -> None:
             "the affine has values that are not finite: set sform or qform again", path=path, reason=ScanReason.AFFINE
         )
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    # The volume of the cell of three unit vectors: 1 for right angles, 0 if they are in one plane.
+    # Volume spanned by the three unit vectors: 1 for right angles, 0 if they are in one plane.
     if (lengths == 0).any() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
         raise ScanError(
-            "the affine cannot be inverted: its axes do not span space; set sform or qform again",
+            "the affine cannot be inverted: its axes are in one plane; set sform or qform again",
             path=path,
             reason=ScanReason.AFFINE,
         )
@@ -54,14 +56,14 @@ def spacing_of(affine: np.ndarray, *, path: str) -> tuple[float, float, float]:
     """Voxel size in mm along each axis of an affine (4, 4).
 
     Raises:
-        ScanError: `spacing`, if it is not plausible for a scan of a head.
+        ScanError: `spacing`, if it is outside of `SPACING_LIMITS`.
     """
-    # Rounded to 0.1 um: forms go through float32 and quaternions, and one scan stored in two orders must agree.
+    # Rounded to 0.1 um: float32 and quaternions are inexact, and one scan stored in two axis orders must agree.
     x, y, z = (round(float(length), 4) for length in np.linalg.norm(affine[:3, :3], axis=0))
     low, high = SPACING_LIMITS
     if not (low <= min(x, y, z) and max(x, y, z) <= high):
         raise ScanError(
-            f"voxels of {x:g} x {y:g} x {z:g} mm: {low:g} to {high:g} mm is right; check the affine and its unit",
+            f"voxels of {x:g} x {y:g} x {z:g} mm: must be {low:g} to {high:g} mm; check the affine and its unit",
             path=path,
             reason=ScanReason.SPACING,
         )
@@ -69,25 +71,28 @@ def spacing_of(affine: np.ndarray, *, path: str) -> tuple[float, float, float]:
 
 
 class Reorientation:
-    """Permutation and flips from the stored axes to those closest to RAS+.
+    """The permutation and flips from the stored axes to the nearest RAS+ axes.
 
     Args:
         affine: (4, 4), of the stored axes; checked by `check_affine`.
         path: The file's name for errors.
 
+    Attributes:
+        order: The stored axis that becomes axis 0, 1 and 2 of RAS+.
+        flips: Whether that stored axis is reversed.
+
     Raises:
-        ScanError: `affine`, if two axes have the same direction.
+        ScanError: `affine`, if two axes have the same nearest RAS+ axis.
     """
 
     def __init__(self, affine: np.ndarray, *, path: str) -> None:
         self._ornt = io_orientation(affine)
         if not np.isfinite(self._ornt).all():
             raise ScanError(
-                "two axes of the affine point the same way: set sform or qform again",
+                "two axes of the affine point in the same direction: set sform or qform again",
                 path=path,
                 reason=ScanReason.AFFINE,
             )
-        # order[i]: the stored axis that becomes axis i of RAS+.
         self.order: tuple[int, int, int] = tuple(int(axis) for axis in np.argsort(self._ornt[:, 0]))  # type: ignore[assignment]
         self.flips: tuple[bool, bool, bool] = tuple(bool(self._ornt[axis, 1] < 0) for axis in self.order)  # type: ignore[assignment]
         self._affine = affine
@@ -97,7 +102,7 @@ class Reorientation:
         return (*(shape[axis] for axis in self.order), *shape[3:])
 
     def spacing(self, spacing: tuple[float, float, float]) -> tuple[float, float, float]:
-        """Voxel sizes in mm along RAS+ of those along the stored axes."""
+        """Voxel sizes in mm along RAS+, from those along the stored axes."""
         x, y, z = (spacing[axis] for axis in self.order)
         return x, y, z
 

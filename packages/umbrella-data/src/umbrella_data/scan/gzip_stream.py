@@ -29,7 +29,7 @@ _MAX_NAME_BYTES = 1 << 12
 
 
 class GzipSource:
-    """The compressed file with push-back, since the end of a member is known only after its block was read."""
+    """The compressed file. Bytes can be pushed back, since a member's end is known only after a block was read."""
 
     def __init__(self, file: BinaryIO, *, path: str) -> None:
         self._file = file
@@ -37,12 +37,12 @@ class GzipSource:
         self._pending = b""
 
     def block(self) -> bytes:
-        """The next bytes, some 256 KiB; empty at the end of the file."""
+        """The next bytes, about 256 KiB; empty at the end of the file."""
         pending, self._pending = self._pending, b""
         return pending or self._file.read(_BLOCK_BYTES)
 
     def push_back(self, data: bytes) -> None:
-        """Return bytes to the source."""
+        """Return bytes that were read, to be read again."""
         self._pending = data + self._pending
 
     def take(self, count: int) -> bytes:
@@ -65,16 +65,16 @@ class GzipSource:
         return data[:count]
 
     def skip_text(self) -> None:
-        """Read past a text that ends with a zero byte.
+        """Skip a text that ends with a zero byte.
 
         Raises:
-            ScanError: `gzip_header` where it does not end.
+            ScanError: `gzip_header` if it does not end.
         """
         for _ in range(_MAX_NAME_BYTES):
             if self.take(1) == b"\0":
                 return
         raise ScanError(
-            "a name in the gzip header never ends; not a gzip file, or a damaged one",
+            "a name in the gzip header does not end; not a gzip file, or a damaged one",
             path=self._path,
             reason=ScanReason.GZIP_HEADER,
         )
@@ -86,14 +86,12 @@ class GzipSource:
         return not self._pending
 
     def peek(self) -> bytes:
-        """The next byte, without removing it; empty at the end of the file."""
+        """The next byte, without reading past it; empty at the end of the file."""
         return b"" if self.at_end() else self._pending[:1]
 
 
 def iter_gzip(file: BinaryIO, *, path: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
-    """Decompress a gzip file chunk by chunk; a chunk never has more than its bound, whatever the stream asks for.
-
-    The file is validated once the iterator is exhausted.
+    """Decompress a gzip file in chunks of bounded size; the file is validated once the iterator is exhausted.
 
     Args:
         file: Opened at its first byte.
@@ -119,7 +117,7 @@ def iter_gzip(file: BinaryIO, *, path: str, chunk_bytes: int = CHUNK_BYTES) -> I
 
 
 def skip_member_header(source: GzipSource, *, path: str) -> None:
-    """Read past the header of a member.
+    """Skip the header of a member.
 
     Raises:
         ScanError: `gzip_header` or `gzip_truncated`.
@@ -181,7 +179,7 @@ def check_trailer(trailer: bytes, *, crc: int, size: int, path: str) -> None:
     stored_crc, stored_size = struct.unpack("<II", trailer)
     if stored_crc != crc:
         raise ScanError(
-            f"the gzip checksum does not match ({stored_crc:08x} stored, {crc:08x} found): voxels were changed; "
+            f"the gzip checksum does not match ({stored_crc:08x} stored, {crc:08x} found): the data are damaged; "
             "copy or convert the file again",
             path=path,
             reason=ScanReason.GZIP_CRC,

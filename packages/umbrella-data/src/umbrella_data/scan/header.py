@@ -19,7 +19,7 @@ MAX_OFFSET = 1 << 24
 """The most bytes of header extensions that are read before the voxels (16 MiB)."""
 
 REPETITION_TIME_LIMITS = (0.01, 100.0)
-"""Plausible seconds from frame to frame; "2000 s" in a file means milliseconds, or is wrong."""
+"""Accepted seconds from frame to frame; files with "2000 s" mean milliseconds, or have no usable value."""
 
 _DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
@@ -29,7 +29,7 @@ _SECONDS_PER_UNIT = {8: 1.0, 16: 1e-3, 24: 1e-6}
 
 
 class ScanWarning(StrEnum):
-    """Codes of values that are valid but suspicious, in headers, sidecars or voxels; the codes are stable."""
+    """Codes of what is valid but suspicious in a scan's header, sidecar or voxels; they are stable."""
 
     NO_FORM = "no_form"
     FORMS_DISAGREE = "forms_disagree"
@@ -42,7 +42,7 @@ class ScanWarning(StrEnum):
 
     @property
     def meaning(self) -> str:
-        """What is suspicious, and how it is handled."""
+        """What is suspicious, and what is used instead."""
         return _MEANINGS[self]
 
 
@@ -60,17 +60,17 @@ _MEANINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ScanHeader:
-    """Content of a NIfTI header, as stored (not reoriented).
+    """A checked NIfTI header, as stored (not reoriented).
 
     Attributes:
         shape: (X, Y, Z) or (X, Y, Z, T) along the stored axes; trailing axes of length 1 are dropped.
         dtype: Stored type of a voxel, with its byte order.
         offset: First byte of the voxels in the decompressed file.
-        slope: Factor from stored to real values; 1 without scaling.
-        inter: Offset from stored to real values.
+        slope: Factor from stored to real values; 1 if the header has no scaling.
+        inter: Summand from stored to real values.
         affine: (4, 4) float64, voxel index to world coordinates in mm.
         spacing: Voxel size in mm along the three stored axes, from the affine.
-        repetition_time: Seconds from frame to frame; None for a volume, or if the header does not state it.
+        repetition_time: Seconds from frame to frame; None for a volume or without a usable value.
         warnings: What is valid but suspicious.
     """
 
@@ -108,7 +108,7 @@ def header_length(start: bytes, *, path: str) -> int:
         path: The file's name for errors.
 
     Raises:
-        ScanError: `file_type` if the file is not NIfTI, `truncated` if it is too short.
+        ScanError: `file_type` if the file is not NIfTI, `truncated` if it has less than 4 bytes.
     """
     if len(start) < 4:
         raise ScanError("the file is too short for a NIfTI header", path=path, reason=ScanReason.TRUNCATED)
@@ -116,7 +116,7 @@ def header_length(start: bytes, *, path: str) -> int:
         if length in (int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")):
             return length
     raise ScanError(
-        f"not a NIfTI file: it begins with {start[:4].hex(' ')}; NIfTI-1 or NIfTI-2 is needed",
+        f"not a NIfTI file: it begins with {start[:4].hex(' ')}; convert it to NIfTI-1 or NIfTI-2",
         path=path,
         reason=ScanReason.FILE_TYPE,
     )
@@ -126,9 +126,9 @@ def parse_header(block: bytes, *, path: str, is_pair: bool = False) -> ScanHeade
     """Read and check the fixed header.
 
     Args:
-        block: The header, 348 or 540 bytes.
+        block: Exactly the 348 or 540 bytes that `header_length` returns.
         path: The file's name for errors.
-        is_pair: Whether header and voxels are in two files.
+        is_pair: Whether header and voxels are in separate files.
 
     Raises:
         ScanError: With the reason `file_type`, `dims`, `dtype`, `offset`, `scaling`, `affine` or `spacing`.
@@ -170,7 +170,7 @@ def read_separate_header(file: BinaryIO, *, path: str) -> ScanHeader:
         raise header_ends(len(content), path=path)
     if len(content) > MAX_OFFSET or (extensions and flag[0] == 0):
         raise ScanError(
-            f"the file continues after {length} bytes of header and the 4 that announce no extension",
+            f"the file is longer than {length} bytes of header and the 4 that declare no extension",
             path=path,
             reason=ScanReason.TRAILING,
         )
@@ -209,13 +209,13 @@ def _nibabel_header(block: bytes, *, path: str, is_pair: bool) -> Nifti1Header:
     little = int.from_bytes(block[:4], "little") == len(block)
     kind, number = (Nifti1Header, b"1") if len(block) == 348 else (Nifti2Header, b"2")
     magic = (b"ni" if is_pair else b"n+") + number + b"\0"
-    # check=False: nibabel silently repairs some fields; they are rejected below.
+    # check=False: nibabel's own checks repair some fields silently; the checks below reject them.
     fields = kind(block, endianness="<" if little else ">", check=False)
     stored = bytes(fields["magic"])
     if stored == magic:
         return fields
     if stored[:2] == b"ni":
-        message = "the header of a .hdr/.img pair: give it its ending and its .img, or convert it to one .nii file"
+        message = "the header of a .hdr/.img pair: name the two files so, or convert them to one .nii file"
     else:
         message = f"not a NIfTI file: its magic is {stored!r} and not {magic!r} (an Analyze file has no orientation)"
     raise ScanError(message, path=path, reason=ScanReason.FILE_TYPE)
@@ -226,7 +226,7 @@ def _shape(fields: Nifti1Header, *, path: str) -> tuple[int, ...]:
     rank = dims[0]
     if not 1 <= rank <= 7 or any(size < 1 for size in dims[1 : rank + 1]):
         raise ScanError(
-            f"impossible dimensions {dims}: the first is the rank, 1 to 7, and that many sizes of at least 1 follow",
+            f"impossible dimensions {dims}: must be the rank, 1 to 7, then that many sizes of at least 1",
             path=path,
             reason=ScanReason.DIMS,
         )
@@ -247,7 +247,7 @@ def _dtype(fields: Nifti1Header, warnings: list[ScanWarning], *, path: str) -> n
     code = int(fields["datatype"])
     if code not in _DTYPES:
         raise ScanError(
-            f"datatype {code} is not real numbers of 8 to 64 bits (complex, RGB and 128-bit voxels are not read); "
+            f"datatype {code} is not supported: must be real numbers of 8 to 64 bits, not complex, RGB or 128-bit; "
             "convert to int16 or float32",
             path=path,
             reason=ScanReason.DTYPE,
@@ -260,11 +260,11 @@ def _dtype(fields: Nifti1Header, warnings: list[ScanWarning], *, path: str) -> n
 
 def _offset(fields: Nifti1Header, *, least: int, path: str) -> int:
     offset = float(fields["vox_offset"])
-    # Four bytes after the fixed header announce extensions, so no voxel can start before their end. An offset of 0 is
-    # normal in a pair; in a single file it would read the header as voxels.
+    # Four bytes after the fixed header declare extensions: voxels cannot begin before their end. nibabel and others
+    # have 0 in memory only; in a file, the header would be read as voxels. In a pair, 0 is usual.
     if not (math.isfinite(offset) and offset == int(offset) and least <= offset <= MAX_OFFSET):
         raise ScanError(
-            f"voxels cannot begin at byte {offset:g}: a whole number from {least} to {MAX_OFFSET} is right",
+            f"voxels cannot begin at byte {offset:g}: must be a whole number from {least} to {MAX_OFFSET}",
             path=path,
             reason=ScanReason.OFFSET,
         )
@@ -273,7 +273,7 @@ def _offset(fields: Nifti1Header, *, least: int, path: str) -> int:
 
 def _scaling(fields: Nifti1Header, *, path: str) -> tuple[float, float]:
     slope, inter = float(fields["scl_slope"]), float(fields["scl_inter"])
-    # 0 means "no scaling" in the standard; nibabel and others write NaN for it.
+    # 0 means "no scaling" in the standard; nibabel and others write NaN.
     if slope == 0 or math.isnan(slope):
         return 1.0, 0.0
     if not (math.isfinite(slope) and math.isfinite(inter)):
@@ -287,10 +287,10 @@ def _scaling(fields: Nifti1Header, *, path: str) -> tuple[float, float]:
 
 def _affine(fields: Nifti1Header, warnings: list[ScanWarning], *, path: str) -> np.ndarray:
     codes = int(fields["sform_code"]), int(fields["qform_code"])
-    # Readers differ for unknown codes: nibabel ignores the form, others use it, which can exchange left and right.
+    # Readers differ on unknown codes: nibabel ignores the form, others use it, which may swap left and right.
     if not all(0 <= code <= _MAX_FORM_CODE for code in codes):
         raise ScanError(
-            f"sform_code {codes[0]} and qform_code {codes[1]}: 0 to {_MAX_FORM_CODE} are right; set the forms again",
+            f"sform_code {codes[0]} and qform_code {codes[1]}: must be 0 to {_MAX_FORM_CODE}; set the forms again",
             path=path,
             reason=ScanReason.AFFINE,
         )
@@ -322,12 +322,12 @@ def _spacing(
 
 
 def _repetition_time(fields: Nifti1Header, warnings: list[ScanWarning]) -> float | None:
-    """Seconds from frame to frame; None if it is not plausible."""
+    """Seconds from frame to frame, or None: without a unit, 2000 may be milliseconds or wrong."""
     unit = _SECONDS_PER_UNIT.get(int(fields["xyzt_units"]) & 56)
     seconds = float(fields["pixdim"][4]) * unit if unit is not None else math.nan
     low, high = REPETITION_TIME_LIMITS
     if low <= seconds <= high:
-        # The header stores float32, which has six significant digits.
+        # Later digits are rounding errors of float32.
         return round(seconds, 6)
     warnings.append(ScanWarning.REPETITION_TIME)
     return None

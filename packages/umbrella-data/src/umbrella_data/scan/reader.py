@@ -1,6 +1,6 @@
-"""Opens the file of a scan and reads its frames as stored: `.nii` by seeking, `.nii.gz` by streaming.
+"""Open a scan's file, validate it, and read its frames as stored: `.nii` by seeking, `.nii.gz` by streaming.
 
-Of a pair, `.hdr` is read for the header and `.img` for the voxels.
+Of a pair, the header is read from `.hdr` and the voxels from `.img`.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from umbrella_data.scan.header import (
 )
 
 MAX_PLAUSIBLE_RATIO = 200
-"""Largest compression ratio of a scan; even a masked map with little brain is below 100."""
+"""Largest accepted compression ratio: even a masked map with little brain stays below 100."""
 
 _ALWAYS_ALLOWED_BYTES = 1 << 24
 _MAX_VERIFIED = 1 << 16
 _HEADER_CHUNK_BYTES = 1 << 13
-# Size of a block of slices, which fits into the processor's cache.
+# Slices are yielded in blocks that fit into the processor's cache.
 _SLICE_BLOCK_BYTES = 1 << 19
 # Below this, decompressing from the start is as fast as an index.
 _MIN_INDEXED_BYTES = 1 << 24
-# Validated gzip files by device, inode, size and mtime. Bounded; the oldest are removed first.
+# Files whose gzip stream was checked to the last byte, by device, inode, size and mtime; bounded, oldest removed first.
 _verified: OrderedDict[Identity, None] = OrderedDict()
 
 
@@ -72,40 +72,19 @@ class StoredScan:
             self.header = read_separate_header(header_file, path=header_path or path)
         self._check_size()
 
-    def read_frames(self, first: int, count: int) -> np.ndarray:
-        """Read frames as stored.
-
-        Args:
-            first: The first frame; 0 for a volume.
-            count: Number of frames; 1 for a volume.
-
-        Returns:
-            (T, X, Y, Z) along the stored axes, in the stored type, in Fortran order within a frame.
-
-        Raises:
-            ScanError: If the file ends early, is too long or is damaged.
-        """
-        x, y, z = self.header.shape[:3]
-        slices = np.empty((count * z, y, x), dtype=self.header.dtype)
-        position = 0
-        for block in self.iter_slices(first, count):
-            slices[position : position + len(block)] = block
-            position += len(block)
-        return slices.reshape(count, z, y, x).transpose(0, 3, 2, 1)
-
     def iter_slices(self, first: int, count: int) -> Iterator[np.ndarray]:
-        """Read frames slice by slice; the file is validated once the iterator is exhausted.
+        """Read frames slice by slice, in little memory; the file is validated once the iterator is exhausted.
 
         Args:
             first: The first frame; 0 for a volume.
             count: Number of frames; 1 for a volume.
 
         Yields:
-            (n, Y, X) along the stored axes, in the stored type: neighbouring slices of one frame. Blocks share
-            their memory.
+            (n, Y, X) along the stored axes, in the stored type: neighbouring slices of one frame. Each block
+            overwrites the one before.
 
         Raises:
-            ScanError: As `read_frames`.
+            ScanError: If the file ends early, is too long or is damaged.
         """
         header = self.header
         x, y, z = header.shape[:3]
@@ -120,7 +99,7 @@ class StoredScan:
                 num_slices = min(size, z - position)
                 view = memoryview(buffer)[: num_slices * slice_bytes]
                 if not source.fill(view):
-                    raise ScanError("the file ends early: it was cut while it was read",
+                    raise ScanError("the file ends early: it was truncated while it was read",
                                     path=self.path, reason=ScanReason.TRUNCATED)  # fmt: skip
                 yield np.frombuffer(view, dtype=header.dtype).reshape(num_slices, y, x)
         source.finish()
@@ -134,7 +113,7 @@ class StoredScan:
                 yield block
 
     def _read_header(self) -> ScanHeader:
-        # Small chunks: only the header is needed.
+        # Small chunks: voxels are not needed yet.
         stream = self._stream(chunk_bytes=_HEADER_CHUNK_BYTES)
         start = _take(stream, b"", 4)
         length = header_length(start, path=self.path)
@@ -147,13 +126,13 @@ class StoredScan:
         return header
 
     def _check_size(self) -> None:
-        """Reject a declared size that the file cannot have, before memory is allocated."""
+        """Reject a declared size that does not fit the file's, before memory of that size is allocated."""
         declared, stored = self.header.file_bytes, self._size
         if self.is_compressed:
             if declared > stored * MAX_DEFLATE_RATIO:
                 raise ScanError(
-                    f"the header declares {declared} bytes, more than {stored} bytes of gzip can hold: "
-                    "the file was cut or its header is damaged",
+                    f"the header declares {declared} bytes, more than {stored} bytes of gzip can expand to: "
+                    "the file was truncated or its header is damaged",
                     path=self.path,
                     reason=ScanReason.TRUNCATED,
                 )
@@ -167,11 +146,11 @@ class StoredScan:
             raise _wrong_length(stored, declared, path=self.path)
 
     def _start(self, frame: int) -> int:
-        """The decompressed bytes before a frame."""
+        """Number of decompressed bytes before a frame."""
         return self.header.offset + frame * self.header.frame_bytes
 
     def _compressed(self, first: int, count: int) -> Iterator[memoryview]:
-        """The bytes of frames; once it is exhausted, the file is validated."""
+        """The bytes of frames; the file is validated once the iterator is exhausted."""
         if self._index_path is not None and self._is_long and count < self.header.num_frames:
             return self._indexed_range(first, count, path=self._index_path)
         return self._compressed_range(self._start(first), count * self.header.frame_bytes)
@@ -181,7 +160,7 @@ class StoredScan:
         return self.header.num_frames > 1 and self.header.file_bytes - self.header.offset >= _MIN_INDEXED_BYTES
 
     def _compressed_range(self, start: int, length: int) -> Iterator[memoryview]:
-        """Decompressed bytes, from the beginning of the stream; once it is exhausted, the file is validated."""
+        """Some of the decompressed bytes, without an index; the file is validated once the iterator is exhausted."""
         position, declared = 0, self.header.file_bytes
         is_verified = self._identity in _verified
         for chunk in self._stream():
@@ -204,7 +183,7 @@ class StoredScan:
                 yield frame
                 first += 1
         except IndexMismatchError:
-            # The index is damaged, or the file changed but not its size and time; a full validation tells which.
+            # Either the index is damaged, or the file changed and its size and time did not: validate the file.
             path.unlink(missing_ok=True)
             _verified.pop(self._identity, None)
         else:
@@ -246,12 +225,12 @@ def _remember(identity: Identity) -> None:
 
 
 def forget_verified() -> None:
-    """Forget which files were validated (for tests and benchmarks)."""
+    """Validate each compressed file again on its next use, as in a new process."""
     _verified.clear()
 
 
 class _Filler:
-    """Reads blocks of a given size from a stream of chunks of any size."""
+    """Copies a stream of pieces of any size into given memory."""
 
     def __init__(self, pieces: Iterator[memoryview]) -> None:
         self._pieces = pieces
@@ -272,7 +251,7 @@ class _Filler:
         return True
 
     def finish(self) -> None:
-        """Let the stream validate the rest of the file."""
+        """Continue the stream after the last byte needed, so that it validates the rest."""
         next(self._pieces, None)
 
 
@@ -281,9 +260,9 @@ def open_scan(path: str | os.PathLike[str], *, index_folder: Path | None = None)
     """Open a `.nii` or `.nii.gz` file, or a pair of `.hdr` and `.img`, and check its header.
 
     Args:
-        path: The file, or either one of a pair.
-        index_folder: Folder of access points into long `.nii.gz` series, so that their windows are read fast; an
-            index is built on the first use of a file, which needs `indexed_gzip`. None reads from the beginning.
+        path: The file, or either file of a pair.
+        index_folder: Folder of gzip indexes of long `.nii.gz` series, for fast reading of windows; the index of a file
+            is built on its first use, which needs `indexed_gzip`. None decompresses from the beginning.
 
     Raises:
         ScanError: If there is no such regular file, or its header is wrong.
@@ -310,13 +289,13 @@ def _is_compressed(file: BinaryIO, *, path: str) -> bool:
     is_gzip = file.read(2) == GZIP_MAGIC
     file.seek(0)
     if is_gzip != name.endswith(".gz"):
-        message = "is gzip: name it .nii.gz" if is_gzip else "is not gzip: name it .nii, or compress it"
+        message = "is gzip: rename it to .nii.gz" if is_gzip else "is not gzip: rename it to .nii, or compress it"
         raise ScanError(message, path=path, reason=ScanReason.GZIP_HEADER)
     return is_gzip
 
 
 class _Reader:
-    """Reads blocks of an uncompressed file, from a given byte."""
+    """Reads an uncompressed file, from a given byte."""
 
     def __init__(self, file: BinaryIO, start: int) -> None:
         self._file = file
@@ -327,7 +306,7 @@ class _Reader:
         return bool(self._file.readinto(target) == len(target))  # type: ignore[attr-defined]
 
     def finish(self) -> None:
-        """Nothing to do: the size of the file was checked."""
+        """Do nothing: the size of the file is checked already."""
 
 
 def _take(stream: Iterator[bytes], start: bytes, count: int) -> bytes:
@@ -342,7 +321,7 @@ def _take(stream: Iterator[bytes], start: bytes, count: int) -> bytes:
 def _wrong_length(found: int, declared: int, *, path: str) -> ScanError:
     if found < declared:
         return ScanError(
-            f"the file ends early: the header declares {declared} bytes, {found} are there",
+            f"the file ends early: the header declares {declared} bytes, the file has {found}",
             path=path,
             reason=ScanReason.TRUNCATED,
         )

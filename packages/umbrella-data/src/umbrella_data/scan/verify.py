@@ -1,4 +1,4 @@
-"""Full validation pass over a scan file; no voxels are retained."""
+"""Full validation pass over the files of a scan; no voxels are retained."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class VerifiedScan:
 
     Attributes:
         num_frames: Frames of a series, None for a volume.
-        num_b0: b0 volumes of a diffusion series, None for other scans.
-        warnings: Warnings about each of its files, including the mask; those about the sidecar are listed with the
-            first file. Files without warnings are absent.
+        num_b0: Number of b0 volumes of a diffusion series, None for any other scan.
+        warnings: What is valid but suspicious in the header of each of its files, the mask included; warnings about
+            the sidecar belong to the first file. A file without warnings is left out.
     """
 
     num_frames: int | None = None
@@ -38,7 +38,7 @@ def verify_scan(
     mask: Path | None = None,
     index_folder: Path | None = None,
 ) -> VerifiedScan:
-    """Validate a scan.
+    """Read and check all of a scan.
 
     Args:
         paths: Its files.
@@ -64,9 +64,9 @@ def verify_scan(
     num_frames = header.shape[3] if len(header.shape) == 4 else 1
     if num_frames < min_frames:
         raise ScanError(
-            f"{num_frames} frames, fewer than the {min_frames} required", path=paths[0], reason=ScanReason.SHORT_SERIES
+            f"{num_frames} frames, but at least {min_frames} are needed", path=paths[0], reason=ScanReason.SHORT_SERIES
         )
-    # All frames: training draws windows from all of them.
+    # All frames: training may draw any window.
     verify_series(paths, spec=spec, mask=mask, index_folder=index_folder)
     return VerifiedScan(num_frames=num_frames, warnings=_warnings_by_file(header.warnings, paths, mask))
 
@@ -74,7 +74,7 @@ def verify_scan(
 def _warnings_by_file(
     warnings: Sequence[ScanWarning], paths: Sequence[Path], mask: Path | None
 ) -> dict[Path, tuple[ScanWarning, ...]]:
-    """The warnings about a scan by file; those about its sidecar are listed with the first file."""
+    """The warnings about a scan by file; those about its sidecar belong to the first file."""
     from umbrella_data.scan.reader import open_scan
 
     files = [*paths] if mask is None else [*paths, mask]

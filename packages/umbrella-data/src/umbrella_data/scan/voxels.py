@@ -31,12 +31,12 @@ class FrameReader:
         rank: 3 for a volume, 4 for a series; the file must have it.
         window: First frame and number of frames of a series; None reads all.
         max_voxels: The most voxels to read.
-        mask: The scan's brain mask: values outside are 0. NaN outside is an error too: the file has lost values, and
-            the mask does not say which.
+        mask: The scan's brain mask: values outside are 0. NaN outside is an error too, since it shows that the file
+            has lost values.
 
     Attributes:
         header: The scan's header.
-        orientation: The way from the stored axes to RAS+.
+        orientation: Permutation and flips from the stored axes to RAS+.
         first: First frame.
         count: Number of frames.
         has_mask: Whether there is a mask.
@@ -77,8 +77,8 @@ class FrameReader:
         """Stored slices, in order; the file is validated once the iterator is exhausted.
 
         Yields:
-            (n, Y, X) along the stored axes, in the stored type: neighbouring slices of one frame. Each block uses the
-            memory of the one before.
+            (n, Y, X) along the stored axes, in the stored type: neighbouring slices of one frame. Each block
+            overwrites the one before.
 
         Raises:
             ScanError: As `StoredScan.iter_slices`.
@@ -107,8 +107,8 @@ class FrameReader:
     def value_range(self) -> tuple[float, float]:
         """Least and greatest real value of the slices read so far, also outside of the mask.
 
-        Scaling keeps the order of the stored values, or inverts it if the slope is negative: the extremes decide for
-        all voxels whether they are finite and whether they differ.
+        Scaling is monotonic: if the extremes of the stored values are finite, all values are, and only if the extremes
+        are equal, all values are.
 
         Raises:
             ScanError: `non_finite` if a value is not finite in float32, or `constant` if all are the same.
@@ -123,7 +123,7 @@ class FrameReader:
         low, high = float(values.min()), float(values.max())
         if low == high:
             raise ScanError(
-                f"every voxel is {low:g}: there is no image", path=self._scan.path, reason=ScanReason.CONSTANT
+                f"every voxel is {low:g}: the file has no image", path=self._scan.path, reason=ScanReason.CONSTANT
             )
         return low, high
 
@@ -183,7 +183,7 @@ def read_voxels(
         reader = FrameReader(scan, rank=rank, window=window, max_voxels=max_voxels, mask=mask)
         x, y, z = scan.header.shape[:3]
         turn = reader.orientation
-        # Axes keep the file's order in memory and only directions are flipped: to move them takes longer than to read.
+        # In memory, axes are flipped but not permuted: permuting takes longer than reading.
         frames = np.empty((reader.count, z, y, x), dtype=np.float32)
         flips = dict(zip(turn.order, turn.flips, strict=True))
         target = frames[(slice(None), *(slice(None, None, -1 if flips[axis] else 1) for axis in (2, 1, 0)))]
@@ -225,7 +225,7 @@ def verify_voxels(
         reader = FrameReader(scan, rank=rank, max_voxels=math.prod(scan.header.shape), mask=mask)
         has_contrast, row, num_rows = not reader.has_mask, 0, scan.header.shape[2]
         for block in reader.iter_slices():
-            # Outside of a mask is 0: any other value inside is a contrast.
+            # Voxels outside of a mask are 0: any other value is contrast.
             if not has_contrast:
                 real = np.empty(block.shape, dtype=np.float32)
                 reader.write_real(block, real, row)
@@ -253,14 +253,14 @@ def check_size(shape: tuple[int, ...], *, max_voxels: int, path: str) -> None:
 
 
 def check_rank(header: ScanHeader, *, rank: int, path: str) -> None:
-    """Reject a volume where a series is needed, and the other way round.
+    """Reject a volume if a series is needed, and a series if a volume is needed.
 
     Raises:
         ScanError: `rank`.
     """
     if len(header.shape) != rank:
         needed = "a volume (X, Y, Z)" if rank == 3 else "a series (X, Y, Z, T) of at least 2 frames"
-        raise ScanError(f"shape {header.shape}, but {needed} is needed here", path=path, reason=ScanReason.RANK)
+        raise ScanError(f"shape {header.shape}, but this modality needs {needed}", path=path, reason=ScanReason.RANK)
 
 
 def _scale(stored: np.ndarray, target: np.ndarray, *, header: ScanHeader) -> None:
@@ -283,7 +283,7 @@ def _read_mask(path: str | PathLike[str], *, like: ScanHeader) -> np.ndarray:
         (X, Y, Z) bool along the stored axes, in Fortran order.
 
     Raises:
-        ScanError: If the file is damaged, or `mask` if it is no mask of this scan.
+        ScanError: If the file is damaged, or `mask` if it is not a mask of this scan.
     """
     with open_scan(path) as scan:
         header, shape = scan.header, like.shape[:3]
@@ -292,10 +292,12 @@ def _read_mask(path: str | PathLike[str], *, like: ScanHeader) -> np.ndarray:
             problem = f"shape {header.shape} differs from the scan's, {shape}"
         elif not is_same_grid(like.affine, header.affine, shape=shape):
             shift = grid_shift(like.affine, header.affine, shape=shape)
-            problem = f"its affine moves a corner by {shift:.3g} mm from the scan's"
+            problem = f"its affine places a corner {shift:.3g} mm away from the scan's"
         if problem:
             raise ScanError(
-                f"{problem}: a mask needs the grid of its scan, axis by axis", path=scan.path, reason=ScanReason.MASK
+                f"{problem}: a mask must be stored on the grid of its scan; resample it",
+                path=scan.path,
+                reason=ScanReason.MASK,
             )
         reader = FrameReader(scan, rank=3, max_voxels=math.prod(shape))
         stored = np.concatenate([block.copy() for block in reader.iter_slices()]).transpose(2, 1, 0)
@@ -303,8 +305,8 @@ def _read_mask(path: str | PathLike[str], *, like: ScanHeader) -> np.ndarray:
     least, greatest = stored.min(), stored.max()
     if low != 0 or high <= 0 or not ((stored == least) | (stored == greatest)).all():
         raise ScanError(
-            f"values from {low:g} to {high:g}: a mask is 0 outside of the brain and one other value inside; "
-            "a probability map needs a threshold first",
+            f"values from {low:g} to {high:g}: a mask must be 0 outside of the brain and one positive value inside; "
+            "apply a threshold to a probability map",
             path=scan.path,
             reason=ScanReason.MASK,
         )

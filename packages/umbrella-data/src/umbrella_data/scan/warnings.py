@@ -1,4 +1,4 @@
-"""Lists of usable scans with warnings: all are counted, the first ones listed."""
+"""Scans that can be used but have a suspicious header or sidecar: all are counted, the first ones are listed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 from umbrella_data.scan.header import ScanWarning
 
 MAX_LISTED = 1_000
-"""Most scans listed for a code."""
+"""Scans listed per code: a million may share one."""
 
 
 @dataclass(frozen=True, order=True)
 class ScanWithWarnings:
-    """A usable scan with warnings.
+    """A scan with a warning.
 
     Attributes:
-        files: Files with the warning: its own, or its mask. Warnings about a sidecar are listed with the series.
+        files: Its files with the warning, its mask included. A warning about a sidecar is listed for its series.
         subject: Its subject.
         modality: Its canonical name.
         manifests: The manifests that name it.
@@ -36,10 +36,10 @@ class WarningList:
     """Warnings by their codes, see `umbrella_data.scan.header.ScanWarning`.
 
     Args:
-        max_listed: Most scans listed for a code, the first ones by path; all are counted.
+        max_listed: Scans listed per code, the first ones by their files; all are counted.
 
     Attributes:
-        counts: Scans by code, each once.
+        counts: Number of scans by code.
     """
 
     def __init__(self, *, max_listed: int = MAX_LISTED) -> None:
@@ -58,7 +58,7 @@ class WarningList:
         """Add a scan.
 
         Args:
-            warnings: Codes by file; files without warnings may be absent.
+            warnings: The codes of each of its files; files without any may be left out.
             subject: Its subject.
             modality: Its canonical name.
             manifests: The manifests that name it.
@@ -67,10 +67,10 @@ class WarningList:
         for file, codes in warnings.items():
             for code in codes:
                 files[str(code)].append(str(file))
-        for code, at_fault in files.items():
+        for code, names in files.items():
             self.counts[code] += 1
-            # Sorted, so that the list does not depend on the order of reading.
-            insort(self._listed[code], ScanWithWarnings(tuple(at_fault), subject, modality, tuple(map(str, manifests))))
+            # Sorted, so that the listed scans do not depend on the order of reading.
+            insort(self._listed[code], ScanWithWarnings(tuple(names), subject, modality, tuple(map(str, manifests))))
             del self._listed[code][self.max_listed :]
 
     def listed(self, code: str) -> Sequence[ScanWithWarnings]:
@@ -81,7 +81,7 @@ class WarningList:
         """The list for JSON: for each code its meaning, the number of scans, and the first ones.
 
         Args:
-            name: Function that names subjects and files, in plain text or by a hash.
+            name: Writes the name of a subject or file: hashed, or in plain text.
         """
         return {
             code: {
