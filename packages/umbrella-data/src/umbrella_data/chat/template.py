@@ -1,7 +1,7 @@
-"""How a tokenizer's chat template lays out a conversation, learned by rendering it around sentinels.
+"""Reads a tokenizer's chat template: renders it around sentinels to find the layout of a conversation.
 
-The user's words never pass through the template: they cannot be mistaken for its markup, and every word's place in
-the rendered text is known to the character.
+Texts of users never pass through the template: they cannot be confused with its markup, and the position of each in the
+rendered conversation is known exactly.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 logger = logging.getLogger(__name__)
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
-# Used for a tokenizer that brings no template of its own.
+# Used for a tokenizer without a chat template.
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
@@ -25,7 +25,7 @@ CHATML_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-# Private-use characters: no template writes them, and none trims them.
+# Private-use characters, which no template writes or trims.
 _SENTINEL = "\ue000{}\ue001"
 _SENTINEL_PATTERN = re.compile("\ue000(\\d+)\ue001")
 
@@ -46,11 +46,11 @@ class AddedToken(Protocol):
 
 
 class Tokenizer(Protocol):
-    """What is needed of a tokenizer: a part of Hugging Face's fast tokenizers."""
+    """The part of Hugging Face's fast tokenizers that is used here."""
 
     @property
     def is_fast(self) -> bool:
-        """Whether offsets can be had."""
+        """Whether it returns offsets."""
 
     @property
     def chat_template(self) -> Any:
@@ -81,7 +81,7 @@ class Slot:
 
     Attributes:
         turn: Number of the turn.
-        is_scan: Whether a scan stands here.
+        is_scan: Whether it is a scan.
         tail: Characters after an assistant's words that end its turn, and are learned with them.
     """
 
@@ -94,9 +94,9 @@ Layout = tuple[str | Slot, ...]
 
 
 class _Style(Enum):
-    """The form of `content` that a template understands."""
+    """The format of `content` that a template supports."""
 
-    IMAGE_ITEMS = auto()  # lists; the template itself writes an image token for each scan
+    IMAGE_ITEMS = auto()  # lists of items; the template writes an image token for each scan
     STRING = auto()
     TEXT_ITEMS = auto()  # lists of texts
 
@@ -104,8 +104,8 @@ class _Style(Enum):
 class ChatTemplate:
     """The layouts of one tokenizer's chat template, rendered once for each shape of conversation.
 
-    Warns where ChatML is used and the tokenizer does not know its markup, and where the template writes another
-    image token than the model's.
+    Warns if ChatML is used and the tokenizer does not know its markup, and if the template writes another image token
+    than the model's.
 
     Args:
         tokenizer: A fast tokenizer; ChatML is used if it has no chat template.
@@ -131,7 +131,7 @@ class ChatTemplate:
 
     @property
     def end_of_turn(self) -> str:
-        """What ends an assistant's turn: a special token, or ChatML's markup where the tokenizer does not know it."""
+        """What ends an assistant's turn: a special token, or ChatML's markup if the tokenizer does not know it."""
         return self._terminator or str(self._tokenizer.eos_token)
 
     def layout(self, shape: Shape, *, add_generation_prompt: bool) -> Layout:
@@ -159,7 +159,7 @@ class ChatTemplate:
             if self._render(shape, style=style, add_generation_prompt=False) is not None:
                 if knows_images and style is not _Style.IMAGE_ITEMS:
                     _warn(f"the tokenizer's chat template does not write {self._image_token!r} for an image: scans "
-                          "are in the text as that token alone, without the template's own markup of images. A "
+                          "are written as that token alone, without the template's own markup of images. A "
                           "model trained with the template needs its image token as image_token_id")  # fmt: skip
                 return style
         raise ValueError("the tokenizer's chat template keeps neither texts nor lists of items as a turn's content")
@@ -174,7 +174,7 @@ class ChatTemplate:
         return match.group() if match else None
 
     def _render(self, shape: Shape, *, style: _Style, add_generation_prompt: bool) -> Layout | None:
-        """Lay a conversation out, or None where its texts and scans are not kept, once each and in order."""
+        """Lay a conversation out; None if its texts and scans are not kept, once each and in order."""
         slots = [Slot(turn, is_scan=kind == "s") for turn, (_, kinds) in enumerate(shape) for kind in kinds]
         rendered = self._tokenizer.apply_chat_template(
             _sentinel_messages(shape, style=style),
@@ -197,9 +197,9 @@ class ChatTemplate:
         return tuple(layout) if _keeps_all(layout, slots, moves_scans=bool(scans)) else None
 
     def _end_turns(self, layout: Layout, shape: Shape) -> Layout:
-        """Put the end-of-turn token right behind each assistant's words, where the template does not have it.
+        """Insert the end-of-turn token directly after each assistant's text, unless the template has it there.
 
-        A blank between the two goes: a model that learns the words and the token alone could not write it.
+        A blank between the two is removed: a model that learns only the text and the token could not write it.
         """
         ended: list[str | Slot] = list(layout)
         for i, slot in enumerate(layout):
@@ -219,14 +219,14 @@ def _warn_of_unknown_markup(tokenizer: Tokenizer) -> None:
     missing = [markup for markup in (IM_START, IM_END) if markup not in known]
     if missing:
         _warn("the tokenizer has no chat template, so ChatML is used, but it has no token for "
-              f"{' and '.join(missing)}: such markup is written as several tokens. Where that is {IM_END}, all of them "
+              f"{' and '.join(missing)}: such markup is written as several tokens. Of {IM_END}, all of them "
               "are learned as the end of a turn, and generation has no one token to stop at. Set "
               "tokenizer.chat_template, or add the tokens with tokenizer.add_special_tokens")  # fmt: skip
 
 
 @lru_cache
 def _warn(message: str) -> None:
-    """Warn once a process: each data set of a mixture has a template of its own, made of the same tokenizer."""
+    """Warn once per process: each data set of a mixture creates a template from the same tokenizer."""
     logger.warning(message)
 
 
@@ -250,7 +250,7 @@ def _keeps_all(layout: Sequence[str | Slot], slots: Sequence[Slot], *, moves_sca
     found = [piece for piece in layout if isinstance(piece, Slot)]
     if not moves_scans:
         return found == list(slots)
-    # LLaVA's template writes the images of a turn before its texts: within a turn that is the template's to decide.
+    # LLaVA's template writes the images of a turn before its texts; the order within a turn may change.
     return all(
         [slot for slot in found if slot.is_scan is is_scan] == [slot for slot in slots if slot.is_scan is is_scan]
         for is_scan in (True, False)

@@ -112,8 +112,8 @@ def _print_report(report: BidsReport) -> None:
             print(f"{split:8}{modality:10}{count:6}")
     for split, rows in report.rows.items():
         print(f"{split}: {len({row['subject'] for row in rows})} subjects, {len(rows)} rows")
-    for note in report.notes:
-        print(f"note: {note}")
+    for message in report.messages:
+        print(f"note: {message}")
     print_warnings(report.warnings)
     print(f"\nscans that cannot be used: {len(report.unreadable)}")
     shown: Counter[str] = Counter()
