@@ -1,4 +1,4 @@
-"""Batches in reused memory have the values of single reads, and memory in use is not reused."""
+"""Batches in pool memory have the values of single reads, and memory in use is not reused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = "abcdef"
 
 @pytest.fixture
 def make_mixed(make_tokenizer, write_manifest, tmp_path):
-    """A maker of data sets of cached scans of T1 and dMRI."""
+    """A function that builds data sets of cached scans of T1 and dMRI."""
 
     def make(rows, **options):
         tokenizer = make_tokenizer()
@@ -60,8 +60,8 @@ def named(mixed, *batches):
     return [[index_of[name] for name in batch] for batch in batches]
 
 
-def assert_batches_are_those_of_single_reads(mixed, collate, batches, **options):
-    # All batches are alive together, those that a worker reads ahead among them.
+def assert_batches_equal_single_reads(mixed, collate, batches, **options):
+    # All batches exist at the same time, prefetched ones included.
     loaded = list(DataLoader(mixed, batch_sampler=batches, collate_fn=collate, **options))
     assert len(loaded) == len(batches)
     for indices, batch in zip(batches, loaded, strict=True):
@@ -78,15 +78,13 @@ LOADERS = [{"num_workers": 0}, {"num_workers": 1, "prefetch_factor": 6}]
 
 
 @pytest.mark.parametrize("options", LOADERS, ids=["here", "worker"])
-def test_batches_of_a_loader_are_those_of_single_reads(mixed, collate, options):
+def test_batches_of_a_loader_equal_single_reads(mixed, collate, options):
     batches = [[0, 1, 2], [3, 4, 5], [2], [5, 5, 0], [4, 3, 1], [2, 1, 0]]
-    assert_batches_are_those_of_single_reads(mixed, collate, batches, **options)
+    assert_batches_equal_single_reads(mixed, collate, batches, **options)
 
 
 @pytest.mark.parametrize("options", LOADERS, ids=["here", "worker"])
-def test_batches_of_two_modalities_are_those_of_single_reads(
-    nifti, random_voxels, make_mixed, make_row, collate, options
-):
+def test_batches_of_two_modalities_equal_single_reads(nifti, random_voxels, make_mixed, make_row, collate, options):
     rng = np.random.default_rng(0)
     rows = []
     for name, modalities in (("a", ["T1"]), ("b", ["dMRI"]), ("c", ["dMRI", "T1"]), ("d", ["T1", "dMRI", "T1"])):
@@ -102,7 +100,7 @@ def test_batches_of_two_modalities_are_those_of_single_reads(
         rows.append(row)
     mixed = make_mixed(rows)
     batches = named(mixed, "abc", "ba", "dcb", "a", "b", "dd")
-    loaded = assert_batches_are_those_of_single_reads(mixed, collate, batches, **options)
+    loaded = assert_batches_equal_single_reads(mixed, collate, batches, **options)
     assert {key: value.shape for key, value in loaded[2]["pixel_values"].items()} == {
         "T1": (3, *SHAPE),
         "dMRI": (3, 2, *SHAPE[1:]),
@@ -110,22 +108,20 @@ def test_batches_of_two_modalities_are_those_of_single_reads(
 
 
 @pytest.mark.parametrize("options", LOADERS, ids=["here", "worker"])
-def test_batches_are_those_of_single_reads_when_a_scan_half_way_is_bad(
-    nifti, random_voxels, make_mixed, make_row, collate, options
-):
+def test_batches_with_replaced_samples_equal_single_reads(nifti, random_voxels, make_mixed, make_row, collate, options):
     for seed, name in enumerate(("a_0", "b_0", "c_0", "d_0", "d_1", "e_0", "e_1")):
         nifti.write(random_voxels(6, 6, 6, seed=seed), f"{name}.nii.gz")
     rows = [make_row(name, *["T1"] * (2 if name in "de" else 1)) for name in "abcde"]
-    # Another sample stands in for each; the first scan of `d` has taken its place by then.
+    # Another sample replaces each; the first scan of `d` has been read by then.
     for name in ("b_0", "d_1"):
         (nifti.folder / f"{name}.nii.gz").write_bytes(b"no scan")
     mixed = make_mixed(rows, bad_scans=BadScanList(max_fraction=1.0))
     batches = named(mixed, "abc", "adc", "deb", "bba")
-    assert_batches_are_those_of_single_reads(mixed, collate, batches, **options)
+    assert_batches_equal_single_reads(mixed, collate, batches, **options)
 
 
-class WhereItIs:
-    """Collates, and returns whether the batch is in shared memory."""
+class LocationCollate:
+    """Collates, and returns whether this is a worker and whether the batch is in shared memory."""
 
     def __init__(self, collate):
         self.collate = collate
@@ -136,7 +132,7 @@ class WhereItIs:
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_batches_of_a_worker_are_in_shared_memory(mixed, collate, num_workers):
-    loader = DataLoader(mixed, batch_size=3, collate_fn=WhereItIs(collate), num_workers=num_workers)
+    loader = DataLoader(mixed, batch_size=3, collate_fn=LocationCollate(collate), num_workers=num_workers)
     assert list(loader) == [(num_workers > 0, num_workers > 0)] * 2
 
 
@@ -147,16 +143,16 @@ def test_single_examples_are_copied_into_their_batch(mixed, collate):
     assert examples[0].scans[0].volume.any()
 
 
-def test_memory_of_a_batch_in_use_is_not_used_again(mixed, collate):
+def test_memory_of_a_batch_in_use_is_not_reused(mixed, collate):
     kept = collate([mixed[i] for i in range(3)])["pixel_values"]["T1"]
     row, before = kept[1], kept[1].clone()
-    del kept  # a view of a part keeps the whole
+    del kept  # `row` keeps the memory in use
     others = [collate([mixed[i] for i in range(3, 6)])["pixel_values"]["T1"] for _ in range(6)]
     assert torch.equal(row, before)
     assert len({other.data_ptr() for other in others} | {row.data_ptr()}) == 7
 
 
-def test_memory_of_a_batch_that_is_gone_is_used_again():
+def test_memory_of_a_released_batch_is_reused():
     def address() -> int:
         return stack([torch.zeros(1, 5, 5, 7)] * 3).data_ptr()
 
@@ -165,6 +161,6 @@ def test_memory_of_a_batch_that_is_gone_is_used_again():
     assert address() == first
 
 
-def test_volumes_of_two_types_are_stacked():
+def test_volumes_of_two_dtypes_are_stacked():
     volumes = [torch.ones(SHAPE), torch.full(SHAPE, 2.0, dtype=torch.float16)]
     assert torch.equal(stack(volumes), torch.stack(volumes))
