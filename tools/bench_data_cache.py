@@ -1,12 +1,12 @@
-"""Benchmarks of what stands between a prepared scan and a batch: cache, manifests, sample order.
+"""Benchmarks of the path from a preprocessed scan to a batch: cache, manifests, sample order.
 
     python tools/bench_data_cache.py                 # all parts
     python tools/bench_data_cache.py cache samples   # some of them
     python tools/bench_data_cache.py --json out.json
 
 The sides of a comparison take turns, each in a process of its own on one thread, from files in the page cache; medians
-of CPU time over the repeats are shown (of the part `loader` wall time, which needs idle cores). Scans are random
-volumes, made in a temporary folder.
+of CPU time over the repeats are shown (wall time for the part `loader`, which needs idle cores). Scans are random
+volumes in a temporary folder.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer, image_t
 
 SIZE = (96, 96, 96)
 BATCH = 8
-# A loader reads batch after batch: one alone would be measured with what the other sides left in the processor's cache.
+# Several batches per turn, as a loader reads them: a single batch would be slowed by the other sides' processor caches.
 BATCHES_A_TURN = 8
 NUM_TOKENS = {"T1": 216}
 
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def bench_cache(folder: Path, options: argparse.Namespace) -> Result:
-    """Random batches of 8 at 96³ from a warm cache, against MONAI's two caches."""
+    """Random batches of 8 at 96³ from a warm cache, against both caches of MONAI."""
     make_scans(folder, options.scans)
     draw = random.Random(0)
     times = time_in_turn(
@@ -94,7 +94,7 @@ class _Batches(Dataset[Any]):
 
 
 def bench_loader(folder: Path, options: argparse.Namespace) -> Result:
-    """The same batches as training gets them: from the one worker of a `DataLoader`."""
+    """The same batches from one `DataLoader` worker, as in training."""
     paths = make_scans(folder, options.scans)
     draw = random.Random(0)
     chosen = [draw.sample(range(options.scans), BATCH) for _ in range(4 * BATCHES_A_TURN)]
@@ -117,7 +117,7 @@ def bench_loader(folder: Path, options: argparse.Namespace) -> Result:
 
 
 def time_in_turn(folder: Path, count: int, draw: Callable[[], list[int]], *, repeats: int) -> dict[str, float]:
-    """Median CPU seconds of each side: each has a process, as a loader worker has, and they take turns."""
+    """Median CPU seconds of each side; each has its own process, like a loader worker, and they take turns."""
     context = multiprocessing.get_context("spawn")
     lines: dict[str, Any] = {}
     for name in SIDES:
@@ -136,7 +136,7 @@ def time_in_turn(folder: Path, count: int, draw: Callable[[], list[int]], *, rep
 
 
 def serve(name: str, folder: Path, count: int, line: Any) -> None:
-    """One side: warm the cache, then read batches as asked, and say what each took."""
+    """One side: warm the cache, then read the requested batches, and send the time per batch."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     read = warm(SIDES[name](folder, make_scans(folder, count)), count)
@@ -167,7 +167,7 @@ def read_umbrella(folder: Path, paths: list[Path]) -> Callable[[list[int]], Any]
 
 def read_monai(kind: str, folder: Path, paths: list[Path]) -> Callable[[list[int]], Any]:
     """A data set of MONAI with the usual pipeline."""
-    # MONAI's modules are not what their types say.
+    # The type hints of MONAI's modules are incomplete.
     mt: Any = importlib.import_module("monai.transforms")
     md: Any = importlib.import_module("monai.data")
     steps = mt.Compose(
@@ -281,13 +281,13 @@ def bench_samples(folder: Path, options: argparse.Namespace) -> Result:
 
 
 def bench_manifest(folder: Path, options: argparse.Namespace) -> Result:
-    """Offsets, the full index, and opening it again, for a manifest of many rows."""
+    """Row offsets, the full index, and opening the saved index, for a manifest of many rows."""
     path = folder / "many.jsonl"
     write_rows(path, options.rows)
     path.read_bytes()  # both measurements from the page cache
     code = (
         "import re, sys, time; from pathlib import Path; from umbrella_data.manifest.row_offsets import index_rows\n"
-        # getrusage would count what the process had that started this one.
+        # getrusage would include the peak of the parent process.
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024\n"
         "before = peak(); start = time.perf_counter()\n"
         "index = index_rows(Path(sys.argv[1])); print(time.perf_counter() - start, peak() - before)\n"
@@ -321,7 +321,7 @@ def write_rows(path: Path, count: int) -> None:
 
 
 def run_python(code: str, *words: str) -> str:
-    """What a fresh interpreter prints."""
+    """Output of a fresh interpreter."""
     import subprocess
 
     return subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True, text=True).stdout

@@ -113,7 +113,7 @@ class ConversationDataset(Dataset[Example]):
                     return self._read_good(index, row, bad_scans)
                 except ScanError:
                     continue
-            error.add_note("no replacement: every other sample of the same modalities has an unusable scan too")
+            error.add_note("no replacement: no other sample of the same modalities has usable scans")
             raise
 
     def _read_good(self, index: int, row: int, bad_scans: BadScanList) -> Example:
