@@ -145,6 +145,6 @@ def test_a_number_of_batches_is_planned_for_and_no_epoch_needs_more(padded: bool
             loader.set_epoch(epoch)
             assert len(list(loader.batch_sampler)) == len(loader)
 
-    with pytest.raises(ValueError, match="needs more batches than were planned for"):
+    with pytest.raises(ValueError, match="num_epochs"):
         take(2000)
     take(2000, num_batches=2000)
