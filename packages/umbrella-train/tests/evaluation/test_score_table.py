@@ -71,7 +71,7 @@ def test_a_modality_is_summed_up_where_it_was_asked_several_questions(metrics: d
 def test_errors_have_a_table_of_their_own_also_where_no_answer_could_be_read(metrics: dict[str, float]) -> None:
     _, errors = score_table(metrics).split("\n\n")
     rows = rows_of(errors)
-    words = "mean error own scan another's scan best constant unreadable subjects"
+    words = "mean error own scan another's scan best constant guess unreadable subjects"
     assert sorted(errors[: errors.index("T1/age")].split()) == sorted(words.split())
     assert rows["T1/age"] == [f"3 ({rows['T1/age'][0][3:-1]})", "8", "0", "25.0 %", "4"]
     assert rows["dMRI/age"] == ["–", "–", "0", "100.0 %", "1"]

@@ -18,13 +18,14 @@ from umbrella_data.manifest.sample import Answer
 from umbrella_train.config import dump_config, load_config
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation.metrics import CONDITIONS, Condition, Prediction, score_answer, summarise
+from umbrella_train.evaluation.score_table import Cell
 from umbrella_train.report import build_report
 from umbrella_train.report.answers import accuracy_figure
 from umbrella_train.report.curves import MAX_POINTS, gradient_figure, loss_figure
 from umbrella_train.report.figure_style import modality_colours
 from umbrella_train.report.page import without_paths
 from umbrella_train.report.run_data import gradient_norms, points, read_run
-from umbrella_train.report.tables import error_rows, hit_rows
+from umbrella_train.report.tables import score_tables
 from umbrella_train.run_folder import RunFolder
 
 MODALITIES = ("T1", "rsfMRI", "dMRI")
@@ -179,9 +180,11 @@ def test_questions_without_one_readable_answer_are_in_the_table(tmp_path: Path) 
     predictions = [prediction("T1", "age", number, "accuracy", "no idea", answer) for number in range(3)]
     run.append_metrics({"step": 60, **summarise(predictions)})
     run.write_predictions(one.to_row() for one in predictions)
-    (row,) = error_rows(read_run(run.path, name="demo"))
-    assert (row["name"], row["unit"], row["unparsed"]) == ("T1 · age", "years", "100.0 %")
-    assert row["cells"][0] == ("–", "")
+    (table,) = score_tables([read_run(run.path, name="demo")])
+    (row,) = table["rows"]
+    assert (table["is_of_errors"], row["name"], row["unit"]) == (True, "T1 · age", "years")
+    assert row["cells"]["unparsed"].value == "100.0 %"
+    assert row["cells"]["error"] == Cell("–")
     assert "numbers" in Page(build_report([run.path])).sections
 
 
@@ -193,8 +196,9 @@ def test_a_question_that_is_asked_in_two_ways_is_in_both_tables(tmp_path: Path) 
     predictions = [prediction("T1", "age", index, "accuracy", *each) for index, each in enumerate(said)]
     run.append_metrics({"step": 60, **summarise(predictions)})
     data = read_run(run.path, name="demo")
-    assert [row["cells"][0][0] for row in error_rows(data)] == ["2"]
-    assert [row["cells"][0][0] for row in hit_rows(data)] == ["100.0 %"]
+    hits, errors = score_tables([data])
+    assert [row["cells"]["accuracy"].value for row in hits["rows"]] == ["100.0 %"]
+    assert [row["cells"]["error"].value for row in errors["rows"]] == ["2"]
 
 
 def test_report_of_a_crashed_run_says_so(tmp_path: Path) -> None:

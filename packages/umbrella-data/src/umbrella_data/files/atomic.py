@@ -12,12 +12,13 @@ STAGED_PREFIX = ".writing-"
 Buffer = bytes | bytearray | memoryview
 
 
-def write_atomically(path: Path, parts: Iterable[Buffer]) -> None:
+def write_atomically(path: Path, parts: Iterable[Buffer], *, sync: bool = False) -> None:
     """Write a temporary file, then rename it.
 
     Args:
         path: The file; its folder is created if it is missing.
         parts: Its content, in order.
+        sync: Whether the content is on the disk before the file appears, also after a power failure.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.parent / f"{STAGED_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
@@ -27,6 +28,9 @@ def write_atomically(path: Path, parts: Iterable[Buffer]) -> None:
         with os.fdopen(descriptor, "wb") as file:
             for part in parts:
                 file.write(part)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         staged.replace(path)
     except BaseException:
         staged.unlink(missing_ok=True)

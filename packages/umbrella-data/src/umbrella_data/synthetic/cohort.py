@@ -19,6 +19,7 @@ import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from umbrella_data.errors import UmbrellaDataError
+from umbrella_data.files.atomic import write_atomically
 from umbrella_data.synthetic.phantom import Side, draw_bold, draw_dwi, draw_t1
 
 COHORT_VERSION = 1
@@ -259,7 +260,4 @@ def _clear(root: Path) -> None:
 
 
 def _write_json(path: Path, content: object) -> None:
-    # Renamed after writing, so that no partial file is ever read.
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
+    write_atomically(path, [json.dumps(content, indent=1).encode() + b"\n"])

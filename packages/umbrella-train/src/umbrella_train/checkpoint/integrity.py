@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 
+from umbrella_data.files.atomic import write_atomically
 from umbrella_train.errors import RunError
 
 logger = logging.getLogger(__name__)
@@ -19,12 +19,7 @@ def write_integrity_manifest(folder: Path) -> None:
     """Writes the hashes of all files of a finished checkpoint, atomically; a checkpoint without them is not valid."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != INTEGRITY_NAME)
     hashes = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
-    staged = folder / f"{INTEGRITY_NAME}.part"
-    with staged.open("w", encoding="utf-8") as stream:
-        json.dump(hashes, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    staged.replace(folder / INTEGRITY_NAME)
+    write_atomically(folder / INTEGRITY_NAME, [json.dumps(hashes, indent=1).encode()], sync=True)
 
 
 def checkpoint_problems(folder: Path) -> list[str]:

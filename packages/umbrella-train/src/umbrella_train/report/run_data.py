@@ -12,6 +12,7 @@ from typing import Any
 
 from umbrella_data.dataset.bad_scans import LIST_NAME
 from umbrella_train.config.strict_yaml import read_yaml
+from umbrella_train.evaluation.score_table import names_below
 from umbrella_train.run_folder import RunFolder, read_lines
 
 _GRADIENT_KEY = re.compile(r"(?:^|/)grad/\[(?P<label>[^\]]+)\]/vision_tower\.(?P<modality>\w+)_patch_embed$")
@@ -67,6 +68,10 @@ class RunData:
     def last_step(self) -> int:
         """The last step with a training loss, or 0."""
         return max((int(row.get("step", 0)) for row in self.training), default=0)
+
+    def names_below(self, label: str) -> list[str]:
+        """The names below `eval/LABEL/` of the newest evaluation, in the order of the config."""
+        return names_below(self.evaluation, label, self.modalities)
 
 
 def read_run(path: Path, *, name: str) -> RunData:
@@ -131,14 +136,6 @@ def gradient_norms(rows: Sequence[Mapping[str, Any]]) -> dict[str, GradientNorms
                 active, inactive = found.setdefault(match["modality"], ([], []))
                 (inactive if match["label"] == "inactive" else active).append((int(row["step"]), _number(value)))
     return {modality: GradientNorms(*map(_points, lists)) for modality, lists in found.items()}
-
-
-def question_names(run: RunData, kind: str) -> list[str]:
-    """The names below `eval/KIND/`: modalities (`T1`) in the order of the config, each before its tasks (`T1/sex`)."""
-    prefix = f"eval/{kind}/"
-    names = [key.removeprefix(prefix) for key in run.evaluation if key.startswith(prefix)]
-    rank = {name: position for position, name in enumerate(run.modalities)}
-    return sorted(names, key=lambda name: (rank.get(name.split("/")[0], len(rank)), name))
 
 
 def label_of(name: str) -> str:
