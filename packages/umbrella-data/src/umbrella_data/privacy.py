@@ -1,6 +1,6 @@
-"""Pseudonyms: files that are written name subjects and scans by a salted hash; a table next to the salt has the names.
+"""Pseudonyms: output files name subjects and scans by a salted hash; a table next to the salt has the names.
 
-The salt and the table are readable by their owner only and never leave the folder.
+The salt and the table are readable by their owner only. Nothing copies them into a report or a tracker.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+
+from umbrella_data.errors import UmbrellaDataError
 
 HASH_LENGTH = 16
 SALT_BYTES = 32
@@ -21,7 +23,12 @@ SALT_NAME = "salt"
 TABLE_NAME = "names.jsonl"
 """File of a folder with a line `[hash, name]` for each name that was hashed, for `umbrella-data whois`."""
 
+_MIN_DIGITS = 4
 _MAX_REMEMBERED = 1 << 16
+
+
+class UnknownHashError(UmbrellaDataError):
+    """No name has the hash, or several have."""
 
 
 def pseudonyms(folder: Path) -> Callable[[str], str]:
@@ -39,7 +46,7 @@ def pseudonyms(folder: Path) -> Callable[[str], str]:
     @lru_cache(_MAX_REMEMBERED)  # a name that was forgotten is added once more
     def add(name: str) -> str:
         pseudonym = name_hash(name)
-        # One write to a file opened for appending: lines of several processes do not mix.
+        # One write with O_APPEND: lines of several processes do not interleave.
         descriptor = os.open(folder / TABLE_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             os.write(descriptor, (json.dumps([pseudonym, name]) + "\n").encode())
@@ -48,6 +55,40 @@ def pseudonyms(folder: Path) -> Callable[[str], str]:
         return pseudonym
 
     return add
+
+
+def who_is(hash_text: str, *, folders: Sequence[Path]) -> tuple[str, Path]:
+    """Find a name by its hash.
+
+    Args:
+        hash_text: The hash, or its first digits if they are unique in a folder.
+        folders: Folders whose files may have the hash, searched in this order.
+
+    Returns:
+        The subject, or the path of the scan or manifest; and the folder whose table has it.
+
+    Raises:
+        UnknownHashError: If it is no hash, or no table has it, or several hashes in one table start with it.
+    """
+    wanted = hash_text.lower()
+    if not _MIN_DIGITS <= len(wanted) <= HASH_LENGTH or set(wanted) - set("0123456789abcdef"):
+        raise UnknownHashError(
+            f"{hash_text!r} is not a hash: hashes have {HASH_LENGTH} hexadecimal digits; give {_MIN_DIGITS} or more"
+        )
+    for folder in folders:
+        found = _find(folder / TABLE_NAME, wanted)
+        if len(found) > 1:
+            raise UnknownHashError(f"{folder / TABLE_NAME}: {hash_text} starts {len(found)} hashes; give more digits")
+        if found:
+            return found.pop(), folder
+    searched = ", ".join(str(folder / TABLE_NAME) for folder in folders) or f"no folder with a {TABLE_NAME} found"
+    raise UnknownHashError(f"{hash_text} is in no table of names ({searched}); name the folder with --in")
+
+
+def folders_with_names(top: Path) -> list[Path]:
+    """Folders with a table of names: `top`, those in it and those in its `runs`, the newest first."""
+    tables = [path for pattern in ("", "*/", "runs/*/") for path in top.glob(f"{pattern}{TABLE_NAME}")]
+    return [path.parent for path in sorted(tables, key=lambda path: path.stat().st_mtime_ns, reverse=True)]
 
 
 def read_or_create_salt(path: Path) -> bytes:
@@ -88,3 +129,19 @@ def _read_salt(path: Path) -> bytes:
     if len(text) != 2 * SALT_BYTES:
         raise ValueError(f"{path}: has {len(text)} digits, but a salt has {2 * SALT_BYTES}")
     return bytes.fromhex(text)
+
+
+def _find(table: Path, wanted: str) -> set[str]:
+    """The names in a table whose hashes start with some digits; a line cut off by a crash is skipped."""
+    found: set[str] = set()
+    if not table.is_file():
+        return found
+    with table.open("rb") as file:
+        for line in file:
+            try:
+                pseudonym, name = json.loads(line)
+            except (ValueError, TypeError):
+                continue
+            if str(pseudonym).startswith(wanted):
+                found.add(str(name))
+    return found

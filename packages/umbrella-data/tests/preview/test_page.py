@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import numpy as np
@@ -50,6 +51,9 @@ def test_page_has_each_modality_of_several_subjects(manifest, tmp_path, capsys):
     assert name_hash("sub-a") in page
     assert name_hash("sub-b") in page
     assert name_hash("sub-c") not in page
+    for pseudonym in re.findall(r"subject ([0-9a-f]{16}), scan ([0-9a-f]{16})", page)[0]:
+        assert main(["whois", pseudonym, "--in", str(out)]) == 0
+    assert capsys.readouterr().out.splitlines() == ["sub-a", str(tmp_path / "a_0.nii.gz")]
     for path in out.iterdir():
         if path.name == "names.jsonl":  # the table for umbrella-data whois
             continue

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from umbrella_data.cli import main as umbrella_data
 from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_model import UmbrellaForConditionalGeneration
 from umbrella_train.config import RunConfig, dump_config, load_config
@@ -90,7 +91,9 @@ def test_metrics_are_lines_of_loss_gradients_and_evaluation(folder: Path) -> Non
             assert 0 <= scores[f"eval/{condition}/{modality}"] <= 1
 
 
-def test_no_subject_is_named_but_in_the_config(folder: Path, cohort: DemoCohort) -> None:
+def test_no_subject_is_named_except_in_the_config_and_the_table_of_names(
+    folder: Path, cohort: DemoCohort, capsys: pytest.CaptureFixture[str]
+) -> None:
     manifests = (cohort.train_manifest, cohort.test_manifest)
     subjects = {json.loads(line)["subject"] for path in manifests for line in path.read_text().splitlines()}
     assert len(subjects) == 8
@@ -101,7 +104,11 @@ def test_no_subject_is_named_but_in_the_config(folder: Path, cohort: DemoCohort)
     assert [path.name for path in files if pattern.search(path.read_bytes())] == []
     predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len({row["subject"] for row in predictions}) == 2
-    assert all(re.fullmatch(r"[0-9a-f]{16}", row["subject"]) for row in predictions)
+    for pseudonym in {row["subject"] for row in predictions}:
+        assert re.fullmatch(r"[0-9a-f]{16}", pseudonym)
+        assert umbrella_data(["whois", pseudonym, "--in", str(folder)]) == 0
+    assert set(capsys.readouterr().out.split()) <= subjects
+    assert (folder / "names.jsonl").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_picture_of_each_modality_is_drawn(folder: Path) -> None:

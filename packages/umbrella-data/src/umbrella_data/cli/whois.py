@@ -32,7 +32,7 @@ def add_command(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the name."""
-    from umbrella_data.jobs.pseudonym_lookup import folders_with_names, who_is
+    from umbrella_data.privacy import folders_with_names, who_is
 
     folders = folders_with_names(Path()) if options.folder is None else [options.folder]
     name, folder = who_is(options.hash, folders=folders)

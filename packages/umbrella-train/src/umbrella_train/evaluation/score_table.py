@@ -110,9 +110,7 @@ def names_below(metrics: Mapping[str, float], label: str, modalities: Sequence[s
     return sorted(names, key=lambda name: (rank.get(name.split("/")[0], len(rank)), name))
 
 
-def _table(
-    title: str, columns: Mapping[str, str], metrics: Mapping[str, float], names: Sequence[str]
-) -> ScoreTable:
+def _table(title: str, columns: Mapping[str, str], metrics: Mapping[str, float], names: Sequence[str]) -> ScoreTable:
     rows = {name: {label: score_cell(metrics, label, name) for label in columns} for name in names}
     return ScoreTable(title, columns, rows)
 

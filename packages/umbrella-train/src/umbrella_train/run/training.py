@@ -300,7 +300,7 @@ def _evaluate(scope: _Scope, sources: Sequence[DatasetConfig], *, model: Any) ->
                 batch_size=config.trainer.per_device_eval_batch_size,
                 max_new_tokens=config.report.max_new_tokens,
                 device=scope.device,
-                subject_hash=scope.folder.subject_hash(is_kept=scope.step is not None),
+                subject_hash=scope.folder.subject_hash(is_kept=rank == 0 and scope.step is not None),
                 end_of_turn=find_end_of_turn(parts.tokenizer, image_token_id=parts.model.config.image_token_id),
                 controls=config.report.controls,
                 seed=config.seed,
