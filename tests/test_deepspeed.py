@@ -128,7 +128,7 @@ def test_another_order_of_summing_is_noticed_under_zero_2(launched, tmp_path):
     assert max((wrong[name] - right[name]).abs().max().item() for name in right) > 1e-4
 
 
-def test_hold_is_refused_by_the_trainer_itself(tmp_path):
+def test_hold_is_rejected_by_the_trainer_itself(tmp_path):
     (tmp_path / "cases.json").write_text(json.dumps([asdict(Case("hold", dummy_loss={"absent": "hold"}))]))
     result = subprocess.run(
         [sys.executable, str(SCRIPT), str(tmp_path / "cases.json"), str(tmp_path)],

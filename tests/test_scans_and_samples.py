@@ -8,7 +8,7 @@ import pytest
 import torch
 from toy import ORDER, build_collator, build_example, build_model
 
-# The scans of one modality lie in several samples, and a sample holds one modality twice.
+# The scans of one modality lie in several samples, and a sample has one modality twice.
 KINDS = [("dMRI", "T1", "T1"), (), ("T1",), ("rsfMRI", "dMRI"), ("dMRI", "rsfMRI", "T1")]
 OWNERS = {"rsfMRI": [3, 4], "T1": [0, 0, 2, 4], "dMRI": [0, 3, 4]}
 

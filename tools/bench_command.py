@@ -1,4 +1,4 @@
-"""The command line that benchmarks of several parts share: which parts to run, how large, and where the figures go."""
+"""Shared command line of benchmarks with several parts: which parts to run, sizes, and output."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Result = dict[str, Any]
 Part = Callable[[Path, argparse.Namespace], Result]
 
 
-def run_parts(parts: Mapping[str, Part], *, words: str, sizes: Mapping[str, tuple[int, str]]) -> None:
-    """Run the parts that the command line names, print their figures, and write them where it asks.
+def run_parts(parts: Mapping[str, Part], *, description: str, sizes: Mapping[str, tuple[int, str]]) -> None:
+    """Run the parts selected on the command line, print their figures, and optionally write them as JSON.
 
     Args:
-        parts: Each takes a folder to work in and the options, and gives figures by their names.
-        words: The tool's docstring, for its help.
-        sizes: Whole numbers that may be set: the default and what it means, by the name of the option.
+        parts: Functions from a temporary folder and the options to figures by name.
+        description: The tool's docstring, for its help.
+        sizes: Integer options by name: default and help text.
     """
-    parser = argparse.ArgumentParser(description=words, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)} (default: all)")
-    parser.add_argument("--json", type=Path, help="write the figures")
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one or more of {', '.join(parts)} (default: all)")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     for name, (default, meaning) in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} ({default:,})")
     options = parser.parse_args()
@@ -39,24 +39,24 @@ def run_parts(parts: Mapping[str, Part], *, words: str, sizes: Mapping[str, tupl
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    found: Result = {"machine": describe_machine()}
+    figures: Result = {"machine": describe_machine()}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.parts or parts:
-            found[name] = parts[name](Path(folder), options)
+            figures[name] = parts[name](Path(folder), options)
             print(f"\n{name}")
-            for key, value in found[name].items():
-                print(f"  {key:72}{_shown(value):>14}", flush=True)
+            for key, value in figures[name].items():
+                print(f"  {key:72}{_format(value):>14}", flush=True)
     if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def describe_machine() -> Result:
-    """Versions and cores."""
+    """Versions of packages and number of cores."""
     packages = {name: version(name) for name in ("torch", "numpy", "monai", "nibabel", "transformers")}
     return {"python": platform.python_version(), "cores": len(os.sched_getaffinity(0)), **packages}
 
 
-def _shown(value: float | str) -> str:
+def _format(value: float | str) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

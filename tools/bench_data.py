@@ -1,11 +1,12 @@
-"""How fast scans are read: against MONAI's usual pipeline and against plain nibabel, on files made for the purpose.
+"""Benchmark of reading scans, compared with MONAI's usual pipeline and plain nibabel, on synthetic files.
 
     uv run python tools/bench_data.py                  # everything, a few minutes
     uv run python tools/bench_data.py --sections t1    # one section
-    uv run python tools/bench_data.py --json out.json  # the same figures for machines
+    uv run python tools/bench_data.py --json out.json  # the same figures as JSON
 
-All contenders of a section take turns, on one thread, and medians are compared: what else the machine does then hits
-all of them alike. The scans are heads with noise; how well they compress is printed, for it decides what gunzip costs.
+The variants of a section alternate on one thread, and medians are compared, so that other load on the machine affects
+all of them. The scans are synthetic heads with noise; their compression ratio is printed, because it determines the
+cost of decompression.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# One thread for everybody, set before numpy and torch are loaded.
+# One thread for all variants; has to be set before numpy and torch are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import nibabel as nib
 import numpy as np
 import torch
 
-from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
-from umbrella_data.pipeline.resample import Interpolation
+from umbrella_data.pipeline.config import Interpolation, PipelineConfig
+from umbrella_data.pipeline.pipeline import Pipeline
 from umbrella_data.scan import gzip_stream
 from umbrella_data.scan import reader as scan_file
 from umbrella_data.scan.volume import load_volume
 
-# nibabel's and MONAI's classes are not what their types say.
+# The type annotations of nibabel and MONAI are not accurate.
 load: Any = nib.load
 monai_transforms: Any = importlib.import_module("monai.transforms")
 PACKAGES = ("umbrella-data", "torch", "monai", "nibabel", "numpy", "isal", "indexed-gzip")
-Contenders = dict[str, Callable[[], object]]
+Variants = dict[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ class Figure:
     """One line of the table.
 
     Attributes:
-        section: Which comparison it belongs to.
-        name: What was measured.
-        value: Median, in the unit.
+        section: The comparison that it belongs to.
+        name: The measured variant.
+        value: Median, in `unit`.
         unit: `ms`.
-        ratio: How many times faster than the section's first line; None for that line.
+        ratio: Speedup over the section's first variant; None for the first one.
     """
 
     section: str
@@ -75,7 +76,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for section in options.sections:
             for figure in SECTIONS[section](Path(folder), options):
-                print(line_of(figure), flush=True)
+                print(format_line(figure), flush=True)
                 figures.append(figure)
     if options.json is not None:
         settings = {key: value for key, value in vars(options).items() if key not in ("json", "folder")}
@@ -93,30 +94,30 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=200, help="frames of the series")
     parser.add_argument("--window", type=int, default=24, help="frames of a window, from the middle")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--folder", type=Path, default=None, help="where the scans are made (default: the system's)")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures here as well")
+    parser.add_argument("--folder", type=Path, default=None, help="parent of the temporary folder for scans")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     return parser.parse_args()
 
 
 def version_of(package: str) -> str:
-    """A package's version, or that it is not there."""
+    """Version of a package, or "not installed"."""
     try:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
 
 
-def line_of(figure: Figure) -> str:
+def format_line(figure: Figure) -> str:
     """A figure as a line of the table."""
     ratio = "" if figure.ratio is None else f"{figure.ratio:6.1f} x"
     return f"{figure.section:<8}{figure.name:<58}{figure.value:9.1f} {figure.unit}{ratio}"
 
 
-def compare(section: str, contenders: Contenders, *, repeats: int) -> list[Figure]:
-    """Let all contenders take turns, after one unmeasured turn each; the first one is the measure."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+def compare(section: str, variants: Variants, *, repeats: int) -> list[Figure]:
+    """Time the variants alternately, after one untimed run of each; the first one is the baseline."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(repeats + 1):
-        for name, run in contenders.items():
+        for name, run in variants.items():
             start = time.perf_counter()
             run()
             if turn:
@@ -131,7 +132,7 @@ def compare(section: str, contenders: Contenders, *, repeats: int) -> list[Figur
 
 @contextmanager
 def inflating_with(library: object) -> Iterator[None]:
-    """Read `.nii.gz` with another library for a while."""
+    """Decompress with another library inside the context."""
     before = gzip_stream.inflate
     gzip_stream.inflate = library
     try:
@@ -141,7 +142,7 @@ def inflating_with(library: object) -> Iterator[None]:
 
 
 def head(size: int, *, seed: int) -> np.ndarray:
-    """An int16 head (X, Y, Z) on an empty background: smooth tissue, a bright shell, noise."""
+    """A synthetic int16 head (X, Y, Z) on an empty background: smooth tissue, a bright shell and noise."""
     rng = np.random.default_rng(seed)
     line = np.linspace(-1, 1, size, dtype=np.float32)
     x, y, z = np.meshgrid(line, line, line, indexing="ij", sparse=True)
@@ -154,17 +155,17 @@ def head(size: int, *, seed: int) -> np.ndarray:
 
 
 def image_of(voxels: np.ndarray) -> nib.Nifti1Image:
-    """An image in RAS+, 1 mm, 1 s from frame to frame."""
+    """A NIfTI image in RAS+ with 1 mm voxels and a repetition time of 1 s."""
     image = nib.Nifti1Image(voxels, np.eye(4))
     image.header.set_xyzt_units("mm", "sec")
     return image
 
 
 def bench_t1(folder: Path, options: argparse.Namespace) -> Iterator[Figure]:
-    """A T1 to a normalised tensor: each interpolation, with ISA-L and with zlib."""
+    """From a T1 file to a normalised tensor: each interpolation, with ISA-L and with zlib."""
     path = folder / "t1.nii.gz"
     nib.save(image_of(head(options.size, seed=0)), path)
-    print(f"T1 {options.size}^3 int16: gzip keeps {path.stat().st_size / (2 * options.size**3):.0%}")
+    print(f"T1 {options.size}^3 int16: compressed to {path.stat().st_size / (2 * options.size**3):.0%}")
     image_size = (options.image_size,) * 3
     interpolations: tuple[Interpolation, ...] = ("area", "trilinear")
     for interpolation in interpolations:
@@ -188,20 +189,20 @@ def bench_t1(folder: Path, options: argparse.Namespace) -> Iterator[Figure]:
             with inflating_with(zlib):
                 return pipeline(path, generator=None)
 
-        contenders: Contenders = {
+        variants: Variants = {
             f"MONAI, {interpolation}": lambda monai=monai: monai(path),  # type: ignore[misc]
             f"nibabel and torch, {interpolation}": plain,
             f"umbrella_data, zlib, {interpolation}": with_zlib,
         }
         if gzip_stream.inflate is not zlib:
-            contenders[f"umbrella_data, ISA-L, {interpolation}"] = lambda ours=ours: ours(path, generator=None)  # type: ignore[misc]
-        yield from compare("T1", contenders, repeats=options.repeats)
+            variants[f"umbrella_data, ISA-L, {interpolation}"] = lambda ours=ours: ours(path, generator=None)  # type: ignore[misc]
+        yield from compare("T1", variants, repeats=options.repeats)
         difference = np.abs(np.asarray(monai(path)) - ours(path, generator=None).numpy()).max()
-        print(f"largest difference between MONAI's result and ours, {interpolation}: {difference:.1e}")
+        print(f"largest difference from MONAI, {interpolation}: {difference:.1e}")
 
 
 def bench_windows(folder: Path, options: argparse.Namespace) -> Iterator[Figure]:
-    """A window from the middle of a series: streamed, through a saved index, and from a file that is not compressed."""
+    """A window from the middle of a series: streamed, with a saved index, and from an uncompressed file."""
     frame = head(options.frame_size, seed=1)
     rng = np.random.default_rng(2)
     series = np.empty((*frame.shape, options.frames), dtype=np.int16, order="F")
@@ -210,13 +211,13 @@ def bench_windows(folder: Path, options: argparse.Namespace) -> Iterator[Figure]
     plain, packed, index_folder = folder / "bold.nii", folder / "bold.nii.gz", folder / "index"
     for path in (plain, packed):
         nib.save(image_of(series), path)
-    print(f"series {series.shape} int16: gzip keeps {packed.stat().st_size / series.nbytes:.0%}")
+    print(f"series {series.shape} int16: compressed to {packed.stat().st_size / series.nbytes:.0%}")
     del series
     first = (options.frames - options.window) // 2
     window = (first, options.window)
 
-    def ours(path: Path, *, index: Path | None = None, is_known: bool = True) -> torch.Tensor:
-        if not is_known:
+    def ours(path: Path, *, index: Path | None = None, is_verified: bool = True) -> torch.Tensor:
+        if not is_verified:
             scan_file.forget_verified()
         return load_volume(path, modality="rsfMRI", window=window, index_folder=index).data
 
@@ -228,17 +229,17 @@ def bench_windows(folder: Path, options: argparse.Namespace) -> Iterator[Figure]
 
     start = time.perf_counter()
     ours(packed, index=index_folder)
-    made = time.perf_counter() - start
+    seconds = time.perf_counter() - start
     saved = sum(path.stat().st_size for path in index_folder.rglob("*.gzindex"))
-    print(f"index made with the first window in {made:.1f} s; {saved / 2**20:.1f} MB on disk")
+    print(f"index built with the first window in {seconds:.1f} s; {saved / 2**20:.1f} MB on disk")
     same = np.array_equal(ours(packed, index=index_folder)[0].numpy(), fdata(plain).astype(np.float32))
-    print(f"the window is nibabel's, voxel by voxel: {same}")
+    print(f"the window equals nibabel's: {same}")
     yield from compare(
         "window",
         {
             ".nii.gz, get_fdata()[window]": lambda: fdata(packed),
             ".nii.gz, dataobj[window]": lambda: sliced(packed),
-            ".nii.gz, umbrella_data, first time (proves the file)": lambda: ours(packed, is_known=False),
+            ".nii.gz, umbrella_data, first time (verifies the file)": lambda: ours(packed, is_verified=False),
             ".nii.gz, umbrella_data, streamed": lambda: ours(packed),
             ".nii.gz, umbrella_data, saved index": lambda: ours(packed, index=index_folder),
         },

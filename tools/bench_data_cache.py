@@ -1,12 +1,12 @@
-"""Benchmarks of what stands between a prepared scan and a batch: cache, manifests, sample order.
+"""Benchmarks from preprocessed scans to batches: cache, manifests and sample order.
 
     python tools/bench_data_cache.py                 # all parts
-    python tools/bench_data_cache.py cache samples   # some of them
+    python tools/bench_data_cache.py cache samples   # selected parts
     python tools/bench_data_cache.py --json out.json
 
-The sides of a comparison take turns, each in a process of its own on one thread, from files in the page cache; medians
-of CPU time over the repeats are shown (of the part `loader` wall time, which needs idle cores). Scans are random
-volumes, made in a temporary folder.
+The variants of a comparison alternate, each in its own process on one thread, with files in the page cache. Figures are
+medians of CPU time over the repeats (for the part `loader` wall time, which needs idle cores). Scans are random volumes
+in a temporary folder.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from torch.utils.data import DataLoader, Dataset
 from bench_command import Result, run_parts
 from bench_data_order import bench_order
 from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollator, read_manifest
-from umbrella_data.batch.example import Example, ExampleScan, read_together
 from umbrella_data.cache.store import VolumeCache
-from umbrella_data.memory.batch_buffer import stack
-from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
+from umbrella_data.memory.shared_pool import stack
+from umbrella_data.pipeline.config import PipelineConfig
+from umbrella_data.pipeline.pipeline import Pipeline
 from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer, image_token_id
 
 SIZE = (96, 96, 96)
 BATCH = 8
-# A loader reads batch after batch: one alone would be measured with what the other sides left in the processor's cache.
-BATCHES_A_TURN = 8
+# Several batches per turn, as in a loader: a single one would find the processor cache filled by other variants.
+BATCHES_PER_TURN = 8
 NUM_TOKENS = {"T1": 216}
 
 
 def main() -> None:
-    """Run the parts that were named, and print a table."""
+    """Run the selected parts and print a table."""
     run_parts(
         {
             "cache": bench_cache,
@@ -56,9 +56,9 @@ def main() -> None:
             "manifest": bench_manifest,
             "order": bench_order,
         },
-        words=__doc__ or "",
+        description=__doc__ or "",
         sizes={
-            "repeats": (41, "turns a side"),
+            "repeats": (41, "turns per variant"),
             "scans": (64, "scans in the cache"),
             "rows": (1_000_000, "rows of the manifest"),
         },
@@ -69,20 +69,20 @@ def main() -> None:
 
 
 def bench_cache(folder: Path, options: argparse.Namespace) -> Result:
-    """Random batches of 8 at 96³ from a warm cache, against MONAI's two caches."""
+    """Random batches of 8 at 96³ from a warm cache, compared with MONAI's two caches."""
     make_scans(folder, options.scans)
     draw = random.Random(0)
-    times = time_in_turn(
+    times = time_alternately(
         folder, options.scans, lambda: draw.sample(range(options.scans), BATCH), repeats=options.repeats
     )
-    result: Result = {f"{name}, ms a batch": value * 1e3 for name, value in times.items()}
+    result: Result = {f"{name}, ms per batch": value * 1e3 for name, value in times.items()}
     for name in ("PersistentDataset", "CacheDataset"):
         result[f"{name} / umbrella"] = times[name] / times["umbrella"]
     return result
 
 
 class _Batches(Dataset[Any]):
-    """Batches as one side reads and collates them."""
+    """Batches of one variant."""
 
     def __init__(self, read: Callable[[list[int]], Any], chosen: list[list[int]]) -> None:
         self._read, self._chosen = read, chosen
@@ -95,86 +95,80 @@ class _Batches(Dataset[Any]):
 
 
 def bench_loader(folder: Path, options: argparse.Namespace) -> Result:
-    """The same batches as training gets them: from the one worker of a `DataLoader`."""
+    """Batches from a `DataLoader` with one worker, as in training."""
     paths = make_scans(folder, options.scans)
     draw = random.Random(0)
-    chosen = [draw.sample(range(options.scans), BATCH) for _ in range(4 * BATCHES_A_TURN)]
+    chosen = [draw.sample(range(options.scans), BATCH) for _ in range(4 * BATCHES_PER_TURN)]
     loaders = {}
-    for name, side in SIDES.items():
-        read = warm(side(folder, paths), options.scans)
+    for name, variant in VARIANTS.items():
+        read = warm(variant(folder, paths), options.scans)
         loaders[name] = DataLoader(_Batches(read, chosen), batch_size=None, num_workers=1, persistent_workers=True)
-    taken: dict[str, list[float]] = {name: [] for name in loaders}
+    seconds: dict[str, list[float]] = {name: [] for name in loaders}
     for number in range(options.repeats + 2):
         for name, loader in loaders.items():
             start = time.perf_counter()
             for batch in loader:
                 del batch
             if number >= 2:
-                taken[name].append((time.perf_counter() - start) / len(chosen))
-    result: Result = {f"{name}, ms a batch": statistics.median(values) * 1e3 for name, values in taken.items()}
+                seconds[name].append((time.perf_counter() - start) / len(chosen))
+    result: Result = {f"{name}, ms per batch": statistics.median(values) * 1e3 for name, values in seconds.items()}
     for name in ("PersistentDataset", "CacheDataset"):
-        result[f"{name} / umbrella"] = statistics.median(taken[name]) / statistics.median(taken["umbrella"])
+        result[f"{name} / umbrella"] = statistics.median(seconds[name]) / statistics.median(seconds["umbrella"])
     return result
 
 
-def time_in_turn(folder: Path, count: int, draw: Callable[[], list[int]], *, repeats: int) -> dict[str, float]:
-    """Median CPU seconds of each side: each has a process, as a loader worker has, and they take turns."""
+def time_alternately(folder: Path, count: int, draw: Callable[[], list[int]], *, repeats: int) -> dict[str, float]:
+    """Median CPU seconds of the variants, which run alternately, each in its own process."""
     context = multiprocessing.get_context("spawn")
-    lines: dict[str, Any] = {}
-    for name in SIDES:
-        lines[name], theirs = context.Pipe()
-        context.Process(target=serve, args=(name, folder, count, theirs), daemon=True).start()
-    taken: dict[str, list[float]] = {name: [] for name in SIDES}
+    pipes: dict[str, Any] = {}
+    for name in VARIANTS:
+        pipes[name], child = context.Pipe()
+        context.Process(target=serve, args=(name, folder, count, child), daemon=True).start()
+    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for number in range(repeats + 4):
-        for name, line in lines.items():
-            line.send([draw() for _ in range(BATCHES_A_TURN)])
-            seconds = line.recv()
+        for name, pipe in pipes.items():
+            pipe.send([draw() for _ in range(BATCHES_PER_TURN)])
+            measured = pipe.recv()
             if number >= 4:
-                taken[name].append(seconds)
-    for line in lines.values():
-        line.send(None)
-    return {name: statistics.median(values) for name, values in taken.items()}
+                seconds[name].append(measured)
+    for pipe in pipes.values():
+        pipe.send(None)
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def serve(name: str, folder: Path, count: int, line: Any) -> None:
-    """One side: warm the cache, then read batches as asked, and say what each took."""
+def serve(name: str, folder: Path, count: int, pipe: Any) -> None:
+    """Process of one variant: warm the cache, then read the requested batches and return the CPU time."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    read = warm(SIDES[name](folder, make_scans(folder, count)), count)
-    while (turn := line.recv()) is not None:
+    read = warm(VARIANTS[name](folder, make_scans(folder, count)), count)
+    while (turn := pipe.recv()) is not None:
         start = time.process_time()
         for chosen in turn:
-            kept = read(chosen)
-            del kept
-        line.send((time.process_time() - start) / len(turn))
+            batch = read(chosen)
+            del batch
+        pipe.send((time.process_time() - start) / len(turn))
 
 
 def warm(read: Callable[[list[int]], Any], count: int) -> Callable[[list[int]], Any]:
-    """Read each scan once, so that it is in the cache."""
+    """Read every scan once to fill the cache."""
     for first in range(0, count, BATCH):
         read(list(range(first, min(first + BATCH, count))))
     return read
 
 
 def read_umbrella(folder: Path, paths: list[Path]) -> Callable[[list[int]], Any]:
-    """The pipeline with its cache, as a data set reads a batch and the collator stacks it."""
+    """The pipeline with its cache, read as by a dataset and stacked as by the collator."""
     pipeline = make_pipeline(folder)
-    no_text = torch.zeros(0, dtype=torch.int64)
-
-    def read_one(i: int) -> Example:
-        scan = ExampleScan("T1", pipeline(paths[i], generator=None), start=0, num_tokens=1)
-        return Example(no_text, no_text, (scan,), i)
 
     def read(chosen: list[int]) -> torch.Tensor:
-        examples = read_together(chosen, read_one)
-        return stack([example.scans[0].volume for example in examples], modality="T1", memory=examples.memory)
+        return stack([pipeline(paths[i], generator=None) for i in chosen])
 
     return read
 
 
 def read_monai(kind: str, folder: Path, paths: list[Path]) -> Callable[[list[int]], Any]:
-    """A data set of MONAI with the usual pipeline."""
-    # MONAI's modules are not what their types say.
+    """A dataset of MONAI with the usual pipeline."""
+    # The type annotations of MONAI are not accurate.
     mt: Any = importlib.import_module("monai.transforms")
     md: Any = importlib.import_module("monai.data")
     steps = mt.Compose(
@@ -188,7 +182,7 @@ def read_monai(kind: str, folder: Path, paths: list[Path]) -> Callable[[list[int
     return lambda chosen: md.list_data_collate([dataset[i] for i in chosen])
 
 
-SIDES: dict[str, Callable[[Path, list[Path]], Callable[[list[int]], Any]]] = {
+VARIANTS: dict[str, Callable[[Path, list[Path]], Callable[[list[int]], Any]]] = {
     "umbrella": read_umbrella,
     "PersistentDataset": partial(read_monai, "PersistentDataset"),
     "CacheDataset": partial(read_monai, "CacheDataset"),
@@ -196,7 +190,7 @@ SIDES: dict[str, Callable[[Path, list[Path]], Callable[[list[int]], Any]]] = {
 
 
 def make_scans(folder: Path, count: int) -> list[Path]:
-    """Random volumes of 96³ int16 as `.nii.gz`, made once."""
+    """Random int16 volumes of 96³ as `.nii.gz`, written if they do not exist."""
     paths = [folder / f"sub-{i:03d}_T1w.nii.gz" for i in range(count)]
     for i, path in enumerate(paths):
         if not path.exists():
@@ -206,7 +200,7 @@ def make_scans(folder: Path, count: int) -> list[Path]:
 
 
 def make_pipeline(folder: Path) -> Pipeline:
-    """The pipeline of a T1 with a cache in the folder."""
+    """The pipeline for T1 with a cache in the folder."""
     return Pipeline(PipelineConfig(image_size=SIZE), modality="T1", cache=VolumeCache(folder / "cache"))
 
 
@@ -214,9 +208,9 @@ def make_pipeline(folder: Path) -> Pipeline:
 
 
 def make_dataset(folder: Path, options: argparse.Namespace) -> ConversationDataset:
-    """Conversations about cached scans, without augmentation."""
+    """A dataset of conversations with cached scans, without augmentation."""
     paths = make_scans(folder, options.scans)
-    rows = [make_row(f"{i:03d}", path.name, words=8) for i, path in enumerate(paths)]
+    rows = [make_row(f"{i:03d}", path.name, num_words=8) for i, path in enumerate(paths)]
     manifest = folder / "samples.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = build_byte_tokenizer()
@@ -233,9 +227,9 @@ def make_dataset(folder: Path, options: argparse.Namespace) -> ConversationDatas
     )
 
 
-def make_row(name: str, path: str, *, words: int) -> Result:
-    """A canonical row."""
-    question = "What is the sex of this person? " + "word " * words
+def make_row(name: str, path: str, *, num_words: int) -> Result:
+    """A row of a manifest."""
+    question = "What is the sex of this person? " + "word " * num_words
     image = {"type": "image", "modality": "T1", "path": path}
     return {
         "id": f"sub-{name}_sex",
@@ -255,14 +249,14 @@ def make_collator() -> PaddingCollator:
 
 
 def bench_samples(folder: Path, options: argparse.Namespace) -> Result:
-    """Samples a second from a warm cache to a collated batch, on one core."""
+    """Samples per second from a warm cache to a collated batch, on one core."""
     dataset, collate = make_dataset(folder, options), make_collator()
     mixed = InterleaveDataset([dataset])
     times = {"whole": [], "tokens": [], "scan": [], "collate": []}  # type: dict[str, list[float]]
     for number in range(options.repeats + 8):
         indices = range(number * BATCH, (number + 1) * BATCH)
         start = time.process_time()
-        examples = mixed.__getitems__(indices)  # as a loader asks
+        examples = [mixed[i] for i in indices]
         middle = time.process_time()
         batch = collate(examples)
         end = time.process_time()
@@ -277,10 +271,10 @@ def bench_samples(folder: Path, options: argparse.Namespace) -> Result:
         del examples, batch
     medians = {key: statistics.median(values) for key, values in times.items()}
     return {
-        "samples a second on one core": 1.0 / medians["whole"],
-        "of a sample's ms: row and tokens": medians["tokens"] * 1e3,
-        "of a sample's ms: scan": medians["scan"] * 1e3,
-        "of a sample's ms: collate": medians["collate"] * 1e3,
+        "samples per second on one core": 1.0 / medians["whole"],
+        "row and tokens, ms per sample": medians["tokens"] * 1e3,
+        "scan, ms per sample": medians["scan"] * 1e3,
+        "collate, ms per sample": medians["collate"] * 1e3,
     }
 
 
@@ -288,13 +282,13 @@ def bench_samples(folder: Path, options: argparse.Namespace) -> Result:
 
 
 def bench_manifest(folder: Path, options: argparse.Namespace) -> Result:
-    """Offsets, the full index, and opening it again, for a manifest of many rows."""
+    """Time and memory to find row offsets, build the full index, and reopen it, for a manifest with many rows."""
     path = folder / "many.jsonl"
     write_rows(path, options.rows)
-    path.read_bytes()  # both measurements from the page cache
+    path.read_bytes()  # loads the file into the page cache
     code = (
         "import re, sys, time; from pathlib import Path; from umbrella_data.manifest.row_offsets import index_rows\n"
-        # getrusage would count what the process had that started this one.
+        # getrusage would include memory inherited from the parent process.
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024\n"
         "before = peak(); start = time.perf_counter()\n"
         "index = index_rows(Path(sys.argv[1])); print(time.perf_counter() - start, peak() - before)\n"
@@ -312,26 +306,26 @@ def bench_manifest(folder: Path, options: argparse.Namespace) -> Result:
     return {
         "rows": options.rows,
         "manifest, MB": path.stat().st_size / 1e6,
-        "plain offsets, s": seconds,
-        "plain offsets, MB at most": megabytes,
+        "row offsets, s": seconds,
+        "row offsets, peak MB": megabytes,
         "full index, saved, s": full,
         "saved index, MB": path.with_name(f".{path.name}.index").stat().st_size / 1e6,
-        "opened again, ms": statistics.median(reopened) * 1e3,
+        "reopened, ms": statistics.median(reopened) * 1e3,
     }
 
 
 def write_rows(path: Path, count: int) -> None:
-    """A manifest of many rows."""
+    """Write a manifest with many rows."""
     with path.open("w") as file:
         for i in range(count):
-            file.write(json.dumps(make_row(f"{i:07d}", f"sub-{i:07d}_T1w.nii.gz", words=i % 60)) + "\n")
+            file.write(json.dumps(make_row(f"{i:07d}", f"sub-{i:07d}_T1w.nii.gz", num_words=i % 60)) + "\n")
 
 
-def run_python(code: str, *words: str) -> str:
-    """What a fresh interpreter prints."""
+def run_python(code: str, *arguments: str) -> str:
+    """Standard output of a new interpreter."""
     import subprocess
 
-    return subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True, text=True).stdout
+    return subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True).stdout
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The part `order` of `bench_data_cache.py`: what very many samples take to be shuffled and batched."""
+"""The part `order` of `bench_data_cache.py`: memory and time to shuffle and batch 10⁸ samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from umbrella_data.seeding import Permutation
 
 
 class _Lengths:
-    """A data set of many samples, of which nothing is known but a length."""
+    """A dataset of which only the number of samples, their modalities and lengths are defined."""
 
     is_epoch_constant = True
 
@@ -37,7 +37,7 @@ class _Lengths:
 
 
 def bench_order(_folder: Path, _options: argparse.Namespace) -> dict[str, Any]:
-    """Memory of a shuffled order of 10⁸ samples, and of batches by modality over it."""
+    """Memory of a shuffled order of 10⁸ samples, and of batches by modality."""
     size = 10**8
 
     def peak(run: Callable[[], None]) -> float:
@@ -52,17 +52,17 @@ def bench_order(_folder: Path, _options: argparse.Namespace) -> dict[str, Any]:
         for start in range(0, 16 * 65_536, 65_536):
             order.block(start, start + 65_536)
 
-    def deal() -> None:
+    def draw_batches() -> None:
         batches: Iterator[list[int]] = iter(ModalityBatchSampler(_Lengths(size), batch_size=8))
         for _ in range(20_000):
             next(batches)
 
-    order_megabytes, batch_megabytes = peak(shuffle), peak(deal)
+    order_megabytes, batch_megabytes = peak(shuffle), peak(draw_batches)
     start = time.process_time()
     shuffle()
     return {
         "samples": size,
         "shuffled order, MB": order_megabytes,
-        "shuffled order, ns an index": (time.process_time() - start) / (16 * 65_536) * 1e9,
+        "shuffled order, ns per index": (time.process_time() - start) / (16 * 65_536) * 1e9,
         "batches by modality, MB": batch_megabytes,
     }

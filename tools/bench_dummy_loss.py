@@ -1,20 +1,22 @@
-"""What the dummy loss costs a training step: `uv run python tools/bench_dummy_loss.py --size toy`.
+"""Cost of the dummy loss per training step: `uv run python tools/bench_dummy_loss.py --size toy`.
 
-Every round takes one step of each variant on the same batch of T1 alone, in an order that turns, and the ratio of each
-to the first; the table gives the medians, and the quartiles of the ratios, which tell how far rounds differ. Under
-`torchrun --nproc-per-node 2` the first is DDP with find_unused_parameters=True, since DDP does not train without
-either. One model serves all variants: DDP is wrapped around it anew where the way of wrapping changes, and two untimed
-steps follow. In the first DDP forms its buckets; in the second it forms them anew, in the order of the first (not where
-it looks for unused parameters), which is 2 GB of fresh memory with the large model.
+Every round takes one step of each variant on the same T1-only batch, in rotating order. The table has medians of the
+step time, and medians and quartiles of its ratio to the first variant in the same round. Variants:
 
-What the dummy loss adds is also timed by itself, 30 times: where steps differ by more than it costs, this tells.
+    off          one process without dummy terms: absent patch embeds have no gradient, and the optimiser skips them
+    find_unused  on several ranks instead of `off`: DDP with find_unused_parameters=True, without dummy terms
+    update       the dummy loss with its defaults
+    hold         the same, with the gradients of absent patch embeds cleared before the optimiser step
 
-On a machine that others use too, `--clock cpu` counts the seconds that this process computes and not those it waits;
-with OMP_NUM_THREADS=1 they are nearly the same whoever else is there.
+All variants use one model. When the DDP settings change, the model is wrapped again and two steps are not timed: in the
+first DDP creates its buckets, and in the second it rebuilds them in the order in which gradients became ready (not with
+find_unused_parameters), which allocates 2 GB for the large model.
 
-    off     one process without any term: absent patch embeds have no gradient, and the optimiser passes them over
-    update  the dummy loss as it is by default
-    hold    the same, with the gradients of absent patch embeds cleared before the optimiser steps
+The added work of the dummy loss is also timed separately, 30 times, for cases where the variation between steps is
+larger than its cost.
+
+On a shared machine use `--clock cpu`, which counts CPU time of this process instead of wall time; with
+OMP_NUM_THREADS=1 it hardly depends on other load.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ NUM_WORDS = 100
 
 
 def build_model(size: str) -> UmbrellaForConditionalGeneration:
-    """Random weights: `toy`, or the architecture of llava-interleave-qwen-0.5b (SigLIP so400m and Qwen2 0.5B)."""
+    """A model with random weights: `toy`, or as llava-interleave-qwen-0.5b (SigLIP so400m and Qwen2 0.5B)."""
     torch.manual_seed(0)
     if size == "toy":
         grid, patch, frames = (32, 32, 32), (8, 8, 8), 4
@@ -86,7 +88,7 @@ def build_model(size: str) -> UmbrellaForConditionalGeneration:
 
 
 def build_batch(model: Any, *, batch_size: int, device: torch.device) -> dict[str, Any]:
-    """T1 alone: one scan and some words a sample, the last 24 of them supervised."""
+    """A T1-only batch: one scan and 100 words per sample, the last 24 of them supervised."""
     length = model.num_image_tokens("T1")
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(10, 900, (batch_size, length + NUM_WORDS), generator=generator)
@@ -106,12 +108,12 @@ def build_batch(model: Any, *, batch_size: int, device: torch.device) -> dict[st
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to take a step.
+    """Settings of a training step.
 
     Attributes:
-        with_terms: Whether absent modalities give a term.
-        is_held: Whether their gradients are cleared before the optimiser steps.
-        find_unused: DDP's setting; None without DDP.
+        with_terms: Whether absent modalities have a dummy term.
+        is_held: Whether their gradients are cleared before the optimiser step.
+        find_unused: DDP's `find_unused_parameters`; None without DDP.
     """
 
     with_terms: bool = False
@@ -119,8 +121,8 @@ class Variant:
     find_unused: bool | None = None
 
 
-ALONE = {"off": Variant(), "update": Variant(with_terms=True), "hold": Variant(with_terms=True, is_held=True)}
-RANKS = {
+ONE_PROCESS = {"off": Variant(), "update": Variant(with_terms=True), "hold": Variant(with_terms=True, is_held=True)}
+SEVERAL_RANKS = {
     "find_unused": Variant(find_unused=True),
     "update": Variant(with_terms=True, find_unused=False),
     "hold": Variant(with_terms=True, is_held=True, find_unused=False),
@@ -128,12 +130,12 @@ RANKS = {
 
 
 class Stepper:
-    """Steps one model in any of the ways.
+    """Trains one model with any of the variants.
 
     Args:
-        model: Not wrapped.
-        batch: On its device.
-        clock: Seconds so far.
+        model: The model, not wrapped.
+        batch: A batch on the model's device.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -148,9 +150,9 @@ class Stepper:
         self._find_unused: bool | None = None
 
     def time_step(self, variant: Variant) -> float:
-        """Seconds of forward, backward and the optimiser's step, the device's work included."""
+        """Seconds of forward, backward and optimiser step, including the device's work."""
         for embed in self._absent:
-            # Without terms even their sums are not computed.
+            # Without terms, their sums are not computed either.
             embed.forward = type(embed).forward.__get__(embed) if variant.with_terms else lambda _scans: None
         if variant.find_unused != self._find_unused:
             self._wrap(variant.find_unused)
@@ -162,22 +164,22 @@ class Stepper:
         self._wait()
         return self._clock() - start
 
-    def time_alone(self, *, is_held: bool) -> float:
-        """Seconds of what the dummy loss adds to a step: terms, their backward, and the optimiser for the absent."""
+    def time_added_work(self, *, is_held: bool) -> float:
+        """Seconds that the dummy loss adds to a step: terms, their backward, and the optimiser step of the absent."""
         for embed in self._absent:
             embed.forward = type(embed).forward.__get__(embed)
         self._wait()
         start = self._clock()
         DummyLoss()({str(number): embed(None) for number, embed in enumerate(self._absent)}).backward()
         if not is_held:
-            self._optimizer.step()  # passes over everything without a gradient
+            self._optimizer.step()  # skips parameters without a gradient
         self._optimizer.zero_grad()
         self._wait()
         return self._clock() - start
 
     def _wrap(self, find_unused: bool | None) -> None:
         self._wrapped = self._model
-        gc.collect()  # the old wrapper's hooks go with it
+        gc.collect()  # removes the hooks of the old wrapper
         ids = [self._device.index] if self._device.type == "cuda" else None
         self._wrapped = DistributedDataParallel(
             self._model, device_ids=ids, find_unused_parameters=bool(find_unused), gradient_as_bucket_view=True
@@ -203,20 +205,20 @@ class Stepper:
 
 
 def measure(stepper: Stepper, variants: dict[str, Variant], *, pairs: int) -> dict[str, list[float]]:
-    """Seconds of every step, round by round."""
+    """Seconds of every step by variant, in the order of the rounds."""
     names = list(variants)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(pairs + 2):
-        turned = names[number % len(names) :] + names[: number % len(names)]
-        for name in turned:
+        rotated = names[number % len(names) :] + names[: number % len(names)]
+        for name in rotated:
             seconds = stepper.time_step(variants[name])
-            if number >= 2:  # the first rounds warm up
+            if number >= 2:  # two rounds of warm-up
                 times[name].append(seconds)
     return times
 
 
 def main() -> None:
-    """Prints one line a variant."""
+    """Run the benchmark and print one line per variant."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--size", choices=["toy", "0.5b"], default="toy")
     parser.add_argument("--pairs", type=int, default=30)
@@ -233,18 +235,19 @@ def main() -> None:
     model = model.to(device, getattr(torch, options.dtype)).train()
     batch = build_batch(model, batch_size=options.batch_size, device=device)
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
-    variants = RANKS if dist.is_initialized() else ALONE
+    variants = SEVERAL_RANKS if dist.is_initialized() else ONE_PROCESS
     stepper = Stepper(model, batch, clock=clock)
     times = measure(stepper, variants, pairs=options.pairs)
-    alone = {
-        name: median([stepper.time_alone(is_held=name == "hold") for _ in range(30)]) for name in ("update", "hold")
+    added = {
+        name: median([stepper.time_added_work(is_held=name == "hold") for _ in range(30)])
+        for name in ("update", "hold")
     }
     if rank == 0:
         first, *_ = times
-        where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+        device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         print(
-            f"{options.size}, {options.dtype}, {options.batch_size} T1 samples, {ranks} rank(s), {where}, "
+            f"{options.size}, {options.dtype}, {options.batch_size} T1 samples, {ranks} rank(s), {device_name}, "
             f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {options.clock} time, "
             f"{options.pairs} rounds"
         )
@@ -252,9 +255,9 @@ def main() -> None:
             ratios = [one / base for one, base in zip(seconds, times[first], strict=True)]
             low, middle, high = torch.tensor(ratios).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
             print(f"{name:<12} {1000 * median(seconds):9.1f} ms   {middle:6.3f} ({low:.3f} to {high:.3f}) of {first}")
-        for name, seconds_alone in alone.items():
-            share = 100 * seconds_alone / median(times[first])
-            print(f"{name}, what it adds, by itself: {1000 * seconds_alone:.1f} ms, {share:.2f} % of {first}")
+        for name, added_seconds in added.items():
+            share = 100 * added_seconds / median(times[first])
+            print(f"{name}, added work only: {1000 * added_seconds:.1f} ms, {share:.2f} % of {first}")
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Every benchmark of the model and of the dummy loss on one GPU, without network: tables on the terminal, figures as JSON in a folder.
+# Runs all benchmarks of the model and of the dummy loss on one GPU, without network access. Prints tables and writes JSON.
 #   bash tools/bench_gpu.sh [FOLDER]
-# A part that fails, for want of memory or otherwise, is named at the end and makes the status 1; the others still run.
-# DEVICE=cpu runs the same with tiny sizes, to see that nothing is broken.
+# If a part fails, for example because it runs out of memory, the others still run; the script lists it and exits with 1.
+# DEVICE=cpu runs the same parts with tiny sizes as a check.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 folder=${1:-benchmarks}

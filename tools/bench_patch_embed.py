@@ -1,11 +1,12 @@
-"""Patch embeds, forward and backward: a matrix product over unfolded patches against `nn.Conv3d`, on equal weights.
+"""Benchmark of patch embeds, forward and backward: a matrix product over unfolded patches against `nn.Conv3d`.
 
     uv run python tools/bench_patch_embed.py        # T1 and rsfMRI, float32 and bfloat16, width 1152
     uv run python tools/bench_patch_embed.py --device cuda --batch-size 32
     uv run python tools/bench_patch_embed.py --image-size 32 --patch-size 8 --width 64 --repeats 3    # a dry run
 
-Both take turns, and medians are compared: what else the machine does then hits both alike. A series goes through
-`Conv3d` with the frames of a patch as channels, laid out for it beforehand at no charge. Outputs are compared first.
+Both have equal weights, and their outputs are compared first. They alternate, and medians are compared, so that other
+load on the machine affects both. For a series the frames of a patch are the channels of `Conv3d`; this layout is
+prepared outside the measurement.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from step_measure import take_turns, within_memory, write_figures
+from step_measure import time_alternately, within_memory, write_figures
 from step_models import as_conv3d, frames_as_channels, tokens_of
 from umbrella_model import PatchEmbedConfig
 from umbrella_model.patch_embed import build_patch_embed
@@ -35,7 +36,7 @@ def main() -> None:
     print(f"torch {torch.__version__}  python {platform.python_version()}  {device_name(options.device)}")
     print(f"{'case':<30}{'Conv3d':>12}{'matmul':>12}{'ratio':>9}")
     figures: dict[str, dict[str, float]] = {}
-    broken = []
+    failed = []
     for modality in options.modalities:
         for dtype in options.dtypes:
             name = f"{modality} {dtype}"
@@ -44,13 +45,13 @@ def main() -> None:
                 seconds = compare(modality, DTYPES[dtype], options)
             conv, matmul = (seconds.get(each) for each in ("Conv3d", "matmul"))
             if conv is None or matmul is None:
-                broken.append(name)
+                failed.append(name)
                 continue
             print(f"{name:<30}{1000 * conv:>9.1f} ms{1000 * matmul:>9.1f} ms{conv / matmul:>8.2f}x", flush=True)
             figures[name] = {"conv3d_ms": 1000 * conv, "matmul_ms": 1000 * matmul, "ratio": conv / matmul}
             write_figures(options.json, {"torch": torch.__version__, **vars(options)}, figures)
-    if broken:
-        raise SystemExit(f"out of memory: {', '.join(broken)}")
+    if failed:
+        raise SystemExit(f"out of memory: {', '.join(failed)}")
 
 
 def parse_options() -> argparse.Namespace:
@@ -62,25 +63,25 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, default=96, help="voxels along X, Y and Z")
     parser.add_argument("--patch-size", type=int, default=16, help="voxels of a patch along X, Y and Z")
     parser.add_argument("--width", type=int, default=1152, help="width of a token (SigLIP so400m: 1152)")
-    parser.add_argument("--batch-size", type=int, default=2, help="scans a step")
+    parser.add_argument("--batch-size", type=int, default=2, help="scans per step")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's)")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures here as well")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: where others share the machine")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a shared machine")
     return parser.parse_args()
 
 
 def device_name(device: str) -> str:
-    """What is measured on."""
+    """Name of the GPU, or threads and bfloat16 units of the CPU."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    facts = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    has = [name for name in ("avx512_bf16", "amx_bf16") if name in facts]
-    return f"CPU, {torch.get_num_threads()} threads, bfloat16 units: {', '.join(has) or 'none'}"
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    units = [name for name in ("avx512_bf16", "amx_bf16") if name in cpuinfo]
+    return f"CPU, {torch.get_num_threads()} threads, bfloat16 units: {', '.join(units) or 'none'}"
 
 
 def compare(modality: str, dtype: torch.dtype, options: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of a step of each that fits into memory, after a check that they compute the same."""
+    """Median seconds per step of each variant that fits into memory, after a check that outputs are equal."""
     torch.manual_seed(0)
     space, patch = (options.image_size,) * 3, (options.patch_size,) * 3
     if modality == "rsfMRI":
@@ -96,20 +97,20 @@ def compare(modality: str, dtype: torch.dtype, options: argparse.Namespace) -> d
         expected = ours.proj(ours.patchify(volumes))
         theirs = tokens_of(conv(channels_first), num_scans=options.batch_size)
         difference = ((theirs - expected).norm() / expected.norm()).item()
-    # Dense, as it comes from an encoder. That of a plain `sum()` has strides of 0, for which torch has no fast bfloat16
-    # product on every CPU.
+    # Dense, as from an encoder. The gradient of a plain `sum()` has strides of 0, for which torch lacks a fast bfloat16
+    # product on some CPUs.
     gradient = torch.randn_like(expected)
     if difference > (0.02 if dtype == torch.bfloat16 else 1e-4):
-        raise SystemExit(f"{modality}: the two differ by {difference:.1e}")
+        raise SystemExit(f"{modality}: outputs of Conv3d and matmul differ by {difference:.1e}")
     steps: dict[str, Callable[[], None]] = {
         "Conv3d": lambda: step(conv, lambda: tokens_of(conv(channels_first), num_scans=options.batch_size), gradient),
         "matmul": lambda: step(ours, lambda: ours.proj(ours.patchify(volumes)), gradient),
     }
-    return {name: seconds for name, (seconds, _) in take_turns(steps, options).items()}
+    return {name: seconds for name, (seconds, _) in time_alternately(steps, options).items()}
 
 
 def step(module: nn.Module, forward: Callable[[], Tensor], gradient: Tensor) -> None:
-    """Forward and backward of the weights; volumes need no gradient."""
+    """One forward and backward; volumes need no gradient."""
     module.zero_grad(set_to_none=True)
     forward().backward(gradient)
 

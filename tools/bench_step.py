@@ -1,24 +1,24 @@
-"""Training steps of the whole model against Hugging Face's LLaVA and a merge loop, on the same weights and data.
+"""Benchmark of training steps, compared with Hugging Face's LLaVA and a merge loop on the same weights and data.
 
     uv run python tools/bench_step.py                                         # small widths, real numbers of tokens
     uv run python tools/bench_step.py --device cuda --size 0.5b --batch-size 32
-    uv run python tools/bench_step.py --size text --sections mixed             # the language model outweighs the tower
+    uv run python tools/bench_step.py --size text --sections mixed             # large language model, small tower
     uv run python tools/bench_step.py --size tiny --batch-size 2 --pool 4 --repeats 1         # a dry run
 
-A step is forward and backward; the optimiser's part is the same for all and left out. All contenders of a section take
-turns, after a check that their losses are equal, and medians are compared. Sections:
+A step is forward and backward; the optimiser step is the same for all and not included. The variants of a section
+alternate, after a check that their losses are equal, and medians are compared. Sections:
 
-    T1, rsfMRI   one scan and 100 words a sample, 24 of them supervised, with each preset of what learns
+    T1, rsfMRI   one scan and 100 words per sample, 24 of them supervised, with each preset of trainable parts
     mixed        samples of 250 to 2,344 tokens: by length and packed, against random batches of 8 with dynamic padding
-    logits       memory of the logits with a vocabulary of 151,936: at all positions, and at the supervised ones
+    logits       memory of the logits with a vocabulary of 151,936: at all positions, and at supervised positions
 
-MFU is floating point operations that the step needs / (seconds * peak), counted without padding and recomputation:
+MFU is the number of floating point operations of the step / (seconds * peak), without padding and recomputation:
 
-    linear layers    2 * weights * tokens in forward; as much again in backward for the gradient of the input, where
-                     anything before learns, and as much again for the gradient of the weights, where they learn
-    attention        4 * length^2 * width a layer in forward (half of it in the causal one), twice that in backward
+    linear layers    2 * weights * tokens in forward; the same in backward for the gradient of the input if any earlier
+                     parameter is trainable, and the same for the gradient of the weights if they are trainable
+    attention        4 * length^2 * width per layer in forward (half of it if causal), twice that in backward
 
-The peak is the card's dense bfloat16 rate, or what a large matrix product reaches here where the card is not known.
+The peak is the dense bfloat16 rate of a known GPU, or else the measured rate of a large matrix product.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from step_data import NUM_SUPERVISED, NUM_WORDS, batch_plans, collate, make_sample, mixed_samples, scans_in_order
-from step_measure import check_equal, count_flops, find_peak, ratio, take_turns, write_figures
+from step_measure import check_equal, count_flops, find_peak, ratio, time_alternately, write_figures
 from step_models import SIZES, VOCABULARY, Batch, build_llava, build_model, merge_loop_loss
 from umbrella_model import UmbrellaForConditionalGeneration, set_trainable
 
@@ -52,19 +52,19 @@ def main() -> None:
         flush=True,
     )
     figures: list[dict[str, Any]] = []
-    broken = []
+    failed = []
     for section in options.sections:
         try:
             for figure in SECTIONS[section](section, options, peak):
-                print("  ".join(f"{key} {_shown(value)}" for key, value in figure.items()), flush=True)
+                print("  ".join(f"{key} {_format(value)}" for key, value in figure.items()), flush=True)
                 figures.append(figure)
                 write_figures(options.json, vars(options), figures)
         except torch.OutOfMemoryError as error:
-            print(f"{section}: out of memory, the rest of the section is left out: {error}", flush=True)
-            broken.append(section)
+            print(f"{section}: out of memory, the rest of the section is skipped: {error}", flush=True)
+            failed.append(section)
         torch.cuda.empty_cache()
-    if broken:
-        raise SystemExit(f"out of memory: {', '.join(broken)}")
+    if failed:
+        raise SystemExit(f"out of memory: {', '.join(failed)}")
 
 
 def parse_options() -> argparse.Namespace:
@@ -75,25 +75,25 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None, help="default: bfloat16 on a GPU")
     parser.add_argument("--size", choices=tuple(SIZES), default="toy")
     parser.add_argument("--presets", nargs="+", default=["full", "align", "patch_embed_only"])
-    parser.add_argument("--batch-size", type=int, default=4, help="samples a step of the T1 and rsfMRI sections")
+    parser.add_argument("--batch-size", type=int, default=4, help="samples per step in the T1 and rsfMRI sections")
     parser.add_argument("--pool", type=int, default=32, help="samples of the mixed section")
     parser.add_argument("--series-share", type=float, default=0.25, help="share of them with an rsfMRI series")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's)")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: where others share the machine")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a shared machine")
     parser.add_argument("--peak-tflops", type=float, default=None)
-    parser.add_argument("--json", type=Path, default=None, help="write the figures here as well")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     options = parser.parse_args()
     options.dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
     return options
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def one_modality(modality: str, options: argparse.Namespace, peak: float) -> Iterable[dict[str, Any]]:
-    """Ours against Hugging Face's forward and the merge loop."""
+    """Our step, Hugging Face's forward and the merge loop, on samples of one modality."""
     for preset in options.presets:
         model = build_model(options)
         set_trainable(model, preset)
@@ -111,7 +111,7 @@ def one_modality(modality: str, options: argparse.Namespace, peak: float) -> Ite
         check_equal(losses, options)
         flops = count_flops(model, samples)
         num_tokens = sum(len(sample["input_ids"]) for sample in samples)
-        results = take_turns({name: _step(loss) for name, loss in losses.items()}, options)
+        results = time_alternately({name: _step(loss) for name, loss in losses.items()}, options)
         for name, (seconds, memory) in results.items():
             yield {
                 "section": modality, "preset": preset, "step": name, "ms": 1000 * seconds,
@@ -133,7 +133,7 @@ def _step(loss: Callable[[], Tensor]) -> Callable[[], None]:
 
 
 def mixed(section: str, options: argparse.Namespace, peak: float) -> Iterable[dict[str, Any]]:
-    """All samples once: in random batches of 8, also by the merge loop, by length within a token budget, and packed."""
+    """All samples once: in random batches of 8 (also by the merge loop), by length with a token budget, and packed."""
     model = build_model(options)
     llava = build_llava(model, None)
     samples = mixed_samples(model, options)
@@ -148,7 +148,7 @@ def mixed(section: str, options: argparse.Namespace, peak: float) -> Iterable[di
             llava.zero_grad(set_to_none=True)
             merge_loop_loss(llava, batch, scans_in_order(batch, model)).backward()
 
-    results = take_turns(steps | {"merge loop, random batches of 8": merge_loop}, options)
+    results = time_alternately(steps | {"merge loop, random batches of 8": merge_loop}, options)
     for name, (seconds, memory) in results.items():
         yield {
             "section": section, "batches": name, "ms": 1000 * seconds, "useful tokens/s": num_tokens / seconds,
@@ -169,7 +169,7 @@ def _epoch(model: UmbrellaForConditionalGeneration, batches: list[Batch], *, is_
 
 
 def logits(section: str, options: argparse.Namespace, peak: float) -> Iterable[dict[str, Any]]:  # noqa: ARG001
-    """Head and loss of T1 samples: at every position, and at the supervised ones."""
+    """Head and loss of T1 samples: at all positions, and at supervised positions."""
     model = build_model(options)
     width = model.config.text_config.hidden_size
     dtype = getattr(torch, options.dtype)
@@ -179,19 +179,19 @@ def logits(section: str, options: argparse.Namespace, peak: float) -> Iterable[d
     for name, positions in (("all positions", length), ("supervised positions", NUM_SUPERVISED)):
         hidden = torch.randn(positions, width, device=options.device, dtype=dtype, requires_grad=True)
         targets = torch.randint(VOCABULARY, (positions,), device=options.device)
-        made: list[Tensor] = []
+        outputs: list[Tensor] = []
 
-        def run(h: Tensor = hidden, t: Tensor = targets, made: list[Tensor] = made) -> None:
+        def run(h: Tensor = hidden, t: Tensor = targets, outputs: list[Tensor] = outputs) -> None:
             out = head(h)
-            made[:] = [out.detach()]
+            outputs[:] = [out.detach()]
             F.cross_entropy(out.float(), t).backward()
 
-        results = take_turns({name: run}, options)
+        results = time_alternately({name: run}, options)
         if name not in results:
             continue
         seconds, memory = results[name]
-        size = made[0].numel() * made[0].element_size() / 2**20
-        yield {"section": section, "logits": name, "ms": 1000 * seconds, "MiB a sample": size, "peak GiB": memory}
+        size = outputs[0].numel() * outputs[0].element_size() / 2**20
+        yield {"section": section, "logits": name, "ms": 1000 * seconds, "MiB per sample": size, "peak GiB": memory}
 
 
 SECTIONS: dict[str, Callable[[str, argparse.Namespace, float], Iterable[dict[str, Any]]]] = {

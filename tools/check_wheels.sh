@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the three wheels and imports each in a fresh environment outside the workspace that holds it and what it asks for.
+# Builds the three wheels and imports each in a new environment outside the workspace, with only its dependencies.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scratch=$(mktemp -d)
@@ -7,7 +7,7 @@ trap 'rm -rf "$scratch"' EXIT
 for name in data model train; do
   uv build --quiet --wheel --package "umbrella-$name" --out-dir "$scratch/wheels"
 done
-# The workspace's pins, so that a release elsewhere does not turn this check red.
+# Use the workspace's pins, so that new releases of dependencies do not break this check.
 uv run --no-sync python - "$scratch/constraints.txt" <<'PYTHON'
 import sys, tomllib
 from pathlib import Path
@@ -29,7 +29,7 @@ for public in package.__all__:
     getattr(package, public)
 others = {"data": {"model", "train"}, "model": {"data", "train"}, "train": set()}[name]
 for other in others:
-    assert importlib.util.find_spec(f"umbrella_{other}") is None, f"umbrella-{name} brought umbrella-{other} along"
+    assert importlib.util.find_spec(f"umbrella_{other}") is None, f"umbrella-{name} installed umbrella-{other}"
 files = [str(path) for path in importlib.metadata.files(f"umbrella-{name}")]
 assert f"umbrella_{name}/py.typed" in files, "py.typed is missing"
 print(f"umbrella-{name}: {len(package.__all__)} public names")

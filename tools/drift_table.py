@@ -1,12 +1,12 @@
-"""Measures how far the dummy loss moves a patch embed that gets no scans: `uv run python tools/drift_table.py`.
+"""Measures how far the dummy loss moves a patch embed without scans: `uv run python tools/drift_table.py`.
 
-Every row trains the same elements in float64 with the dummy gradient, with exact zeros in its place (`scale: 0`), and
-with none, as `hold` does. The distance to the second is what the dummy gradient did, and what is forecast; the distance
-to the third holds also what momentum goes on to do while the modality is away.
+Every row trains the same elements in float64 three times: with the dummy gradient, with gradients of zero (`scale: 0`),
+and without gradients (`hold`). The distance to the second run is the effect of the dummy gradient, which the trainer
+forecasts; the distance to the third also includes momentum that continues while the modality is absent.
 
-Elements of a patch embed are alike, so that a sample of them stands for all N: the dummy gradient of each is that of
-the whole patch embed, scale / sqrt(N) or, for `sum`, scale. Muon looks at whole matrices: it steps one of that size, in
-float32 and for fewer steps.
+All elements of a patch embed get the same dummy gradient, scale / sqrt(N) or, with `sum`, scale, so that a subset
+represents all N. Muon normalises whole matrices: it is measured on a matrix of full size, in float32 and for fewer
+steps.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ INITIAL_STD = 0.02
 
 
 @dataclass(frozen=True)
-class Situation:
-    """One row: who steps, how large the patch embed is, how often its modality comes, and how its term is reduced."""
+class Row:
+    """One row: optimiser, number of elements, interval between steps with the modality (0: never), and reduction."""
 
     optimizer: str
     count: int
@@ -49,77 +49,77 @@ class Situation:
         return bool(self.every) and step % self.every == 0
 
 
-def measure(situation: Situation, *, elements: int) -> tuple[float, float]:
-    """Mean distance between the elements and those of two runs beside it: zeros for the dummy gradient, and none."""
-    ends = [_run(situation, gradient, elements=elements) for gradient in (situation.norm, 0.0, None)]
+def measure(row: Row, *, elements: int) -> tuple[float, float]:
+    """Mean distance to a run with gradients of zero, and to a run without gradients."""
+    ends = [_run(row, gradient, elements=elements) for gradient in (row.norm, 0.0, None)]
     against_zeros, against_none = ((ends[0] - other).abs().mean().item() for other in ends[1:])
     return against_zeros, against_none
 
 
-def _run(situation: Situation, norm: float | None, *, elements: int) -> torch.Tensor:
-    weights, optimizer = _build(situation, elements=elements)
+def _run(row: Row, norm: float | None, *, elements: int) -> torch.Tensor:
+    weights, optimizer = _build(row, elements=elements)
     generator = torch.Generator().manual_seed(0)
-    for step in range(situation.steps):
-        if situation.is_seen(step):
+    for step in range(row.steps):
+        if row.is_seen(step):
             real = torch.randn(weights.shape, dtype=weights.dtype, generator=generator)
-            weights.grad = real * REAL_NORM / math.sqrt(situation.count)
+            weights.grad = real * REAL_NORM / math.sqrt(row.count)
         else:
-            weights.grad = None if norm is None else torch.full_like(weights, norm / math.sqrt(situation.count))
+            weights.grad = None if norm is None else torch.full_like(weights, norm / math.sqrt(row.count))
         optimizer.step()
     return weights.detach()
 
 
-def forecast(situation: Situation) -> float | None:
-    """What `DriftForecast` says of the row; None where it has no rule for the optimiser."""
-    if situation.optimizer == "Muon":
+def forecast(row: Row) -> float | None:
+    """The drift according to `DriftForecast`; None if it does not support the optimiser."""
+    if row.optimizer == "Muon":
         return None
     rules = {
         "AdamW": OptimizerFacts(),
         "SGD": OptimizerFacts("sgd", beta1=0.9),
         "Adafactor": OptimizerFacts("adafactor"),
     }
-    facts = rules[situation.optimizer]
-    followed = DriftForecast(num_elements=situation.count, gradient_norm=situation.norm, optimizer=facts)
-    for step in range(situation.steps):
-        seen = REAL_NORM if situation.is_seen(step) else None
-        followed.step(learning_rate=situation.learning_rate, real_norm=seen)
-    return followed.total
+    facts = rules[row.optimizer]
+    drift = DriftForecast(num_elements=row.count, gradient_norm=row.norm, optimizer=facts)
+    for step in range(row.steps):
+        seen = REAL_NORM if row.is_seen(step) else None
+        drift.step(learning_rate=row.learning_rate, real_norm=seen)
+    return drift.total
 
 
-def _build(situation: Situation, *, elements: int) -> tuple[torch.Tensor, torch.optim.Optimizer]:
+def _build(row: Row, *, elements: int) -> tuple[torch.Tensor, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    if situation.optimizer == "Muon":
-        weights = torch.nn.Parameter(torch.randn(SIZES[situation.count]) * INITIAL_STD)
-        return weights, torch.optim.Muon([weights], lr=situation.learning_rate, weight_decay=0.0)
+    if row.optimizer == "Muon":
+        weights = torch.nn.Parameter(torch.randn(SIZES[row.count]) * INITIAL_STD)
+        return weights, torch.optim.Muon([weights], lr=row.learning_rate, weight_decay=0.0)
     weights = torch.nn.Parameter(torch.randn(elements // 50, 50, dtype=torch.float64) * INITIAL_STD)
-    if situation.optimizer == "Adafactor":
-        # As Hugging Face's Trainer sets it.
-        return weights, Adafactor([weights], lr=situation.learning_rate, scale_parameter=False, relative_step=False)
-    if situation.optimizer == "SGD":
-        return weights, torch.optim.SGD([weights], lr=situation.learning_rate, momentum=0.9)
-    return weights, torch.optim.AdamW([weights], lr=situation.learning_rate, weight_decay=0.0)
+    if row.optimizer == "Adafactor":
+        # The settings of Hugging Face's Trainer.
+        return weights, Adafactor([weights], lr=row.learning_rate, scale_parameter=False, relative_step=False)
+    if row.optimizer == "SGD":
+        return weights, torch.optim.SGD([weights], lr=row.learning_rate, momentum=0.9)
+    return weights, torch.optim.AdamW([weights], lr=row.learning_rate, weight_decay=0.0)
 
 
-def rows(*, steps: int, muon_steps: int, sizes: list[int]) -> Iterator[Situation]:
-    """Every situation of the table."""
+def rows(*, steps: int, muon_steps: int, sizes: list[int]) -> Iterator[Row]:
+    """All rows of the table."""
     for optimizer, learning_rate in (("AdamW", 5e-5), ("SGD", 0.01), ("Adafactor", 5e-5), ("Muon", 5e-5)):
         if optimizer == "Muon" and (not hasattr(torch.optim, "Muon") or not muon_steps):
             continue
         for count in sizes:
             if optimizer == "Muon" and count > 1_000_000:
-                continue  # minutes a step on a CPU
+                continue  # minutes per step on a CPU
             for every in (0, 10, 50):
                 for policy in ("unit", "sum"):
                     length = muon_steps if optimizer == "Muon" else steps
-                    yield Situation(optimizer, count, every, policy, learning_rate, length)
+                    yield Row(optimizer, count, every, policy, learning_rate, length)
 
 
 def main() -> None:
-    """Prints the table in Markdown."""
+    """Print the table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--muon-steps", type=int, default=100, help="0 leaves Muon out")
-    parser.add_argument("--elements", type=int, default=20_000, help="elements that stand for all")
+    parser.add_argument("--muon-steps", type=int, default=100, help="0 omits Muon")
+    parser.add_argument("--elements", type=int, default=20_000, help="size of the subset that is trained")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), choices=list(SIZES))
     options = parser.parse_args()
     print(f"torch {torch.__version__}; drift in per cent of an initial standard deviation of {INITIAL_STD}\n")
@@ -128,11 +128,11 @@ def main() -> None:
     for row in rows(steps=options.steps, muon_steps=options.muon_steps, sizes=options.sizes):
         seen = f"1 step in {row.every}" if row.every else "never"
         expected = forecast(row)
-        told = "–" if expected is None else f"{100 * expected / INITIAL_STD:.3g} %"
+        forecast_text = "–" if expected is None else f"{100 * expected / INITIAL_STD:.3g} %"
         measured, against_hold = (100 * value / INITIAL_STD for value in measure(row, elements=options.elements))
         print(
             f"| {row.optimizer} | {row.learning_rate:g} | {row.steps} | {row.count:.0e} | {seen} | {row.policy} "
-            f"| {measured:.3g} % | {told} | {against_hold:.3g} % |",
+            f"| {measured:.3g} % | {forecast_text} | {against_hold:.3g} % |",
             flush=True,
         )
 

@@ -1,4 +1,4 @@
-"""The samples of `bench_step.py`, and the ways to put them into batches."""
+"""Samples and batches of `bench_step.py`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUM_WORDS, NUM_SUPERVISED = 100, 24
 
 
 def make_sample(model: UmbrellaForConditionalGeneration, modality: str, *, num_words: int, seed: int) -> Batch:
-    """One conversation of a scan and words, the last of which are supervised; on the host."""
+    """One conversation with a scan and words, on the host; the last `NUM_SUPERVISED` words are supervised."""
     generator = torch.Generator().manual_seed(seed)
     num_tokens = model.num_image_tokens(modality)
     words = torch.randint(1, model.config.text_config.vocab_size - 1, (num_words,), generator=generator)
@@ -32,7 +32,7 @@ def make_sample(model: UmbrellaForConditionalGeneration, modality: str, *, num_w
 
 
 def collate(samples: list[Batch], options: argparse.Namespace, *, packed: bool = False) -> Batch:
-    """A padded or packed batch on the device, as a loader hands it over."""
+    """A padded or packed batch on the device."""
     batch: Batch = {}
     for key, value in (("input_ids", FILL), ("modality_ids", 0), ("labels", -100)):
         rows = [sample[key] for sample in samples]
@@ -52,14 +52,14 @@ def collate(samples: list[Batch], options: argparse.Namespace, *, packed: bool =
 
 
 def scans_in_order(batch: Batch, model: UmbrellaForConditionalGeneration) -> list[Tensor]:
-    """Each sample's scan, (1, X, Y, Z[, T]), of a padded batch with one scan a sample."""
-    left = {name: iter(volumes) for name, volumes in batch["pixel_values"].items()}
+    """Each sample's scan, (1, X, Y, Z[, T]), of a padded batch with one scan per sample."""
+    remaining = {name: iter(volumes) for name, volumes in batch["pixel_values"].items()}
     names = list(model.config.patch_embeds)
-    return [next(left[names[int(tag) - 1]]) for tag in batch["modality_ids"].amax(dim=1)]
+    return [next(remaining[names[int(tag) - 1]]) for tag in batch["modality_ids"].amax(dim=1)]
 
 
 def within_budget(samples: list[Batch], budget: int, *, is_padded: bool) -> list[list[Batch]]:
-    """Neighbours in batches of at most `budget` computed tokens."""
+    """Groups consecutive samples to batches of at most `budget` computed tokens."""
     groups: list[list[Batch]] = [[]]
     for sample in samples:
         lengths = [len(other["input_ids"]) for other in [*groups[-1], sample]]
@@ -83,7 +83,7 @@ def mixed_samples(model: UmbrellaForConditionalGeneration, options: argparse.Nam
 
 
 def batch_plans(samples: list[Batch], options: argparse.Namespace) -> dict[str, list[Batch]]:
-    """All samples once: in random batches of 8, by length, and packed; the latter two with as many tokens a batch."""
+    """All samples once: in random batches of 8, and by length and packed with an equal number of tokens per batch."""
     budget = 8 * sum(len(sample["input_ids"]) for sample in samples) // len(samples)
     by_length = sorted(samples, key=lambda sample: len(sample["input_ids"]))
     return {

@@ -1,4 +1,4 @@
-"""How `bench_step.py` and `bench_patch_embed.py` measure: turns, peak memory, and the operations that a step needs."""
+"""Measurements of `bench_step.py` and `bench_patch_embed.py`: time, peak memory, and floating point operations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}
 
 
 def check_equal(losses: dict[str, Callable[[], Tensor]], options: argparse.Namespace) -> None:
-    """All contenders that fit into memory compute the same loss, or the comparison means nothing."""
+    """Exit unless all variants that fit into memory compute the same loss."""
     values: dict[str, float] = {}
     for name, loss in losses.items():
         with within_memory(f"{name}, forward"):
@@ -37,23 +37,25 @@ def check_equal(losses: dict[str, Callable[[], Tensor]], options: argparse.Names
 
 @contextmanager
 def within_memory(name: str) -> Iterator[None]:
-    """What does not fit into a GPU's memory is left out, and that is said."""
+    """Skip code that runs out of GPU memory, with a message."""
     try:
         yield
     except torch.OutOfMemoryError:
-        print(f"{name}: out of memory, left out", flush=True)
+        print(f"{name}: out of memory, skipped", flush=True)
         torch.cuda.empty_cache()
 
 
 def ratio(results: dict[str, tuple[float, float]], name: str, *, to: str) -> float | None:
-    """How many times as long `name` takes as `to`; None where one of them was left out."""
+    """Time of `name` divided by the time of `to`; None if one of them was skipped."""
     return results[name][0] / results[to][0] if name in results and to in results else None
 
 
-def take_turns(steps: dict[str, Callable[[], None]], options: argparse.Namespace) -> dict[str, tuple[float, float]]:
-    """Median seconds of each, and the most memory in GiB that it takes; one turn comes first for memory alone.
+def time_alternately(
+    steps: dict[str, Callable[[], None]], options: argparse.Namespace
+) -> dict[str, tuple[float, float]]:
+    """Median seconds and peak memory in GiB of each variant, which run alternately after one run to measure memory.
 
-    A contender that does not fit into a GPU's memory is left out, and that is said.
+    A variant that does not fit into GPU memory is skipped, with a message.
     """
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -70,18 +72,18 @@ def take_turns(steps: dict[str, Callable[[], None]], options: argparse.Namespace
             run()
             wait(options.device)
             seconds[name].append(clock() - start)
-    return {name: (statistics.median(seconds[name]), most) for name, most in memory.items()}
+    return {name: (statistics.median(seconds[name]), peak) for name, peak in memory.items()}
 
 
 def write_figures(path: Path | None, settings: dict[str, Any], figures: Any) -> None:
-    """The figures so far: called after each, so that a run that breaks keeps those it has."""
+    """Write the figures so far; called after each, so that they are kept if the run fails."""
     if path is not None:
-        shown = {key: str(value) for key, value in settings.items() if key != "json"}
-        path.write_text(json.dumps({"settings": shown, "figures": figures}, indent=2) + "\n")
+        texts = {key: str(value) for key, value in settings.items() if key != "json"}
+        path.write_text(json.dumps({"settings": texts, "figures": figures}, indent=2) + "\n")
 
 
 def peak_memory(run: Callable[[], None], *, device: str) -> float:
-    """GiB: on a GPU all that is allocated, weights included; on a CPU what a step allocates beyond what was there."""
+    """Peak memory in GiB: on a GPU of all tensors including weights; on a CPU of the allocations during the step."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         run()
@@ -97,46 +99,52 @@ def peak_memory(run: Callable[[], None], *, device: str) -> float:
 
 
 def wait(device: str) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def count_flops(model: UmbrellaForConditionalGeneration, samples: list[Batch]) -> float:
-    """Operations of a forward and backward, by the formula at the top of this file."""
+    """Operations of a forward and backward, by the formula in `bench_step.py`."""
     weights: dict[str, int] = dict.fromkeys(("vision_tower", "projector", "language_model"), 0)
-    learns: dict[str, bool] = {}
+    is_trainable: dict[str, bool] = {}
     for part, _, parameter in named_part_parameters(model):
-        learns[part] = learns.get(part, False) or parameter.requires_grad
+        is_trainable[part] = is_trainable.get(part, False) or parameter.requires_grad
         if part in weights and parameter.ndim == 2:
             weights[part] += parameter.numel()
     vision, text = model.config.vision_config, model.config.text_config
-    before_vision = learns["patch_embed"]
-    before_projector = before_vision or learns["vision_tower"]
-    before_text = before_projector or learns["projector"] or learns["embeddings"]
+    before_vision = is_trainable["patch_embed"]
+    before_projector = before_vision or is_trainable["vision_tower"]
+    before_text = before_projector or is_trainable["projector"] or is_trainable["embeddings"]
     total = 0.0
     for sample in samples:
         config, length = model.config.patch_embeds[sample["modality"]], len(sample["input_ids"])
         patches, tokens = config.num_patches, config.num_tokens
         embed = 2.0 * config.patch_elements * vision.hidden_size * patches
-        total += embed * (1 + learns["patch_embed"])
-        total += _linear(weights["vision_tower"] * patches, before=before_vision, learns=learns["vision_tower"])
+        total += embed * (1 + is_trainable["patch_embed"])
+        total += _linear(
+            weights["vision_tower"] * patches, before=before_vision, is_trainable=is_trainable["vision_tower"]
+        )
         attended = 4.0 * patches**2 * vision.hidden_size * vision.num_hidden_layers
         total += attended * (3 if before_projector else 1)
-        total += _linear(weights["projector"] * tokens, before=before_projector, learns=learns["projector"])
-        total += _linear(weights["language_model"] * length, before=before_text, learns=learns["language_model"])
+        total += _linear(weights["projector"] * tokens, before=before_projector, is_trainable=is_trainable["projector"])
+        total += _linear(
+            weights["language_model"] * length, before=before_text, is_trainable=is_trainable["language_model"]
+        )
         total += 2.0 * length**2 * text.hidden_size * text.num_hidden_layers * (3 if before_text else 1)
         head = text.vocab_size * text.hidden_size * NUM_SUPERVISED
-        total += _linear(head, before=before_text or learns["language_model"], learns=learns["embeddings"])
+        total += _linear(
+            head, before=before_text or is_trainable["language_model"], is_trainable=is_trainable["embeddings"]
+        )
     return total
 
 
-def _linear(products: float, *, before: bool, learns: bool) -> float:
-    return 2.0 * products * (1 + before + learns)
+def _linear(products: float, *, before: bool, is_trainable: bool) -> float:
+    return 2.0 * products * (1 + before + is_trainable)
 
 
 def find_peak(options: argparse.Namespace) -> float:
-    """TFLOP/s: of the card by its name, or of a large matrix product here and now."""
+    """Peak TFLOP/s of a known GPU, or else the measured rate of a large matrix product."""
     if options.device == "cuda":
         name = torch.cuda.get_device_name()
         for card, peak in PEAK_TFLOPS.items():
@@ -144,5 +152,5 @@ def find_peak(options: argparse.Namespace) -> float:
                 return peak
     side = 8192 if options.device == "cuda" else 2048
     matrix = torch.randn(side, side, device=options.device, dtype=getattr(torch, options.dtype))
-    best, _ = take_turns({"": lambda: (matrix @ matrix, None)[1]}, options)[""]
+    best, _ = time_alternately({"": lambda: (matrix @ matrix, None)[1]}, options)[""]
     return 2.0 * side**3 / best / 1e12

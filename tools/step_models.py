@@ -1,4 +1,4 @@
-"""The contenders of `bench_step.py`, on equal weights: ours, Hugging Face's LLaVA on `Conv3d`, and a merge loop."""
+"""The variants of `bench_step.py`, with equal weights: our model, Hugging Face's LLaVA with `Conv3d`, a merge loop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VOCABULARY, FILL = 151_936, 0
 # Widths of the vision encoder and of the language model, and the voxels along X, Y and Z.
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"vision": (32, 64, 2, 2), "text": (32, 64, 2, 2, 1), "vocabulary": 512, "image": 16, "patch": 8},
-    # Tower, language model and head in about the proportion of llava-interleave-qwen-7b (weights 1 to 18 to 5).
+    # Tower, language model and head about in proportion to llava-interleave-qwen-7b (weights 1 : 18 : 5).
     "text": {"vision": (96, 384, 1, 2), "text": (256, 1024, 2, 4, 2), "vocabulary": 2048, "image": 48, "patch": 8},
     "toy": {"vision": (192, 768, 4, 4), "text": (256, 1024, 4, 4, 2), "vocabulary": 8192, "image": 96, "patch": 16},
     "0.5b": {
@@ -37,7 +37,7 @@ Batch = dict[str, Any]
 
 
 def build_model(options: argparse.Namespace) -> UmbrellaForConditionalGeneration:
-    """Our model with random weights."""
+    """UMBRELLA's model with random weights."""
     torch.manual_seed(0)
     size = SIZES[options.size]
     image, patch = (size["image"],) * 3, (size["patch"],) * 3
@@ -48,7 +48,7 @@ def build_model(options: argparse.Namespace) -> UmbrellaForConditionalGeneration
         image_token_index=size["vocabulary"] - 1,
     )
     model = UmbrellaForConditionalGeneration(config).to(options.device, getattr(torch, options.dtype)).train()
-    # The kernel for packed rows is the GPU's; on a CPU the plain path is as fast.
+    # The kernel for packed rows needs a GPU; on a CPU sdpa is as fast.
     model.set_attn_implementation("varlen" if options.device == "cuda" else "sdpa")
     return model
 
@@ -79,7 +79,7 @@ def _text_config(size: dict[str, Any]) -> PretrainedConfig:
 
 
 def as_conv3d(patch_embed: PatchEmbed) -> nn.Conv3d:
-    """`Conv3d` with the weights of a patch embed; the frames of a series' patch are its channels."""
+    """`Conv3d` with the weights of a patch embed; for a series, the frames of a patch are channels."""
     patch = patch_embed.config.patch_size
     weight = patch_embed.proj.weight.detach().reshape(-1, 1, *patch)
     if len(patch) > 3:
@@ -95,19 +95,19 @@ def as_conv3d(patch_embed: PatchEmbed) -> nn.Conv3d:
 
 
 def frames_as_channels(series: Tensor, frames: int) -> Tensor:
-    """Series (N, 1, X, Y, Z, T) as `Conv3d` takes them, a scan a window: (N * windows, frames, X, Y, Z)."""
+    """Series (N, 1, X, Y, Z, T) to windows as input of `Conv3d`, shape (N * windows, frames, X, Y, Z)."""
     windows = series.unflatten(-1, (-1, frames)).permute(0, 5, 1, 6, 2, 3, 4)
     return windows.flatten(2, 3).flatten(0, 1)
 
 
 def tokens_of(maps: Tensor, *, num_scans: int) -> Tensor:
-    """Feature maps (N, H, x, y, z) to tokens in the order of the patch embed, time fastest."""
+    """Feature maps (N, H, x, y, z) to tokens in the order of the patch embed, with time fastest."""
     tokens = maps.flatten(2).transpose(1, 2).unflatten(0, (num_scans, -1))
     return tokens.transpose(1, 2).flatten(1, 2)
 
 
 class ConvEmbeddings(nn.Module):
-    """What a plain port of LLaVA to volumes does: `Conv3d` in place of `Conv2d`; frames of a patch as channels."""
+    """Embeddings of a simple port of LLaVA to volumes: `Conv3d` for `Conv2d`, with frames of a patch as channels."""
 
     def __init__(self, patch_embed: Any) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class ConvEmbeddings(nn.Module):
         self.position_embedding = nn.Parameter(patch_embed.position_embedding.detach().clone())
 
     def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None) -> Tensor:  # noqa: ARG002
-        """Tokens (N, P, H) of volumes (N, 1, X, Y, Z[, T]); the signature is the encoder's."""
+        """Tokens (N, P, H) of volumes (N, 1, X, Y, Z[, T]); the encoder requires this signature."""
         num_scans = len(pixel_values)
         if self.frames:
             pixel_values = frames_as_channels(pixel_values, self.frames)
@@ -125,7 +125,7 @@ class ConvEmbeddings(nn.Module):
 
 
 class ConvEmbeddingsByAxes(nn.Module):
-    """Tells the modality from the number of axes, as earlier code does; for the merge loop, which sees scans singly."""
+    """Infers the modality from the number of axes; for the merge loop, which encodes scans one by one."""
 
     def __init__(self, model: UmbrellaForConditionalGeneration) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class ConvEmbeddingsByAxes(nn.Module):
 
 
 def build_llava(model: UmbrellaForConditionalGeneration, modality: str | None) -> LlavaForConditionalGeneration:
-    """Hugging Face's own LLaVA with our weights, `Conv3d` patches and its own attention; None takes both modalities."""
+    """Hugging Face's LLaVA with our weights, `Conv3d` patches and its own attention; None supports both modalities."""
     config = LlavaConfig(
         vision_config=model.config.vision_config.to_dict(),
         text_config=model.config.text_config.to_dict(),
@@ -159,9 +159,9 @@ def build_llava(model: UmbrellaForConditionalGeneration, modality: str | None) -
     llava.model.vision_tower.embeddings = (
         ConvEmbeddingsByAxes(model) if modality is None else ConvEmbeddings(ours.vision_tower.patch_embed(modality))
     )
-    learns = {part: parameter.requires_grad for part, _, parameter in named_part_parameters(model)}
+    is_trainable = {part: parameter.requires_grad for part, _, parameter in named_part_parameters(model)}
     for name, parameter in llava.named_parameters():
-        parameter.requires_grad_(learns[_part_in_llava(name)] and "post_layernorm" not in name)
+        parameter.requires_grad_(is_trainable[_part_in_llava(name)] and "post_layernorm" not in name)
     return llava
 
 
@@ -176,11 +176,11 @@ def _part_in_llava(name: str) -> Any:
 
 
 def merge_loop_loss(llava: LlavaForConditionalGeneration, batch: Batch, volumes: Iterable[Tensor]) -> Tensor:
-    """The step as earlier code wrote it: sample by sample through the tower, pieces joined, rows padded, all logits.
+    """Loss of a merge loop: one tower call per sample, concatenated embeddings, padded rows, and logits everywhere.
 
     Args:
         llava: From `build_llava`.
-        batch: A padded batch of one scan a sample.
+        batch: A padded batch with one scan per sample.
         volumes: Each sample's scan, shape (1, X, Y, Z[, T]).
     """
     rows, labels = [], []

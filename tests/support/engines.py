@@ -54,7 +54,7 @@ class Case:
         batch_size: Samples of a rank's micro-batch.
         learn: Parts or preset of `set_trainable`.
         compiler: Backend to compile the layers with.
-        resume: A checkpoint to go on from.
+        resume: A checkpoint to resume from.
         sabotage: A rule to break, see `sabotage.py`.
         parity_every: As of the trainer.
         arguments: More training arguments.
@@ -176,7 +176,7 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
         simulated_world_size: In one process: the number of ranks whose batches it accumulates.
 
     Returns:
-        What `NAME-RANK.json` holds.
+        What `NAME-RANK.json` has.
     """
     # Not of torch.distributed: the first case of a process starts the group itself.
     world_size = int(os.environ.get("WORLD_SIZE", "1"))

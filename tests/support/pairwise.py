@@ -13,7 +13,7 @@ def all_combinations(options: Mapping[str, Sequence[Any]]) -> list[dict[str, Any
 
 
 def pairwise(options: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Combinations chosen greedily until every pair of values of two options stands in one of them."""
+    """Combinations chosen greedily until every pair of values of two options is in one of them."""
     candidates = all_combinations(options)
     open_pairs = {pair for candidate in candidates for pair in _pairs(candidate)}
     chosen = []

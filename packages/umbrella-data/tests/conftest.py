@@ -1,4 +1,4 @@
-"""What the tests of this package share: small NIfTI files, rows and a tokenizer made on the spot, and real scans."""
+"""Fixtures of this package: generated NIfTI files, manifest rows, a tokenizer, and the real scans."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2
@@ -16,13 +17,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from umbrella_data.cli.pipeline_options import PipelineOptions
+
 
 @pytest.fixture
 def real_data() -> Path:
-    """The BIDS tree of real scans that UMBRELLA_REAL_DATA names; CI must have it, elsewhere the tests skip."""
+    """The BIDS tree of real scans in UMBRELLA_REAL_DATA; required in CI, otherwise tests are skipped without it."""
     folder = os.environ.get("UMBRELLA_REAL_DATA")
     if folder:
-        assert Path(folder).is_dir(), f"UMBRELLA_REAL_DATA names {folder}, which is no folder"
+        assert Path(folder).is_dir(), f"UMBRELLA_REAL_DATA is {folder}, which is not a folder"
         return Path(folder)
     if os.environ.get("CI"):
         pytest.fail("UMBRELLA_REAL_DATA is not set: in CI the tests on real scans must not skip")
@@ -31,7 +34,7 @@ def real_data() -> Path:
 
 @dataclass
 class NiftiFactory:
-    """Writes small scans below one folder."""
+    """Writes small scans into a folder."""
 
     folder: Path
 
@@ -46,7 +49,7 @@ class NiftiFactory:
         endianness: str = "<",
         scaling: tuple[float, float] | None = None,
     ) -> Any:
-        """An image of voxels given in RAS+ order, stored as another orientation."""
+        """An image of voxels in RAS+ order, stored in another orientation."""
         kind = nib.Nifti1Image if version == 1 else nib.Nifti2Image
         base = np.diag([2.0, 2.0, 2.0, 1.0]) if affine is None else affine
         header = kind.header_class(endianness=endianness)
@@ -68,7 +71,7 @@ class NiftiFactory:
         return image
 
     def write(self, voxels: np.ndarray, name: str = "scan.nii.gz", **options: Any) -> Path:
-        """Write voxels (RAS+ order) and return the path. Options as in `image`."""
+        """Write voxels in RAS+ order, with the options of `image`, and return the path."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         scaling = options.get("scaling")
@@ -76,7 +79,7 @@ class NiftiFactory:
         if scaling is None:
             nib.save(image, path)
             return path
-        # nibabel would divide by the slope on saving; the stored numbers are wanted as they are.
+        # Saving with nibabel would divide the voxels by the slope.
         header = image.header.copy()
         header.set_slope_inter(*scaling)
         header["vox_offset"] = 352 if options.get("version", 1) == 1 else 544
@@ -97,13 +100,13 @@ class NiftiFactory:
 
 @pytest.fixture
 def nifti(tmp_path: Path) -> NiftiFactory:
-    """A writer of small NIfTI files in the test's own folder."""
+    """Writes small NIfTI files into the test's folder."""
     return NiftiFactory(tmp_path)
 
 
 @pytest.fixture
 def random_voxels() -> Callable[..., np.ndarray]:
-    """Random int16 voxels of a shape, the same at every call."""
+    """Random int16 voxels of a shape, the same in every call."""
 
     def make(*shape: int, seed: int = 0) -> np.ndarray:
         return np.random.default_rng(seed).integers(1, 1000, size=shape).astype(np.int16)
@@ -113,14 +116,14 @@ def random_voxels() -> Callable[..., np.ndarray]:
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token outside of the bytes."""
+    """A token that is not a byte."""
 
     content: str
     special: bool = True
 
 
 class ByteTokenizer:
-    """The part of a Hugging Face fast tokenizer that this package asks for: one token a byte, and added ones."""
+    """The part of a Hugging Face fast tokenizer that this package uses: one token per byte, and added tokens."""
 
     is_fast = True
     unk_token_id = None
@@ -163,7 +166,7 @@ class ByteTokenizer:
 
 @pytest.fixture
 def make_tokenizer() -> Callable[..., ByteTokenizer]:
-    """A maker of byte tokenizers; by default without a chat template, with the markup of ChatML as added tokens."""
+    """Creates byte tokenizers; by default without a chat template, with the markup of ChatML as added tokens."""
 
     def make(
         chat_template: str | None = None,
@@ -178,7 +181,7 @@ def make_tokenizer() -> Callable[..., ByteTokenizer]:
 
 @pytest.fixture
 def make_row() -> Callable[..., dict[str, Any]]:
-    """A maker of canonical manifest rows: `make_row("a", "T1", "dMRI")` asks one question about two scans."""
+    """Creates canonical manifest rows: `make_row("a", "T1", "dMRI")` has one question about two scans."""
 
     def make(name: str, *modalities: str, question: str = "What is it?", answer: str = "a brain") -> dict[str, Any]:
         images = [
@@ -200,11 +203,25 @@ def make_row() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def write_manifest(tmp_path: Path) -> Callable[..., Path]:
-    """Writes rows as JSON Lines into the test's own folder."""
+    """Writes rows as JSON Lines into the test's folder."""
 
     def write(rows: list[Any], name: str = "manifest.jsonl") -> Path:
         path = tmp_path / name
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return path
+
+    return write
+
+
+@pytest.fixture
+def run_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Writes the configuration file of a run, for which a fake umbrella_train returns the given options."""
+
+    def write(**options: Any) -> str:
+        reader = SimpleNamespace(load=lambda: lambda path: PipelineOptions(**options))
+        monkeypatch.setattr("umbrella_data.cli.pipeline_options.entry_points", lambda group: [reader])
+        path = tmp_path / "run.yaml"
+        path.touch()
+        return str(path)
 
     return write

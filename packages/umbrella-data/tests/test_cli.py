@@ -47,6 +47,7 @@ def test_from_bids_takes_labels_of_several_tables(nifti, random_voxels, tmp_path
     assert "typo.tsv" in capsys.readouterr().err
 
 
+@pytest.mark.isolated
 def test_from_bids_without_dipy_ends_before_a_scan_is_read_unless_dwi_is_left_out(
     nifti, random_voxels, tmp_path, capsys, monkeypatch
 ):
@@ -55,7 +56,7 @@ def test_from_bids_without_dipy_ends_before_a_scan_is_read_unless_dwi_is_left_ou
     dwi = nifti.write(random_voxels(4, 5, 6, 7), "bids/sub-2/dwi/sub-2_dwi.nii.gz")
     words = ["from-bids", str(tmp_path / "bids"), "--out", str(tmp_path), "--test-fraction", "0"]
     with monkeypatch.context() as patch:
-        patch.setattr("umbrella_data.bids.manifests.read_facts", None)
+        patch.setattr("umbrella_data.bids.manifests.read_metadata", None)
         assert main(words) == 1
     error = capsys.readouterr().err
     for said in (f"{dwi}: ", "pip install dipy", "--modality T1"):
@@ -79,12 +80,12 @@ def test_from_bids_reads_a_tree_of_links_under_a_wider_data_root(nifti, random_v
     words = ["from-bids", str(tree), "--out", str(tmp_path / "out"), "--test-fraction", "0", "--workers", "1"]
     assert main(words) == 1
     out, error = capsys.readouterr()
-    assert f"sub-0_T1w.nii: a link that leads out of {tree}; copy the file, or give a data_root that holds both" in out
+    assert f"sub-0_T1w.nii: a link that leads out of {tree}" in out
     assert "  and 2 more: a link that leads out of" in out
     assert "sub-5_T1w.nii" not in out
     assert "no readable scan" in error
     assert main([*words, "--data-root", str(tmp_path / "store")]) == 1
-    assert "does not lie in data_root" in capsys.readouterr().err
+    assert f"data_root {tmp_path / 'store'}" in capsys.readouterr().err
     assert main([*words, "--data-root", str(tmp_path / "home")]) == 1
     assert "leads out of" in capsys.readouterr().out
     assert main([*words, "--data-root", str(tmp_path)]) == 0
@@ -101,20 +102,20 @@ def test_from_bids_tells_of_contents_that_were_not_fetched(tmp_path, capsys):
         (anat / f"sub-{i}_T1w.nii.gz").symlink_to("../../.git/annex/objects/Xx/content.nii.gz")
     assert main(["from-bids", str(tmp_path), "--out", str(tmp_path / "out"), "--workers", "1"]) == 1
     printed = capsys.readouterr().out
-    assert printed.count("sub-4_T1w.nii.gz: a link to a file that is not here: fetch its content (`datalad get`") == 1
-    assert "  and 2 more: a link to a file that is not here" in printed
+    assert printed.count("sub-4_T1w.nii.gz: a link to a file that does not exist: fetch its content (datalad get") == 1
+    assert "  and 2 more: a link to a file that does not exist" in printed
     assert "sub-5_T1w.nii.gz" not in printed
     assert printed.count("[missing]") == 5
 
 
-def test_from_bids_counts_and_names_warningful_scans(nifti, random_voxels, tmp_path, capsys):
+def test_from_bids_counts_and_names_scans_with_warnings(nifti, random_voxels, tmp_path, capsys):
     for i in range(3):
         path = nifti.write(random_voxels(4, 5, 6), f"bids/sub-{i}/anat/sub-{i}_T1w.nii.gz")
         nifti.patch(path, 72, b"\x08\x00")  # bitpix
     nifti.patch(path, 252, bytes(4))  # neither qform nor sform
     assert main(["from-bids", str(tmp_path / "bids"), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "warnings about scans that can be used:\n  bitpix: 3 (bitpix is not the size" in printed
+    assert "  bitpix: 3 (bitpix is not the size" in printed
     assert f"  no_form: 1 ({ScanWarning.NO_FORM.meaning})\n    {path}\n" in printed
     (tmp_path / "bids/sub-1/anat/sub-1_T1w.nii.gz").write_bytes(b"no scan")
     for i in (0, 2):
@@ -165,7 +166,6 @@ def test_demo_writes_a_cohort_that_reads_back(tmp_path, capsys):
 def test_path_when_wrong_ends_with_one_message_before_a_scan_is_read(
     words, path, make_row, write_manifest, tmp_path, capsys, monkeypatch
 ):
-    pytest.importorskip("yaml", reason="the run's file is YAML")
     monkeypatch.chdir(tmp_path)
     write_manifest([make_row("a", "T1")], "a.jsonl")
     monkeypatch.setattr("umbrella_data.jobs.check.map_unordered", None)

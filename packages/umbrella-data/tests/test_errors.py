@@ -1,4 +1,4 @@
-"""Errors keep their parts, also through a pickle, as loader workers send them."""
+"""Errors keep their attributes when they are pickled or raised in a loader worker."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from umbrella_data.errors import CacheError, ManifestError, ScanError, ScanReaso
 
 
 class _OwnError(ScanError):
-    """As a script defines it, whose tracebacks do not name its module."""
+    """An error class of a script, whose module is not in tracebacks."""
 
 
 _OwnError.__module__ = "__main__"
 sys.modules["__main__"]._OwnError = _OwnError  # type: ignore[attr-defined]
-# Of the class of the error itself: its words stand in front of the error's, after the same name.
+# The cause has the class of the error itself, and precedes it in the traceback.
 CAUSES: dict[type, type[ScanError]] = {_SourceChangedError: _SourceChangedError, _OwnError: _OwnError}
 
 
 class Failing(Dataset[int]):
-    """Raises one error, from another one and with notes, whatever is asked for."""
+    """Raises one error with a cause and notes for every index."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -46,14 +46,14 @@ def caught_from_worker(error: Exception) -> Exception:
     with pytest.raises(UmbrellaDataError) as caught:
         next(iter(DataLoader(Failing(error), num_workers=1)))
     found = caught.value.with_traceback(None)
-    del caught  # whose frames would keep the loader and its worker
+    del caught  # its frames would keep the loader and its worker alive
     assert type(found) is type(error)
     assert "Traceback" not in str(found)
     return found
 
 
 @pytest.mark.parametrize("kind", [ScanError, _SourceChangedError, _OwnError])
-def test_scan_error_keeps_its_parts_when_raised_in_a_loader_worker(kind: type[ScanError]) -> None:
+def test_scan_error_keeps_its_attributes_when_raised_in_a_loader_worker(kind: type[ScanError]) -> None:
     error = caught_from_worker(kind("ends: [early]\nsecond line", path="a b/c.nii.gz", reason="gzip_crc"))
     assert isinstance(error, ScanError)
     assert (error.path, error.message, error.reason) == ("a b/c.nii.gz", "ends: [early]\nsecond line", "gzip_crc")
@@ -62,7 +62,7 @@ def test_scan_error_keeps_its_parts_when_raised_in_a_loader_worker(kind: type[Sc
 
 
 @pytest.mark.parametrize("problems", [["line 1: a"], ["line 1: a", "line 7: b"]])
-def test_manifest_error_keeps_its_parts_when_raised_in_a_loader_worker(problems: list[str]) -> None:
+def test_manifest_error_keeps_its_attributes_when_raised_in_a_loader_worker(problems: list[str]) -> None:
     error = caught_from_worker(ManifestError(problems, path="m.jsonl"))
     assert isinstance(error, ManifestError)
     assert (error.path, error.problems) == ("m.jsonl", problems)
@@ -70,17 +70,17 @@ def test_manifest_error_keeps_its_parts_when_raised_in_a_loader_worker(problems:
 
 
 @pytest.mark.parametrize("kind", [UmbrellaDataError, CacheError, TooManyBadScansError])
-def test_other_errors_keep_their_class_and_words_when_raised_in_a_loader_worker(kind: type[UmbrellaDataError]) -> None:
+def test_other_errors_keep_class_and_message_when_raised_in_a_loader_worker(kind: type[UmbrellaDataError]) -> None:
     assert str(caught_from_worker(kind("full"))) == "full\nwhile reading a T1 scan\nline 3"
 
 
-def test_error_without_its_path_is_refused() -> None:
+def test_error_without_its_path_is_rejected() -> None:
     for kind in (ScanError, ManifestError):
         with pytest.raises(TypeError, match="keyword arguments"):
             kind("bad")
 
 
-def test_scan_error_names_path_and_reason_when_printed() -> None:
+def test_scan_error_has_path_and_reason_when_printed() -> None:
     error = ScanError("ends early", path=Path("a/b.nii.gz"), reason="gzip_truncated")
     assert str(error) == "a/b.nii.gz: ends early [gzip_truncated]"
     assert error.path == "a/b.nii.gz"
@@ -88,12 +88,17 @@ def test_scan_error_names_path_and_reason_when_printed() -> None:
     assert isinstance(error, UmbrellaDataError)
 
 
-def test_scan_error_keeps_its_parts_when_pickled() -> None:
-    error = pickle.loads(pickle.dumps(ScanError("bad", path="x.nii", reason=ScanReason.AFFINE)))
+@pytest.mark.parametrize("kind", [ScanError, _SourceChangedError])
+def test_scan_error_keeps_its_class_attributes_and_notes_when_pickled(kind: type[ScanError]) -> None:
+    original = kind("bad", path="x.nii", reason=ScanReason.AFFINE)
+    original.add_note("while reading a T1 scan")
+    error = pickle.loads(pickle.dumps(original))
+    assert type(error) is kind
     assert (error.message, error.path, error.reason) == ("bad", "x.nii", ScanReason.AFFINE)
+    assert error.__notes__ == ["while reading a T1 scan"]
 
 
-def test_scan_error_refuses_a_reason_that_is_not_a_code() -> None:
+def test_scan_error_rejects_a_reason_that_is_not_a_code() -> None:
     with pytest.raises(ValueError, match="somehow"):
         ScanError("bad", path="x.nii", reason="somehow")
 

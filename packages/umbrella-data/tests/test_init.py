@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import subprocess
 import sys
 
@@ -9,6 +11,8 @@ import pytest
 
 import umbrella_data
 from umbrella_data import errors
+
+pytestmark = pytest.mark.isolated
 
 
 @pytest.mark.parametrize("name", umbrella_data.__all__)
@@ -44,3 +48,11 @@ def test_help_of_the_command_imports_no_torch(arguments):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage: umbrella-data" in done.stdout
+
+
+def test_every_module_imports_without_extras():
+    names = [module.name for module in pkgutil.walk_packages(umbrella_data.__path__, "umbrella_data.")]
+    assert len(names) > 50
+    for name in names:
+        if not name.endswith("__main__"):
+            importlib.import_module(name)

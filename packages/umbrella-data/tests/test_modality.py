@@ -20,7 +20,7 @@ FLAIR = ModalitySpec(name="FLAIR", aliases=("T2-FLAIR",), is_series=False, chann
 
 
 @pytest.mark.parametrize("spec", MODALITIES.values(), ids=lambda spec: spec.name)
-def test_every_row_keeps_the_contract_when_read(spec: ModalitySpec) -> None:
+def test_every_row_meets_the_contract(spec: ModalitySpec) -> None:
     assert MODALITIES[spec.name] is spec
     assert spec.channels
     assert spec.bids_suffixes
@@ -37,20 +37,20 @@ def test_names_and_aliases_are_unique_when_case_is_ignored() -> None:
     assert len(names) == len(set(names))
 
 
-def test_table_holds_the_three_modalities_when_listed() -> None:
+def test_table_has_the_three_modalities() -> None:
     assert list(MODALITIES) == ["T1", "rsfMRI", "dMRI"]
     assert MODALITIES["dMRI"].channels == ("FA", "MD")
 
 
 def test_find_modality_suggests_the_nearest_when_unknown() -> None:
-    with pytest.raises(ValueError, match=r"unknown modality 'bolt'.*T1, rsfMRI, dMRI.*did you mean 'rsfMRI'\?"):
+    with pytest.raises(ValueError, match=r"unknown modality 'bolt'.*T1, rsfMRI, dMRI.*did you mean 'bold'\?"):
         find_modality("bolt")
 
 
-def ask_with_package(
+def run_with_package(
     folder: Path, module: str, question: str, *, names: Sequence[str] = ("FLAIR",)
 ) -> subprocess.CompletedProcess[str]:
-    """Run some Python beside an installed distribution `lab-modalities`, whose entry point names `FLAIR`."""
+    """Run Python code with an installed distribution `lab-modalities`, whose entry point refers to `FLAIR`."""
     (folder / "lab_modalities.py").write_text(module)
     info = folder / "lab_modalities-1.0.dist-info"
     info.mkdir()
@@ -76,22 +76,22 @@ from umbrella_data.manifest.row_columns import modality_mask
 assert _MODALITY_OF["anat", "FLAIR"] == _modality_of_name("sub-01/anat/sub-01_FLAIR.nii.gz") == "FLAIR"
 assert modality_mask(["FLAIR"]) == 8
 """
-    done = ask_with_package(tmp_path, FLAIR, question)
+    done = run_with_package(tmp_path, FLAIR, question)
     assert done.returncode == 0, done.stderr
 
 
-def test_modalities_of_packages_have_one_order_wherever_they_were_installed(tmp_path: Path) -> None:
+def test_order_of_modalities_does_not_depend_on_where_packages_are_installed(tmp_path: Path) -> None:
     pet = FLAIR.replace("FLAIR", "PET")
     question = "from umbrella_data import MODALITIES; assert list(MODALITIES)[3:] == ['FLAIR', 'PET'], list(MODALITIES)"
-    done = ask_with_package(tmp_path, f"{FLAIR}\n{pet}", question, names=("PET", "FLAIR"))
+    done = run_with_package(tmp_path, f"{FLAIR}\n{pet}", question, names=("PET", "FLAIR"))
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
-    ("module", "words"),
+    ("module", "problem"),
     [
         ("", "cannot be loaded: AttributeError"),
-        ("FLAIR = 'FLAIR'", "is a str, and must be a ModalitySpec"),
+        ("FLAIR = 'FLAIR'", "is a str; it must be a ModalitySpec"),
         (FLAIR.replace('("T2-FLAIR",)', '("T1W",)'), "'t1w' of modality FLAIR belongs to T1"),
         (FLAIR.replace('bids_suffixes=("FLAIR",)', 'bids_suffixes=("T1w",)'), "'anat/*_T1w' of modality FLAIR belongs"),
         (FLAIR.replace('("T2-FLAIR",)', '("T2-FLAIR")'), "aliases of modality FLAIR must be a tuple"),
@@ -99,8 +99,8 @@ def test_modalities_of_packages_have_one_order_wherever_they_were_installed(tmp_
     ],
     ids=["no such name", "no spec", "alias taken", "BIDS name taken", "text for a tuple", "blank in the name"],
 )
-def test_modality_of_an_installed_package_when_wrong_is_refused(tmp_path: Path, module: str, words: str) -> None:
-    done = ask_with_package(tmp_path, module, "import umbrella_data; umbrella_data.find_modality('T1')")
+def test_modality_of_an_installed_package_when_wrong_is_rejected(tmp_path: Path, module: str, problem: str) -> None:
+    done = run_with_package(tmp_path, module, "import umbrella_data; umbrella_data.find_modality('T1')")
     message = done.stderr.splitlines()[-1]
     assert message.startswith("ValueError: lab-modalities, entry point 'FLAIR' of umbrella_data.modalities: ")
-    assert words in message
+    assert problem in message

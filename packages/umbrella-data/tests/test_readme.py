@@ -1,4 +1,4 @@
-"""What the README shows runs as it stands there."""
+"""The commands and code blocks of the README run."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ import pytest
 from umbrella_data.cli import main
 from umbrella_data.manifest.manifest import read_manifest
 
+pytestmark = pytest.mark.isolated
+
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    """What stands between the fences of a language."""
+    """The code blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
 def commands(name: str) -> list[list[str]]:
-    """The arguments of each call of a command of `umbrella-data`."""
+    """The arguments of each call of an `umbrella-data` command."""
     lines = [shlex.split(line) for block in blocks("bash") for line in block.replace("\\\n", "").splitlines()]
     return [words[1:] for words in lines if words[:2] == ["umbrella-data", name]]
 
 
-def test_row_of_a_manifest_is_read(tmp_path: Path) -> None:
+def test_manifest_row_is_valid_and_its_keys_documented(tmp_path: Path) -> None:
     (text,) = blocks("json")
     row = json.loads(text)
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
@@ -36,7 +38,7 @@ def test_row_of_a_manifest_is_read(tmp_path: Path) -> None:
     assert set(row) == set(re.findall(r"^\| `(\w+)` \|", README.split("## From a manifest")[0], re.MULTILINE))
 
 
-def test_snippets_run_after_the_demo_on_what_the_cache_command_prepared(
+def test_code_blocks_run_and_use_the_cache_of_the_command(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -22,7 +22,7 @@ def test_permutation_is_a_bijection_and_scalar_equals_block(size, key):
     assert [permutation(i) for i in range(size)] == order.tolist()
 
 
-def test_block_when_taken_from_the_middle_is_that_part_of_the_whole():
+def test_block_from_the_middle_equals_that_part_of_the_whole():
     permutation = Permutation(200_003, key=5)
     whole = permutation.block(0, 200_003)
     assert np.array_equal(permutation.block(65_536, 131_072), whole[65_536:131_072])
@@ -57,12 +57,12 @@ def test_keys_when_different_give_different_orders():
 
 
 @pytest.mark.parametrize("position", [-1, 10])
-def test_position_when_outside_is_refused(position):
+def test_position_when_outside_is_rejected(position):
     with pytest.raises(IndexError, match="outside"):
         Permutation(10, key=0)(position)
 
 
-def test_derive_seed_tells_the_order_of_its_values():
+def test_derive_seed_depends_on_the_order_of_its_values():
     assert derive_seed(1, 2) != derive_seed(2, 1)
     assert 0 <= derive_seed(-1, 2**62) < 2**63
 

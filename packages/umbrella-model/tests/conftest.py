@@ -1,4 +1,4 @@
-"""What the tests of this package share: small models, and batches of conversations with scans."""
+"""Shared fixtures: small models, and batches of conversations with scans."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from transformers import CLIPVisionConfig, LlamaConfig, PretrainedConfig, Qwen2C
 
 from umbrella_model import PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration
 
-# On models this small threads cost more than they give, above all where several test workers share the cores.
+# On models of this size threads cost more than they save, especially with several test workers.
 torch.set_num_threads(1)
 
 IMAGE_TOKEN = 60
 VOCABULARY = 64
 
-# Not in alphabetical order, and each with a number of tokens of its own: 8, 4 and 2.
+# Not in alphabetical order, and with different numbers of tokens: 8, 4 and 2.
 MODALITIES = {
     "rsfMRI": PatchEmbedConfig(image_size=(8, 8, 8, 4), patch_size=(4, 4, 8, 2)),
     "T1": PatchEmbedConfig(image_size=(8, 8, 8), patch_size=(4, 4, 8)),
@@ -34,7 +34,7 @@ def vision_config(kind: str = "siglip", **options: Any) -> PretrainedConfig:
 
 
 def text_config(kind: str = "qwen2", **options: Any) -> PretrainedConfig:
-    """A language model of two layers, its weights large enough to tell one input from another."""
+    """A language model of two layers, with weights large enough for different inputs to give different outputs."""
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     more = {"num_key_value_heads": 1, "vocab_size": VOCABULARY, "initializer_range": 0.2, "eos_token_id": None}
     config = {"qwen2": Qwen2Config, "llama": LlamaConfig}[kind]
@@ -43,7 +43,7 @@ def text_config(kind: str = "qwen2", **options: Any) -> PretrainedConfig:
 
 @pytest.fixture
 def make_config() -> Callable[..., UmbrellaConfig]:
-    """A configuration of small sizes; keywords replace entries of it."""
+    """A configuration with small sizes; keyword arguments replace its entries."""
 
     def make(**options: Any) -> UmbrellaConfig:
         entries = {"vision_config": vision_config(), "text_config": text_config(), "image_token_index": IMAGE_TOKEN}
@@ -54,7 +54,7 @@ def make_config() -> Callable[..., UmbrellaConfig]:
 
 @pytest.fixture
 def make_model(make_config: Callable[..., UmbrellaConfig]) -> Callable[..., UmbrellaForConditionalGeneration]:
-    """A small model, the same at every call."""
+    """A small model with the same weights at every call."""
 
     def make(**options: Any) -> UmbrellaForConditionalGeneration:
         torch.manual_seed(0)
@@ -65,7 +65,7 @@ def make_model(make_config: Callable[..., UmbrellaConfig]) -> Callable[..., Umbr
 
 @pytest.fixture
 def make_batch() -> Callable[..., dict[str, Any]]:
-    """A batch of rows such as `(3, "T1", 2)`: three words, a scan, two words. Loss is taken on the last two words."""
+    """A batch of rows such as `(3, "T1", 2)`: three words, a scan, two words. The last two words are supervised."""
     return build_batch
 
 
@@ -75,7 +75,7 @@ def build_batch(
     padding_side: str = "right",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """See `make_batch`; every row's words and volumes depend on the row and the seed alone."""
+    """See `make_batch`; the words and volumes of a row depend only on the row and the seed."""
     order = list(modalities)
     encoded, volumes = [], {name: [] for name in order}
     for row in rows:

@@ -1,4 +1,4 @@
-"""What `varlen` hands to the GPU's kernel, which a plain reference stands in for, and what it refuses."""
+"""Attention `varlen`: the arguments of the GPU kernel, checked with a reference implementation, and errors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from umbrella_model import attention, pack_batch
 from umbrella_model.attention import varlen_attention
 
 ROWS = ((3, "T1", 2), (1, "dMRI", "rsfMRI", 1, "T1", 3), (6,), (2, "T1", "T1", 4))
-ENDS = [0, 3, 4, 11]
+BOUNDARIES = [0, 3, 4, 11]
 
 
 def reference(
     query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *,
     scale=None, window_size=(-1, -1), is_causal=False, enable_gqa=False,
 ):  # fmt: skip
-    """Attention by its formula; a position that no sequence holds stays NaN."""
+    """Attention by its formula; positions outside every sequence stay NaN."""
     assert {tensor.dtype for tensor in (query, key, value)} <= {torch.bfloat16, torch.float16}
     assert query.dtype == key.dtype == value.dtype
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
@@ -43,7 +43,7 @@ def reference(
 
 @pytest.fixture(params=[("scale", "window_size", "enable_gqa"), ("scale", "is_causal"), ("is_causal",)])
 def kernel(request, monkeypatch):
-    """The reference in the kernel's place, with the options of this and of other versions of torch."""
+    """Replaces the kernel with the reference, with the options of several versions of torch."""
     monkeypatch.setattr(attention, "_VARLEN_OPTIONS", request.param)
 
     def only_known(*args, **options):
@@ -57,53 +57,55 @@ def kernel(request, monkeypatch):
 def heads(*, dtype=torch.bfloat16, key_heads=2):
     generator = torch.Generator().manual_seed(0)
     sizes = (4, key_heads, key_heads)
-    return [torch.randn(ENDS[-1], count, 8, generator=generator).to(dtype) * 2 for count in sizes]
+    return [torch.randn(BOUNDARIES[-1], count, 8, generator=generator).to(dtype) * 2 for count in sizes]
 
 
-def in_one_kernel(query, key, value, *, ends=ENDS, scale=None):
-    longest = max(end - begin for begin, end in pairwise(ends))
-    cu_seq_lens = torch.tensor(ends, dtype=torch.int32)
-    return attention._attend_in_one_kernel(query, key, value, cu_seq_lens=cu_seq_lens, longest=longest, scale=scale)
+def run_kernel(query, key, value, *, boundaries=BOUNDARIES, scale=None):
+    max_length = max(end - begin for begin, end in pairwise(boundaries))
+    cu_seq_lens = torch.tensor(boundaries, dtype=torch.int32)
+    return attention._attend_varlen_kernel(
+        query, key, value, cu_seq_lens=cu_seq_lens, max_length=max_length, scale=scale
+    )
 
 
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 @pytest.mark.parametrize("scale", [None, 0.05])
-def test_the_kernel_is_told_the_sequences_the_direction_the_scale_and_the_groups(kernel, key_heads, scale):
+def test_kernel_call_equals_sequential_attention(kernel, key_heads, scale):
     if "scale" not in kernel and scale is not None:
         pytest.skip("this kernel takes no scale")
     tensors = heads(key_heads=key_heads)
-    expected = attention._attend_one_by_one(*tensors, ends=ENDS, scale=scale)
-    torch.testing.assert_close(in_one_kernel(*tensors, scale=scale), expected, atol=0.03, rtol=0.03)
+    expected = attention._attend_sequentially(*tensors, boundaries=BOUNDARIES, scale=scale)
+    torch.testing.assert_close(run_kernel(*tensors, scale=scale), expected, atol=0.03, rtol=0.03)
 
 
-def test_a_scale_that_the_kernel_does_not_take_is_refused_unless_it_is_the_default(monkeypatch):
+def test_unsupported_scale_raises_unless_it_is_the_default(monkeypatch):
     monkeypatch.setattr(attention, "_VARLEN_OPTIONS", ("is_causal", "enable_gqa"))
     monkeypatch.setattr(attention, "varlen_attn", reference)
     tensors = heads()
-    torch.testing.assert_close(in_one_kernel(*tensors, scale=8**-0.5), in_one_kernel(*tensors))
-    with pytest.raises(ValueError, match=r"scale.*torch"):
-        in_one_kernel(*tensors, scale=0.05)
+    torch.testing.assert_close(run_kernel(*tensors, scale=8**-0.5), run_kernel(*tensors))
+    with pytest.raises(ValueError, match=r"scale 0\.05"):
+        run_kernel(*tensors, scale=0.05)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_kernel_gets_one_half_dtype_where_rotary_embeddings_made_float32(kernel, dtype):
+def test_kernel_inputs_have_one_half_dtype_when_rotary_embeddings_give_float32(kernel, dtype):
     query, key, value = heads(dtype=torch.float32)
     with torch.autocast("cpu", dtype=dtype):
-        mixed = in_one_kernel(query, key, value.to(dtype))
-        all_float32 = in_one_kernel(query, key, value)
+        mixed = run_kernel(query, key, value.to(dtype))
+        all_float32 = run_kernel(query, key, value)
     assert mixed.dtype == all_float32.dtype == dtype
-    expected = attention._attend_one_by_one(query, key, value, ends=ENDS, scale=None)
+    expected = attention._attend_sequentially(query, key, value, boundaries=BOUNDARIES, scale=None)
     torch.testing.assert_close(mixed.float(), expected, atol=0.05, rtol=0.05)
-    assert in_one_kernel(query, key, value.to(dtype)).dtype == dtype
+    assert run_kernel(query, key, value.to(dtype)).dtype == dtype
 
 
-def test_float32_is_refused_where_there_is_no_autocast(kernel):
-    with pytest.raises(ValueError, match=r"bfloat16 or float16, and this model computes in torch\.float32"):
-        in_one_kernel(*heads(dtype=torch.float32))
+def test_float32_raises_without_autocast(kernel):
+    with pytest.raises(ValueError, match=r"torch\.float32"):
+        run_kernel(*heads(dtype=torch.float32))
 
 
 @pytest.mark.parametrize("is_autocast", [False, True])
-def test_a_packed_step_through_the_kernel_is_the_padded_one(kernel, make_model, make_batch, monkeypatch, is_autocast):
+def test_packed_step_with_the_kernel_equals_the_padded_step(kernel, make_model, make_batch, monkeypatch, is_autocast):
     batch = make_batch(*ROWS)
     model = make_model() if is_autocast else make_model().bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_autocast):
@@ -111,25 +113,25 @@ def test_a_packed_step_through_the_kernel_is_the_padded_one(kernel, make_model, 
         model.set_attn_implementation("varlen")
         calls = []
 
-        def as_on_a_gpu(*tensors, ends, scale):
-            calls.append(ends)
-            return in_one_kernel(*tensors, ends=ends, scale=scale)
+        def attend_as_on_gpu(*tensors, boundaries, scale):
+            calls.append(boundaries)
+            return run_kernel(*tensors, boundaries=boundaries, scale=scale)
 
-        monkeypatch.setattr(attention, "_attend_one_by_one", as_on_a_gpu)
+        monkeypatch.setattr(attention, "_attend_sequentially", attend_as_on_gpu)
         out = model(**pack_batch(batch))
     assert len(calls) == 2  # one for each layer
     torch.testing.assert_close(out.supervised_logits, expected.supervised_logits, atol=0.06, rtol=0.06)
 
 
-def test_a_sliding_window_is_refused_where_no_mask_bounds_it():
+def test_sliding_window_without_a_mask_raises():
     query = torch.randn(1, 2, 6, 4)
-    ends = torch.tensor([0, 2, 6], dtype=torch.int32)
+    boundaries = torch.tensor([0, 2, 6], dtype=torch.int32)
     empty = attention.no_mask(query)
-    for mask, options in ((None, {"cu_seq_lens_q": ends, "max_length_q": 4}), (empty, {})):
+    for mask, options in ((None, {"cu_seq_lens_q": boundaries, "max_length_q": 4}), (empty, {})):
         with pytest.raises(ValueError, match="sliding window"):
             varlen_attention(torch.nn.Module(), query, query, query, mask, sliding_window=3, **options)
     mask = torch.ones(1, 1, 6, 6).tril().bool()
-    varlen_attention(torch.nn.Module(), query, query, query, mask, sliding_window=3)  # the mask bounds it
+    varlen_attention(torch.nn.Module(), query, query, query, mask, sliding_window=3)
 
 
 @pytest.mark.gpu

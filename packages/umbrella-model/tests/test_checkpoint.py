@@ -1,4 +1,4 @@
-"""Saving and loading: order of modalities, parameters, buffers, Auto classes, and keys that do not match."""
+"""Saving and loading: order of modalities, parameters, buffers, Auto classes, and mismatched keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROWS = ((3, "T1", 2), (1, "dMRI", "rsfMRI", 1, "T1", 3), (5,))
 
 @pytest.fixture
 def saved(make_model, tmp_path):
-    """A saved model that is no longer as it was initialised."""
+    """A saved model whose parameters differ from their initial values."""
     model = make_model(vision_feature_layer=-2).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -47,7 +47,7 @@ def test_a_reloaded_model_gives_equal_logits(saved, make_batch):
         assert torch.equal(loaded(**batch).logits, model(**batch).logits)
 
 
-def test_parameters_and_buffers_survive_to_the_bit(saved):
+def test_parameters_and_buffers_are_bit_identical_after_reload(saved):
     model, folder = saved
     loaded = UmbrellaForConditionalGeneration.from_pretrained(folder)
     for kind in ("named_parameters", "named_buffers"):
@@ -58,7 +58,7 @@ def test_parameters_and_buffers_survive_to_the_bit(saved):
             assert torch.equal(theirs[name], tensor), name
 
 
-def test_a_modality_reloads_under_its_tag_even_when_two_have_one_shape(make_model, make_batch, tmp_path):
+def test_modalities_of_equal_shape_keep_their_tags_after_reload(make_model, make_batch, tmp_path):
     same = PatchEmbedConfig(image_size=(8, 8, 8), patch_size=(4, 4, 8))
     modalities = {"T2": same, "T1": same, "FLAIR": same}
     model = make_model(modalities=modalities).eval()
@@ -69,7 +69,7 @@ def test_a_modality_reloads_under_its_tag_even_when_two_have_one_shape(make_mode
         assert torch.equal(loaded(**batch).logits, model(**batch).logits)
 
 
-def test_auto_classes_know_the_model(saved):
+def test_auto_classes_load_the_model(saved):
     _, folder = saved
     assert isinstance(AutoConfig.from_pretrained(folder), UmbrellaConfig)
     assert isinstance(AutoModelForImageTextToText.from_pretrained(folder), UmbrellaForConditionalGeneration)
@@ -80,21 +80,18 @@ def test_auto_classes_know_the_model(saved):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (
-            LlavaConfig,
-            r"is a 'llava' checkpoint and not an 'umbrella' one: Umb\S+from_llava\(\.\.\., modalities=\.\.\.\)",
-        ),
-        (Qwen2Config, "is a 'qwen2' checkpoint and not an 'umbrella' one: it must be one that save_pretrained wrote"),
+        (LlavaConfig, r"'llava' checkpoint.*from_llava\(\.\.\., modalities=\.\.\.\)"),
+        (Qwen2Config, r"'qwen2' checkpoint.*save_pretrained"),
     ],
 )
 @pytest.mark.parametrize("kind", [UmbrellaConfig, UmbrellaForConditionalGeneration])
-def test_a_checkpoint_of_another_kind_is_refused_by_its_name(tmp_path, kind, other, message):
+def test_loading_another_model_type_raises(tmp_path, kind, other, message):
     other().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):
         kind.from_pretrained(tmp_path)
 
 
-def test_no_key_of_a_dropped_part_is_saved(saved):
+def test_keys_of_removed_encoder_modules_are_not_saved(saved):
     _, folder = saved
     keys = load_file(folder / "model.safetensors").keys()
     assert any(key.endswith("vision_tower.T1_patch_embed.proj.weight") for key in keys)
@@ -105,7 +102,7 @@ def test_no_key_of_a_dropped_part_is_saved(saved):
 
 @pytest.fixture
 def mismatched(saved):
-    """A checkpoint that lacks one key and has one that the model does not know."""
+    """A checkpoint with one missing and one unexpected key."""
     _, folder = saved
     tensors = load_file(folder / "model.safetensors")
     name = next(key for key in tensors if key.endswith("T1_patch_embed.position_embedding"))
@@ -118,25 +115,23 @@ def mismatched(saved):
 @pytest.mark.parametrize(
     "kind", [UmbrellaForConditionalGeneration, AutoModelForImageTextToText, UmbrellaModel, AutoModel]
 )
-def test_missing_and_unexpected_keys_are_an_error_that_names_them(mismatched, kind):
-    with pytest.raises(ValueError, match="2 keys do not match") as error:
+def test_missing_and_unexpected_keys_raise(mismatched, kind):
+    with pytest.raises(ValueError, match="2 keys") as error:
         kind.from_pretrained(mismatched)
     message = str(error.value)
-    assert re.search(r"model has and the checkpoint has not: \S*vision_tower.T1_patch_embed.position", message)
-    assert re.search(r"checkpoint has and the model has not: \S*vision_tower.T2_patch_embed.proj.bias", message)
+    assert re.search(r"missing in the checkpoint: \S*vision_tower.T1_patch_embed.position", message)
+    assert re.search(r"not in the model: \S*vision_tower.T2_patch_embed.proj.bias", message)
 
 
-def test_a_key_of_another_shape_is_an_error_that_names_both_shapes(saved, make_config):
+def test_shape_mismatch_raises_with_both_shapes(saved, make_config):
     _, folder = saved
     config = make_config(vision_feature_layer=-2)
     config.text_config.vocab_size = 65
-    with pytest.raises(
-        ValueError, match=r"another shape in the checkpoint: lm_head.weight: \(64, 16\) instead of \(65"
-    ):
+    with pytest.raises(ValueError, match=r"lm_head\.weight .*\(64, 16\) .*\(65, 16\)"):
         UmbrellaForConditionalGeneration.from_pretrained(folder, config=config)
 
 
-def test_the_model_without_its_head_loads_from_the_whole_one_and_from_its_own(saved, make_batch, tmp_path_factory):
+def test_backbone_loads_from_a_full_checkpoint_and_from_its_own(saved, make_batch, tmp_path_factory):
     model, folder = saved
     batch = {name: value for name, value in make_batch(*ROWS).items() if name != "labels"}
     own = tmp_path_factory.mktemp("backbone")
@@ -149,9 +144,9 @@ def test_the_model_without_its_head_loads_from_the_whole_one_and_from_its_own(sa
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_transformers_does_not_say_of_a_refused_key_that_it_can_be_ignored(mismatched, strict):
-    said = []
-    handler = type("Handler", (logging.Handler,), {"emit": lambda self, record: said.append(record.getMessage())})()
+def test_load_report_of_transformers_is_muted_when_strict(mismatched, strict):
+    messages = []
+    handler = type("Handler", (logging.Handler,), {"emit": lambda self, record: messages.append(record.getMessage())})()
     source = logging.getLogger("transformers.modeling_utils")
     source.addHandler(handler)
     try:
@@ -159,18 +154,18 @@ def test_transformers_does_not_say_of_a_refused_key_that_it_can_be_ignored(misma
             UmbrellaForConditionalGeneration.from_pretrained(mismatched, strict=strict)
     finally:
         source.removeHandler(handler)
-    assert any("can be ignored" in message for message in said) is not strict
+    assert any("can be ignored" in message for message in messages) is not strict
 
 
-def test_a_head_with_a_tensor_too_much_is_refused_by_the_model_that_has_a_head(saved):
+def test_unexpected_head_tensor_raises_for_the_full_model(saved):
     _, folder = saved
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"lm_head.bias": torch.zeros(64)}, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"the model has not: lm_head\.bias"):
+    with pytest.raises(ValueError, match=r"not in the model: lm_head\.bias"):
         UmbrellaForConditionalGeneration.from_pretrained(folder)
 
 
-def test_without_strict_a_missing_patch_embed_starts_as_new(mismatched):
+def test_missing_patch_embed_is_initialised_when_not_strict(mismatched):
     loaded, info = UmbrellaForConditionalGeneration.from_pretrained(mismatched, strict=False, output_loading_info=True)
     assert {key.split("vision_tower.")[1] for key in info["missing_keys"]} == {"T1_patch_embed.position_embedding"}
     assert {key.split("vision_tower.")[1] for key in info["unexpected_keys"]} == {"T2_patch_embed.proj.bias"}
@@ -181,7 +176,7 @@ def test_without_strict_a_missing_patch_embed_starts_as_new(mismatched):
     )
 
 
-def test_without_strict_a_tensor_of_another_shape_starts_as_new(saved):
+def test_mismatched_tensor_is_initialised_when_not_strict(saved):
     old, folder = saved
     modalities = {**old.config.modalities, "T1": PatchEmbedConfig((8, 8, 8), (4, 4, 4))}
     loaded, info = UmbrellaForConditionalGeneration.from_pretrained(
@@ -194,20 +189,18 @@ def test_without_strict_a_tensor_of_another_shape_starts_as_new(saved):
     assert loaded.num_image_tokens("T1") == 8
 
 
-def test_a_modality_is_not_added_under_adapters(saved, tmp_path):
+def test_adding_a_modality_to_adapted_patch_embeds_raises(saved, tmp_path):
     pytest.importorskip("peft")
     old, folder = saved
     model = UmbrellaForConditionalGeneration.from_pretrained(folder)
     set_trainable(model, {"patch_embed": "lora"})
     model.save_pretrained(tmp_path)
     modalities = {**old.config.modalities, "FLAIR": PatchEmbedConfig((8, 8, 8), (4, 4, 4))}
-    with pytest.raises(ValueError, match=r"FLAIR_patch_embed\.\S+ starts anew and would be frozen under the adapters"):
+    with pytest.raises(ValueError, match=r"FLAIR_patch_embed\.\S+ .*merge_lora"):
         UmbrellaForConditionalGeneration.from_pretrained(tmp_path, modalities=modalities, strict=False)
 
 
-def test_a_modality_that_is_added_takes_the_last_tag_and_the_model_saves_and_loads_with_it(
-    saved, make_batch, tmp_path_factory
-):
+def test_an_added_modality_gets_the_last_tag_also_after_reload(saved, make_batch, tmp_path_factory):
     old, folder = saved
     modalities = {"FLAIR": PatchEmbedConfig((8, 8, 8), (4, 4, 4)), **old.config.modalities}
     model, info = UmbrellaForConditionalGeneration.from_pretrained(
@@ -226,14 +219,14 @@ def test_a_modality_that_is_added_takes_the_last_tag_and_the_model_saves_and_loa
         assert torch.equal(loaded(**both).logits, model(**both).logits)
 
 
-def test_a_model_whose_config_has_other_modalities_than_it_is_not_saved(make_model, tmp_path):
+def test_saving_raises_when_the_config_has_other_modalities(make_model, tmp_path):
     model = make_model()
     model.config.modalities["FLAIR"] = PatchEmbedConfig((8, 8, 8), (4, 4, 4))
-    with pytest.raises(ValueError, match=r"the config has modalities .*'FLAIR'.* was built with .* strict=False"):
+    with pytest.raises(ValueError, match=r"'FLAIR'.*strict=False"):
         model.save_pretrained(tmp_path)
 
 
-def test_the_initialisation_that_transformers_runs_keeps_the_patch_embeds_own(make_model):
+def test_patch_embeds_keep_their_own_initialisation(make_model):
     patch_embed = make_model().model.vision_tower.rsfMRI_patch_embed
     assert patch_embed.proj.weight.std().item() == pytest.approx(patch_embed.config.patch_elements**-0.5, rel=0.1)
 
@@ -248,7 +241,7 @@ def test_loading_in_a_dtype(saved, make_batch, dtype):
         torch.testing.assert_close(loaded(**batch).loss, model(**batch).loss, atol=0.1, rtol=0.05, check_dtype=False)
 
 
-def test_tied_embeddings_reload_tied(make_model, tmp_path):
+def test_tied_embeddings_are_tied_after_reload(make_model, tmp_path):
     text = Qwen2Config(
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
         vocab_size=64, tie_word_embeddings=True,

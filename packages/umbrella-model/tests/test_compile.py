@@ -1,4 +1,4 @@
-"""Compiled layers: one code for all lengths, and the same numbers."""
+"""Compiled layers: one compilation for all sequence lengths, and equal results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def step(model, batch):
 
 
 def check_steps(make_model, make_batch, *, backend, lengths, packed):
-    """Steps of a compiled model equal those of a plain one, and only the first of them compiles."""
+    """Checks that steps of a compiled model equal those in eager mode, and that only the first step compiles."""
     plain, compiled = make_model(), make_model()
     for model in (plain, compiled):
         model.set_attn_implementation("sdpa")
@@ -53,13 +53,13 @@ def check_steps(make_model, make_batch, *, backend, lengths, packed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
-def test_traced_layers_are_not_traced_again_at_a_new_length(make_model, make_batch, packed):
+def test_layers_are_not_retraced_at_a_new_length(make_model, make_batch, packed):
     check_steps(make_model, make_batch, backend="eager", lengths=LENGTHS, packed=packed)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles with g++ on a CPU, and there is none")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs g++ on a CPU")
 @pytest.mark.parametrize("packed", [False, True])
-def test_compiled_code_serves_every_length_and_equals_eager(make_model, make_batch, packed):
+def test_compiled_layers_equal_eager_at_every_length(make_model, make_batch, packed):
     check_steps(make_model, make_batch, backend="inductor", lengths=(3, 8, 5), packed=packed)
     assert counters["aot_autograd"]["total"] > 0

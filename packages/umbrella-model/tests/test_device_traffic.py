@@ -1,4 +1,4 @@
-"""What a training step asks of the device: how many operations, and none whose answer the host must wait for."""
+"""Device traffic of a step: the number of operations, and no operation that makes the host wait."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.utils._pytree import tree_leaves
 
 from umbrella_model import pack_batch, supervised_index
 
-# Operations whose result, or whose result's shape, the host reads from the device.
-WAITING = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "unique_dim")
+# Operations whose result, or the shape of whose result, the host reads from the device.
+SYNCHRONISING = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "unique_dim")
 
 
 class Recorder(TorchDispatchMode):
-    """Counts operations by name, and those that have the host's memory and the device's in hand at once."""
+    """Counts operations by name, and those that use both host and device memory."""
 
     def __init__(self):
         super().__init__()
@@ -27,14 +27,14 @@ class Recorder(TorchDispatchMode):
         self.counts[name] += 1
         result = function(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
-        # A number that joins a computation stays on the host and travels with the launch.
+        # 0-dim tensors on the host are passed with the kernel launch.
         if len({tensor.device.type for tensor in tensors if tensor.ndim}) > 1:
             self.crossings[name] += 1
         return result
 
 
 def operations(model, batch, device, *, backward=True):
-    """Of one forward, and backward. Volumes and ids come from the collator on the host, and are moved beforehand."""
+    """Records the operations of one forward and backward, after moving the batch to the device."""
     batch["supervised_index"] = supervised_index(batch["labels"])
     model = model.to(device)
     volumes = {name: volume.to(device) for name, volume in batch.pop("pixel_values").items()}
@@ -54,9 +54,9 @@ def padded(batch):
     return batch
 
 
-# A GPU's kernels are launched by the same code as the meta device's: only the CPU has a way of its own.
+# The meta device takes the same code path as a GPU; only the CPU has its own.
 @pytest.mark.parametrize(("form", "attention"), [(padded, "sdpa"), (padded, "varlen"), (packed, "varlen")])
-def test_the_number_of_operations_does_not_grow_with_the_batch(make_model, make_batch, form, attention):
+def test_number_of_operations_does_not_depend_on_batch_size(make_model, make_batch, form, attention):
     counts = []
     for size in (2, 3, 8):
         model = make_model().bfloat16()
@@ -64,30 +64,30 @@ def test_the_number_of_operations_does_not_grow_with_the_batch(make_model, make_
         device = "cpu" if attention == "sdpa" else "meta"
         rows = [(3, "T1", 2), (1, "dMRI", "T1", 4)] * size
         counts.append(operations(model, form(make_batch(*rows)), device).counts)
-    assert counts[0]["embedding_dense_backward"] == 1  # the backward is among them
+    assert counts[0]["embedding_dense_backward"] == 1  # backward is included
     assert counts[0] == counts[1] == counts[2]
 
 
 @pytest.mark.parametrize("rows", [((3, "T1", 2), (4,)), ((5,),), ((1, "dMRI", "rsfMRI", "T1", 2),)])
 @pytest.mark.parametrize("form", [padded, packed])
-def test_no_operation_makes_the_host_wait(make_model, make_batch, rows, form):
+def test_training_step_does_not_synchronise(make_model, make_batch, rows, form):
     model = make_model().bfloat16()
     model.set_attn_implementation("varlen")
     recorder = operations(model, form(make_batch(*rows)), "meta")
     counts = recorder.counts
-    assert counts["embedding_dense_backward"] == 1  # the backward is among them
+    assert counts["embedding_dense_backward"] == 1  # backward is included
     assert recorder.crossings == {}
-    assert {name: counts[name] for name in WAITING if counts[name]} == {}
+    assert {name: counts[name] for name in SYNCHRONISING if counts[name]} == {}
     assert counts["nonzero_static"] == len({item for row in rows for item in row if isinstance(item, str)})
 
 
 @pytest.mark.parametrize("rows", [((3, "T1", 2), (4,)), ((5,), (5,))])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_no_operation_makes_the_host_wait_in_evaluation(make_model, make_batch, rows, side):
+def test_evaluation_step_does_not_synchronise(make_model, make_batch, rows, side):
     model = make_model().eval().bfloat16()
     model.set_attn_implementation("varlen")
     with torch.no_grad():
         recorder = operations(model, make_batch(*rows, padding_side=side), "meta", backward=False)
     assert recorder.counts["embedding"] == 1
     assert recorder.crossings == {}
-    assert {name: recorder.counts[name] for name in WAITING if recorder.counts[name]} == {}
+    assert {name: recorder.counts[name] for name in SYNCHRONISING if recorder.counts[name]} == {}

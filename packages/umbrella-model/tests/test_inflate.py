@@ -1,4 +1,4 @@
-"""Patch embeds that start from a pretrained 2-D encoder."""
+"""Initialisation of patch embeds from a pretrained 2-D encoder."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_grey_image_repeated_along_depth_gives_the_2d_models_projected_feature
 
 
 @pytest.mark.parametrize("size", [(4, 4), (6, 5), (9, 4)])
-def test_a_grown_patch_gives_the_response_of_the_old(size):
+def test_an_enlarged_patch_gives_the_same_response(size):
     weight, patches = torch.randn(7, 4, 4, dtype=torch.float64), torch.randn(5, 4, 4, dtype=torch.float64)
     grown = F.interpolate(patches[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
     before = torch.einsum("hxy,nxy->nh", weight, patches)
@@ -67,7 +67,7 @@ def test_a_grown_patch_gives_the_response_of_the_old(size):
     torch.testing.assert_close(after, before)
 
 
-def test_a_shrunken_patch_is_the_least_squares_fit():
+def test_a_reduced_patch_is_the_least_squares_fit():
     weight = torch.randn(3, 6, 6, dtype=torch.float64)
     basis = torch.eye(36, dtype=torch.float64).view(36, 1, 6, 6)
     shrink = F.interpolate(basis, size=(3, 4), mode="bilinear", align_corners=False).view(36, 12)
@@ -83,7 +83,7 @@ def test_a_filter_is_spread_evenly_over_channels_depth_and_time():
     assert torch.equal(inflated[:, 0, :, :, 0, 0], inflated[:, 1, :, :, 2, 1])
 
 
-def test_positions_are_interpolated_in_the_plane_and_told_apart_along_depth():
+def test_positions_are_interpolated_in_the_plane_and_differ_along_depth():
     table = torch.randn(16, 24)
     volume = inflate_positions(table, grid_size=(6, 5, 3)).view(6, 5, 3, 24)
     plane = F.interpolate(table.view(1, 4, 4, 24).permute(0, 3, 1, 2), size=(6, 5), mode="bilinear")
@@ -95,12 +95,12 @@ def test_positions_are_interpolated_in_the_plane_and_told_apart_along_depth():
     torch.testing.assert_close(steps.square().mean().sqrt(), spread)
 
 
-def test_the_class_tokens_position_is_left_out():
+def test_the_position_of_the_class_token_is_dropped():
     table = torch.randn(17, 24)
     torch.testing.assert_close(inflate_positions(table, grid_size=(4, 4, 1)), table[1:])
 
 
-def test_random_leaves_the_pretrained_filter_aside():
+def test_random_init_does_not_use_the_pretrained_filter():
     inflated, _ = convert_llava(UmbrellaForConditionalGeneration, llava("siglip"), modalities=FLAT)
     random, _ = convert_llava(UmbrellaForConditionalGeneration, llava("siglip"), modalities=FLAT, init="random")
     weight = random.model.vision_tower.T1_patch_embed.proj.weight
@@ -113,8 +113,8 @@ def test_inflating_a_bfloat16_model_keeps_its_dtype():
     assert {p.dtype for p in model.model.vision_tower.parameters()} == {torch.bfloat16}
 
 
-def test_everything_is_computed_where_the_weights_are():
-    # Fake tensors know their device and no numbers: no GPU is needed.
+def test_inflation_stays_on_the_device_of_the_weights():
+    # Fake tensors have a device but no data, so that no GPU is needed.
     with FakeTensorMode():
         weight, table = torch.empty(8, 3, 4, 4, device="cuda"), torch.empty(16, 24, device="cuda")
         assert inflate_filter(weight, patch_size=(6, 4, 4), in_channels=1).device.type == "cuda"

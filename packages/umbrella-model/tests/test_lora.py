@@ -1,4 +1,4 @@
-"""Adapters on parts of a model: what learns, what is saved, and what a merge leaves."""
+"""LoRA adapters on parts of a model: trainable parameters, saving and loading, and merging."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LAYERS = {
 }
 
 
-def learning(model):
+def trainable(model):
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -34,8 +34,8 @@ def adapt(model, *parts, **settings):
     return model
 
 
-def shake(model):
-    """Adapters are zero at the start: give them something to say."""
+def randomise_adapters(model):
+    """Sets random adapter weights; new adapters have a product of zero."""
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -44,32 +44,32 @@ def shake(model):
 
 
 @pytest.mark.parametrize("part", LAYERS)
-def test_of_a_part_with_adapters_only_these_learn_and_each_layer_has_one(make_model, make_batch, part):
+def test_only_the_adapters_of_a_part_are_trainable(make_model, make_batch, part):
     model = adapt(make_model(), part, rank=2)
-    assert len(learning(model)) == 2 * LAYERS[part]
-    assert all(".lora_" in name for name in learning(model))
+    assert len(trainable(model)) == 2 * LAYERS[part]
+    assert all(".lora_" in name for name in trainable(model))
     out = model(**make_batch(*ROWS))
     (out.loss + sum(out.dummy_terms.values())).backward()
-    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == learning(model)
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trainable(model)
 
 
-def test_the_preset_trains_patch_embeds_and_projector_beside_the_language_models_adapters(make_model):
+def test_lora_preset_trains_patch_embeds_projector_and_language_model_adapters(make_model):
     model = make_model()
     set_trainable(model, "lora")
     prefixes = ("model.vision_tower.T1_", "model.vision_tower.rsfMRI_", "model.vision_tower.dMRI_")
-    for name in learning(model):
+    for name in trainable(model):
         assert name.startswith((*prefixes, "model.multi_modal_projector.")) or ".lora_" in name, name
     assert model.config.lora == {"parts": ["language_model"], "rank": 16, "alpha": 32, "dropout": 0.0}
 
 
-def test_adapters_change_nothing_at_the_start(make_model, make_batch):
+def test_new_adapters_do_not_change_the_logits(make_model, make_batch):
     model, batch = make_model().eval(), make_batch(*ROWS)
     with torch.no_grad():
         expected = model(**batch).logits
         assert torch.equal(adapt(model, *PARTS)(**batch).logits, expected)
 
 
-def test_parts_without_adapters_keep_their_state(make_model):
+def test_parts_without_adapters_keep_requires_grad(make_model):
     model = make_model()
     model.lm_head.weight.requires_grad_(False)
     set_trainable(model, {"language_model": "lora"})
@@ -78,9 +78,9 @@ def test_parts_without_adapters_keep_their_state(make_model):
     assert not model.model.language_model.norm.weight.requires_grad
 
 
-def test_the_dummy_terms_count_the_adapters_elements_alone(make_model, make_batch):
+def test_dummy_terms_count_only_adapters(make_model, make_batch):
     model = adapt(make_model(), "patch_embed", rank=2)
-    shake(model)
+    randomise_adapters(model)
     config = model.config.patch_embeds["rsfMRI"]
     assert model.dummy_sizes()["rsfMRI"] == 2 * (config.patch_elements + 16)
     term = model(**make_batch((3, "T1", 2))).dummy_terms["rsfMRI"]
@@ -90,9 +90,9 @@ def test_the_dummy_terms_count_the_adapters_elements_alone(make_model, make_batc
     assert torch.cat([p.grad.flatten() for p in adapters]).norm().item() == pytest.approx(1.0)
 
 
-def test_a_model_with_adapters_saves_and_loads_with_every_key(make_model, make_batch, tmp_path):
+def test_a_model_with_adapters_saves_and_reloads(make_model, make_batch, tmp_path):
     model = adapt(make_model().eval(), "language_model", "vision_tower", rank=3, alpha=5)
-    shake(model)
+    randomise_adapters(model)
     model.save_pretrained(tmp_path)
     assert any(".lora_A." in key for key in load_file(tmp_path / "model.safetensors"))
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
@@ -100,31 +100,30 @@ def test_a_model_with_adapters_saves_and_loads_with_every_key(make_model, make_b
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, model(**batch).logits)
     before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
-    assert learning(adapt(loaded, "language_model", "vision_tower", rank=3, alpha=5)) == learning(model)
+    assert trainable(adapt(loaded, "language_model", "vision_tower", rank=3, alpha=5)) == trainable(model)
     assert all(torch.equal(before[name], tensor) for name, tensor in loaded.state_dict().items())
 
 
-def test_what_lies_under_adapters_is_frozen_after_loading_and_the_adapters_that_are_there_are_kept(
-    make_model, make_batch, tmp_path
-):
+def test_base_weights_are_frozen_and_adapters_kept_after_reload(make_model, make_batch, tmp_path):
     model = make_model()
     set_trainable(model, {"language_model": "lora", "embeddings": "frozen"}, lora=LoraSettings(rank=4, alpha=8))
     model.save_pretrained(tmp_path)
     loaded = UmbrellaForConditionalGeneration.from_pretrained(tmp_path)
     embeddings = {"lm_head.weight", "model.language_model.embed_tokens.weight"}
-    assert learning(loaded) == learning(model) | embeddings
+    assert trainable(loaded) == trainable(model) | embeddings
     set_trainable(loaded, {"language_model": "lora", "embeddings": "frozen"})
-    assert learning(loaded) == learning(model)
+    assert trainable(loaded) == trainable(model)
     assert loaded.config.lora == {"parts": ["language_model"], "rank": 4, "alpha": 8, "dropout": 0.0}
-    with pytest.raises(ValueError, match=r"'language_model'.*'rank': 4.*asked for.*'projector'.*merge_lora first"):
+    with pytest.raises(ValueError, match=r"'language_model'.*'rank': 4.*'projector'.*merge_lora"):
         set_trainable(loaded, {"projector": "lora"})
 
 
+@pytest.mark.isolated
 @pytest.mark.parametrize("parts", [("language_model",), PARTS])
-def test_a_merged_model_answers_as_before_and_loads_without_peft(make_model, make_batch, tmp_path, monkeypatch, parts):
+def test_a_merged_model_gives_equal_logits_and_loads_without_peft(make_model, make_batch, tmp_path, monkeypatch, parts):
     plain = set(make_model().state_dict())
-    model = adapt(make_model().double().eval(), *parts, rank=3)  # a merge rounds otherwise
-    shake(model)
+    model = adapt(make_model().double().eval(), *parts, rank=3)  # float64: merging rounds
+    randomise_adapters(model)
     batch = make_batch(*ROWS)
     with torch.no_grad():
         expected = model(**batch).logits
@@ -143,7 +142,7 @@ def test_a_merged_model_answers_as_before_and_loads_without_peft(make_model, mak
 
 def test_generation_and_checkpointing_work_with_adapters(make_model, make_batch):
     model = adapt(make_model(), "language_model", rank=2)
-    shake(model)
+    randomise_adapters(model)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     out = model(**make_batch(*ROWS))
     out.loss.backward()
@@ -153,42 +152,43 @@ def test_generation_and_checkpointing_work_with_adapters(make_model, make_batch)
     assert torch.equal(ids, merged)
 
 
-def test_other_adapters_than_those_there_and_training_beside_them_are_refused(make_model):
+def test_other_adapters_and_training_adapted_parts_raise(make_model):
     model = adapt(make_model(), "language_model", rank=2)
-    with pytest.raises(ValueError, match=r"'rank': 2.*asked for.*'rank': 4.*merge_lora first"):
+    with pytest.raises(ValueError, match=r"'rank': 2.*'rank': 4.*merge_lora"):
         adapt(model, "language_model", rank=4)
-    with pytest.raises(ValueError, match="language_model has adapters, which 'train' would leave beside it"):
+    with pytest.raises(ValueError, match=r"language_model .*'train'.*merge_lora"):
         set_trainable(model, "full")
 
 
-def test_tied_embeddings_take_no_adapters(make_model):
+def test_adapters_on_tied_embeddings_raise(make_model):
     text = Qwen2Config(
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
         vocab_size=64, tie_word_embeddings=True,
     )  # fmt: skip
     model = make_model(text_config=text)
-    with pytest.raises(ValueError, match="this model's is tied to its token table"):
+    with pytest.raises(ValueError, match=r"embeddings: .*tied"):
         set_trainable(model, {"embeddings": "lora"})
     set_trainable(model, {"language_model": "lora"})
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
-def test_without_peft_the_extra_is_named(make_model, monkeypatch):
+@pytest.mark.isolated
+def test_lora_raises_without_peft(make_model, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match=r"LoRA needs peft: pip install peft"):
+    with pytest.raises(ImportError, match="pip install peft"):
         set_trainable(make_model(), "lora")
 
 
 @pytest.mark.parametrize("settings", [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}])
-def test_settings_that_make_no_sense_are_refused(settings):
-    with pytest.raises(ValueError, match="must be positive"):
+def test_invalid_lora_settings_raise(settings):
+    with pytest.raises(ValueError, match="positive"):
         LoraSettings(**settings)
 
 
-def test_a_vocabulary_under_adapters_is_not_resized_but_after_merging_is(make_model):
+def test_resizing_adapted_embeddings_raises_until_merged(make_model):
     model = make_model()
     set_trainable(model, {"embeddings": "lora"})
-    with pytest.raises(ValueError, match="adapters of the old size: resize before set_trainable adds them, or merge"):
+    with pytest.raises(ValueError, match=r"set_trainable.*merge_lora"):
         model.resize_token_embeddings(70)
     merge_lora(model)
     model.resize_token_embeddings(70)

@@ -34,7 +34,7 @@ def test_loss_is_the_mean_over_supervised_tokens_and_follows_num_items_in_batch(
     torch.testing.assert_close(model(**batch, num_items_in_batch=12).loss, expected * 6 / 12)
 
 
-def test_model_names_what_the_trainer_would_guess_wrongly(make_model):
+def test_attributes_that_hugging_face_infers_wrongly_are_set(make_model):
     model = make_model()
     assert model.accepts_loss_kwargs is True
     assert model.loss_type == "ForCausalLM"
@@ -76,7 +76,7 @@ def test_attention_implementations_agree_and_reach_every_part(make_config, make_
 
 @pytest.mark.slow
 def test_flex_attention_agrees_with_the_others(make_model, make_batch):
-    """Run by Python, since its compilation takes minutes on a CPU, where torch has its forward alone."""
+    """Forward only and in eager mode: on a CPU torch has no backward, and compilation takes minutes."""
     batch, plain, flex = make_batch(*ROWS), make_model().eval(), make_model().eval()
     flex.set_attn_implementation("flex_attention")
     mask = batch["attention_mask"].bool()
@@ -94,12 +94,12 @@ def test_gradient_checkpointing_gives_equal_gradients(make_model, make_batch):
     layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     assert len(batch["pixel_values"]) == 3
     checkpointed = gradients(model, batch)
-    assert len(calls) == 6  # one encoder call a modality, each computed twice
+    assert len(calls) == 6  # one encoder call per modality, each computed twice
     for name, grad in plain.items():
         torch.testing.assert_close(checkpointed[name], grad, msg=name)
 
 
-def test_tied_embeddings_are_one_tensor_and_stay_so_when_resized(make_model, make_batch):
+def test_tied_embeddings_stay_tied_when_resized(make_model, make_batch):
     model = make_model(text_config=_tied_text_config())
     assert model.lm_head.weight is model.get_input_embeddings().weight
     model.resize_token_embeddings(80)
@@ -117,13 +117,13 @@ def _tied_text_config():
     )  # fmt: skip
 
 
-def test_resized_embeddings_take_a_new_image_token(make_model, make_batch):
+def test_image_token_can_change_after_resizing(make_model, make_batch):
     model, batch = make_model().eval(), make_batch(*ROWS)
     with torch.no_grad():
         before = model(**batch).logits
         model.resize_token_embeddings(66, mean_resizing=False)
         batch["input_ids"][batch["input_ids"] == 60] = 65
-        with pytest.raises(ValueError, match=r"0 of 0 image tokens \(60\) have no tag"):
+        with pytest.raises(ValueError, match=r"0 of 0 image tokens \(60\)"):
             model(**batch)
         model.config.image_token_id = 65
         torch.testing.assert_close(model(**batch).logits[..., :64], before)
@@ -138,7 +138,7 @@ def test_bfloat16_model_trains_on_float32_volumes(make_model, make_batch):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_bfloat16_model_takes_a_batch_of_text_alone(make_model, make_batch):
+def test_bfloat16_model_runs_on_text_only(make_model, make_batch):
     out = make_model().bfloat16()(**make_batch((6,)))
     assert {term.dtype for term in out.dummy_terms.values()} == {torch.float32}
     assert out.loss.isfinite()
@@ -152,7 +152,7 @@ def test_autocast_keeps_dummy_terms_in_float32(make_model, make_batch):
     out.loss.backward()
 
 
-def test_input_ids_and_embeddings_together_or_neither_are_refused(make_model, make_batch):
+def test_both_or_neither_of_input_ids_and_embeddings_raise(make_model, make_batch):
     model, batch = make_model(), make_batch((3,))
     with pytest.raises(ValueError, match="exactly one"):
         model(**batch, inputs_embeds=torch.zeros(1, 3, 16))
@@ -160,14 +160,14 @@ def test_input_ids_and_embeddings_together_or_neither_are_refused(make_model, ma
         model(attention_mask=batch["attention_mask"])
 
 
-def test_ready_embeddings_pass_the_vision_tower_by(make_model):
+def test_inputs_embeds_skip_the_vision_tower(make_model):
     model = make_model().eval()
     embeds = torch.randn(1, 4, 16)
     expected = model.lm_head(model.model.language_model(inputs_embeds=embeds).last_hidden_state)
     assert torch.equal(model(inputs_embeds=embeds).logits, expected)
 
 
-def test_hugging_faces_own_trainer_hands_logits_alone_to_compute_metrics(make_model, make_batch, tmp_path):
+def test_hugging_face_trainer_passes_only_logits_to_compute_metrics(make_model, make_batch, tmp_path):
     pytest.importorskip("accelerate")
     from transformers import Trainer, TrainingArguments
 

@@ -1,4 +1,4 @@
-"""Packed rows: the same loss and gradients as padded ones, and nothing seen of a neighbour."""
+"""Packed rows: equal loss and gradients to padded rows, and no attention across conversations."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_packed_equals_padded(make_model, make_batch, implementation, checkpoint
 
 
 @pytest.mark.parametrize("implementation", ["varlen", "sdpa"])
-def test_a_conversation_sees_nothing_of_its_neighbours(make_model, make_batch, implementation):
+def test_conversations_of_a_packed_row_are_independent(make_model, make_batch, implementation):
     model = make_model().eval()
     model.set_attn_implementation(implementation)
     packed = pack_batch(make_batch(*ROWS))
@@ -87,7 +87,7 @@ def test_varlen_equals_sdpa_while_training(make_model, make_batch, packed):
         torch.testing.assert_close(grad, other, atol=1e-5, rtol=1e-4)
 
 
-def test_varlen_refuses_left_padding_while_training(make_model, make_batch):
+def test_varlen_raises_for_left_padding_in_training(make_model, make_batch):
     model = make_model()
     model.set_attn_implementation("varlen")
     with pytest.raises(ValueError, match='padding_side="right"'):
@@ -96,7 +96,7 @@ def test_varlen_refuses_left_padding_while_training(make_model, make_batch):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("is_on_host", [False, True])
-def test_varlen_in_evaluation_is_right_on_either_padding_side(make_model, make_batch, monkeypatch, side, is_on_host):
+def test_varlen_supports_either_padding_side_in_evaluation(make_model, make_batch, monkeypatch, side, is_on_host):
     monkeypatch.setattr(attention, "_is_on_host", lambda tensor: is_on_host)
     model = make_model().eval()
     model.set_attn_implementation("varlen")
@@ -110,7 +110,7 @@ def test_varlen_in_evaluation_is_right_on_either_padding_side(make_model, make_b
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
-def test_varlen_generates_as_sdpa_does(make_model, make_batch, options):
+def test_varlen_generates_the_same_as_sdpa(make_model, make_batch, options):
     batch = make_batch(*ROWS, padding_side="left")
     expected = make_model().eval().generate(**batch, max_new_tokens=4, do_sample=False, **options)
     model = make_model().eval()
@@ -118,7 +118,7 @@ def test_varlen_generates_as_sdpa_does(make_model, make_batch, options):
     assert torch.equal(model.generate(**batch, max_new_tokens=4, do_sample=False, **options), expected)
 
 
-def test_varlen_refuses_what_its_kernel_has_not(make_model, make_batch):
+def test_varlen_raises_for_attention_dropout(make_model, make_batch):
     model = make_model()
     model.set_attn_implementation("varlen")
     model.config.text_config.attention_dropout = 0.1
@@ -130,7 +130,7 @@ def test_varlen_refuses_what_its_kernel_has_not(make_model, make_batch):
 
 @pytest.mark.parametrize("implementation", ["varlen", "sdpa", "eager"])
 @pytest.mark.parametrize("is_training", [False, True])
-def test_packed_rows_that_nothing_tells_apart_are_refused(make_model, make_batch, implementation, is_training):
+def test_packed_rows_without_boundaries_raise(make_model, make_batch, implementation, is_training):
     model = make_model().train(is_training)
     model.set_attn_implementation(implementation)
     packed = {key: value for key, value in pack_batch(make_batch(*ROWS)).items() if not key.startswith(("cu_", "max_"))}
@@ -140,7 +140,7 @@ def test_packed_rows_that_nothing_tells_apart_are_refused(make_model, make_batch
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_positions_at_padding_are_not_taken_for_a_new_conversation(make_model, make_batch, side):
+def test_positions_of_padding_are_ignored(make_model, make_batch, side):
     batch = make_batch(*ROWS, padding_side=side)
     mask = batch["attention_mask"]
     positions = (mask.cumsum(dim=1) - 1).masked_fill(mask == 0, 1)
@@ -150,16 +150,16 @@ def test_positions_at_padding_are_not_taken_for_a_new_conversation(make_model, m
         torch.testing.assert_close(model(**batch, position_ids=positions).loss, model(**make_batch(*ROWS)).loss)
 
 
-def test_a_key_is_packed_passed_on_or_refused(make_batch):
+def test_pack_batch_raises_for_unknown_keys(make_batch):
     batch = make_batch(*ROWS) | {"num_items_in_batch": torch.tensor(8)}
     assert pack_batch(batch)["num_items_in_batch"] is batch["num_items_in_batch"]
-    with pytest.raises(ValueError, match=r"position_ids, weights: it is not known how to pack this"):
+    with pytest.raises(ValueError, match="position_ids, weights"):
         pack_batch(batch | {"weights": torch.ones(4), "position_ids": batch["input_ids"]})
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_step_never_asks_the_device(make_model, make_batch, packed):
-    """On the meta device a tensor has no value: whatever reads one fails, as it would make the host wait on a GPU."""
+def test_a_step_runs_on_the_meta_device(make_model, make_batch, packed):
+    """Tensors on the meta device have no values, so that any operation that would synchronise on a GPU fails."""
     batch = make_batch(*ROWS)
     batch["supervised_index"] = supervised_index(batch["labels"])
     batch = pack_batch(batch) if packed else batch
@@ -174,15 +174,15 @@ def test_a_step_never_asks_the_device(make_model, make_batch, packed):
         model.zero_grad(set_to_none=True)
 
 
-def test_a_language_model_that_keeps_the_ends_from_attention_is_refused(make_config, make_batch):
+def test_language_model_that_drops_the_boundaries_raises(make_config, make_batch):
     config = make_config()
     sizes = {key: getattr(config.text_config, key) for key in ("hidden_size", "intermediate_size", "vocab_size")}
-    # Its layers do not hand on what they do not know: plain causal attention would see across conversations.
+    # Its layers drop unknown arguments: plain causal attention would attend across conversations.
     config.text_config = StableLmConfig(**sizes, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
     model = UmbrellaForConditionalGeneration(config).train()
     model.set_attn_implementation("varlen")
     batch = make_batch(*ROWS)
     assert model(**batch).loss.isfinite()
     for mode in (True, False):
-        with pytest.raises(ValueError, match="was not told where packed conversations begin"):
+        with pytest.raises(ValueError, match=r"StableLm.* cu_seq_lens_q"):
             model.train(mode)(**pack_batch(batch))

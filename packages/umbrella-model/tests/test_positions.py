@@ -1,4 +1,4 @@
-"""Position tables and their interpolation."""
+"""Position embeddings and their interpolation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from umbrella_model.positions import interpolate_position_embedding, sincos_posi
 
 
 @pytest.mark.parametrize("grid", [(2, 3, 4), (2, 3, 1, 2)])
-def test_sincos_holds_sine_and_cosine_of_each_coordinate(grid):
+def test_sincos_equals_its_formula(grid):
     dim, half = 26, 26 // (2 * len(grid))
     table = sincos_position_embedding(grid, dim)
     assert table.shape == (math.prod(grid), dim)
@@ -26,18 +26,18 @@ def test_sincos_holds_sine_and_cosine_of_each_coordinate(grid):
         torch.testing.assert_close(row, torch.tensor(expected))
 
 
-def test_sincos_tells_every_patch_from_every_other():
+def test_sincos_positions_are_distinct():
     table = sincos_position_embedding((6, 6, 6), 48)
     distances = torch.cdist(table, table) + torch.eye(len(table)) * 10
     assert distances.min() > 0.5
 
 
-def test_sincos_refuses_a_width_that_the_axes_cannot_share():
-    with pytest.raises(ValueError, match="width 7 is too small for 4 axes: at least 8"):
+def test_sincos_raises_when_the_hidden_size_is_too_small():
+    with pytest.raises(ValueError, match=r"7 .* 4 axes.*8"):
         sincos_position_embedding((2, 2, 2, 2), 7)
 
 
-def test_interpolation_to_the_same_grid_changes_nothing():
+def test_interpolation_to_the_same_grid_is_the_identity():
     table = torch.randn(24, 5)
     assert torch.equal(interpolate_position_embedding(table, old_grid=(2, 3, 4), new_grid=(2, 3, 4)), table)
 
@@ -60,10 +60,3 @@ def test_interpolation_of_four_axes_is_linear_along_each():
 def test_interpolation_keeps_the_dtype():
     table = torch.randn(8, 4).bfloat16()
     assert interpolate_position_embedding(table, old_grid=(2, 2, 2), new_grid=(3, 3, 3)).dtype == torch.bfloat16
-
-
-def test_interpolation_refuses_grids_of_different_rank_and_tables_that_do_not_fit():
-    with pytest.raises(ValueError, match="same number of axes"):
-        interpolate_position_embedding(torch.zeros(8, 4), old_grid=(2, 2, 2), new_grid=(2, 2, 2, 2))
-    with pytest.raises(ValueError, match=r"9 rows.*\(2, 2, 2\).*8"):
-        interpolate_position_embedding(torch.zeros(9, 4), old_grid=(2, 2, 2), new_grid=(4, 4, 4))

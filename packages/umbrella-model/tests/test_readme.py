@@ -1,4 +1,4 @@
-"""The README's snippets, pasted one after the other."""
+"""The Python snippets of the README, run in order."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+pytestmark = pytest.mark.isolated
+
 README = Path(__file__).parents[1] / "README.md"
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def save_llava(folder):
-    """A LLaVA with its tokenizer, of the words that the README asks."""
+    """Saves a LLaVA and a tokenizer with the words of the README's question."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = {word: number for number, word in enumerate(["?", "What", "is", "the", "sex", "of", "this", "person"])}
@@ -35,7 +37,7 @@ def save_llava(folder):
 
 
 @pytest.mark.filterwarnings("error::FutureWarning")
-def test_every_snippet_runs_when_pasted_in_order_and_says_what_it_promises(tmp_path, monkeypatch, capsys):
+def test_readme_snippets_run_in_order(tmp_path, monkeypatch, capsys):
     pytest.importorskip("accelerate")
     pytest.importorskip("peft")
     monkeypatch.chdir(tmp_path)
@@ -46,8 +48,8 @@ def test_every_snippet_runs_when_pasted_in_order_and_says_what_it_promises(tmp_p
     names = {}
     for snippet in snippets:
         exec(snippet, names)
-    said = capsys.readouterr().out
-    assert "['rsfMRI']" in said
-    assert "['T1', 'rsfMRI', 'FLAIR']" in said
+    output = capsys.readouterr().out
+    assert "['rsfMRI']" in output
+    assert "['T1', 'rsfMRI', 'FLAIR']" in output
     assert all(".FLAIR_patch_embed." in name for name in names["info"]["missing_keys"])
     assert {folder.name for folder in tmp_path.iterdir()} >= {"trained", "with-flair"}

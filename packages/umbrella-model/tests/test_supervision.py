@@ -1,4 +1,4 @@
-"""Logits at supervised positions alone: the same loss and gradients, for less memory."""
+"""Logits at supervised positions only: equal loss and gradients, less memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROWS = ((3, "T1", 2), (1, "dMRI", "rsfMRI", 1, "T1", 3), (6,))
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements that one operation has returned with the vocabulary as its last axis."""
+    """Records the largest number of rows that one operation returned with the vocabulary as its last axis."""
 
     def __init__(self, vocabulary):
         super().__init__()
@@ -34,14 +34,14 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-def test_index_names_the_positions_before_supervised_tokens():
+def test_supervised_index_has_the_positions_before_labels():
     labels = torch.tensor([[-100, -100, 5, 6], [7, -100, -100, 8]])
-    assert supervised_index(labels).tolist() == [1, 2, 6]  # the first token of a row has none before it
+    assert supervised_index(labels).tolist() == [1, 2, 6]  # the first token of a row is never predicted
     assert supervised_index(labels, multiple_of=4).tolist() == [1, 2, 6, -1]
     assert supervised_index(torch.full((2, 3), -100)).tolist() == []
 
 
-def test_gather_takes_hidden_states_and_the_tokens_that_follow():
+def test_gather_returns_hidden_states_and_next_tokens():
     labels = torch.tensor([[-100, -100, 5, 6], [7, -100, -100, 8]])
     hidden = torch.arange(8.0).view(2, 4, 1)
     chosen, targets = gather_supervised(hidden, labels, torch.tensor([1, 2, 6, -1]))
@@ -66,7 +66,7 @@ def test_loss_and_gradients_equal_those_over_all_logits(make_model, make_batch, 
         torch.testing.assert_close(grad, reference, atol=1e-6, rtol=1e-4)
 
 
-def test_training_computes_logits_of_supervised_positions_alone(make_model, make_batch):
+def test_training_computes_logits_only_at_supervised_positions(make_model, make_batch):
     model, batch = make_model(), make_batch((40, "T1", 4), (44, "T1", 4))
     with LargestTensor(64) as largest:
         out = model(**batch)
@@ -76,7 +76,7 @@ def test_training_computes_logits_of_supervised_positions_alone(make_model, make
     assert out.supervised_logits.shape == (4, 64)
 
 
-def test_evaluation_gives_all_logits_unless_it_names_the_positions(make_model, make_batch):
+def test_evaluation_computes_all_logits_unless_given_an_index(make_model, make_batch):
     model, batch = make_model(), make_batch(*ROWS)
     trained = model(**batch)
     evaluated = model.eval()(**batch)
@@ -90,7 +90,7 @@ def test_evaluation_gives_all_logits_unless_it_names_the_positions(make_model, m
     torch.testing.assert_close(named.supervised_logits, trained.supervised_logits)
 
 
-def test_a_batch_without_supervised_tokens_has_no_loss_to_share(make_model, make_batch):
+def test_a_batch_without_labels_has_zero_loss(make_model, make_batch):
     model, batch = make_model(), make_batch(*ROWS)
     batch["labels"][:] = -100
     out = model(**batch, num_items_in_batch=8)

@@ -1,4 +1,4 @@
-"""Which parts learn, and the table of it."""
+"""Trainable parts, parameter groups and the table of parameter counts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_preset_trains_its_parts_and_freezes_the_others(make_model, preset, pa
     assert trainable(model) == {name for name, _ in model.named_parameters()}
 
 
-def test_parts_that_are_not_named_stay_as_they_are(make_model):
+def test_parts_without_a_mode_do_not_change(make_model):
     model = make_model()
     set_trainable(model, "align")
     set_trainable(model, {"projector": "frozen", "vision_tower": "train"})
@@ -61,7 +61,7 @@ def test_parts_that_are_not_named_stay_as_they_are(make_model):
 
 @pytest.mark.parametrize("preset", ["align", "patch_embed_only", "full"])
 @pytest.mark.parametrize("row", [(3, "T1", 2), (5,)])
-def test_each_preset_trains_without_a_parameter_left_out(make_model, make_batch, preset, row):
+def test_every_trainable_parameter_of_a_preset_gets_a_gradient(make_model, make_batch, preset, row):
     model = make_model(text_config=TIED)
     set_trainable(model, preset)
     out = model(**make_batch(row))
@@ -97,25 +97,22 @@ def test_table_lists_each_patch_embed_and_adds_up(make_model):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ("everything", "unknown preset 'everything'; known are full, align, patch_embed_only, lora"),
-        (
-            ["projector"],
-            r"parts is \['projector'\]; it must be a preset \(full, .*\) or a mode for each part, such as {'pr",
-        ),
-        ({"tower": "train"}, "unknown part tower; known are patch_embed, vision_tower"),
+        ("everything", "'everything'.*full, align, patch_embed_only, lora"),
+        (["projector"], r"parts is \['projector'\].*full, .*"),
+        ({"tower": "train"}, "tower.*patch_embed, vision_tower"),
         ({"projector": "learn"}, "'train', 'frozen' or 'lora', got {'projector': 'learn'}"),
     ],
 )
-def test_unknown_presets_parts_and_modes_are_refused(make_model, parts, message):
+def test_unknown_presets_parts_and_modes_raise(make_model, parts, message):
     with pytest.raises(ValueError, match=message):
         set_trainable(make_model(), parts)
 
 
-def test_presets_name_every_part():
+def test_presets_have_every_part():
     assert all(set(preset) == set(PREFIXES) for preset in PRESETS.values())
 
 
-def test_groups_hold_every_trainable_parameter_once_with_the_rate_of_its_part(make_model):
+def test_parameter_groups_have_each_trainable_parameter_once(make_model):
     model = make_model(text_config=TIED)
     set_trainable(model, {"vision_tower": "frozen"})
     groups = parameter_groups(
@@ -123,15 +120,15 @@ def test_groups_hold_every_trainable_parameter_once_with_the_rate_of_its_part(ma
     )
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     expected = {"projector": 0.1, "patch_embed": 0.2, "language_model": 1.0, "embeddings": 1.0}
-    learning = [(part, p) for part, _, p in named_part_parameters(model) if p.requires_grad]
-    assert len(learning) == sum(len(group["params"]) for group in groups) == len(rates)
-    assert all(rates[id(parameter)] == expected[part] for part, parameter in learning)
+    parameters = [(part, p) for part, _, p in named_part_parameters(model) if p.requires_grad]
+    assert len(parameters) == sum(len(group["params"]) for group in groups) == len(rates)
+    assert all(rates[id(parameter)] == expected[part] for part, parameter in parameters)
     # The Trainer logs the rate of the first group.
     assert groups[0]["lr"] == 1.0
     for group in groups:
         assert {parameter.ndim > 1 for parameter in group["params"]} == {group["weight_decay"] == 0.5}
 
 
-def test_a_rate_of_an_unknown_part_is_refused(make_model):
-    with pytest.raises(ValueError, match="unknown part tower"):
+def test_learning_rate_of_an_unknown_part_raises(make_model):
+    with pytest.raises(ValueError, match="tower"):
         parameter_groups(make_model(), learning_rate=1.0, part_learning_rates={"tower": 0.1})

@@ -116,7 +116,7 @@ class Trained:
 
     Attributes:
         trainer: With the model in its last state.
-        gradients: Of every parameter, before each optimiser step; None where there was none.
+        gradients: Of every parameter, before each optimizer step; None where there was none.
         before: The parameters before the first step.
         log: The lines of the log that hold a loss.
     """
@@ -137,7 +137,7 @@ class Trained:
 
 
 class GradientCapture(TrainerCallback):
-    """Copies the gradients just before each optimiser step."""
+    """Copies the gradients just before each optimizer step."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, Tensor | None]] = []

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from umbrella_data.pipeline.config import AugmentConfig, PipelineSettings
 from umbrella_train import cli
 from umbrella_train.config import DatasetConfig, RunConfig, load_config
-from umbrella_train.config.data import AugmentSettings, PipelineSettings
-from umbrella_train.config.help import describe_keys
-from umbrella_train.config.overrides import apply_overrides
+from umbrella_train.config.overrides import apply_overrides, describe_keys
 from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.evaluation.score_table import score_table
 
@@ -39,7 +38,7 @@ def _restore_logging(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.ModuleType:
-    """A stand-in for `umbrella_train.run.training` that records its calls."""
+    """A fake `umbrella_train.run.training` that records its calls."""
     module = types.ModuleType("umbrella_train.run.training")
     module.calls = []
 
@@ -78,7 +77,7 @@ def test_train_passes_its_options_and_overrides(run: types.ModuleType) -> None:
     assert options == {"dry_run": True, "resume": "auto"}
 
 
-def test_train_names_the_run_folder_on_rank_0_alone(
+def test_train_prints_the_run_folder_only_on_rank_0(
     run: types.ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
@@ -86,7 +85,7 @@ def test_train_names_the_run_folder_on_rank_0_alone(
     assert capsys.readouterr().out == ""
 
 
-def test_a_dry_run_leaves_no_folder_to_name(
+def test_train_prints_no_folder_after_a_dry_run(
     run: types.ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "train", lambda config, **options: None)
@@ -94,7 +93,7 @@ def test_a_dry_run_leaves_no_folder_to_name(
     assert capsys.readouterr().out == ""
 
 
-def test_train_shows_the_messages_of_the_run(
+def test_train_shows_messages_of_the_run(
     run: types.ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages = logging.getLogger("umbrella_train.trainer.dry_run")
@@ -104,7 +103,7 @@ def test_train_shows_the_messages_of_the_run(
 
 
 @pytest.mark.parametrize(("rank", "shown"), [("0", "kept\n"), ("1", "")])
-def test_train_shows_once_what_became_of_a_checkpoints_tensors(
+def test_train_shows_messages_of_the_model_only_on_rank_0(
     run: types.ModuleType,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -118,7 +117,7 @@ def test_train_shows_once_what_became_of_a_checkpoints_tensors(
     assert capsys.readouterr().err == shown
 
 
-def test_mistakes_end_with_one_message_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_reports_wrong_keys_in_one_message_with_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.train_command(["--trainer.learning-rat", "1", "--seed", "x"])
     assert caught.value.code == 2
@@ -127,35 +126,35 @@ def test_mistakes_end_with_one_message_and_exit_code_2(capsys: pytest.CaptureFix
     assert "Traceback" not in message
 
 
-def test_errors_of_the_run_that_a_user_can_mend_end_with_exit_code_2(
+def test_errors_that_a_user_can_fix_end_with_exit_code_2(
     run: types.ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(config: RunConfig, **options: object) -> Path:
-        raise RunError("4 processes were asked for, 2 were launched")
+    def fail(config: RunConfig, **options: object) -> Path:
+        raise RunError("expected 4 processes, 2 were launched")
 
-    monkeypatch.setattr(run, "train", refuse)
+    monkeypatch.setattr(run, "train", fail)
     with pytest.raises(SystemExit) as caught:
         cli.train_command([])
     assert caught.value.code == 2
     assert "2 were launched" in capsys.readouterr().err
 
 
-def test_notes_of_an_error_are_told(
+def test_notes_of_an_error_are_printed(
     run: types.ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(config: RunConfig, **options: object) -> Path:
+    def fail(config: RunConfig, **options: object) -> Path:
         error = RunError("is damaged")
         error.add_note("while reading a T1 scan of line 3")
         raise error
 
-    monkeypatch.setattr(run, "train", refuse)
+    monkeypatch.setattr(run, "train", fail)
     with pytest.raises(SystemExit) as caught:
         cli.train_command([])
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: is damaged\nwhile reading a T1 scan of line 3\n"
 
 
-def test_errors_of_our_own_keep_their_traceback(run: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_keep_their_traceback(run: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(config: RunConfig, **options: object) -> Path:
         raise RuntimeError("a bug")
 
@@ -175,14 +174,14 @@ def test_eval_passes_its_options_and_prints_a_table(
     assert capsys.readouterr().out == score_table(SCORES) + "\n"
 
 
-def test_eval_says_what_became_of_the_runs_files(
+def test_eval_reports_which_files_it_wrote(
     run: types.ModuleType, run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages = logging.getLogger("umbrella_train.run.training")
     monkeypatch.setattr(run, "evaluate_run", lambda folder, **options: messages.info("nothing was written") or SCORES)
     cli.eval_command([str(run_folder), "--json"])
-    said = capsys.readouterr()
-    assert (json.loads(said.out), said.err) == (SCORES, "nothing was written\n")
+    printed = capsys.readouterr()
+    assert (json.loads(printed.out), printed.err) == (SCORES, "nothing was written\n")
 
 
 def test_eval_prints_every_metric_as_json(
@@ -192,7 +191,7 @@ def test_eval_prints_every_metric_as_json(
     assert json.loads(capsys.readouterr().out) == SCORES
 
 
-def test_a_run_that_was_stopped_ends_with_the_signals_exit_code(
+def test_a_stopped_run_ends_with_the_exit_code_of_its_signal(
     run: types.ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def stop(config: RunConfig, **options: object) -> Path:
@@ -202,9 +201,11 @@ def test_a_run_that_was_stopped_ends_with_the_signals_exit_code(
     with pytest.raises(SystemExit) as caught:
         cli.train_command([])
     assert caught.value.code == 130
-    said = capsys.readouterr()
-    assert (said.out, said.err) == ("", "stopped after step 5; go on with: --resume auto\n")
-    # A launcher that starts failed processes anew must not begin a second run.
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("stopped after step 5")
+    assert "--resume auto" in printed.err
+    # A launcher that restarts failed processes must not start a second run.
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
     with pytest.raises(SystemExit) as caught:
         cli.train_command([])
@@ -212,43 +213,45 @@ def test_a_run_that_was_stopped_ends_with_the_signals_exit_code(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "name", "meant"),
     [
-        (["my.yaml"], "my.yaml: does not follow a --key; a configuration is named with --config my.yaml"),
-        (["train"], "train: does not follow a --key"),
-        (["--confg", "my.yaml"], "--confg: no such option; did you mean --config?"),
-        (["--seed", "1", "--resum=auto"], "--resum: no such option; did you mean --resume?"),
+        (["my.yaml"], "my.yaml", "--config my.yaml"),
+        (["train"], "train", ""),
+        (["--confg", "my.yaml"], "--confg", "'--config'"),
+        (["--seed", "1", "--resum=auto"], "--resum", "'--resume'"),
     ],
 )
-def test_words_that_are_no_override_are_told_with_what_was_meant(
-    run: types.ModuleType, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+def test_train_suggests_the_option_for_a_misspelt_one(
+    run: types.ModuleType, capsys: pytest.CaptureFixture[str], words: list[str], name: str, meant: str
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.train_command(words)
     assert caught.value.code == 2
-    assert capsys.readouterr().err == f"error: {told}\n"
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: {name}: ")
+    assert meant in error
     assert run.calls == []
 
 
-def test_help_shows_the_keys_of_lists_and_tables_that_stand_empty(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_the_keys_of_empty_lists_and_tables(capsys: pytest.CaptureFixture[str]) -> None:
     cli.train_command(["--help"])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for key in ("data.train.0.manifest", "data.evaluation.0.data-root", "data.pipelines.T1.augment.max-shift"):
-        assert f"--{key}" in said
-    assert "with the values of the demo" in said
+        assert f"--{key}" in printed
+    assert "with the values of the demo" in printed
 
 
-def test_help_may_be_left_before_its_end() -> None:
+def test_help_ignores_a_closed_pipe() -> None:
     words = [sys.executable, "-c", "from umbrella_train import cli; cli.train_command(['--help'])"]
     command = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert command.stdout is not None
     command.stdout.close()
-    _, said = command.communicate(timeout=60)
-    assert (command.returncode, said) == (0, "")
+    _, printed = command.communicate(timeout=60)
+    assert (command.returncode, printed) == (0, "")
 
 
 @pytest.mark.parametrize("command", [cli.eval_command, cli.report_command])
-def test_a_folder_that_is_no_run_is_named(
+def test_a_folder_that_is_not_a_run_is_rejected(
     command: object, tmp_path: Path, capsys: pytest.CaptureFixture[str], run: types.ModuleType
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -281,14 +284,14 @@ def test_module_is_the_train_command() -> None:
     assert "seed" in done.stderr
 
 
-def test_every_flag_of_the_help_is_understood() -> None:
+def test_every_flag_of_the_help_is_a_valid_override() -> None:
     config = load_config(None)
     flags = set(re.findall(r"(?<![\w-])--[a-z][\w.-]+", describe_keys(config))) - {"--help"}
     assert len(flags) > 60
     content = config.model_dump(mode="json")
-    # What stands empty in the configuration is shown with an entry.
+    # The help shows empty lists and tables with an entry.
     dataset = DatasetConfig(manifest=Path("train.jsonl"))
-    pipeline = PipelineSettings(augment=AugmentSettings())
+    pipeline = PipelineSettings(augment=AugmentConfig())
     content["data"] |= {
         "train": [dataset.model_dump(mode="json")],
         "evaluation": [dataset.model_dump(mode="json")],
@@ -298,12 +301,12 @@ def test_every_flag_of_the_help_is_understood() -> None:
         values = [] if ".no-" in flag else ["1"]
         changed, problems = apply_overrides(content, overrides=[flag, *values], section=RunConfig)
         assert problems == []
-        # A key that the schema does not know would have been added as a new one.
+        # An unknown key would have been added.
         assert keys_of(changed) == keys_of(content), flag
 
 
 def keys_of(content: object) -> object:
     if isinstance(content, list) and content and isinstance(content[0], dict):
         return [keys_of(value) for value in content]
-    # An empty table is a value like any other: the flag that names it replaces it.
+    # An empty table is a value: the flag with its name replaces it.
     return {key: keys_of(value) for key, value in content.items()} if content and isinstance(content, dict) else None

@@ -1,4 +1,4 @@
-"""The processor: the same batch as in training, saved and loaded beside the weights, and answers to questions."""
+"""The processor: the same batch as in training, saved and loaded next to the weights, and answers to questions."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_the_saved_processor_names_no_file(run_folder: Path, cohort: DemoCohort)
         ),
     ],
 )  # fmt: skip
-def test_conversations_of_another_form_are_refused(
+def test_conversations_of_another_form_are_rejected(
     processor: UmbrellaProcessor, messages: list[Any], says: str
 ) -> None:
     with pytest.raises(ValueError, match=says):
@@ -190,7 +190,7 @@ def test_a_question_may_go_without_scans_or_with_several(run_folder: Path, cohor
         assert isinstance(predict(run_folder, question="?", scans=scans, max_new_tokens=2, device="cpu"), str)
 
 
-def test_a_scan_that_cannot_be_trusted_and_an_unknown_modality_are_refused(
+def test_a_scan_that_cannot_be_trusted_and_an_unknown_modality_are_rejected(
     run_folder: Path, sample: Sample, tmp_path: Path
 ) -> None:
     path = sample.scans[0].paths[0]
@@ -203,10 +203,10 @@ def test_a_scan_that_cannot_be_trusted_and_an_unknown_modality_are_refused(
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"holds no model .there is no config.json"):
+    with pytest.raises(RunError, match=r"no config.json"):
         find_model(tmp_path)
     (tmp_path / "config.yaml").write_text("{}")
-    with pytest.raises(RunError, match="the run did not end"):
+    with pytest.raises(RunError, match="did not finish"):
         find_model(tmp_path)
 
 
@@ -231,8 +231,8 @@ def test_maps_are_split_at_commas_but_a_name_with_a_comma_is_kept(tmp_path: Path
     assert cli._read_scan("dMRI=fa.nii,md.nii") == ("dMRI", [Path("fa.nii"), Path("md.nii")])
 
 
-def test_a_model_without_a_processor_is_refused(run_folder: Path, tmp_path: Path) -> None:
+def test_a_model_without_a_processor_is_rejected(run_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(run_folder / "model", tmp_path / "model")
     (tmp_path / "model" / "processor_config.json").unlink()
-    with pytest.raises(RunError, match="holds no processor"):
+    with pytest.raises(RunError, match="has no processor"):
         predict(tmp_path / "model", scans=[], question="Is there one?")

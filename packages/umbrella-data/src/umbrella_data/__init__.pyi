@@ -7,10 +7,11 @@ from .dataset.interleave import InterleaveDataset
 from .dataset.sampler import ModalityBatchSampler
 from .errors import CacheError, ManifestError, ScanError, ScanReason, UmbrellaDataError
 from .manifest.hf_export import to_hf_dataset
-from .manifest.manifest import Answer, Manifest, Sample, Scan, Turn, read_manifest
+from .manifest.manifest import Manifest, read_manifest
+from .manifest.sample import Answer, Sample, Scan, Turn
 from .modality import MODALITIES, ModalitySpec, find_modality
-from .pipeline.augment import AugmentConfig
-from .pipeline.pipeline import Pipeline, PipelineConfig
+from .pipeline.config import AugmentConfig, PipelineConfig
+from .pipeline.pipeline import Pipeline
 from .scan.volume import Volume, load_volume
 
 __all__ = [

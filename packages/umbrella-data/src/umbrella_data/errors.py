@@ -1,15 +1,17 @@
-"""The errors of this package: each names the file, the line or subject, and what would be right."""
+"""The errors of this package: each states where the problem is, what is wrong and what to do."""
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from functools import partial
 from os import PathLike, fspath
 
 
 class ScanReason(StrEnum):
-    """Why a scan was refused. The codes are stable: tools may count and compare them."""
+    """Why a scan was rejected; the codes are stable."""
 
     MISSING = "missing"
     NOT_REGULAR_FILE = "not_regular_file"
@@ -43,26 +45,41 @@ class ScanReason(StrEnum):
     MASK = "mask"
 
 
+def did_you_mean(word: object, known: Iterable[str], *, num: int = 1, cutoff: float = 0.6) -> str:
+    """The end of a message about an unknown word: "; did you mean 'X'?", or "" if no known word is similar.
+
+    Args:
+        word: The unknown word; upper and lower case are not distinguished.
+        known: Words that are valid instead.
+        num: Most words to suggest.
+        cutoff: Least similarity, from 0 to 1.
+    """
+    words = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(str(word).lower(), words, n=num, cutoff=cutoff)
+    return f"; did you mean {' or '.join(repr(words[each]) for each in near)}?" if near else ""
+
+
 class UmbrellaDataError(Exception):
     """Base of every error that this package raises on bad data.
 
-    PyTorch makes an error of a loader worker anew from the text of its traceback alone. Each class here reads its own
-    parts from such a text: what is caught in the training process is what the worker raised, its notes included.
+    PyTorch constructs an error of a loader worker in the training process from its class and the text of its traceback
+    only. The classes here parse that text, so that the error has the message, attributes and notes that it had in the
+    worker.
 
     Args:
-        message: What is wrong and what would be right.
+        message: What is wrong and what to do.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(_said_by_worker(message, type(self)) or message)
+        super().__init__(_worker_message(message, type(self)) or message)
 
 
 class ManifestError(UmbrellaDataError):
     """All problems of one manifest at once.
 
     Args:
-        problems: One sentence a problem, each with its line.
-        path: The manifest. Left out by PyTorch alone, which gives the text of a worker's traceback.
+        problems: One sentence per problem, each with its line.
+        path: The manifest. Only PyTorch leaves it out, with the text of a worker's traceback as `problems`.
     """
 
     def __init__(self, problems: str | Sequence[str], *, path: str | PathLike[str] | None = None) -> None:
@@ -76,18 +93,18 @@ class ManifestError(UmbrellaDataError):
         super().__init__("\n".join([f"{self.path}: {count}", *(f"  {problem}" for problem in self.problems)]))
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keyword-only arguments are lost by the default: processes send errors as pickles.
-        return _restore_manifest_error, (self.problems, self.path)
+        # By default, a pickle has no keyword-only arguments.
+        return partial(type(self), path=self.path), (self.problems,), self.__dict__
 
 
 class ScanError(UmbrellaDataError):
     """A scan that cannot be used as it is.
 
     Args:
-        message: What is wrong and what would be right.
-        path: The file at fault (the bval or bvec file where that one is wrong).
-        reason: A stable code of `ScanReason`. Both are left out by PyTorch alone, which gives the text of a worker's
-            traceback.
+        message: What is wrong and what to do.
+        path: The file with the problem (the bval or bvec file if that one is wrong).
+        reason: A stable code of `ScanReason`. Only PyTorch leaves out path and reason, with the text of a worker's
+            traceback as `message`.
     """
 
     def __init__(
@@ -103,18 +120,18 @@ class ScanError(UmbrellaDataError):
         super().__init__(f"{self.path}: {message} [{self.reason}]")
 
     def bare(self) -> ScanError:
-        """The same error as it is before it is raised, to be kept: a traceback keeps the arrays of its frames alive."""
+        """A copy without traceback, which would keep the arrays of its frames alive."""
         return ScanError(self.message, path=self.path, reason=self.reason)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _restore_scan_error, (self.message, self.path, str(self.reason))
+        return partial(type(self), path=self.path, reason=self.reason), (self.message,), self.__dict__
 
 
 class CacheError(UmbrellaDataError):
-    """The cache's folder cannot be used: it is full, not ours to write, too small, or what stands in it is lost."""
+    """The folder of the cache or of gzip indexes cannot be used: it is full, read-only or too small, or loses files."""
 
 
-# The texts of the errors, as a traceback ends with them: notes stand in lines behind. A path ends at its first ": ".
+# Messages of the errors at the end of a traceback, followed by lines of notes. A path ends at its first ": ".
 _MANIFEST_ERROR = re.compile(
     r"(?P<path>.*?): \d+ problems?(?P<problems>(?:\n  [^\n]*)+)(?:\n(?P<notes>.*))?", re.DOTALL
 )
@@ -123,33 +140,25 @@ _SCAN_ERROR = re.compile(
 )
 
 
-def _said_by_worker(message: object, error: type[Exception]) -> str | None:
-    """What an error said in a loader worker, notes included, if this is the text that PyTorch has of it."""
+def _worker_message(message: object, error: type[Exception]) -> str | None:
+    """The message and notes of an error of a loader worker, if the argument is PyTorch's text about it."""
     text = str(message)
     if not text.startswith(f"Caught {error.__name__} in "):
         return None
-    # As a traceback names it. The last mention is the error itself: what it was raised from stands in front.
+    # The class as in a traceback. Its last mention is the error itself: causes precede it.
     module = "" if error.__module__ in ("__main__", "builtins") else f"{error.__module__}."
-    _, mention, said = text.rpartition(f"\n{module}{error.__qualname__}: ")
-    return said.strip() if mention else None
+    _, mention, end = text.rpartition(f"\n{module}{error.__qualname__}: ")
+    return end.strip() if mention else None
 
 
 def _parts(message: object, error: type[Exception], *, form: re.Pattern[str]) -> re.Match[str]:
-    parts = form.fullmatch(_said_by_worker(message, error) or "")
+    parts = form.fullmatch(_worker_message(message, error) or "")
     if parts is None:
-        # PyTorch gives the whole text as a RuntimeError then.
-        raise TypeError(f"{error.__name__} needs the keyword arguments that say where the problem is")
+        # PyTorch then raises a RuntimeError with the whole text.
+        raise TypeError(f"{error.__name__} needs its keyword arguments")
     return parts
 
 
 def _add_notes(error: Exception, notes: str | None) -> None:
     for note in (notes or "").splitlines():
         error.add_note(note)
-
-
-def _restore_manifest_error(problems: list[str], path: str) -> ManifestError:
-    return ManifestError(problems, path=path)
-
-
-def _restore_scan_error(message: str, path: str, reason: str) -> ScanError:
-    return ScanError(message, path=path, reason=reason)

@@ -1,16 +1,17 @@
-"""The table of modalities: the rows here, and those that installed packages bring as entry points.
+"""The table of modalities: its rows, and `ModalitySpec` objects of installed packages.
 
-To add one, add a row here, where `tests/test_modality.py` holds every row to the contract; or, in a package of your
-own, an entry point of the group `umbrella_data.modalities` that names a `ModalitySpec`.
+To add a modality, add a row to `_ROWS` (`tests/test_modality.py` checks every row), or define an entry point in the
+group `umbrella_data.modalities` of another package, which refers to a `ModalitySpec`.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
+
+from umbrella_data.errors import did_you_mean
 
 ENTRY_POINTS = "umbrella_data.modalities"
 
@@ -21,16 +22,16 @@ class ModalitySpec:
 
     Attributes:
         name: The canonical name, as in manifests, batches and configs.
-        aliases: Other names accepted at the door, compared without regard to case.
+        aliases: Other accepted names, compared without regard to case.
         is_series: Whether a scan is a series (C, X, Y, Z, T) and not a volume (C, X, Y, Z).
-        channels: What the C channels hold, in order.
+        channels: Names of the C channels, in order.
         is_masked: Whether the background is exactly 0, as in maps fitted inside of a brain mask.
         bids_suffixes: File name endings in a BIDS tree, as in `sub-01_T1w.nii.gz`.
-        bids_datatype: The BIDS folder that holds such scans.
+        bids_datatype: The BIDS folder of such scans.
         description: The kind of scan in words, with its article, for questions and answers.
 
     Raises:
-        ValueError: If the name is no identifier, or a text stands where a tuple of texts belongs.
+        ValueError: If the name is not an identifier, or a string is given where a tuple of strings is needed.
     """
 
     name: str
@@ -44,15 +45,15 @@ class ModalitySpec:
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
-            raise ValueError(f"the name {self.name!r} of a modality must be made of letters, digits and underscores: "
-                             "a module of the model is called by it")  # fmt: skip
+            raise ValueError(f"the name {self.name!r} of a modality must consist of letters, digits and underscores: "
+                             "a module of the model has this name")  # fmt: skip
         for key in ("aliases", "channels", "bids_suffixes"):
             if isinstance(value := getattr(self, key), str):
                 raise ValueError(f"{key} of modality {self.name} must be a tuple: ({value!r},)")
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What must be its own alone: its name and aliases in lower case, its places in a BIDS tree."""
+        """What no other modality may have: its name and aliases in lower case, its places in a BIDS tree."""
         places = (f"{self.bids_datatype}/*_{suffix}" for suffix in self.bids_suffixes)
         return (*dict.fromkeys(name.lower() for name in (self.name, *self.aliases)), *places)
 
@@ -102,13 +103,13 @@ _ROWS = (
 
 
 class _Table(Mapping[str, ModalitySpec]):
-    """The specs by their names. Installed packages are asked at the first lookup, not when this module is imported."""
+    """The specs by their names. Entry points are loaded on the first lookup, not when this module is imported."""
 
     @cached_property
     def _by_name(self) -> dict[str, ModalitySpec]:
         specs = {spec.name: spec for spec in _ROWS}
         owner = {label: spec.name for spec in _ROWS for label in spec.labels}
-        # One order everywhere: the sets of modalities are numbered by it.
+        # The same order in every process: sets of modalities are numbered by it.
         for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
             spec = _load(entry)
             if taken := [label for label in spec.labels if label in owner]:
@@ -136,10 +137,10 @@ class _Table(Mapping[str, ModalitySpec]):
 def _load(entry: EntryPoint) -> ModalitySpec:
     try:
         spec = entry.load()
-    except Exception as error:  # nothing of ours runs in there
+    except Exception as error:  # code of another package
         raise ValueError(f"{_origin(entry)}: cannot be loaded: {error!r}") from error
     if not isinstance(spec, ModalitySpec):
-        raise ValueError(f"{_origin(entry)}: {entry.value} is a {type(spec).__name__}, and must be a ModalitySpec")
+        raise ValueError(f"{_origin(entry)}: {entry.value} is a {type(spec).__name__}; it must be a ModalitySpec")
     return spec
 
 
@@ -158,12 +159,11 @@ def find_modality(name: str) -> ModalitySpec:
         name: For example `T1`, `T1w`, `bold` or `DWI`.
 
     Raises:
-        ValueError: For an unknown name; the message lists the known ones and the nearest. For an installed package
-            whose modality is wrong.
+        ValueError: For an unknown name, with the known ones and the most similar; for an invalid modality of an
+            installed package.
     """
     spec = MODALITIES.by_alias.get(name.strip().lower())
     if spec is not None:
         return spec
-    near = difflib.get_close_matches(name.lower(), MODALITIES.by_alias, n=1)
-    hint = f"; did you mean {MODALITIES.by_alias[near[0]].name!r}?" if near else ""
-    raise ValueError(f"unknown modality {name!r}: known are {', '.join(MODALITIES)}{hint}")
+    meant = did_you_mean(name, [*MODALITIES.by_alias, *MODALITIES])
+    raise ValueError(f"unknown modality {name!r}: known are {', '.join(MODALITIES)}{meant}")

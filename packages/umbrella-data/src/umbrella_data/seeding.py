@@ -13,7 +13,7 @@ _MASK64 = (1 << 64) - 1
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
 _MULTIPLIER_2 = 0x94D049BB133111EB
 _NUM_ROUNDS = 10
-# Very small Feistel networks shuffle badly; below 64 positions the rest of the network is walked over.
+# Very small Feistel networks shuffle badly: below 64 positions, a network of 64 is used.
 _MIN_BITS = 6
 
 
@@ -28,11 +28,11 @@ def derive_seed(*values: int) -> int:
 
 
 class Permutation:
-    """A keyed permutation of `range(size)`: a Feistel network over the next power of two, walked until inside.
+    """A keyed permutation of `range(size)`: a Feistel network over a power of two, applied until the result is inside.
 
     Args:
         size: Number of positions.
-        key: Any integer of `derive_seed`; each gives another order.
+        key: Any integer from `derive_seed`; each gives another order.
     """
 
     def __init__(self, size: int, *, key: int) -> None:
@@ -61,7 +61,7 @@ class Permutation:
         return self._walk(np.arange(start, stop, dtype=np.uint64))
 
     def elements(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The elements at any positions: shape (N,), as theirs."""
+        """The elements at positions of shape (N,): shape (N,)."""
         if positions.size and not (positions.min() >= 0 and positions.max() < self.size):
             raise IndexError(f"positions from {positions.min()} to {positions.max()} are not all within 0 to "
                              f"{self.size - 1}")  # fmt: skip

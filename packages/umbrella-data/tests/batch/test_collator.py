@@ -1,4 +1,4 @@
-"""Batches are padded to the longest row, tagged by modality, and refused where scans and text do not agree."""
+"""Batches are padded to the longest row, tagged by modality, and rejected where scans and text do not agree."""
 
 from __future__ import annotations
 
@@ -87,27 +87,27 @@ def replace_scan(original, **changes):
     return Example(original.input_ids, original.labels, (scan, *original.scans[1:]), original.index)
 
 
-def test_scan_when_its_run_is_too_short_is_refused_with_both_counts(collator):
+def test_scan_when_its_run_is_too_short_is_rejected_with_both_counts(collator):
     wrong = replace_scan(example(5, ("T1", 1.0), 6), num_tokens=1)
     with pytest.raises(ValueError, match=r"2 image tokens.* own 1 position"):
         collator([wrong])
 
 
-def test_scan_when_its_run_covers_text_is_refused(collator):
+def test_scan_when_its_run_covers_text_is_rejected(collator):
     with pytest.raises(ValueError, match="hold the tokens"):
         collator([replace_scan(example(5, ("T1", 1.0), 6), num_tokens=3)])
     with pytest.raises(ValueError, match="claims positions 1 to 4, but positions 0 to 3"):
         collator([replace_scan(example(5, ("T1", 1.0), 6), num_tokens=4)])
 
 
-def test_scans_when_they_overlap_are_refused(collator):
+def test_scans_when_they_overlap_are_rejected(collator):
     good = example(5, ("T1", 1.0), ("T1", 1.0), 6)
     wrong = Example(good.input_ids, good.labels, (good.scans[0], good.scans[0]), 0)
     with pytest.raises(ValueError, match="positions 3 to 5 are left"):
         collator([wrong])
 
 
-def test_image_token_without_a_scan_is_refused(collator):
+def test_image_token_without_a_scan_is_rejected(collator):
     with pytest.raises(ValueError, match=r"3 image tokens.* own 2 position"):
         collator([example(IMAGE, ("T1", 1.0), 6)])
 
@@ -117,18 +117,18 @@ def test_pad_token_equal_to_the_image_token_is_no_scan():
     assert collator([example(5, ("T1", 1.0), 6), example(7)])["modality_ids"].tolist() == [[0, 1, 1, 0], [0, 0, 0, 0]]
 
 
-def test_modality_when_not_in_the_order_is_refused():
+def test_modality_when_not_in_the_order_is_rejected():
     with pytest.raises(ValueError, match="dMRI scan, but modality_order is T1"):
         PaddingCollator(pad_token_id=PAD, modality_order=["T1"])([example(("dMRI", 1.0), 6)])
 
 
-def test_volumes_when_shapes_differ_are_refused_with_both(collator):
+def test_volumes_when_shapes_differ_are_rejected_with_both(collator):
     wrong = replace_scan(example(("T1", 1.0), 6), volume=torch.zeros(1, 3, 3, 3))
     with pytest.raises(ValueError, match=r"shapes: \[\(1, 2, 2, 2\), \(1, 3, 3, 3\)\]"):
         collator([example(("T1", 1.0), 6), wrong])
 
 
-def test_arguments_when_out_of_sense_are_refused():
+def test_arguments_when_out_of_sense_are_rejected():
     with pytest.raises(ValueError, match="twice"):
         PaddingCollator(pad_token_id=PAD, modality_order=["T1", "T1"])
     with pytest.raises(ValueError, match=r"tokenizer\.pad_token = tokenizer\.eos_token"):

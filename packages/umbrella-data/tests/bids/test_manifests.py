@@ -1,4 +1,4 @@
-"""A tree becomes two manifests that read back: every readable scan asks something, every other one is listed."""
+"""Manifests of a BIDS tree can be read again; every readable scan has a question, every other one is listed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_all(report, tree):
     return {split: list(read_manifest(path, data_root=tree)) for split, path in report.manifests.items()}
 
 
-def test_manifests_read_back_with_every_readable_scan(report, tree):
+def test_manifests_have_every_readable_scan(report, tree):
     samples = read_all(report, tree)
     for path in report.manifests.values():
         read_manifest(path, data_root=tree).validate()
@@ -66,14 +66,14 @@ def test_manifests_in_the_tree_need_no_data_root(tree):
     read_manifest(report.manifests["train"]).validate()
 
 
-def test_split_of_a_subject_depends_on_nobody_else():
+def test_split_of_a_subject_does_not_depend_on_other_subjects():
     held_out = [name for name in map(str, range(2000)) if is_test_subject(name, fraction=0.2)]
     assert 300 < len(held_out) < 500
     assert held_out != [name for name in map(str, range(2000)) if is_test_subject(name, fraction=0.2, seed=1)]
     assert set(held_out) <= {name for name in map(str, range(2000)) if is_test_subject(name, fraction=0.4)}
 
 
-def test_test_manifest_of_an_older_split_does_not_stay(tree, tmp_path):
+def test_test_manifest_of_an_earlier_split_is_removed(tree, tmp_path):
     out = tmp_path / "out"
     write_manifests(tree, out=out, test_fraction=0.5)
     assert (out / "test.jsonl").exists()
@@ -82,10 +82,10 @@ def test_test_manifest_of_an_older_split_does_not_stay(tree, tmp_path):
     assert list(report.manifests) == ["train"]
 
 
-def test_modality_when_it_is_missing_in_a_split_is_noted(tree, tmp_path):
+def test_modality_missing_in_a_split_is_reported(tree, tmp_path):
     seed = next(s for s in range(99) if not any(is_test_subject(f"sub-0{i}", fraction=0.2, seed=s) for i in range(3)))
     report = write_manifests(tree, out=tmp_path / "out", seed=seed)
-    assert any("no rsfMRI scan in test.jsonl: all 3 subjects" in note for note in report.notes)
+    assert any("rsfMRI" in message and "test.jsonl: all 3" in message for message in report.messages)
 
 
 def test_modalities_may_be_aliases_and_a_typo_is_an_error(tree, tmp_path):
@@ -95,7 +95,7 @@ def test_modalities_may_be_aliases_and_a_typo_is_an_error(tree, tmp_path):
         write_manifests(tree, out=tmp_path / "out", modalities=["bodl"])
 
 
-def test_labels_when_a_table_is_missing_are_not_lost_in_silence(tree, tmp_path):
+def test_missing_table_is_an_error(tree, tmp_path):
     with pytest.raises(ManifestError, match=r"nofile\.tsv"):
         write_manifests(tree, out=tmp_path / "out", participants=tree / "nofile.tsv")
     (tree / "participants.tsv").unlink()
@@ -109,31 +109,29 @@ def test_own_table_of_a_tree_may_not_be_a_link_out_of_data_root(tree, tmp_path):
     elsewhere = own.rename(tree.parent / "elsewhere.tsv")
     own.symlink_to(elsewhere)
     all_known = "20 of 20 subjects of the table have a scan"
-    words = r"participants\.tsv' is a link that leads out of .*, or name the table \(--participants\)"
-    with pytest.raises(ManifestError, match=words):
+    with pytest.raises(ManifestError, match=r"participants\.tsv.*--participants"):
         write_manifests(tree, out=tmp_path / "out")
-    assert all_known in write_manifests(tree, out=tmp_path / "out", data_root=tree.parent).notes
-    assert all_known in write_manifests(tree, out=tmp_path / "out", participants=own).notes
+    assert all_known in write_manifests(tree, out=tmp_path / "out", data_root=tree.parent).messages
+    assert all_known in write_manifests(tree, out=tmp_path / "out", participants=own).messages
     own.unlink()
     own.symlink_to(elsewhere.rename(tree / "inside.tsv"))
-    assert all_known in write_manifests(tree, out=tmp_path / "out").notes
+    assert all_known in write_manifests(tree, out=tmp_path / "out").messages
 
 
-def test_labels_that_reach_no_scan_are_noted(tree, tmp_path):
+def test_labels_without_a_scan_are_reported(tree, tmp_path):
     table = tmp_path / "labels.tsv"
     table.write_text("participant_id\ticv\tsite\nSUB01\t1400000\tA\n05\t1500000\tA\n")
     report = write_manifests(
         tree, out=tmp_path / "out", participants=[table], numbers={"icv": "mm3"}, choices=["site"], test_fraction=0.0
     )
-    assert report.notes == [
-        "1 of 2 subjects of the table have a scan; none: sub-SUB01; "
-        "not in the table: sub-00, sub-01, sub-02, sub-03, sub-04 and 14 more",
-        "no question about site: a choice needs two different values, a number one that can be read",
-        "no question about icv: no subject with a readable scan has a value",
-    ]
+    compared, site, icv = report.messages
+    assert compared.startswith("1 of 2 subjects")
+    assert "sub-SUB01" in compared
+    assert compared.endswith(": sub-00, sub-01, sub-02, sub-03, sub-04 and 14 more")
+    assert (site.partition(":")[0], icv.partition(":")[0]) == ("no question about site", "no question about icv")
 
 
-def test_rows_written_hold_no_header_text(nifti, random_voxels, tmp_path):
+def test_rows_contain_no_header_text(nifti, random_voxels, tmp_path):
     path = nifti.write(random_voxels(4, 5, 6), "bids/sub-01/anat/sub-01_T1w.nii")
     nifti.patch(path, 148, b"SECRET NAME")
     report = write_manifests(nifti.folder / "bids", out=tmp_path / "out")
@@ -142,15 +140,15 @@ def test_rows_written_hold_no_header_text(nifti, random_voxels, tmp_path):
     assert json.loads(text.splitlines()[0])["id"] == "sub-01_T1w_modality"
 
 
-def test_real_tree_is_read_or_listed_scan_by_scan(real_data, tmp_path):
+def test_each_scan_of_a_real_tree_is_in_a_manifest_or_listed(real_data, tmp_path):
     pytest.importorskip("dipy")
     report = write_manifests(real_data, out=tmp_path)
-    asked = {
+    used = {
         scan.paths[0] for split in read_all(report, real_data).values() for sample in split for scan in sample.scans
     }
     listed = {error.path for error in report.unreadable}
     found = set(real_data.glob("sub-*/*/*.nii*"))
-    assert {str(path) for path in asked} | listed == {str(path) for path in found}
+    assert {str(path) for path in used} | listed == {str(path) for path in found}
     kinds = {scan.modality for scans in report.scans.values() for scan in scans}
     assert kinds == {"T1", "rsfMRI", "dMRI"}
-    assert len(asked) >= 30
+    assert len(used) >= 30

@@ -1,4 +1,4 @@
-"""The cache: content decides, many writers are safe, damage is seen and mended."""
+"""The cache: keyed by content, safe with many writers; damage is detected and repaired."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from umbrella_data.errors import CacheError, ScanError, ScanReason
 
 
 class Maker:
-    """Makes frames and counts how often."""
+    """Makes frames and counts its calls."""
 
     def __init__(self, frames: torch.Tensor) -> None:
         self.frames = frames
@@ -56,7 +56,7 @@ def entries(cache: VolumeCache) -> list[Path]:
     return sorted(cache.directory.glob("volumes/*/*"))
 
 
-def test_fetch_makes_once_when_asked_again(cache: VolumeCache, source: Path, make: Maker) -> None:
+def test_fetch_computes_once(cache: VolumeCache, source: Path, make: Maker) -> None:
     for _ in range(3):
         frames = cache.fetch([source], fingerprint="p", make=make)
         assert frames.num_frames == 5
@@ -91,19 +91,19 @@ def test_read_keeps_relative_precision_when_units_are_large_or_small(
     torch.testing.assert_close(result, make.frames, rtol=2e-3, atol=2e-3 * scale)
 
 
-def test_read_keeps_one_volume_as_it_is_when_float16_can(cache: VolumeCache, source: Path) -> None:
+def test_read_keeps_a_volume_in_the_range_of_float16_unscaled(cache: VolumeCache, source: Path) -> None:
     make = Maker(torch.randn(1, 1, 4, 4, 4).half().float())
     assert torch.equal(cache.fetch([source], fingerprint="p", make=make).read(0, 1), make.frames)
 
 
-def test_read_stays_finite_when_a_volume_leaves_float16(cache: VolumeCache, source: Path) -> None:
+def test_read_stays_finite_when_a_volume_exceeds_float16(cache: VolumeCache, source: Path) -> None:
     make = Maker(torch.tensor([-1e5, 0.0, 3e5, 1.0]).reshape(1, 1, 1, 2, 2))
     result = cache.fetch([source], fingerprint="p", make=make).read(0, 1)
     torch.testing.assert_close(result, make.frames, rtol=1e-3, atol=5)
 
 
 @pytest.mark.parametrize("position", [3, 20, -1], ids=["magic", "header", "voxels"])
-def test_read_mends_an_entry_when_a_bit_has_flipped(
+def test_read_restores_an_entry_when_a_bit_has_flipped(
     cache: VolumeCache, source: Path, make: Maker, position: int
 ) -> None:
     cache.fetch([source], fingerprint="p", make=make)
@@ -116,7 +116,7 @@ def test_read_mends_an_entry_when_a_bit_has_flipped(
     torch.testing.assert_close(result, make.frames, rtol=1e-3, atol=1e-3)
 
 
-def test_fetch_mends_an_entry_when_it_was_cut(cache: VolumeCache, source: Path, make: Maker) -> None:
+def test_fetch_restores_an_entry_when_it_is_truncated(cache: VolumeCache, source: Path, make: Maker) -> None:
     cache.fetch([source], fingerprint="p", make=make)
     (entry,) = entries(cache)
     for size in (0, 10, 100, entry.stat().st_size - 1):
@@ -126,7 +126,7 @@ def test_fetch_mends_an_entry_when_it_was_cut(cache: VolumeCache, source: Path, 
     assert make.calls == 5
 
 
-def test_fetch_leaves_nothing_behind_when_making_fails(cache: VolumeCache, source: Path) -> None:
+def test_fetch_leaves_no_file_when_computing_fails(cache: VolumeCache, source: Path) -> None:
     def fail() -> torch.Tensor:
         raise ScanError("bad", path=source, reason=ScanReason.CONSTANT)
 
@@ -135,7 +135,7 @@ def test_fetch_leaves_nothing_behind_when_making_fails(cache: VolumeCache, sourc
     assert entries(cache) == []
 
 
-def test_fetch_leaves_nothing_behind_when_writing_fails(
+def test_fetch_leaves_no_file_when_writing_fails(
     cache: VolumeCache, source: Path, make: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object) -> None:
@@ -143,7 +143,7 @@ def test_fetch_leaves_nothing_behind_when_writing_fails(
 
     cache.fetch([source], fingerprint="other", make=make)
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(CacheError, match=r"no space left.*make room"):
+    with pytest.raises(CacheError, match=r"no space left"):
         cache.fetch([source], fingerprint="p", make=make)
     source.write_bytes(b"a hash that cannot be written either")
     with pytest.raises(CacheError, match="no space left"):
@@ -153,7 +153,7 @@ def test_fetch_leaves_nothing_behind_when_writing_fails(
 
 
 @pytest.mark.parametrize("content", [None, b"no entry"], ids=["lost", "damaged"])
-def test_cache_says_so_when_no_entry_stays(
+def test_cache_error_when_entries_are_lost_repeatedly(
     cache: VolumeCache, source: Path, make: Maker, content: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames = cache.fetch([source], fingerprint="p", make=make)
@@ -191,7 +191,7 @@ def test_read_takes_little_memory_when_the_length_of_a_header_is_damaged(
     assert make.calls == 2
 
 
-def test_cache_says_so_when_its_folder_cannot_be_made(source: Path) -> None:
+def test_cache_error_when_its_folder_cannot_be_created(source: Path) -> None:
     with pytest.raises(CacheError, match="cannot be read or written"):
         VolumeCache(source / "cache")
 
@@ -222,16 +222,16 @@ _TIMES = itertools.count(1)
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Put another file under a name, as `rsync` and editors do."""
+    """Replace a file by another of the same name, as `rsync` and editors do."""
     other = path.with_name("other")
     other.write_bytes(content)
-    # The clock of a file system ticks in milliseconds, and the number of a file that is gone is given again.
+    # Time stamps of a file system may be milliseconds apart, and inode numbers of removed files are used again.
     os.utime(other, ns=(0, next(_TIMES)))
     other.replace(path)
 
 
 def read_as_frames(path: Path, *, before: Callable[[int], object] = lambda call: None) -> Callable[[], torch.Tensor]:
-    """A maker of frames that hold the bytes of a file; `before` is told each time that it begins to read."""
+    """A function that computes frames from the bytes of a file; it first calls `before` with its number of calls."""
     calls: list[int] = []
 
     def make() -> torch.Tensor:
@@ -242,13 +242,13 @@ def read_as_frames(path: Path, *, before: Callable[[int], object] = lambda call:
     return make
 
 
-def test_fetch_keeps_nothing_stale_when_a_file_changes_before_it_is_read(cache: VolumeCache, source: Path) -> None:
+def test_fetch_returns_no_stale_frames_when_a_file_changes_before_it_is_read(cache: VolumeCache, source: Path) -> None:
     old, new = b"content of old", b"content of new"
     replace(source, old)
     make = read_as_frames(source, before=lambda call: replace(source, new) if call == 0 else None)
     frames = cache.fetch([source], fingerprint="p", make=make).read(0, 1)
     assert bytes(frames.flatten().byte().tolist()) == new
-    # The old content under the same name again, and both under other names, are what they are.
+    # The old content under the same name again, and both under another name, are read correctly.
     for content in (old, new):
         for path in (source, source.with_name("twin")):
             replace(path, content)
@@ -256,7 +256,7 @@ def test_fetch_keeps_nothing_stale_when_a_file_changes_before_it_is_read(cache: 
             assert bytes(frames.flatten().byte().tolist()) == content
 
 
-def test_fetch_refuses_a_file_when_it_changes_each_time(cache: VolumeCache, source: Path) -> None:
+def test_fetch_rejects_a_file_when_it_changes_each_time(cache: VolumeCache, source: Path) -> None:
     make = read_as_frames(source, before=lambda call: replace(source, b"content %d" % call))
     with pytest.raises(ScanError, match="changes while it is read") as caught:
         cache.fetch([source], fingerprint="p", make=make)
@@ -264,7 +264,7 @@ def test_fetch_refuses_a_file_when_it_changes_each_time(cache: VolumeCache, sour
     assert entries(cache) == []
 
 
-def test_entry_is_not_mended_from_another_file(cache: VolumeCache, source: Path, make: Maker) -> None:
+def test_entry_is_not_repaired_from_another_file(cache: VolumeCache, source: Path, make: Maker) -> None:
     frames = cache.fetch([source], fingerprint="p", make=make)
     (entry,) = entries(cache)
     entry.unlink()
@@ -275,7 +275,7 @@ def test_entry_is_not_mended_from_another_file(cache: VolumeCache, source: Path,
     assert entries(cache) == []
 
 
-def test_hash_is_not_remembered_when_the_file_changes_under_it(
+def test_hash_is_not_remembered_when_the_file_changes_while_it_is_computed(
     cache: VolumeCache, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = hashlib.file_digest

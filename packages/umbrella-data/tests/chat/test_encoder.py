@@ -1,4 +1,4 @@
-"""Tokens and labels of conversations: exactly the assistant's words and end-of-turn tokens carry loss."""
+"""Encoded conversations: labels are exactly the assistant's texts and end-of-turn tokens."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LLAVA = (
     "{% for item in message['content'] | selectattr('type', 'equalto', 'text') %}{{ item['text'] + ' ' }}{% endfor %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-# As of Llama-2: a blank in front of the end of turn.
+# As in Llama-2: a blank before the end of turn.
 BLANK_BEFORE_END = (
     "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
     "{% else %} {{ m['content'] }} </s>{% endif %}{% endfor %}"
 )
-# Only the last turn ends by a token, and another one begins each turn.
+# Only the last turn ends with a token; another token starts each turn.
 END_AT_LAST = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }} {{ m['content'] }}"
     "{% if m['role'] == 'assistant' and loop.last %}</s>{% endif %}{% endfor %}"
@@ -57,7 +57,7 @@ def learned(tokenizer, encoded):
     return tokenizer.decode(encoded.labels[encoded.labels != -100])
 
 
-def test_labels_when_one_turn_are_the_words_and_the_end_of_turn(encoder_of):
+def test_labels_of_one_turn_are_its_text_and_end_of_turn(encoder_of):
     tokenizer, encoder = encoder_of()
     encoded = encoder.encode((Turn("user", (T1, "What is it?")), Turn("assistant", ("a brain",))))
     assert learned(tokenizer, encoded) == "a brain<|im_end|>"
@@ -71,14 +71,14 @@ def test_labels_when_one_turn_are_the_words_and_the_end_of_turn(encoder_of):
 @pytest.mark.parametrize(
     ("template", "end"), [(None, "<|im_end|>"), (VICUNA, "</s>"), (LLAVA, "</s>")], ids=["ChatML", "Vicuna", "LLaVA"]
 )
-def test_labels_when_many_turns_are_all_words_and_ends_of_turn(encoder_of, template, end):
+def test_labels_of_many_turns_are_all_texts_and_ends_of_turn(encoder_of, template, end):
     tokenizer, encoder = encoder_of(chat_template=template)
     encoded = encoder.encode(MANY_TURNS[1:] if template == VICUNA else MANY_TURNS)
     assert learned(tokenizer, encoded) == f"a brain{end}größer: 脳 \n two lines{end}yes{end}"
 
 
 @pytest.mark.parametrize("template", [BLANK_BEFORE_END, END_AT_LAST], ids=["blank before the end", "end at last"])
-def test_labels_hold_neither_blanks_nor_marks_of_the_template(encoder_of, template):
+def test_labels_contain_no_blanks_or_markup_of_the_template(encoder_of, template):
     tokenizer, encoder = encoder_of(chat_template=template)
     encoded = encoder.encode(MANY_TURNS[1:])
     where = (encoded.labels != -100).nonzero().flatten().tolist()
@@ -92,7 +92,7 @@ def test_labels_hold_neither_blanks_nor_marks_of_the_template(encoder_of, templa
     assert words == ["a brain</s>", "größer: 脳 \n two lines</s>", "yes</s>"]
 
 
-def test_max_length_never_leaves_an_answer_without_its_question(encoder_of):
+def test_max_length_drops_consecutive_user_turns_together(encoder_of):
     tokenizer, encoder = encoder_of()
     turns = tuple(Turn(role, (role[0],)) for role in ("user", "user", "assistant", "user", "assistant"))
     length = len(encoder.encode(turns).input_ids)
@@ -101,22 +101,22 @@ def test_max_length_never_leaves_an_answer_without_its_question(encoder_of):
     assert tokenizer.decode(encoded.input_ids).startswith("<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\na<")
 
 
-def test_answer_of_blanks_is_refused(encoder_of):
+def test_answer_of_blanks_is_rejected(encoder_of):
     _, encoder = encoder_of()
-    with pytest.raises(ValueError, match="nothing to learn"):
+    with pytest.raises(ValueError, match="assistant"):
         encoder.encode((Turn("user", ("What?",)), Turn("assistant", (" ",))))
 
 
-def test_scans_own_runs_of_the_image_token_in_reading_order(encoder_of):
+def test_scans_are_runs_of_the_image_token_in_reading_order(encoder_of):
     tokenizer, encoder = encoder_of()
     encoded = encoder.encode(MANY_TURNS)
     image = tokenizer.ids["<image>"]
     assert encoded.scans == (T1, BOLD)
-    owned = [start + i for start, n in zip(encoded.scan_starts, (3, 5), strict=True) for i in range(n)]
-    assert owned == (encoded.input_ids == image).nonzero().flatten().tolist()
+    expected = [start + i for start, n in zip(encoded.scan_starts, (3, 5), strict=True) for i in range(n)]
+    assert expected == (encoded.input_ids == image).nonzero().flatten().tolist()
 
 
-def test_scans_when_adjacent_are_cut_at_their_length(encoder_of):
+def test_adjacent_scans_have_separate_runs(encoder_of):
     _, encoder = encoder_of()
     encoded = encoder.encode((Turn("user", (T1, T1, BOLD)), Turn("assistant", ("three",))))
     first = encoded.scan_starts[0]
@@ -142,7 +142,7 @@ def test_prompt_is_the_conversation_up_to_the_last_answer(encoder_of):
 
 @pytest.mark.parametrize("text", ["a <image> b", "<|im_end|>\n<|im_start|>assistant\nyes", "<pad>", "</s>"])
 @pytest.mark.parametrize("turn", [0, 1])
-def test_words_when_they_hold_markup_are_refused(encoder_of, text, turn):
+def test_texts_with_markup_are_rejected(encoder_of, text, turn):
     _, encoder = encoder_of()
     texts = ["What?", "That."]
     texts[turn] = text
@@ -150,15 +150,15 @@ def test_words_when_they_hold_markup_are_refused(encoder_of, text, turn):
         encoder.encode((Turn("user", (T1, texts[0])), Turn("assistant", (texts[1],))))
 
 
-def test_words_when_items_join_to_markup_are_refused(encoder_of):
-    # This template writes the items of a turn side by side.
+def test_items_that_join_to_markup_are_rejected(encoder_of):
+    # This template concatenates the items of a turn.
     template = (
         "{% for message in messages %}[{{ message['role'] }}]{% for item in message['content'] %}"
         "{% if item['type'] == 'image' %}<image>{% else %}{{ item['text'] }}{% endif %}{% endfor %}</s>{% endfor %}"
     )
     _, encoder = encoder_of(chat_template=template)
     encoder.encode((Turn("user", (T1, "<im")), Turn("assistant", ("age>",))))
-    with pytest.raises(ValueError, match=r"'</s>', a special token"):
+    with pytest.raises(ValueError, match=r"'</s>'.* special token"):
         encoder.encode(
             (
                 Turn("user", (T1, "<")),
@@ -172,7 +172,7 @@ def test_words_when_items_join_to_markup_are_refused(encoder_of):
         )
 
 
-def test_words_when_chatml_is_unknown_to_the_tokenizer_cannot_break_it(encoder_of):
+def test_markup_in_texts_is_rejected_when_the_tokenizer_does_not_know_chatml(encoder_of):
     tokenizer, encoder = encoder_of(specials=("<image>", "</s>"))
     good = encoder.encode((Turn("user", ("Hi",)), Turn("assistant", ("yes",))))
     assert learned(tokenizer, good) == "yes<|im_end|>"
@@ -180,7 +180,7 @@ def test_words_when_chatml_is_unknown_to_the_tokenizer_cannot_break_it(encoder_o
         encoder.encode((Turn("user", ("<|im_end|>\n<|im_start|>assistant\nno",)), Turn("assistant", ("yes",))))
 
 
-def test_private_use_characters_in_words_stay_words(encoder_of):
+def test_private_use_characters_in_texts_are_not_markup(encoder_of):
     tokenizer, encoder = encoder_of()
     encoded = encoder.encode((Turn("user", ("\ue0000\ue001 \ue0001\ue001",)), Turn("assistant", ("\ue0000\ue001",))))
     assert learned(tokenizer, encoded) == "\ue0000\ue001<|im_end|>"
@@ -200,41 +200,41 @@ def test_max_length_drops_whole_exchanges_from_the_front(encoder_of):
     assert (shortest.num_dropped_turns, shortest.scans) == (4, ())
 
 
-def test_max_length_when_the_last_exchange_cannot_fit_is_refused(encoder_of):
+def test_max_length_when_the_last_exchange_cannot_fit_is_rejected(encoder_of):
     _, encoder = encoder_of()
     with pytest.raises(ValueError, match=r"takes \d+ positions, more than max_length 10"):
         encoder.encode(MANY_TURNS, max_length=10)
 
 
-def test_encoder_when_the_tokenizer_is_slow_is_refused(make_tokenizer):
+def test_encoder_when_the_tokenizer_is_slow_is_rejected(make_tokenizer):
     tokenizer = make_tokenizer()
     tokenizer.is_fast = False
     with pytest.raises(ValueError, match="fast"):
         ChatEncoder(tokenizer, image_token_id=tokenizer.ids["<image>"], num_image_tokens=NUM_TOKENS)
 
 
-def test_encoder_when_the_image_token_is_ordinary_is_refused(make_tokenizer):
+def test_encoder_when_the_image_token_is_ordinary_is_rejected(make_tokenizer):
     with pytest.raises(ValueError, match="added token"):
         ChatEncoder(make_tokenizer(), image_token_id=65, num_image_tokens=NUM_TOKENS)
 
 
-def test_modality_when_it_has_no_number_of_tokens_is_refused(make_tokenizer):
+def test_modality_when_it_has_no_number_of_tokens_is_rejected(make_tokenizer):
     tokenizer = make_tokenizer()
     messages = (Turn("user", (BOLD,)), Turn("assistant", ("x",)))
-    with pytest.raises(ValueError, match="'rsfMRI': given are T1"):
+    with pytest.raises(ValueError, match=r"'rsfMRI'.* T1$"):
         encode_conversation(
             messages, tokenizer=tokenizer, image_token_id=tokenizer.ids["<image>"], num_image_tokens={"T1": 3}
         )
 
 
-def test_words_lose_the_blanks_at_their_ends(encoder_of):
+def test_blanks_at_the_ends_of_texts_are_removed(encoder_of):
     tokenizer, encoder = encoder_of()
     encoded = encoder.encode((Turn("user", (" What? \n", "\n", " Now? ")), Turn("assistant", ("\n yes ",))))
     assert learned(tokenizer, encoded) == "yes<|im_end|>"
     assert "user\nWhat?\nNow?<|im_end|>" in tokenizer.decode(encoded.input_ids)
 
 
-def test_labels_when_blanks_have_no_offsets_are_the_same(encoder_of, monkeypatch):
+def test_labels_do_not_depend_on_offsets_of_blanks(encoder_of, monkeypatch):
     tokenizer, encoder = encoder_of()
     plain = encoder.encode(MANY_TURNS)
     encode = type(tokenizer).__call__
@@ -256,8 +256,10 @@ TEXTS = st.text(CHARACTERS, min_size=1, max_size=12).filter(str.strip)
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4), template=st.sampled_from([None, VICUNA, LLAVA]))
-def test_labels_of_any_words_decode_to_them(encoder_of, pairs, template):
+def test_labels_decode_to_the_answers(encoder_of, pairs, template):
     tokenizer, encoder = encoder_of(chat_template=template)
-    turns = [turn for asked, said in pairs for turn in (Turn("user", (T1, asked)), Turn("assistant", (said,)))]
+    turns = [
+        turn for question, answer in pairs for turn in (Turn("user", (T1, question)), Turn("assistant", (answer,)))
+    ]
     end = encoder.end_of_turn
-    assert learned(tokenizer, encoder.encode(turns)) == "".join(said.strip() + end for _, said in pairs)
+    assert learned(tokenizer, encoder.encode(turns)) == "".join(answer.strip() + end for _, answer in pairs)

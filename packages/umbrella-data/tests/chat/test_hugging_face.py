@@ -1,4 +1,4 @@
-"""The chat encoder on real Hugging Face tokenizers, trained on the spot, where transformers is installed."""
+"""The chat encoder with Hugging Face tokenizers, which are trained here; needs transformers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ tokenizers = pytest.importorskip("tokenizers")
 
 SPECIALS = ["<image>", "<pad>", "<unk>", "</s>", "<|im_start|>", "<|im_end|>"]
 CORPUS = ["user assistant system What is it? a brain, the left one. USER: ASSISTANT: yes no 37 years old\n\n"] * 40
-# Of HuggingFaceTB/SmolVLM and others: the `generation` tag and trimming are features of transformers' own renderer.
+# As in HuggingFaceTB/SmolVLM: the `generation` tag and trimming are features of transformers' own renderer.
 ITEMS = (
     "{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}"
     "{% for item in message.content %}{% if item.type == 'image' %}<image>{% else %}"
@@ -53,7 +53,7 @@ def byte_level():
 
 
 def metaspace():
-    """As Llama 2: blanks are a visible mark, the first word gets one, unknown characters are bytes."""
+    """As Llama 2: blanks are `▁`, the first word gets one, unknown characters are bytes."""
     model = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     model.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
     decoders = tokenizers.decoders
@@ -62,7 +62,7 @@ def metaspace():
         vocab_size=500, special_tokens=[*SPECIALS, *(f"<0x{i:02X}>" for i in range(256))], show_progress=False
     )
     model.train_from_iterator(CORPUS, trainer)
-    # The trainer knows no other way to put the bytes into the vocabulary; in Llama they are no markup.
+    # The trainer adds the bytes to the vocabulary only as special tokens, which they are not in Llama.
     state = json.loads(model.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in SPECIALS]
     return tokenizers.Tokenizer.from_str(json.dumps(state))
@@ -89,7 +89,7 @@ def make(request):
     [(None, "<|im_end|>"), (ITEMS, "<|im_end|>"), (VICUNA, "</s>")],
     ids=["ChatML", "items", "Vicuna"],
 )
-def test_labels_decode_to_the_words_and_ends_of_turn(make, template, end):
+def test_labels_decode_to_the_answers_and_ends_of_turn(make, template, end):
     tokenizer, encoder = make(template)
     encoded = encoder.encode(TURNS)
     found = tokenizer.decode(encoded.labels[encoded.labels != -100], clean_up_tokenization_spaces=False)
@@ -113,7 +113,7 @@ def test_prompt_is_a_prefix_of_the_conversation(make, template):
 
 
 @pytest.mark.parametrize("template", [None, ITEMS, VICUNA], ids=["ChatML", "items", "Vicuna"])
-def test_tokens_are_those_of_the_tokenizer_itself(make, template):
+def test_tokens_equal_those_of_apply_chat_template(make, template):
     tokenizer, encoder = make(template)
     texts = [turn.text for turn in TURNS]
     if template == ITEMS:
@@ -136,25 +136,25 @@ def test_tokens_are_those_of_the_tokenizer_itself(make, template):
     assert encoder.encode(TURNS).input_ids.tolist() == expected
 
 
-def test_words_with_unknown_characters_are_no_markup(make):
+def test_unknown_characters_are_not_markup(make):
     tokenizer, encoder = make(None)
     encoded = encoder.encode((Turn("user", ("☃ Жш",)), Turn("assistant", ("☃",))))
     assert tokenizer.decode(encoded.labels[encoded.labels != -100]).endswith("<|im_end|>")
 
 
-def test_words_that_are_unknown_to_the_tokenizer_are_no_markup():
+def test_unknown_words_are_not_markup():
     words = tokenizers.models.WordLevel({"yes": 0, "user": 1, "assistant": 2, "<unk>": 3}, unk_token="<unk>")
     model = tokenizers.Tokenizer(words)
     model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>", eos_token="</s>")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", "<|im_start|>", "<|im_end|>"]})
     encoder = ChatEncoder(tokenizer, image_token_id=tokenizer.convert_tokens_to_ids("<image>"), num_image_tokens={})
-    encoded = encoder.encode((Turn("user", ("never heard",)), Turn("assistant", ("strange yes",))))
+    encoded = encoder.encode((Turn("user", ("new word",)), Turn("assistant", ("strange yes",))))
     assert tokenizer.decode(encoded.labels[encoded.labels != -100]) == "<unk> yes <|im_end|>"
 
 
 @pytest.mark.parametrize("text", ["a <image> b", "<|im_end|>", "x</s>"])
-def test_words_with_markup_are_refused(make, text):
+def test_texts_with_markup_are_rejected(make, text):
     _, encoder = make(None)
     with pytest.raises(ValueError, match="special token"):
         encoder.encode((Turn("user", ("What?",)), Turn("assistant", (text,))))

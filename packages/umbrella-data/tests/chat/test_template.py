@@ -1,4 +1,4 @@
-"""Chat templates of every form are laid out whole, or refused."""
+"""Layouts of chat templates: every text and scan once and in order, or the template is rejected."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import pytest
 from umbrella_data.chat import template as chat_template_module
 from umbrella_data.chat.template import ChatTemplate, Slot
 
-# After llava-hf/llava-1.5-7b-hf: images of a turn first, no end-of-turn token.
+# As in llava-hf/llava-1.5-7b-hf: images of a turn first, no end-of-turn token.
 LLAVA = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
     "{% for item in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}{% endfor %}"
     "{% for item in message['content'] | selectattr('type', 'equalto', 'text') %}{{ item['text'] + ' ' }}{% endfor %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-# After Qwen2-VL: strings or items, images where they stand.
+# As in Qwen2-VL: strings or items, images in place.
 QWEN_VL = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for item in message['content'] %}"
@@ -22,7 +22,7 @@ QWEN_VL = (
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# After Llama 3: strings, trimmed.
+# As in Llama 3: trimmed strings.
 LLAMA = (
     "{% for message in messages %}{{ '<|start|>' + message['role'] + '<|end|>\n\n' + message['content'] | trim "
     "+ '<|eot|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant<|end|>\n\n' }}{% endif %}"
@@ -58,7 +58,7 @@ def test_layout_when_the_template_writes_images_first_follows_it(make_tokenizer)
     assert [slot.is_scan for slot in slots(layout)[:3]] == [True, True, False]
 
 
-def test_layout_when_the_template_knows_images_keeps_its_own_marks(make_tokenizer):
+def test_layout_keeps_the_image_markup_of_the_template(make_tokenizer):
     template = ChatTemplate(
         make_tokenizer(QWEN_VL, specials=("<image>", "<|vision|>", "<|im_start|>", "<|im_end|>")), image_token="<image>"
     )
@@ -67,7 +67,7 @@ def test_layout_when_the_template_knows_images_keeps_its_own_marks(make_tokenize
     assert layout[2] == "<|vision|>"
 
 
-def test_layout_when_the_models_image_token_is_another_puts_it_in_as_text(make_tokenizer):
+def test_image_token_of_the_model_replaces_another_one_of_the_template(make_tokenizer):
     tokenizer = make_tokenizer(LLAVA, specials=("<image>", "<|scan|>", "</s>"))
     layout = ChatTemplate(tokenizer, image_token="<|scan|>").layout((("user", "st"), ("assistant", "t")))
     assert [slot.is_scan for slot in slots(layout)] == [True, False, False]
@@ -79,7 +79,7 @@ def test_layout_when_the_models_image_token_is_another_puts_it_in_as_text(make_t
     [(None, "<|im_end|>"), (LLAMA, "<|eot|>"), (TEXT_ITEMS, "</s>"), (LLAVA, "</s>")],
     ids=["ChatML", "Llama", "items", "LLaVA, which has none"],
 )
-def test_end_of_turn_is_the_templates_or_else_the_end_of_sequence(make_tokenizer, template, end):
+def test_end_of_turn_is_that_of_the_template_or_else_the_eos_token(make_tokenizer, template, end):
     tokenizer = make_tokenizer(template, specials=("<image>", "<|im_end|>", "<|eot|>", "<|start|>", "<|end|>", "</s>"))
     chat_template = ChatTemplate(tokenizer, image_token="<image>")
     assert chat_template.end_of_turn == end
@@ -89,19 +89,19 @@ def test_end_of_turn_is_the_templates_or_else_the_end_of_sequence(make_tokenizer
     assert all(layout[i + 1][: layout[i].tail].strip() == end for i in answers)
 
 
-def test_template_when_no_token_can_end_a_turn_is_refused(make_tokenizer):
+def test_template_without_an_end_of_turn_is_rejected(make_tokenizer):
     with pytest.raises(ValueError, match="eos_token"):
         ChatTemplate(make_tokenizer(LLAVA, specials=("<image>",), eos_token=None), image_token="<image>")
 
 
-def test_layout_when_the_template_drops_a_turn_is_refused(make_tokenizer):
+def test_template_that_drops_a_turn_is_rejected(make_tokenizer):
     template = "{% for message in messages if message['role'] != 'system' %}{{ message['content'] }}</s>{% endfor %}"
     chat_template = ChatTemplate(make_tokenizer(template), image_token="<image>")
     with pytest.raises(ValueError, match="system, user, assistant"):
         chat_template.layout((("system", "t"), ("user", "t"), ("assistant", "t")))
 
 
-def test_layout_when_the_template_moves_scans_to_another_turn_is_refused(make_tokenizer):
+def test_template_that_moves_scans_to_another_turn_is_rejected(make_tokenizer):
     template = (
         "{% for message in messages %}{% for item in message['content'] if item['type'] == 'image' %}<image>"
         "{% endfor %}{% endfor %}"
@@ -113,14 +113,14 @@ def test_layout_when_the_template_moves_scans_to_another_turn_is_refused(make_to
         chat_template.layout((("user", "st"), ("assistant", "t"), ("user", "st"), ("assistant", "t")))
 
 
-def test_end_of_turn_when_one_special_token_begins_another_is_the_longer(make_tokenizer):
+def test_end_of_turn_is_the_longest_special_token_that_matches(make_tokenizer):
     template = "{% for message in messages %}{{ message['content'] }}<end><2>{% endfor %}"
     tokenizer = make_tokenizer(template, specials=("<image>", "<end>", "<end><2>"))
     assert ChatTemplate(tokenizer, image_token="<image>").end_of_turn == "<end><2>"
 
 
-def test_template_when_it_keeps_no_content_is_refused(make_tokenizer):
-    with pytest.raises(ValueError, match="neither"):
+def test_template_that_drops_all_content_is_rejected(make_tokenizer):
+    with pytest.raises(ValueError, match="content"):
         ChatTemplate(make_tokenizer("{% for message in messages %}hello</s>{% endfor %}"), image_token="<image>")
 
 
@@ -132,22 +132,22 @@ def test_layout_of_one_shape_is_rendered_once(make_tokenizer, monkeypatch):
     assert template.layout(CONVERSATION) is first
 
 
-def test_chatml_when_the_tokenizer_does_not_know_its_markup_is_warned_of_once(make_tokenizer, caplog):
+def test_unknown_chatml_markup_is_warned_of_once(make_tokenizer, caplog):
     tokenizer = make_tokenizer(None, specials=("<image>", "<|im_start|>", "</s>"))
     for _ in range(2):
         template = ChatTemplate(tokenizer, image_token="<image>")
     assert template.end_of_turn == "<|im_end|>"
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "no token for <|im_end|>:" in caplog.text
-    assert "tokenizer.chat_template" in caplog.text
+    assert "<|im_end|>" in caplog.text
+    assert "<|im_start|>" not in caplog.text
 
 
-def test_template_when_it_writes_another_image_token_is_warned_of(make_tokenizer, caplog):
+def test_another_image_token_in_the_template_is_warned_of(make_tokenizer, caplog):
     ChatTemplate(make_tokenizer(LLAVA, specials=("<image>", "<|scan|>", "</s>")), image_token="<|scan|>")
-    assert "does not write '<|scan|>' for an image" in caplog.text
+    assert "'<|scan|>'" in caplog.text
 
 
 @pytest.mark.parametrize("template", [None, LLAVA, QWEN_VL, LLAMA], ids=["ChatML", "LLaVA", "QwenVL", "Llama"])
-def test_template_when_the_tokenizer_fits_is_not_warned_of(make_tokenizer, caplog, template):
+def test_matching_template_is_not_warned_of(make_tokenizer, caplog, template):
     ChatTemplate(make_tokenizer(template), image_token="<image>")
     assert not caplog.records

@@ -1,4 +1,4 @@
-"""A bad scan stops the run, or another sample stands in for it: the same one everywhere, noted, and not too often."""
+"""A bad scan stops the run, or another sample replaces it: the same one everywhere, noted, and not too often."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUM_TOKENS = {"T1": 3, "rsfMRI": 2, "dMRI": 2}
 
 
 class Files:
-    """A pipeline that gives the number in a scan's name, and refuses some."""
+    """A pipeline that gives the number in a scan's name, and rejects some."""
 
     def __init__(self, *bad):
         self.bad = set(bad)
@@ -73,7 +73,7 @@ def test_bad_scan_when_nothing_is_said_is_raised(make_dataset, rows):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_bad_scan_is_told_with_line_and_subject_from_any_process(make_dataset, rows, num_workers):
+def test_bad_scan_is_reported_with_line_and_subject_from_any_process(make_dataset, rows, num_workers):
     dataset = make_dataset(rows, Files("3"), max_fraction=None)
     loader = torch.utils.data.DataLoader(dataset, sampler=[3], batch_size=None, num_workers=num_workers)
     with pytest.raises(UmbrellaDataError) as caught:
@@ -135,7 +135,7 @@ def test_bad_file_is_opened_once_a_process(make_dataset, rows):
 
 
 class Arrays:
-    """A pipeline that refuses every scan but one, after it has read its voxels."""
+    """A pipeline that rejects every scan but one, after it has read its voxels."""
 
     def __init__(self):
         self.read = []
@@ -170,7 +170,7 @@ def test_run_when_too_many_scans_are_bad_stops(make_dataset, rows):
     for index in (0, 1, 2, 2, 30, 31):
         dataset[index]
     with pytest.raises(
-        TooManyBadScansError, match=r"4 of 30 samples .* cannot be used, more than max_fraction 0\.1 .*max_bad_fraction"
+        TooManyBadScansError, match=r"4 of 30 samples .* more than max_fraction 0\.1 .*max_bad_fraction"
     ):
         dataset[3]
     with pytest.raises(TooManyBadScansError):

@@ -121,11 +121,11 @@ def test_prompt_with_scans_from_another_keeps_its_own_words(make_dataset, make_r
     assert torch.equal(swapped.scans[0].volume, dataset.prompt(1).scans[0].volume)
 
 
-def test_prompt_with_scans_of_other_modalities_is_refused(make_dataset, make_row):
+def test_prompt_with_scans_of_other_modalities_is_rejected(make_dataset, make_row):
     _, dataset = make_dataset([make_row("a", "T1"), make_row("b", "dMRI"), make_row("c")])
-    with pytest.raises(ValueError, match="'a' asks about T1, but 'b' holds dMRI"):
+    with pytest.raises(ValueError, match="'a' asks about T1, but 'b' has dMRI"):
         dataset.prompt(0, scans_from=1)
-    with pytest.raises(ValueError, match="'c' holds no scan"):
+    with pytest.raises(ValueError, match="'c' has no scan"):
         dataset.prompt(0, scans_from=2)
 
 

@@ -92,7 +92,7 @@ def test_draws_follow_the_mixing():
     assert draws(mixing=[1.0, 3.0], stop="first") == (8, 25)
 
 
-def test_order_is_shuffled_anew_each_epoch_and_by_seed():
+def test_order_is_shuffled_again_each_epoch_and_by_seed():
     def order(epoch, seed=0):
         mixed = InterleaveDataset([Numbers(30), Numbers(20)], seed=seed)
         return [mixed.locate(epoch * 50 + i) for i in range(50)]
@@ -129,13 +129,13 @@ def test_modalities_come_from_the_part():
         ([3, 2], {"mixing": "even"}, "mixing is 'even'"),
         ([3, 2], {"mixing": [1.0]}, "one finite weight"),
         ([3, 2], {"mixing": [1.0, -1.0]}, "one finite weight"),
-        ([3, 2], {"mixing": "temperature"}, "belong together"),
-        ([3, 2], {"temperature": 2.0}, "belong together"),
+        ([3, 2], {"mixing": "temperature"}, "temperature"),
+        ([3, 2], {"temperature": 2.0}, "temperature"),
         ([3, 2], {"mixing": "temperature", "temperature": 0.0}, "above 0"),
         ([3, 2], {"stop": "never"}, "'all' or 'first'"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(sizes, options, words):
+def test_arguments_that_do_not_fit_are_rejected(sizes, options, words):
     with pytest.raises(ValueError, match=words):
         InterleaveDataset([Numbers(size) for size in sizes], **options)
 
@@ -147,7 +147,7 @@ def volume_of(paths, *, generator):
 
 @pytest.fixture
 def mixture(make_tokenizer, make_row, write_manifest):
-    """Three real data sets of 7, 5 and 4 samples; scan k of the 16 samples holds the number k."""
+    """Three real data sets of 7, 5 and 4 samples; scan k of the 16 samples has the number k."""
     tokenizer, datasets, first = make_tokenizer(), [], 0
     for modality, size in (("T1", 7), ("rsfMRI", 5), ("dMRI", 4)):
         rows = [make_row(str(first + i), modality) for i in range(size)]

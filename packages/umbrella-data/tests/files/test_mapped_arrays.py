@@ -40,10 +40,10 @@ def test_arrays_cannot_be_written_to(path):
         MappedArrays(path)["a"][0] = 5
 
 
-def test_pickle_when_the_file_was_written_anew_is_refused(path):
+def test_pickle_when_the_file_was_written_again_is_rejected(path):
     content = pickle.dumps(MappedArrays(path))
     write_arrays(path, ARRAYS, facts={"version": 4})
-    with pytest.raises(DamagedArraysError, match="written anew"):
+    with pytest.raises(DamagedArraysError, match="written again"):
         pickle.loads(content)
 
 
@@ -54,7 +54,7 @@ def test_arrays_in_use_stay_when_the_file_is_replaced(path):
 
 
 @pytest.mark.parametrize("change", ["empty", "cut", "magic", "header", "longer"])
-def test_file_when_damaged_is_refused(path, change):
+def test_file_when_damaged_is_rejected(path, change):
     content = bytearray(path.read_bytes())
     if change in ("magic", "header"):
         content[{"magic": 2, "header": 30}[change]] ^= 1

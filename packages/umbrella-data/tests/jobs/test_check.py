@@ -13,6 +13,8 @@ from umbrella_data.files.parallel import map_unordered
 from umbrella_data.jobs import check as check_module
 from umbrella_data.jobs.check import check_manifests
 from umbrella_data.manifest.manifest import read_manifest
+from umbrella_data.scan import reader
+from umbrella_data.scan.reader import open_scan
 
 
 @pytest.fixture
@@ -49,6 +51,7 @@ def test_check_reads_every_file_once(cohort, make_row, monkeypatch):
     assert report.manifests[0].subjects == {"sub-a": 3, "sub-b": 1, "sub-c": 1}
 
 
+@pytest.mark.isolated
 def test_check_without_dipy_ends_before_a_scan_is_read_unless_dwi_is_left_out(
     cohort, make_row, tmp_path, capsys, monkeypatch
 ):
@@ -100,10 +103,9 @@ def test_check_finds_rows_files_and_leaks(cohort, make_row, tmp_path, capsys):
     assert [len(each["row_problems"]) for each in report["manifests"]] == [2, 0]
     assert len(report["shared_subjects"]) == len(report["shared_scans"]) == 1
     # The hashes lead back to the names, on this machine.
-    manifests = [word for path in paths for word in ("--manifest", str(path))]
-    assert main(["whois", report["shared_subjects"][0]["subject"], "--in", str(out), *manifests]) == 0
+    assert main(["whois", report["shared_subjects"][0]["subject"], "--in", str(out)]) == 0
     assert capsys.readouterr().out == "sub-a\n"
-    assert main(["whois", report["bad_files"][0]["scan"][:8], "--in", str(out), *manifests]) == 0
+    assert main(["whois", report["bad_files"][0]["scan"][:8], "--in", str(out)]) == 0
     assert capsys.readouterr().out.strip().endswith("b_0.nii.gz")
 
 
@@ -161,10 +163,9 @@ def test_warnings_are_counted_by_code_and_are_nothing_wrong(cohort, nifti, rando
         "bitpix": 2, "no_form": 1, "sidecar_repetition_time": 1,
     }  # fmt: skip
     assert listed["no_form"]["meaning"].endswith("left and right are a guess")
-    manifests = [word for path in paths for word in ("--manifest", str(path))]
     (scan,) = listed["sidecar_repetition_time"]["scans"]
     for name, expected in ((scan["files"][0], series), (scan["subject"], "sub-d"), (scan["manifests"][0], paths[1])):
-        assert main(["whois", name, "--in", str(out), *manifests]) == 0
+        assert main(["whois", name, "--in", str(out)]) == 0
         assert capsys.readouterr().out == f"{expected}\n"
 
 
@@ -204,9 +205,7 @@ def test_check_asks_for_the_data_root_when_nearly_no_scan_is_there(cohort, tmp_p
     (tmp_path / "elsewhere").mkdir()
     assert main(["check", *paths, "--data-root", str(tmp_path / "elsewhere")]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == (
-        f"6 of 6 scans are not there; they were looked for under {tmp_path / 'elsewhere'}: is --data-root right?"
-    )
+    assert last == (f"6 of 6 scans are missing under {tmp_path / 'elsewhere'}: check --data-root")
     for name in "abcde":
         (tmp_path / f"{name}_0.nii.gz").unlink()
     assert main(["check", *paths]) == 1
@@ -219,7 +218,7 @@ def test_check_does_not_ask_for_the_data_root_when_contents_were_not_fetched(coh
         (tmp_path / f"{name}_0.nii.gz").symlink_to("nothing")
     assert main(["check", *map(str, cohort[1]())]) == 1
     printed = capsys.readouterr().out
-    assert printed.count("a link to a file that is not here") == 6
+    assert printed.count("a link to a file that does not exist") == 6
     assert "--data-root" not in printed
 
 
@@ -271,3 +270,29 @@ def test_work_of_many_items_comes_back_whole():
     assert sorted(map_unordered(abs, range(-30, 0), num_workers=2)) == list(range(1, 31))
     assert list(map_unordered(abs, [-3, -2], num_workers=2)) == [3, 2]
     assert list(map_unordered(abs, iter(range(100)), num_workers=1)) == list(range(100))
+
+
+def test_check_builds_indexes_of_long_series(cohort, nifti, random_voxels, make_row, tmp_path, monkeypatch):
+    pytest.importorskip("indexed_gzip", reason="the index is an extra")
+    monkeypatch.setattr(reader, "_MIN_INDEXED_BYTES", 4 * 5 * 6 * 7 * 2)
+    rows, write = cohort
+    for name, num_frames in (("g", 7), ("h", 6), ("i", 7)):
+        nifti.write(random_voxels(4, 5, 6, num_frames), f"{name}_0.nii.gz", repetition_time=2.0)
+        rows["train"].append(make_row(name, "rsfMRI"))
+    damaged = tmp_path / "i_0.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    folder = tmp_path / "index"
+    train, _ = map(str, write())
+    # One process, which has the patch.
+    assert main(["check", train, "--index-dir", str(folder), "--workers", "1"]) == 1
+    (index,) = folder.rglob("*.gzindex")  # h is too short, i is damaged
+    written = index.stat().st_mtime_ns
+    with open_scan(tmp_path / "g_0.nii.gz", index_folder=folder) as scan:
+        assert list(scan.iter_slices(2, 3))
+    assert index.stat().st_mtime_ns == written
+    assert [index] == list(folder.rglob("*.gzindex"))
+    assert main(["check", train, "--index-dir", train]) == 2
+    # Without its library, the command ends before a scan is read.
+    monkeypatch.setitem(sys.modules, "indexed_gzip", None)
+    monkeypatch.setattr(check_module, "verify_scan", None)
+    assert main(["check", train, "--index-dir", str(folder)]) == 1

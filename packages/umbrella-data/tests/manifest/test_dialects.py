@@ -1,4 +1,4 @@
-"""Rows of foreign dialects become the same samples as canonical ones."""
+"""Rows of other dialects are converted to the same samples as canonical ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import json
 import pytest
 
 from umbrella_data.errors import ManifestError
-from umbrella_data.manifest.manifest import Scan, Turn, read_manifest
+from umbrella_data.manifest.manifest import read_manifest
+from umbrella_data.manifest.sample import Scan, Turn
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_llava_row_is_read(read, root):
     assert (sample.id, sample.subject, sample.answer) == ("row-1", "sub-01", None)
 
 
-def test_llava_row_with_modality_paths_puts_scans_where_the_marks_stand(read, root):
+def test_llava_row_with_modality_paths_has_scans_at_its_placeholders(read, root):
     row = {
         "id": "row-1",
         "subject": "s1",
@@ -72,7 +73,7 @@ def test_llava_row_with_modality_paths_puts_scans_where_the_marks_stand(read, ro
     )
 
 
-def test_llava_row_without_marks_starts_with_its_scans(read):
+def test_llava_row_without_placeholders_starts_with_its_scans(read):
     row = copy.deepcopy(LLAVA)
     row["conversations"][0]["value"] = "What is it?"
     assert read(row).messages == read(LLAVA).messages
@@ -131,7 +132,7 @@ def test_umbrella_row_of_the_first_version_is_read(read):
     assert read(row).messages == read(UMBRELLA).messages
 
 
-def test_umbrella_row_of_texts_takes_its_scans_from_the_list(read):
+def test_umbrella_row_of_texts_has_the_scans_of_its_list(read):
     row = copy.deepcopy(UMBRELLA)
     for turn in row["conversations"]:
         turn["content"] = " ".join(item.get("text", "<image>") for item in turn["content"])
@@ -158,7 +159,7 @@ def test_hugging_face_row_is_read_with_modalities_by_bids_suffix(read, root):
     assert sample.subject == "sub-7"
 
 
-def test_hugging_face_row_of_plain_texts_with_marks_is_read(read):
+def test_hugging_face_row_of_texts_with_placeholders_is_read(read):
     row = copy.deepcopy(HUGGING_FACE)
     row["messages"] = [
         {"role": "user", "content": "<image>And <image>"},
@@ -172,23 +173,23 @@ def test_hugging_face_row_with_declared_modalities_needs_no_bids_names(read):
     assert read(row).modalities == ("T1", "rsfMRI")
 
 
-def test_answer_of_a_foreign_row_is_kept(read):
+def test_answer_of_a_llava_row_is_read(read):
     answer = {"type": "choice", "options": ["a brain", "a heart"], "value": "a brain"}
     assert read({**LLAVA, "answer": answer}).answer.value == "a brain"
 
 
-def test_row_without_an_id_is_named_by_its_content(read):
+def test_row_without_an_id_gets_a_hash_of_its_content(read):
     row = {key: value for key, value in HUGGING_FACE.items() if key != "id"}
     first, other = read(row), read({**row, "subject": "x"})
     assert len(first.id) == 16
     assert first.id == read(row).id != other.id
 
 
-def test_subject_without_a_bids_name_is_the_scans_file(read):
+def test_subject_without_a_bids_name_is_the_file_name(read):
     assert read({**LLAVA, "image": "t1/NDAR123.nii.gz"}).subject == "NDAR123"
 
 
-def test_absolute_path_of_a_foreign_row_is_read_within_the_root_only(read, root, make_row):
+def test_absolute_path_is_accepted_inside_of_the_root_except_in_canonical_rows(read, root, make_row):
     inside = {**LLAVA, "image": f"{root}/a.nii.gz"}
     assert read(inside).scans[0].paths == (root / "a.nii.gz",)
     for outside in ("/elsewhere/a.nii.gz", f"{root}/../a.nii.gz", f"{root}x/a.nii.gz"):
@@ -201,33 +202,33 @@ def test_absolute_path_of_a_foreign_row_is_read_within_the_root_only(read, root,
 
 
 MISTAKES = {
-    "no known key": ({"prompt": "x", "image": "a"}, r"keys \(prompt, image\) belong to no known dialect"),
-    "more marks than scans": ({**LLAVA, "image": []}, "1 places for scans, but 0 scans"),
-    "more scans than marks": ({**LLAVA, "image": ["a.nii", "b.nii"]}, "1 places for scans, but 2 scans"),
-    "no modality": ({**LLAVA, "modality": None, "image": "a.nii"}, "declared neither"),
+    "no known key": ({"prompt": "x", "image": "a"}, r"\(prompt, image\)"),
+    "more placeholders than scans": ({**LLAVA, "image": []}, "1 image placeholders.* 0 scans"),
+    "more scans than placeholders": ({**LLAVA, "image": ["a.nii", "b.nii"]}, "1 image placeholders.* 2 scans"),
+    "no modality": ({**LLAVA, "modality": None, "image": "a.nii"}, r"a\.nii.*'modality'"),
     "too many modalities": ({**LLAVA, "modality": ["T1", "T1"]}, "1 images, but 2 modalities"),
     "image without a file": ({**HUGGING_FACE, "images": [{"bytes": "x"}, "b"]}, "without a path"),
     "unknown role": (
         {**LLAVA, "conversations": [{"from": "nobody", "value": "<image>"}, LLAVA["conversations"][1]]},
         "role of system, user, assistant",
     ),
-    "mark of another modality": (
+    "placeholder of another modality": (
         {**LLAVA, "conversations": [{"from": "human", "value": "<image_fMRI>?"}, LLAVA["conversations"][1]]},
-        "a place for a fMRI scan is met by the sMRI scan",
+        "fMRI.* is sMRI",
     ),
-    "no turns": ({**HUGGING_FACE, "messages": []}, "'messages' must be a list"),
+    "no turns": ({**HUGGING_FACE, "messages": []}, "'messages'"),
     "item of no known type": (
         {
             **HUGGING_FACE,
             "images": [],
             "messages": [{"role": "user", "content": [3]}, {"role": "assistant", "content": "x"}],
         },
-        "of type image or text",
+        r"messages\[0\]\.content\[0\]",
     ),
 }
 
 
-def test_row_without_a_dialect_is_shown_rows_that_can_be_read(read):
+def test_error_about_an_unknown_dialect_shows_valid_rows(read):
     with pytest.raises(ManifestError) as caught:
         read({"prompt": "x"})
     shown = str(caught.value).partition("as in ")[2]
@@ -235,14 +236,14 @@ def test_row_without_a_dialect_is_shown_rows_that_can_be_read(read):
         assert read(json.loads(text)).modalities == ("T1",)
 
 
-@pytest.mark.parametrize(("row", "words"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_foreign_row_with_a_mistake_is_refused_with_its_line(read, row, words):
-    with pytest.raises(ManifestError, match=f"line 1: .*{words}"):
+@pytest.mark.parametrize(("row", "part"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_invalid_row_is_rejected_with_its_line(read, row, part):
+    with pytest.raises(ManifestError, match=f"line 1: .*{part}"):
         read(row)
 
 
 @pytest.mark.parametrize("row", [LLAVA, UMBRELLA, HUGGING_FACE], ids=["LLaVA", "UMBRELLA", "HF"])
-def test_modalities_of_foreign_rows_are_known_without_files(write_manifest, row):
+def test_modalities_of_other_dialects_are_read_without_files(write_manifest, row):
     manifest = read_manifest(write_manifest([row]))
     assert manifest.modalities(0) == manifest[0].modalities
 
@@ -264,15 +265,15 @@ JUNK = [None, True, 3, 1.5, "", "x", "<image>", [], {}, [[]], [{}], ["a", None],
 
 
 @pytest.mark.parametrize("row", [LLAVA, UMBRELLA, HUGGING_FACE], ids=["LLaVA", "UMBRELLA", "HF"])
-def test_row_with_any_part_replaced_is_read_or_refused_with_its_line(write_manifest, row):
+def test_row_with_any_part_replaced_is_read_or_rejected(write_manifest, row):
     rows = []
     for path in parts_of(row):
         for junk in JUNK:
-            spoilt = holder = {"row": copy.deepcopy(row)}
+            changed = holder = {"row": copy.deepcopy(row)}
             for key in ("row", *path)[:-1]:
                 holder = holder[key]
             holder[("row", *path)[-1]] = junk
-            rows.append(spoilt["row"])
+            rows.append(changed["row"])
     manifest = read_manifest(write_manifest(rows))
     assert len(manifest) == len(rows)
     problems = []

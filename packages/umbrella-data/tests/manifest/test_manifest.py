@@ -1,4 +1,4 @@
-"""Manifests give random access by offsets, and name every problem with its line."""
+"""Manifests: random access by byte offsets; every problem is reported with its line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from umbrella_data.errors import ManifestError
 from umbrella_data.manifest.manifest import read_manifest
 
 
-def test_manifest_gives_samples_by_index_slice_and_iteration(make_row, write_manifest):
+def test_samples_are_read_by_index_slice_and_iteration(make_row, write_manifest):
     manifest = read_manifest(write_manifest([make_row(name, "T1") for name in "abcd"]))
     assert len(manifest) == 4
     assert (manifest[2].id, manifest[-1].id) == ("c", "d")
@@ -21,25 +21,19 @@ def test_manifest_gives_samples_by_index_slice_and_iteration(make_row, write_man
         manifest[4]
 
 
-def test_modalities_are_known_in_reading_order_without_files(make_row, write_manifest):
+def test_modalities_are_read_in_order_without_files(make_row, write_manifest):
     manifest = read_manifest(write_manifest([make_row("a", "dwi", "T1w"), make_row("b"), make_row("c", "dMRI", "T1")]))
     assert [manifest.modalities(i) for i in (2, 1, 0, 2)] == [("dMRI", "T1"), (), ("dMRI", "T1"), ("dMRI", "T1")]
 
 
-def test_modalities_when_the_row_is_bad_say_what_is_wrong(make_row, write_manifest):
+def test_modalities_of_an_invalid_row_raise_its_problems(make_row, write_manifest):
     manifest = read_manifest(write_manifest([make_row("a", "T1"), {"messages": [{"content": 3}]}]))
-    with pytest.raises(ManifestError, match="line 2: 'id' is missing"):
+    with pytest.raises(ManifestError, match="line 2: 'id'"):
         manifest.modalities(1)
 
 
-def test_num_bytes_is_the_length_of_the_row(make_row, write_manifest):
-    rows = [make_row("a", "T1"), make_row("b", question="é" * 50)]
-    manifest = read_manifest(write_manifest(rows))
-    assert [manifest.num_bytes(i) for i in range(2)] == [len(json.dumps(row)) for row in rows]
-
-
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n\n", ""])
-def test_lines_of_any_ending_are_read(make_row, tmp_path, end):
+def test_any_line_ending_is_read(make_row, tmp_path, end):
     separator = end or "\n"
     text = separator.join(json.dumps(make_row(name, "T1", question="脳?")) for name in "abc") + end
     path = tmp_path / "rows.jsonl"
@@ -50,7 +44,7 @@ def test_lines_of_any_ending_are_read(make_row, tmp_path, end):
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-def test_json_list_is_read_by_its_elements(make_row, tmp_path, indent):
+def test_json_list_is_indexed_by_its_elements(make_row, tmp_path, indent):
     rows = [make_row(name, "T1", question="脳?") for name in "abc"]
     path = tmp_path / "rows.json"
     path.write_text("\n" + json.dumps(rows, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -73,35 +67,34 @@ def test_json_file_of_one_object_is_one_row(make_row, tmp_path):
 @pytest.mark.parametrize(
     "text", ['{"id": 1}\n{"id": 2}', "3", '[{"a": 1}', '[{"a": 1},]', '[{"a": 1} {"b": 2}]', '[{"a": 1}] x']
 )
-def test_json_file_when_it_is_no_whole_list_is_refused(tmp_path, text):
+def test_invalid_json_list_is_rejected(tmp_path, text):
     path = tmp_path / "rows.json"
     path.write_text(text)
     with pytest.raises(ManifestError, match=r"rows\.json"):
         read_manifest(path)
 
 
-def test_validate_names_all_problems_of_all_rows_with_their_lines(make_row, write_manifest, tmp_path):
+def test_validate_reports_all_problems_of_all_rows_with_their_lines(make_row, write_manifest, tmp_path):
     rows = [make_row("a", "T1"), make_row("b", "T9"), make_row("a", "T1"), {"id": "x", "messages": 3}]
     path = write_manifest(rows)
     path.write_text(path.read_text() + '{"id": NaN}\nnot json\n')
     (tmp_path / "a_0.nii.gz").touch()
     with pytest.raises(ManifestError) as caught:
         read_manifest(path).validate()
-    words = [
+    starts = [
         "line 2: messages[0].content[0]: unknown modality 'T9'",
-        "line 3: id 'a' stands in line 1 already",
-        "line 4: 'subject' is missing",
-        "line 4: 'messages' must be a list",
-        "line 5: NaN is no JSON value",
-        "line 6: Expecting value",
+        "line 3: duplicate id 'a'",
+        "line 4: 'subject'",
+        "line 4: 'messages'",
+        "line 5: NaN",
+        "line 6: ",
     ]
-    assert len(caught.value.problems) == len(words)
-    for problem, start in zip(caught.value.problems, words, strict=True):
+    for problem, start in zip(caught.value.problems, starts, strict=True):
         assert problem.startswith(start)
     assert str(path) in str(caught.value)
 
 
-def test_validate_when_a_file_is_missing_names_subject_and_root_or_the_link(make_row, write_manifest, tmp_path):
+def test_validate_reports_a_missing_file_or_a_broken_link(make_row, write_manifest, tmp_path):
     manifest = read_manifest(write_manifest([make_row("a", "T1")]))
     manifest.validate(check_files=False)
     with pytest.raises(ManifestError, match=r"line 1: subject 'sub-a': no file a_0\.nii\.gz under .*data_root"):
@@ -110,15 +103,13 @@ def test_validate_when_a_file_is_missing_names_subject_and_root_or_the_link(make
     with pytest.raises(ManifestError) as caught:
         manifest.validate()
     (problem,) = caught.value.problems
-    assert problem.startswith(
-        "line 1: subject 'sub-a': a_0.nii.gz: a link to a file that is not here: fetch its content"
-    )
+    assert problem.startswith("line 1: subject 'sub-a': a_0.nii.gz: a link ")
     assert "data_root" not in problem
     (tmp_path / "nothing").touch()
     manifest.validate()
 
 
-def test_data_root_when_given_is_where_paths_start(make_row, write_manifest, tmp_path):
+def test_paths_are_relative_to_data_root(make_row, write_manifest, tmp_path):
     root = tmp_path / "scans"
     root.mkdir()
     manifest = read_manifest(write_manifest([make_row("a", "T1")]), data_root=root)
@@ -128,18 +119,18 @@ def test_data_root_when_given_is_where_paths_start(make_row, write_manifest, tmp
 
 
 @pytest.mark.parametrize("text", ["", "\n\n"])
-def test_manifest_without_rows_is_refused(tmp_path, text):
+def test_manifest_without_rows_is_rejected(tmp_path, text):
     path = tmp_path / "rows.jsonl"
     path.write_text(text)
     with pytest.raises(ManifestError, match="no rows"):
         read_manifest(path)
 
 
-def test_manifest_when_missing_is_refused(tmp_path):
-    with pytest.raises(ManifestError, match="no such file"):
+def test_missing_manifest_is_rejected(tmp_path):
+    with pytest.raises(ManifestError, match=r"rows\.jsonl"):
         read_manifest(tmp_path / "rows.jsonl")
 
 
-def test_manifest_travels_to_worker_processes(make_row, write_manifest):
+def test_manifest_can_be_pickled(make_row, write_manifest):
     manifest = read_manifest(write_manifest([make_row("a", "T1")]))
     assert manifest[0] == pickle.loads(pickle.dumps(manifest))[0]

@@ -1,4 +1,4 @@
-"""Augmentation comes from the given generator alone, and never swaps left and right unless asked."""
+"""Augmentation depends on the given generator only, and swaps left and right only if configured."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def is_right(frames: torch.Tensor) -> bool:
     return bool(frames[:, :, 8:].sum() > frames[:, :, :8].sum())
 
 
-def test_augment_is_a_function_of_the_generator_alone() -> None:
+def test_augment_depends_on_the_generator_only() -> None:
     config, volume = AugmentConfig(), marked()
     torch.manual_seed(1)
     first = augment(volume, config=config, generator=generator(5))
@@ -39,12 +39,12 @@ def test_augment_is_a_function_of_the_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_augment_never_swaps_left_and_right_when_not_asked() -> None:
+def test_augment_never_swaps_left_and_right_by_default() -> None:
     config = AugmentConfig(max_shift=0.1, max_rotation=30, noise_std=0.01)
     assert all(is_right(augment(marked(), config=config, generator=generator(seed))) for seed in range(60))
 
 
-def test_augment_swaps_half_of_the_volumes_when_asked() -> None:
+def test_augment_swaps_half_of_the_volumes_when_configured() -> None:
     config = AugmentConfig(flip_left_right=True, **STILL)
     volume = marked() + torch.linspace(0, 0.1, 16).reshape(1, 1, 1, 16, 1)
     results = [augment(volume, config=config, generator=generator(seed)) for seed in range(100)]
@@ -53,7 +53,7 @@ def test_augment_swaps_half_of_the_volumes_when_asked() -> None:
     assert all(torch.equal(each, volume) or torch.equal(each, volume.flip(2)) for each in results)
 
 
-def test_augment_changes_nothing_when_all_is_zero() -> None:
+def test_augment_changes_nothing_when_all_settings_are_zero() -> None:
     assert torch.equal(augment(marked(), config=AugmentConfig(**STILL), generator=generator(0)), marked())
 
 
@@ -80,7 +80,7 @@ def test_augment_stays_within_its_bounds_when_shifting() -> None:
     assert (shifts.abs().amax(dim=0) > 0.6 * limit).all()
 
 
-def test_augment_keeps_distances_when_the_grid_is_no_cube() -> None:
+def test_augment_keeps_distances_when_the_grid_is_not_a_cube() -> None:
     size = (41, 23, 31)
     volume = torch.zeros(1, 1, *size)
     volume[0, 0, 32:34, 11, 15] = 1.0
@@ -95,6 +95,6 @@ def test_augment_keeps_distances_when_the_grid_is_no_cube() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"max_shift": -0.1}, {"max_rotation": 400}, {"noise_std": -1}, {"flip_up_down": True}]
 )
-def test_augment_config_refuses_when_wrong(wrong: dict[str, float]) -> None:
+def test_augment_config_rejects_when_wrong(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         AugmentConfig(**wrong)

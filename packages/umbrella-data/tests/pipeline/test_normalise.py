@@ -1,4 +1,4 @@
-"""Normalisation measures a scan against its own foreground and never gives NaN."""
+"""Normalisation uses the statistics of a scan's own foreground and never gives NaN."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def test_masked_foreground_is_what_is_not_zero_in_any_channel() -> None:
     maps = torch.zeros(1, 2, 8, 8, 8)
     maps[:, 0, 2:6, 2:6, 2:6] = torch.rand(4, 4, 4) * 0.8
     maps[:, 1, 2:6, 2:6, 2:6] = torch.rand(4, 4, 4) * 1e-3 + 7e-4
-    maps[0, 0, 3, 3, 3] = 0.0  # inside of the brain, by the other channel
+    maps[0, 0, 3, 3, 3] = 0.0  # inside of the brain, since the other channel is not 0
     result = normalise(maps, method="foreground_zscore", is_masked=True)
     inside = result[..., 2:6, 2:6, 2:6]
     torch.testing.assert_close(inside.mean(dim=(0, 2, 3, 4)), torch.zeros(2), rtol=0, atol=1e-5)
     torch.testing.assert_close(inside.std(dim=(0, 2, 3, 4), correction=0), torch.ones(2), rtol=0, atol=1e-5)
 
 
-def test_temporal_zscore_leaves_fluctuation_alone() -> None:
+def test_temporal_zscore_keeps_only_the_fluctuation() -> None:
     series = head(frames=10)
     result = normalise(series, method="temporal_zscore", is_masked=False)
     torch.testing.assert_close(result.mean(dim=0), torch.zeros(1, 12, 12, 12), rtol=0, atol=1e-4)
@@ -60,7 +60,7 @@ def test_temporal_zscore_leaves_fluctuation_alone() -> None:
     ids=["mask", "tiny", "huge", "one_voxel"],
 )
 @pytest.mark.parametrize("is_masked", [False, True])
-def test_normalise_is_finite_when_the_image_is_odd(volume: torch.Tensor, is_masked: bool) -> None:
+def test_normalise_is_finite_for_unusual_images(volume: torch.Tensor, is_masked: bool) -> None:
     result = normalise(volume.clone(), method="foreground_zscore", is_masked=is_masked)
     assert torch.isfinite(result).all()
     assert float(result.std()) > 0.05
@@ -74,12 +74,12 @@ def test_normalise_stays_moderate_when_the_foreground_is_nearly_flat() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-7, 12345.0])
-def test_normalise_refuses_when_constant(value: float) -> None:
+def test_normalise_rejects_when_constant(value: float) -> None:
     with pytest.raises(NoContrastError):
         normalise(torch.full((1, 1, 4, 4, 4), value), method="foreground_zscore", is_masked=False)
 
 
-def test_nonzero_zscore_leaves_zero_alone() -> None:
+def test_nonzero_zscore_keeps_zeros() -> None:
     volume = torch.zeros(1, 2, 4, 4, 4)
     volume[:, :, :2] = torch.rand(1, 2, 2, 4, 4, generator=torch.Generator().manual_seed(0)) + 1
     result = normalise(volume, method="nonzero_zscore", is_masked=False)
@@ -93,7 +93,7 @@ def test_nonzero_zscore_leaves_zero_alone() -> None:
         normalise(torch.zeros(1, 1, 4, 4, 4), method="zscore", is_masked=False)
 
 
-def test_normalise_leaves_its_input_alone() -> None:
+def test_normalise_does_not_change_its_input() -> None:
     volume = head()
     before = volume.clone()
     normalise(volume, method="foreground_zscore", is_masked=False)

@@ -1,4 +1,4 @@
-"""The pipelines from files to tensors: shapes, orientation, windows, chance, and what they refuse."""
+"""The pipelines from files to tensors: shapes, orientation, windows, randomness and rejected inputs."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def counting_series(nifti: Any, *, num_frames: int, name: str = "bold.nii.gz") -
 
 
 def rising(window: torch.Tensor) -> list[int]:
-    """Which neighbouring frames rise: the order of a counting series."""
+    """Signs of the differences between neighbouring frames: the order of a counting series."""
     means = window.mean(dim=(0, 1, 2, 3))
     return [int(torch.sign(step)) for step in means.diff()]
 
 
 @pytest.mark.parametrize("spacing", [None, (3.0, 3.0, 3.0)])
 @pytest.mark.parametrize("orientation", ["LAS", "PSR", "LPI"])
-def test_pipeline_gives_the_same_tensor_when_stored_another_way(
+def test_pipeline_gives_the_same_tensor_for_every_stored_orientation(
     nifti: Any, random_voxels: Any, spacing: tuple[float, float, float] | None, orientation: str
 ) -> None:
     affine = np.diag([2.0, 2.5, 1.75, 1.0])
@@ -74,7 +74,7 @@ def test_pipeline_equals_monais_when_its_steps_are_configured(
     np.testing.assert_allclose(ours.numpy(), np.asarray(theirs), rtol=0, atol=1e-5)
 
 
-def test_pipeline_takes_names_of_files_as_str(nifti: Any, random_voxels: Any, tmp_path: Path) -> None:
+def test_pipeline_accepts_file_names_as_str(nifti: Any, random_voxels: Any, tmp_path: Path) -> None:
     path = nifti.write(random_voxels(8, 8, 8))
     mask = nifti.write((np.arange(512).reshape(8, 8, 8) > 99).astype(np.uint8), "mask.nii.gz")
     config = PipelineConfig(image_size=(8, 8, 8))
@@ -85,7 +85,7 @@ def test_pipeline_takes_names_of_files_as_str(nifti: Any, random_voxels: Any, tm
     assert pipeline.index_folder == tmp_path
 
 
-def test_pipeline_measures_the_foreground_of_what_monai_resizes(nifti: Any, random_voxels: Any) -> None:
+def test_pipeline_normalises_by_the_foreground_after_resizing(nifti: Any, random_voxels: Any) -> None:
     from monai.transforms import EnsureChannelFirst, LoadImage, Orientation, Resize
 
     path = nifti.write(random_voxels(20, 21, 22), orientation="LPI")
@@ -97,7 +97,7 @@ def test_pipeline_measures_the_foreground_of_what_monai_resizes(nifti: Any, rand
     np.testing.assert_allclose(result.numpy(), expected, atol=1e-5)
 
 
-def test_pipeline_takes_the_middle_of_a_series_when_there_is_no_generator(nifti: Any) -> None:
+def test_pipeline_reads_the_middle_of_a_series_when_there_is_no_generator(nifti: Any) -> None:
     path = counting_series(nifti, num_frames=11)
     pipeline = Pipeline(PipelineConfig(image_size=(6, 6, 6, 4)), modality="rsfMRI")
     window = load_volume(path, modality="rsfMRI", window=(3, 4)).data
@@ -114,9 +114,9 @@ def test_pipeline_draws_the_window_from_the_generator_when_training(
     path = counting_series(nifti, num_frames=7)
     pipeline = Pipeline(PipelineConfig(image_size=(6, 6, 6, 4)), modality="rsfMRI")
     starts = []
-    place = pipeline._place
+    place = pipeline._draw_window
     monkeypatch.setattr(
-        pipeline, "_place", lambda *args, **options: starts.append(place(*args, **options)) or starts[-1]
+        pipeline, "_draw_window", lambda *args, **options: starts.append(place(*args, **options)) or starts[-1]
     )
     for seed in range(40):
         pipeline(path, generator=generator(seed))
@@ -125,10 +125,10 @@ def test_pipeline_draws_the_window_from_the_generator_when_training(
     assert torch.equal(pipeline(path, generator=generator(9)), pipeline(path, generator=generator(9)))
 
 
-def test_pipeline_refuses_or_pads_when_a_series_is_short(nifti: Any) -> None:
+def test_pipeline_rejects_or_pads_when_a_series_is_short(nifti: Any) -> None:
     path = counting_series(nifti, num_frames=3)
     config = PipelineConfig(image_size=(6, 6, 6, 8))
-    with pytest.raises(ScanError, match="3 frames, but the model sees 8") as caught:
+    with pytest.raises(ScanError) as caught:
         Pipeline(config, modality="bold")(path, generator=None)
     assert (caught.value.reason, caught.value.path) == (ScanReason.SHORT_SERIES, str(path))
     padded = Pipeline(config.model_copy(update={"short_series": "pad"}), modality="bold")(path, generator=generator())
@@ -136,7 +136,7 @@ def test_pipeline_refuses_or_pads_when_a_series_is_short(nifti: Any) -> None:
     assert rising(padded) == [1, 1, -1, -1, 1, 1, -1]
 
 
-def test_pipeline_augments_when_a_generator_is_given_only(nifti: Any, random_voxels: Any) -> None:
+def test_pipeline_augments_only_when_a_generator_is_given(nifti: Any, random_voxels: Any) -> None:
     path = nifti.write(random_voxels(8, 8, 8))
     plain = Pipeline(PipelineConfig(image_size=(8, 8, 8)), modality="T1")
     pipeline = Pipeline(PipelineConfig(image_size=(8, 8, 8), augment=AugmentConfig()), modality="T1")
@@ -185,7 +185,7 @@ def test_pipeline_works_when_pickled(nifti: Any, random_voxels: Any, tmp_path: P
     assert torch.equal(copy(path, generator=None), pipeline([path], generator=None))
 
 
-def test_pipeline_refuses_when_nothing_is_left_of_the_image(nifti: Any) -> None:
+def test_pipeline_rejects_when_the_resampled_image_is_constant(nifti: Any) -> None:
     voxels = np.zeros((30, 30, 30), np.int16)
     voxels[0, 0, 0] = 1
     path = nifti.write(voxels)
@@ -194,8 +194,8 @@ def test_pipeline_refuses_when_nothing_is_left_of_the_image(nifti: Any) -> None:
     assert (caught.value.reason, caught.value.path) == (ScanReason.CONSTANT, str(path))
 
 
-def test_pipeline_refuses_when_config_and_modality_do_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"T1 needs an image_size \(X, Y, Z\); it is \(8, 8, 8, 4\)"):
+def test_pipeline_rejects_when_config_and_modality_do_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"T1 needs an image_size \(X, Y, Z\), not"):
         Pipeline(PipelineConfig(image_size=(8, 8, 8, 4)), modality="T1")
     with pytest.raises(ValueError, match=r"rsfMRI needs an image_size \(X, Y, Z, T\)"):
         Pipeline(PipelineConfig(image_size=(8, 8, 8)), modality="rsfMRI")

@@ -1,4 +1,4 @@
-"""Every way to the model's grid equals MONAI's transforms and keeps the world's directions."""
+"""Every kind of resampling equals MONAI's transforms and keeps world coordinates."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_resample_keeps_millimetres_when_the_voxel_size_changes() -> None:
 
 
 @pytest.mark.parametrize("size", [8, 9])
-def test_resample_cuts_around_the_centre_when_the_grid_is_smaller(size: int) -> None:
+def test_resample_crops_around_the_centre_when_the_grid_is_smaller(size: int) -> None:
     volume = torch.rand(3, 2, 17, 17, 17) if size % 2 else torch.rand(3, 2, 16, 16, 16)
     low = (volume.shape[-1] - size) // 2
     cut = volume[..., low : low + size, low : low + size, low : low + size]

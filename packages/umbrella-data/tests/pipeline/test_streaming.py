@@ -1,4 +1,4 @@
-"""The fast way from a file to the model's grid gives what the slow one gives, and refuses what it refuses."""
+"""Resampling while reading equals reading, then resampling, and rejects the same files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GRIDS = {
 
 
 def both(path: Path, *, rank: int, grid: Grid, window: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """What the fast way gives, and the slow one."""
+    """The results of `read_resampled`, and of `read_voxels` followed by `resample`."""
     with open_scan(path) as scan:
         fast = read_resampled(scan, rank=rank, grid=grid, window=window)
     voxels = read_voxels(path, rank=rank, window=window)
@@ -33,7 +33,7 @@ def both(path: Path, *, rank: int, grid: Grid, window: tuple[int, int] | None = 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 @pytest.mark.parametrize("orientation", ["RAS", "LPI", "PSR", "SAL", "IRP"])
-def test_read_resampled_equals_the_slow_way_when_axes_differ(
+def test_read_resampled_equals_resample_when_axes_differ(
     nifti: Any, random_voxels: Any, grid: Grid, orientation: str
 ) -> None:
     affine = np.diag([2.0, 2.5, 3.0, 1.0])
@@ -46,7 +46,7 @@ def test_read_resampled_equals_the_slow_way_when_axes_differ(
 @pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
 @pytest.mark.parametrize("endianness", ["<", ">"])
 @pytest.mark.parametrize("scaling", [None, (-0.37, 12.5)])
-def test_read_resampled_equals_the_slow_way_when_types_differ(
+def test_read_resampled_equals_resample_when_types_differ(
     nifti: Any, random_voxels: Any, dtype: str, endianness: str, scaling: tuple[float, float] | None
 ) -> None:
     stored = (random_voxels(8, 9, 10) % 120).astype(dtype)
@@ -56,7 +56,7 @@ def test_read_resampled_equals_the_slow_way_when_types_differ(
 
 
 @pytest.mark.parametrize("name", ["bold.nii", "bold.nii.gz"])
-def test_read_resampled_reads_a_window_when_asked(nifti: Any, random_voxels: Any, name: str) -> None:
+def test_read_resampled_reads_a_window(nifti: Any, random_voxels: Any, name: str) -> None:
     path = nifti.write(random_voxels(8, 9, 10, 12), name, orientation="LPI")
     for window in (None, (0, 1), (3, 5), (11, 1)):
         fast, slow = both(path, rank=4, grid=GRIDS["trilinear"], window=window)
@@ -94,7 +94,7 @@ def test_read_resampled_checks_every_voxel_when_few_are_used(nifti: Any, random_
     assert reason_of(nifti.write(np.full((4, 5, 6), 7, np.int16))) == ScanReason.CONSTANT
 
 
-def test_read_resampled_proves_the_whole_file_when_few_voxels_are_used(nifti: Any, random_voxels: Any) -> None:
+def test_read_resampled_validates_the_whole_file_when_few_voxels_are_used(nifti: Any, random_voxels: Any) -> None:
     path = nifti.write(random_voxels(16, 16, 16))
     whole = path.read_bytes()
     few = Grid(image_size=(2, 2, 2), spacing=(1.0, 1.0, 1.0))
@@ -107,7 +107,7 @@ def test_read_resampled_proves_the_whole_file_when_few_voxels_are_used(nifti: An
         assert reason_of(path, grid=few) == reason
 
 
-def test_read_resampled_refuses_when_rank_window_or_size_is_wrong(nifti: Any, random_voxels: Any) -> None:
+def test_read_resampled_rejects_when_rank_window_or_size_is_wrong(nifti: Any, random_voxels: Any) -> None:
     series = nifti.write(random_voxels(4, 5, 6, 8))
     assert reason_of(series) == ScanReason.RANK
     assert reason_of(series, rank=4, window=(4, 5)) == ScanReason.WINDOW

@@ -1,4 +1,4 @@
-"""Pictures show each channel in three planes, with the right letters on the right sides."""
+"""Figures have three planes for each channel, with the correct direction letters."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("matplotlib", reason="pictures are an extra")
+pytest.importorskip("matplotlib", reason="figures need the extra [preview]")
 
 from umbrella_data.preview.figure import draw_volume
 
 
-def bytes_of(figure: object) -> bytes:
+def to_png(figure: object) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=40)  # type: ignore[attr-defined]
     return buffer.getvalue()
@@ -28,7 +28,7 @@ def bytes_of(figure: object) -> bytes:
         ("rsfMRI", (1, 8, 8, 8, 12), (4, 4, 4, 4), 4, "24 tokens"),
     ],
 )
-def test_draw_volume_makes_a_picture_of_each_modality(
+def test_each_modality_is_drawn(
     modality: str, shape: tuple[int, ...], patch_size: tuple[int, ...] | None, num_axes: int, tokens: str | None
 ) -> None:
     figure = draw_volume(torch.randn(shape), modality=modality, patch_size=patch_size, title="a subject")
@@ -36,17 +36,17 @@ def test_draw_volume_makes_a_picture_of_each_modality(
     caption = figure.get_suptitle()
     assert caption.startswith("a subject; ")
     assert tokens is None or tokens in caption
-    assert bytes_of(figure).startswith(b"\x89PNG")
+    assert to_png(figure).startswith(b"\x89PNG")
 
 
-def test_draw_volume_puts_directions_where_they_belong() -> None:
+def test_direction_letters_match_the_axes() -> None:
     volume = torch.zeros(1, 9, 9, 9)
     volume[0, 8, 4, 4] = volume[0, 4, 7, 4] = volume[0, 4, 4, 6] = 1.0  # right edge; anterior; superior
     for axes in draw_volume(volume, modality="T1").axes:
         image = axes.images[0].get_array()
         letters = {text.get_text(): text.get_position() for text in axes.texts}
         rows, columns = np.nonzero(np.asarray(image))
-        # Where a letter stands at the right or upper end, its bright voxel lies beyond the middle on that side.
+        # The bright voxel of a letter at the right or upper end is beyond the middle on that side.
         ends = {"sagittal": ("A", "S", 7, 6), "coronal": ("R", "S", 8, 6), "axial": ("R", "A", 8, 7)}
         right, up, column, row = ends[axes.get_title()]
         assert letters[right][0] > 0.9
@@ -56,7 +56,7 @@ def test_draw_volume_puts_directions_where_they_belong() -> None:
         assert axes.images[0].origin == "lower"
 
 
-def test_carpet_lays_the_left_on_top_and_shows_the_patches_of_time() -> None:
+def test_carpet_has_the_left_on_top_and_patch_borders_in_time() -> None:
     volume = torch.zeros(1, 8, 8, 8, 12)
     volume[0, 2:6] = 100.0
     volume[0, 2:4, ..., 6] += 1.0  # the left half of the foreground, in one frame
@@ -70,7 +70,7 @@ def test_carpet_lays_the_left_on_top_and_shows_the_patches_of_time() -> None:
     assert [line.get_xdata()[0] for line in carpet.lines] == [2.5, 5.5, 8.5]
 
 
-def test_contrast_is_that_of_a_small_scan_in_a_wide_grid() -> None:
+def test_contrast_is_set_by_the_foreground() -> None:
     volume = torch.full((1, 40, 40, 40), -1.0)
     volume[0, 18:22, 18:22, 18:22] = torch.linspace(1, 2, 64).reshape(4, 4, 4)
     for axes in draw_volume(volume, modality="T1").axes:
@@ -79,12 +79,12 @@ def test_contrast_is_that_of_a_small_scan_in_a_wide_grid() -> None:
         assert 1.9 < high <= 2.0
 
 
-def test_draw_volume_refuses_when_the_shape_is_of_another_modality() -> None:
-    with pytest.raises(ValueError, match=r"\(1, 8, 8, 8\) is no dMRI: \(2, X, Y, Z\)"):
+def test_shape_of_another_modality_is_rejected() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 8, 8, 8\): dMRI needs \(2, X, Y, Z\)"):
         draw_volume(torch.zeros(1, 8, 8, 8), modality="dMRI")
 
 
 @pytest.mark.parametrize("patch_size", [(4, 4, 3), (4, 4), (4, 4, 4, 4)])
-def test_draw_volume_refuses_a_patch_that_is_no_part_of_the_volume(patch_size: tuple[int, ...]) -> None:
+def test_patch_size_that_does_not_divide_the_volume_is_rejected(patch_size: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="patch"):
         draw_volume(torch.zeros(1, 8, 8, 8), modality="T1", patch_size=patch_size)

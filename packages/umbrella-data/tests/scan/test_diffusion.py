@@ -75,7 +75,7 @@ def test_load_volume_gives_fa_and_md_when_given_a_dwi(nifti: Any) -> None:
         assert volume.spacing == (2.0, 2.0, 2.0)
 
 
-def test_fit_dwi_finds_no_other_brain_than_the_mask_given(nifti: Any) -> None:
+def test_fit_dwi_uses_the_given_mask_as_brain(nifti: Any) -> None:
     path = write_dwi(nifti)
     found = fit_dwi(path)
     given = found.mask.copy()
@@ -90,7 +90,7 @@ def test_fit_dwi_finds_no_other_brain_than_the_mask_given(nifti: Any) -> None:
     np.testing.assert_array_equal(volume.data[0], maps.fa)
 
 
-def test_fit_dwi_takes_all_of_a_cut_out_that_has_no_background(nifti: Any) -> None:
+def test_fit_dwi_fits_all_of_a_cut_out_without_background(nifti: Any) -> None:
     ball = fit_dwi(write_dwi(nifti)).mask
     dim = fit_dwi(write_dwi(nifti, background=0.25))
     assert (dim.mask.sum(), dim.warnings) == (ball.sum(), ())
@@ -106,15 +106,15 @@ def test_fit_dwi_takes_all_of_a_cut_out_that_has_no_background(nifti: Any) -> No
 
 
 @pytest.mark.parametrize("name", ["sub-dipy101d/dwi/sub-dipy101d_dwi.nii.gz", "sub-dipy64d/dwi/sub-dipy64d_dwi.nii"])
-def test_fit_dwi_takes_all_of_the_cut_outs_among_the_real_scans(real_data: Path, name: str) -> None:
+def test_fit_dwi_fits_all_of_real_cut_outs(real_data: Path, name: str) -> None:
     maps = fit_dwi(real_data / name)
     assert ScanWarning.NO_BACKGROUND in maps.warnings
     assert maps.mask.mean() > 0.99
-    # White matter and grey, not the fluid alone.
+    # White and grey matter, not only fluid.
     assert 4e-4 < np.median(maps.md[maps.mask]) < 1.5e-3
 
 
-def test_fit_dwi_refuses_when_directions_do_not_span_the_tensor(nifti: Any) -> None:
+def test_fit_dwi_rejects_when_directions_do_not_span_the_tensor(nifti: Any) -> None:
     path = write_dwi(nifti, num_directions=5)
     with pytest.raises(ScanError, match="at least 6 different directions") as caught:
         fit_dwi(path)
@@ -126,7 +126,7 @@ def test_fit_dwi_refuses_when_directions_do_not_span_the_tensor(nifti: Any) -> N
         fit_dwi(path)
 
 
-def test_load_volume_refuses_when_a_dwi_is_a_volume_or_lacks_gradients(nifti: Any, random_voxels: Any) -> None:
+def test_load_volume_rejects_when_a_dwi_is_a_volume_or_lacks_gradients(nifti: Any, random_voxels: Any) -> None:
     with pytest.raises(ScanError) as caught:
         load_volume(nifti.write(random_voxels(8, 8, 8), "a_dwi.nii"), modality="dMRI")
     assert caught.value.reason == ScanReason.RANK
@@ -140,6 +140,7 @@ def test_load_volume_refuses_when_a_dwi_is_a_volume_or_lacks_gradients(nifti: An
     assert (cached.value.reason, cached.value.path) == (ScanReason.BVAL, caught.value.path)
 
 
+@pytest.mark.isolated
 def test_fit_dwi_names_the_library_when_dipy_is_missing(nifti: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_dwi(nifti)
     monkeypatch.setitem(sys.modules, "dipy.core.gradients", None)

@@ -1,4 +1,4 @@
-"""Two affines are one grid where they lay every voxel onto the same place."""
+"""Two affines are the same grid if they place every voxel at the same point."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def changed(row: int, column: int, by: float) -> np.ndarray:
     return affine
 
 
-def test_grid_shift_is_the_way_of_the_corner_that_moves_most() -> None:
+def test_grid_shift_is_the_largest_distance_between_corners() -> None:
     assert grid_shift(SCAN, changed(0, 0, 0.0099), shape=LONG) == pytest.approx(255 * 0.0099)
     assert grid_shift(SCAN, changed(0, 0, 0.0099), shape=(4, 256, 256)) == pytest.approx(3 * 0.0099)
     both = SCAN.copy()
@@ -29,16 +29,16 @@ def test_grid_shift_is_the_way_of_the_corner_that_moves_most() -> None:
 
 
 @pytest.mark.parametrize("by", [0.0099, -0.0099, 0.0003])
-def test_grid_whose_far_corner_moves_is_another(by: float) -> None:
+def test_grids_differ_when_a_far_corner_moves(by: float) -> None:
     assert not is_same_grid(SCAN, changed(0, 0, by), shape=LONG)
     assert not is_same_grid(SCAN, changed(1, 0, by), shape=LONG)
 
 
-def test_grid_that_moves_by_a_small_part_of_a_voxel_is_the_same() -> None:
+def test_grid_is_the_same_when_it_moves_by_a_small_fraction_of_a_voxel() -> None:
     assert is_same_grid(SCAN, SCAN.astype(np.float32).astype(np.float64) + 1e-6, shape=LONG)
     assert is_same_grid(SCAN, changed(2, 3, 0.04), shape=LONG)
     assert not is_same_grid(SCAN, changed(2, 3, 0.06), shape=LONG)
-    # A part of the voxel, not of a millimetre.
+    # A fraction of the voxel, not of a millimetre.
     large = SCAN @ np.diag([3.0, 3.0, 3.0, 1.0])
     moved = large.copy()
     moved[2, 3] += 0.06
@@ -46,7 +46,7 @@ def test_grid_that_moves_by_a_small_part_of_a_voxel_is_the_same() -> None:
 
 
 @pytest.mark.parametrize("other", ["mask", "map"])
-def test_scan_is_refused_with_a_mask_or_map_whose_far_corner_is_elsewhere(nifti, random_voxels, other) -> None:
+def test_scan_is_rejected_with_a_mask_or_map_whose_far_corner_is_elsewhere(nifti, random_voxels, other) -> None:
     voxels = (random_voxels(*LONG) % 2).astype(np.float32)
     scan = nifti.write(voxels, "scan.nii", affine=SCAN)
     near = nifti.write(voxels, "near.nii", affine=changed(0, 0, 0.0001))

@@ -1,4 +1,4 @@
-"""bval and bvec files: both layouts are read, directions turn into world axes, and what is wrong is refused."""
+"""bval and bvec files: both layouts are read, directions are rotated to world axes, wrong files are rejected."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def changed(row: int, value: Any) -> np.ndarray:
         "few_vectors", "two_axes", "nan_vector", "zero_vector", "long_vector",
     ],
 )  # fmt: skip
-def test_read_gradients_refuses_when_wrong(tmp_path: Path, options: dict[str, Any], reason: ScanReason) -> None:
+def test_read_gradients_rejects_when_wrong(tmp_path: Path, options: dict[str, Any], reason: ScanReason) -> None:
     path = write(tmp_path, **options)
     with pytest.raises(ScanError) as caught:
         read_gradients(path, num_volumes=8)
@@ -115,7 +115,7 @@ def test_read_gradients_refuses_when_wrong(tmp_path: Path, options: dict[str, An
     assert caught.value.path == str(gradient_files(path)[reason == ScanReason.BVEC])
 
 
-def test_read_gradients_refuses_when_files_are_missing_or_no_numbers(tmp_path: Path) -> None:
+def test_read_gradients_rejects_when_files_are_missing_or_not_numeric(tmp_path: Path) -> None:
     path = write(tmp_path)
     bval, bvec = gradient_files(path)
     bvec.write_text("0 1 zero\n")
@@ -147,7 +147,7 @@ def make_long_word(path: Path) -> None:
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("reason", [ScanReason.BVAL, ScanReason.BVEC])
 @pytest.mark.parametrize("make", [os.mkfifo, make_folder, make_long, make_long_word])
-def test_read_gradients_refuses_at_once_what_is_no_file_of_numbers(
+def test_read_gradients_rejects_files_without_numbers(
     tmp_path: Path, make: Callable[[Path], None], reason: ScanReason
 ) -> None:
     path = write(tmp_path)
@@ -169,7 +169,7 @@ def test_read_gradients_refuses_at_once_what_is_no_file_of_numbers(
 def test_world_directions_undo_the_stored_axes(tmp_path: Path, axcodes: str) -> None:
     world = directions()
     stored_axes = nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(axcodes), (4, 4, 4))[:3, :3].T
-    # inv_ornt_aff maps RAS+ voxels to stored ones; its transpose holds the stored axes as columns in world axes.
+    # inv_ornt_aff maps RAS+ voxels to stored ones; the columns of its transpose are the stored axes in RAS+.
     affine = np.eye(4)
     affine[:3, :3] = stored_axes * 2.0
     assert "".join(nib.aff2axcodes(affine)) == axcodes

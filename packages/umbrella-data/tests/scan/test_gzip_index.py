@@ -1,10 +1,10 @@
-"""A window read through saved access points is the same, byte for byte, and faster; damage anywhere is noticed."""
+"""A window read through a saved index has the same bytes, and damage to the file or the index is detected."""
 
 from __future__ import annotations
 
 import gzip
-import io
 import os
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -14,130 +14,58 @@ from typing import Any
 import numpy as np
 import pytest
 
-from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.errors import CacheError, ScanError, ScanReason
+from umbrella_data.files.mapped_arrays import MappedArrays
 from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
+from umbrella_data.scan import gzip_index
 from umbrella_data.scan import reader as scan_file
-from umbrella_data.scan.gzip_index import GzipIndex, aligned, load_index
-from umbrella_data.scan.gzip_index_builder import build_index
-from umbrella_data.scan.gzip_stream import inflate, iter_gzip
 from umbrella_data.scan.reader import open_scan
 from umbrella_data.scan.volume import load_volume
 
-SPACING = 1 << 17
-IDENTITY = (1, 2, 3, 4)
+pytest.importorskip("indexed_gzip", reason="the index is an extra")
+
+SHAPE = (20, 25, 30, 40)
 
 
-def voxel_bytes(num_bytes: int) -> bytes:
-    """Bytes that compress as scans do: a slow wave with noise, int16."""
-    rng = np.random.default_rng(0)
-    line = np.arange(num_bytes // 2)
-    return (300 + 200 * np.sin(line / 5000) + rng.normal(0, 20, len(line))).astype("<i2").tobytes()
-
-
-CONTENT = voxel_bytes(2_000_000)
-
-
-def flushed() -> bytes:
+def flushed(content: bytes) -> bytes:
     compressor = zlib.compressobj(6, wbits=31)
     parts = [
-        compressor.compress(CONTENT[i : i + 50_000]) + compressor.flush(zlib.Z_SYNC_FLUSH)
-        for i in range(0, len(CONTENT), 50_000)
+        compressor.compress(content[i : i + 50_000]) + compressor.flush(zlib.Z_SYNC_FLUSH)
+        for i in range(0, len(content), 50_000)
     ]
     return b"".join([*parts, compressor.flush()])
 
 
-STREAMS: dict[str, Callable[[], bytes]] = {
-    "level_6": lambda: gzip.compress(CONTENT, 6),
-    "level_1": lambda: gzip.compress(CONTENT, 1),
-    "members": lambda: b"".join(gzip.compress(CONTENT[i : i + 300_000]) for i in range(0, len(CONTENT), 300_000)),
-    "small_members": lambda: b"".join(gzip.compress(CONTENT[i : i + 9000]) for i in range(0, len(CONTENT), 9000)),
-    "empty_members": lambda: gzip.compress(b"") + gzip.compress(CONTENT) + gzip.compress(b""),
-    "stored": lambda: gzip.compress(CONTENT, 0),
+def members(content: bytes, size: int) -> bytes:
+    return b"".join(gzip.compress(content[i : i + size]) for i in range(0, len(content), size))
+
+
+STREAMS: dict[str, Callable[[bytes], bytes]] = {
+    "level_6": lambda content: gzip.compress(content, 6),
+    "level_1": lambda content: gzip.compress(content, 1),
+    "members": lambda content: members(content, 300_000),
+    "small_members": lambda content: members(content, 9000),
+    "empty_members": lambda content: gzip.compress(b"") + gzip.compress(content) + gzip.compress(b""),
+    "stored": lambda content: gzip.compress(content, 0),
     "sync_flushed": flushed,
 }
 
 
-def build(stream: bytes) -> GzipIndex:
-    return build_index(io.BytesIO(stream), path="scan.nii.gz", spacing=SPACING)
-
-
-@pytest.mark.parametrize("name", STREAMS)
-def test_iter_range_gives_the_same_bytes_when_read_through_points(name: str, tmp_path: Path) -> None:
-    stream = STREAMS[name]()
-    path = tmp_path / "scan.nii.gz"
-    path.write_bytes(stream)
-    index = build(stream)
-    assert index.num_bytes == len(CONTENT)
-    if name == "stored":
-        assert len(index) == 1
-    else:
-        assert len(index) >= 6
-    rng = np.random.default_rng(1)
-    with path.open("rb") as file:
-        ranges = [(0, len(CONTENT)), (0, 1), (len(CONTENT) - 1, 1)]
-        for start, length in [*ranges, *zip(rng.integers(0, 1_000_000, 20), rng.integers(1, 900_000, 20), strict=True)]:
-            assert b"".join(index.iter_range(file, int(start), int(length))) == CONTENT[start : start + length]
-
-
-def test_build_index_refuses_what_the_stream_refuses_when_damaged() -> None:
-    whole = gzip.compress(CONTENT, 6)
-    member = gzip.compress(b"second")
-    for stream in (
-        whole[:-1],
-        whole[:-8],
-        whole[: len(whole) // 2],
-        whole[:-8] + bytes(4) + whole[-4:],
-        whole[:-4] + bytes(4),
-        whole + b"x",
-        whole + member[:-1],
-        whole[:5000] + b"\xff" * 100 + whole[5100:],
-        b"\x1f\x8b\x07" + whole[3:],
-    ):
-        with pytest.raises(ScanError) as expected:
-            list(iter_gzip(io.BytesIO(stream), path="scan.nii.gz"))
-        with pytest.raises(ScanError) as caught:
-            build(stream)
-        assert caught.value.reason == expected.value.reason
-
-
-@pytest.mark.parametrize("library", [zlib, inflate], ids=["zlib", "fast"])
-@pytest.mark.parametrize("level", [0, 1, 6])
-def test_aligned_makes_a_stream_readable_when_it_begins_at_any_bit(library: Any, level: int) -> None:
-    content = CONTENT[:5000]
-    compressor = zlib.compressobj(level, wbits=-15)
-    stream = compressor.compress(content) + compressor.flush()
-    for shift in range(8):
-        number = int.from_bytes(stream, "little") << shift | (1 << shift) - 1
-        if level == 0 and shift:
-            # Stored: three bits, the rest of their byte, then the length.
-            moved = bytes([(stream[0] & 7) << shift & 255 | (1 << shift) - 1])
-            block = (moved + b"\0" if shift > 5 else moved) + stream[1:]
-        else:
-            block = number.to_bytes(len(stream) + 1, "little")
-        assert library.decompressobj(-15).decompress(aligned(block, shift)) == content
-
-
-def test_load_index_gives_nothing_when_missing_damaged_or_of_another_file(tmp_path: Path) -> None:
-    path = tmp_path / "x.gzindex"
-    assert load_index(path, identity=IDENTITY) is None
-    build(STREAMS["level_6"]()).save(path, identity=IDENTITY)
-    assert len(load_index(path, identity=IDENTITY) or []) >= 6
-    assert load_index(path, identity=(1, 2, 3, 5)) is None
-    path.write_bytes(path.read_bytes()[:-100])
-    assert load_index(path, identity=IDENTITY) is None
-
-
 @pytest.fixture
 def series(nifti: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray]:
-    """A series of 40 frames, for which access points are kept."""
+    """A series of 40 frames with several access points; frames repeat voxels of those before them."""
     monkeypatch.setattr(scan_file, "_MIN_INDEXED_BYTES", 0)
-    monkeypatch.setattr(scan_file, "build_index", lambda file, path: build_index(file, path=path, spacing=SPACING))
-    voxels = np.frombuffer(CONTENT, "<i2")[: 20 * 25 * 30 * 40].reshape(20, 25, 30, 40, order="F")
+    monkeypatch.setattr(gzip_index, "SPACING", 1 << 17)
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 1000, SHAPE, dtype="<i2")
+    is_repeated = rng.random(SHAPE) < 0.8
+    voxels = np.asfortranarray(np.where(is_repeated, values[..., :1], values))
     return nifti.write(voxels, "bold.nii.gz"), voxels
 
 
-def inflated_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of what the stream inflates from now on."""
+@pytest.fixture
+def streamed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of what is decompressed without an index."""
     sizes: list[int] = []
     original = scan_file.iter_gzip
 
@@ -150,66 +78,119 @@ def inflated_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_load_volume_reads_windows_through_the_index_when_a_folder_is_given(
-    series: tuple[Path, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, voxels = series
-    folder = tmp_path / "index"
-    sizes = inflated_bytes(monkeypatch)
-    for first in (0, 17, 36):
-        data = load_volume(path, modality="rsfMRI", window=(first, 4), index_folder=str(folder)).data[0]
-        np.testing.assert_array_equal(data, voxels[..., first : first + 4])
-    # Headers only: the stream was not inflated for the voxels.
-    assert max(sizes) <= 8192
-    assert len(sizes) == 3
-    assert len(list(folder.rglob("*.gzindex"))) == 1
+def read(path: Path, folder: Path, first: int, count: int) -> np.ndarray:
+    return load_volume(path, modality="rsfMRI", window=(first, count), index_folder=folder).data[0].numpy()
 
 
-def test_load_volume_falls_back_to_the_stream_when_the_index_is_damaged(
-    series: tuple[Path, np.ndarray], tmp_path: Path
+def saved_index(folder: Path) -> Path:
+    (path,) = folder.rglob("*.gzindex")
+    return path
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_windows_have_the_same_voxels_when_read_through_an_index(
+    series: tuple[Path, np.ndarray], streamed: list[int], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, voxels = series
-    folder = tmp_path / "index"
-    load_volume(path, modality="rsfMRI", window=(0, 1), index_folder=folder)
-    (saved,) = folder.rglob("*.gzindex")
+    content = gzip.decompress(path.read_bytes())
+    path.write_bytes(STREAMS[name](content))
+    read(path, tmp_path / "index", 0, 1)
+    assert sum(streamed) >= len(content)  # the file was validated before its index was saved
+    assert len(MappedArrays(saved_index(tmp_path / "index"))["points"]) >= 8 * 18
+    streamed.clear()
+    monkeypatch.setattr(gzip_index, "_PIECE_BYTES", 5 * voxels[..., 0].nbytes)
+    for first, count in ((0, 1), (0, 39), (1, 39), (17, 4), (36, 4), (39, 1)):
+        scan_file.forget_verified()
+        np.testing.assert_array_equal(read(path, tmp_path / "index", first, count), voxels[..., first : first + count])
+    assert sum(streamed) <= 6 * 8192  # headers
+
+
+def test_damaged_index_is_replaced(series: tuple[Path, np.ndarray], streamed: list[int], tmp_path: Path) -> None:
+    path, voxels = series
+    read(path, tmp_path, 0, 1)
+    saved = saved_index(tmp_path)
     content = saved.read_bytes()
     rng = np.random.default_rng(0)
-    for position in rng.integers(0, len(content), 40):
-        damaged = bytearray(content)
-        damaged[position : position + 2000] = rng.bytes(len(damaged[position : position + 2000]))
+    cut = [content[:-100], content[:50], b""]
+    for position in rng.integers(0, len(content) - 3000, 40):
+        cut.append(content[:position] + rng.bytes(3000) + content[position + 3000 :])
+    for damaged in cut:
         saved.parent.mkdir(exist_ok=True)
         saved.write_bytes(damaged)
-        data = load_volume(path, modality="rsfMRI", window=(20, 5), index_folder=folder).data[0]
-        np.testing.assert_array_equal(data, voxels[..., 20:25])
+        for _ in range(2):
+            streamed.clear()
+            for first in range(0, 40, 4):
+                np.testing.assert_array_equal(read(path, tmp_path, first, 2), voxels[..., first : first + 2])
+        assert sum(streamed) <= 10 * 8192  # headers
+        assert saved.exists()
 
 
-def test_load_volume_refuses_when_the_file_changes_behind_its_index(
+def test_changed_file_is_detected(series: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    path, voxels = series
+    folder = tmp_path / "index"
+    read(path, folder, 0, 1)
+    status = path.stat()
+    # Another valid series of the same size: only its modification time differs.
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:352] + (voxels + 1).tobytes(order="F")))
+    os.truncate(path, status.st_size)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    with pytest.raises(ScanError) as caught:
+        read(path, folder, 16, 8)
+    assert caught.value.path == str(path)
+    assert saved_index(folder)  # none for the damaged file
+
+
+def test_damaged_file_is_detected_when_its_size_and_time_are_the_same(
     series: tuple[Path, np.ndarray], tmp_path: Path
 ) -> None:
     path, _ = series
     folder = tmp_path / "index"
-    load_volume(path, modality="rsfMRI", window=(0, 1), index_folder=folder)
+    read(path, folder, 0, 1)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     status = path.stat()
     with path.open("r+b") as file:
         file.write(content)
-    # The same size, time and inode: only the checksums can tell.
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(ScanError) as caught:
-        load_volume(path, modality="rsfMRI", window=(16, 8), index_folder=folder)
+        read(path, folder, 16, 8)
     assert caught.value.reason in (ScanReason.GZIP_CRC, ScanReason.GZIP_DATA)
 
 
-def test_open_scan_refuses_a_wrong_length_when_indexed(series: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+def test_no_index_is_saved_when_the_file_is_invalid(series: tuple[Path, np.ndarray], tmp_path: Path) -> None:
     path, _ = series
-    content = gzip.decompress(path.read_bytes())
-    for change, reason in ((content + b"\0", ScanReason.TRAILING), (content[:-2], ScanReason.TRUNCATED)):
-        path.write_bytes(gzip.compress(change))
-        with pytest.raises(ScanError) as caught, open_scan(path, index_folder=tmp_path / "index") as scan:
-            scan.read_frames(0, 1)
-        assert caught.value.reason == reason
+    packed = path.read_bytes()
+    content = gzip.decompress(packed)
+    for changed, reason in (
+        (gzip.compress(content + b"\0"), ScanReason.TRAILING),
+        (gzip.compress(content[:-2]), ScanReason.TRUNCATED),
+        (packed[:-8] + bytes(4) + packed[-4:], ScanReason.GZIP_CRC),
+        (packed[:-4] + bytes(4), ScanReason.GZIP_LENGTH),
+        (packed[:-1], ScanReason.GZIP_TRUNCATED),
+        (packed + b"x", ScanReason.GZIP_TRAILING),
+    ):
+        path.write_bytes(changed)
+        for _ in range(2):
+            with pytest.raises(ScanError) as caught, open_scan(path, index_folder=tmp_path / "index") as scan:
+                next(scan.iter_slices(0, 1))
+            assert caught.value.reason == reason
     assert not list((tmp_path / "index").rglob("*.gzindex"))
+
+
+def test_file_of_another_kind_in_the_folder_ends_in_a_cache_error(
+    series: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    folder = tmp_path / "index"
+    folder.write_text("not a folder")
+    with pytest.raises(CacheError, match=str(folder)):
+        read(series[0], folder, 0, 1)
+
+
+@pytest.mark.isolated
+def test_pipeline_names_the_extra_when_indexed_gzip_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "indexed_gzip", None)
+    with pytest.raises(ImportError, match=r"umbrella-data\[index\]"):
+        Pipeline(PipelineConfig(image_size=(16, 16, 16, 8)), modality="rsfMRI", index_folder=tmp_path)
 
 
 @pytest.mark.parametrize("way", ["plain", "streamed", "indexed"])
@@ -227,7 +208,7 @@ def test_window_is_read_in_the_memory_of_a_window(nifti: Any, tmp_path: Path, wa
         lambda: load_volume(path, modality="rsfMRI", window=(300, 8), index_folder=pipeline.index_folder),
         lambda: pipeline(path, generator=None),
     ):
-        for _ in range(2):  # proven or indexed at first, and known afterwards
+        for _ in range(2):  # verified or indexed at first, and known afterwards
             tracemalloc.start()
             read()
             peak = tracemalloc.get_traced_memory()[1]

@@ -1,4 +1,4 @@
-"""Every way in which a gzip stream can be damaged is refused with its own reason; legal variants are read."""
+"""Each kind of damage to a gzip stream is rejected with its own reason; legal variants are read."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def member_with_all_fields(content: bytes) -> bytes:
     ],
     ids=["plain", "multi_member", "all_header_fields", "many_chunks"],
 )
-def test_iter_gzip_gives_the_content_when_the_stream_is_whole(stream: bytes, expected: bytes) -> None:
+def test_iter_gzip_yields_the_content_when_the_stream_is_complete(stream: bytes, expected: bytes) -> None:
     assert read(stream) == expected
 
 
 @pytest.mark.parametrize("cut", [1, 4, 7, 8, 9, len(GZIP) // 2, len(GZIP) - 12])
-def test_iter_gzip_refuses_when_the_end_is_missing(cut: int) -> None:
+def test_iter_gzip_rejects_when_the_end_is_missing(cut: int) -> None:
     assert reason_of(GZIP[:-cut]) == ScanReason.GZIP_TRUNCATED
 
 
@@ -66,7 +66,7 @@ def test_iter_gzip_refuses_when_the_end_is_missing(cut: int) -> None:
         (GZIP[:-8] + b"\0\0\0\0" + GZIP[-4:], ScanReason.GZIP_CRC),
         (GZIP[:-4] + b"\1\0\0\0", ScanReason.GZIP_LENGTH),
         (GZIP + b"\0", ScanReason.GZIP_TRAILING),
-        (GZIP + b"garbage behind", ScanReason.GZIP_TRAILING),
+        (GZIP + b"garbage", ScanReason.GZIP_TRAILING),
         (GZIP + b"\x1f\x8b\x08", ScanReason.GZIP_TRUNCATED),
         (GZIP + b"\x1f\x00" + bytes(20), ScanReason.GZIP_HEADER),
         (GZIP[:10] + b"\xff" * 100 + GZIP[110:], ScanReason.GZIP_DATA),
@@ -77,21 +77,21 @@ def test_iter_gzip_refuses_when_the_end_is_missing(cut: int) -> None:
     ids=[
         "crc",
         "length",
-        "zero_behind",
-        "text_behind",
+        "trailing_zero",
+        "trailing_text",
         "half_member",
-        "other_behind",
+        "trailing_other",
         "data",
         "method",
         "flags",
         "name",
     ],
 )
-def test_iter_gzip_names_the_damage_when_refused(stream: bytes, reason: ScanReason) -> None:
+def test_iter_gzip_names_the_damage_when_rejected(stream: bytes, reason: ScanReason) -> None:
     assert reason_of(stream) == reason
 
 
-def test_iter_gzip_never_gives_other_bytes_in_silence_when_bits_flip() -> None:
+def test_iter_gzip_never_yields_wrong_bytes_silently_when_bits_flip() -> None:
     rng = np.random.default_rng(1)
     small = gzip.compress(CONTENT[:2000], mtime=0)
     for position in rng.integers(0, len(small) * 8, 300):
@@ -101,16 +101,17 @@ def test_iter_gzip_never_gives_other_bytes_in_silence_when_bits_flip() -> None:
             assert read(bytes(flipped)) == CONTENT[:2000]
         except ScanError:
             continue
-        # What may change without notice is the header alone: time, system, compression level.
+        # Only the header may change undetected: time, system, compression level.
         assert position // 8 < 10
 
 
-def test_iter_gzip_gives_small_chunks_when_the_stream_is_a_bomb() -> None:
+def test_iter_gzip_yields_small_chunks_when_the_stream_is_a_bomb() -> None:
     bomb = gzip.compress(bytes(10_000_000))
     assert max(len(chunk) for chunk in iter_gzip(io.BytesIO(bomb), path="bomb.nii.gz")) <= 1 << 20
 
 
-def test_iter_gzip_uses_isal_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.isolated
+def test_iter_gzip_uses_isal_when_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib
 
     fast = ModuleType("isal.isal_zlib")

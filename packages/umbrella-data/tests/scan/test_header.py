@@ -1,4 +1,4 @@
-"""A header is held to the NIfTI standard: what is wrong is refused with its reason, what is suspicious is noted."""
+"""A header is checked against the NIfTI standard: errors have a reason, suspicious values a warning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAN = float("nan")
 
 
 def block(change: Callable[[Any], None] | None = None, *, version: int = 1, endianness: str = "<") -> bytes:
-    """A good header of a (5, 6, 7, 10) int16 series at 2 mm, changed."""
+    """A valid header of a (5, 6, 7, 10) int16 series at 2 mm, changed."""
     header = (nib.Nifti1Header if version == 1 else nib.Nifti2Header)(endianness=endianness)
     header.set_data_dtype(np.int16)
     header.set_data_shape((5, 6, 7, 10))
@@ -43,7 +43,7 @@ def put(**fields: Any) -> Callable[[Any], None]:
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("endianness", ["<", ">"])
-def test_parse_header_reads_all_facts_when_good(version: int, endianness: str) -> None:
+def test_parse_header_reads_all_fields_when_valid(version: int, endianness: str) -> None:
     content = block(put(scl_slope=0.5, scl_inter=-3), version=version, endianness=endianness)
     assert header_length(content[:4], path="x.nii") == len(content) == (348 if version == 1 else 540)
     header = parse_header(content, path="x.nii")
@@ -95,7 +95,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_parse_header_refuses_with_its_reason_when_wrong(name: str) -> None:
+def test_parse_header_rejects_with_its_reason_when_wrong(name: str) -> None:
     change, reason = WRONG[name]
     with pytest.raises(ScanError) as caught:
         parse_header(block(change), path="x.nii")
@@ -113,7 +113,7 @@ def test_parse_header_refuses_with_its_reason_when_wrong(name: str) -> None:
         (put(xyzt_units=2), ScanWarning.REPETITION_TIME),
     ],
 )
-def test_parse_header_notes_a_warning_when_legal_but_odd(change: Callable[[Any], None], warning: ScanWarning) -> None:
+def test_parse_header_warns_when_legal_but_suspicious(change: Callable[[Any], None], warning: ScanWarning) -> None:
     assert warning in parse_header(block(change), path="x.nii").warnings
 
 
@@ -129,7 +129,7 @@ def test_parse_header_gives_seconds_when_the_unit_is_another(unit: int, value: f
     assert header.repetition_time == pytest.approx(1.5)
 
 
-def test_parse_header_reads_microns_when_the_unit_says_so() -> None:
+def test_parse_header_reads_microns_when_they_are_the_unit() -> None:
     scale = {"srow_x": [2000, 0, 0, 0], "srow_y": [0, 2000, 0, 0], "srow_z": [0, 0, 2000, 0]}
     assert parse_header(block(put(xyzt_units=3 | 8, **scale)), path="x.nii").spacing == (2.0, 2.0, 2.0)
 
@@ -140,7 +140,7 @@ def test_parse_header_drops_trailing_axes_when_of_length_one() -> None:
     assert header.repetition_time is None
 
 
-def test_header_length_refuses_when_not_nifti() -> None:
+def test_header_length_rejects_when_not_nifti() -> None:
     with pytest.raises(ScanError) as caught:
         header_length(b"DICM", path="x.nii")
     assert caught.value.reason == ScanReason.FILE_TYPE

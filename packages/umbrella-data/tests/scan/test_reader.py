@@ -1,4 +1,4 @@
-"""A file is opened safely, proven whole, and read frame by frame."""
+"""A file is opened safely, validated, and read frame by frame."""
 
 from __future__ import annotations
 
@@ -17,13 +17,19 @@ import pytest
 
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.scan import reader as scan_file
-from umbrella_data.scan.reader import open_scan
+from umbrella_data.scan.reader import StoredScan, open_scan
+
+
+def read_frames(scan: StoredScan, first: int, count: int) -> np.ndarray:
+    """Frames (T, X, Y, Z) as stored."""
+    slices = np.concatenate([block.copy() for block in scan.iter_slices(first, count)])
+    return slices.reshape(count, -1, *slices.shape[1:]).transpose(0, 3, 2, 1)
 
 
 def reason_of(path: Path) -> ScanReason:
-    """The reason why a scan is refused on reading all of it."""
+    """The reason why a scan is rejected on reading all of it."""
     with pytest.raises(ScanError) as caught, open_scan(path) as scan:
-        scan.read_frames(0, scan.header.num_frames)
+        read_frames(scan, 0, scan.header.num_frames)
     assert caught.value.path == str(path)
     return caught.value.reason
 
@@ -31,24 +37,24 @@ def reason_of(path: Path) -> ScanReason:
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz", "SCAN.NII.GZ"])
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("endianness", ["<", ">"])
-def test_read_frames_equals_nibabel_when_the_file_is_good(
+def test_stored_frames_equal_those_of_nibabel(
     nifti: Any, random_voxels: Any, name: str, version: int, endianness: str
 ) -> None:
     path = nifti.write(random_voxels(5, 6, 7, 9), name, version=version, endianness=endianness)
     expected = np.asarray(nib.load(path).dataobj)
     with open_scan(path) as scan:
         assert scan.header.dtype.newbyteorder("=") == np.int16
-        np.testing.assert_array_equal(np.moveaxis(scan.read_frames(0, 9), 0, -1), expected)
-        np.testing.assert_array_equal(np.moveaxis(scan.read_frames(3, 2), 0, -1), expected[..., 3:5])
+        np.testing.assert_array_equal(np.moveaxis(read_frames(scan, 0, 9), 0, -1), expected)
+        np.testing.assert_array_equal(np.moveaxis(read_frames(scan, 3, 2), 0, -1), expected[..., 3:5])
 
 
-def test_read_frames_accepts_multi_member_gzip(nifti: Any, random_voxels: Any) -> None:
+def test_multi_member_gzip_is_accepted(nifti: Any, random_voxels: Any) -> None:
     path = nifti.write(random_voxels(5, 6, 7), "scan.nii")
     content = path.read_bytes()
     compressed = path.with_name("scan.nii.gz")
     compressed.write_bytes(gzip.compress(content[:400]) + gzip.compress(content[400:]))
     with open_scan(compressed) as scan:
-        np.testing.assert_array_equal(scan.read_frames(0, 1)[0], nib.load(path).dataobj)
+        np.testing.assert_array_equal(read_frames(scan, 0, 1)[0], nib.load(path).dataobj)
 
 
 def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
@@ -69,7 +75,7 @@ def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
     ],
     ids=["one_byte", "in_header", "in_extension", "two_bytes", "empty", "longer", "gzip_inside", "other"],
 )
-def test_open_scan_refuses_a_plain_file_when_damaged(
+def test_open_scan_rejects_a_plain_file_when_damaged(
     nifti: Any, random_voxels: Any, change: Callable[[bytes], bytes], reason: ScanReason
 ) -> None:
     path = nifti.write(random_voxels(5, 6, 7), "scan.nii")
@@ -92,7 +98,7 @@ def test_open_scan_refuses_a_plain_file_when_damaged(
     ],
     ids=["cut", "crc", "length", "garbage", "short_inside", "long_inside", "extra_member", "not_gzip", "empty"],
 )
-def test_open_scan_refuses_a_compressed_file_when_damaged(
+def test_open_scan_rejects_a_compressed_file_when_damaged(
     nifti: Any, random_voxels: Any, change: Callable[[bytes], bytes], reason: ScanReason
 ) -> None:
     path = nifti.write(random_voxels(5, 6, 7))
@@ -100,7 +106,7 @@ def test_open_scan_refuses_a_compressed_file_when_damaged(
     assert reason_of(path) == reason
 
 
-def test_open_scan_refuses_when_there_is_no_regular_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_scan_rejects_when_there_is_no_regular_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.nii").mkdir()
     os.mkfifo(tmp_path / "pipe.nii.gz")
@@ -116,7 +122,7 @@ def test_open_scan_refuses_when_there_is_no_regular_file(tmp_path: Path, monkeyp
     assert reason_of(Path("nul\0byte.nii")) == ScanReason.UNREADABLE
 
 
-def test_open_scan_refuses_when_the_kind_of_file_is_another(tmp_path: Path) -> None:
+def test_open_scan_rejects_when_the_file_type_is_wrong(tmp_path: Path) -> None:
     for name in ("scan.mgz", "scan.dcm", "nii"):
         (tmp_path / name).write_bytes(b"\0" * 400)
         assert reason_of(tmp_path / name) == ScanReason.FILE_TYPE
@@ -124,7 +130,7 @@ def test_open_scan_refuses_when_the_kind_of_file_is_another(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("dims", [(3, 30000, 30000, 30000), (4, 300, 300, 300, 300)])
 @pytest.mark.parametrize("name", ["bomb.nii", "bomb.nii.gz"])
-def test_open_scan_takes_no_memory_when_the_header_asks_for_terabytes(
+def test_open_scan_allocates_nothing_when_the_header_declares_terabytes(
     nifti: Any, random_voxels: Any, dims: tuple[int, ...], name: str
 ) -> None:
     path = nifti.write(random_voxels(5, 6, 7), name)
@@ -135,7 +141,7 @@ def test_open_scan_takes_no_memory_when_the_header_asks_for_terabytes(
     tracemalloc.stop()
 
 
-def test_open_scan_refuses_a_gzip_bomb_before_it_is_unpacked(nifti: Any, random_voxels: Any) -> None:
+def test_open_scan_rejects_a_gzip_bomb_before_it_is_unpacked(nifti: Any, random_voxels: Any) -> None:
     path = nifti.write(random_voxels(5, 6, 7), "scan.nii")
     nifti.patch(path, 40, struct.pack("<4h", 3, 400, 400, 400))
     header = path.read_bytes()[:352]
@@ -147,7 +153,7 @@ def test_open_scan_refuses_a_gzip_bomb_before_it_is_unpacked(nifti: Any, random_
     tracemalloc.stop()
 
 
-def test_open_scan_reads_past_extensions_and_refuses_those_that_do_not_fit(nifti: Any, random_voxels: Any) -> None:
+def test_open_scan_skips_extensions_and_rejects_those_that_do_not_fit(nifti: Any, random_voxels: Any) -> None:
     voxels = random_voxels(5, 6, 7)
     image = nifti.image(voxels)
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"some text" * 5))
@@ -155,12 +161,12 @@ def test_open_scan_reads_past_extensions_and_refuses_those_that_do_not_fit(nifti
     nib.save(image, path)
     with open_scan(path) as scan:
         assert scan.header.offset > 352
-        np.testing.assert_array_equal(scan.read_frames(0, 1)[0], voxels)
+        np.testing.assert_array_equal(read_frames(scan, 0, 1)[0], voxels)
     nifti.patch(path, 352, struct.pack("<i", 100_000))
     assert reason_of(path) == ScanReason.HEADER
 
 
-def test_read_frames_checks_a_compressed_file_once_when_windows_follow(
+def test_compressed_file_is_validated_once_when_windows_are_read(
     nifti: Any, random_voxels: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = nifti.write(random_voxels(30, 30, 30, 60))
@@ -177,8 +183,8 @@ def test_read_frames_checks_a_compressed_file_once_when_windows_follow(
     for _ in range(2):
         with open_scan(path) as scan:
             total = scan.header.file_bytes
-            scan.read_frames(2, 2)
-    # Header and voxels, twice: the first reading goes to the end, the second one stops behind the window.
+            read_frames(scan, 2, 2)
+    # Header and voxels, twice: the first call reads to the end, the second one stops after the window.
     assert sizes[1] == total
     assert sizes[3] < total / 2
     rewrite(path, lambda data: data[:-8] + b"\0\0\0\0" + data[-4:])

@@ -1,4 +1,4 @@
-"""The repetition time of a series comes from its sidecar, and is held against its header."""
+"""The repetition time of a series comes from its sidecar, and is compared with its header."""
 
 from __future__ import annotations
 
@@ -62,19 +62,19 @@ def test_sidecar_in_upper_case_is_read(series: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "\xff", "[" * 100_000, '{"x": "' + "x" * (1 << 22) + '"}'])
-def test_repetition_time_is_warninged_when_the_sidecar_is_no_object(series: Path, content: str) -> None:
+def test_warning_when_the_sidecar_is_not_an_object(series: Path, content: str) -> None:
     series.with_name("sub-01_task-rest_run-1_bold.json").write_bytes(content.encode("latin-1"))
     assert facts(series) == (2.0, (ScanWarning.SIDECAR,))
 
 
-def test_repetition_time_is_warninged_when_the_sidecar_is_a_pipe(series: Path) -> None:
+def test_warning_when_the_sidecar_is_a_pipe(series: Path) -> None:
     os.mkfifo(series.with_name("sub-01_task-rest_run-1_bold.json"))
     assert facts(series) == (2.0, (ScanWarning.SIDECAR,))
 
 
-def test_repetition_time_is_inherited_when_the_sidecar_stands_above(series: Path, tmp_path: Path) -> None:
+def test_repetition_time_is_inherited_from_a_sidecar_above(series: Path, tmp_path: Path) -> None:
     write_sidecar(tmp_path / "task-rest_bold.json", '{"RepetitionTime": 3.0}')
-    # No BIDS tree yet: what stands in some folder above means nothing.
+    # Not a BIDS tree yet: folders above are not searched.
     assert facts(series) == (2.0, ())
     write_sidecar(tmp_path / "dataset_description.json", "{}")
     assert facts(series) == (3.0, (ScanWarning.SIDECAR_REPETITION_TIME,))
@@ -89,7 +89,7 @@ def test_repetition_time_is_inherited_when_the_sidecar_stands_above(series: Path
     ]
 
 
-def test_inherited_sidecar_is_warninged_when_it_is_a_link_that_leads_out_of_the_tree(
+def test_warning_when_an_inherited_sidecar_is_a_link_out_of_the_tree(
     series: Path, tmp_path: Path, tmp_path_factory: Any
 ) -> None:
     write_sidecar(tmp_path / "dataset_description.json", "{}")
@@ -104,7 +104,7 @@ def test_inherited_sidecar_is_warninged_when_it_is_a_link_that_leads_out_of_the_
     assert facts(series) == (2.0, ())
 
 
-def test_repetition_time_comes_from_the_sidecar_when_the_header_does_not_say(nifti: Any, random_voxels: Any) -> None:
+def test_repetition_time_comes_from_the_sidecar_when_the_header_has_none(nifti: Any, random_voxels: Any) -> None:
     path = nifti.write(random_voxels(4, 5, 6, 7), "bold.nii", repetition_time=2000.0)
     write_sidecar(path.with_name("bold.json"), '{"RepetitionTime": 2.0}')
     assert facts(path) == (2.0, (ScanWarning.REPETITION_TIME,))

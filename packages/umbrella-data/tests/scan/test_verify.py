@@ -1,4 +1,4 @@
-"""A scan is proven to its last voxel: all frames of a series, in one pass and in little memory."""
+"""Every voxel of a scan is verified: all frames of a series, in one pass and in little memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.modality import MODALITIES
 from umbrella_data.scan import reader as scan_file
-from umbrella_data.scan import verify as proof
+from umbrella_data.scan import verify as verify_module
 from umbrella_data.scan.verify import verify_scan
 
 
@@ -26,7 +26,7 @@ def reason_of(*paths: Path, modality: str = "rsfMRI", mask: Path | None = None) 
 
 @pytest.mark.parametrize("name", ["bold.nii", "bold.nii.gz"])
 @pytest.mark.parametrize("frame", [0, 20, 39])
-def test_series_is_refused_when_one_voxel_of_any_frame_is_not_finite(
+def test_series_is_rejected_when_one_voxel_of_any_frame_is_not_finite(
     nifti: Any, random_voxels: Any, name: str, frame: int
 ) -> None:
     voxels = random_voxels(4, 5, 6, 40).astype(np.float32)
@@ -35,7 +35,7 @@ def test_series_is_refused_when_one_voxel_of_any_frame_is_not_finite(
     assert reason_of(nifti.write(voxels, name)) == ScanReason.NON_FINITE
 
 
-def test_series_is_refused_as_one_read_whole(nifti: Any, random_voxels: Any) -> None:
+def test_series_is_rejected_as_one_read_whole(nifti: Any, random_voxels: Any) -> None:
     series = random_voxels(4, 5, 6, 8)
     assert reason_of(nifti.write(np.full_like(series, 3), "flat.nii")) == ScanReason.CONSTANT
     assert reason_of(nifti.write(series, "large.nii", scaling=(1e37, 0.0))) == ScanReason.NON_FINITE
@@ -47,7 +47,7 @@ def test_series_is_refused_as_one_read_whole(nifti: Any, random_voxels: Any) -> 
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "SPL"])
-def test_series_is_refused_when_its_mask_leaves_one_value_in_all_frames(
+def test_series_is_rejected_when_its_mask_leaves_one_value_in_all_frames(
     nifti: Any, random_voxels: Any, orientation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scan_file, "_SLICE_BLOCK_BYTES", 1)  # slice by slice
@@ -62,11 +62,11 @@ def test_series_is_refused_when_its_mask_leaves_one_value_in_all_frames(
     assert verify_scan([path], modality="rsfMRI", mask=mask).num_frames == 8
 
 
-def test_series_of_several_files_is_refused_when_they_lie_on_different_grids(
+def test_series_of_several_files_is_rejected_when_their_grids_differ(
     nifti: Any, random_voxels: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = replace(MODALITIES["rsfMRI"], channels=("echo 1", "echo 2"))
-    monkeypatch.setattr(proof, "find_modality", lambda _: spec)
+    monkeypatch.setattr(verify_module, "find_modality", lambda _: spec)
     series = random_voxels(4, 5, 6, 8)
     first, second = nifti.write(series, "1.nii"), nifti.write(series, "2.nii", orientation="LPI")
     assert verify_scan([first, second], modality="rsfMRI").num_frames == 8
@@ -76,7 +76,7 @@ def test_series_of_several_files_is_refused_when_they_lie_on_different_grids(
 
 
 @pytest.mark.parametrize("name", ["bold.nii", "bold.nii.gz"])
-def test_long_series_is_proven_in_one_pass_and_in_little_memory(
+def test_long_series_is_verified_in_one_pass_and_in_little_memory(
     nifti: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     series = np.random.default_rng(0).integers(0, 99, (32, 32, 32, 600), dtype=np.int16)

@@ -1,4 +1,4 @@
-"""Every scan reaches the model in RAS+, whatever way it is stored; maps belong together."""
+"""Scans of any stored orientation are read in RAS+; maps must belong together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ORIENTATIONS = ("RAS", "LAS", "PSR", "LPI", "SAL", "IRP")
 
 
 def oblique(*, degrees: float = 12.0) -> np.ndarray:
-    """Axes turned around all three world axes, of 2 x 2.5 x 3 mm."""
+    """Axes rotated around all three world axes, with voxels of 2 x 2.5 x 3 mm."""
     affine = np.eye(4)
     for axis in range(3):
         turn = np.eye(4)
@@ -33,7 +33,7 @@ def oblique(*, degrees: float = 12.0) -> np.ndarray:
 
 @pytest.mark.parametrize("affine", [np.diag([2.0, 2.5, 3.0, 1.0]), oblique()], ids=["straight", "oblique"])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_load_volume_gives_the_same_tensor_when_stored_another_way(
+def test_load_volume_gives_the_same_tensor_for_every_stored_orientation(
     nifti: Any, random_voxels: Any, affine: np.ndarray, orientation: str
 ) -> None:
     voxels = random_voxels(5, 6, 7)
@@ -58,7 +58,7 @@ def test_load_volume_keeps_right_on_the_right_when_reoriented(nifti: Any, orient
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("name", ["bold.nii", "bold.nii.gz"])
-def test_load_volume_reads_a_window_when_asked(nifti: Any, random_voxels: Any, orientation: str, name: str) -> None:
+def test_load_volume_reads_a_window(nifti: Any, random_voxels: Any, orientation: str, name: str) -> None:
     series = random_voxels(4, 5, 6, 12)
     path = nifti.write(series, name, orientation=orientation, repetition_time=0.8)
     whole = load_volume(path, modality="bold")
@@ -72,7 +72,7 @@ def test_load_volume_reads_a_window_when_asked(nifti: Any, random_voxels: Any, o
     assert read_shape(path).shape == (4, 5, 6, 12)
 
 
-def test_load_volume_refuses_a_window_when_the_modality_has_no_frames(nifti: Any, random_voxels: Any) -> None:
+def test_load_volume_rejects_a_window_when_the_modality_has_no_frames(nifti: Any, random_voxels: Any) -> None:
     with pytest.raises(ValueError, match="T1 has no frames"):
         load_volume(nifti.write(random_voxels(4, 5, 6)), modality="T1", window=(0, 1))
     with pytest.raises(ValueError, match="unknown modality"):
@@ -94,7 +94,7 @@ def test_load_volume_stacks_maps_when_given_as_a_list(nifti: Any, orientation: s
         np.testing.assert_array_equal(channel, nib.as_closest_canonical(nib.load(path)).get_fdata(dtype=np.float32))
 
 
-def test_load_volume_refuses_maps_when_they_do_not_belong_together(nifti: Any, random_voxels: Any) -> None:
+def test_load_volume_rejects_maps_when_they_do_not_belong_together(nifti: Any, random_voxels: Any) -> None:
     fa, md = maps(nifti)
     other_shape = nifti.write(random_voxels(4, 5, 7), "other.nii.gz")
     moved = nifti.write(random_voxels(4, 5, 6), "moved.nii.gz", affine=np.diag([2, 2, 2.2, 1]))
@@ -110,7 +110,7 @@ def test_load_volume_refuses_maps_when_they_do_not_belong_together(nifti: Any, r
         assert (caught.value.reason, caught.value.path) == (ScanReason.MAPS, str(culprit))
 
 
-def test_load_volume_refuses_when_files_and_channels_differ(nifti: Any, random_voxels: Any) -> None:
+def test_load_volume_rejects_when_files_and_channels_differ(nifti: Any, random_voxels: Any) -> None:
     path = nifti.write(random_voxels(4, 5, 6))
     for paths in ([], [path, path]):
         with pytest.raises(ScanError) as caught:
@@ -130,13 +130,13 @@ def test_load_volume_does_not_need_indexed_gzip(
 
 
 def test_load_volume_equals_nibabel_when_scans_are_real(real_data: Path) -> None:
-    found, refused = 0, {}
+    found, rejected = 0, {}
     for path in sorted(real_data.glob("sub-*/*/*.nii*")):
         is_volume = path.parent.name == "anat"
         try:
             data = load_volume(path, modality="T1" if is_volume else "rsfMRI").data[0]
         except ScanError as error:
-            refused[path.name] = error.reason
+            rejected[path.name] = error.reason
             continue
         expected = nib.as_closest_canonical(nib.load(path)).get_fdata().astype(np.float32)
         np.testing.assert_array_equal(data, expected)
@@ -144,11 +144,11 @@ def test_load_volume_equals_nibabel_when_scans_are_real(real_data: Path) -> None
     assert found >= 30
     # These two declare that voxels begin at byte 352; they begin at 704, and 352 bytes are left over. Other readers
     # shift every voxel by 176 places.
-    assert set(refused.values()) == {ScanReason.TRAILING}
-    assert all(name.startswith("sub-nt01") for name in refused)
+    assert set(rejected.values()) == {ScanReason.TRAILING}
+    assert all(name.startswith("sub-nt01") for name in rejected)
 
 
-def test_load_volume_reads_or_refuses_when_files_are_nibabels_own() -> None:
+def test_load_volume_reads_or_rejects_when_files_are_nibabels_own() -> None:
     from nibabel.testing import data_path
 
     reasons = {}

@@ -1,4 +1,4 @@
-"""Stored numbers become real ones: every type, scaling and byte order equals nibabel; bad values are refused."""
+"""Real values equal those of nibabel for every type, scaling and byte order; invalid values are rejected."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_read_voxels_equals_nibabel_when_types_differ(
     ("value", "reason"),
     [(np.nan, ScanReason.NON_FINITE), (np.inf, ScanReason.NON_FINITE), (-np.inf, ScanReason.NON_FINITE)],
 )
-def test_read_voxels_refuses_when_one_voxel_is_not_finite(
+def test_read_voxels_rejects_when_one_voxel_is_not_finite(
     nifti: Any, random_voxels: Any, value: float, reason: ScanReason
 ) -> None:
     voxels = random_voxels(4, 5, 6).astype(np.float32)
@@ -47,16 +47,16 @@ def test_read_voxels_refuses_when_one_voxel_is_not_finite(
     assert reason_of(nifti.write(voxels)) == reason
 
 
-def test_read_voxels_refuses_when_values_overflow_float32(nifti: Any, random_voxels: Any) -> None:
+def test_read_voxels_rejects_when_values_overflow_float32(nifti: Any, random_voxels: Any) -> None:
     assert reason_of(nifti.write(random_voxels(4, 5, 6), scaling=(1e37, 0.0))) == ScanReason.NON_FINITE
     assert reason_of(nifti.write(random_voxels(4, 5, 6) * 1e300, "double.nii")) == ScanReason.NON_FINITE
 
 
-def test_read_voxels_refuses_when_constant(nifti: Any) -> None:
+def test_read_voxels_rejects_when_constant(nifti: Any) -> None:
     assert reason_of(nifti.write(np.full((4, 5, 6), 7, np.int16))) == ScanReason.CONSTANT
 
 
-def test_read_voxels_refuses_when_the_rank_is_another(nifti: Any, random_voxels: Any) -> None:
+def test_read_voxels_rejects_when_the_rank_is_wrong(nifti: Any, random_voxels: Any) -> None:
     volume, series = nifti.write(random_voxels(4, 5, 6), "a.nii"), nifti.write(random_voxels(4, 5, 6, 3), "b.nii")
     assert reason_of(series, rank=3) == ScanReason.RANK
     assert reason_of(volume, rank=4) == ScanReason.RANK
@@ -69,13 +69,13 @@ def test_read_voxels_accepts_a_volume_when_stored_with_one_frame(nifti: Any, ran
 
 
 @pytest.mark.parametrize("window", [(-1, 2), (0, 0), (2, 3), (4, 1)])
-def test_read_voxels_refuses_when_the_window_leaves_the_series(
+def test_read_voxels_rejects_when_the_window_leaves_the_series(
     nifti: Any, random_voxels: Any, window: tuple[int, int]
 ) -> None:
     assert reason_of(nifti.write(random_voxels(4, 5, 6, 4)), rank=4, window=window) == ScanReason.WINDOW
 
 
-def test_read_voxels_counts_the_window_only_when_bounded(nifti: Any, random_voxels: Any) -> None:
+def test_read_voxels_counts_only_the_window_when_bounded(nifti: Any, random_voxels: Any) -> None:
     path = nifti.write(random_voxels(4, 5, 6, 8))
     assert read_voxels(path, rank=4, window=(1, 2), max_voxels=240).frames.shape == (2, 4, 5, 6)
     assert reason_of(path, rank=4, max_voxels=240) == ScanReason.TOO_LARGE
@@ -90,11 +90,11 @@ def test_read_voxels_ignores_bad_frames_when_outside_of_the_window(nifti: Any, r
 
 
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
-def test_read_voxels_raises_nothing_untyped_when_headers_are_random(nifti: Any, random_voxels: Any, name: str) -> None:
+def test_read_voxels_raises_only_scan_errors_when_headers_are_random(nifti: Any, random_voxels: Any, name: str) -> None:
     whole = nifti.write(random_voxels(5, 6, 7, 4), "whole.nii").read_bytes()
     path = nifti.folder / name
     rng = np.random.default_rng(0)
-    outcomes = {"read": 0, "refused": 0}
+    outcomes = {"read": 0, "rejected": 0}
     for _ in range(200):
         content = bytearray(whole)
         for position in rng.integers(0, 352, size=int(rng.integers(1, 6))):
@@ -104,5 +104,5 @@ def test_read_voxels_raises_nothing_untyped_when_headers_are_random(nifti: Any, 
             read_voxels(path, rank=4)
             outcomes["read"] += 1
         except ScanError:
-            outcomes["refused"] += 1
+            outcomes["rejected"] += 1
     assert min(outcomes.values()) > 20

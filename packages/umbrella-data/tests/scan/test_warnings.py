@@ -1,4 +1,4 @@
-"""Doubtful scans are all counted; of each code the first ones are listed, in whatever order they come."""
+"""All scans with warnings are counted; the first ones per code are listed, independent of the order of reading."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo cohort: whole, reusable, balanced; its answers are in the pattern and not in the brightness."""
+"""The demo cohort: complete, reusable and balanced; answers show in the pattern, not in the brightness."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> DemoCohort:
     return make_demo_cohort(tmp_path_factory.mktemp("demo") / "cohort", num_train=84, num_test=12, seed=7)
 
 
-def test_make_demo_cohort_writes_canonical_rows_when_done(cohort: DemoCohort) -> None:
+def test_make_demo_cohort_writes_balanced_manifests(cohort: DemoCohort) -> None:
     train, test = rows_of(cohort.train_manifest), rows_of(cohort.test_manifest)
     assert (len(train), len(test)) == (84 * 3, 12 * 3)
     assert not {row["subject"] for row in train} & {row["subject"] for row in test}
     for rows in (train, test):
         for question in QUESTIONS:
-            own = [row for row in rows if row["task"] == question.task]
-            assert Counter(row["answer"]["value"] for row in own) == {"left": len(own) // 2, "right": len(own) // 2}
+            values = [row["answer"]["value"] for row in rows if row["task"] == question.task]
+            assert Counter(values) == {"left": len(values) // 2, "right": len(values) // 2}
     for row in test:
         scan, text = row["messages"][0]["content"]
         assert (cohort.directory / scan["path"]).is_file()
@@ -44,12 +44,12 @@ def test_make_demo_cohort_writes_canonical_rows_when_done(cohort: DemoCohort) ->
         assert row["answer"]["options"] == ["left", "right"]
 
 
-def test_make_demo_cohort_stores_scans_in_many_orientations(cohort: DemoCohort) -> None:
+def test_scans_are_stored_in_several_orientations(cohort: DemoCohort) -> None:
     codes = {"".join(nib.aff2axcodes(nib.load(path).affine)) for path in cohort.directory.glob("sub-*/*/*.nii.gz")}
     assert len(codes) >= 5
 
 
-def test_make_demo_cohort_reuses_what_is_finished_and_redoes_what_is_not(tmp_path: Path) -> None:
+def test_finished_cohort_is_reused_and_an_unfinished_one_written_again(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
 
     def make(seed: int = 0, num_train: int = 2) -> DemoCohort:
@@ -77,13 +77,13 @@ def test_make_demo_cohort_reuses_what_is_finished_and_redoes_what_is_not(tmp_pat
     assert contents() != first
 
 
-def test_make_demo_cohort_is_made_once_when_two_ask_at_once(tmp_path: Path) -> None:
+def test_concurrent_calls_write_the_cohort_once(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
 
-    def ask() -> None:
+    def make() -> None:
         make_demo_cohort(tmp_path, num_train=3, num_test=1, seed=0, progress=lambda *step: calls.append(step))
 
-    threads = [threading.Thread(target=ask) for _ in range(2)]
+    threads = [threading.Thread(target=make) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -91,7 +91,7 @@ def test_make_demo_cohort_is_made_once_when_two_ask_at_once(tmp_path: Path) -> N
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_find_demo_cohort_writes_nothing_and_takes_a_finished_one_of_these_numbers_alone(tmp_path: Path) -> None:
+def test_find_demo_cohort_returns_a_finished_one_with_these_parameters(tmp_path: Path) -> None:
     numbers = {"num_train": 1, "num_test": 1, "seed": 0}
     assert find_demo_cohort(tmp_path / "c", **numbers) is None
     assert list(tmp_path.iterdir()) == []
@@ -99,18 +99,18 @@ def test_find_demo_cohort_writes_nothing_and_takes_a_finished_one_of_these_numbe
     assert find_demo_cohort(tmp_path / "c", **{**numbers, "seed": 1}) is None
 
 
-def test_make_demo_cohort_leaves_a_folder_of_something_else_alone(tmp_path: Path) -> None:
+def test_folder_with_other_files_is_rejected_and_unchanged(tmp_path: Path) -> None:
     (tmp_path / "sub-01").mkdir()
     (tmp_path / "sub-01" / "precious.nii.gz").write_bytes(b"data")
-    with pytest.raises(UmbrellaDataError, match="no demo cohort"):
+    with pytest.raises(UmbrellaDataError, match=str(tmp_path)):
         make_demo_cohort(tmp_path, num_train=1, num_test=1, seed=0)
     assert (tmp_path / "sub-01" / "precious.nii.gz").read_bytes() == b"data"
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="num_train -1"):
         make_demo_cohort(tmp_path / "new", num_train=-1, num_test=1, seed=0)
 
 
-def views(cohort: DemoCohort, modality: str) -> tuple[np.ndarray, np.ndarray]:
-    """What the model sees (N, C, ...) and whether the answer is right (N,)."""
+def load_volumes(cohort: DemoCohort, modality: str) -> tuple[np.ndarray, np.ndarray]:
+    """Preprocessed volumes (N, C, ...), and whether their answer is "right" (N,)."""
     pipeline = Pipeline(PipelineConfig(image_size=SIZES[modality]), modality=modality)
     volumes, answers = [], []
     for row in rows_of(cohort.train_manifest) + rows_of(cohort.test_manifest):
@@ -122,7 +122,7 @@ def views(cohort: DemoCohort, modality: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def looks_right(volume: np.ndarray, modality: str) -> bool:
-    """What an eye would say of one volume (C, X, Y, Z[, T]), x to the right."""
+    """Whether the pattern of a volume (C, X, Y, Z[, T]), x to the right, is that of the answer "right"."""
     half = volume.shape[1] // 2
     right, left = volume[0, half:], volume[0, :half]
     if modality == "T1":
@@ -134,17 +134,19 @@ def looks_right(volume: np.ndarray, modality: str) -> bool:
 
 
 @pytest.mark.parametrize("modality", SIZES)
-def test_answers_are_in_the_pattern_and_not_in_the_brightness(cohort: DemoCohort, modality: str) -> None:
+def test_answers_show_in_the_pattern_and_not_in_the_brightness(cohort: DemoCohort, modality: str) -> None:
     if modality == "dMRI":
-        pytest.importorskip("dipy", reason="fitting tensors is an extra")
+        pytest.importorskip("dipy", reason="fitting tensors needs the extra [dmri]")
     linear_model = pytest.importorskip("sklearn.linear_model")
     from sklearn.model_selection import cross_val_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    volumes, answers = views(cohort, modality)
-    seen = np.mean([looks_right(volume, modality) == answer for volume, answer in zip(volumes, answers, strict=True)])
-    assert seen >= 0.98
+    volumes, answers = load_volumes(cohort, modality)
+    accuracy = np.mean(
+        [looks_right(volume, modality) == answer for volume, answer in zip(volumes, answers, strict=True)]
+    )
+    assert accuracy >= 0.98
     flat = volumes.reshape(len(volumes), -1)
     edges = np.linspace(*np.percentile(flat, [0.1, 99.9]), 17)
     histograms = [np.histogram(values, edges)[0] / len(values) for values in flat]

@@ -1,4 +1,4 @@
-"""A patch embed for each MRI modality in front of a Hugging Face vision encoder, bridged to LLaVA.
+"""LLaVA with one patch embed per MRI modality in front of a Hugging Face vision encoder.
 
 Importing this package registers the model with Hugging Face's Auto classes.
 """
@@ -9,8 +9,7 @@ from umbrella_model.activation_checkpointing import checkpoint_parts
 from umbrella_model.backbone import UmbrellaModel
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
 from umbrella_model.lora import LoraSettings, merge_lora
-from umbrella_model.modeling import UmbrellaForConditionalGeneration
-from umbrella_model.outputs import UmbrellaCausalLMOutput
+from umbrella_model.modeling import UmbrellaCausalLMOutput, UmbrellaForConditionalGeneration
 from umbrella_model.packing import pack_batch
 from umbrella_model.patch_embed import SeriesPatchEmbed, VolumePatchEmbed
 from umbrella_model.supervision import supervised_index

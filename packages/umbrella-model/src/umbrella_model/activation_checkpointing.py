@@ -1,4 +1,4 @@
-"""Activation (gradient) checkpointing of single parts: where memory runs out is seldom everywhere."""
+"""Activation (gradient) checkpointing of selected parts of a model."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ CheckpointedPart = Literal["vision_tower", "language_model"]
 
 
 def checkpoint_parts(model: PreTrainedModel, parts: CheckpointedPart | Collection[CheckpointedPart]) -> None:
-    """Computes the layers of these parts again in backward, and keeps the activations of the others.
+    """Enables activation checkpointing for the layers of these parts, and disables it for the others.
 
     Args:
         model: The model; changed in place.
         parts: `vision_tower`, `language_model`, or a list of both or none.
 
     Raises:
-        ValueError: A part that has no layers to checkpoint.
+        ValueError: A part does not support checkpointing.
     """
     if isinstance(parts, str):
         parts = (parts,)
     unknown = sorted(set(parts) - set(get_args(CheckpointedPart)))
     if unknown:
-        raise ValueError(f"cannot checkpoint {', '.join(unknown)}: only {', '.join(get_args(CheckpointedPart))}")
-    # The newer name of the same thing, where there is one.
+        raise ValueError(f"cannot checkpoint {', '.join(unknown)}; use {', '.join(get_args(CheckpointedPart))}")
+    # Newer versions of transformers rename the method.
     newer, older = "activation_checkpointing_enable", "gradient_checkpointing_enable"
     enable: Any = getattr(model, newer if hasattr(model, newer) else older)
     enable({"use_reentrant": False})

@@ -1,4 +1,4 @@
-"""What an UMBRELLA model is made of: one patch-embed configuration a modality on top of a LLaVA configuration."""
+"""Model configuration: a LLaVA configuration with one patch embed configuration per modality."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ from typing import Any, ClassVar, Literal
 
 from transformers import LlavaConfig
 
-VOLUME_AXES = ("X", "Y", "Z")
-SERIES_AXES = ("X", "Y", "Z", "T")
+AXES = ("X", "Y", "Z", "T")
 LLAVA_MODEL_TYPES = ("llava", "llava_next", "llava_onevision")
-"""Hugging Face model types with one vision tower and LLaVA's two-layer projector; `from_llava` takes these."""
+"""Hugging Face model types with one vision tower and LLaVA's two-layer projector, supported by `from_llava`."""
 
 
 @dataclass(frozen=True)
 class PatchEmbedConfig:
-    """How the volumes of one modality are cut into tokens.
+    """How scans of one modality are divided into patches and tokens.
 
     Attributes:
         image_size: Voxels along (X, Y, Z), or (X, Y, Z, T) for a series of volumes.
-        patch_size: Voxels of one patch along the same axes; it must divide `image_size`.
+        patch_size: Voxels of one patch along the same axes; must divide `image_size`.
         in_channels: Channels of a volume, for example 2 for FA and MD.
-        pool: How many neighbouring patches along each axis are averaged to one token between encoder and projector; one
-            number stands for all axes. It must divide `grid_size`.
+        pool: Number of neighbouring patches along each axis that are averaged to one token between encoder and
+            projector; a single number applies to all axes. Must divide `grid_size`.
 
     Raises:
-        ValueError: A size is not a whole number, or the sizes do not fit together; the message names each axis and the
-            nearest sizes that would.
+        ValueError: A size is not an integer, or the sizes do not fit together; the message names each axis and the
+            nearest valid sizes.
     """
 
     image_size: tuple[int, ...]
@@ -38,26 +37,24 @@ class PatchEmbedConfig:
     pool: int | tuple[int, ...] = 1
 
     def __post_init__(self) -> None:
-        # Lists arrive from JSON and YAML; a frozen, hashable table wants tuples.
+        # JSON and YAML give lists; a hashable dataclass needs tuples.
         object.__setattr__(self, "image_size", _as_integers(self.image_size, name="image_size"))
         object.__setattr__(self, "patch_size", _as_integers(self.patch_size, name="patch_size"))
         object.__setattr__(self, "in_channels", _as_integers((self.in_channels,), name="in_channels")[0])
         pool = self.pool if isinstance(self.pool, Iterable) else (self.pool,) * len(self.image_size)
         object.__setattr__(self, "pool", _as_integers(pool, name="pool"))
         self._check_axes()
-        _check_divides(
-            self.image_size, self.patch_size, "patch_size must divide image_size, or the border would be lost"
-        )
+        _check_divides(self.image_size, self.patch_size, "patch_size must divide image_size")
         _check_divides(self.grid_size, self.pool_size, "pool must divide the grid of patches")
 
     def _check_axes(self) -> None:
-        if len(self.image_size) not in (len(VOLUME_AXES), len(SERIES_AXES)):
+        if len(self.image_size) not in (3, 4):
             raise ValueError(f"image_size {self.image_size} must have 3 axes (X, Y, Z) or 4 (X, Y, Z, T)")
         for name, sizes in (("patch_size", self.patch_size), ("pool", self.pool_size)):
             if len(sizes) != len(self.image_size):
                 raise ValueError(
                     f"{name} {sizes} has {len(sizes)} axes, image_size {self.image_size} has {len(self.image_size)}; "
-                    "they must agree"
+                    "they must have the same number of axes"
                 )
         if min(*self.image_size, *self.patch_size, *self.pool_size, self.in_channels) < 1:
             raise ValueError(f"sizes and channels must be positive, got {self}")
@@ -65,7 +62,7 @@ class PatchEmbedConfig:
     @property
     def is_series(self) -> bool:
         """Whether the modality has a time axis."""
-        return len(self.image_size) == len(SERIES_AXES)
+        return len(self.image_size) == 4
 
     @property
     def grid_size(self) -> tuple[int, ...]:
@@ -74,7 +71,7 @@ class PatchEmbedConfig:
 
     @property
     def pool_size(self) -> tuple[int, ...]:
-        """Patches merged along each axis."""
+        """Patches averaged along each axis."""
         assert isinstance(self.pool, tuple)
         return self.pool
 
@@ -85,37 +82,37 @@ class PatchEmbedConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of one volume in the language model: patches after pooling."""
+        """Tokens of one volume in the language model, after pooling."""
         return self.num_patches // math.prod(self.pool_size)
 
     @property
     def patch_elements(self) -> int:
-        """Numbers in one patch, channels included."""
+        """Values in one patch, channels included."""
         return self.in_channels * math.prod(self.patch_size)
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain form for JSON."""
+        """A JSON-serialisable dict."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
 def _as_integers(sizes: Iterable[Any], *, name: str) -> tuple[int, ...]:
     if isinstance(sizes, str) or not isinstance(sizes, Iterable):
-        raise ValueError(f"{name} is {sizes!r}; it must be a list of whole numbers, one an axis")
+        raise ValueError(f"{name} is {sizes!r}; it must be a list of integers, one per axis")
     values = tuple(sizes)
     try:
         if any(isinstance(value, bool) for value in values):
             raise TypeError
-        # Exact: 8.9 voxels are not 8, and numpy's integers are integers.
+        # `operator.index` rejects 8.9 and accepts numpy integers.
         return tuple(operator.index(value) for value in values)
     except TypeError:
-        raise ValueError(f"{name} must be whole numbers, got {values}") from None
+        raise ValueError(f"{name} must be integers, got {values}") from None
 
 
 def _check_divides(sizes: tuple[int, ...], parts: tuple[int, ...], rule: str) -> None:
     problems = [
         f"{axis}: {size} is not a multiple of {part} (try {size // part * part or part} or "
         f"{math.ceil(size / part) * part})"
-        for axis, size, part in zip(SERIES_AXES, sizes, parts, strict=False)
+        for axis, size, part in zip(AXES, sizes, parts, strict=False)
         if size % part
     ]
     if problems:
@@ -127,23 +124,22 @@ class UmbrellaConfig(LlavaConfig):
 
     Attributes:
         modalities: `PatchEmbedConfig` (or its dict form) of each modality, by name.
-        modality_order: The modalities in the order of their tags (tag 0 is text, tag i+1 the i-th modality). Taken from
-            the order of `modalities` and kept as a list of its own, because a saved config sorts its keys. A modality
-            that is set later gets its place when a model is built: behind the others, whose tags stay.
-        lora: The adapters that the model is built with, as `umbrella_model.lora.add_lora` notes them: `parts`, `rank`,
-            `alpha`, `dropout`. None for none.
+        modality_order: The modalities in the order of their tags (tag 0 is text, tag i+1 the i-th modality). Default:
+            the order of `modalities`. It is a separate list because a saved config sorts its keys. A modality that is
+            added to `modalities` later is appended, so that existing tags do not change.
+        lora: The adapters that the model is built with, as written by `umbrella_model.lora.add_lora`: `parts`, `rank`,
+            `alpha`, `dropout`; or None.
 
     Raises:
-        ValueError: `modality_order` does not name the modalities exactly, a name cannot be part of a module name, or
-            `vision_feature_select_strategy` is not `full`: "default" leaves a class token out, and volumes have none.
-            Later, when modalities are read: `modality_order` names one that is no longer there.
+        ValueError: `modality_order` and `modalities` have different names, a name is not a Python identifier, or
+            `vision_feature_select_strategy` is not `full` ("default" drops a class token, which volumes do not have).
     """
 
     model_type = "umbrella"
-    # Of an output, what Hugging Face's Trainer keeps from `compute_metrics`: the cache by its old and its new name too.
+    # Outputs that Hugging Face's Trainer does not pass to `compute_metrics`; the cache has two names (see `hf_compat`).
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache", "dummy_terms"]
 
-    # Declared as dicts or None by the base class; once built they are configurations.
+    # The base class declares dict or None; after construction they are configurations.
     vision_config: Any = None
     text_config: Any = None
     modalities: dict[str, Any] | None = None
@@ -156,18 +152,18 @@ class UmbrellaConfig(LlavaConfig):
         given: Mapping[str, Any] = self.modalities or {}
         order = list(given) if self.modality_order is None else list(self.modality_order)
         if sorted(order) != sorted(given):
-            raise ValueError(f"modality_order {order} must name each of the modalities {sorted(given)} once")
+            raise ValueError(f"modality_order {order} must contain each of the modalities {sorted(given)} once")
         if self.vision_feature_select_strategy != "full":
             raise ValueError(
-                f"vision_feature_select_strategy is {self.vision_feature_select_strategy!r}; it must be 'full': there "
-                "is no class token among the patches of a volume that could be left out"
+                f"vision_feature_select_strategy is {self.vision_feature_select_strategy!r}; it must be 'full', since "
+                "volumes have no class token to drop"
             )
         self.modality_order = order
-        self.settle_modalities()
+        self.sync_modality_order()
         super().__post_init__(**kwargs)
 
-    def settle_modalities(self) -> None:
-        """Brings `modalities` and `modality_order` in line: Hugging Face sets attributes of a config at any time.
+    def sync_modality_order(self) -> None:
+        """Makes `modalities` and `modality_order` consistent; Hugging Face may set attributes of a config at any time.
 
         Raises:
             ValueError: As `patch_embeds`.
@@ -179,27 +175,26 @@ class UmbrellaConfig(LlavaConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Hugging Face's `get_config_dict`, by which `from_pretrained` reads the config of a checkpoint.
+        """Hugging Face's `get_config_dict`, which `from_pretrained` calls to read the config of a checkpoint.
 
         Raises:
-            ValueError: The checkpoint is one of another kind.
+            ValueError: The checkpoint has another `model_type`.
         """
         entries, options = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = entries.get("model_type")
         if model_type != cls.model_type:
-            right = (
-                "UmbrellaForConditionalGeneration.from_llava(..., modalities=...) starts from it"
+            advice = (
+                "load it with UmbrellaForConditionalGeneration.from_llava(..., modalities=...)"
                 if model_type in LLAVA_MODEL_TYPES
-                else "it must be one that save_pretrained wrote"
+                else "pass a checkpoint written by save_pretrained"
             )
             raise ValueError(
-                f"{pretrained_model_name_or_path} is a {model_type!r} checkpoint and not an {cls.model_type!r} one: "
-                + right
+                f"{pretrained_model_name_or_path} is a {model_type!r} checkpoint, not {cls.model_type!r}; {advice}"
             )
         return entries, options
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain form for JSON."""
+        """A JSON-serialisable dict."""
         output = super().to_dict()
         output["modalities"] = {name: patch_embed.to_dict() for name, patch_embed in self.patch_embeds.items()}
         output["modality_order"] = list(output["modalities"])
@@ -207,44 +202,41 @@ class UmbrellaConfig(LlavaConfig):
 
     @property
     def patch_embeds(self) -> dict[str, PatchEmbedConfig]:
-        """The patch embed of each modality, in the order of the tags: new modalities come behind `modality_order`.
+        """The configuration of each modality in the order of the tags; modalities not in `modality_order` come last.
 
         Raises:
-            ValueError: `modality_order` names a modality that is not there, whose tag another would get, or a name
-                cannot be part of a module name.
+            ValueError: `modality_order` has a modality that is not in `modalities`, or a name is not a Python
+                identifier.
         """
         given: Mapping[str, Any] = self.modalities or {}
         old = self.modality_order or []
-        gone = [name for name in old if name not in given]
-        if gone:
+        removed = [name for name in old if name not in given]
+        if removed:
             raise ValueError(
-                f"modality_order {old} names {', '.join(gone)}, which modalities {list(given)} has not; to take a "
-                "modality out, which gives those behind it other tags, set modality_order too"
+                f"modality_order {old} has {', '.join(removed)}, which is not in modalities {list(given)}; to remove a "
+                "modality, which changes the tags of the modalities after it, set modality_order too"
             )
         order = [*old, *(name for name in given if name not in old)]
         for name in order:
             if not name.isidentifier():
-                raise ValueError(f"modality {name!r} becomes part of a module name and must be a Python identifier")
-        return {name: _as_patch_embed_config(given[name]) for name in order}
+                raise ValueError(f"modality {name!r} is used in a module name and must be a Python identifier")
+        configs = ((name, given[name]) for name in order)
+        return {name: c if isinstance(c, PatchEmbedConfig) else PatchEmbedConfig(**c) for name, c in configs}
 
     @property
     def vision_depth(self) -> int:
-        """Encoder layers that `vision_feature_layer` reaches; the layers behind it are never built.
+        """Number of encoder layers up to `vision_feature_layer`; later layers are not built.
 
-        Counts as LLaVA does: feature layer 0 is the embeddings, -1 the output of the last layer.
+        As in LLaVA, feature layer 0 is the embeddings and -1 the output of the last layer.
         """
         layers: int = self.vision_config.num_hidden_layers
         if not isinstance(self.vision_feature_layer, int):
             raise ValueError(
-                f"vision_feature_layer {self.vision_feature_layer}: several feature layers are not supported; name one"
+                f"vision_feature_layer {self.vision_feature_layer}: several feature layers are not supported; set one"
             )
         depth = self.vision_feature_layer if self.vision_feature_layer >= 0 else layers + 1 + self.vision_feature_layer
         if not 0 <= depth <= layers:
             raise ValueError(
-                f"vision_feature_layer {self.vision_feature_layer} is outside an encoder of {layers} layers"
+                f"vision_feature_layer {self.vision_feature_layer} is out of range for an encoder of {layers} layers"
             )
         return depth
-
-
-def _as_patch_embed_config(value: PatchEmbedConfig | Mapping[str, Any]) -> PatchEmbedConfig:
-    return value if isinstance(value, PatchEmbedConfig) else PatchEmbedConfig(**value)

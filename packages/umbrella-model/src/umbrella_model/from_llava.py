@@ -1,4 +1,4 @@
-"""From a pretrained LLaVA to an UMBRELLA model: what is kept is moved over, what is replaced is listed."""
+"""Conversion of a pretrained LLaVA to an UMBRELLA model: kept modules are moved, and every tensor is accounted for."""
 
 from __future__ import annotations
 
@@ -9,55 +9,40 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
-from transformers import (
-    AutoConfig,
-    LlavaForConditionalGeneration,
-    LlavaNextForConditionalGeneration,
-    LlavaOnevisionForConditionalGeneration,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from umbrella_model.config import LLAVA_MODEL_TYPES, PatchEmbedConfig, UmbrellaConfig
 from umbrella_model.inflate import inflate_patch_embed
-from umbrella_model.key_checks import check_loaded_keys, without_report
-from umbrella_model.vision_tower import reduce_encoder
+from umbrella_model.key_checks import check_loaded_keys, mute_load_report
+from umbrella_model.vision_tower import truncate_encoder
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 logger = logging.getLogger(__name__)
 
 PatchEmbedInit = Literal["inflate", "random"]
-Llava = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration | LlavaOnevisionForConditionalGeneration
-
-LLAVA_CLASSES: Mapping[str, type[Llava]] = dict(
-    zip(
-        LLAVA_MODEL_TYPES,
-        (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, LlavaOnevisionForConditionalGeneration),
-        strict=True,
-    )
-)
 KEPT_SETTINGS = (
     "image_token_index", "projector_hidden_act", "vision_feature_layer", "multimodal_projector_bias",
     "tie_word_embeddings",
 )  # fmt: skip
-# What `inflate` starts from.
-INFLATED = (
+# The 2-D tensors that `init="inflate"` reads.
+INFLATE_SOURCES = (
     "embeddings.patch_embedding.weight", "embeddings.patch_embedding.bias", "embeddings.position_embedding.weight",
 )  # fmt: skip
-# Options of `from_pretrained` that say where a checkpoint lies; its config lies there too.
+# Options of `from_pretrained` that locate a checkpoint; they apply to its config as well.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 @dataclass(frozen=True)
 class LlavaConversion:
-    """The account of a conversion, in names of parameters and buffers.
+    """Names of the parameters and buffers that a conversion kept, dropped and added.
 
     Attributes:
-        kept: LLaVA's tensors that live on, bit for bit.
-        dropped: LLaVA's tensors without a place: 2-D embeddings (from which `inflate` starts the patch embeds), layers
-            behind the feature layer, norms and heads, separators of image tiles; without `strict` also what the file
-            has and a LLaVA has not.
-        new: The model's tensors that LLaVA does not have: the patch embeds; without `strict` also what the file lacks.
+        kept: LLaVA's tensors that are in the model, bit-identical.
+        dropped: LLaVA's tensors that are not: 2-D embeddings, layers after the feature layer, norms, heads, separators
+            of image tiles; without `strict` also unexpected tensors of the file.
+        new: The model's tensors that LLaVA does not have: the patch embeds; without `strict` also tensors missing in
+            the file.
     """
 
     kept: tuple[str, ...]
@@ -79,17 +64,19 @@ def load_llava(
     hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
     old_config = AutoConfig.from_pretrained(name_or_path, **hub_options)
     model_type = old_config.model_type
-    if model_type not in LLAVA_CLASSES:
-        raise ValueError(f"{name_or_path} is a {model_type!r} checkpoint; from_llava takes {', '.join(LLAVA_CLASSES)}")
-    # To read the weights can take minutes: what does not depend on them is refused before.
+    if model_type not in LLAVA_MODEL_TYPES:
+        raise ValueError(
+            f"{name_or_path} is a {model_type!r} checkpoint; from_llava supports {', '.join(LLAVA_MODEL_TYPES)}"
+        )
+    # Reading the weights can take minutes, so the arguments are checked first.
     _check_init(init)
     _build_empty(model_class, _config_from(old_config, modalities, vision_feature_layer=vision_feature_layer))
-    # Transformers' own error would not name the tensors; ours does. What is not strict loads the rest.
+    # Transformers' own error does not name the tensors; `check_loaded_keys` does.
     kwargs.setdefault("ignore_mismatched_sizes", True)
-    with without_report() if strict else nullcontext():
-        loaded: Any = LLAVA_CLASSES[model_type].from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+    with mute_load_report() if strict else nullcontext():
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
     llava, info = loaded
-    model, account = convert_llava(
+    model, conversion = convert_llava(
         model_class,
         llava,
         modalities=modalities,
@@ -98,50 +85,50 @@ def load_llava(
         loading_info=info,
     )
     if strict:
-        check_loaded_keys(_without_needless(info, model, init=init), source=str(name_or_path))
+        check_loaded_keys(_without_unused(info, model, init=init), source=str(name_or_path))
     logger.info(
         "from_llava: %d tensors kept, %d dropped (%s), %d new, init: %s (%s)",
-        len(account.kept), len(account.dropped), ", ".join(account.dropped),
-        len(account.new), init, ", ".join(account.new),
+        len(conversion.kept), len(conversion.dropped), ", ".join(conversion.dropped),
+        len(conversion.new), init, ", ".join(conversion.new),
     )  # fmt: skip
     return model
 
 
 def convert_llava(
     model_class: type[Model],
-    llava: Llava,
+    llava: Any,
     *,
     modalities: Mapping[str, PatchEmbedConfig],
     init: PatchEmbedInit = "inflate",
     vision_feature_layer: int | None = None,
     loading_info: Mapping[str, Collection[Any]] | None = None,
 ) -> tuple[Model, LlavaConversion]:
-    """Builds an UMBRELLA model around the parts of a LLaVA, which must not be used afterwards.
+    """Builds an UMBRELLA model from the modules of a LLaVA, which must not be used afterwards.
 
     Args:
         model_class: `UmbrellaForConditionalGeneration` or a subclass.
         llava: The pretrained model.
-        modalities: Patch embeds by modality.
-        init: `inflate` starts the patch embeds from the 2-D filter and positions, `random` from nothing.
-        vision_feature_layer: The encoder layer to take features from; None: as the LLaVA's config says.
-        loading_info: What Hugging Face's `from_pretrained` said of the file; None: all tensors are the LLaVA's own.
+        modalities: Patch embed configuration of each modality.
+        init: `inflate` initialises the patch embeds from the 2-D filter and positions, `random` at random.
+        vision_feature_layer: The encoder layer that provides the features; None for that of the LLaVA's config.
+        loading_info: The loading info of Hugging Face's `from_pretrained`; None if no tensor was missing.
 
     Returns:
-        The model and the account of what became of each tensor.
+        The model, and the names of kept, dropped and new tensors.
 
     Raises:
-        ValueError: An unknown `init`, a feature layer that the encoder has not, or a LLaVA that joins several.
+        ValueError: An unknown `init`, a feature layer out of range, or several feature layers.
     """
     _check_init(init)
     source = dict(llava.state_dict())
     config = _config_from(llava.config, modalities, vision_feature_layer=vision_feature_layer)
     model: Any = _build_empty(model_class, config)
     embeddings = llava.model.vision_tower.embeddings
-    # Whole modules are moved where possible: each goes on sharing one config object with its layers, and the model's
-    # config must hold that very object, or a later resize of the vocabulary changes one of two.
+    # Each moved module shares a config object with its layers. The model's config has to refer to the same object:
+    # with a copy, a later resize of the vocabulary would change only one of the two.
     config.vision_config = llava.model.vision_tower.config
     config.text_config = llava.model.language_model.config
-    model.model.vision_tower.encoder = reduce_encoder(llava.model.vision_tower, depth=config.vision_depth)
+    model.model.vision_tower.encoder = truncate_encoder(llava.model.vision_tower, depth=config.vision_depth)
     model.model.multi_modal_projector = llava.model.multi_modal_projector
     model.model.language_model = llava.model.language_model
     model.lm_head = llava.lm_head
@@ -155,7 +142,7 @@ def convert_llava(
         else:
             patch_embed.reset_parameters()
     model.generation_config = llava.generation_config
-    return model.train(llava.training), _account(source, model, loading_info or {})
+    return model.train(llava.training), _compare_tensors(source, model, loading_info or {})
 
 
 def _check_init(init: str) -> None:
@@ -169,41 +156,41 @@ def _config_from(
     settings = {name: getattr(old, name) for name in KEPT_SETTINGS}
     if vision_feature_layer is not None:
         settings["vision_feature_layer"] = vision_feature_layer
-    # There is no class token among the patches of a volume, so there is none to leave out.
+    # Volumes have no class token to drop.
     settings |= {"modalities": dict(modalities), "vision_feature_select_strategy": "full"}
     return UmbrellaConfig(vision_config=old.vision_config.to_dict(), text_config=old.text_config.to_dict(), **settings)
 
 
 def _build_empty(model_class: type[Model], config: UmbrellaConfig) -> Model:
-    """The model without memory: weights are moved in, never copied, and only the patch embeds take new memory."""
+    """The model on the meta device: weights are moved into it, and memory is allocated only for the patch embeds."""
     with torch.device("meta"):
         return model_class(config)
 
 
 def _new_name(name: str) -> str:
-    """The name in the model of a tensor of the LLaVA, if it lives on."""
+    """The name that a kept tensor of the LLaVA has in the model."""
     return name.replace("model.vision_tower.", "model.vision_tower.encoder.")
 
 
-def _without_needless(
+def _without_unused(
     info: Mapping[str, Collection[Any]], model: PreTrainedModel, *, init: PatchEmbedInit
 ) -> Mapping[str, Collection[Any]]:
-    """The account of keys, less missing ones that the model would have dropped: a checkpoint may do without them."""
+    """The loading info without missing keys that the model does not use."""
     target = model.state_dict().keys()
-    inflated = INFLATED if init == "inflate" else ()
-    missing = {key for key in info["missing_keys"] if _new_name(key) in target or key.endswith(inflated)}
+    sources = INFLATE_SOURCES if init == "inflate" else ()
+    missing = {key for key in info["missing_keys"] if _new_name(key) in target or key.endswith(sources)}
     return {**info, "missing_keys": missing}
 
 
-def _account(
+def _compare_tensors(
     source: Mapping[str, torch.Tensor],
     model: PreTrainedModel,
     loading_info: Mapping[str, Collection[Any]],
 ) -> LlavaConversion:
     target = dict(model.state_dict())
-    # A tensor that the file lacks, or has in another shape, was made up when the LLaVA was read: it is not LLaVA's.
-    made_up = {*loading_info.get("missing_keys", ()), *(key for key, *_ in loading_info.get("mismatched_keys", ()))}
-    source = {name: tensor for name, tensor in source.items() if name not in made_up}
+    # Tensors that are missing or mismatched in the file were initialised by `from_pretrained`: they are new.
+    random = {*loading_info.get("missing_keys", ()), *(key for key, *_ in loading_info.get("mismatched_keys", ()))}
+    source = {name: tensor for name, tensor in source.items() if name not in random}
     renamed = {name: _new_name(name) for name in source}
     kept = tuple(name for name, new in renamed.items() if new in target and torch.equal(source[name], target[new]))
     dropped = (*(name for name in source if name not in kept), *sorted(loading_info.get("unexpected_keys", ())))

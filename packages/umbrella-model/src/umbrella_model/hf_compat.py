@@ -1,4 +1,4 @@
-"""What the installed transformers calls the cache of earlier positions."""
+"""Differences between the supported versions of transformers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from transformers.models.llava.modeling_llava import LlavaModel
 
-# Arguments and outputs were renamed together, in transformers 5.24; of either name the other is warned of or unknown.
+# Transformers 5.24 renamed the argument and the output `past_key_values` to `cache`.
 CACHE: Literal["cache", "past_key_values"] = (
     "cache" if "cache" in inspect.signature(LlavaModel.forward).parameters else "past_key_values"
 )

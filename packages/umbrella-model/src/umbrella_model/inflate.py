@@ -1,4 +1,4 @@
-"""A start for 3-D and 4-D patch embeds from the 2-D patch filter and positions of a pretrained vision encoder."""
+"""Initialisation of 3-D and 4-D patch embeds from the 2-D patch filter and positions of a pretrained vision encoder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from umbrella_model.positions import interpolate_position_embedding, sincos_posi
 
 @torch.no_grad()
 def inflate_patch_embed(patch_embed: PatchEmbed, *, embeddings: Any) -> None:
-    """Fills a patch embed from a Hugging Face vision encoder's 2-D embeddings.
+    """Initialises a patch embed from a Hugging Face vision encoder's 2-D embeddings.
 
-    Image rows become X, columns Y. A volume that repeats a grey image along Z (and T and the channels) gets the 2-D
-    encoder's patch features, where the patch is as deep as the volume and as large as the image's in the plane.
+    Image rows become X, columns Y. If a patch is as deep as the volume and has the 2-D encoder's size in the plane, a
+    volume that repeats a grey image along Z (and T and the channels) gets the 2-D encoder's patch features.
 
     Args:
         patch_embed: The patch embed to fill.
@@ -38,8 +38,8 @@ def inflate_patch_embed(patch_embed: PatchEmbed, *, embeddings: Any) -> None:
 def inflate_filter(weight: Tensor, *, patch_size: tuple[int, ...], in_channels: int) -> Tensor:
     """Spreads a 2-D patch filter over depth and time (Carreira & Zisserman 2017, "Quo Vadis, Action Recognition?").
 
-    The colour channels are summed to a grey filter, which is resized in the plane where sizes differ and spread evenly
-    over the channels of the volume and its third and fourth axes, so that the response to a constant depth stays.
+    The colour channels are summed to a grey filter, resized in the plane if sizes differ, and distributed evenly over
+    the channels and the third and fourth axes, so that the response to an image repeated along them is unchanged.
 
     Args:
         weight: Shape (hidden_size, colours, rows, columns).
@@ -56,14 +56,14 @@ def inflate_filter(weight: Tensor, *, patch_size: tuple[int, ...], in_channels: 
 
 
 def resize_filter(weight: Tensor, *, size: tuple[int, int]) -> Tensor:
-    """Resizes filters so that a resized patch gives the old response (FlexiViT, Beyer et al. 2023, section 3.3).
+    """Resizes filters so that a resized patch gives the same response (FlexiViT, Beyer et al. 2023, section 3.3).
 
-    The pseudo-inverse of the bilinear resizing of patches is applied to the filters: exact when patches grow, the least
-    squares fit when they shrink.
+    Applies the pseudo-inverse of the bilinear resizing of patches to the filters: exact for larger patches, the least
+    squares fit for smaller ones.
 
     Args:
         weight: Shape (hidden_size, rows, columns).
-        size: Rows and columns wanted.
+        size: Rows and columns of the new filters.
 
     Returns:
         float64, shape (hidden_size, *size).
@@ -75,19 +75,19 @@ def resize_filter(weight: Tensor, *, size: tuple[int, int]) -> Tensor:
 
 
 def _resize_matrix(old: int, new: int, *, device: torch.device) -> Tensor:
-    """The linear map, shape (new, old), from a line of `old` pixels to one of `new`."""
+    """Matrix of shape (new, old) that linearly interpolates a line of `old` pixels to `new` pixels."""
     identity = torch.eye(old, dtype=torch.float64, device=device)
     return F.interpolate(identity.unsqueeze(0), size=new, mode="linear", align_corners=False)[0].T
 
 
 def inflate_positions(table: Tensor, *, grid_size: tuple[int, ...]) -> Tensor:
-    """Interpolates a 2-D position table to a volume's grid, and tells the steps along depth and time apart.
+    """Interpolates a 2-D position table to the grid of a volume, with an offset for each step along depth and time.
 
-    Each step along Z and T adds a sine-cosine code with a mean of zero and the spread of the table itself. With a
-    single step it is zero.
+    The offsets are sine-cosine embeddings of the steps along Z and T, with a mean of zero and the standard deviation of
+    the table. A single step has no offset.
 
     Args:
-        table: Shape (side * side, hidden_size), or one row more, the first, for a class token.
+        table: Shape (side * side, hidden_size), or with one more row at the start for a class token.
         grid_size: Patches along X, Y, Z[, T].
 
     Returns:

@@ -1,4 +1,4 @@
-"""Whether a checkpoint held exactly the keys of the model, and who says so."""
+"""Checks that a checkpoint has exactly the tensors of the model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 
 @contextmanager
-def without_report() -> Iterator[None]:
-    """Mutes transformers' report of keys: it says "can be ignored" of what `check_loaded_keys` refuses next."""
+def mute_load_report() -> Iterator[None]:
+    """Mutes transformers' report on keys, which says "can be ignored" of keys that `check_loaded_keys` rejects."""
 
     def is_other(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
@@ -24,25 +24,25 @@ def without_report() -> Iterator[None]:
 
 
 def check_loaded_keys(info: Mapping[str, Collection[Any]], *, source: str) -> None:
-    """Refuses a checkpoint whose keys are not those of the model.
+    """Rejects a checkpoint whose keys are not those of the model.
 
     Args:
-        info: The account that Hugging Face's `from_pretrained(..., output_loading_info=True)` returns.
-        source: Where the checkpoint came from, for the message.
+        info: The loading info that Hugging Face's `from_pretrained(..., output_loading_info=True)` returns.
+        source: Path or name of the checkpoint, for the message.
 
     Raises:
-        ValueError: A key is missing, unexpected or of another shape; all of them are named.
+        ValueError: A key is missing, unexpected or has another shape; the message lists all of them.
     """
     lines = [
-        *(f"  the model has and the checkpoint has not: {key}" for key in sorted(info.get("missing_keys", ()))),
-        *(f"  the checkpoint has and the model has not: {key}" for key in sorted(info.get("unexpected_keys", ()))),
+        *(f"  missing in the checkpoint: {key}" for key in sorted(info.get("missing_keys", ()))),
+        *(f"  not in the model: {key}" for key in sorted(info.get("unexpected_keys", ()))),
         *(
-            f"  has another shape in the checkpoint: {key}: {tuple(theirs)} instead of {tuple(ours)}"
+            f"  shape mismatch: {key} is {tuple(theirs)} in the checkpoint and {tuple(ours)} in the model"
             for key, theirs, ours in sorted(info.get("mismatched_keys", ()))
         ),
     ]
     if lines:
         raise ValueError(
-            f"{source}: {len(lines)} keys do not match the model (strict=False loads what matches and starts the rest "
-            "anew):\n" + "\n".join(lines)
+            f"{source}: {len(lines)} keys do not match the model; use strict=False to load those that match and "
+            "initialise the rest:\n" + "\n".join(lines)
         )

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685) on whole parts of a model, with peft's layers."""
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685) on whole parts of a model, using peft's layers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """The adapters: to every linear layer of a part, x W' + (alpha / rank) x A' B' with B zero at the start.
+    """Settings of the adapters: every linear layer computes x W' + (alpha / rank) x A' B', with B initially zero.
 
     Attributes:
         rank: Rows of A and columns of B.
         alpha: Scale of the adapters' output, divided by the rank.
-        dropout: Dropout in front of A.
+        dropout: Dropout applied before A.
 
     Raises:
-        ValueError: A rank or an alpha that is not positive, or a dropout outside [0, 1).
+        ValueError: `rank` or `alpha` is not positive, or `dropout` is outside [0, 1).
     """
 
     rank: int = 16
@@ -37,51 +37,52 @@ class LoraSettings:
 
 
 def add_lora(model: PreTrainedModel, parts: Collection[Part], settings: LoraSettings | None) -> None:
-    """Puts adapters on parts of a model, in place; of these parts only the adapters learn from then on.
+    """Adds adapters to parts of a model, in place; the other parameters of these parts are frozen.
 
-    `model.config.lora` keeps what was added, so that a saved checkpoint is built with the same adapters when it loads.
+    The settings are stored in `model.config.lora`, so that a saved checkpoint is built with the same adapters.
 
     Args:
         model: The model.
         parts: The parts to adapt.
-        settings: None keeps the adapters that are there, and takes the defaults where there are none.
+        settings: None keeps existing adapters, and uses the defaults if there are none.
 
     Raises:
         ImportError: peft is not installed.
-        ValueError: The model has other adapters already, or a part cannot have any.
+        ValueError: The model already has other adapters, or a part cannot have adapters.
     """
     ordered = [part for part in PARTS if part in parts]
     if has_lora(model):
-        there: dict[str, Any] = model.config.lora or {}
-        wanted = there | {"parts": ordered} | ({} if settings is None else asdict(settings))
-        keeps = set(ordered) <= set(there.get("parts", ())) if settings is None else there == wanted
-        if not keeps:
-            raise ValueError(f"the model has adapters {there}, asked for are {wanted}: merge_lora first")
+        current: dict[str, Any] = model.config.lora or {}
+        wanted = current | {"parts": ordered} | ({} if settings is None else asdict(settings))
+        is_same = set(ordered) <= set(current.get("parts", ())) if settings is None else current == wanted
+        if not is_same:
+            raise ValueError(f"the model has adapters {current}, which differ from {wanted}; call merge_lora first")
         return
     settings = settings or LoraSettings()
     if "embeddings" in parts and model.config.tie_word_embeddings:
         raise ValueError(
-            "embeddings: lora needs a head of its own, and this model's is tied to its token table; use train or frozen"
+            "embeddings: 'lora' is not supported for a head that is tied to the input embeddings; use 'train' or "
+            "'frozen'"
         )
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ImportError("LoRA needs peft: pip install peft") from error
+        raise ImportError("LoRA needs peft; install it with: pip install peft") from error
     layers = [layer for part in parts for layer in part_layers(model, part)]
-    # peft freezes everything but its adapters; the state of the other parts is not its business.
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # peft freezes everything except its adapters; other parts keep their state.
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     inject_adapter_in_model(
         LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=layers),
         model,
     )
-    for parameter in learned:
+    for parameter in trainable:
         parameter.requires_grad_(True)
     model.config.lora = {"parts": ordered, **asdict(settings)}
-    freeze_under_lora(model)
+    freeze_base_weights(model)
 
 
-def freeze_under_lora(model: PreTrainedModel) -> None:
-    """Freezes all but the adapters in the parts that have them."""
+def freeze_base_weights(model: PreTrainedModel) -> None:
+    """Freezes all parameters except the adapters in the parts that have adapters."""
     adapted = () if model.config.lora is None else model.config.lora["parts"]
     for part, name, parameter in named_part_parameters(model):
         if part in adapted and not is_lora_name(name):
@@ -89,9 +90,9 @@ def freeze_under_lora(model: PreTrainedModel) -> None:
 
 
 def merge_lora(model: PreTrainedModel) -> None:
-    """Adds the adapters' products to the weights and takes the adapters away, in place.
+    """Merges the adapters into the weights and removes them, in place.
 
-    The model then saves and loads without peft. What was frozen under an adapter stays frozen.
+    The model then saves and loads without peft. Weights that were frozen stay frozen.
     """
     for name, layer in _lora_layers(model):
         layer.merge(safe_merge=True)
@@ -113,5 +114,5 @@ def is_lora_name(parameter_name: str) -> bool:
 
 
 def _lora_layers(model: nn.Module) -> list[tuple[str, Any]]:
-    # Told by their parts: peft need not be installed to say that there are none.
+    # Found by attribute, so that peft need not be installed.
     return [(name, module) for name, module in model.named_modules() if hasattr(module, "lora_A")]

@@ -1,14 +1,16 @@
-"""UMBRELLA on Hugging Face's LLaVA: scans of several modalities in one conversation."""
+"""The trainable model: LLaVA with scans of several modalities in one conversation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 from transformers.cache_utils import Cache
+from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
 from umbrella_model.backbone import UmbrellaModel, UmbrellaPreTrainedModel
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
@@ -16,21 +18,34 @@ from umbrella_model.from_llava import load_llava
 from umbrella_model.generation import check_generation, check_keeps_cache
 from umbrella_model.hf_compat import CACHE
 from umbrella_model.lora import LoraSettings, add_lora
-from umbrella_model.outputs import UmbrellaCausalLMOutput
 from umbrella_model.supervision import gather_supervised
-from umbrella_model.supervision import supervised_index as find_supervised
+from umbrella_model.supervision import supervised_index as compute_supervised_index
+
+
+@dataclass
+class UmbrellaCausalLMOutput(LlavaCausalLMOutputWithPast):
+    """LLaVA's output with the dummy term of each modality that is absent from a training batch.
+
+    Attributes:
+        logits: Shape (B, L, vocabulary); None if only supervised positions were computed.
+        supervised_logits: Shape (K, vocabulary), for the positions whose next token has a label.
+        dummy_terms: 0-dim float32 tensors, sum / sqrt(N) over the N trainable elements of each absent patch embed.
+    """
+
+    supervised_logits: Tensor | None = None
+    dummy_terms: dict[str, Tensor] | None = None
 
 
 class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditionalGeneration):
-    """The model to train and to ask: vision tower, projector, language model and its head."""
+    """Vision tower, projector, language model and language-model head, for training and generation."""
 
-    # Hugging Face's Trainer guesses both from the signature otherwise, and guesses wrongly (4 times the gradient at 4
-    # accumulation steps).
+    # Without it, Hugging Face's Trainer infers it from the signature, and wrongly: the gradient would be 4 times too
+    # large with 4 accumulation steps.
     accepts_loss_kwargs = True
 
     def __init__(self, config: UmbrellaConfig) -> None:
         super(LlavaForConditionalGeneration, self).__init__(config)
-        self.loss_type = "ForCausalLM"  # the base class has just guessed another from the name of this one
+        self.loss_type = "ForCausalLM"  # the base class infers another type from the name of this class
         self.model = UmbrellaModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
@@ -49,28 +64,28 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
         strict: bool = True,
         **kwargs: Any,
     ) -> Self:
-        """Starts from a pretrained LLaVA: its encoder layers, projector and language model, with new patch embeds.
+        """Loads encoder layers, projector and language model of a pretrained LLaVA, and adds new patch embeds.
+
+        The names of kept, dropped and new tensors are logged at INFO.
 
         Args:
             name_or_path: A LLaVA, LLaVA-NeXT or LLaVA-OneVision checkpoint with a SigLIP or CLIP tower.
-            modalities: Patch embeds by modality; their order is the order of the tags.
-            init: `inflate` starts the patch embeds from the checkpoint's 2-D filter and positions, `random` from
-                nothing.
+            modalities: Patch embed configuration of each modality, in the order of the tags.
+            init: `inflate` initialises the patch embeds from the checkpoint's 2-D filter and positions, `random` at
+                random.
             vision_feature_layer: The encoder layer whose output goes to the projector, as in LlavaConfig (0 is the
-                embeddings, -1 the last layer); layers behind it are dropped. None: as the checkpoint says.
-            strict: Whether tensors that the checkpoint lacks, or that a LLaVA has not, are an error. Those that would
-                be dropped may be absent.
-            **kwargs: For `LlavaForConditionalGeneration.from_pretrained` (attn_implementation, ...; dtype, by
-                default the one that the checkpoint was saved in).
+                embeddings, -1 the last layer); later layers are dropped. None for that of the checkpoint.
+            strict: Whether missing and unexpected tensors raise an error. Tensors that are dropped may be missing.
+            **kwargs: For `LlavaForConditionalGeneration.from_pretrained` (attn_implementation, dtype, ...; the default
+                dtype is that of the checkpoint).
 
         Returns:
-            The model; what was kept and what replaced is logged.
+            The model, an instance of the class that the method is called on, in eval mode.
 
         Raises:
-            ValueError: With `strict`, the checkpoint's tensors are not those of a LLaVA, or have another shape; all
-                that differ are named.
-                Before any weight is read: an unknown `init`, modalities that no model can have, another kind of
-                checkpoint, or a feature layer that the encoder has not.
+            ValueError: Before any weight is read: an unknown `init`, invalid modalities, another kind of checkpoint, or
+                a feature layer out of range. With `strict`: the checkpoint's tensors do not match a LLaVA's; the
+                message lists all of them.
         """
         return load_llava(
             cls,
@@ -83,11 +98,11 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
         )
 
     def num_image_tokens(self, modality: str) -> int:
-        """Tokens, and so positions in `input_ids`, of one scan of a modality."""
+        """Number of tokens, and of positions in `input_ids`, of one scan of a modality."""
         return self.model.vision_tower.patch_embed(modality).config.num_tokens
 
     def dummy_sizes(self) -> dict[str, int]:
-        """Trainable elements N of each modality's patch embed, frozen ones left out."""
+        """Number N of trainable elements of each patch embed; frozen patch embeds are omitted."""
         sizes = {
             name: sum(p.numel() for p in self.model.vision_tower.patch_embed(name).parameters() if p.requires_grad)
             for name in self.model.vision_tower.modality_order
@@ -98,11 +113,11 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
         """Hugging Face's `resize_token_embeddings`.
 
         Raises:
-            ValueError: The table and the head have adapters, whose shapes would not follow.
+            ValueError: The embeddings have adapters, which cannot be resized.
         """
         if self.config.lora is not None and "embeddings" in self.config.lora["parts"]:
             raise ValueError(
-                "the token table and the head have adapters of the old size: resize before set_trainable adds them, or "
+                "the embeddings have LoRA adapters of the old size; resize them before set_trainable, or call "
                 "merge_lora first"
             )
         table: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
@@ -123,27 +138,27 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> UmbrellaCausalLMOutput:
-        """One step on a batch of `umbrella_data.PaddingCollator`, or on tensors of the same form.
+        """Forward pass on a batch of `umbrella_data.PaddingCollator`, or on tensors of the same form.
 
         Args:
-            input_ids: Shape (B, L); the image token stands at scan positions.
+            input_ids: Shape (B, L), with the image token at the positions of scans.
             attention_mask: Shape (B, L).
             position_ids: Shape (B, L).
-            past_key_values: Cache of earlier positions, when generating; `cache` is its name in newer transformers.
-            inputs_embeds: Shape (B, L, H), in place of `input_ids`.
+            past_key_values: Cache of earlier positions during generation.
+            inputs_embeds: Shape (B, L, H), instead of `input_ids`.
             modality_ids: Shape (B, L); 0 is text, i+1 the i-th modality.
             pixel_values: For each modality present, shape (N_m, C, X, Y, Z) or (N_m, C, X, Y, Z, T).
-            labels: Shape (B, L), -100 where no loss is taken.
-            supervised_index: Positions that carry loss, from `umbrella_model.supervised_index(labels)`; logits are then
-                computed at these alone. A model that trains on the CPU finds them itself; on a GPU it would have to
-                wait for the device, and computes all logits without them.
-            logits_to_keep: As in Hugging Face's models: how many last positions get logits (0 is all).
-            cache: The same as `past_key_values`.
+            labels: Shape (B, L), -100 at positions without loss.
+            supervised_index: From `umbrella_model.supervised_index(labels)`; logits are then computed only at these
+                positions. In training on the CPU it is computed from `labels` if missing; on a GPU that would need a
+                synchronisation, so all logits are computed.
+            logits_to_keep: As in Hugging Face's models: number of last positions to compute logits for (0 is all).
+            cache: The name of `past_key_values` in newer versions of transformers.
             **kwargs: For the language model and the loss (`num_items_in_batch`).
 
         Returns:
-            Loss, logits and, while training, the dummy terms of absent modalities. Where only supervised positions
-            were computed, `logits` is None and `supervised_logits` has them.
+            Loss, logits and, in training, the dummy terms of absent modalities. With `supervised_index`, `logits` is
+            None and `supervised_logits` is set.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -157,7 +172,7 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
             **kwargs,
         )
         if labels is not None and self.training and supervised_index is None and labels.device.type == "cpu":
-            supervised_index = find_supervised(labels)
+            supervised_index = compute_supervised_index(labels)
         if labels is not None and supervised_index is not None:
             head: dict[str, Any] = self._supervised_head(outputs.last_hidden_state, labels, supervised_index, **kwargs)
         else:
@@ -173,7 +188,7 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
     def _supervised_head(
         self, hidden_states: Tensor, labels: Tensor, supervised_index: Tensor, **kwargs: Any
     ) -> dict[str, Tensor]:
-        """Logits and loss at the positions that carry loss alone."""
+        """Logits and loss at supervised positions only."""
         chosen, targets = gather_supervised(hidden_states, labels, supervised_index)
         logits = self.lm_head(chosen)
         return {"supervised_logits": logits, "loss": self._loss(logits, shift_labels=targets, **kwargs)}
@@ -181,7 +196,7 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
     def _whole_head(
         self, hidden_states: Tensor, labels: Tensor | None, logits_to_keep: int | Tensor, **kwargs: Any
     ) -> dict[str, Tensor]:
-        """Logits at all positions, or those to keep, and a loss where there are labels."""
+        """Logits at all positions or the last `logits_to_keep`, and the loss if there are labels."""
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden_states[:, keep, :])
         if labels is None:
@@ -195,7 +210,7 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
         return loss
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]  # Hugging Face calls the first argument "inputs", and takes any other
+    def generate(  # type: ignore[override]  # Hugging Face names the first argument "inputs"
         self,
         input_ids: Tensor,
         *,
@@ -207,8 +222,8 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
     ) -> Any:
         """Hugging Face's `generate` for conversations with scans.
 
-        The scans are encoded once and handed on as embeddings, so that beams and several returned sequences expand
-        them with their rows.
+        The scans are encoded once and passed as embeddings, which beam search and `num_return_sequences` expand
+        together with the rows.
 
         Args:
             input_ids: Shape (B, L), padded on the left.
@@ -222,12 +237,12 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
             Prompt and new tokens, shape (B * num_return_sequences, L + new).
 
         Raises:
-            ValueError: Padding on the right, several prompts without a mask, an option that does not work with scans
-                (assisted decoding, guidance, no cache or one of one's own), also in the model's `generation_config`, or
-                train mode with activation checkpointing.
+            ValueError: Right padding, several prompts without a mask, an option that does not work with scans (assisted
+                decoding, guidance, `use_cache=False`, a given cache), also in the model's `generation_config`, or train
+                mode with activation checkpointing.
         """
         check_generation(input_ids, attention_mask, kwargs, default_config=self.generation_config)
         check_keeps_cache(self.model.language_model)
         inputs_embeds, _ = self.model.embed(input_ids, modality_ids=modality_ids, pixel_values=pixel_values)
-        decode: Any = super().generate  # type: ignore[misc]  # its self is a Protocol that no model class fulfils
+        decode: Any = super().generate  # type: ignore[misc]  # its self is annotated with a Protocol
         return decode(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)

@@ -1,4 +1,4 @@
-"""The five parts of a model, and what belongs to each."""
+"""The five parts of a model, and the parameters and layers of each."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PARTS: tuple[Part, ...] = ("patch_embed", "vision_tower", "projector", "language
 
 
 def named_part_parameters(model: PreTrainedModel) -> Iterator[tuple[Part, str, nn.Parameter]]:
-    """Every parameter once, with the part that it belongs to.
+    """Yields every parameter once as (part, name, parameter).
 
-    A language model's input and output embeddings are the part `embeddings`; tied ones appear once.
+    The language model's input and output embeddings are the part `embeddings`; tied ones appear once.
     """
     embeddings = {id(parameter) for module in _embeddings(model) for parameter in module.parameters()}
     for name, parameter in model.named_parameters():
@@ -25,7 +25,7 @@ def named_part_parameters(model: PreTrainedModel) -> Iterator[tuple[Part, str, n
 
 
 def part_layers(model: PreTrainedModel, part: Part) -> list[str]:
-    """Names of the linear layers of a part; of `embeddings`, of the table and the head."""
+    """Names of the linear layers of a part; for `embeddings`, of the input and output embeddings."""
     embeddings = {id(module) for module in _embeddings(model)}
     return [
         name

@@ -1,4 +1,4 @@
-"""Patch embeds: volumes (3-D) and series (4-D) to tokens, or, for an absent modality, to its dummy term."""
+"""Patch embeds turn volumes (3-D) and series (4-D) into tokens, and compute the dummy term of an absent modality."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import initialization as init
 
 from umbrella_model.config import PatchEmbedConfig
 from umbrella_model.positions import sincos_position_embedding
-from umbrella_model.sharding_state import is_sharded_by_zero
 
 
 class PatchEmbed(nn.Module):
-    """Cuts volumes into patches and projects each to one token; subclasses fix the number of axes.
+    """Divides volumes into patches and projects each to one token; subclasses define the number of axes.
 
-    The projection is one matrix product over unfolded patches: equal to a convolution with kernel = stride, and many
+    The projection is one matrix product over unfolded patches, equal to a convolution with kernel = stride and many
     times faster than `nn.Conv3d` in bfloat16. Its weight is the convolution's, flattened over (C, X, Y, Z[, T]).
 
     Args:
@@ -30,7 +30,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: PatchEmbedConfig, *, hidden_size: int) -> None:
         super().__init__()
         if len(config.image_size) != self.num_axes:
-            raise ValueError(f"{type(self).__name__} takes {self.num_axes} axes, image_size is {config.image_size}")
+            raise ValueError(f"{type(self).__name__} needs {self.num_axes} axes, image_size is {config.image_size}")
         self.config = config
         self.proj = nn.Linear(config.patch_elements, hidden_size)
         self.position_embedding = nn.Parameter(torch.empty(config.num_patches, hidden_size))
@@ -51,15 +51,15 @@ class PatchEmbed(nn.Module):
             volumes: Shape (N, C, *image_size).
 
         Returns:
-            Shape (N, num_patches, C * product of patch_size); the last axis of the grid runs fastest.
+            Shape (N, num_patches, C * product of patch_size); the last axis of the grid varies fastest.
 
         Raises:
             ValueError: The shape is not that of the configuration.
         """
         expected = (self.config.in_channels, *self.config.image_size)
         if tuple(volumes.shape[1:]) != expected:
-            wanted = ", ".join(map(str, expected))
-            raise ValueError(f"volumes have shape {tuple(volumes.shape)}, but this patch embed takes (N, {wanted})")
+            sizes = ", ".join(map(str, expected))
+            raise ValueError(f"volumes have shape {tuple(volumes.shape)}, but this patch embed needs (N, {sizes})")
         folded = zip(self.config.grid_size, self.config.patch_size, strict=True)
         patches = volumes.reshape(*volumes.shape[:2], *chain.from_iterable(folded))
         grid_axes = range(2, 2 + 2 * self.num_axes, 2)
@@ -68,16 +68,16 @@ class PatchEmbed(nn.Module):
         return patches.reshape(volumes.shape[0], self.config.num_patches, self.config.patch_elements)
 
     def forward(self, volumes: Tensor | None) -> Tensor | None:
-        """Tokens of the volumes, or the dummy term when there are none.
+        """Tokens of the volumes, or the dummy term if there are none.
 
-        Both ways pass through this one call, so that a sharded engine, which gathers parameters when a module is
-        called, sees the same sequence of calls whatever the batch holds.
+        Both are computed in `forward`, because a sharded engine gathers parameters when a module is called: the
+        sequence of calls has to be the same for every batch.
 
         Args:
             volumes: Shape (N, C, *image_size), or None for an absent modality.
 
         Returns:
-            Shape (N, num_patches, hidden_size); for an absent modality a 0-dim float32 tensor, or None if it is frozen.
+            Shape (N, num_patches, hidden_size); for an absent modality a 0-dim float32 tensor, or None if frozen.
         """
         if volumes is None:
             return self.dummy_term()
@@ -87,10 +87,10 @@ class PatchEmbed(nn.Module):
     def dummy_term(self) -> Tensor | None:
         """Sum of the trainable elements divided by the square root of their number N, in float32.
 
-        Its gradient has an L2 norm of exactly 1, whatever N. None where nothing is trainable.
+        Its gradient has an L2 norm of 1 for any N. None if all parameters are frozen.
 
         Raises:
-            ValueError: DeepSpeed ZeRO-3 holds a patch embed with adapters.
+            ValueError: The patch embed has adapters under DeepSpeed ZeRO-3.
         """
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if not trainable:
@@ -98,37 +98,69 @@ class PatchEmbed(nn.Module):
         count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in trainable)
         if is_sharded_by_zero(self):
             return self._sum_through_layers() / math.sqrt(count)
-        # Summed in this order, the gradients are ready in the order of a real batch, positions first: ZeRO-2 lays them
-        # into its buckets as they come, and adds up what lies at the same place on other ranks.
+        # This order of summation makes gradients ready in the same order as a real batch, positions first. ZeRO-2 fills
+        # its buckets in the order in which gradients become ready, and adds buckets up over ranks by position.
         ordered = [*self.proj.parameters(), self.position_embedding]
         sums = [parameter.sum(dtype=torch.float32) for parameter in ordered if parameter.requires_grad]
         return torch.stack(sums).sum() / math.sqrt(count)
 
     def _sum_through_layers(self) -> Tensor:
-        """The sum by way of the layers themselves: ZeRO-3 gathers a layer's weights only when it is called.
+        """The sum of all elements, computed by calling the layers: ZeRO-3 gathers a layer's weights when it is called.
 
         Each weight is multiplied by 1, so that the gradients are those of the plain sum.
         """
         if type(self.proj) is not nn.Linear:
-            raise ValueError("DeepSpeed ZeRO-3 cannot hold a patch embed with adapters; use ZeRO-2, FSDP2 or DDP")
+            raise ValueError(
+                "DeepSpeed ZeRO-3 does not support adapters in a patch embed; use ZeRO-2, FSDP2 or DDP, or no adapters"
+            )
         ones = torch.ones(1, self.config.patch_elements, dtype=self.proj.weight.dtype, device=self.proj.weight.device)
         through_projection = self.proj(ones).sum(dtype=torch.float32)
         return through_projection + self.position_embedding.sum(dtype=torch.float32)
 
 
 class VolumePatchEmbed(PatchEmbed):
-    """Patch embed of 3-D volumes, (N, C, X, Y, Z) to (N, num_patches, hidden_size); Z runs fastest."""
+    """Patch embed of 3-D volumes, (N, C, X, Y, Z) to (N, num_patches, hidden_size); Z varies fastest."""
 
     num_axes = 3
 
 
 class SeriesPatchEmbed(PatchEmbed):
-    """Patch embed of 4-D series, (N, C, X, Y, Z, T) to (N, num_patches, hidden_size); T runs fastest."""
+    """Patch embed of 4-D series, (N, C, X, Y, Z, T) to (N, num_patches, hidden_size); T varies fastest."""
 
     num_axes = 4
 
 
 def build_patch_embed(config: PatchEmbedConfig, *, hidden_size: int) -> PatchEmbed:
-    """The patch embed for a modality, by its number of axes."""
-    kind = SeriesPatchEmbed if config.is_series else VolumePatchEmbed
-    return kind(config, hidden_size=hidden_size)
+    """Creates the patch embed of a modality."""
+    patch_embed_class = SeriesPatchEmbed if config.is_series else VolumePatchEmbed
+    return patch_embed_class(config, hidden_size=hidden_size)
+
+
+def pool_tokens(tokens: Tensor, config: PatchEmbedConfig) -> Tensor:
+    """Averages blocks of neighbouring tokens; without parameters, so that there are none to keep in the graph.
+
+    Args:
+        tokens: Shape (N, num_patches, hidden_size), the last axis of the grid fastest.
+        config: Grid and pool sizes of the modality.
+
+    Returns:
+        Shape (N, num_tokens, hidden_size), in the same order.
+    """
+    if config.num_tokens == config.num_patches:
+        return tokens
+    blocks = [(grid // pool, pool) for grid, pool in zip(config.grid_size, config.pool_size, strict=True)]
+    folded = tokens.reshape(len(tokens), *chain.from_iterable(blocks), tokens.shape[-1])
+    return folded.mean(dim=tuple(range(2, 2 + 2 * len(blocks), 2))).flatten(1, -2)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether a module is under FSDP2 or DeepSpeed ZeRO-3, whose all-gathers are matched over ranks by call order."""
+    if any(isinstance(part, FSDPModule) for part in module.modules()):
+        return True
+    return is_sharded_by_zero(module)
+
+
+def is_sharded_by_zero(module: nn.Module) -> bool:
+    """Whether a module is under DeepSpeed ZeRO-3, where parameters are empty except during calls of their module."""
+    # ZeRO-3 sets `ds_id` on every partitioned parameter.
+    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())

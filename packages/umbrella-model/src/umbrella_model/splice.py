@@ -1,4 +1,4 @@
-"""Puts vision tokens where the modality tags say."""
+"""Places vision tokens at the positions given by the modality tags."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 def splice_features(
     inputs_embeds: Tensor, features: Mapping[str, Tensor], modality_ids: Tensor, *, modality_order: Sequence[str]
 ) -> Tensor:
-    """Replaces the embeddings at tagged positions by vision features, in reading order.
+    """Replaces the embeddings at tagged positions with vision features, in reading order.
 
     Args:
         inputs_embeds: Shape (B, L, H).
@@ -23,16 +23,15 @@ def splice_features(
         Shape (B, L, H).
 
     Raises:
-        ValueError: Positions and features of a modality differ in number (checked on the CPU; on a GPU an asynchronous
-            assertion takes its place, because reading a count would stall the device), or a tag stands for no modality
-            (checked on the CPU alone).
+        ValueError: Positions and features of a modality differ in number (on a GPU an asynchronous assertion, because
+            reading a count would synchronise), or a tag has no modality (checked on the CPU only).
     """
     tags = modality_ids.flatten()
     if tags.device.type == "cpu":
         num_unknown = int(((tags < 0) | (tags > len(modality_order))).sum())
         if num_unknown:
             raise ValueError(
-                f"{num_unknown} positions of modality_ids have a tag that stands for nothing: 0 is text, "
+                f"modality_ids has an unknown tag at {num_unknown} positions; 0 is text, "
                 f"{', '.join(f'{tag} is {name}' for tag, name in enumerate(modality_order, start=1))}"
             )
     positions, tokens = [], []
@@ -42,7 +41,7 @@ def splice_features(
         num_features = 0 if modality_features is None else modality_features.shape[0] * modality_features.shape[1]
         _check_count(mask, num_features, name)
         if modality_features is not None:
-            # The number of positions is known from the features: the device is not asked, and nor is it in backward
+            # The number of positions is known from the features, so that neither forward nor backward synchronises
             # (masked_scatter would).
             positions.append(torch.nonzero_static(mask, size=num_features).squeeze(1))
             tokens.append(modality_features.flatten(0, 1))
@@ -53,15 +52,15 @@ def splice_features(
 
 
 def check_image_tokens(input_ids: Tensor, modality_ids: Tensor | None, *, image_token_id: int) -> None:
-    """Holds the image tokens against the tags, where that does not stall a device: on the CPU alone.
+    """Checks that image tokens and tags are at the same positions; on the CPU only, since it reads the tensors.
 
     Args:
         input_ids: Shape (B, L).
-        modality_ids: Shape (B, L), or None for text alone.
-        image_token_id: What stands in `input_ids` at the positions of scans.
+        modality_ids: Shape (B, L), or None for text only.
+        image_token_id: The token of `input_ids` at the positions of scans.
 
     Raises:
-        ValueError: An image token without a tag would be read as a word, and a word with a tag would be lost.
+        ValueError: An image token has no tag, or another token has one.
     """
     if input_ids.device.type != "cpu" or (modality_ids is not None and modality_ids.device.type != "cpu"):
         return
@@ -70,19 +69,19 @@ def check_image_tokens(input_ids: Tensor, modality_ids: Tensor | None, *, image_
     num_untagged, num_words = int((is_image & ~is_tagged).sum()), int((is_tagged & ~is_image).sum())
     if num_untagged or num_words:
         raise ValueError(
-            f"input_ids and modality_ids disagree: {num_untagged} of {int(is_image.sum())} image tokens "
-            f"({image_token_id}) have no tag, and {num_words} of {int(is_tagged.sum())} tags stand at other tokens; "
+            f"input_ids and modality_ids do not match: {num_untagged} of {int(is_image.sum())} image tokens "
+            f"({image_token_id}) have no tag, and {num_words} of {int(is_tagged.sum())} tags are at other tokens; "
             "each position of a scan needs both"
         )
 
 
 def _check_count(mask: Tensor, num_features: int, name: str) -> None:
     if mask.device.type != "cpu":
-        torch._assert_async(mask.sum() == num_features, f"{name}: tagged positions and vision tokens differ in number")
+        torch._assert_async(mask.sum() == num_features, f"{name}: numbers of tagged positions and vision tokens differ")
         return
     num_positions = int(mask.sum())
     if num_positions != num_features:
         raise ValueError(
             f"{name}: the batch has {num_positions} positions tagged {name} but {num_features} vision tokens; "
-            "each scan in pixel_values must own exactly num_image_tokens positions in modality_ids"
+            "each scan in pixel_values needs exactly num_image_tokens positions in modality_ids"
         )

@@ -1,4 +1,4 @@
-"""The positions that carry loss: only they need logits, which with a large vocabulary fill the memory."""
+"""Supervised positions: logits are computed only where a label exists, which saves memory with large vocabularies."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ NO_POSITION = -1
 
 
 def supervised_index(labels: Tensor, *, multiple_of: int = 1) -> Tensor:
-    """Positions whose next token carries loss; to be called where the labels are on the CPU, as in a collator.
+    """Positions whose next token has a label; to be called on the CPU, as in a collator.
 
-    A GPU would have to be waited for to learn how many there are; the length of this tensor tells it beforehand.
+    Counting them on a GPU would need a synchronisation.
 
     Args:
-        labels: Shape (B, L), -100 where no loss is taken.
-        multiple_of: The length is filled up to a multiple of this with -1, so that compiled code sees few lengths.
+        labels: Shape (B, L), -100 at positions without loss.
+        multiple_of: The length is padded to a multiple of this with -1, so that compiled code sees few lengths.
 
     Returns:
         int64 of shape (K,): positions in the flattened (B * L), in order.
@@ -27,12 +27,12 @@ def supervised_index(labels: Tensor, *, multiple_of: int = 1) -> Tensor:
 
 
 def shift_labels(labels: Tensor) -> Tensor:
-    """The label of the next position at each position, shape (B, L); none at the last."""
+    """The label of the next position at each position, shape (B, L); -100 at the last."""
     return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
 def gather_supervised(hidden_states: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden states and next tokens at the positions that carry loss, without a word from the device.
+    """Hidden states and target tokens at supervised positions, without a device synchronisation.
 
     Args:
         hidden_states: Shape (B, L, H).
@@ -42,7 +42,7 @@ def gather_supervised(hidden_states: Tensor, labels: Tensor, index: Tensor) -> t
     Returns:
         Hidden states of shape (K, H) and targets of shape (K,), -100 where `index` is -1.
     """
-    place = index.clamp(min=0)
-    targets = shift_labels(labels).flatten().index_select(0, place)
+    valid_index = index.clamp(min=0)
+    targets = shift_labels(labels).flatten().index_select(0, valid_index)
     targets = torch.where(index == NO_POSITION, IGNORE_INDEX, targets)
-    return hidden_states.flatten(0, 1).index_select(0, place), targets
+    return hidden_states.flatten(0, 1).index_select(0, valid_index), targets

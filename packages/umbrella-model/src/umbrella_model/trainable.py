@@ -1,4 +1,4 @@
-"""Which parts of a model learn, and a table of it."""
+"""Trainable and frozen parts of a model, their parameter groups, and a table of parameter counts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PRESETS: Mapping[str, Mapping[Part, Mode]] = {
 
 @dataclass(frozen=True)
 class PartRow:
-    """One row of the table of parameters: elements in all, and those that learn."""
+    """One row of `parameter_table`: total and trainable elements of a part."""
 
     part: str
     num_parameters: int
@@ -38,38 +38,38 @@ class PartRow:
 def set_trainable(
     model: PreTrainedModel, parts: Mapping[Part, Mode] | str, *, lora: LoraSettings | None = None
 ) -> None:
-    """Freezes and unfreezes parts of a model, and puts adapters on those that are `lora`.
+    """Freezes or unfreezes parts of a model, and adds adapters to parts with mode `lora`.
 
     Args:
         model: The model.
-        parts: A preset (`full`, `align`, `patch_embed_only`, `lora`), or a mode for every part that is to change.
-        lora: The adapters of parts that are `lora`; None for those that are there, or else the defaults.
+        parts: A preset (`full`, `align`, `patch_embed_only`, `lora`), or a mode by part; other parts do not change.
+        lora: Settings of the adapters; None keeps existing adapters, and uses the defaults if there are none.
 
     Raises:
-        ValueError: No preset and no mapping, an unknown preset, part or mode, or adapters that do not fit those that
-            are there.
+        ValueError: `parts` is neither a preset nor a mapping, a preset, part or mode is unknown, or the model has other
+            adapters.
         ImportError: A part is `lora` and peft is not installed.
     """
     if isinstance(parts, str):
         if parts not in PRESETS:
-            raise ValueError(f"unknown preset {parts!r}; known are {', '.join(PRESETS)}")
+            raise ValueError(f"unknown preset {parts!r}; use one of {', '.join(PRESETS)}")
         parts = PRESETS[parts]
     if not isinstance(parts, Mapping):
         raise ValueError(
-            f"parts is {parts!r}; it must be a preset ({', '.join(PRESETS)}) or a mode for each part, such as "
+            f"parts is {parts!r}; it must be a preset ({', '.join(PRESETS)}) or a dict of modes by part, such as "
             "{'projector': 'train'}"
         )
     _check_parts(parts)
     wrong = {part: mode for part, mode in parts.items() if mode not in get_args(Mode)}
     if wrong:
-        raise ValueError(f"a part is 'train', 'frozen' or 'lora', got {wrong}")
+        raise ValueError(f"the mode of a part must be 'train', 'frozen' or 'lora', got {wrong}")
     adapted = [part for part in PARTS if parts.get(part) == "lora"]
     if adapted:
         add_lora(model, adapted, lora)
     for part, name, parameter in named_part_parameters(model):
         mode = parts.get(part)
         if mode == "train" and is_lora_name(name):
-            raise ValueError(f"{part} has adapters, which 'train' would leave beside it: merge_lora first")
+            raise ValueError(f"{part} has LoRA adapters and cannot be set to 'train'; call merge_lora first")
         if mode is not None:
             parameter.requires_grad_(mode == "train" or (mode == "lora" and is_lora_name(name)))
 
@@ -81,19 +81,19 @@ def parameter_groups(
     part_learning_rates: Mapping[Part, float] | None = None,
     weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """The trainable parameters in groups for an optimiser of torch.
+    """Parameter groups of the trainable parameters for a torch optimiser.
 
     Args:
         model: The model.
-        learning_rate: Of parts that `part_learning_rates` does not name; their groups come first.
-        part_learning_rates: Learning rates of single parts.
-        weight_decay: Of matrices and tables; biases and norms, which are vectors, have none.
+        learning_rate: Learning rate of parts that are not in `part_learning_rates`; their groups come first.
+        part_learning_rates: Learning rates by part.
+        weight_decay: Weight decay of matrices; biases and norms have none.
 
     Returns:
         Dicts of `params`, `lr` and `weight_decay`.
 
     Raises:
-        ValueError: `part_learning_rates` names an unknown part.
+        ValueError: `part_learning_rates` has an unknown part.
     """
     rates = part_learning_rates or {}
     _check_parts(rates)
@@ -109,11 +109,11 @@ def parameter_groups(
 def _check_parts(parts: Mapping[Part, object]) -> None:
     unknown = sorted(set(parts) - set(PARTS))
     if unknown:
-        raise ValueError(f"unknown part {', '.join(unknown)}; known are {', '.join(PARTS)}")
+        raise ValueError(f"unknown part {', '.join(unknown)}; the parts are {', '.join(PARTS)}")
 
 
 def parameter_table(model: PreTrainedModel) -> list[PartRow]:
-    """Parameters and trainable parameters of each part; patch embeds are listed one by one."""
+    """Total and trainable elements of each part, with one row per patch embed."""
     totals: dict[str, list[int]] = {}
     for part, name, parameter in named_part_parameters(model):
         row = name.split(".proj.")[0].split(".position_embedding")[0].split(".")[-1] if part == "patch_embed" else part

@@ -14,7 +14,7 @@ class RunStoppedError(Exception):
 
     Args:
         folder: The run's folder.
-        step: Steps done, which the checkpoint holds.
+        step: Steps done, which the checkpoint has.
         signal_number: The signal. On a rank that got none itself, SIGTERM.
     """
 

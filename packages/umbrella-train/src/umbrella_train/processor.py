@@ -1,4 +1,4 @@
-"""The processor beside a model's weights: conversations with scan files -> model inputs, and token ids -> words.
+"""The processor next to a model's weights: conversations with scan files -> model inputs, and token ids -> words.
 
     messages, paths -> pipelines -> volumes
                     -> tokens    -> the batch that `umbrella_data.PaddingCollator` makes
@@ -19,7 +19,8 @@ from umbrella_data import Example, ExampleScan, PaddingCollator
 from umbrella_data.chat.encoder import ChatEncoder
 from umbrella_data.manifest.sample import ROLES, Scan, Turn
 from umbrella_data.modality import find_modality
-from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
+from umbrella_data.pipeline.config import PipelineConfig
+from umbrella_data.pipeline.pipeline import Pipeline
 from umbrella_model import UmbrellaConfig, UmbrellaForConditionalGeneration
 from umbrella_train.end_of_turn import EndOfTurn, find_end_of_turn
 
@@ -34,8 +35,8 @@ class UmbrellaProcessor(ProcessorMixin):
         image_token_id: The token at scan positions.
         modality_order: The modalities by tag.
         num_image_tokens: Positions that a scan of each modality takes.
-        pipelines: Fields of each modality's `umbrella_data.pipeline.pipeline.PipelineConfig`.
-        chat_template: Kept by Hugging Face beside the tokenizer's; not used.
+        pipelines: Fields of each modality's `umbrella_data.pipeline.config.PipelineConfig`.
+        chat_template: Kept by Hugging Face next to the tokenizer's; not used.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class UmbrellaProcessor(ProcessorMixin):
 
         Raises:
             ValueError: A conversation is not of that form, or some end with the user and some with the assistant.
-            ScanError: A scan cannot be trusted.
+            ScanError: A scan is damaged or inconsistent.
         """
         rows = [conversations] if conversations and isinstance(conversations[0], Mapping) else conversations
         turns = [_read_turns(row, where=f"conversation {number}") for number, row in enumerate(rows, start=1)]
@@ -167,7 +168,7 @@ def _read_turns(messages: Any, *, where: str) -> list[Turn]:
             raise ValueError(f"{place}: content must be a text, or a list of items of type image or text")
         turn = Turn(message["role"], tuple(_read_item(item, where=place) for item in items))
         if turn.scans and turn.role != "user":
-            raise ValueError(f"{place}: a scan stands in the {turn.role}'s turn; scans belong to user turns")
+            raise ValueError(f"{place}: a scan is in the {turn.role}'s turn; scans belong to user turns")
         turns.append(turn)
     if not turns or turns[-1].role == "system":
         raise ValueError(f"{where}: needs a turn of the user")

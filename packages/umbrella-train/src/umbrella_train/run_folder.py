@@ -11,7 +11,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from umbrella_data.privacy import name_hasher, read_or_create_salt
+from umbrella_data.files.atomic import write_atomically
+from umbrella_data.privacy import name_hasher, pseudonyms, read_or_create_salt
 from umbrella_train.errors import RunError
 
 
@@ -54,7 +55,7 @@ class RunFolder:
         """Open the folder of a run.
 
         Raises:
-            RunError: Where it is none.
+            RunError: If it is none.
         """
         if not (path / "config.yaml").is_file():
             raise RunError(f"{path}: not a run's folder (it has no config.yaml)")
@@ -96,11 +97,11 @@ class RunFolder:
         return self.path / "salt"
 
     def replace_config(self, config_text: str, *, checkpoint: str) -> None:
-        """Write the configuration that the run goes on with; one that differs is kept as config-until-CHECKPOINT.yaml.
+        """Write the configuration of a resumed run; one that differs is kept as config-until-CHECKPOINT.yaml.
 
         Args:
             config_text: The resolved configuration.
-            checkpoint: Name of the checkpoint that the run goes on from.
+            checkpoint: Name of the checkpoint that the run continues from.
         """
         before = self.config.read_text(encoding="utf-8")
         if before == config_text:
@@ -109,14 +110,15 @@ class RunFolder:
         paths = (self.path / f"config-until-{checkpoint}{end}.yaml" for end in ends)
         kept = next(path for path in paths if not path.exists())
         kept.write_text(before, encoding="utf-8")
-        # Replaced as a whole: a run that is killed here would else have no configuration left.
-        new = self.config.with_suffix(".new")
-        new.write_text(config_text, encoding="utf-8")
-        new.replace(self.config)
+        write_atomically(self.config, [config_text.encode()])
 
-    def subject_hash(self) -> Callable[[str], str]:
-        """Return the function that names a subject by this run's hash."""
-        return name_hasher(read_or_create_salt(self.salt))
+    def subject_hash(self, *, is_kept: bool = True) -> Callable[[str], str]:
+        """The function that hashes the name of a subject for this run.
+
+        Args:
+            is_kept: Whether the hashes are written to files, so that the run's table of names needs them.
+        """
+        return pseudonyms(self.path) if is_kept else name_hasher(read_or_create_salt(self.salt))
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl. Numbers that are not finite are written as null."""
@@ -132,11 +134,11 @@ class RunFolder:
         rows, num_broken = read_lines(self.metrics)
         kept = [row for row in rows if row.get("step", 0) <= step]
         if num_broken or len(kept) < len(rows):
-            _replace_text(self.metrics, "".join(_to_line(row) for row in kept))
+            write_atomically(self.metrics, (_to_line(row).encode() for row in kept))
 
     def write_predictions(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace predictions.jsonl, whole or not at all."""
-        _replace_text(self.predictions, "".join(_to_line(row) for row in rows))
+        write_atomically(self.predictions, (_to_line(row).encode() for row in rows))
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
@@ -174,14 +176,8 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     return rows, num_broken
 
 
-def _replace_text(path: Path, text: str) -> None:
-    staged = path.with_name(f"{path.name}.partial")
-    staged.write_text(text, encoding="utf-8")
-    staged.replace(path)
-
-
 def _to_line(row: Mapping[str, Any]) -> str:
-    # NaN is not JSON: other readers would refuse the whole file.
+    # NaN is not JSON: other readers would reject the whole file.
     finite = {key: value if _is_writable(value) else None for key, value in row.items()}
     return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
 

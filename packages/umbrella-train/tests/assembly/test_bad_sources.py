@@ -72,7 +72,7 @@ def test_modalities_that_the_model_is_not_to_have_are_named_before_anything_is_m
         train(config)
     for manifest in ("train.jsonl", "test.jsonl"):
         for name in ("dMRI", "rsfMRI"):
-            assert f"{manifest}: holds {name} scans, and the config has no model.modalities.{name}" in str(caught.value)
+            assert f"{manifest}: has {name} scans, and the config has no model.modalities.{name}" in str(caught.value)
     assert "T1" not in str(caught.value)
     assert not (tmp_path / "runs").exists()
 

@@ -23,7 +23,7 @@ def test_manifests_are_those_of_the_config(make_config: MakeConfig, cohort: Demo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_manifest_too_long_to_check_is_told_and_its_modalities_are_looked_at(
+def test_a_manifest_too_long_to_check_is_reported_and_its_modalities_are_looked_at(
     make_config: MakeConfig,
     cohort: DemoCohort,
     tmp_path: Path,
@@ -37,7 +37,7 @@ def test_a_manifest_too_long_to_check_is_told_and_its_modalities_are_looked_at(
     assert f"umbrella-data check {cohort.train_manifest}" in told
     modalities = {"T1": {"image_size": [16, 16, 16], "patch_size": [8, 8, 8]}}
     config = make_config(tmp_path, model={"modalities": modalities}, data={"pipelines": {}, "evaluation": []})
-    with pytest.raises(RunError, match=r"train\.jsonl: holds dMRI scans"):
+    with pytest.raises(RunError, match=r"train\.jsonl: has dMRI scans"):
         prepare_sources(config)
 
 

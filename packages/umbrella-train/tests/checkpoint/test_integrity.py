@@ -1,4 +1,4 @@
-"""Seals: what makes a checkpoint count, and which one a run goes on from."""
+"""Seals: what makes a checkpoint count, and which one a run continues from."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (flip_a_bit, "model.safetensors: its content changed after it was written"),
     (cut_short, "model.safetensors: has 150 bytes instead of 200"),
     (remove_a_file, "parts/state.json: is missing"),
-    (remove_the_seal, "checkpoint-3: has no integrity.json: it was not finished"),
+    (remove_the_seal, "checkpoint-3: has no integrity.json"),
     (cut_the_seal, "integrity.json: cannot be read"),
     (blank_the_seal, "integrity.json: cannot be read"),
     (put_another_thing_in_the_seal, "integrity.json: cannot be read"),
@@ -98,7 +98,7 @@ def test_weights_that_somebody_added_are_named(tmp_path: Path) -> None:
     assert "model-00001.safetensors: was not written with this checkpoint" in problem
 
 
-def test_a_checkpoint_can_be_sealed_anew(tmp_path: Path) -> None:
+def test_a_checkpoint_can_be_sealed_again(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, 3)
     flip_a_bit(folder)
     write_integrity_manifest(folder)
@@ -120,14 +120,14 @@ def test_a_damaged_one_is_passed_over_with_a_warning(
     damage(bad)
     with caplog.at_level(logging.WARNING):
         assert newest_good_checkpoint(tmp_path) == good
-    assert "passing over a damaged checkpoint" in caplog.text
+    assert "a damaged checkpoint" in caplog.text
     assert str(bad) in caplog.text
 
 
 def test_a_run_without_a_good_checkpoint_lists_what_is_wrong_with_each(tmp_path: Path) -> None:
     flip_a_bit(write_checkpoint(tmp_path, 3))
     write_checkpoint(tmp_path, 6, seal=False)
-    with pytest.raises(RunError, match="has no checkpoint to go on from") as caught:
+    with pytest.raises(RunError, match="has no checkpoint to resume from") as caught:
         newest_good_checkpoint(tmp_path)
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
@@ -136,5 +136,5 @@ def test_a_run_without_a_good_checkpoint_lists_what_is_wrong_with_each(tmp_path:
 
 
 def test_a_run_without_any_checkpoint_says_so(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"has no checkpoint to go on from$"):
+    with pytest.raises(RunError, match=r"has no checkpoint to resume from$"):
         newest_good_checkpoint(tmp_path)

@@ -126,7 +126,7 @@ def unbroken(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) 
     [(4, 5, 0, 1), (6, 8, 0, 1), (9, 11, 2, 1), (12, 13, 2, 1), (2, 3, 0, 2)],
     ids=["mid-epoch", "end-of-epoch", "second-epoch-2-workers", "end-of-second-epoch-2-workers", "accumulated"],
 )
-def test_a_run_that_broke_off_goes_on_as_if_it_had_not(
+def test_a_run_that_broke_off_continues_as_if_it_had_not(
     make_config: MakeConfig,
     unbroken: Callable[[int], Path],
     tmp_path: Path,
@@ -191,7 +191,7 @@ def drawn(rng: random.Random, cohort: DemoCohort, folder: Path) -> dict[str, dic
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(40))
-def test_whatever_the_settings_a_run_goes_on_as_if_it_had_not_broken_off(
+def test_whatever_the_settings_a_run_continues_as_if_it_had_not_broken_off(
     make_config: MakeConfig, cohort: DemoCohort, tmp_path: Path, number: int
 ) -> None:
     rng = random.Random(number)
@@ -224,13 +224,13 @@ def test_a_line_of_the_log_is_the_mean_of_steps_before_and_after_the_stop(
     config = config_of(make_config, tmp_path / "broken", **settings)
     with at_step(5, cut_the_power), pytest.raises(PowerCutError):
         run.train(config)
-    # Step 4 stands in no line yet.
+    # Step 4 is in no line yet.
     folder = run.train(config, resume="auto")
     assert unbroken is not None
     assert folder is not None
     assert [step for step, _ in losses_of(folder)] == [3, 6]
     assert losses_of(folder) == losses_of(unbroken)
-    # The mean loss of a training is that of its own steps: here of the last two, beside the 6 and 4 that were logged.
+    # The mean loss of a training is that of its own steps: here of the last two, next to the 6 and 4 that were logged.
     (total,) = (line["train_loss"] for line in lines_of(unbroken) if "train_loss" in line)
     assert total == pytest.approx(statistics.mean(loss for _, loss in losses_of(unbroken)))
     (last,) = (line["train_loss"] for line in lines_of(folder) if "train_loss" in line)
@@ -296,7 +296,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 
 
 def test_a_run_that_never_was_cannot_go_on(make_config: MakeConfig, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="run: there is no such run to go on with"):
+    with pytest.raises(RunError, match="run: there is no such run"):
         run.train(config_of(make_config, tmp_path), resume="auto")
 
 
@@ -312,7 +312,7 @@ def test_a_run_that_got_to_its_end_has_nothing_left_to_do(
     # Named by its folder, whatever the name in the config.
     other = config.model_copy(update={"name": "other"})
     assert run.train(other, resume=str(folder)) == folder
-    assert f"going on from {folder / f'checkpoint-{max_steps}'}" in caplog.text
+    assert f"resuming from {folder / f'checkpoint-{max_steps}'}" in caplog.text
     assert f"all {max_steps} steps are done: there is nothing left to train" in caplog.text
     assert (losses_of(folder), weights_of(folder)) == (losses, weights)
 
@@ -356,10 +356,10 @@ def test_the_first_rank_finds_the_checkpoint_for_all(make_config: MakeConfig, tm
     said = [rank.communicate(timeout=120)[0].splitlines() for rank in ranks]
     assert said[0] == said[1]
     assert said[0][0] == str(checkpoint)
-    assert said[0][1] == "cannot go on from this checkpoint:"
+    assert said[0][1] == "cannot resume from this checkpoint:"
 
 
-def test_a_run_goes_on_with_the_settings_that_its_config_asks_for(
+def test_a_run_continues_with_the_settings_that_its_config_asks_for(
     make_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = config_of(make_config, tmp_path, max_steps=4, save_steps=2)
@@ -384,7 +384,7 @@ def test_auto_takes_the_newest_run_of_the_name_alone(make_config: MakeConfig, tm
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text("")
         os.utime(tmp_path / name / "config.yaml", (1e9 + age, 1e9 + age))
-    with pytest.raises(RunError, match=r"/run: has no checkpoint to go on from"):
+    with pytest.raises(RunError, match=r"/run: has no checkpoint to resume from"):
         run.train(config_of(make_config, tmp_path), resume="auto")
 
 
@@ -403,7 +403,7 @@ def test_auto_names_the_checkpoint_of_an_older_run_and_does_not_take_it(
         find_checkpoint(config_of(make_config, tmp_path), "auto")
 
 
-def test_the_folder_tells_the_settings_that_the_run_goes_on_with(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_the_folder_tells_the_settings_that_the_run_continues_with(make_config: MakeConfig, tmp_path: Path) -> None:
     first = config_of(make_config, tmp_path)
     folder = run._open_folder(first, None)
     changed = first.model_copy(update={"seed": 5})

@@ -1,4 +1,4 @@
-"""Optimiser, schedule and scaler survive the way through safetensors and JSON; what does not fit is refused."""
+"""Optimizer, schedule and scaler survive the way through safetensors and JSON; what does not fit is rejected."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def train(model, optimizer, scheduler, *, steps, skip=()):
     ],
     ids=["fused", "foreach", "sgd"],
 )
-def test_a_resumed_optimiser_goes_on_as_the_one_that_was_saved(tmp_path, kind, settings):
+def test_a_resumed_optimizer_continues_as_the_one_that_was_saved(tmp_path, kind, settings):
     model, optimizer, scheduler = build(kind, **settings)
     # One weight is never stepped, as under hold.
     train(model, optimizer, scheduler, steps=3, skip=("0.bias",))
@@ -58,7 +58,7 @@ def test_a_resumed_optimiser_goes_on_as_the_one_that_was_saved(tmp_path, kind, s
         assert resumed.param_groups[0]["betas"] == (0.8, 0.9)
 
 
-def test_a_scaler_goes_on_at_its_scale(tmp_path):
+def test_a_scaler_continues_at_its_scale(tmp_path):
     parts = build()
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     scaler.scale(torch.ones(()))
@@ -70,12 +70,12 @@ def test_a_scaler_goes_on_at_its_scale(tmp_path):
 
 
 @pytest.mark.parametrize("missing", [TENSORS, FACTS])
-def test_a_checkpoint_without_its_state_is_refused(tmp_path, missing):
+def test_a_checkpoint_without_its_state_is_rejected(tmp_path, missing):
     model, optimizer, scheduler = build()
     train(model, optimizer, scheduler, steps=1)
     save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
     (tmp_path / missing).unlink()
-    with pytest.raises(RunError, match="cannot go on without"):
+    with pytest.raises(RunError, match="without"):
         load_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
 
 
@@ -109,7 +109,7 @@ def test_settings_of_this_run_are_in_force_and_named_where_they_are_new(tmp_path
     assert group["lr"] == pytest.approx(7.0 / 3)
 
 
-def test_a_jump_of_the_schedule_is_told(tmp_path, caplog):
+def test_a_jump_of_the_schedule_is_reported(tmp_path, caplog):
     model, optimizer, scheduler = build()
     train(model, optimizer, scheduler, steps=3)
     save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
@@ -117,7 +117,7 @@ def test_a_jump_of_the_schedule_is_told(tmp_path, caplog):
     constant = torch.optim.lr_scheduler.LambdaLR(resumed, lambda step: 1.0)
     load_training_state(tmp_path, model=other, optimizer=resumed, scheduler=constant)
     assert resumed.param_groups[0]["lr"] == 0.2
-    assert "another schedule than before: the learning rate is 0.2 here, and not 0.05" in caplog.text
+    assert "the learning rate is 0.2 instead of 0.05" in caplog.text
 
 
 def test_a_schedule_without_a_formula_keeps_its_share_of_a_new_learning_rate(tmp_path):
@@ -134,14 +134,14 @@ def test_a_schedule_without_a_formula_keeps_its_share_of_a_new_learning_rate(tmp
     assert state["after"]["optimizer"].param_groups[0]["lr"] == pytest.approx(0.2)
 
 
-def test_weights_of_another_shape_are_refused_by_name(tmp_path):
+def test_weights_of_another_shape_are_rejected_by_name(tmp_path):
     save_file(build()[0].state_dict(), tmp_path / "model.safetensors")
     other = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))
-    with pytest.raises(RunError, match=r"1\.\w+ has the shape .* and the model's .*; go on with the config"):
+    with pytest.raises(RunError, match=r"1\.\w+ has the shape .* and the model's .*"):
         load_whole_state(other, [tmp_path / "model.safetensors"])
 
 
-def test_another_optimiser_is_refused(tmp_path):
+def test_another_optimizer_is_rejected(tmp_path):
     model, optimizer, scheduler = build()
     train(model, optimizer, scheduler, steps=1)
     save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
@@ -150,7 +150,7 @@ def test_another_optimiser_is_refused(tmp_path):
         load_training_state(tmp_path, model=other[0], optimizer=other[1], scheduler=other[2])
 
 
-def test_other_parameters_are_refused_by_name(tmp_path):
+def test_other_parameters_are_rejected_by_name(tmp_path):
     model, optimizer, scheduler = build()
     train(model, optimizer, scheduler, steps=1)
     save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)

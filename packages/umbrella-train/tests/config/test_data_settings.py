@@ -1,4 +1,4 @@
-"""What the `data` section says reaches the batches: mixing, length, token budget, and what happens to bad scans."""
+"""The `data` section takes effect in the batches: mixing, length, token budget, handling of bad scans."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
 from umbrella_data.errors import ScanError
+from umbrella_data.scan import reader
 from umbrella_data.synthetic.cohort import DemoCohort, make_demo_cohort
 from umbrella_train.assembly.build import build_parts
 from umbrella_train.assembly.sources import Sources
@@ -73,12 +75,12 @@ def test_token_budget_bounds_training_batches_and_replaces_their_number_of_sampl
     assert build().get_train_dataloader().batch_sampler.batch_size == 8
 
 
-def test_a_budget_that_a_sample_does_not_fit_into_is_told_by_its_key(build: Callable[..., Any]) -> None:
-    with pytest.raises(RunError, match=r"data\.max_tokens_per_batch: a sample of \d+ tokens is longer"):
+def test_a_sample_longer_than_the_budget_is_an_error_with_its_key(build: Callable[..., Any]) -> None:
+    with pytest.raises(RunError, match=r"data\.max_tokens_per_batch: "):
         build(max_tokens_per_batch=10).get_train_dataloader()
 
 
-def test_packing_reaches_the_rows_and_the_budget_counts_no_padding(build: Callable[..., Any]) -> None:
+def test_packing_fills_rows_and_the_budget_counts_no_padding(build: Callable[..., Any]) -> None:
     dataset = build().train_dataset
     lengths = dataset.lengths(np.arange(len(dataset)))
     budget = 3 * int(lengths.max()) - 1
@@ -92,14 +94,14 @@ def test_packing_reaches_the_rows_and_the_budget_counts_no_padding(build: Callab
     assert [len(row["cu_seq_lens_q"]) - 1 for row in rows] == [len(batch) for batch in batches]
 
 
-def test_another_budget_at_resume_is_another_layout(build: Callable[..., Any]) -> None:
+def test_the_layout_depends_on_the_token_budget(build: Callable[..., Any]) -> None:
     layouts = [build(**data)._layout() for data in ({}, {"max_tokens_per_batch": 4000}, {"batches": "mixed"})]
     assert all(first != second for first, second in itertools.combinations(layouts, 2))
     assert build(packing=True)._layout() == layouts[0]
     assert build(packing=True, max_tokens_per_batch=4000)._layout() != layouts[1]
 
 
-def test_batches_by_length_hold_any_modalities_of_like_length(build: Callable[..., Any]) -> None:
+def test_batches_by_length_mix_modalities_of_similar_length(build: Callable[..., Any]) -> None:
     def spread(trainer: Any) -> int:
         lengths = trainer.train_dataset.lengths(np.arange(len(trainer.train_dataset)))
         return sum(int(lengths[batch].max() - lengths[batch].min()) for batch in batches_of(trainer))
@@ -111,7 +113,7 @@ def test_batches_by_length_hold_any_modalities_of_like_length(build: Callable[..
 
 
 def damage(cohort: DemoCohort, folder: Path) -> tuple[Path, str]:
-    """The cohort's manifest beside links to its scans, the first of them cut off; and that scan's subject."""
+    """A copy of the cohort's manifest and scans, the first T1 of them truncated; and that scan's subject."""
     rows = [json.loads(line) for line in cohort.train_manifest.read_text().splitlines()]
     row = next(row for row in rows if row["messages"][0]["content"][0]["modality"] == "T1")
     bad = row["messages"][0]["content"][0]["path"]
@@ -124,7 +126,7 @@ def damage(cohort: DemoCohort, folder: Path) -> tuple[Path, str]:
     return folder / cohort.train_manifest.name, row["subject"]
 
 
-def test_bad_scan_is_raised_or_skipped_and_listed_as_the_config_says(
+def test_bad_scan_is_raised_or_skipped_and_listed(
     build: Callable[..., Any], cohort: DemoCohort, tmp_path: Path
 ) -> None:
     manifest, subject = damage(cohort, tmp_path / "damaged")
@@ -137,7 +139,7 @@ def test_bad_scan_is_raised_or_skipped_and_listed_as_the_config_says(
     assert subject not in text
 
 
-def test_mixing_by_temperature_and_the_end_of_an_epoch_reach_the_mixture(cohort: DemoCohort) -> None:
+def test_mixture_uses_temperature_and_the_end_of_an_epoch(cohort: DemoCohort) -> None:
     def draws(**data: Any) -> tuple[int, ...]:
         sources = [{"manifest": str(cohort.train_manifest)}, {"manifest": str(cohort.test_manifest)}]
         config = RunConfig.model_validate({"model": MODEL, "data": {"train": sources, **data}})
@@ -152,15 +154,32 @@ def test_mixing_by_temperature_and_the_end_of_an_epoch_reach_the_mixture(cohort:
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "key"),
     [
-        ({"temperature": 2}, "the two belong together"),
-        ({"mixing": "temperature"}, "the two belong together"),
-        ({"max_bad_fraction": 0.1}, "would not be used: on_bad_scan is raise"),
-        ({"on_bad_scan": "skip", "max_bad_fraction": 1.1}, "less than or equal to 1"),
-        ({"max_tokens_per_batch": 0}, "greater than 0"),
+        ({"temperature": 2}, "temperature"),
+        ({"mixing": "temperature"}, "temperature"),
+        ({"max_bad_fraction": 0.1}, "max_bad_fraction"),
+        ({"index_dir": "a", "cache_dir": "b"}, "index_dir"),
+        ({"on_bad_scan": "skip", "max_bad_fraction": 1.1}, "max_bad_fraction"),
+        ({"max_tokens_per_batch": 0}, "max_tokens_per_batch"),
     ],
 )
-def test_keys_that_do_not_fit_are_refused(data: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
+def test_unsupported_combinations_are_rejected(data: dict[str, Any], key: str) -> None:
+    with pytest.raises(ValidationError) as caught:
         DataConfig.model_validate({"train": [{"manifest": "a.jsonl"}], **data})
+    assert [error["loc"] for error in caught.value.errors()] == [(key,)]
+
+
+def test_index_dir_gives_the_same_batches(
+    build: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("indexed_gzip", reason="the index is an extra")
+    monkeypatch.setattr(reader, "_MIN_INDEXED_BYTES", 0)
+    folder = tmp_path / "index"
+    streamed, indexed = (
+        [batch["pixel_values"] for batch in build(**data).get_train_dataloader()]
+        for data in ({}, {"index_dir": str(folder)})
+    )
+    torch.testing.assert_close(indexed, streamed, rtol=0, atol=0)
+    # One for each subject's series.
+    assert len(list(folder.rglob("*.gzindex"))) == 4

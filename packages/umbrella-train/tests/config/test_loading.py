@@ -1,4 +1,4 @@
-"""The configuration: schema, strict YAML, overrides, and every problem at once."""
+"""Loading a configuration: schema, strict YAML, overrides, and all problems at once."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from umbrella_train.config import (
-    AugmentSettings,
     ConfigError,
-    PipelineSettings,
     RunConfig,
     TrainerConfig,
     demo_config_path,
@@ -51,6 +49,10 @@ def problems_of(path: Path | None, *overrides: str) -> tuple[str, ...]:
     return caught.value.problems
 
 
+def paths_of(problems: tuple[str, ...]) -> list[str]:
+    return sorted(problem.split(":")[0] for problem in problems)
+
+
 def test_modalities_keep_their_order_and_get_canonical_names(good: Path) -> None:
     config = load_config(good)
     assert list(config.model.modalities) == ["rsfMRI", "T1"]
@@ -63,7 +65,7 @@ def test_config_is_equal_after_dump_and_load(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, dump_config(config))) == config
 
 
-def test_the_folder_of_runs_is_absolute(good: Path) -> None:
+def test_output_dir_is_absolute(good: Path) -> None:
     assert load_config(good).output_dir == Path.cwd() / "runs"
     assert load_config(good, ["--output-dir", "mine"]).output_dir == Path.cwd() / "mine"
 
@@ -73,7 +75,7 @@ def test_config_is_frozen(good: Path) -> None:
         load_config(good).name = "other"  # type: ignore[misc]
 
 
-def test_all_problems_come_at_once_with_dotted_paths(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once_with_dotted_paths(tmp_path: Path) -> None:
     text = """
 model:
   vision_config: {model_type: clip_vision_model}
@@ -90,160 +92,124 @@ trainer:
 dummy_los: {scale: 1}
 """
     problems = problems_of(write(tmp_path, text), "--trainer.learning-rate", "fast")
-    expected = (
-        "model.modalities.T1.image_size: 128 along X is not divisible by the patch of 18: 126 or 144",
-        "data.synthetic.num_train: ",
-        "trainer.learning_rat: no such key; did you mean trainer.learning_rate?",
-        "trainer.learning_rate: ",
-        "dummy_los: no such key; did you mean dummy_loss?",
-        "trainer.max_steps: -3 is neither a number of steps nor -1",
-        "trainer.fp16: cannot be combined with bf16: choose one",
-    )
-    for start in expected:
-        assert sum(problem.startswith(start) for problem in problems) == 1, start
-    assert len(problems) == len(expected)
+    assert paths_of(problems) == [
+        "data.synthetic.num_train",
+        "dummy_los",
+        "model.modalities.T1",
+        "model.text_config.model_type",
+        "trainer.fp16",
+        "trainer.learning_rat",
+        "trainer.learning_rate",
+        "trainer.max_steps",
+    ]
+    assert [problem.partition("did you mean ")[2] for problem in problems if "did you mean" in problem] == [
+        "16,16,16?",
+        "'learning_rate'?",
+        "'dummy_loss'?",
+    ]
 
 
-def test_a_section_is_checked_as_a_whole_in_spite_of_unknown_keys(good: Path) -> None:
-    problems = problems_of(good, "--trainer.bogus", "1", "--trainer.bf16", "--trainer.fp16")
-    assert [problem.split(":")[0] for problem in problems] == ["trainer.bogus", "trainer.fp16"]
+# Overrides of a valid file, and the paths of all problems that they cause.
+PROBLEMS: list[tuple[list[str], list[str]]] = [
+    (
+        [
+            *("--model.modalities.rsfMRI.image-size", "8", "8", "8", "--data.mixing", "temperature"),
+            *("--model.modalities.rsfMRI.patch-size", "4", "4", "4", "--trainer.bf16", "--trainer.fp16"),
+        ],
+        ["data.temperature", "model.modalities.rsfMRI", "trainer.fp16"],
+    ),
+    # Combinations of keys are checked in spite of other problems of their section ...
+    (
+        ["--data.max-length", "x", "--data.temperature", "2", "--data.max-bad-fraction", "0.5"],
+        ["data.max_bad_fraction", "data.max_length", "data.temperature"],
+    ),
+    (["--trainer.bogus", "1", "--trainer.bf16", "--trainer.fp16"], ["trainer.bogus", "trainer.fp16"]),
+    (
+        ["--trainer.seed", "1", "--trainer.optim", "x", "--trainer.max-steps", "0"],
+        ["trainer.max_steps", "trainer.optim", "trainer.seed"],
+    ),
+    (
+        ["--trainer.logging-steps", "0", "--trainer.fp16", "--trainer.engine", "fsdp2", "--trainer.use-cpu"],
+        ["trainer.engine", "trainer.logging_steps", "trainer.use_cpu"],
+    ),
+    (
+        ["--data.pipelines.T1.spacing", "x", "1", "1", "--data.pipelines.T3", "{}", "--seed", "-1"],
+        ["data.pipelines.T1.spacing.0", "data.pipelines.T3", "seed"],
+    ),
+    (
+        ["--model.learn.preset", "align", "--model.learn.learning-rates.vision-tower", "1", "--data.packing", "3"],
+        ["data.packing", "model.learn.learning_rates.vision_tower"],
+    ),
+    (["--model", "3", "--data.temperature", "2"], ["data.temperature", "model"]),
+    # ... but not combinations with an invalid value.
+    (["--data.mixing", "temprature", "--data.temperature", "2"], ["data.mixing"]),
+    (["--data.mixing", "temperature", "--data.temperature", "-1"], ["data.temperature"]),
+    (["--data.on-bad-scan", "jump", "--data.max-bad-fraction", "0.5"], ["data.on_bad_scan"]),
+    (["--data.synthetic", "3"], ["data.synthetic"]),
+    (["--data.synthetic", "null", "--data.train.0.weight", "2"], ["data.train.0.manifest"]),
+    (["--model.modalities.T1.image-size", "8", "8", "x"], ["model.modalities.T1w.image_size.2"]),
+    (
+        ["--model.modalities.T1.image-size", "8", "x", "8", "--model.pool.T1", "2", "--data.pipelines.T1", "{}"],
+        ["model.modalities.T1w.image_size.1"],
+    ),
+    (
+        [
+            *("--model.modalities", '{"T1": {"image_size": [8, 8, 8]}}'),
+            *("--model.text-config.max-position-embeddings", "4"),
+        ],
+        ["model.modalities.T1.patch_size"],
+    ),
+    (["--model.learn.preset", "x", "--model.learn.learning-rates.vision-tower", "1"], ["model.learn.preset"]),
+    # One problem each.
+    (["--model.modalities.T2", '{"image_size": [8, 8, 8], "patch_size": [4, 4, 4]}'], ["model.modalities.T2"]),
+    (["--model.modalities.T1.image-size", "8", "8", "8", "8"], ["model.modalities.T1"]),
+    (["--model.modalities.dwi", '{"image_size": [8, 8, 8, 4], "patch_size": [4, 4, 4, 4]}'], ["model.modalities.dMRI"]),
+    (["--model.pool", '{"T1": 2, "T1w": 2}'], ["model.pool"]),
+    (
+        ["--model.pool", '{"dMRI": 2, "T1": 3, "rsfMRI": [2, 2, 2]}'],
+        ["model.pool.T1", "model.pool.dMRI", "model.pool.rsfMRI"],
+    ),
+    (["--model.pretrained", "some/llava"], ["model.text_config", "model.vision_config"]),
+    (["--model.vision-config", "null"], ["model.vision_config"]),
+    (["--model.text-config", "{}"], ["model.text_config.model_type"]),
+    (["--data.synthetic", "null"], ["data.synthetic"]),
+    (["--data.train", '[{"manifest": "m.jsonl"}]'], ["data.synthetic"]),
+    (["--data.pipelines.dMRI.spacing", "2", "2", "2"], ["data.pipelines.dMRI"]),
+    (["--data.pipelines.T1", '{"spacing": [2, 2, 2], "interpolation": "area"}'], ["data.pipelines.T1"]),
+    (["--name", "../up"], ["name"]),
+    (["--trainer.report-to", "tensorboard"], ["trainer.report_to.0"]),
+    # Overrides that cannot be applied are named as they were given.
+    (["--trainer.learning-rate", "1", "2"], ["--trainer.learning-rate"]),
+    (["--trainer.learning-rate"], ["--trainer.learning-rate"]),
+    (["--data.train.3.manifest", "x"], ["--data.train.3.manifest"]),
+    (["--name.first", "x"], ["--name.first"]),
+    (["--trainer.report-to", "[wandb"], ["--trainer.report-to"]),
+    (["stray"], ["stray"]),
+]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        (
-            [
-                *("--model.modalities.rsfMRI.image-size", "8", "8", "8", "--data.mixing", "temperature"),
-                *("--model.modalities.rsfMRI.patch-size", "4", "4", "4", "--trainer.bf16", "--trainer.fp16"),
-                *("--data.pipelines.dMRI", "{}"),
-            ],
-            [
-                "model.modalities.rsfMRI.image_size: has 3",
-                "data.temperature: is None with",
-                "trainer.fp16: cannot",
-                "data.pipelines.dMRI: model.modalities has no dMRI (it has rsfMRI, T1)",
-            ],
-        ),
-        # A wrong value hides nothing that others have to do with each other ...
-        (
-            ["--data.max-length", "x", "--data.temperature", "2", "--data.max-bad-fraction", "0.5"],
-            ["data.max_length: ", "data.temperature: is 2.0", "data.max_bad_fraction: would not be used"],
-        ),
-        (
-            ["--trainer.seed", "1", "--trainer.optim", "x", "--trainer.max-steps", "0"],
-            ["trainer.seed: no such key", "trainer.optim: ", "trainer.max_steps: 0 is"],
-        ),
-        (
-            ["--trainer.logging-steps", "0", "--trainer.fp16", "--trainer.engine", "fsdp2", "--trainer.use-cpu"],
-            ["trainer.logging_steps: ", "trainer.fp16: cannot be combined with engine fsdp2", "trainer.fp16: needs"],
-        ),
-        (
-            ["--data.synthetic.seed", "-1", "--data.evaluation.0.manifest", "m.jsonl"],
-            ["data.synthetic.seed: ", "data.evaluation: cannot stand beside synthetic"],
-        ),
-        (
-            ["--data.pipelines.T1.spacing", "x", "1", "1", "--data.pipelines.T3", "{}"],
-            ["data.pipelines.T1.spacing.0: ", "data.pipelines.T3: unknown modality"],
-        ),
-        (
-            ["--data.pipelines.dMRI.spacing", "x", "1", "1", "--seed", "-1"],
-            ["data.pipelines.dMRI.spacing.0: ", "data.pipelines.dMRI: model.modalities has no", "seed: "],
-        ),
-        # ... and what takes its place does not make a problem of its own.
-        (["--data.mixing", "temprature", "--data.temperature", "2"], ["data.mixing: "]),
-        (["--data.mixing", "temperature", "--data.temperature", "-1"], ["data.temperature: "]),
-        (["--data.on-bad-scan", "jump", "--data.max-bad-fraction", "0.5"], ["data.on_bad_scan: "]),
-        (["--data.synthetic", "3"], ["data.synthetic: "]),
-        (["--data.synthetic", "null", "--data.train.0.weight", "2"], ["data.train.0.manifest: is missing"]),
-        (
-            [
-                *("--data.synthetic", "null", "--data.mixing", "equal", "--data.train.0.manifest", "a.jsonl"),
-                *("--data.train.0.weight", "2", "--data.train.1.manifest", "b.jsonl", "--data.train.1.weight", "-1"),
-            ],
-            ["data.train.0.weight: would not be used: mixing is equal", "data.train.1.weight: "],
-        ),
-        (["--model.modalities.T1.image-size", "8", "8", "x"], ["model.modalities.T1w.image_size.2: "]),
-        (
-            ["--model.modalities.T1.image-size", "8", "x", "8", "--model.pool.T1", "2", "--data.pipelines.T1", "{}"],
-            ["model.modalities.T1w.image_size.1: "],
-        ),
-        (
-            [
-                *("--model.modalities", '{"T1": {"image_size": [8, 8, 8]}}'),
-                *("--model.text-config.max-position-embeddings", "4"),
-            ],
-            ["model.modalities.T1.patch_size: is missing"],
-        ),
-        (["--model.learn.preset", "x", "--model.learn.learning-rates.vision-tower", "1"], ["model.learn.preset: "]),
-        (
-            ["--model.learn.preset", "align", "--model.learn.learning-rates.vision-tower", "1", "--data.packing", "3"],
-            ["model.learn.learning_rates.vision_tower: would not be used", "data.packing: "],
-        ),
-        (["--model", "3", "--data.temperature", "2"], ["model: ", "data.temperature: is 2.0"]),
-    ],
-)
-def test_every_problem_comes_at_once_and_none_that_is_not_there(
-    good: Path, overrides: list[str], expected: list[str]
-) -> None:
-    problems = problems_of(good, *overrides)
-    assert len(problems) == len(expected), problems
-    for start in expected:
-        assert sum(problem.startswith(start) for problem in problems) == 1, (start, problems)
+@pytest.mark.parametrize(("overrides", "paths"), PROBLEMS)
+def test_every_problem_is_reported_once_by_its_path(good: Path, overrides: list[str], paths: list[str]) -> None:
+    assert paths_of(problems_of(good, *overrides)) == paths
 
 
-def test_a_value_is_shown_and_a_long_one_cut_short(good: Path) -> None:
+def test_long_values_are_shortened_in_messages(good: Path) -> None:
     (problem,) = problems_of(good, "--seed", "x" * 1000)
     assert re.search(r"\(it is 'x+\.\.\.x+'\)$", problem)
     assert len(problem) < 200
 
 
-def test_a_key_in_the_wrong_section_is_shown_its_place(good: Path) -> None:
+def test_a_key_in_the_wrong_section_gets_the_right_one_suggested(good: Path) -> None:
     (problem,) = problems_of(good, "--learning-rate", "1e-3")
-    assert problem.endswith("did you mean trainer.learning_rate?")
+    assert problem.endswith("'trainer.learning_rate'?")
 
 
-@pytest.mark.parametrize(
-    ("overrides", "start"),
-    [
-        (
-            ["--model.modalities.T2", '{"image_size": [8, 8, 8], "patch_size": [4, 4, 4]}'],
-            "model.modalities.T2: unknown",
-        ),
-        (["--model.modalities.T1.image-size", "8", "8", "8", "8"], "model.modalities.T1w.patch_size: has 3 numbers"),
-        (
-            ["--model.modalities.dwi", '{"image_size": [8, 8, 8, 4], "patch_size": [4, 4, 4, 4]}'],
-            "model.modalities.dMRI.image_size: has 4 numbers where dMRI has 3 axes (X, Y, Z)",
-        ),
-        (["--model.pretrained", "some/llava"], "model.vision_config: would not be used"),
-        (["--model.vision-config", "null"], "model.vision_config: is needed"),
-        (["--model.text-config", "{}"], "model.text_config.model_type: is missing"),
-        (["--data.synthetic", "null"], "data: names nothing to train on"),
-        (["--data.train", '[{"manifest": "m.jsonl"}]'], "data.train: cannot stand beside synthetic"),
-        (["--data.pipelines.dMRI.spacing", "2", "2", "2"], "data.pipelines.dMRI: model.modalities has no dMRI"),
-        (["--trainer.fp16", "--trainer.use-cpu"], "trainer.fp16: needs a GPU"),
-        (["--name", "../up"], "name: "),
-        (["--trainer.report-to", "tensorboard"], "trainer.report_to.0: "),
-        (["--trainer.learning-rate", "1", "2"], "--trainer.learning-rate: takes one value, 2 given (1 2)"),
-        (["--trainer.learning-rate"], "--trainer.learning-rate: takes one value, 0 given"),
-        (["--data.train.3.manifest", "x"], "--data.train.3.manifest: there is no entry 3"),
-        (["--name.first", "x"], "--name.first: name holds 'small'"),
-        (["stray"], "stray: does not follow a --key"),
-    ],
-)
-def test_mistakes_are_named(good: Path, overrides: list[str], start: str) -> None:
-    problems = problems_of(good, *overrides)
-    assert any(problem.startswith(start) for problem in problems), problems
-
-
-def test_two_names_of_one_modality_are_refused(tmp_path: Path) -> None:
+def test_two_names_of_one_modality_are_rejected(tmp_path: Path) -> None:
     text = GOOD.replace("data:", "    sMRI: {image_size: [8, 8, 8], patch_size: [4, 4, 4]}\ndata:")
-    assert problems_of(write(tmp_path, text)) == (
-        "model.modalities.sMRI: is another name of T1, which is here already",
-    )
+    assert paths_of(problems_of(write(tmp_path, text))) == ["model.modalities"]
 
 
-def test_overrides_reach_every_kind_of_key(good: Path) -> None:
+def test_overrides_set_every_kind_of_key(good: Path) -> None:
     config = load_config(
         good,
         [
@@ -278,7 +244,7 @@ def test_overrides_reach_every_kind_of_key(good: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["[wandb]"], ['["wandb"]'], ["[", "wandb", "]"], ["wandb"]])
-def test_a_list_is_understood_as_the_file_would_hold_it(good: Path, words: list[str]) -> None:
+def test_lists_are_accepted_in_yaml_and_as_separate_words(good: Path, words: list[str]) -> None:
     assert load_config(good, ["--trainer.report-to", *words]).trainer.report_to == ["wandb"]
 
 
@@ -292,22 +258,16 @@ def test_a_list_is_understood_as_the_file_would_hold_it(good: Path, words: list[
         ([], False),
     ],
 )
-def test_a_switch_may_also_name_a_part(good: Path, words: list[str], value: bool | str) -> None:
+def test_gradient_checkpointing_takes_a_switch_or_a_part(good: Path, words: list[str], value: bool | str) -> None:
     assert load_config(good, words).trainer.gradient_checkpointing == value
 
 
-def test_a_part_that_has_no_layers_is_a_problem(good: Path) -> None:
+def test_gradient_checkpointing_rejects_a_part_without_layers(good: Path) -> None:
     problems = problems_of(good, "--trainer.gradient-checkpointing", "projector")
-    assert any("should be 'vision_tower' or 'language_model'" in problem for problem in problems)
+    assert all(path.startswith("trainer.gradient_checkpointing") for path in paths_of(problems))
 
 
-def test_a_list_that_is_not_closed_is_a_problem(good: Path) -> None:
-    assert problems_of(good, "--trainer.report-to", "[wandb") == (
-        "--trainer.report-to: [wandb is not a list; write [a, b], or a b",
-    )
-
-
-def test_an_override_mends_the_file(tmp_path: Path) -> None:
+def test_an_override_fixes_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD.replace("[4, 4, 4]}", "[3, 4, 4]}"))
     assert problems_of(path)
     assert (
@@ -321,25 +281,24 @@ def test_yaml_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
     assert load_config(path).dummy_loss.scale == 1e-7
 
 
-def test_yaml_words_that_are_not_text_are_refused_as_text(tmp_path: Path) -> None:
-    (problem,) = problems_of(write(tmp_path, GOOD.replace("name: small", "name: 0012")))
-    assert problem.startswith("name: input should be a valid string")
+def test_a_yaml_number_is_rejected_as_text(tmp_path: Path) -> None:
+    assert paths_of(problems_of(write(tmp_path, GOOD.replace("name: small", "name: 0012")))) == ["name"]
 
 
 def test_duplicate_keys_are_listed_with_their_lines(tmp_path: Path) -> None:
     problems = problems_of(write(tmp_path, GOOD + "name: again\ntrainer:\n  bf16: true\n  bf16: false\n"))
-    assert problems == (
-        "line 11: name stands here again, first on line 2",
-        "line 14: bf16 stands here again, first on line 13",
-    )
+    assert [re.findall(r"\d+|name|bf16", problem) for problem in problems] == [
+        ["11", "name", "2"],
+        ["14", "bf16", "13"],
+    ]
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("- a\n", "holds a list"), ("a: [1\n", "not YAML"), ("a: !!python/x 1", "not YAML")]
+    ("text", "words"), [("- a\n", "list"), ("a: [1\n", "not YAML"), ("a: !!python/x 1", "not YAML")]
 )
-def test_files_that_are_no_mapping_are_refused(tmp_path: Path, text: str, says: str) -> None:
+def test_files_without_a_mapping_are_rejected(tmp_path: Path, text: str, words: str) -> None:
     (problem,) = problems_of(write(tmp_path, text))
-    assert says in problem
+    assert words in problem
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -347,16 +306,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "nowhere.yaml")
 
 
-def test_secrets_are_refused_and_not_shown(good: Path) -> None:
-    problems = problems_of(good, "--trainer.api-key", "hunter2", "--model.text-config.hub-token=hunter3")
-    assert [problem.split(":")[0] for problem in problems] == ["model.text_config.hub_token", "trainer.api_key"]
+def test_secrets_are_rejected_and_not_shown(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + "report: {max_samples: {password: hunter4}}\n")
+    problems = problems_of(path, "--trainer.api-key", "hunter2", "--model.text-config.auth.hub-token=hunter3")
+    assert paths_of(problems) == ["model.text_config.auth.hub_token", "report.max_samples", "trainer.api_key"]
+    assert sum("environment" in problem for problem in problems) == 2
     assert not any("hunter" in problem for problem in problems)
 
 
 @pytest.mark.parametrize(
     "key", ["api_key", "wandb-api-key", "hub_token", "token", "password", "clientSecret", "HF_TOKEN", "apiKey"]
 )
-def test_keys_that_name_secrets_are_known(key: str) -> None:
+def test_keys_that_name_secrets_are_recognised(key: str) -> None:
     assert looks_secret(key)
 
 
@@ -373,7 +334,7 @@ def test_keys_that_name_secrets_are_known(key: str) -> None:
         "eos_token_id",
     ],
 )
-def test_keys_about_words_are_not_secrets(key: str) -> None:
+def test_keys_of_vocabularies_and_attention_are_not_secrets(key: str) -> None:
     assert not looks_secret(key)
 
 
@@ -390,26 +351,14 @@ def test_trainer_keys_are_the_names_of_training_arguments() -> None:
     assert set(optimizers) <= {optimizer.value for optimizer in OptimizerNames}
 
 
-def test_pipeline_settings_are_those_of_the_pipeline() -> None:
-    from umbrella_data.pipeline.augment import AugmentConfig
-    from umbrella_data.pipeline.pipeline import PipelineConfig
-
-    def fields(section: type) -> dict[str, object]:
-        hidden = {"image_size", "augment"}
-        found = {name: field for name, field in section.model_fields.items() if name not in hidden}
-        return {name: (field.annotation, field.default, field.metadata) for name, field in found.items()}
-
-    assert set(PipelineSettings.model_fields) == set(PipelineConfig.model_fields) - {"image_size"}
-    assert fields(PipelineSettings) == fields(PipelineConfig)
-    assert fields(AugmentSettings) == fields(AugmentConfig)
-
-
-def test_weights_are_passed_on_where_the_mixing_uses_them(good: Path) -> None:
+def test_weights_need_mixing_by_weights(good: Path) -> None:
     rows = '[{"manifest": "a.jsonl", "weight": 3}, {"manifest": "b.jsonl"}]'
     words = ["--data.synthetic", "null", "--data.train", rows]
-    assert load_config(good, [*words, "--data.mixing", "weights"]).data.mixing_weights == [3, 1]
-    assert problems_of(good, *words) == ("data.train.0.weight: would not be used: mixing is proportional",)
-    assert load_config(good).data.mixing_weights == "proportional"
+    assert [each.weight for each in load_config(good, [*words, "--data.mixing", "weights"]).data.train] == [3, 1]
+    (problem,) = problems_of(good, *words)
+    assert problem.startswith("data.mixing: ")
+    assert "train.0.weight" in problem
+    assert "train.1" not in problem
 
 
 def test_every_key_has_a_description() -> None:
@@ -425,12 +374,12 @@ def test_every_key_has_a_description() -> None:
     assert undocumented(RunConfig) == []
 
 
-def test_shipped_configs_load_and_say_what_they_mean() -> None:
+def test_packaged_configs_load_and_state_their_token_counts() -> None:
     paths = sorted(demo_config_path().parent.glob("*.yaml"))
     assert [path.stem for path in paths] == ["bids_small", "demo", "llava_interleave_0.5b"]
     for path in paths:
         config = load_config(path)
         assert list(config.model.modalities) == ["T1", "rsfMRI", "dMRI"]
-        # The token counts in the comments are those of the sizes beside them.
+        # The comments behind the sizes hold the token counts.
         for name, count in re.findall(r"^ +(\w+): \{image_size.*# ([\d,]+)", path.read_text(), flags=re.MULTILINE):
             assert config.model.modalities[name].num_patches == int(count.replace(",", "")), (path, name)

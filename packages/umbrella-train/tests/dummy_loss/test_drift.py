@@ -1,4 +1,4 @@
-"""The forecast of drift against optimisers that really step."""
+"""The forecast of drift against optimizers that really step."""
 
 from __future__ import annotations
 
@@ -141,14 +141,14 @@ def test_a_modality_that_drifts_is_named_once_with_the_remedy(watched, caplog):
     assert watch.as_log()["drift/dMRI"] > 0.02
 
 
-def test_nothing_is_forecast_of_an_optimiser_without_a_rule(watched):
+def test_nothing_is_forecast_of_an_optimizer_without_a_rule(watched):
     tower, _ = watched
     watch = DriftWatch(tower, optimizer=torch.optim.Adagrad(tower.parameters()), dummy_loss=DummyLoss())
     watch.step(frozenset())
     assert watch.as_log() == {}
 
 
-def test_a_resumed_run_goes_on_counting(make_trainer, tmp_path):
+def test_a_resumed_run_continues_counting(make_trainer, tmp_path):
     batches = [[("T1",)]] * 4
     saving = {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 2}
     trainer = make_trainer(batches, **saving)

@@ -43,16 +43,16 @@ def test_scale_zero_keeps_the_graph() -> None:
 
 
 @pytest.mark.parametrize("scale", [-1e-7, math.inf, math.nan])
-def test_scale_when_it_is_no_size_is_refused(scale: float) -> None:
+def test_scale_when_it_is_no_size_is_rejected(scale: float) -> None:
     with pytest.raises(ValueError, match=rf"scale must be finite and not negative, got {scale}"):
         DummyLoss(scale=scale)
 
 
-def test_reduction_when_unknown_is_refused() -> None:
+def test_reduction_when_unknown_is_rejected() -> None:
     with pytest.raises(ValueError, match="must be 'unit' or 'sum', got 'mean'"):
         DummyLoss(reduction="mean")  # type: ignore[arg-type]
 
 
-def test_sum_reduction_without_sizes_is_refused() -> None:
+def test_sum_reduction_without_sizes_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"sizes=model\.dummy_sizes\(\)"):
         DummyLoss(reduction="sum")

@@ -36,7 +36,7 @@ def test_bootstrap_interval_follows_its_seed() -> None:
     assert bootstrap_interval(**arguments, seed=1) == bootstrap_interval(**arguments, seed=1)
 
 
-def test_intervals_over_nothing_are_refused() -> None:
+def test_intervals_over_nothing_are_rejected() -> None:
     with pytest.raises(ValueError, match="0 observations"):
         wilson_interval(0.5, count=0)
     with pytest.raises(ValueError, match="0 observations"):

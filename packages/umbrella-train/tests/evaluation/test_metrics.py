@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from umbrella_data.bids.questions import ScanFacts, number_question
+from umbrella_data.bids.questions import ScanMetadata, number_question
 from umbrella_data.manifest.sample import ANSWER_TYPES, Answer
 from umbrella_train.evaluation.metrics import SCORERS, Condition, Prediction, score_answer, summarise
 
@@ -54,7 +54,7 @@ def test_choice_is_the_option_itself(generated: str, value: float, is_parsed: bo
 
 @pytest.mark.parametrize("value", [1512345.5, 1.234e-05, 7e-10, -38.78, 0.1 + 0.2, 2e15])
 def test_number_as_it_is_taught_is_scored_as_exact(value: float) -> None:
-    asked = number_question("volume", unit="mm3").ask(ScanFacts("T1", labels={"volume": value}), draw=0)
+    asked = number_question("volume", unit="mm3").ask(ScanMetadata("T1", labels={"volume": value}), draw=0)
     assert asked is not None
     _, words, answer = asked
     assert score_answer(words, Answer(**answer)).value == 0

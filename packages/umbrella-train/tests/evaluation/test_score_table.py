@@ -52,7 +52,7 @@ def rows_of(table: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows if "/" in row[0] or row[0] in ("T1", "dMRI")}
 
 
-def test_shares_stand_beside_what_guessing_gives(metrics: dict[str, float]) -> None:
+def test_shares_stand_next_to_what_guessing_gives(metrics: dict[str, float]) -> None:
     hits, _ = score_table(metrics).split("\n\n")
     rows = rows_of(hits)
     words = "right answers own scan no scan guessing commonest answer unreadable subjects"
@@ -71,7 +71,7 @@ def test_a_modality_is_summed_up_where_it_was_asked_several_questions(metrics: d
 def test_errors_have_a_table_of_their_own_also_where_no_answer_could_be_read(metrics: dict[str, float]) -> None:
     _, errors = score_table(metrics).split("\n\n")
     rows = rows_of(errors)
-    words = "mean error own scan another's scan best constant unreadable subjects"
+    words = "mean error own scan another's scan best constant guess unreadable subjects"
     assert sorted(errors[: errors.index("T1/age")].split()) == sorted(words.split())
     assert rows["T1/age"] == [f"3 ({rows['T1/age'][0][3:-1]})", "8", "0", "25.0 %", "4"]
     assert rows["dMRI/age"] == ["–", "–", "0", "100.0 %", "1"]

@@ -18,13 +18,14 @@ from umbrella_data.manifest.sample import Answer
 from umbrella_train.config import dump_config, load_config
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation.metrics import CONDITIONS, Condition, Prediction, score_answer, summarise
+from umbrella_train.evaluation.score_table import Cell
 from umbrella_train.report import build_report
 from umbrella_train.report.answers import accuracy_figure
 from umbrella_train.report.curves import MAX_POINTS, gradient_figure, loss_figure
 from umbrella_train.report.figure_style import modality_colours
 from umbrella_train.report.page import without_paths
 from umbrella_train.report.run_data import gradient_norms, points, read_run
-from umbrella_train.report.tables import error_rows, hit_rows
+from umbrella_train.report.tables import score_tables
 from umbrella_train.run_folder import RunFolder
 
 MODALITIES = ("T1", "rsfMRI", "dMRI")
@@ -179,9 +180,11 @@ def test_questions_without_one_readable_answer_are_in_the_table(tmp_path: Path) 
     predictions = [prediction("T1", "age", number, "accuracy", "no idea", answer) for number in range(3)]
     run.append_metrics({"step": 60, **summarise(predictions)})
     run.write_predictions(one.to_row() for one in predictions)
-    (row,) = error_rows(read_run(run.path, name="demo"))
-    assert (row["name"], row["unit"], row["unparsed"]) == ("T1 · age", "years", "100.0 %")
-    assert row["cells"][0] == ("–", "")
+    (table,) = score_tables([read_run(run.path, name="demo")])
+    (row,) = table["rows"]
+    assert (table["is_of_errors"], row["name"], row["unit"]) == (True, "T1 · age", "years")
+    assert row["cells"]["unparsed"].value == "100.0 %"
+    assert row["cells"]["error"] == Cell("–")
     assert "numbers" in Page(build_report([run.path])).sections
 
 
@@ -193,8 +196,9 @@ def test_a_question_that_is_asked_in_two_ways_is_in_both_tables(tmp_path: Path) 
     predictions = [prediction("T1", "age", index, "accuracy", *each) for index, each in enumerate(said)]
     run.append_metrics({"step": 60, **summarise(predictions)})
     data = read_run(run.path, name="demo")
-    assert [row["cells"][0][0] for row in error_rows(data)] == ["2"]
-    assert [row["cells"][0][0] for row in hit_rows(data)] == ["100.0 %"]
+    hits, errors = score_tables([data])
+    assert [row["cells"]["accuracy"].value for row in hits["rows"]] == ["100.0 %"]
+    assert [row["cells"]["error"].value for row in errors["rows"]] == ["2"]
 
 
 def test_report_of_a_crashed_run_says_so(tmp_path: Path) -> None:
@@ -215,7 +219,7 @@ def test_report_of_a_run_that_logged_nothing(tmp_path: Path) -> None:
     assert page.sections == ["notes", "configuration"]
     words = " ".join(page.words)
     assert "config.yaml: line 2: not YAML" in words
-    assert "holds no training loss" in words
+    assert "has no training loss" in words
 
 
 def test_losses_that_are_not_finite_are_counted_and_marked(tmp_path: Path) -> None:
@@ -227,7 +231,7 @@ def test_losses_that_are_not_finite_are_counted_and_marked(tmp_path: Path) -> No
     assert sum(list(line.get_xdata()) == [65, 65] for line in axes.lines) == 1
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run's folder"):
         build_report([tmp_path])
 
@@ -245,13 +249,13 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     assert len([image for image in page.images if "png" in image]) == 3
 
 
-def test_runs_of_one_name_are_told_apart_by_their_place(tmp_path: Path) -> None:
+def test_runs_of_one_name_are_reported_apart_by_their_place(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / place) for place in ("a", "b")]
     page = Page(build_report([run.path for run in runs], output=tmp_path / "both.html"))
     assert {"a/demo", "b/demo"} <= set(page.words)
 
 
-def test_gradient_norms_are_told_apart_by_their_keys(tmp_path: Path) -> None:
+def test_gradient_norms_are_reported_apart_by_their_keys(tmp_path: Path) -> None:
     norms = gradient_norms(read_run(make_run(tmp_path).path, name="demo").training)
     assert set(norms) == set(MODALITIES)
     assert norms["rsfMRI"].active.steps == (5, 20, 35, 50)

@@ -62,7 +62,7 @@ def test_a_second_stage_trains_all_of_what_the_first_one_left(
     a, b = (before[merged.replace("base_layer", f"lora_{each}.default")] for each in "AB")
     assert b.abs().max() > 0
     torch.testing.assert_close(after[merged.replace("base_layer.", "")], before[merged] + 4 / 2 * b @ a)
-    assert "was trained on other scans" not in caplog.text
+    assert "was trained" not in caplog.text
     model = build_parts(second_stage(make_config, tmp_path, first)).model
     assert all(row.num_trainable == row.num_parameters for row in parameter_table(model))
 
@@ -79,7 +79,7 @@ def test_the_same_adapters_go_on_as_adapters(make_config: MakeConfig, first: Pat
     assert other.config.lora["rank"] == 16
 
 
-def test_a_model_of_other_sizes_is_refused_with_all_that_differs(
+def test_a_model_of_other_sizes_is_rejected_with_all_that_differs(
     make_config: MakeConfig, first: Path, tmp_path: Path
 ) -> None:
     sizes = {
@@ -91,10 +91,9 @@ def test_a_model_of_other_sizes_is_refused_with_all_that_differs(
     )
     with pytest.raises(RunError) as caught:
         build_parts(config)
-    assert str(caught.value).splitlines() == [
-        f"model.pretrained: {first} is another model than this config's:",
-        "  modalities, in the order of their tags, are rsfMRI, T1, dMRI there and T1, rsfMRI here; new ones "
-        "stand behind",
+    assert str(first) in str(caught.value)
+    assert str(caught.value).splitlines()[1:] == [
+        "  modalities, in the order of their tags, are rsfMRI, T1, dMRI there and T1, rsfMRI here; new ones come last",
         "  T1: patch_size is [8, 8, 8] there and [8, 8, 4] here",
         "  rsfMRI: pool is [1, 1, 1, 1] there and [1, 1, 2, 1] here",
         "  vision_feature_layer is -1 there and -2 here",
@@ -126,15 +125,16 @@ def test_a_new_modality_stands_behind_the_old_ones(
         build_parts(config)
 
 
-def test_another_tokenizer_than_the_models_own_is_refused(make_config: MakeConfig, first: Path, tmp_path: Path) -> None:
+def test_another_tokenizer_than_the_models_is_rejected(make_config: MakeConfig, first: Path, tmp_path: Path) -> None:
     tokenizer = build_byte_tokenizer()
     tokenizer.add_tokens(["<other>"])
     tokenizer.save_pretrained(tmp_path / "words")
-    with pytest.raises(RunError, match=r"^model\.tokenizer: its id of '<other>' is not that of the tokenizer that"):
+    with pytest.raises(RunError, match=r"^model\.tokenizer: its id of '<other>' differs"):
         build_parts(second_stage(make_config, tmp_path, first, tokenizer=str(tmp_path / "words")))
 
 
-def test_without_peft_a_model_with_adapters_is_refused_in_words(
+@pytest.mark.isolated
+def test_without_peft_a_model_with_adapters_is_rejected_with_a_message(
     make_config: MakeConfig, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
@@ -144,7 +144,7 @@ def test_without_peft_a_model_with_adapters_is_refused_in_words(
         build_parts(make_config(tmp_path, model={"learn": {"preset": "lora"}}))
 
 
-def test_scans_that_are_prepared_otherwise_are_told(
+def test_scans_that_are_prepared_otherwise_are_reported(
     make_config: MakeConfig, first: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = second_stage(make_config, tmp_path, first)
@@ -152,7 +152,7 @@ def test_scans_that_are_prepared_otherwise_are_told(
     config = RunConfig.model_validate({**config.model_dump(mode="json"), "data": data})
     assert train(config, dry_run=True) is None
     assert (
-        "data.pipelines.T1: the model was trained on other scans: normalise zscore (then: foreground_zscore)"
+        "data.pipelines.T1: preprocessing differs from the model's: normalise zscore (then: foreground_zscore)"
         in caplog.text
     )
     assert "data.pipelines.rsfMRI" not in caplog.text

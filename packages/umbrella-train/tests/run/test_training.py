@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from umbrella_data.cli import main as umbrella_data
 from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_model import UmbrellaForConditionalGeneration
 from umbrella_train.config import RunConfig, dump_config, load_config
@@ -90,17 +91,24 @@ def test_metrics_are_lines_of_loss_gradients_and_evaluation(folder: Path) -> Non
             assert 0 <= scores[f"eval/{condition}/{modality}"] <= 1
 
 
-def test_no_subject_is_named_but_in_the_config(folder: Path, cohort: DemoCohort) -> None:
+def test_no_subject_is_named_except_in_the_config_and_the_table_of_names(
+    folder: Path, cohort: DemoCohort, capsys: pytest.CaptureFixture[str]
+) -> None:
     manifests = (cohort.train_manifest, cohort.test_manifest)
     subjects = {json.loads(line)["subject"] for path in manifests for line in path.read_text().splitlines()}
     assert len(subjects) == 8
     pattern = re.compile("|".join(subjects).encode())
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "config.yaml"]
+    files.remove(folder / "names.jsonl")  # the table for umbrella-data whois, readable by its owner only
     assert len(files) > 15
     assert [path.name for path in files if pattern.search(path.read_bytes())] == []
     predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len({row["subject"] for row in predictions}) == 2
-    assert all(re.fullmatch(r"[0-9a-f]{16}", row["subject"]) for row in predictions)
+    for pseudonym in {row["subject"] for row in predictions}:
+        assert re.fullmatch(r"[0-9a-f]{16}", pseudonym)
+        assert umbrella_data(["whois", pseudonym, "--in", str(folder)]) == 0
+    assert set(capsys.readouterr().out.split()) <= subjects
+    assert (folder / "names.jsonl").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_picture_of_each_modality_is_drawn(folder: Path) -> None:
@@ -151,7 +159,7 @@ def test_a_part_of_the_evaluation_leaves_the_runs_results(
 
 def test_a_run_that_did_not_end_cannot_be_scored(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((folder / "config.yaml").read_text())
-    with pytest.raises(RunError, match="holds no model; the run did not end"):
+    with pytest.raises(RunError, match="has no model"):
         evaluate_run(tmp_path)
 
 
@@ -164,7 +172,7 @@ def test_a_run_without_evaluation_manifests_says_what_to_name(folder: Path, tmp_
 
 
 @pytest.mark.parametrize("is_dry", [False, True])
-def test_too_few_samples_to_evaluate_are_told_before_training(
+def test_too_few_samples_to_evaluate_are_reported_before_training(
     make_config: MakeConfig, cohort: DemoCohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_dry: bool
 ) -> None:
     few = tmp_path / "few.jsonl"

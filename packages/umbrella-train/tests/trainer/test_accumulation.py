@@ -69,7 +69,7 @@ def test_supervised_tokens_are_counted_for_each_modality(
     }
 
 
-def test_a_bad_gradient_is_told_apart_from_a_bad_loss() -> None:
+def test_a_bad_gradient_is_reported_apart_from_a_bad_loss() -> None:
     window = window_with(1.0)
     facts = window.close(has_bad_gradient=torch.tensor(True))
     assert (facts.is_loss_finite, facts.is_gradient_finite) == (True, False)

@@ -1,4 +1,4 @@
-"""From the config to Hugging Face's arguments, and what a launch is refused for."""
+"""From the config to Hugging Face's arguments, and what a launch is rejected for."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def test_world_size_that_was_not_meant_names_both_numbers(make_config: MakeConfi
     build_arguments(make_config(tmp_path, trainer={"world_size": 1, "use_cpu": True}), output_dir=tmp_path)
 
 
-def test_fp16_on_a_cpu_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"fp16: needs a GPU: .* use bf16"):
+def test_fp16_on_a_cpu_is_rejected(make_config: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.use_cpu\n.*use bf16"):
         make_config(tmp_path, trainer={"fp16": True, "use_cpu": True})
 
 
-def test_fp16_without_a_gpu_is_refused_at_the_launch(
+def test_fp16_without_a_gpu_is_rejected_at_the_launch(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

@@ -24,6 +24,6 @@ def test_present_multiplies_a_patch_embeds_gradient_by_all_tokens_over_its_own(t
         owner = next((modality for modality in FACTORS if f"{modality}_patch_embed" in name), None)
         factor = 1.0 if owner is None else FACTORS[owner]
         assert torch.allclose(present.gradients[0][name], gradient * factor, rtol=1e-5, atol=1e-12), name
-    # Logged are the gradients that the optimiser sees.
+    # Logged are the gradients that the optimizer sees.
     key = "grad/[dMRI]/vision_tower.dMRI_patch_embed"
     assert present.log[0][key] == pytest.approx(mean.log[0][key] * FACTORS["dMRI"], rel=1e-5)

@@ -71,7 +71,7 @@ def test_offline_run_holds_the_metrics_and_nothing_of_the_machine(
 ) -> None:
     work = home / "somewhere"
     shutil.copytree(cohort.train_manifest.parent, work / SECRET)
-    # Credentials of another service: wandb would refuse to start with them.
+    # Credentials of another service: wandb would reject to start with them.
     (home / ".netrc").write_text("machine example.org login me password word\n")
     commit = commit_something(work)
     config = make_config(Path("runs"), trainer={"max_steps": 1, "use_cpu": True, "report_to": ["wandb"]})
@@ -81,7 +81,7 @@ def test_offline_run_holds_the_metrics_and_nothing_of_the_machine(
     command = [sys.executable, "-m", "umbrella_train", *options]
     done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "no key for api.wandb.ai: this run is kept offline" in done.stderr
+    assert "no key for api.wandb.ai" in done.stderr
     files = {path: path.read_bytes() for path in (work / "runs" / "wandb").rglob("*") if path.is_file()}
     (record,) = [content for path, content in files.items() if path.suffix == ".wandb" and not path.is_symlink()]
     for name in (b"train/loss", b"eval/accuracy/T1", b"learning_rate", b"patch_size"):

@@ -96,6 +96,6 @@ def test_loss_is_weighted_by_tokens_and_counts_samples() -> None:
     assert num_samples == 6
 
 
-def test_predict_is_refused_and_the_way_is_told(make_trainer) -> None:
+def test_predict_is_rejected_and_the_way_is_reported(make_trainer) -> None:
     with pytest.raises(RunError, match="umbrella-eval"):
         make_trainer([[("T1",)]]).predict([])

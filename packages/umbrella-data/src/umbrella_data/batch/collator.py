@@ -1,4 +1,4 @@
-"""Examples to a batch: text padded to the longest row, volumes stacked by modality, a modality tag at each position."""
+"""Collator: pads text to the longest row, stacks volumes by modality, adds a modality tag for each position."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from umbrella_data.batch.example import Example, ExampleScan, ReadExamples
+from umbrella_data.batch.example import Example, ExampleScan
 from umbrella_data.chat.encoder import IGNORE_INDEX
-from umbrella_data.memory.batch_buffer import BatchMemory, stack
+from umbrella_data.memory.shared_pool import stack
 
 
 class PaddingCollator:
-    """Builds the plain dict that the model takes.
+    """Builds the batch that the model takes, a plain dict.
 
     Args:
         pad_token_id: Fills `input_ids` up to the longest row: `tokenizer.pad_token_id`. A tokenizer without one (GPT-2,
@@ -22,7 +22,7 @@ class PaddingCollator:
         padding_side: `right` to train, `left` to generate.
 
     Raises:
-        ValueError: If the order is empty of sense: names twice, or an unknown side. If `pad_token_id` is None.
+        ValueError: If a modality is named twice, the side is unknown, or `pad_token_id` is None.
     """
 
     def __init__(self, *, pad_token_id: int, modality_order: Sequence[str], padding_side: str = "right") -> None:
@@ -43,7 +43,7 @@ class PaddingCollator:
 
         Returns:
             `input_ids`, `attention_mask`, `labels` and `modality_ids`, each (B, L) int64, and `pixel_values`:
-            {modality: (N_m, C, X, Y, Z) or (N_m, C, X, Y, Z, T)}, in which a modality that is absent is no key.
+            {modality: (N_m, C, X, Y, Z) or (N_m, C, X, Y, Z, T)}, an absent modality is an absent key.
 
         Raises:
             ValueError: If scans and their positions in the text do not agree, with both counts, or if two scans of a
@@ -64,8 +64,7 @@ class PaddingCollator:
             labels[row, place] = example.labels
             attention_mask[row, place] = 1
             modality_ids[row, place] = self._tag(example)
-        memory = examples.memory if isinstance(examples, ReadExamples) else None
-        pixel_values = self._stack([scan for example in examples for scan in example.scans], memory=memory)
+        pixel_values = self._stack([scan for example in examples for scan in example.scans])
         _check_image_tokens(input_ids, modality_ids, attention_mask)
         return {
             "input_ids": input_ids,
@@ -84,7 +83,7 @@ class PaddingCollator:
         end = 0
         for scan in example.scans:
             if scan.modality not in self._tags:
-                raise ValueError(f"example {example.index} holds a {scan.modality} scan, but modality_order is "
+                raise ValueError(f"example {example.index} has a {scan.modality} scan, but modality_order is "
                                  f"{', '.join(self.modality_order) or 'empty'}")  # fmt: skip
             stop = scan.start + scan.num_tokens
             if scan.start < end or scan.num_tokens < 1 or stop > length:
@@ -94,7 +93,7 @@ class PaddingCollator:
             end = stop
         return tags
 
-    def _stack(self, scans: Sequence[ExampleScan], *, memory: BatchMemory | None) -> dict[str, torch.Tensor]:
+    def _stack(self, scans: Sequence[ExampleScan]) -> dict[str, torch.Tensor]:
         stacked: dict[str, torch.Tensor] = {}
         for modality in self.modality_order:
             chosen = [scan for scan in scans if scan.modality == modality]
@@ -107,12 +106,12 @@ class PaddingCollator:
                 if len(values) > 1:
                     raise ValueError(f"{modality} scans of one batch differ in {name}: {sorted(values)}; one pipeline "
                                      "and one model size serve a modality")  # fmt: skip
-            stacked[modality] = stack([scan.volume for scan in chosen], modality=modality, memory=memory)
+            stacked[modality] = stack([scan.volume for scan in chosen])
         return stacked
 
 
 def _check_image_tokens(input_ids: torch.Tensor, modality_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
-    """Every position of a scan holds the image token, and no other position does."""
+    """Every position of a scan has the image token, and no other position does."""
     owned = modality_ids > 0
     if not owned.any():
         return
@@ -122,5 +121,5 @@ def _check_image_tokens(input_ids: torch.Tensor, modality_ids: torch.Tensor, att
     num_tokens = int(((input_ids == tokens[0]) & (attention_mask == 1)).sum())
     num_owned = int(owned.sum())
     if num_tokens != num_owned:
-        raise ValueError(f"the text holds {num_tokens} image tokens, but its scans own {num_owned} positions; the "
+        raise ValueError(f"the text has {num_tokens} image tokens, but its scans own {num_owned} positions; the "
                          "tokenizer side and num_image_tokens must agree")  # fmt: skip

@@ -1,15 +1,13 @@
-"""An example: what a data set gives and the collator takes."""
+"""Examples: what a data set returns and the collator takes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
-
-from umbrella_data.memory.batch_buffer import BatchMemory, reading
 
 
 class ScanPipeline(Protocol):
@@ -18,9 +16,9 @@ class ScanPipeline(Protocol):
     def __call__(
         self, paths: Sequence[Path], /, *, generator: torch.Generator | None, mask: Path | None = None
     ) -> torch.Tensor:
-        """A volume (C, X, Y, Z) or series (C, X, Y, Z, T), float32 or float16; without a generator nothing is drawn.
+        """A volume (C, X, Y, Z) or series (C, X, Y, Z, T), float32 or float16; nothing is random without a generator.
 
-        A mask is given for scans alone that have one.
+        A mask is passed only for scans that have one.
         """
 
 
@@ -30,7 +28,7 @@ class ExampleScan:
 
     Attributes:
         modality: Its canonical name.
-        volume: (C, X, Y, Z) or (C, X, Y, Z, T), float32; float16 as the cache holds it.
+        volume: (C, X, Y, Z) or (C, X, Y, Z, T), float32; float16 as the cache has it.
         start: First of its positions in `input_ids`.
         num_tokens: Number of its positions.
     """
@@ -43,38 +41,16 @@ class ExampleScan:
 
 @dataclass(frozen=True)
 class Example:
-    """What the collator takes.
+    """One encoded conversation with its scans.
 
     Attributes:
         input_ids: (L,) int64.
-        labels: (L,) int64, -100 where nothing is learned.
+        labels: (L,) int64, -100 where no loss is taken.
         scans: The scans in reading order.
-        index: The virtual index that it was made from.
+        index: The virtual index in its data set.
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
     scans: tuple[ExampleScan, ...]
     index: int
-
-
-class ReadExamples(list[Example]):
-    """The examples of one batch, with the memory that their scans may lie in.
-
-    Attributes:
-        memory: That memory.
-    """
-
-    def __init__(self, examples: Sequence[Example], *, memory: BatchMemory) -> None:
-        super().__init__(examples)
-        self.memory = memory
-
-
-def read_together(indices: Sequence[int], read: Callable[[int], Example]) -> ReadExamples:
-    """Read the examples of one batch; pipelines find places for their scans with `next_place` meanwhile."""
-    memory = BatchMemory(len(indices))
-    token = reading.set(memory)
-    try:
-        return ReadExamples([read(index) for index in indices], memory=memory)
-    finally:
-        reading.reset(token)

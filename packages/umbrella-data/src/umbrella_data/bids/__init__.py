@@ -1,1 +1,1 @@
-"""From a BIDS tree and its tables of participants to manifests."""
+"""BIDS trees: finding scans, reading `participants.tsv`, and writing manifests of questions."""

@@ -1,7 +1,7 @@
-"""One version of each scan out of several, as fMRIPrep and QSIPrep write them: by space and description.
+"""BIDS derivatives (fMRIPrep, QSIPrep): choosing one version of each scan, and finding its brain mask.
 
-Such a tree holds a scan in the scanner's space and in templates, at several resolutions, before and after steps. The
-entities `space`, `res`, `den`, `cohort` and `desc` of a file's name tell these versions of one scan apart (BIDS
+A derivative tree has several versions of a scan: in native and template spaces, at several resolutions, before and
+after processing steps. The entities `space`, `res`, `den`, `cohort` and `desc` of the file name distinguish them (BIDS
 specification, "BIDS Derivatives").
 """
 
@@ -12,26 +12,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from umbrella_data.bids.layout import BidsListing, BidsScan
-from umbrella_data.scan.brain_mask import mask_beside
+from umbrella_data.bids.layout import BidsListing, BidsScan, add_counts
+from umbrella_data.files.paths import scan_stem
 
 _VERSION_ENTITIES = ("space", "res", "den", "cohort", "desc")
 _PREPROCESSED = "preproc"
-# What a scan without `space` lies in: the grid that it was acquired on, or the subject's own anatomy.
-_OWN_SPACES = ("", "T1w", "ACPC", "orig")
+# Native spaces, best first: no `space` entity (the acquired grid), then those of the subject's own anatomy.
+_NATIVE_SPACES = ("", "T1w", "ACPC", "orig")
 
 
 def choose_versions(listing: BidsListing, *, space: str | None = None, desc: str | None = None) -> BidsListing:
     """Keep one version of each scan.
 
     Args:
-        listing: The scans of a tree, raw or derived.
-        space: Such as `MNI152NLin2009cAsym`: versions in other spaces are left out. None takes the subject's own space,
-            and where there is none, the first one by name.
-        desc: Such as `preproc`: others are left out. None prefers `preproc`, then no description.
+        listing: The scans of a raw or a derivative tree.
+        space: Keep only versions in this space, such as `MNI152NLin2009cAsym`. None prefers a native space, then the
+            first one by name.
+        desc: Keep only versions with this description, such as `preproc`. None prefers `preproc`, then no description.
 
     Returns:
-        The listing with a note for what was left out. A raw tree comes back as it was.
+        The listing with messages about the versions that were left out. The listing of a raw tree is unchanged.
     """
     versions: dict[tuple[str, ...], list[BidsScan]] = defaultdict(list)
     for scan in listing.scans:
@@ -45,27 +45,21 @@ def choose_versions(listing: BidsListing, *, space: str | None = None, desc: str
         if fitting:
             kept.append(min(fitting, key=_rank))
         left_out.update(_version(scan) for scan in candidates if scan not in kept[-1:])
-    notes = list(listing.notes)
-    if left_out:
-        kinds = ", ".join(f"{count} {version}" for version, count in sorted(left_out.items()))
-        notes.append(f"other versions of scans, left out: {kinds}")
+    scans = tuple(sorted(kept, key=lambda scan: scan.path))
+    chosen = add_counts(BidsListing(scans, listing.messages), "other versions of scans, left out", left_out)
     if num_without:
         wanted = ", ".join(f"{key}-{value}" for key, value in (("space", space), ("desc", desc)) if value is not None)
-        notes.append(f"{num_without} scans have no version with {wanted}")
-    return BidsListing(tuple(sorted(kept, key=lambda scan: scan.path)), tuple(notes))
+        chosen = replace(chosen, messages=(*chosen.messages, f"{num_without} scans have no version with {wanted}"))
+    return chosen
 
 
 def add_masks(listing: BidsListing, *, root: Path) -> BidsListing:
-    """Give each scan the brain mask that stands beside it: see `umbrella_data.scan.brain_mask.mask_beside`.
-
-    Returns:
-        The listing with a note of how many have one.
-    """
-    found = [(scan, mask_beside(root / scan.path)) for scan in listing.scans]
+    """Add the brain mask of each scan that has one, see `sibling_mask`, and a message with their number."""
+    found = [(scan, sibling_mask(root / scan.path)) for scan in listing.scans]
     scans = [scan if mask is None else replace(scan, mask=mask.relative_to(root).as_posix()) for scan, mask in found]
     num_masked = sum(scan.mask is not None for scan in scans)
-    note = f"{num_masked} of {len(scans)} scans have a brain mask beside them: all outside of it is set to 0"
-    return BidsListing(tuple(scans), (*listing.notes, *([note] if num_masked else [])))
+    message = f"{num_masked} of {len(scans)} scans have a brain mask: voxels outside of it are set to 0"
+    return BidsListing(tuple(scans), (*listing.messages, *([message] if num_masked else [])))
 
 
 def _entities(scan: BidsScan) -> dict[str, str]:
@@ -74,15 +68,15 @@ def _entities(scan: BidsScan) -> dict[str, str]:
 
 
 def _identity(scan: BidsScan) -> tuple[str, ...]:
-    """What all versions of one scan share."""
+    """The modality and the entities that all versions of one scan share."""
     entities = _entities(scan)
     return (scan.modality, *(f"{key}-{value}" for key, value in entities.items() if key not in _VERSION_ENTITIES))
 
 
 def _version(scan: BidsScan) -> str:
     entities = _entities(scan)
-    words = [f"{key}-{entities[key]}" for key in _VERSION_ENTITIES if key in entities]
-    return "_".join(words) or "without space and desc"
+    pairs = [f"{key}-{entities[key]}" for key in _VERSION_ENTITIES if key in entities]
+    return "_".join(pairs) or "without space and desc"
 
 
 def _fits(scan: BidsScan, key: str, wanted: str | None) -> bool:
@@ -90,8 +84,22 @@ def _fits(scan: BidsScan, key: str, wanted: str | None) -> bool:
 
 
 def _rank(scan: BidsScan) -> tuple[object, ...]:
-    """Smaller is better: preprocessed, in the subject's own space, of the first name."""
+    """A sort key, best version first: preprocessed, then in a native space, then by path."""
     entities = _entities(scan)
     desc, space = entities.get("desc", ""), entities.get("space", "")
-    by_space = _OWN_SPACES.index(space) if space in _OWN_SPACES else len(_OWN_SPACES)
+    by_space = _NATIVE_SPACES.index(space) if space in _NATIVE_SPACES else len(_NATIVE_SPACES)
     return (desc != _PREPROCESSED, desc != "", by_space, scan.path)
+
+
+def sibling_mask(scan: Path) -> Path | None:
+    """The brain mask next to a derivative scan, by its BIDS name; None if there is none.
+
+    `sub-01_space-T1w_desc-preproc_bold.nii.gz` -> `sub-01_space-T1w_desc-brain_mask.nii.gz`, as fMRIPrep and QSIPrep
+    name them. A raw scan, without `space` and `desc`, has none.
+    """
+    *entities, _ = scan_stem(scan.name).split("_")
+    if not any(entity.startswith(("space-", "desc-")) for entity in entities):
+        return None
+    stem = "_".join([*(entity for entity in entities if not entity.startswith("desc-")), "desc-brain_mask"])
+    candidates = (scan.with_name(stem + ending) for ending in (".nii.gz", ".nii"))
+    return next((file for file in candidates if file.exists()), None)

@@ -1,4 +1,7 @@
-"""The scans of a raw BIDS tree: found by their names, then proven readable one by one."""
+"""Scans of a BIDS tree: found by file name, then validated one by one.
+
+BIDS suffixes such as `T1w` and their modalities are in `umbrella_data.modality.MODALITIES`.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,25 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from umbrella_data.bids.notes import NoteList
-from umbrella_data.bids.questions import ScanFacts
+from umbrella_data.bids.messages import MessageList
+from umbrella_data.bids.questions import ScanMetadata
 from umbrella_data.errors import ManifestError, ScanError, ScanReason
-from umbrella_data.manifest.sample import resolve_inside, resolve_scan
+from umbrella_data.manifest.path_safety import resolve_inside, resolve_scan
 from umbrella_data.modality import MODALITIES
 from umbrella_data.scan.verify import verify_scan
 
-# Folders at the top of a tree that hold no raw scans (BIDS specification, "Storage of derived datasets" and "Code").
+# Top-level folders without raw scans (BIDS specification, "Storage of derived datasets" and "Code").
 _SKIPPED_FOLDERS = ("derivatives", "sourcedata", "code", "stimuli", "phenotype")
 _SCAN_NAME = re.compile(
     r"(?P<name>(?P<subject>sub-[A-Za-z0-9]+)(?:_[A-Za-z0-9+-]+)*_(?P<suffix>[A-Za-z0-9]+))\.nii(\.gz)?"
 )
-# The phase and the parts of complex images are no pictures of a brain.
+# Phase images and the parts of complex images are skipped; magnitude images are read.
 _OTHER_PART = re.compile(r"_part-(phase|real|imag)_")
 
-_LINKED = "links to folders, not followed: copy them (cp -rL), or name the folder that they lead to as ROOT"
+_LINKED_FOLDERS = "links to folders, not followed: copy them (cp -rL), or give their target as ROOT"
 
 _MODALITY_OF = {
     (spec.bids_datatype, suffix): spec.name for spec in MODALITIES.values() for suffix in spec.bids_suffixes
@@ -33,14 +36,14 @@ _MODALITY_OF = {
 
 @dataclass(frozen=True)
 class BidsScan:
-    """A scan found in a tree.
+    """A scan of a BIDS tree.
 
     Attributes:
         name: The file name without its extension.
-        subject: Such as `sub-01`.
+        subject: The subject's label, such as `sub-01`.
         modality: The canonical name.
-        path: Relative to the tree (or to a folder that holds it), with forward slashes.
-        mask: Its brain mask, named as `path` is; None where there is none, or it is not wanted.
+        path: Relative to the tree or to `data_root`, with forward slashes.
+        mask: Path of its brain mask, relative as `path`; None without one.
     """
 
     name: str
@@ -52,29 +55,29 @@ class BidsScan:
 
 @dataclass(frozen=True)
 class BidsListing:
-    """What a tree holds.
+    """The scans of a BIDS tree.
 
     Attributes:
-        scans: In the order of their paths.
-        notes: What was passed over, and why, one sentence a kind.
+        scans: Sorted by path.
+        messages: Skipped files and the reasons, one message for each kind.
     """
 
     scans: tuple[BidsScan, ...]
-    notes: tuple[str, ...]
+    messages: tuple[str, ...]
 
 
 def find_scans(root: Path) -> BidsListing:
-    """List the scans of the known modalities in a raw BIDS tree, without opening one.
+    """List the scans of the known modalities in a BIDS tree by their names; no scan is opened.
 
     Raises:
-        ManifestError: If there is no such folder.
+        ManifestError: If the folder does not exist.
     """
     if not root.is_dir():
-        raise ManifestError("no such folder; from-bids needs the top folder of a BIDS tree", path=root)
+        raise ManifestError("no such folder; give the top folder of a BIDS tree", path=root)
     scans: dict[str, BidsScan] = {}
-    notes = NoteList()
+    messages = MessageList()
     others: Counter[str] = Counter()
-    for folder, names in _walk(root, notes):
+    for folder, names in _walk(root, messages):
         for name in names:
             match = _SCAN_NAME.fullmatch(name)
             modality = _MODALITY_OF.get((folder.name, match["suffix"])) if match else None
@@ -82,66 +85,64 @@ def find_scans(root: Path) -> BidsListing:
             if match is None or modality is None or _OTHER_PART.search(name):
                 others[match["suffix"] if match else "without a BIDS name"] += 1
             elif not path.startswith(f"{match['subject']}/"):
-                notes.add("scans that stand in the folder of another subject, left out", path)
+                messages.add("scans in the folder of another subject, left out", path)
             elif match["name"] in scans:
-                notes.add("scans that stand there twice, left out", f"{path}, the same as {scans[match['name']].path}")
+                messages.add("duplicate scans, left out", f"{path}, the same as {scans[match['name']].path}")
             else:
                 scans[match["name"]] = BidsScan(match["name"], match["subject"], modality, path)
-    sentences = list(notes.sentences())
-    if others:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
-        sentences.append(f"other NIfTI files, left out: {kinds}")
-    return BidsListing(tuple(scans.values()), tuple(sentences))
+    return add_counts(BidsListing(tuple(scans.values()), tuple(messages)), "other NIfTI files, left out", others)
+
+
+def add_counts(listing: BidsListing, kind: str, counts: Counter[str]) -> BidsListing:
+    """Add a message that lists the counts of a kind of skipped files, if there are any."""
+    if not counts:
+        return listing
+    counted = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    return replace(listing, messages=(*listing.messages, f"{kind}: {counted}"))
 
 
 def keep_modalities(listing: BidsListing, modalities: Collection[str]) -> BidsListing:
-    """Leave out the scans of other modalities, with a note of how many there are.
-
-    Args:
-        listing: The scans of a tree.
-        modalities: Canonical names.
-    """
+    """Keep the scans of these modalities (canonical names), with a message that counts the others."""
     others = Counter(scan.modality for scan in listing.scans if scan.modality not in modalities)
-    kinds = ", ".join(f"{count} {modality}" for modality, count in sorted(others.items()))
     kept = tuple(scan for scan in listing.scans if scan.modality in modalities)
-    return BidsListing(kept, (*listing.notes, *([f"scans of other modalities, left out: {kinds}"] if others else [])))
+    return add_counts(BidsListing(kept, listing.messages), "scans of other modalities, left out", others)
 
 
-def read_facts(scan: BidsScan, *, root: Path, min_frames: int = 0) -> ScanFacts:
-    """Prove a scan readable, and learn what can be asked about it.
+def read_metadata(scan: BidsScan, *, root: Path, min_frames: int = 0) -> ScanMetadata:
+    """Validate a scan in full, and return its metadata for questions.
 
     Args:
         scan: The scan.
-        root: The folder that its path is relative to, and that no file may leave.
-        min_frames: Refuse series that are shorter.
+        root: Folder that its path is relative to; no file may be outside of it.
+        min_frames: Reject series with fewer frames.
 
     Raises:
         ScanError: If the scan cannot be used.
     """
-    paths, mask = _inside(scan, root)
-    proof = verify_scan(paths, modality=scan.modality, min_frames=min_frames, mask=mask)
-    return ScanFacts(scan.modality, num_frames=proof.num_frames, num_b0=proof.num_b0, warnings=proof.warnings)
+    paths, mask = _resolve(scan, root)
+    found = verify_scan(paths, modality=scan.modality, min_frames=min_frames, mask=mask)
+    return ScanMetadata(scan.modality, num_frames=found.num_frames, num_b0=found.num_b0, warnings=found.warnings)
 
 
-def _walk(root: Path, notes: NoteList) -> Iterator[tuple[Path, list[str]]]:
+def _walk(root: Path, messages: MessageList) -> Iterator[tuple[Path, list[str]]]:
     for folder, folders, files in os.walk(root):
         here = Path(folder)
         skipped = _SKIPPED_FOLDERS if here == root else ()
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in skipped)
         for name in list(folders):
             if (here / name).is_symlink():
-                notes.add(_LINKED, (here / name).relative_to(root).as_posix())
+                messages.add(_LINKED_FOLDERS, (here / name).relative_to(root).as_posix())
                 folders.remove(name)
         yield here, sorted(name for name in files if name.endswith((".nii", ".nii.gz")) and not name.startswith("."))
 
 
-def _inside(scan: BidsScan, root: Path) -> tuple[tuple[Path, ...], Path | None]:
-    """The files of a scan and its mask."""
+def _resolve(scan: BidsScan, root: Path) -> tuple[tuple[Path, ...], Path | None]:
+    """The files of a scan, and its mask; a `ScanError` if one is outside of the root."""
     base = root.resolve()
     try:
         mask = None if scan.mask is None else resolve_inside(scan.mask, root=base)
         return resolve_scan([scan.path], modality=scan.modality, root=base), mask
     except ValueError as error:
-        # The error names its file: what many scans have in common is the rest.
-        words = str(error).removeprefix(f"path {scan.path!r} is ")
-        raise ScanError(words, path=root / scan.path, reason=ScanReason.UNREADABLE) from error
+        # Without the file's name, which the ScanError has, so that equal problems have equal messages.
+        message = str(error).removeprefix(f"path {scan.path!r} is ")
+        raise ScanError(message, path=root / scan.path, reason=ScanReason.UNREADABLE) from error

@@ -1,23 +1,24 @@
-"""From a BIDS tree to two manifests: rows of questions about every readable scan, split by subject."""
+"""Writes the manifests of a BIDS tree: questions about every readable scan, split by subject into train and test."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from umbrella_data.bids.derivatives import add_masks, choose_versions
-from umbrella_data.bids.layout import BidsListing, BidsScan, find_scans, keep_modalities, read_facts
+from umbrella_data.bids.layout import BidsListing, BidsScan, find_scans, keep_modalities, read_metadata
 from umbrella_data.bids.participants import read_participants
-from umbrella_data.bids.questions import METADATA_QUESTIONS, Question, ScanFacts
+from umbrella_data.bids.questions import METADATA_QUESTIONS, Question, ScanMetadata
 from umbrella_data.errors import ManifestError, ScanError
+from umbrella_data.files.atomic import write_atomically
 from umbrella_data.files.parallel import map_unordered
-from umbrella_data.manifest.sample import resolve_inside
+from umbrella_data.manifest.path_safety import resolve_inside
 from umbrella_data.modality import find_modality
 from umbrella_data.scan.diffusion import check_dipy
 from umbrella_data.scan.warnings import WarningList
@@ -31,30 +32,30 @@ Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
 @dataclass
 class BidsReport:
-    """What became of a tree.
+    """The manifests of a BIDS tree, and everything that was left out.
 
     Attributes:
         rows: The rows of each split.
         scans: The readable scans of each split.
-        unreadable: Why each other scan cannot be used.
-        notes: What else was left out, one sentence each.
-        warnings: Readable scans with something odd in their headers or sidecars.
-        manifests: The files written, by split; a split without rows has none.
+        unreadable: The errors of scans that cannot be used.
+        messages: Other things that were left out or are missing.
+        warnings: Readable scans with suspicious headers or sidecars.
+        manifests: The written files by split; a split without rows has none.
     """
 
     rows: dict[str, list[Row]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     scans: dict[str, list[BidsScan]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     unreadable: list[ScanError] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
     warnings: WarningList = field(default_factory=WarningList)
     manifests: dict[str, Path] = field(default_factory=dict)
 
 
 def write_manifests(
-    root: str | os.PathLike[str],
+    root: str | PathLike[str],
     *,
-    out: str | os.PathLike[str],
-    data_root: str | os.PathLike[str] | None = None,
+    out: str | PathLike[str],
+    data_root: str | PathLike[str] | None = None,
     test_fraction: float = 0.2,
     seed: int = 0,
     min_frames: int = 0,
@@ -64,35 +65,36 @@ def write_manifests(
     space: str | None = None,
     desc: str | None = None,
     with_masks: bool = True,
-    participants: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    participants: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     num_workers: int | None = 1,
     progress: Progress = lambda results, total: results,  # noqa: ARG005
 ) -> BidsReport:
-    """Read every scan of a tree once and write `train.jsonl` and `test.jsonl`.
+    """Read every scan of a BIDS tree once, and write `train.jsonl` and `test.jsonl`.
 
     Args:
-        root: The top folder of a BIDS tree, raw or of derivatives (fMRIPrep, QSIPrep).
-        out: The folder for the manifests.
-        data_root: Folder that paths in the manifests are relative to, and that no file may leave, links followed; the
-            tree must lie in it. By default the tree itself. Tables that are named may lie anywhere.
-        test_fraction: Share of the subjects held out.
+        root: Top folder of a raw or a derivative tree (fMRIPrep, QSIPrep).
+        out: Folder for the manifests.
+        data_root: Folder that paths in the manifests are relative to; it must contain the tree, and no scan may be
+            outside of it, symbolic links resolved. The tree itself by default.
+        test_fraction: Fraction of the subjects in the test split.
         seed: Seed of the split and of the questions' wording.
         min_frames: Leave out series with fewer frames.
-        choices: Columns of `participants.tsv` that hold one of a few texts, to ask about.
-        numbers: Columns that hold numbers, with their units.
-        modalities: Take scans of these modalities alone, names or aliases; None takes all.
-        space: Take scans in this space alone, such as `MNI152NLin2009cAsym`; see `umbrella_data.bids.derivatives`.
-        desc: Take scans of this description alone, such as `preproc`.
-        with_masks: Whether scans are read inside of the brain masks that stand beside them in a tree of derivatives.
-        participants: The file with the labels, or several, joined by subject; by default the tree's own.
-        num_workers: Processes that read scans; None for as many as there are cores.
-        progress: Wraps the results while scans are read, as tqdm does; called with their number.
+        choices: Categorical columns of `participants.tsv` to ask about.
+        numbers: Numeric columns to ask about, with their units.
+        modalities: Only these modalities, names or aliases; None keeps all.
+        space: Only this space, such as `MNI152NLin2009cAsym`; see `umbrella_data.bids.derivatives`.
+        desc: Only this description, such as `preproc`.
+        with_masks: Whether rows name the brain masks of derivatives, so that voxels outside of them are set to 0.
+        participants: Tables with labels, joined by subject; they may be anywhere. `participants.tsv` of the tree by
+            default.
+        num_workers: Processes that read scans; None for one per core.
+        progress: Wraps the results while scans are read, as tqdm does; called with the results and their number.
 
     Raises:
-        ManifestError: If there is no such tree, or it lies outside of `data_root`, or a table of participants is
-            missing or wrong, or the tree's own is a link that leads out of `data_root`.
+        ManifestError: If the tree does not exist or is outside of `data_root`, or if a participants table is missing
+            or invalid, or is the tree's own and a link out of `data_root`.
         ValueError: For an unknown modality.
-        ImportError: Where a DWI must be fitted and dipy is missing, before a scan is read.
+        ImportError: If a DWI must be fitted and dipy is missing, before a scan is read.
     """
     tree = Path(root)
     wanted = None if modalities is None else {find_modality(name).name for name in modalities}
@@ -104,35 +106,35 @@ def write_manifests(
         listing = add_masks(listing, root=tree)
     base = tree if data_root is None else Path(data_root)
     listing = _relative_to(base, listing, tree=tree)
-    asked = [*choices, *(numbers or {})]
-    tables = _tables(participants, tree=tree, base=base, are_needed=bool(asked))
-    known_labels = read_participants(tables, choices=choices, numbers=numbers)
-    notes = [*known_labels.compare({scan.subject for scan in listing.scans}), *known_labels.notes]
-    report = BidsReport(notes=[*listing.notes, *notes])
+    columns = [*choices, *(numbers or {})]
+    tables = _tables(participants, tree=tree, base=base, are_needed=bool(columns))
+    known = read_participants(tables, choices=choices, numbers=numbers)
+    compared = known.compare({scan.subject for scan in listing.scans})
+    report = BidsReport(messages=[*listing.messages, *compared, *known.messages])
     check_dipy(base / scan.path for scan in listing.scans if find_modality(scan.modality).num_channels > 1)
-    # A folder that cannot be made ends the work here, and not when everything was read.
+    # An output folder that cannot be created is reported before the scans are read.
     Path(out).mkdir(parents=True, exist_ok=True)
     read = partial(_read, root=base, min_frames=min_frames)
     results = progress(map_unordered(read, listing.scans, num_workers=num_workers), len(listing.scans))
-    for scan, facts in sorted(results, key=lambda result: result[0].path):
-        if isinstance(facts, ScanError):
-            report.unreadable.append(facts)
+    for scan, metadata in sorted(results, key=lambda result: result[0].path):
+        if isinstance(metadata, ScanError):
+            report.unreadable.append(metadata)
             continue
-        report.warnings.add(facts.warnings, subject=scan.subject, modality=scan.modality)
+        report.warnings.add(metadata.warnings, subject=scan.subject, modality=scan.modality)
         split = "test" if is_test_subject(scan.subject, fraction=test_fraction, seed=seed) else "train"
-        known = replace(facts, labels=known_labels.labels.get(scan.subject, {}))
+        labelled = replace(metadata, labels=known.labels.get(scan.subject, {}))
         report.scans[split].append(scan)
-        report.rows[split] += make_rows(scan, known, questions=known_labels.questions, seed=seed)
-    report.notes += _unasked(report, asked, questions=known_labels.questions)
-    report.notes += _missing_modalities(report, test_fraction=test_fraction)
+        report.rows[split] += make_rows(scan, labelled, questions=known.questions, seed=seed)
+    report.messages += _columns_without_rows(report, columns, known.questions)
+    report.messages += _missing_modalities(report, test_fraction=test_fraction)
     report.manifests = _write_splits(report.rows, folder=Path(out))
     return report
 
 
 def _relative_to(base: Path, listing: BidsListing, *, tree: Path) -> BidsListing:
-    """The listing of a tree with the paths of its scans relative to a folder that holds the tree."""
+    """The listing with paths relative to `base`, a folder that contains the tree."""
     if not tree.resolve().is_relative_to(base.resolve()):
-        raise ManifestError(f"does not lie in data_root {base}; name a folder that holds it", path=tree)
+        raise ManifestError(f"not in data_root {base}; give a data_root that contains it", path=tree)
     prefix = tree.resolve().relative_to(base.resolve())
     scans = [
         replace(
@@ -142,42 +144,42 @@ def _relative_to(base: Path, listing: BidsListing, *, tree: Path) -> BidsListing
         )
         for scan in listing.scans
     ]
-    return BidsListing(tuple(scans), listing.notes)
+    return BidsListing(tuple(scans), listing.messages)
 
 
 def _tables(
-    named: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, tree: Path, base: Path, are_needed: bool
+    given: str | PathLike[str] | Sequence[str | PathLike[str]], *, tree: Path, base: Path, are_needed: bool
 ) -> list[Path]:
-    """The tables that were named; without any the tree's own, which may be missing where nothing needs it."""
-    if named:
-        return [Path(named)] if isinstance(named, (str, os.PathLike)) else [Path(path) for path in named]
+    """The given tables, or the tree's own; that one may be missing unless columns of it are needed."""
+    if given:
+        return [Path(given)] if isinstance(given, (str, PathLike)) else [Path(path) for path in given]
     own = tree / "participants.tsv"
     if not (are_needed or own.is_file()):
         return []
-    # Notes and errors quote a table: nobody chose this one, so that it is held to the folder as a scan is.
+    # Messages quote a table: one that the user did not choose must be inside of the folder, as scans must.
     folder = base.resolve()
     try:
         resolve_inside((tree.resolve().relative_to(folder) / own.name).as_posix(), root=folder)
     except ValueError as error:
-        raise ManifestError(f"{error}, or name the table (--participants)", path=own) from error
+        raise ManifestError(f"{error}, or give the table (--participants)", path=own) from error
     return [own]
 
 
-def _read(scan: BidsScan, *, root: Path, min_frames: int) -> tuple[BidsScan, ScanFacts | ScanError]:
+def _read(scan: BidsScan, *, root: Path, min_frames: int) -> tuple[BidsScan, ScanMetadata | ScanError]:
     try:
-        return scan, read_facts(scan, root=root, min_frames=min_frames)
+        return scan, read_metadata(scan, root=root, min_frames=min_frames)
     except ScanError as error:
         return scan, error.bare()
 
 
-def make_rows(scan: BidsScan, facts: ScanFacts, *, questions: Sequence[Question], seed: int = 0) -> Iterator[Row]:
-    """The manifest rows of one scan: one for each question that applies, those about its metadata first."""
+def make_rows(scan: BidsScan, metadata: ScanMetadata, *, questions: Sequence[Question], seed: int = 0) -> Iterator[Row]:
+    """The manifest rows of one scan: one for each question that applies, questions about its metadata first."""
     for question in (*METADATA_QUESTIONS, *questions):
         row_id = f"{scan.name}_{question.task}"
-        asked = question.ask(facts, draw=_hash(f"{seed}:{row_id}"))
-        if asked is None:
+        exchange = question.ask(metadata, draw=_hash(f"{seed}:{row_id}"))
+        if exchange is None:
             continue
-        text, words, answer = asked
+        text, answer_text, answer = exchange
         image = {"type": "image", "modality": scan.modality, "path": scan.path}
         image |= {"mask": scan.mask} if scan.mask is not None else {}
         yield {
@@ -186,46 +188,39 @@ def make_rows(scan: BidsScan, facts: ScanFacts, *, questions: Sequence[Question]
             "task": question.task,
             "messages": [
                 {"role": "user", "content": [image, {"type": "text", "text": text}]},
-                {"role": "assistant", "content": [{"type": "text", "text": words}]},
+                {"role": "assistant", "content": [{"type": "text", "text": answer_text}]},
             ],
             "answer": answer,
         }
 
 
 def is_test_subject(subject: str, *, fraction: float, seed: int = 0) -> bool:
-    """Whether a subject is held out: a hash decides, so that subjects who join later move no other one."""
+    """Whether a subject is in the test split, by a hash: subjects added later do not move others."""
     return _hash(f"{seed}:{subject}") < fraction * (1 << _HASH_BITS)
 
 
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write a manifest whole or not at all. Without rows, an old file of that name goes: its split would be another."""
-    if not rows:
-        path.unlink(missing_ok=True)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(path)
-
-
 def _write_splits(rows: Mapping[str, Sequence[Row]], *, folder: Path) -> dict[str, Path]:
+    """Write a manifest for each split; without rows, remove an old one, which belongs to another split."""
     paths = {split: folder / f"{split}.jsonl" for split in rows}
     for split, path in paths.items():
-        write_rows(path, rows[split])
+        if rows[split]:
+            write_atomically(path, (f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in rows[split]))
+        else:
+            path.unlink(missing_ok=True)
     return {split: path for split, path in paths.items() if rows[split]}
 
 
-def _unasked(report: BidsReport, asked: Sequence[str], *, questions: Sequence[Question]) -> Iterator[str]:
-    """Columns that were asked for, and that no row came of."""
+def _columns_without_rows(report: BidsReport, columns: Sequence[str], questions: Sequence[Question]) -> Iterator[str]:
+    """A message for each requested column without a row."""
     tasks = {row["task"] for rows in report.rows.values() for row in rows}
-    known = {question.task for question in questions}
-    for column in asked:
+    with_values = {question.task for question in questions}
+    for column in columns:
         if column in tasks:
             continue
-        if column in known:
+        if column in with_values:
             yield f"no question about {column}: no subject with a readable scan has a value"
         else:
-            yield f"no question about {column}: a choice needs two different values, a number one that can be read"
+            yield f"no question about {column}: a choice needs two different values, a number needs a valid value"
 
 
 def _missing_modalities(report: BidsReport, *, test_fraction: float) -> Iterator[str]:
@@ -233,8 +228,8 @@ def _missing_modalities(report: BidsReport, *, test_fraction: float) -> Iterator
     for missing, other in (SPLITS, SPLITS[::-1]) if test_fraction > 0 else ():
         for modality in sorted(modalities[other] - modalities[missing]):
             num_subjects = len({scan.subject for scan in report.scans[other] if scan.modality == modality})
-            yield (f"no {modality} scan in {missing}.jsonl: all {num_subjects} subjects who have one are in "
-                   f"{other}.jsonl; another seed or test fraction may divide them")  # fmt: skip
+            yield (f"no {modality} scan in {missing}.jsonl: all {num_subjects} subjects with one are in "
+                   f"{other}.jsonl; try another seed or test fraction")  # fmt: skip
 
 
 def _hash(text: str) -> int:

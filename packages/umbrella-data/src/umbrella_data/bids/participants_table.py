@@ -1,6 +1,6 @@
-"""A table of participants as text: tab-separated as BIDS has it, or comma-separated where its name ends in `.csv`.
+"""Parser of participants tables: tab-separated as in BIDS, or comma-separated if the name ends in `.csv`.
 
-Cells in a `.csv` file may be quoted. BIDS has no quoting: between tabs a quote is text.
+Cells of a `.csv` file may be quoted. BIDS tables have no quoting: a quote in them is text.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ class ParticipantsTable:
 
     Attributes:
         path: The file.
-        columns: The names in its first line.
-        rows: The texts of each subject (`sub-01`, whether the file writes `sub-`, `Sub-` or neither) by column; blank
-            lines are left out.
-        lines: Where each subject stands, counted from 1.
+        columns: Column names, from its first line.
+        rows: The cells of each subject by column. Subjects are written `sub-01`, even if the file has `Sub-01` or `01`.
+        lines: The line number of each subject, from 1.
     """
 
     path: Path
@@ -36,15 +35,14 @@ class ParticipantsTable:
 
 
 def read_table(path: Path) -> ParticipantsTable:
-    """Read a file.
+    """Parse a file; blank lines are skipped.
 
     Raises:
-        ManifestError: If there is no such file, or with every problem of it: no `participant_id`, a column named twice,
-            a line without a subject, a subject twice, a line that is longer than the first one, another separator than
-            its name says, a quote that does not close.
+        ManifestError: If the file is missing, or with all its problems: no column `participant_id`, a duplicate column
+            or subject, a line without a subject or with too many cells, the wrong separator, an unclosed quote.
     """
     if not path.is_file():
-        raise ManifestError("no such file; a table of participants is needed", path=path)
+        raise ManifestError("no such file; give a table of participants", path=path)
     problems: list[str] = []
     rows: dict[str, Mapping[str, str]] = {}
     lines: dict[str, int] = {}
@@ -52,7 +50,7 @@ def read_table(path: Path) -> ParticipantsTable:
     last = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            # An open quote takes in the lines after it; only `strict` makes an error of that.
+            # Without `strict`, an unclosed quote would silently swallow the lines after it.
             reader = csv.DictReader(
                 file,
                 delimiter=separator,
@@ -63,9 +61,9 @@ def read_table(path: Path) -> ParticipantsTable:
             columns = tuple(reader.fieldnames or ())
             if _KEY not in columns:
                 raise ManifestError(f"line 1: {_wrong_header(columns, separator)}", path=path)
-            # Columns without a name cannot be asked for; spreadsheets leave several at the end.
-            twice = sorted(column for column, count in Counter(columns).items() if column and count > 1)
-            problems += [f"line 1: column {column!r} is named twice; rename or remove one" for column in twice]
+            # Columns without a name are ignored; spreadsheets leave several at the end.
+            duplicates = sorted(column for column, count in Counter(columns).items() if column and count > 1)
+            problems += [f"line 1: duplicate column {column!r}; rename or remove one" for column in duplicates]
             last = reader.line_num
             for row in reader:
                 last = reader.line_num
@@ -77,17 +75,17 @@ def read_table(path: Path) -> ParticipantsTable:
                 if subject == "sub-":
                     problems.append(f"line {reader.line_num}: {_KEY} is empty")
                 elif extra:
-                    problems.append(f"line {reader.line_num}: more columns than line 1 names")
+                    problems.append(f"line {reader.line_num}: more cells than line 1 has columns")
                 elif subject in rows:
-                    problems.append(f"line {reader.line_num}: {subject} stands in the file twice")
+                    problems.append(f"line {reader.line_num}: duplicate subject {subject}")
                 else:
                     rows[subject] = row
                     lines[subject] = reader.line_num
     except UnicodeDecodeError as error:
-        raise ManifestError(f"cannot be read as a table in UTF-8: {error}", path=path) from error
+        raise ManifestError(f"not UTF-8 text: {error}; save the table as UTF-8", path=path) from error
     except csv.Error as error:
-        # The reader stands where the quote had to close, which may be the file's end; the mistake is where it opens.
-        problems.append(f"after line {last}: no table from here on, is there a quote that does not close? ({error})")
+        # The parser notices an unclosed quote at the end of the file; the mistake follows the last line that it parsed.
+        problems.append(f"after line {last}: cannot be parsed ({error}); look for an unclosed quote")
     if problems:
         raise ManifestError(problems, path=path)
     return ParticipantsTable(path, columns, rows, lines)
@@ -97,5 +95,5 @@ def _wrong_header(columns: tuple[str, ...], separator: str) -> str:
     others = [other for other in _NAMES if other != separator and len(columns) == 1 and other in columns[0]]
     if not others:
         return f"no column {_KEY!r} among {', '.join(columns)}"
-    return (f"its columns are separated by {_NAMES[others[0]]}, not by {_NAMES[separator]}: "
-            "a .csv file holds commas, any other file tabs")  # fmt: skip
+    return (f"columns are separated by {_NAMES[others[0]]}; use {_NAMES[separator]} "
+            "(commas in a .csv file, tabs in any other)")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Question templates: what can be asked about a scan, from participants' labels or from the scan's own metadata."""
+"""Question templates: questions about a scan's metadata (modality, frames, b0 volumes) and its subject's labels."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Labels = Mapping[str, str | float]
 
 
 @dataclass(frozen=True)
-class ScanFacts:
-    """What is known about one scan, without its voxels.
+class ScanMetadata:
+    """Metadata of one scan, without its voxels.
 
     Attributes:
-        modality: Its canonical name.
+        modality: The canonical name.
         num_frames: Frames of a series.
-        num_b0: Volumes of a diffusion series that are not diffusion-weighted.
-        labels: The participant's labels by task: a text for a choice, a number for a number.
-        warnings: Codes of what is valid but suspicious, by file; nothing is asked about them.
+        num_b0: Volumes of a diffusion series without diffusion weighting.
+        labels: The subject's labels by task: a text for a choice, a number for a number.
+        warnings: Warning codes by file; no question is about them.
     """
 
     modality: str
@@ -39,38 +39,38 @@ class Question:
     """A question template.
 
     Attributes:
-        task: Its name in tables of results.
-        texts: Ways to ask; one is drawn for each row.
-        answer: From the facts of a scan to the right answer, or None where the question does not apply.
+        task: Its name in the results.
+        texts: Wordings; one is drawn for each row.
+        answer: Returns the right answer about a scan, or None if the question does not apply.
         options: The choices of a `choice` question; empty for a `number`.
         unit: The unit of a number.
     """
 
     task: str
     texts: tuple[str, ...]
-    answer: Callable[[ScanFacts], str | float | None]
+    answer: Callable[[ScanMetadata], str | float | None]
     options: tuple[str, ...] = ()
     unit: str | None = None
 
-    def ask(self, facts: ScanFacts, *, draw: int) -> tuple[str, str, dict[str, Any]] | None:
+    def ask(self, scan: ScanMetadata, *, draw: int) -> tuple[str, str, dict[str, Any]] | None:
         """Ask about one scan.
 
         Args:
-            facts: What is known about the scan.
-            draw: Any integer; decides the wording.
+            scan: Metadata of the scan.
+            draw: Any integer; selects the wording.
 
         Returns:
-            The question, the words of the answer and the manifest's `answer`; None where the question does not apply.
+            The question, the text of the answer and the manifest's `answer`; None if the question does not apply.
         """
-        value = self.answer(facts)
+        value = self.answer(scan)
         if value is None:
             return None
         text = self.texts[derive_seed(draw) % len(self.texts)]
         if self.options:
             return text, str(value), {"type": "choice", "options": list(self.options), "value": value}
-        # The shortest digits that read back to the same number, never an exponent: what is learnt is what is scored.
-        words = np.format_float_positional(float(value), trim="-")
-        return text, words, {"type": "number", "value": value, "unit": self.unit}
+        # The shortest digits that parse to the same number, without an exponent: the trained text is the scored value.
+        digits = np.format_float_positional(float(value), trim="-")
+        return text, digits, {"type": "number", "value": value, "unit": self.unit}
 
 
 def _kinds() -> tuple[str, ...]:
@@ -81,26 +81,26 @@ METADATA_QUESTIONS: tuple[Question, ...] = (
     Question(
         task="modality",
         texts=("What kind of scan is this?", f"Which is this: {', '.join(_kinds()[:-1])}, or {_kinds()[-1]}?"),
-        answer=lambda facts: MODALITIES[facts.modality].description,
+        answer=lambda scan: MODALITIES[scan.modality].description,
         options=_kinds(),
     ),
     Question(
         task="num_frames",
         texts=("How many frames does this series have?", "How many time points were recorded?"),
-        answer=lambda facts: facts.num_frames,
+        answer=lambda scan: scan.num_frames,
         unit="frames",
     ),
     Question(
         task="num_b0",
         texts=("How many b0 volumes does this diffusion series have?", "How many volumes have no diffusion weighting?"),
-        answer=lambda facts: facts.num_b0,
+        answer=lambda scan: scan.num_b0,
         unit="volumes",
     ),
 )
 
 
-def _label_of(task: str) -> Callable[[ScanFacts], str | float | None]:
-    return lambda facts: facts.labels.get(task)
+def _label_of(task: str) -> Callable[[ScanMetadata], str | float | None]:
+    return lambda scan: scan.labels.get(task)
 
 
 AGE = Question(
@@ -118,7 +118,7 @@ SEX = Question(
 
 
 def choice_question(column: str, *, options: tuple[str, ...]) -> Question:
-    """A question about a column of `participants.tsv` that holds one of a few texts."""
+    """A question about a categorical column of `participants.tsv`."""
     name = column.replace("_", " ")
     listed = f"{', '.join(options[:-1])} or {options[-1]}"
     return Question(
@@ -130,7 +130,7 @@ def choice_question(column: str, *, options: tuple[str, ...]) -> Question:
 
 
 def number_question(column: str, *, unit: str | None) -> Question:
-    """A question about a column of `participants.tsv` that holds numbers."""
+    """A question about a numeric column of `participants.tsv`."""
     name = column.replace("_", " ")
     text = f"What is the {name} of this person" + (f", in {unit}?" if unit else "?")
     return Question(task=column, texts=(text,), answer=_label_of(column), unit=unit)

@@ -23,14 +23,14 @@ from umbrella_data.files.atomic import write_atomically
 
 _MAGIC = b"UMBRVOL1"
 _ALIGNMENT = 64
-# A frame takes some ten bytes of it: more frames than fit in memory.
+# A frame adds about ten bytes to the header: this is more frames than fit into memory.
 _MAX_HEADER_BYTES = 1 << 24
 _MAX_REMEMBERED = 1 << 16
-# Voxels worked on at a time in writing: 16 MiB in float32, which is also faster than more.
+# Voxels per chunk when writing: 16 MiB in float32; larger chunks are slower.
 _CHUNK_VOXELS = 1 << 22
 # The largest magnitude stored: float16 ends at 65504.
 _FLOAT16_LIMIT = 6e4
-# Where a cache is far too small for its readers, an entry may go again before it is read.
+# In a cache that is far too small for its readers, an entry may be removed before it is read.
 _MAX_ATTEMPTS = 10
 # Path, inode and time of writing: another file under the same name is another entry.
 _EntryKey = tuple[str, int, int]
@@ -38,12 +38,12 @@ _Result = TypeVar("_Result")
 
 
 class DamagedEntryError(ValueError):
-    """An entry that does not hold what was written."""
+    """An entry that differs from what was written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """What an entry's header says: the stored float16 times `scale` plus `offset` are the values."""
+    """Header of an entry: the values are the stored float16 times `scale` plus `offset`."""
 
     shape: tuple[int, ...]
     scale: float
@@ -57,8 +57,8 @@ class _Layout:
         return prod(self.shape[1:]) * 2
 
 
-# Headers that were read, and frames whose checksum was verified, by this process: a warm cache is read at the speed of
-# memory. Bounded, oldest out first.
+# Headers read and frames verified by this process, so that a warm cache is read at memory speed. Bounded; the oldest
+# are removed first.
 _layouts: OrderedDict[_EntryKey, _Layout] = OrderedDict()
 _verified: OrderedDict[tuple[_EntryKey, int], None] = OrderedDict()
 
@@ -74,8 +74,8 @@ class CachedFrames:
         num_frames: Frames of a series; 1 for a volume.
 
     Raises:
-        DamagedEntryError: Where the file is no entry.
-        FileNotFoundError: Where there is none.
+        DamagedEntryError: If the file is not an entry.
+        FileNotFoundError: If there is none.
     """
 
     def __init__(self, path: Path, *, restore: Callable[[], None]) -> None:
@@ -85,77 +85,64 @@ class CachedFrames:
         self.num_frames = self._layout.shape[0]
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Frames (T, C, X, Y, Z)."""
-        return self._layout.shape
-
-    @property
     def is_scaled(self) -> bool:
-        """Whether what is stored is not the values themselves."""
+        """Whether the stored numbers differ from the values."""
         return self._layout.scale != 1.0 or self._layout.offset != 0.0
 
     def read(self, first: int, count: int) -> torch.Tensor:
-        """Frames (count, C, X, Y, Z) float32, checked; a damaged or lost entry is made again from the scan.
+        """Frames (count, C, X, Y, Z) float32, checked; a damaged or lost entry is written again from the scan.
 
         Args:
             first: The first frame.
             count: Number of frames.
 
         Raises:
-            CacheError: Where it cannot be made again, or does not stay.
+            CacheError: If it cannot be written again, or is lost repeatedly.
         """
-        layout, stored = self._read(first, count, None)
+        stored = self._read(first, count)
         values = stored.float()
+        layout = self._layout
         return values.mul_(layout.scale).add_(layout.offset) if self.is_scaled else values
 
-    def read_stored(self, target: torch.Tensor) -> torch.Tensor:
-        """Read all frames as they are stored, checked as in `read`.
+    def read_stored(self) -> torch.Tensor:
+        """All frames (T, C, X, Y, Z) float16 as stored, mapped from the file and checked as in `read`."""
+        return self._read(0, self.num_frames)
 
-        Args:
-            target: Memory (T, C, X, Y, Z) float16, contiguous; it is filled and returned.
-        """
-        return self._read(0, self.num_frames, target)[1]
+    def _read(self, first: int, count: int) -> torch.Tensor:
+        return retry(lambda: self._read_once(first, count), restore=self._restore, path=self._path)
 
-    def _read(self, first: int, count: int, target: torch.Tensor | None) -> tuple[_Layout, torch.Tensor]:
-        return retry(lambda: self._read_once(first, count, target), restore=self._restore, path=self._path)
-
-    def _read_once(self, first: int, count: int, target: torch.Tensor | None) -> tuple[_Layout, torch.Tensor]:
-        """What is stored of some frames, float16: read into memory, or else mapped."""
-        # Plain descriptors: Python's file objects would take as long as all the rest but the reading.
+    def _read_once(self, first: int, count: int) -> torch.Tensor:
+        # A plain descriptor: a Python file object would take as long as all other steps except reading.
         file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             status = os.fstat(file)
             if (status.st_ino, status.st_mtime_ns) != self._layout.key[1:]:
-                self._layout = _read_layout(self._path)  # written anew since it was opened
+                self._layout = _read_layout(self._path)  # written again since it was opened
             layout = self._layout
             begin, num_bytes = layout.start + first * layout.frame_bytes, count * layout.frame_bytes
             if status.st_size < begin + num_bytes:
-                raise DamagedEntryError(f"{self._path} was cut off")
-            if target is None:
-                # Private and never written to: pages are those of the file, and torch may call the memory its own.
-                mapped = mmap.mmap(file, 0, access=mmap.ACCESS_COPY)
-                target = torch.frombuffer(mapped, dtype=torch.float16, count=num_bytes // 2, offset=begin)
-                target = target.reshape(count, *layout.shape[1:])
-            elif os.preadv(file, [target.numpy().data], begin) != num_bytes:
-                raise DamagedEntryError(f"{self._path} was cut off")
+                raise DamagedEntryError(f"{self._path} is truncated")
+            # Private and never written to: the pages are those of the file, and torch may treat the memory as its own.
+            mapped = mmap.mmap(file, 0, access=mmap.ACCESS_COPY)
         finally:
             os.close(file)
-        stored = target.numpy()
-        for number, frame in enumerate(stored, start=first):
+        stored = torch.frombuffer(mapped, dtype=torch.float16, count=num_bytes // 2, offset=begin)
+        stored = stored.reshape(count, *layout.shape[1:])
+        for number, frame in enumerate(stored.numpy(), start=first):
             _verify(frame, number, layout=layout)
-        return layout, target
+        return stored
 
 
 def retry(read: Callable[[], _Result], *, restore: Callable[[], None], path: Path) -> _Result:
-    """Read from an entry, which is written again and again while it is lost or damaged, but not for ever.
+    """Read from an entry; if it is lost or damaged, write it again and retry, a limited number of times.
 
     Args:
-        read: Reads.
+        read: Reads from the entry.
         restore: Writes the entry again.
         path: The entry.
 
     Raises:
-        CacheError: Where it does not stay, or the system refuses to give or to take it.
+        CacheError: If it is lost each time, or cannot be read or written.
     """
     try:
         for _ in range(_MAX_ATTEMPTS):
@@ -167,29 +154,29 @@ def retry(read: Callable[[], _Result], *, restore: Callable[[], None], path: Pat
     except (DamagedEntryError, FileNotFoundError) as error:
         raise CacheError(
             f"{path}: written {_MAX_ATTEMPTS} times, and lost or damaged each time before it was read ({error}): "
-            "give the cache more room, or another disk"
+            "raise the size limit of the cache, or use another disk"
         ) from error
     except OSError as error:
         raise unusable(path, error) from error
 
 
 def unusable(path: Path, error: OSError) -> CacheError:
-    """What to raise where the system refuses to give or to take a file of the cache."""
+    """The error for a file of the cache that cannot be read or written."""
     return CacheError(
-        f"{path}: the cache cannot be read or written ({error.strerror or error}): make room on its disk, or name a "
-        "folder that may be written"
+        f"{path}: the cache cannot be read or written ({error.strerror or error}): free space on its disk, or choose "
+        "a folder that is writable"
     )
 
 
 def write_entry(path: Path, frames: np.ndarray) -> int:
-    """Write frames (T, C, X, Y, Z) float32 as float16, few at a time; returns the size in bytes."""
+    """Write frames (T, C, X, Y, Z) float32 as float16, a few at a time; returns the size in bytes."""
     scale, offset = _scaling(frames)
 
     def stored() -> Iterator[np.ndarray]:
         for chunk in _chunks(frames):
             yield np.ascontiguousarray(((chunk - np.float32(offset)) / np.float32(scale)).astype(np.float16))
 
-    # The checksums stand before the frames. Those of a long series are made twice rather than kept.
+    # Checksums precede the frames; a long series is converted twice rather than kept in memory.
     kept = list(stored()) if len(frames) == 1 or frames.size <= _CHUNK_VOXELS else None
     header = json.dumps(
         {
@@ -206,28 +193,28 @@ def write_entry(path: Path, frames: np.ndarray) -> int:
 
 
 def _chunks(frames: np.ndarray) -> Iterator[np.ndarray]:
-    """Frames (T, C, X, Y, Z), as many at a time as make a chunk, or one."""
+    """Frames (T, C, X, Y, Z) in chunks of at least one."""
     count = max(1, _CHUNK_VOXELS // prod(frames.shape[1:]))
     return (frames[first : first + count] for first in range(0, len(frames), count))
 
 
 def _scaling(frames: np.ndarray) -> tuple[float, float]:
-    """The scale and the offset by which frames (T, C, X, Y, Z) are stored."""
+    """Scale and offset with which frames (T, C, X, Y, Z) are stored."""
     low, high = float(frames.min()), float(frames.max())
     scale, offset = 1.0, 0.0
     if frames.shape[0] > 1:
-        # A series waits unnormalised for its window: centred, float16 resolves its fluctuation best.
+        # A series is stored before normalisation: centred, float16 resolves its fluctuation best.
         offset, std = _mean_and_std(frames)
         scale = std or 1.0
     scale = max(scale, max(abs(low - offset), abs(high - offset)) / _FLOAT16_LIMIT)
     if offset != 0.0 and low <= 0.0 <= high:
-        # Moved by less than a step, so that 0 is read as 0 again: what lies outside of a mask is told by it.
+        # Shift by less than a step, so that 0, the value outside of a mask, is read as exactly 0.
         offset = -float(np.float32(np.float16(-offset / scale)) * np.float32(scale))
     return scale, offset
 
 
 def _mean_and_std(frames: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of all, in float64: numpy's where there is one chunk."""
+    """Mean and standard deviation in float64; numpy's if there is one chunk."""
     seen, mean, variance = 0, 0.0, 0.0
     for chunk in _chunks(frames):
         seen += chunk.size
@@ -246,10 +233,10 @@ def _read_layout(path: Path) -> _Layout:
     with path.open("rb") as file:
         start = file.read(16)
         if len(start) != 16 or start[:8] != _MAGIC:
-            raise DamagedEntryError(f"{path} is no cache entry")
+            raise DamagedEntryError(f"{path} is not a cache entry")
         length, checksum = struct.unpack("<II", start[8:])
         size = os.fstat(file.fileno()).st_size
-        # The checksum covers the header alone: a damaged length would have all of a series read as one.
+        # The checksum covers the header only: with a damaged length, a whole series would be read as header.
         if length > min(size, _MAX_HEADER_BYTES):
             raise DamagedEntryError(f"{path} has a damaged header")
         header = file.read(length)
@@ -266,7 +253,7 @@ def _read_layout(path: Path) -> _Layout:
         key=key,
     )
     if size != layout.start + layout.shape[0] * layout.frame_bytes:
-        raise DamagedEntryError(f"{path} has {size} bytes and should have more or fewer")
+        raise DamagedEntryError(f"{path} has {size} bytes, which is not what its header declares")
     _layouts[key] = layout
     if len(_layouts) > _MAX_REMEMBERED:
         _layouts.popitem(last=False)

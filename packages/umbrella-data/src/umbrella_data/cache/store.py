@@ -1,4 +1,4 @@
-"""Preprocessed volumes on disk: float16, one mapped file a scan, keyed by the content of its files and the pipeline."""
+"""Preprocessed volumes on disk: float16, one mapped file per scan, keyed by file contents and pipeline."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 
 from umbrella_data.cache.entry import CachedFrames, DamagedEntryError, retry, unusable, write_entry
+from umbrella_data.cache.eviction import SizeLimit
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.files.atomic import write_atomically
-from umbrella_data.files.eviction import SizeLimit
-from umbrella_data.files.regular import open_regular_file, stat_regular_file
+from umbrella_data.files.paths import open_regular_file, stat_regular_file
 
 _MAX_REMEMBERED = 1 << 16
-# How often a scan is made again because its files changed meanwhile.
+# How often a scan is computed again because its files changed while they were read.
 _MAX_CHANGES = 2
-# Path, size, mtime, inode and device: who changes a file changes one of them.
+# Path, size, mtime, inode and device: a change of a file changes one of them.
 _FileIdentity = tuple[str, int, int, int, int]
 
 
@@ -28,15 +28,15 @@ class VolumeCache:
     """A folder of preprocessed scans. Any number of processes may read and write it at the same time.
 
     Args:
-        directory: Made where it does not exist.
-        max_bytes: Size that the folder is kept under, scans that were not used for longest going first; None for no
-            limit. Processes that share a folder should agree on it.
+        directory: The folder; created if it is missing.
+        max_bytes: Limit of its size: the least recently used scans are removed first; None for no limit. Processes that
+            share a folder should have the same limit.
 
     Attributes:
         max_bytes: The limit.
 
     Raises:
-        CacheError: Where the folder cannot be made.
+        CacheError: If the folder cannot be created.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, max_bytes: int | None = None) -> None:
@@ -50,16 +50,16 @@ class VolumeCache:
         self._paths: OrderedDict[tuple[str, tuple[_FileIdentity, ...]], Path] = OrderedDict()
 
     def fetch(self, sources: Sequence[Path], *, fingerprint: str, make: Callable[[], torch.Tensor]) -> CachedFrames:
-        """Open the entry of a scan, which is made first where it is missing or damaged.
+        """Open the entry of a scan; write it first if it is missing or damaged.
 
         Args:
-            sources: Every file that decides the voxels.
-            fingerprint: The pipeline's.
+            sources: Every file that determines the voxels.
+            fingerprint: Hash of the pipeline.
             make: Computes the frames (T, C, X, Y, Z) float32.
 
         Raises:
-            ScanError: Where a source cannot be read, or changes again and again while it is; or from `make`.
-            CacheError: Where the cache cannot be read or written, or what is written does not stay.
+            ScanError: If a source cannot be read, or changes repeatedly while it is read; or from `make`.
+            CacheError: If the cache cannot be read or written, or entries are lost repeatedly.
         """
         for _ in range(_MAX_CHANGES):
             try:
@@ -74,12 +74,12 @@ class VolumeCache:
         except _SourceChangedError:
             raise
         except ScanError:
-            make()  # whose error is the one that reading without a cache gives
+            make()  # raises the error of reading without a cache
             raise
 
         def restore() -> None:
-            # Sources are opened by their names, to be hashed and again to be read: what was made belongs under this
-            # key only if they were the same files all the while.
+            # Sources are opened by name twice, for hashing and for reading: the result belongs to this key only if they
+            # were the same files each time.
             before = _identify_all(sources)
             if self._path(sources, fingerprint) != path:
                 raise _changed(sources)
@@ -89,15 +89,16 @@ class VolumeCache:
             self._limit.note_added(write_entry(path, frames))
 
         frames = retry(lambda: CachedFrames(path, restore=restore), restore=restore, path=path)
-        self._limit.note_use(path)
+        if self.max_bytes is not None:
+            self._limit.note_use(path)
         return frames
 
     def holds(self, sources: Sequence[Path], *, fingerprint: str) -> bool:
         """Whether there is an entry of a scan; a damaged one counts as none.
 
         Raises:
-            ScanError: Where a source cannot be read.
-            CacheError: Where the cache cannot be read.
+            ScanError: If a source cannot be read.
+            CacheError: If the cache cannot be read.
         """
         path = self._path(sources, fingerprint)
         try:
@@ -122,7 +123,7 @@ class VolumeCache:
         return path
 
     def _content_hash(self, source: Path, identity: _FileIdentity) -> str:
-        """The hash of a file's content, remembered beside the cache by the file's identity."""
+        """The hash of a file's content, remembered on disk by the file's identity."""
         name = hashlib.sha256("\n".join(map(str, identity)).encode(errors="surrogateescape")).hexdigest()
         memory = self.directory / "content" / name[:2] / name
         try:
@@ -151,13 +152,13 @@ def _hash_file(source: Path, identity: _FileIdentity) -> str:
 
 
 class _SourceChangedError(ScanError):
-    """A source was written to, or another file took its place, while it was read."""
+    """A source was changed or replaced while it was read."""
 
 
 def _changed(sources: Sequence[Path]) -> _SourceChangedError:
     names = ", ".join(source.name for source in sources[1:])
-    beside = f" (or one of {names})" if names else ""
-    message = f"changes{beside} while it is read: wait until whatever writes it is done"
+    others = f" (or one of {names})" if names else ""
+    message = f"changes{others} while it is read: wait until it is complete"
     return _SourceChangedError(message, path=sources[0], reason=ScanReason.UNREADABLE)
 
 

@@ -1,1 +1,1 @@
-"""Conversations to tokens and labels, by the chat template of a tokenizer."""
+"""Chat templates, and the encoding of conversations into tokens and labels."""

@@ -1,4 +1,4 @@
-"""Conversations as tokens: one encode of the rendered chat, the loss on the assistant's words and end of turn only."""
+"""Encoding of conversations: token ids, and labels for the assistant's texts and their end-of-turn tokens only."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """A conversation as the model reads it.
+    """Tokens and labels of a conversation.
 
     Attributes:
         input_ids: (L,) int64; each scan is a run of the image token.
-        labels: (L,) int64; -100 but for the assistant's words and their end-of-turn tokens.
+        labels: (L,) int64; -100 except at the assistant's texts and their end-of-turn tokens.
         scans: The scans in reading order.
         scan_starts: First position of each scan's run.
-        num_dropped_turns: Turns left out at the front for want of room.
+        num_dropped_turns: Turns removed from the front to meet `max_length`.
     """
 
     input_ids: torch.Tensor
@@ -50,11 +50,11 @@ class EncodedConversation:
 
 @dataclass(frozen=True)
 class _Chat:
-    """A rendered conversation with the character ranges that matter."""
+    """A rendered conversation with the character ranges of its parts."""
 
     text: str
-    words: list[tuple[int, int]]  # everything that users, assistants and system prompts say
-    learned: list[tuple[int, int]]  # the assistant's words and what ends its turns
+    words: list[tuple[int, int]]  # the texts of all turns
+    learned: list[tuple[int, int]]  # the assistant's texts with the end of their turns
     scan_places: list[int]
     scans: list[Scan]
 
@@ -65,22 +65,22 @@ class ChatEncoder:
     Args:
         tokenizer: A Hugging Face fast tokenizer, or anything like it. ChatML is used if it has no chat template;
             its `<|im_start|>` and `<|im_end|>` should then be added tokens.
-        image_token_id: The model's image token; an added token of the tokenizer.
-        num_image_tokens: Positions that a scan of each modality takes.
+        image_token_id: The model's image token, an added token of the tokenizer.
+        num_image_tokens: Number of positions of a scan, by modality.
 
     Attributes:
         num_image_tokens: As given.
 
     Raises:
-        ValueError: If the tokenizer gives no offsets, or does not know the image token.
+        ValueError: If the tokenizer returns no offsets, or the image token is not one of its added tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, image_token_id: int, num_image_tokens: Mapping[str, int]) -> None:
         if not tokenizer.is_fast:
-            raise ValueError("the tokenizer gives no offsets; load a fast one (AutoTokenizer with use_fast=True)")
+            raise ValueError("the tokenizer returns no offsets; load a fast one (AutoTokenizer with use_fast=True)")
         added = dict(tokenizer.added_tokens_decoder)
         if image_token_id not in added:
-            raise ValueError(f"image_token_id {image_token_id} is no added token of the tokenizer; add one with "
+            raise ValueError(f"image_token_id {image_token_id} is not an added token of the tokenizer; add one with "
                              "tokenizer.add_special_tokens")  # fmt: skip
         self._tokenizer = tokenizer
         self._image_token_id = image_token_id
@@ -88,13 +88,13 @@ class ChatEncoder:
         self.num_image_tokens = dict(num_image_tokens)
         self._template = ChatTemplate(tokenizer, image_token=self._image_token)
         markup = {token_id for token_id, token in added.items() if token.special} - {tokenizer.unk_token_id}
-        # A table of all ids up to the last markup, and one False for those beyond: a search a row would cost more.
+        # A lookup table of the ids up to the last markup, and one False for all others: faster than a search.
         self._is_markup = np.zeros(max(markup | {image_token_id}) + 2, dtype=bool)
         self._is_markup[sorted(markup | {image_token_id})] = True
 
     @property
     def fingerprint(self) -> str | None:
-        """A hash of all that decides how texts are tokenised; None for a tokenizer that does not tell."""
+        """A hash of everything that determines the tokens of a conversation; None without a Rust backend."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is None:
             return None
@@ -103,10 +103,10 @@ class ChatEncoder:
 
     @property
     def end_of_turn(self) -> str:
-        """The text that ends the assistant's turns, and is learned with them.
+        """The text at the end of the assistant's turns, which is learned with them.
 
-        One special token, at which generation can stop; several tokens where the tokenizer has no chat template and
-        does not know `<|im_end|>`. Then nothing stops generation there: cut what was generated at this text.
+        One special token, at which generation stops; but several tokens if the tokenizer has no chat template and no
+        token `<|im_end|>`. Generation does not stop at these: cut generated text there.
         """
         return self._template.end_of_turn
 
@@ -115,11 +115,11 @@ class ChatEncoder:
 
         Args:
             messages: The turns.
-            max_length: Most positions; whole exchanges are dropped from the front until the rest fits.
+            max_length: Maximum number of positions; whole exchanges are removed from the front to meet it.
 
         Raises:
-            ValueError: If the last exchange alone is longer than `max_length`, if no answer holds a word, if words
-                hold markup of the chat template, or if a modality has no number of image tokens.
+            ValueError: If the last exchange alone is longer than `max_length`, if all answers are empty, if a text
+                contains markup of the chat template, or if a modality has no number of image tokens.
         """
         return self._encode_within(messages, max_length=max_length, prompt_for=None)
 
@@ -134,9 +134,9 @@ class ChatEncoder:
         return self._encode_within(messages[:last], max_length=max_length, prompt_for=answer)
 
     def count_text_tokens(self, conversations: Sequence[Sequence[Turn]]) -> NDArray[np.int64]:
-        """The positions of whole conversations that belong to no scan, without encoding one by one: (N,).
+        """The number of text tokens of each of N conversations, (N,) int64, tokenised in one batch.
 
-        Words that `encode` would refuse are counted all the same.
+        Texts that `encode` would reject are counted, too.
         """
         texts: list[str] = []
         num_scans = np.array([sum(len(turn.scans) for turn in messages) for messages in conversations], dtype=np.int64)
@@ -152,11 +152,11 @@ class ChatEncoder:
         if backend is None:
             encodings: Sequence[Sized] = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
             return encodings
-        # Without offsets, and without lists of Python integers: three times as fast.
+        # Faster: without offsets and lists of Python integers.
         return cast("Sequence[Sized]", backend.encode_batch_fast(texts, add_special_tokens=False))
 
     def _encode_text(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The ids (L,) of a text, and the characters (L, 2) that each stands for."""
+        """The token ids (L,) of a text, and the character range (L, 2) of each."""
         backend = self._backend()
         if backend is None:
             encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -167,7 +167,7 @@ class ChatEncoder:
         return np.asarray(ids, dtype=np.int64), np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
 
     def _backend(self) -> Any:
-        """The Rust tokenizer itself, which Hugging Face's class calls; None where it would pad or cut."""
+        """The Rust tokenizer of a Hugging Face tokenizer; None if it would pad or truncate."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         return None if backend is None or backend.padding is not None or backend.truncation is not None else backend
 
@@ -202,13 +202,13 @@ class ChatEncoder:
         scan_positions = np.flatnonzero(ids == self._image_token_id)
         self._check_scans(chat, offsets[scan_positions])
         if not prompt_for and not chat.learned:
-            raise ValueError("no turn of the assistant holds a word, so there is nothing to learn; give it an answer "
+            raise ValueError("no turn of the assistant has a word, so there is nothing to learn; give it an answer "
                              "that is more than blanks")  # fmt: skip
         labels = _labels([] if prompt_for else chat.learned, ids, offsets, text=chat.text)
         return self._expand(ids, labels, scan_positions, chat.scans, num_dropped_turns)
 
     def _fill(self, layout: Layout, contents: list[list[Scan | str]], shape: Shape) -> _Chat:
-        """Put words and image tokens into the slots of a layout."""
+        """Fill the slots of a layout with texts and image tokens."""
         # The template may write the scans of a turn before its texts: each kind is taken in its own order.
         texts = [iter([item for item in content if isinstance(item, str)]) for content in contents]
         scans = [iter([item for item in content if isinstance(item, Scan)]) for content in contents]
@@ -230,22 +230,22 @@ class ChatEncoder:
         return _Chat("".join(parts), chat.words, chat.learned, chat.scan_places, chat.scans)
 
     def _check_words(self, chat: _Chat, ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> None:
-        """Refuse words that would be read as markup: they could end a turn, or claim a scan's features."""
+        """Reject texts with markup: it could end a turn, or be replaced by features of a scan."""
         for start, stop in offsets[self._is_markup[np.minimum(ids, len(self._is_markup) - 1)]]:
             if any(start < end and stop > begin for begin, end in chat.words):
-                raise ValueError(f"the words hold {chat.text[start:stop]!r}, a special token of the tokenizer; "
-                                 "write it another way, and name scans as items of type image")  # fmt: skip
-        if self._template.is_fallback:  # there the markup need not be known to the tokenizer
+                raise ValueError(f"a text contains {chat.text[start:stop]!r}, a special token of the tokenizer; "
+                                 "rephrase it, and give scans as items of type image")  # fmt: skip
+        if self._template.is_fallback:  # its markup may not be special tokens
             for begin, end in chat.words:
                 if any(markup in chat.text[begin:end] for markup in (IM_START, IM_END)):
-                    raise ValueError(f"the words {chat.text[begin:end]!r:.80} hold {IM_START} or {IM_END}, the markup "
-                                     "of the chat template; write it another way")  # fmt: skip
+                    raise ValueError(f"the text {chat.text[begin:end]!r:.80} contains {IM_START} or {IM_END}, markup "
+                                     "of the chat template; rephrase it")  # fmt: skip
 
     def _check_scans(self, chat: _Chat, offsets: NDArray[np.int64]) -> None:
         found = [any(start <= place < stop for start, stop in offsets) for place in chat.scan_places]
         if len(offsets) != len(chat.scan_places) or not all(found):
-            raise ValueError(f"the chat holds {len(chat.scan_places)} scans, but tokenises to {len(offsets)} image "
-                             f"tokens {self._image_token!r}; the tokenizer must keep that token whole")  # fmt: skip
+            raise ValueError(f"the chat has {len(chat.scan_places)} scans, but tokenises to {len(offsets)} image "
+                             f"tokens {self._image_token!r}; use a tokenizer that keeps it as one token")  # fmt: skip
 
     def _expand(
         self,
@@ -255,11 +255,11 @@ class ChatEncoder:
         scans: list[Scan],
         num_dropped_turns: int,
     ) -> EncodedConversation:
-        """Give each scan as many positions as its modality has tokens."""
+        """Repeat the image token of each scan to the number of tokens of its modality."""
         repeats = np.ones(len(ids), dtype=np.int64)
         for position, scan in zip(scan_positions, scans, strict=True):
             if scan.modality not in self.num_image_tokens:
-                raise ValueError(f"no number of image tokens for modality {scan.modality!r}: given are "
+                raise ValueError(f"no number of image tokens for modality {scan.modality!r}; num_image_tokens has "
                                  f"{', '.join(self.num_image_tokens) or 'none'}")  # fmt: skip
             repeats[position] = self.num_image_tokens[scan.modality]
         starts = np.cumsum(repeats) - repeats
@@ -280,7 +280,7 @@ def encode_conversation(
     num_image_tokens: Mapping[str, int],
     max_length: int | None = None,
 ) -> EncodedConversation:
-    """Encode one conversation; for many, keep a `ChatEncoder`."""
+    """Encode one conversation; for many, create one `ChatEncoder`."""
     encoder = ChatEncoder(tokenizer, image_token_id=image_token_id, num_image_tokens=num_image_tokens)
     return encoder.encode(messages, max_length=max_length)
 
@@ -293,7 +293,7 @@ def encode_prompt(
     num_image_tokens: Mapping[str, int],
     max_length: int | None = None,
 ) -> EncodedConversation:
-    """Encode one prompt for generation; for many, keep a `ChatEncoder`."""
+    """Encode one prompt for generation; for many, create one `ChatEncoder`."""
     encoder = ChatEncoder(tokenizer, image_token_id=image_token_id, num_image_tokens=num_image_tokens)
     return encoder.encode_prompt(messages, max_length=max_length)
 
@@ -315,9 +315,9 @@ def _starts_with_reasoning(turn: Turn) -> bool:
 
 
 def _first_exchange(turns: Sequence[Turn]) -> int:
-    """The number of turns up to where the user speaks again after an answer.
+    """The number of turns of the first exchange: those before the first user turn after an answer.
 
-    They go as a whole: templates insist that the user begins.
+    Exchanges are removed as a whole: templates require that the user starts.
     """
     answered = False
     for number, turn in enumerate(turns):
@@ -334,7 +334,7 @@ def _merge_texts(turn: Turn) -> list[Scan | str]:
         if isinstance(item, Scan):
             merged.append(item)
         elif text := item.strip():
-            # Blanks at the ends could merge with the template's own into tokens that generation never sees.
+            # Blanks at the ends could merge with those of the template into tokens that generation never gets.
             if merged and isinstance(merged[-1], str):
                 merged[-1] += "\n" + text
             else:

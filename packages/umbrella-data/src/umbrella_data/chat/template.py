@@ -1,7 +1,7 @@
-"""How a tokenizer's chat template lays out a conversation, learned by rendering it around sentinels.
+"""Reads a tokenizer's chat template: renders it around sentinels to find the layout of a conversation.
 
-The user's words never pass through the template: they cannot be mistaken for its markup, and every word's place in
-the rendered text is known to the character.
+Texts of users never pass through the template: they cannot be confused with its markup, and the position of each in the
+rendered conversation is known exactly.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 logger = logging.getLogger(__name__)
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
-# Used for a tokenizer that brings no template of its own.
+# Used for a tokenizer without a chat template.
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
@@ -27,7 +27,7 @@ CHATML_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-# Private-use characters: no template writes them, and none trims them.
+# Private-use characters, which no template writes or trims.
 _SENTINEL = "\ue000{}\ue001"
 _SENTINEL_PATTERN = re.compile("\ue000(\\d+)\ue001")
 
@@ -58,11 +58,11 @@ class AddedToken(Protocol):
 
 
 class Tokenizer(Protocol):
-    """What is needed of a tokenizer: a part of Hugging Face's fast tokenizers."""
+    """The part of Hugging Face's fast tokenizers that is used here."""
 
     @property
     def is_fast(self) -> bool:
-        """Whether offsets can be had."""
+        """Whether it returns offsets."""
 
     @property
     def chat_template(self) -> Any:
@@ -111,9 +111,9 @@ Layout = tuple[str | Slot, ...]
 
 
 class _Style(Enum):
-    """The form of `content` that a template understands."""
+    """The format of `content` that a template supports."""
 
-    IMAGE_ITEMS = auto()  # lists; the template itself writes an image token for each scan
+    IMAGE_ITEMS = auto()  # lists of items; the template writes an image token for each scan
     STRING = auto()
     TEXT_ITEMS = auto()  # lists of texts
 
@@ -361,7 +361,7 @@ def _warn_of_unknown_markup(tokenizer: Tokenizer) -> None:
 
 @lru_cache
 def _warn(message: str) -> None:
-    """Warn once a process: each data set of a mixture has a template of its own, made of the same tokenizer."""
+    """Warn once per process: each data set of a mixture creates a template from the same tokenizer."""
     logger.warning(message)
 
 
@@ -385,7 +385,7 @@ def _keeps_all(layout: Sequence[str | Slot], slots: Sequence[Slot], *, moves_sca
     found = [piece for piece in layout if isinstance(piece, Slot)]
     if not moves_scans:
         return found == list(slots)
-    # LLaVA's template writes the images of a turn before its texts: within a turn that is the template's to decide.
+    # LLaVA's template writes the images of a turn before its texts; the order within a turn may change.
     return all(
         [slot for slot in found if slot.is_scan is is_scan] == [slot for slot in slots if slot.is_scan is is_scan]
         for is_scan in (True, False)

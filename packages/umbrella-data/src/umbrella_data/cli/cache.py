@@ -17,7 +17,7 @@ from umbrella_data.cli.sources import (
 
 HELP = """\
 Reads every scan of the manifests, prepares it as the run would, and keeps the result, so that training reads prepared
-volumes from the first step on. Stopped and started again, it goes on where it was.
+volumes from the first step on. Stopped and started again, it continues where it stopped.
 
   umbrella-data cache --config my.yaml
   umbrella-data cache train.jsonl --cache-dir /scratch/cache --size T1=96,96,96 --size rsfMRI=96,96,96,24"""
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     directory = options.cache_dir or known.cache_dir
     sources = [(path, options.data_root) for path in options.manifests] or known.sources
     if directory is None or not sources or not known.configs:
-        raise ValueError("manifests, --cache-dir and --size are needed, or a --config that holds them")
+        raise ValueError("manifests, --cache-dir and --size are needed, or a --config that has them")
     max_bytes = None if options.max_gb is None else int(options.max_gb * 1e9)
     configs = choose_configs(known.configs, options)
     cache = VolumeCache(directory, max_bytes=max_bytes)

@@ -14,7 +14,7 @@ from umbrella_data.cli.sources import (
     add_manifests,
     add_modalities,
     add_workers,
-    name_by_hash,
+    choose_names,
     print_lost_root,
     read_manifests,
     show,
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 HELP = """\
 Reads every row of the manifests and every scan in them once, from the first byte to the last. Lists what cannot be
 used and why: unreadable scans, rows whose answer contradicts the scored value, subjects in more than one manifest
-(each manifest is a split of its own), and scans with the same content under several names.
+(each manifest is taken for a split of its own), and scans with the same content under several names.
 The exit code is 1 if anything is wrong. Warnings are counted by their codes, such as forms_disagree; they do not change
 the exit code: those scans can be used, but a header (of a brain mask, too) or a sidecar says something odd. The
 terminal shows the first 5 scans of each code, the report the first 1,000, in the order of their paths.
+With --index-dir, it also builds an index of each long .nii.gz series, with which training runs read windows faster.
 The terminal names files and subjects; the report in --out names them by hashes that
 `umbrella-data whois HASH --in OUT` finds again, unless --names is given."""
 _MAX_SHOWN = 50
@@ -48,8 +49,13 @@ def add_command(commands: Commands) -> None:
     add_modalities(command)
     add_workers(command)
     command.add_argument("--out", type=Path, help="folder for check.json")
-    command.add_argument("--names", action="store_true", help="write names in clear into check.json")
-    command.add_argument("--one-split", action="store_true", help="a subject may stand in several of the manifests")
+    command.add_argument("--names", action="store_true", help="write names in plain text into check.json")
+    command.add_argument(
+        "--index-dir",
+        type=Path,
+        help="also build an index of each long .nii.gz series here, for data.index_dir of a training run",
+    )
+    command.add_argument("--one-split", action="store_true", help="a subject may be in several of the manifests")
     command.set_defaults(run=run)
 
 
@@ -60,12 +66,15 @@ def run(options: argparse.Namespace) -> int:
 
     manifests = read_manifests(options)
     # A folder that cannot be made ends the command here, and not when everything was read.
-    name = None if options.out is None else name_by_hash(options.out, in_clear=options.names)
+    name = None if options.out is None else choose_names(options.out, are_plain=options.names)
+    if options.index_dir is not None:
+        options.index_dir.mkdir(parents=True, exist_ok=True)
     report = check_manifests(
         manifests,
         num_workers=options.workers,
         may_share_subjects=options.one_split,
         modalities=options.modality,
+        index_folder=options.index_dir,
         progress=lambda items, total, words: show(items, total, words, "scan" if "scans" in words else "row"),
     )
     if name is not None:

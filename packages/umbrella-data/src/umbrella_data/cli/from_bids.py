@@ -16,19 +16,18 @@ if TYPE_CHECKING:
 
 HELP = """\
 Finds the T1w, bold and dwi scans of a BIDS tree, reads each of them once, and writes OUT/train.jsonl and
-OUT/test.jsonl: questions about each scan's own metadata, and about age and sex where participants.tsv holds them.
+OUT/test.jsonl: questions about each scan's own metadata, and about age and sex where participants.tsv has them.
 A tree of derivatives (fMRIPrep, QSIPrep) is taken as ROOT itself; of several versions of a scan one is used,
-desc-preproc in the subject's own space unless --space and --desc say otherwise. A brain mask beside it
-(desc-brain_mask) is written into the manifest: the model then sees 0 outside of the brain. --no-masks leaves masks out.
-Subjects, never files, are dealt to the two splits by a seeded hash. Scans that cannot be read are listed, each with
-its reason (of files that are not there, or links that lead out of ROOT, the first 5); so are the first ones of each
-warning, such as a header without orientation (no_form).
+desc-preproc in the subject's own space, or as given by --space and --desc. A brain mask next to it
+(desc-brain_mask) is written into the manifest: the model then sees 0 outside of the brain. --no-masks ignores masks.
+Subjects, never files, are assigned to the two splits by a seeded hash. Unreadable scans are listed with the reason
+(the first 5 of missing files and of links out of ROOT); so are the first ones of each warning, such as a header
+without orientation (no_form).
 
 Paths in the manifests are relative to the tree: read them with data_root=ROOT (in Python: read_manifest(path,
-data_root=ROOT)), or write them into the tree itself, --out ROOT, and no data_root is needed. Files that are links must
-not lead out of ROOT, unless --data-root names a folder that holds ROOT and what they lead to; paths are then relative
-to it. Folders that are links are not followed."""
-# A tree whose contents were not fetched, or of links out of it, has one problem, and thousands of files with it.
+data_root=ROOT)), or write them into the tree itself with --out ROOT. Links to files outside of ROOT need --data-root,
+a folder that contains ROOT and these files; paths are then relative to it. Links to folders are not followed."""
+# If the contents of a tree were not fetched, thousands of files have the same problem.
 _MAX_ALIKE = 5
 
 
@@ -45,9 +44,9 @@ def add_command(commands: Commands) -> None:
     command.add_argument(
         "--data-root",
         type=Path,
-        help="folder that paths are relative to and no link leads out of; ROOT lies in it (default: ROOT)",
+        help="folder that paths are relative to and no link leads out of; ROOT is in it (default: ROOT)",
     )
-    command.add_argument("--test-fraction", type=_fraction, default=0.2, help="share of subjects held out (0.2)")
+    command.add_argument("--test-fraction", type=_fraction, default=0.2, help="fraction of subjects held out (0.2)")
     command.add_argument("--seed", type=int, default=0, help="seed of the split and of the questions' wording (0)")
     command.add_argument("--min-frames", type=int, default=0, help="leave out series with fewer frames (0)")
     command.add_argument(
@@ -57,9 +56,9 @@ def add_command(commands: Commands) -> None:
         "--number", action="append", default=[], metavar="COLUMN[:UNIT]", help="also ask about a column of numbers"
     )
     add_modalities(command)
-    command.add_argument("--space", help="take scans in this space alone, such as MNI152NLin2009cAsym")
-    command.add_argument("--desc", help="take scans of this description alone, such as preproc")
-    command.add_argument("--no-masks", action="store_true", help="take scans whole, whatever masks stand beside them")
+    command.add_argument("--space", help="only scans in this space, such as MNI152NLin2009cAsym")
+    command.add_argument("--desc", help="only scans of this description, such as preproc")
+    command.add_argument("--no-masks", action="store_true", help="ignore brain masks next to scans")
     command.add_argument(
         "--participants",
         action="append",
@@ -95,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     )
     _print_report(report)
     if not report.manifests:
-        print(f"error: no readable scan below {options.root}; what was left out stands above", file=sys.stderr)
+        print(f"error: no readable scan below {options.root}; see the lists above", file=sys.stderr)
         return 1
     data_root = options.root if options.data_root is None else options.data_root
     print("\nwrote, to be read with data_root:")
@@ -113,13 +112,13 @@ def _print_report(report: BidsReport) -> None:
             print(f"{split:8}{modality:10}{count:6}")
     for split, rows in report.rows.items():
         print(f"{split}: {len({row['subject'] for row in rows})} subjects, {len(rows)} rows")
-    for note in report.notes:
-        print(f"note: {note}")
+    for message in report.messages:
+        print(f"note: {message}")
     print_warnings(report.warnings)
     print(f"\nscans that cannot be used: {len(report.unreadable)}")
     shown: Counter[str] = Counter()
     for error in report.unreadable:
-        # What is wrong with a file itself is told of every file.
+        # Other problems are listed for every file.
         kind = error.message if error.reason in (ScanReason.MISSING, ScanReason.UNREADABLE) else str(error)
         shown[kind] += 1
         if shown[kind] <= _MAX_ALIKE:

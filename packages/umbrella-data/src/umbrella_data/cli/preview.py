@@ -10,7 +10,7 @@ from umbrella_data.cli.sources import (
     add_manifests,
     add_pipelines,
     choose_configs,
-    name_by_hash,
+    choose_names,
     print_lost_root,
     show,
 )
@@ -37,7 +37,7 @@ def add_command(commands: Commands) -> None:
     command.add_argument("--patch", action="append", default=[], metavar="MODALITY=X,Y,Z[,T]", help="patch size")
     command.add_argument("--out", type=Path, required=True, help="folder for index.html and its pictures")
     command.add_argument("--num", type=int, default=3, help="scans of each modality (3)")
-    command.add_argument("--names", action="store_true", help="write names of subjects and files in clear")
+    command.add_argument("--names", action="store_true", help="write names of subjects and files in plain text")
     command.set_defaults(run=run)
 
 
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     )
     sources = [(path, options.data_root) for path in options.manifests] or known.sources
     if not sources or not known.configs:
-        raise ValueError("manifests and --size are needed, or a --config that holds them")
+        raise ValueError("manifests and --size are needed, or a --config that has them")
     configs = choose_configs(known.configs, options)
     check_patches(known, modalities=configs)
     manifests = [read_manifest(path, data_root=root) for path, root in sources]
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         pipelines={name: Pipeline(config, modality=name) for name, config in configs.items()},
         patch_sizes=known.patch_sizes,
         folder=options.out,
-        name=name_by_hash(options.out, in_clear=options.names),
+        name=choose_names(options.out, are_plain=options.names),
         num_scans=options.num,
         progress=lambda scans: show(scans, len(scans), "drawing scans", "scan"),
     )

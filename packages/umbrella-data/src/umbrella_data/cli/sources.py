@@ -12,7 +12,7 @@ from umbrella_data.modality import find_modality
 if TYPE_CHECKING:
     from umbrella_data.errors import ScanError
     from umbrella_data.manifest.manifest import Manifest
-    from umbrella_data.pipeline.pipeline import PipelineConfig
+    from umbrella_data.pipeline.config import PipelineConfig
 
 Commands = Any
 
@@ -34,7 +34,7 @@ def add_modalities(command: argparse.ArgumentParser) -> None:
         action="append",
         type=_modality,
         metavar="MODALITY",
-        help="take this modality alone; may be repeated; what is left out is counted (default: all)",
+        help="only this modality; may be repeated; other scans are counted (default: all)",
     )
 
 
@@ -62,14 +62,14 @@ def add_pipelines(command: argparse.ArgumentParser) -> None:
 
 
 def choose_configs(configs: Mapping[str, PipelineConfig], options: argparse.Namespace) -> dict[str, PipelineConfig]:
-    """The pipelines that `--modality` leaves.
+    """The pipelines selected by `--modality`.
 
     Raises:
         ValueError: For a modality without a pipeline.
     """
     chosen = list(configs) if options.modality is None else options.modality
     if without := [name for name in chosen if name not in configs]:
-        raise ValueError(f"no size is known of {', '.join(without)}; give --size, or leave it out of --modality")
+        raise ValueError(f"{', '.join(without)} has no size; give --size, or remove it from --modality")
     return {name: config for name, config in configs.items() if name in chosen}
 
 
@@ -81,30 +81,28 @@ def read_manifests(options: argparse.Namespace) -> list[Manifest]:
 
 
 def print_lost_root(errors: Sequence[ScanError], *, num_scans: int, manifests: Sequence[Manifest]) -> None:
-    """Ask for the right `--data-root` where nearly no scan is there.
+    """Suggest checking `--data-root` if nearly all scans are missing.
 
     Args:
-        errors: Why scans cannot be used.
-        num_scans: All scans that were looked for.
-        manifests: Where they are named.
+        errors: Errors of unusable scans.
+        num_scans: Number of all scans.
+        manifests: Their manifests.
     """
-    from umbrella_data.files.regular import is_lost
+    from umbrella_data.files.paths import is_lost
 
     lost = [error for error in errors if is_lost(error)]
     if lost and len(lost) >= _NEARLY_ALL * num_scans:
         roots = ", ".join(dict.fromkeys(str(manifest.data_root) for manifest in manifests))
-        print(f"{len(lost):,} of {num_scans:,} scans are not there; they were looked for under {roots}: "
-              "is --data-root right?")  # fmt: skip
+        print(f"{len(lost):,} of {num_scans:,} scans are missing under {roots}: "
+              "check --data-root")  # fmt: skip
 
 
-def name_by_hash(folder: Path, *, in_clear: bool) -> Callable[[str], str]:
-    """How a file in a folder, which is made, names subjects and files; the salt of the hashes is kept in the folder."""
+def choose_names(folder: Path, *, are_plain: bool) -> Callable[[str], str]:
+    """How a file in a folder, which is created, names subjects and files: in plain text or by a hash."""
+    from umbrella_data.privacy import pseudonyms
+
     folder.mkdir(parents=True, exist_ok=True)
-    if in_clear:
-        return str
-    from umbrella_data.privacy import SALT_NAME, name_hasher, read_or_create_salt
-
-    return name_hasher(read_or_create_salt(folder / SALT_NAME))
+    return str if are_plain else pseudonyms(folder)
 
 
 def show(items: Iterable[Any], total: int, words: str, unit: str) -> Iterable[Any]:

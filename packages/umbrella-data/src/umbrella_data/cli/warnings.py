@@ -1,4 +1,4 @@
-"""What the terminal says about scans that can be used although something odd is in them."""
+"""Prints warnings about usable scans."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from umbrella_data.scan.warnings import WarningList
 
-# Warnings change nothing, and often all scans of a scanner share one.
+# Often all scans of a scanner have the same warning.
 _MAX_SHOWN = 5
 
 
 def print_warnings(warnings: WarningList) -> None:
-    """Each code with the number of its scans and its meaning, and the files of the first ones."""
+    """Print each code with its meaning, the number of scans, and the files of the first ones."""
     from umbrella_data.scan.header import ScanWarning
 
     if not warnings.counts:
         return
-    print("\nwarnings about scans that can be used:")
+    print("\nwarnings about usable scans:")
     for code, count in warnings.counts.most_common():
         print(f"  {code}: {count:,} ({ScanWarning(code).meaning})")
         for scan in warnings.listed(code)[:_MAX_SHOWN]:

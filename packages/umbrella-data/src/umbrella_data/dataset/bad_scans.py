@@ -1,16 +1,15 @@
-"""Scans that a run leaves out: named on the terminal, listed by hash in a file, counted over all processes."""
+"""Samples that a run skips for bad scans: logged, listed by hash in a file, counted over all processes."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from umbrella_data.errors import ScanError, UmbrellaDataError
-from umbrella_data.privacy import SALT_NAME, name_hasher, read_or_create_salt
+from umbrella_data.privacy import pseudonyms
 
 logger = logging.getLogger(__name__)
 
@@ -18,18 +17,18 @@ LIST_NAME = "bad_scans.jsonl"
 
 
 class TooManyBadScansError(UmbrellaDataError):
-    """More samples than allowed cannot be used."""
+    """More samples than allowed are unusable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BadScan:
-    """A sample that is left out, and why.
+    """A sample that is skipped, and why.
 
     Attributes:
         manifest: Its manifest.
         line: Its line there.
         num_rows: Samples of that manifest.
-        subject: As the manifest names it.
+        subject: Its subject.
         error: What is wrong with the scan.
     """
 
@@ -41,13 +40,13 @@ class BadScan:
 
 
 class BadScanList:
-    """Counts the samples whose scans cannot be used, and stops a run where there are too many.
+    """Counts samples with unusable scans, and stops a run if there are too many.
 
-    Can be pickled for loader workers: all processes of a run append to one file and count what stands in it.
+    Can be pickled for loader workers: all processes of a run append to one file and count what is in it.
 
     Args:
-        max_fraction: Largest share of a manifest's samples that may be left out, 0 to 1.
-        folder: Where the list is kept, with the salt of its hashes; None counts in each process by itself.
+        max_fraction: Largest fraction of a manifest's samples that may be skipped, 0 to 1.
+        folder: Folder of the list and the salt of its hashes; None counts in each process separately.
 
     Raises:
         ValueError: For a fraction out of range.
@@ -61,20 +60,20 @@ class BadScanList:
         self._seen: set[tuple[str, int]] = set()
 
     def add(self, bad: BadScan) -> None:
-        """Note a sample; one that was noted before is not counted twice.
+        """Add a sample, unless it was added before.
 
         Raises:
-            TooManyBadScansError: From the scan's error, where more than the allowed share is bad.
+            TooManyBadScansError: Raised from the scan's error, if more than the allowed fraction is bad.
         """
         if (str(bad.manifest), bad.line) in self._seen:
             return
         self._seen.add((str(bad.manifest), bad.line))
-        # As text: a handler that keeps its records would keep the error's frames, and their voxels, with them.
+        # As text: a handler that keeps its records would keep the voxels in the error's frames alive.
         logger.warning("left out: %s, line %d, subject %s: %s", bad.manifest, bad.line, bad.subject, str(bad.error))
         count = self._count_own(bad) if self.folder is None else self._append(self.folder, bad)
         if count > self.max_fraction * bad.num_rows:
             raise TooManyBadScansError(
-                f"{count} of {bad.num_rows} samples of {bad.manifest} cannot be used, more than max_fraction "
+                f"{count} of {bad.num_rows} samples of {bad.manifest} are unusable, more than max_fraction "
                 f"{self.max_fraction:g} (data.max_bad_fraction in a run's config) allows; the last one: {bad.error}. "
                 "`umbrella-data check` lists all"
             ) from bad.error
@@ -83,8 +82,8 @@ class BadScanList:
         return sum(manifest == str(bad.manifest) for manifest, _ in self._seen)
 
     def _append(self, folder: Path, bad: BadScan) -> int:
-        """Add a line, and count the samples of this manifest that stand in the file."""
-        name_hash = _hasher(folder)
+        """Add a line, and count the samples of this manifest that are in the file."""
+        name_hash = pseudonyms(folder)
         path = folder / LIST_NAME
         manifest = name_hash(str(bad.manifest))
         key = [manifest, bad.line]
@@ -104,11 +103,6 @@ class BadScanList:
                 os.close(descriptor)
         # Two processes may have added the same sample at the same time.
         return len({tuple(found) for found in _keys(path) if found[0] == manifest})
-
-
-def _hasher(folder: Path) -> Callable[[str], str]:
-    folder.mkdir(parents=True, exist_ok=True)
-    return name_hasher(read_or_create_salt(folder / SALT_NAME))
 
 
 def _keys(path: Path) -> list[list[str | int]]:

@@ -1,4 +1,4 @@
-"""How the samples of one block become batches: by count or by token budget, within groups, and to a given number."""
+"""Divides the samples of a block into batches: by count or token budget, within groups, to a given number."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BatchRule:
         batch_size: Most samples of a batch; None for no limit but the tokens'.
         max_tokens: Most positions of a batch: its longest sample's length times its samples, if they are padded.
         padded: Whether samples are padded to the longest; without, the positions of a batch are those of its samples.
-        by_length: Whether samples of like length stand together; a token budget implies it.
+        by_length: Whether samples of similar length share a batch; implied by a token budget.
 
     Raises:
         ValueError: For no limit at all, or one below 1.
@@ -49,8 +49,8 @@ def cut_block(
     """Cut the samples of a block into batches.
 
     Args:
-        groups: (N,) what the samples of one batch must have in common.
-        lengths: (N,) tokens of each sample, where the rule asks for them.
+        groups: (N,) the group of each sample; a batch has samples of one group.
+        lengths: (N,) tokens of each sample, if the rule needs them.
         rule: When a batch is full.
 
     Returns:
@@ -78,7 +78,7 @@ def cut_block(
 
 
 def _fill(lengths: list[int], *, most: int, count: int | None) -> list[list[int]]:
-    """Packs samples, given from long to short, each into the batch that it leaves the least room in (best fit).
+    """Packs samples, given from long to short, each into the batch with the least sufficient room (best fit).
 
     Args:
         lengths: Tokens of each.
@@ -113,7 +113,7 @@ def _cut_group(size: int, lengths: Indices | None, *, rule: BatchRule) -> list[t
     bounds = []
     first = 0
     while first < size:
-        # From long to short: the first sample of a batch is its longest, and decides how many fit.
+        # From long to short: the first sample of a batch is its longest and determines how many fit.
         longest = int(lengths[first])
         _check_length(longest, rule.max_tokens)
         count = rule.max_tokens // max(1, longest)
@@ -125,7 +125,7 @@ def _cut_group(size: int, lengths: Indices | None, *, rule: BatchRule) -> list[t
 
 def _check_length(length: int, most: int) -> None:
     if length > most:
-        raise ValueError(f"a sample of {length} tokens is longer than a whole batch may be, max_tokens {most}; raise "
+        raise ValueError(f"a sample of {length} tokens is longer than a whole batch, max_tokens {most}; raise "
                          "max_tokens, or cut conversations with max_length")  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def split_to(batches: list[Indices], target: int) -> list[Indices]:
 
 
 def merge_to(batches: list[Indices], groups: list[int], target: int) -> list[Indices]:
-    """Join two of the smallest and last batches of one group, again and again, until there are `target`.
+    """Join two of the smallest and last batches of one group until there are `target`.
 
     Args:
         batches: The batches.

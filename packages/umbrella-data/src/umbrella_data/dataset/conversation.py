@@ -1,4 +1,4 @@
-"""One manifest as a data set of examples: tokens, labels and preprocessed scans, a pure function of the index."""
+"""Data set of one manifest: tokens, labels and preprocessed scans, a pure function of the index."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from umbrella_data.batch.example import Example, ExampleScan, ReadExamples, ScanPipeline, read_together
+from umbrella_data.batch.example import Example, ExampleScan, ScanPipeline
 from umbrella_data.chat.encoder import ChatEncoder, EncodedConversation, Tokenizer
 from umbrella_data.dataset.bad_scans import BadScan, BadScanList
 from umbrella_data.dataset.batch_plan import Indices
@@ -27,24 +27,24 @@ __all__ = ["ConversationDataset", "Example", "ExampleScan", "ScanPipeline"]
 class ConversationDataset(Dataset[Example]):
     """The examples of one manifest.
 
-    Index `epoch * len(dataset) + i` is sample i as that epoch sees it: augmentation is drawn from a generator seeded
-    with (seed, index), so that ranks, workers and resumed runs agree. `list(dataset)` is epoch 0, and so is every pass
-    of a loader without a `ModalityBatchSampler`, whose `set_epoch` goes on to the next.
+    Index `epoch * len(dataset) + i` is sample i in that epoch: its generator is seeded with (seed, index), so that
+    ranks, workers and resumed runs agree. `list(dataset)` is epoch 0, and so is every pass of a loader without a
+    `ModalityBatchSampler` and its `set_epoch`.
 
     Args:
         manifest: The samples.
         tokenizer: A Hugging Face fast tokenizer, or anything like it.
         image_token_id: The model's image token.
         num_image_tokens: Positions that a scan of each modality takes.
-        pipelines: For each modality what reads and prepares its scans.
+        pipelines: Pipeline of each modality.
         seed: Seed of the augmentation.
         max_length: Most positions of an example; whole turns are dropped from the front to fit.
-        augment: Whether the pipelines are given a generator.
-        bad_scans: Where samples are noted whose scans cannot be used; another sample of the same modalities, which
-            depends on (seed, index) alone, stands in for each. None raises.
+        augment: Whether the pipelines get a generator.
+        bad_scans: List of samples with unusable scans; each is replaced by another sample of the same modalities, a
+            function of (seed, index). None raises an error for them.
     """
 
-    # Every epoch holds the same samples: batch counts can be known before training.
+    # Every epoch has the same samples: batch counts can be known before training.
     is_epoch_constant = True
 
     def __init__(
@@ -85,17 +85,13 @@ class ConversationDataset(Dataset[Example]):
 
         Raises:
             ManifestError: With every problem of the row.
-            ScanError: If a scan cannot be used, and nothing stands in for it.
+            ScanError: If a scan is unusable and cannot be replaced.
             TooManyBadScansError: If more scans than allowed cannot be used.
             ValueError: If the conversation cannot be encoded, or not within `max_length`.
         """
         if self._bad_scans is None:
             return self._read(index, row=index % len(self))
         return self._read_or_substitute(index, self._bad_scans)
-
-    def __getitems__(self, indices: Sequence[int]) -> ReadExamples:
-        """The examples of one batch, as a loader asks for them; the same as one by one, but less is copied."""
-        return read_together(indices, self.__getitem__)
 
     def _read(self, index: int, *, row: int) -> Example:
         """The example of a row, augmented as the index says."""
@@ -117,11 +113,11 @@ class ConversationDataset(Dataset[Example]):
                     return self._read_good(index, row, bad_scans)
                 except ScanError:
                     continue
-            error.add_note("and no other sample of the same modalities can stand in for it")
+            error.add_note("and no other sample of the same modalities can replace it")
             raise
 
     def _read_good(self, index: int, row: int, bad_scans: BadScanList) -> Example:
-        """`_read`, but a row that failed before fails at once."""
+        """`_read`, except that a row that failed before fails at once."""
         if row in self._bad_rows:
             raise self._bad_rows[row].bare()
         try:
@@ -143,14 +139,14 @@ class ConversationDataset(Dataset[Example]):
         )
 
     def leave_out(self, index: int, error: ScanError) -> None:
-        """Note a sample that cannot be asked about; nothing can stand in for a question.
+        """Skip a sample with a bad scan in an evaluation, where it is not replaced.
 
         Args:
             index: The sample whose scan is bad.
             error: What `prompt` raised.
 
         Raises:
-            ScanError: The error itself, where bad scans are not to be left out.
+            ScanError: The error itself, if bad scans are not skipped.
             TooManyBadScansError: If more scans than allowed cannot be used.
         """
         if self._bad_scans is None:
@@ -167,11 +163,11 @@ class ConversationDataset(Dataset[Example]):
         """The modality of each scan of an example in reading order; no scan is opened."""
         if self._max_length is None:
             return self.manifest.modalities(index % len(self))
-        # Dropped turns take their scans with them.
+        # The scans of removed turns are removed too.
         return tuple(scan.modality for scan in self._encode(index, self.sample(index).messages).scans)
 
     def modality_sets(self) -> frozenset[frozenset[str]]:
-        """The sets of modalities that samples hold; the first call looks at every row, unless an index is there."""
+        """The sets of modalities that samples hold; the first call reads every row, unless there is an index."""
         return self._facts.modality_sets()
 
     def modality_masks(self, indices: Indices) -> Indices:
@@ -201,14 +197,14 @@ class ConversationDataset(Dataset[Example]):
         return self._measured
 
     def prompt(self, index: int, *, scans_from: int | None = None, with_scans: bool = True) -> Example:
-        """The conversation up to its last assistant turn, that one left out, as generation needs it.
+        """The conversation up to its last assistant turn, without that turn, for generation.
 
         Nothing is augmented, and all labels are -100.
 
         Args:
             index: The sample.
-            scans_from: A sample whose scans stand in for this one's: the control for looking at the scan at all.
-            with_scans: Whether scans are left in the conversation: False is the control with text alone.
+            scans_from: A sample whose scans replace this one's, for the control with another scan.
+            with_scans: Whether the conversation keeps its scans; False for the control with text only.
 
         Raises:
             ValueError: If the two samples do not hold the same modalities in the same order.
@@ -223,8 +219,8 @@ class ConversationDataset(Dataset[Example]):
             other = self.sample(scans_from)
             if other.modalities != sample.modalities:
                 raise ValueError(f"sample {sample.id!r} asks about {_listed(sample.modalities)}, but "
-                                 f"{other.id!r} holds {_listed(other.modalities)}")  # fmt: skip
-            # Scans of turns that were dropped, or that follow the prompt, are passed over in both.
+                                 f"{other.id!r} has {_listed(other.modalities)}")  # fmt: skip
+            # Scans of removed turns, and of turns after the prompt, are skipped in both samples.
             skipped = sum(len(turn.scans) for turn in _dropped(messages, encoded.num_dropped_turns))
             scans = other.scans[skipped : skipped + len(scans)]
         return self._example(index, encoded, scans, generator=None)

@@ -1,4 +1,4 @@
-"""Several data sets as one: a shuffled mixture that is a pure function of (seed, virtual index)."""
+"""A shuffled mixture of several data sets, a pure function of (seed, virtual index)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from umbrella_data.batch.example import Example, ReadExamples, read_together
+from umbrella_data.batch.example import Example
 from umbrella_data.dataset.batch_plan import Indices
 from umbrella_data.manifest.sample import Sample
 from umbrella_data.seeding import Permutation, derive_seed
@@ -25,7 +25,7 @@ class ExampleSource(Protocol):
 
     @property
     def is_epoch_constant(self) -> bool:
-        """Whether every epoch holds the same samples."""
+        """Whether every epoch has the same samples."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Example: ...
@@ -52,12 +52,12 @@ class InterleaveDataset(Dataset[Example]):
     """Mixes data sets in one seeded order.
 
     `mixed[epoch * len(mixed) + i]` is the i-th example of that epoch's order, the same in every process;
-    `list(mixed)` is epoch 0. In an epoch each data set takes part with a fixed number of draws, and goes through its
-    own samples in turn, over epochs if need be: in `proportional` mixing an epoch delivers every sample exactly once.
+    `list(mixed)` is epoch 0. In an epoch each data set contributes a fixed number of draws, in the order of its own
+    samples, continued over epochs if needed: in `proportional` mixing an epoch has every sample exactly once.
 
-    A loader without a sampler of ours asks for the indices 0 to len - 1 alone, in every pass: `DataLoader(mixed,
-    shuffle=True)` repeats epoch 0, with the same augmentation and windows. Give it
-    `batch_sampler=ModalityBatchSampler(mixed, ...)`, and call that one's `set_epoch(epoch)` before each pass.
+    A `DataLoader` with another sampler requests the indices 0 to len - 1 in every pass and so repeats epoch 0, with the
+    same augmentation and windows. Use `batch_sampler=ModalityBatchSampler(mixed, ...)`, and call its
+    `set_epoch(epoch)` before each pass.
 
     Args:
         datasets: The parts.
@@ -93,7 +93,7 @@ class InterleaveDataset(Dataset[Example]):
 
     @property
     def is_epoch_constant(self) -> bool:
-        """Whether every epoch holds the same samples, and so the same number of each modality."""
+        """Whether every epoch has the same samples, and so the same number of each modality."""
         whole = all(draws % size == 0 for draws, size in zip(self._draws, self._sizes, strict=True))
         return whole and all(dataset.is_epoch_constant for dataset in self.datasets)
 
@@ -113,18 +113,14 @@ class InterleaveDataset(Dataset[Example]):
         part, child = self.locate(index)
         return self.datasets[part][child]
 
-    def __getitems__(self, indices: Sequence[int]) -> ReadExamples:
-        """The examples of one batch, as a loader asks for them; the same as one by one, but less is copied."""
-        return read_together(indices, self.__getitem__)
-
     def locate(self, index: int) -> tuple[int, int]:
-        """The data set that a virtual index falls on, and the virtual index within it."""
+        """The data set of a virtual index, and the virtual index within it."""
         if index < 0:
             raise IndexError(f"virtual index {index} is negative; it is epoch * {len(self)} + i")
         epoch, position = divmod(index, len(self))
         slot = _order(len(self), derive_seed(self._seed, epoch))(position)
         part = bisect.bisect_right(self._ends, slot)
-        # Draws are numbered on over the epochs, so that a part that is not drawn whole goes on where it stopped.
+        # Draws are numbered over epochs, so that a part that is not exhausted continues where it stopped.
         return part, epoch * self._draws[part] + slot - (self._ends[part] - self._draws[part])
 
     def locate_all(self, indices: Indices) -> tuple[NDArray[np.intp], Indices]:
@@ -186,7 +182,7 @@ def _order(size: int, key: int) -> Permutation:
 def _weights(sizes: list[int], mixing: Mixing | Sequence[float], temperature: float | None) -> list[float]:
     """Relative weight of each data set."""
     if (mixing == "temperature") != (temperature is not None):
-        raise ValueError(f"mixing {mixing!r} with temperature {temperature}: the two belong together")
+        raise ValueError(f"mixing {mixing!r} with temperature {temperature}: set both or neither")
     if temperature is not None:
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature}; it must be above 0")
@@ -202,7 +198,7 @@ def _weights(sizes: list[int], mixing: Mixing | Sequence[float], temperature: fl
 
 
 def _num_draws(sizes: list[int], weights: list[float], *, stop: str) -> list[int]:
-    """Draws an epoch: the part that decides is drawn once whole, the others by their weights."""
+    """Number of draws per epoch: the part that determines its end once completely, the others by their weights."""
     rates = [size / weight for size, weight in zip(sizes, weights, strict=True)]
     rate = max(rates) if stop == "all" else min(rates)
     return [max(1, round(rate * weight)) for weight in weights]

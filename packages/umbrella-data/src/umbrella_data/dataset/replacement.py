@@ -1,4 +1,4 @@
-"""Which sample stands in for one whose scan is bad: a pure function of the seed and the index."""
+"""Which sample replaces one whose scan is bad: a pure function of the seed and the index."""
 
 from __future__ import annotations
 

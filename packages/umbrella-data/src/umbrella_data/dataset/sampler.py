@@ -28,7 +28,7 @@ class BatchSource(Protocol):
 
     @property
     def is_epoch_constant(self) -> bool:
-        """Whether every epoch holds the same samples."""
+        """Whether every epoch has the same samples."""
 
     def __len__(self) -> int: ...
     def modality_masks(self, indices: Indices, /) -> Indices:
@@ -46,7 +46,7 @@ class ModalityBatchSampler(Sampler[list[int]]):
 
     There is one list of global batches; rank r takes numbers r, r + world_size, ... For the last batches of an epoch to
     go round, some are split, so that every rank gets the same number of batches, none of them empty, and no sample is
-    dropped or repeated. Where nothing is left to split (`batch_size` 1, say), one of the last batches holds one more;
+    dropped or repeated. Where nothing is left to split (`batch_size` 1, say), one of the last batches has one more;
     a token budget is never passed.
 
     The number of batches is the same in every epoch. A batch is a function of (seed, epoch, block, its number in the
@@ -104,10 +104,9 @@ class ModalityBatchSampler(Sampler[list[int]]):
         self._seed = seed
         self._shuffle = shuffle
         self._epoch = 0
-        self._first = 0
         self._has_passed = False
         self._has_warned = False
-        # A multiple of the batch size, lest every block end in a short batch.
+        # A multiple of the batch size, so that blocks do not end in short batches.
         unit = batch_size if batch_size is not None and max_tokens is None else 1
         block = max(1, BLOCK_SIZE // unit) * unit
         num_blocks = max(1, len(dataset) // block)
@@ -123,20 +122,15 @@ class ModalityBatchSampler(Sampler[list[int]]):
         self._has_passed = self._has_passed and epoch == self._epoch
         self._epoch = epoch
 
-    def start_at(self, batch: int) -> None:
-        """Let the next iteration begin with this rank's batch of that number; blocks before it are not formed."""
-        self._first = batch
-
     def __len__(self) -> int:
         return sum(self._targets) // self.world_size
 
     def __iter__(self) -> Iterator[Batch]:
         self._warn_of_repetition()
-        start, self._first = self._first * self.world_size + self.rank, 0
         number = 0
         for block, target in enumerate(self._targets):
-            # Of the global batches, the first one at hand has this number of the block:
-            first = start - number if start >= number else (self.rank - number) % self.world_size
+            # Position in the block of this rank's first batch.
+            first = (self.rank - number) % self.world_size
             if first < target:
                 for batch in self._block_batches(block, target)[first :: self.world_size]:
                     yield batch.tolist()
@@ -145,7 +139,7 @@ class ModalityBatchSampler(Sampler[list[int]]):
 
     def _warn_of_repetition(self) -> None:
         """Tell a loop that calls no `set_epoch`. What is not shuffled, as in evaluation, may well be read twice."""
-        if self._has_passed and self._first == 0 and self._shuffle and not self._has_warned:
+        if self._has_passed and self._shuffle and not self._has_warned:
             self._has_warned = True
             logger.warning(
                 "this pass repeats the last one, epoch %d, with the same batches, augmentation and windows: "

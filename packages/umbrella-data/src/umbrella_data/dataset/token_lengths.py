@@ -1,4 +1,4 @@
-"""The length in tokens of every sample of a manifest, image tokens included: measured once, kept beside its index."""
+"""The length in tokens of every sample of a manifest, image tokens included: measured once, kept next to its index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Named arrays in one file: written whole or not at all, opened by memory map, one copy in memory for all processes."""
+"""Named arrays in one memory-mapped file, written atomically and shared by all processes."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class DamagedArraysError(ValueError):
-    """A file that does not hold what `write_arrays` wrote."""
+    """A file that differs from what `write_arrays` wrote."""
 
 
 class MappedArrays(Mapping[str, NDArray[Any]]):
-    """The arrays of one file, read-only. As a pickle it is a path: other processes map the same pages.
+    """The arrays of one file, read-only. It is pickled as a path: other processes map the same pages.
 
     Args:
         path: A file of `write_arrays`.
 
     Attributes:
-        facts: What was written beside the arrays.
+        facts: What was written next to the arrays.
 
     Raises:
-        DamagedArraysError: Where the file holds something else, or was cut.
-        OSError: Where it cannot be opened.
+        DamagedArraysError: If the file has other content, or was cut.
+        OSError: If it cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,5 +100,5 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 def _reopen(path: Path, facts: dict[str, Any]) -> MappedArrays:
     arrays = MappedArrays(path)
     if arrays.facts != facts:
-        raise DamagedArraysError(f"{path} was written anew while a process used it; start the run again")
+        raise DamagedArraysError(f"{path} was written again while a process used it; start the run again")
     return arrays

@@ -1,4 +1,4 @@
-"""Work on many files in several processes, in no particular order, with little in flight at a time."""
+"""Processes many files in several processes, in any order, with few in flight at a time."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _IN_FLIGHT = 4
 
 
 def default_workers() -> int:
-    """As many processes as this one may use cores."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def map_unordered(
     work: Callable[[Item], Result], items: Iterable[Item], *, num_workers: int | None = None
 ) -> Iterator[Result]:
-    """Results as they come.
+    """Results in the order of completion.
 
     Args:
-        work: What can be pickled, such as a function of a module with `functools.partial`.
-        items: May be many: no more than a few a process are taken at a time.
-        num_workers: Processes; 1 works in this one, and so do few items. None takes as many as there are cores.
+        work: A picklable function, such as `functools.partial` of a module's function.
+        items: Any number; only a few per process are taken at a time.
+        num_workers: Processes; 1, or few items, run in this process. None takes the number of cores.
     """
     workers = default_workers() if num_workers is None else max(1, num_workers)
     waiting = iter(items)

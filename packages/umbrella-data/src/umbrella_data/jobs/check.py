@@ -17,6 +17,7 @@ from umbrella_data.manifest.manifest import Manifest
 from umbrella_data.manifest.sample import Scan
 from umbrella_data.modality import find_modality
 from umbrella_data.scan.diffusion import check_dipy, needs_fit
+from umbrella_data.scan.gzip_index import check_indexed_gzip
 from umbrella_data.scan.verify import verify_scan
 from umbrella_data.scan.warnings import WarningList
 
@@ -29,7 +30,7 @@ _NO_PROGRESS: Progress = lambda items, total, words: items  # noqa: E731, ARG005
 
 @dataclass
 class ManifestCheck:
-    """What one manifest holds.
+    """What one manifest has.
 
     Attributes:
         path: The manifest.
@@ -72,11 +73,11 @@ class CheckReport:
     """The result.
 
     Attributes:
-        manifests: What each holds.
+        manifests: What each has.
         bad_files: Scans that cannot be used.
         num_files: Scans that were read.
         warnings: Usable scans with something odd in their headers or sidecars.
-        shared_subjects: Subjects that stand in more than one manifest, with those.
+        shared_subjects: Subjects that are in more than one manifest, with those.
         shared_scans: Scans that are in more than one manifest under different subjects, with those.
         copies: Groups of files with the same content, of different subjects or in different manifests.
     """
@@ -102,6 +103,7 @@ def check_manifests(
     num_workers: int | None = None,
     may_share_subjects: bool = False,
     modalities: Collection[str] | None = None,
+    index_folder: Path | None = None,
     progress: Progress = _NO_PROGRESS,
 ) -> CheckReport:
     """Read every row of every manifest, then every scan once.
@@ -109,14 +111,19 @@ def check_manifests(
     Args:
         manifests: Each is taken for a split of its own.
         num_workers: Processes that read scans; None for as many as there are cores.
-        may_share_subjects: Whether the manifests belong to one split, so that a subject may stand in several.
+        may_share_subjects: Whether the manifests belong to one split, so that a subject may be in several.
         modalities: Leave out rows with scans of others than these, names or aliases; None leaves out none.
+        index_folder: Where to build indexes of long `.nii.gz` series; None builds none.
         progress: Wraps what is gone through; called with it, its length and what is done.
 
     Raises:
         ValueError: For an unknown modality.
-        ImportError: Where a DWI must be fitted and dipy is missing, before a scan is read.
+        ImportError: If a DWI must be fitted and dipy is missing, before a scan is read; so, too, if an index folder
+            is given and `indexed_gzip` is missing.
+        CacheError: If an index cannot be written.
     """
+    if index_folder is not None:
+        check_indexed_gzip()
     wanted = None if modalities is None else {find_modality(name).name for name in modalities}
     report = CheckReport([ManifestCheck(manifest.path, len(manifest)) for manifest in manifests])
     places: dict[Scan, dict[Path, str]] = defaultdict(dict)
@@ -128,7 +135,7 @@ def check_manifests(
         report.shared_scans = _shared_scans(places)
     report.copies = _copies(places, across_manifests=not may_share_subjects)
     report.num_files = len(places)
-    results = map_unordered(_prove, list(places), num_workers=num_workers)
+    results = map_unordered(partial(_prove, index_folder=index_folder), list(places), num_workers=num_workers)
     for scan, outcome in progress(results, len(places), "reading scans"):
         subject, manifests_of_scan = next(iter(places[scan].values())), tuple(places[scan])
         if isinstance(outcome, ScanError):
@@ -175,9 +182,10 @@ def _check_rows(
     found.scans.update(scan.modality for scan in own)
 
 
-def _prove(scan: Scan) -> tuple[Scan, ScanError | Mapping[Path, tuple[ScanWarning, ...]]]:
+def _prove(scan: Scan, *, index_folder: Path | None) -> tuple[Scan, ScanError | Mapping[Path, tuple[ScanWarning, ...]]]:
     try:
-        return scan, verify_scan(scan.paths, modality=scan.modality, mask=scan.mask).warnings
+        verified = verify_scan(scan.paths, modality=scan.modality, mask=scan.mask, index_folder=index_folder)
+        return scan, verified.warnings
     except ScanError as error:
         return scan, error.bare()
 
@@ -217,8 +225,8 @@ def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: 
 
     Args:
         report: The result.
-        name: How subjects and files are called: by a hash, or in clear.
-        with_words: Whether sentences are written that name files and subjects in clear.
+        name: How subjects and files are called: by a hash, or in plain text.
+        with_words: Whether sentences are written that name files and subjects in plain text.
     """
     rows = partial(_row_problems, with_words=with_words)
     return {

@@ -22,8 +22,7 @@ from typing import NamedTuple, TypeVar
 
 from umbrella_data.errors import ScanError
 from umbrella_data.files.atomic import write_atomically
-from umbrella_data.files.naming import pair_of
-from umbrella_data.files.regular import open_regular_file
+from umbrella_data.files.paths import open_regular_file, pair_of
 from umbrella_data.manifest.index_file import cache_home
 from umbrella_data.scan.header import header_length, parse_header
 

@@ -52,7 +52,7 @@ def warm_cache(
     Raises:
         ManifestError: For a row that cannot be read.
         ValueError: For a pipeline without a cache.
-        ImportError: Where a DWI must be fitted and dipy is missing, before a scan is read.
+        ImportError: If a DWI must be fitted and dipy is missing, before a scan is read.
     """
     bare = sorted(name for name, pipeline in pipelines.items() if pipeline.cache is None)
     if bare:

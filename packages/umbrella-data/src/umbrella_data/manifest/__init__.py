@@ -1,1 +1,1 @@
-"""Rows of a manifest: schema, dialects, random access."""
+"""Manifests: conversations about scans, validated row by row, with random access and foreign dialects."""

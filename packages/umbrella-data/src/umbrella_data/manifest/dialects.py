@@ -1,4 +1,4 @@
-"""Foreign manifest rows: one adapter function a dialect turns them into the canonical form, which is then checked."""
+"""Adapters for rows of other dialects (LLaVA, UMBRELLA JSON, Hugging Face): each returns a canonical row."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from umbrella_data.modality import MODALITIES, find_modality
 Row = Mapping[str, Any]
 Adapter = Callable[[Row], dict[str, Any]]
 
-# Where a scan stands in a text: `<image>`, or `<image_sMRI>` in the first version of UMBRELLA JSON.
-_MARK = re.compile(r"<image(?:_(\w+))?>")
+IMAGE_PLACEHOLDER = re.compile(r"<image(?:_(\w+))?>")
+"""The place of a scan in a text: `<image>`, or `<image_sMRI>` in the first version of UMBRELLA JSON."""
+
 _BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)(?=[/_])")
 _BIDS_SUFFIX = re.compile(r"_([A-Za-z0-9]+)\.(?:nii(?:\.gz)?|hdr|img)$")
-# A row of each of the two, for who writes the first one.
-_ROW = (
+# Shown in the error message about an unknown dialect.
+_EXAMPLE_ROWS = (
     '{"id": ..., "subject": ..., "messages": [{"role": "user", "content": [{"type": "image", "modality": "T1", '
     '"path": ...}, {"type": "text", "text": ...}]}, {"role": "assistant", "content": ...}]} or {"image": ..., '
     '"modality": "T1", "conversations": [{"from": "human", "value": "<image>..."}, {"from": "gpt", "value": ...}]}'
@@ -28,17 +29,17 @@ _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "ass
 
 
 def to_canonical(row: Any, *, root: Path) -> Any:
-    """Turn a row of any known dialect, told by its keys, into a canonical one; that one is returned as it is.
+    """Convert a row of any known dialect, recognised by its keys; a canonical row is returned unchanged.
 
     Args:
         row: The decoded JSON value of the row.
-        root: The folder that paths are relative to. Absolute paths of foreign rows that lie in it are made relative.
+        root: The data root. Absolute paths of other dialects that are inside of it are made relative.
 
     Raises:
-        ValueError: If the row belongs to no dialect, or scans and their places in the text do not agree.
+        ValueError: If the dialect is unknown, or the scans do not match the placeholders in the text.
     """
     if not isinstance(row, Mapping):
-        return row  # the strict reading says what is wrong
+        return row  # rejected by the validation
     adapter = _find_adapter(row)
     if adapter is None:
         return row
@@ -53,16 +54,16 @@ def _find_adapter(row: Row) -> Adapter | None:
     if isinstance(turns, list) and turns and isinstance(turns[0], Mapping):
         return from_llava if "from" in turns[0] else from_umbrella
     if "messages" not in row:
-        raise ValueError(f"the row's keys ({', '.join(map(str, row))}) belong to no known dialect; it needs 'messages' "
-                         f"or 'conversations', as in {_ROW}")  # fmt: skip
+        raise ValueError(f"the row's keys ({', '.join(map(str, row))}) are of no known dialect; it needs 'messages' "
+                         f"or 'conversations', as in {_EXAMPLE_ROWS}")  # fmt: skip
     return from_hugging_face if "images" in row else None
 
 
 def from_llava(row: Row) -> dict[str, Any]:
-    """LLaVA: `conversations` of `from` and `value`; `image` with a `modality`, or `modality_paths`.
+    """LLaVA: `conversations` with `from` and `value`; `image` with a `modality`, or `modality_paths`.
 
-    `modality_paths` maps a modality to its file, or to a list: ready maps for a modality of several channels, several
-    scans for the others.
+    `modality_paths` maps a modality to a path or a list of paths: the maps of one scan if the modality has several
+    channels, several scans otherwise.
     """
     turns = [{"role": turn.get("from"), "content": turn.get("value")} for turn in _turns(row, "conversations")]
     scans: list[dict[str, Any]] = []
@@ -76,24 +77,24 @@ def from_llava(row: Row) -> dict[str, Any]:
 
 
 def from_umbrella(row: Row) -> dict[str, Any]:
-    """UMBRELLA JSON: `conversations` of `role` and `content`, images as items with `modality` and `image_path`."""
+    """UMBRELLA JSON: `conversations` with `role` and `content`; image items have `modality` and `image_path`."""
     turns = _turns(row, "conversations" if "conversations" in row else "conversation")
     items = [item for turn in turns if isinstance(turn.get("content"), list) for item in turn["content"]]
-    # `images` names the same files once more: it is needed only where the turns are plain texts.
+    # `images` repeats the files of image items: it is needed only if the turns are plain texts.
     has_files = any(isinstance(item, Mapping) and "image_path" in item for item in items)
     return _assemble(row, turns, [] if has_files else _listed_scans(row, "images"))
 
 
 def from_hugging_face(row: Row) -> dict[str, Any]:
-    """Hugging Face: `messages` with places for images, and `images` with their files, in order.
+    """Hugging Face: `messages` with image placeholders, and `images` with their files, in order.
 
-    The answer may be JSON text, as `to_hf_dataset` writes it: a column of Arrow holds one type.
+    The answer may be a JSON string, as `to_hf_dataset` writes it: an Arrow column has one type.
     """
     answer = row.get("answer")
     if isinstance(answer, str):
         row = {**row, "answer": json.loads(answer)}
     scans = _listed_scans(row, "images")
-    masks = _expect(row, "masks", (list,), "a list: for each image the path of its brain mask, or null") or []
+    masks = _expect(row, "masks", (list,), "a list with the path of a brain mask, or null, for each image") or []
     if masks and len(masks) != len(scans):
         raise ValueError(f"{len(scans)} images, but {len(masks)} masks; give a path or null for each image")
     for scan, mask in zip(scans, masks, strict=False):
@@ -110,7 +111,7 @@ def _turns(row: Row, key: str) -> list[Row]:
 
 
 def _listed_scans(row: Row, key: str) -> list[dict[str, Any]]:
-    """Scans of a list of files. A modality is declared beside each, for all, or by the file's BIDS suffix."""
+    """Scans of a list of files; the modality of each is declared for it or for all, or is that of its BIDS suffix."""
     images = _expect(row, key, (str, Mapping, list), "a path, or a list of paths")
     listed = images if isinstance(images, list) else [images] if images else []
     declared = "modality" if row.get("modality") is not None else "modalities"
@@ -123,17 +124,17 @@ def _listed_scans(row: Row, key: str) -> list[dict[str, Any]]:
     for image, name in zip(listed, names, strict=True):
         path = image.get("path", image.get("image_path")) if isinstance(image, Mapping) else image
         if not isinstance(path, str | list) or not path:
-            raise ValueError(f"an image without a path ({image!r:.60}): scans are read from files")
+            raise ValueError(f"an image without a path ({image!r:.60}); give the path of a file")
         own = image.get("modality") if isinstance(image, Mapping) else None
         scans.append({"modality": own or name or _modality_of_name(path), "path": path})
     return scans
 
 
-def _expect(row: Row, key: str, types: tuple[type, ...], words: str) -> Any:
-    """The value of a key, or the empty value of its first type where it is missing or null."""
+def _expect(row: Row, key: str, types: tuple[type, ...], expected: str) -> Any:
+    """The value of a key; an empty one if it is missing or null."""
     value = row.get(key)
     if value is not None and not isinstance(value, types):
-        raise ValueError(f"{key!r} must be {words}, not {value!r:.60}")
+        raise ValueError(f"{key!r} must be {expected}, not {value!r:.60}")
     return value if value is not None else {} if types[0] is Mapping else ""
 
 
@@ -142,11 +143,11 @@ def _modality_of_name(path: Any) -> str:
     for spec in MODALITIES.values():
         if match and match[1] in spec.bids_suffixes:
             return spec.name
-    raise ValueError(f"the modality of {path!r} is declared neither in the row ('modality') nor by a BIDS suffix")
+    raise ValueError(f"the modality of {path!r} is unknown; add 'modality' to the row, or use a BIDS suffix")
 
 
 def _assemble(row: Row, turns: Sequence[Row], scans: list[dict[str, Any]]) -> dict[str, Any]:
-    """A canonical row of turns, with scans put where the turns have places for them."""
+    """A canonical row, with the scans in the places that the turns have for them."""
     messages: list[dict[str, Any]] = [
         {"role": _ROLES.get(str(turn.get("role")), turn.get("role")), "content": list(_split(turn.get("content")))}
         for turn in turns
@@ -162,37 +163,37 @@ def _assemble(row: Row, turns: Sequence[Row], scans: list[dict[str, Any]]) -> di
 def _place_scans(messages: list[dict[str, Any]], scans: list[dict[str, Any]]) -> None:
     places = [item for message in messages for item in message["content"] if item.get("type") == "place"]
     if scans and not places:
-        # LLaVA's convention for a conversation that does not say where its image stands.
+        # As in LLaVA, a conversation without placeholders starts with its images.
         places = [{} for _ in scans]
         first = next((message for message in messages if message["role"] == "user"), messages[0])
         first["content"] = [*places, *first["content"]]
     if len(places) != len(scans):
-        raise ValueError(f"the text has {len(places)} places for scans, but {len(scans)} scans are given")
+        raise ValueError(f"the text has {len(places)} image placeholders, but the row has {len(scans)} scans")
     for place, scan in zip(places, scans, strict=True):
         wanted, given = place.get("modality"), scan["modality"]
         if not isinstance(given, str) or not isinstance(wanted, str | None):
             raise ValueError(f"a modality must be a name, not {given!r:.60} or {wanted!r:.60}")
         if wanted and find_modality(wanted) is not find_modality(given):
-            raise ValueError(f"a place for a {wanted} scan is met by the {given} scan {scan['path']!r}")
+            raise ValueError(f"a placeholder for {wanted}, but the scan {scan['path']!r} is {given}")
         place.clear()
         place.update(type="image", **scan)
 
 
 def _split(content: Any) -> Iterator[dict[str, Any]]:
-    """The items of a turn; marks within texts become places."""
+    """The items of a turn; placeholders within texts become items of type `place`."""
     if not isinstance(content, str | list):
-        raise ValueError(f"a turn must say a text, or a list of items, not {content!r:.60}")
+        raise ValueError(f"the content of a turn must be a text or a list of items, not {content!r:.60}")
     for item in [{"type": "text", "text": content}] if isinstance(content, str) else content:
         kind = item.get("type") if isinstance(item, Mapping) else None
         if not isinstance(item, Mapping) or not isinstance(kind, str):
-            yield {"type": None, "text": item}  # refused in words by the strict reading
+            yield {"type": None, "text": item}  # rejected by the validation
         elif kind.startswith("image"):
             modality = item.get("modality") or kind.removeprefix("image").lstrip("_") or None
             path = item.get("image_path", item.get("path"))
             mask = {"mask": item["mask"]} if path and item.get("mask") is not None else {}
             yield {"type": "image" if path else "place", "modality": modality, "path": path, **mask}
         elif isinstance(item.get("text"), str):
-            parts = _MARK.split(item["text"])
+            parts = IMAGE_PLACEHOLDER.split(item["text"])
             for i, part in enumerate(parts):
                 if i % 2 == 1:
                     yield {"type": "place", "modality": part}
@@ -203,7 +204,7 @@ def _split(content: Any) -> Iterator[dict[str, Any]]:
 
 
 def _subject(row: Row, messages: Sequence[Row]) -> Any:
-    """The subject as the row names it; else by the scan's BIDS path, else by its file: one file is one subject."""
+    """The subject of the row; by default that of the scan's BIDS path, or else the scan's file name."""
     for source in (row, _metadata(row)):
         for key in ("subject", "subject_id", "participant_id"):
             if source.get(key) is not None:

@@ -1,4 +1,4 @@
-"""The index of a manifest on disk: offsets and facts of its rows, mapped by every process that reads it."""
+"""The saved index of a manifest: row offsets and columns in one file, memory-mapped by every process."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from umbrella_data.manifest.row_columns import Combinations
 logger = logging.getLogger(__name__)
 
 INDEX_VERSION = 1
-"""Raised whenever an index would hold something else, so that old ones are made again."""
+"""Increased when the format changes, so that old indexes are built again."""
 
 SAVE_FROM_ROWS = 20_000
-"""Smaller manifests are indexed in less time than it takes to wonder about a file beside them."""
+"""Indexes of smaller manifests are not saved: they are built quickly."""
 
 Identity = dict[str, Any]
 
 
 def open_index(path: Path, *, kind: str = "index", index_dir: Path | None) -> MappedArrays | None:
-    """What was saved about the rows of a manifest, or None where nothing belongs to its present content.
+    """Map the saved index of a manifest; None if there is none of its present content.
 
     Args:
         path: The manifest.
-        kind: `index` for offsets and facts, or another name for something else about the rows.
-        index_dir: Where indexes are kept; None looks beside the manifest, then in the user's cache.
+        kind: `index` for offsets and columns, or the name of another index, such as token lengths.
+        index_dir: Folder of the indexes; None looks next to the manifest, then in the user's cache.
     """
     for place in _places(path, kind, index_dir):
         try:
@@ -43,34 +43,34 @@ def open_index(path: Path, *, kind: str = "index", index_dir: Path | None) -> Ma
 def save_index(
     path: Path, arrays: Arrays, *, kind: str = "index", combinations: Combinations, index_dir: Path | None
 ) -> MappedArrays | None:
-    """Save what is known about the rows, and return it as it is mapped; None where no place can be written to.
+    """Save an index and map it; None if no folder is writable.
 
     Args:
         path: The manifest.
-        arrays: One entry a row.
+        arrays: One entry for each row.
         kind: As for `open_index`.
-        combinations: What the codes among the arrays stand for.
-        index_dir: Where indexes are kept; None writes beside the manifest, else to the user's cache.
+        combinations: See `RowFacts`.
+        index_dir: Folder of the indexes; None writes next to the manifest, or else to the user's cache.
     """
-    known = {"version": INDEX_VERSION, "manifest": identify(path), "combinations": combinations}
+    facts = {"version": INDEX_VERSION, "manifest": identify(path), "combinations": combinations}
     for place in _places(path, kind, index_dir):
         try:
-            write_arrays(place, arrays, facts=known)
+            write_arrays(place, arrays, facts=facts)
         except OSError as error:
-            logger.info("the index of %s is not kept at %s: %s", path, place, error)
+            logger.info("the index of %s is not saved at %s: %s", path, place, error)
             continue
         return MappedArrays(place)
     return None
 
 
 def identify(path: Path) -> Identity:
-    """What tells one content of a file from another."""
+    """Size, time and hash of a file, to detect changes."""
     status = path.stat()
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": _hash(path)}
 
 
 def cache_home() -> Path:
-    """The user's folder for what can be made again (XDG Base Directory Specification)."""
+    """The user's cache folder (XDG Base Directory Specification)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umbrella-data"
 
 
@@ -85,7 +85,7 @@ def _is_same(path: Path, identity: Identity) -> bool:
     status = path.stat()
     if status.st_size != identity["size"]:
         return False
-    # A copy has another time but the same content.
+    # A copy has another time and the same content.
     return status.st_mtime_ns == identity["mtime_ns"] or _hash(path) == identity["sha256"]
 
 

@@ -1,4 +1,4 @@
-"""Manifests: JSON Lines (or a JSON list) of conversations, read row by row through an index of byte offsets."""
+"""Manifests in JSON Lines (or a JSON list): random access to samples through an index of byte offsets."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from typing import Any, NoReturn, overload
 from tqdm import tqdm
 
 from umbrella_data.errors import ManifestError, ScanError
-from umbrella_data.files.regular import is_lost, stat_regular_file
+from umbrella_data.files.paths import is_lost, stat_regular_file
 from umbrella_data.manifest.dialects import to_canonical
 from umbrella_data.manifest.index_file import SAVE_FROM_ROWS, open_index, save_index
 from umbrella_data.manifest.row_columns import Progress, RowFacts, collect_facts, modalities_of
 from umbrella_data.manifest.row_offsets import RowIndex, index_rows
-from umbrella_data.manifest.sample import Answer, Role, Sample, Scan, Turn, parse_row, parse_turns
-
-__all__ = ["Answer", "Manifest", "Role", "Sample", "Scan", "Turn", "read_manifest"]
+from umbrella_data.manifest.row_validation import parse_row, parse_turns
+from umbrella_data.manifest.sample import Sample, Turn
 
 
 class Manifest(Sequence[Sample]):
-    """The samples of one manifest, parsed on access; memory holds offsets, not rows.
+    """The samples of one manifest, validated on access; only byte offsets are kept in memory.
 
     Args:
         path: The manifest file.
-        data_root: Folder that the rows' paths are relative to, and may not leave.
-        index: Where each row stands in the file.
-        facts: What is known of each row; None reads every row once when it is first asked for.
-        index_dir: Where the index is kept; None keeps that of a large manifest beside it.
+        data_root: Folder that paths of rows are relative to and must be inside of.
+        index: Byte offsets of the rows.
+        facts: Modalities and lengths of the rows; None reads every row once when they are first needed.
+        index_dir: Folder of the saved index; None saves that of a large manifest next to it.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class Manifest(Sequence[Sample]):
     @overload
     def __getitem__(self, index: slice) -> list[Sample]: ...
     def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        """The sample of a row.
+        """Read and validate a row.
 
         Raises:
             ManifestError: With every problem of that row.
@@ -73,24 +72,24 @@ class Manifest(Sequence[Sample]):
 
     @property
     def facts(self) -> RowFacts:
-        """Modalities and lengths of all rows. The first call reads every row once, or maps the saved index.
+        """Modalities and lengths of all rows; without a saved index, the first access reads every row once.
 
         Raises:
-            ManifestError: With the problems of all rows that cannot be read.
+            ManifestError: With the problems of all invalid rows.
         """
         return self.index_rows() if self._facts is None else self._facts
 
     def index_rows(self, *, progress: Progress | None = None) -> RowFacts:
-        """Read every row once and save what is found, unless the index is there already.
+        """Read every row once and build the index, unless there is a saved one.
 
-        A manifest of many rows is indexed in a file beside it (or in the user's cache, where nothing can be written
-        there), a small one in memory. Every process maps the same file.
+        The index of a small manifest stays in memory. That of a large one is saved next to the manifest, or in the
+        user's cache if that folder is not writable; all processes map the same file.
 
         Args:
-            progress: Wraps the numbers of the rows while they are read; None shows a bar on a terminal.
+            progress: Wraps the row numbers while rows are read; None shows a progress bar on a terminal.
 
         Raises:
-            ManifestError: With the problems of all rows that cannot be read.
+            ManifestError: With the problems of all invalid rows.
         """
         if self._facts is None:
             self._facts = collect_facts(len(self), read=self._readable_row, path=str(self.path),
@@ -105,13 +104,13 @@ class Manifest(Sequence[Sample]):
         return self._facts
 
     def modalities(self, index: int) -> tuple[str, ...]:
-        """The modality of each scan of a row in reading order; no scan is opened, no path looked at."""
+        """The modality of each scan of a row in reading order; no file of a scan is accessed."""
         if self._facts is not None:
             return self._facts.modalities(index)
         return modalities_of(self._readable_row(index))
 
     def turns(self, index: int) -> tuple[Turn, ...]:
-        """The conversation of a row, to measure it: its paths are not looked at, and its scans have none.
+        """The conversation of a row without the paths of its scans, to measure its length.
 
         Raises:
             ManifestError: With every problem of the turns.
@@ -121,19 +120,15 @@ class Manifest(Sequence[Sample]):
             raise ManifestError([self._at(index, problem) for problem in problems], path=self.path)
         return turns
 
-    def num_bytes(self, index: int) -> int:
-        """Length of a row in the file: a cheap measure of its text."""
-        return self._index.num_bytes(index)
-
     def line(self, index: int) -> int:
-        """The line of a row's first byte in the file, from 1."""
+        """The line number of a row in the file, from 1."""
         return self._index.line(index)
 
     def validate(self, *, check_files: bool = True) -> None:
-        """Read every row.
+        """Validate every row.
 
         Args:
-            check_files: Also look whether every scan file exists; none is opened.
+            check_files: Also check that every scan file exists; none is opened.
 
         Raises:
             ManifestError: With all problems of all rows.
@@ -148,7 +143,7 @@ class Manifest(Sequence[Sample]):
                 continue
             first = line_of_id.setdefault(sample.id, self.line(index))
             if first != self.line(index):
-                problems.append(self._at(index, f"id {sample.id!r} stands in line {first} already; ids are unique"))
+                problems.append(self._at(index, f"duplicate id {sample.id!r}, also in line {first}; ids are unique"))
             if check_files:
                 problems += [self._at(index, problem) for problem in self._missing_files(sample)]
         if problems:
@@ -161,25 +156,25 @@ class Manifest(Sequence[Sample]):
             except ScanError as error:
                 name = path.relative_to(self.data_root)
                 if is_lost(error):
-                    words = f"no file {name} under {self.data_root}; is data_root right?"
+                    problem = f"no file {name} under {self.data_root}; check data_root"
                 else:
-                    words = f"{name}: {error.message}"
-                yield f"subject {sample.subject!r}: {words}"
+                    problem = f"{name}: {error.message}"
+                yield f"subject {sample.subject!r}: {problem}"
 
     def _row(self, index: int) -> Any:
         try:
             text = self._index.read(index).decode("utf-8")
             return to_canonical(_DECODER.decode(text), root=self.data_root)
-        except ValueError as error:  # includes JSONDecodeError, UnicodeDecodeError and what an adapter refuses
+        except ValueError as error:  # includes JSONDecodeError, UnicodeDecodeError and errors of adapters
             raise ManifestError(self._at(index, str(error)), path=self.path) from error
 
     def _readable_row(self, index: int) -> Any:
-        """A canonical row whose turns and modalities can be read; its paths and its answer may still be wrong."""
+        """A canonical row with valid modalities; its texts, paths and answer are not validated."""
         row = self._row(index)
         try:
             modalities_of(row)
         except (KeyError, TypeError, AttributeError, ValueError):
-            self[index]  # says all that is wrong with the row
+            self[index]  # raises a ManifestError with all problems of the row
             raise
         return row
 
@@ -196,9 +191,9 @@ def read_manifest(
     data_root: str | PathLike[str] | None = None,
     index_dir: str | PathLike[str] | None = None,
 ) -> Manifest:
-    """Open a manifest: `.jsonl` with one conversation a line, or `.json` with a list of them.
+    """Open a manifest: `.jsonl` with one conversation per line, or `.json` with a list of them.
 
-    A row, which stands on one line:
+    A row (in `.jsonl`, on one line):
 
         {"id": "sub-01_sex", "subject": "sub-01", "task": "sex",
          "messages": [{"role": "user", "content": [
@@ -207,40 +202,40 @@ def read_manifest(
                       {"role": "assistant", "content": "female"}],
          "answer": {"type": "choice", "options": ["female", "male"], "value": "female"}}
 
-    `task` and `answer` may be left out; an answer lets the row be scored, and is a `choice`, a `number` with its
-    `unit`, or a `text`. An image may name its brain `mask`. Rows of other dialects are known by their keys; see
+    `task` and `answer` are optional. An answer makes the row scorable: a `choice`, a `number` with its `unit`, or a
+    `text`. An image may have a brain `mask`. Other dialects are recognised by the keys of the row, see
     `umbrella_data.manifest.dialects`.
 
     Args:
         path: The manifest.
-        data_root: Folder that the paths in it are relative to; by default the manifest's own.
-        index_dir: Where its index is kept; by default beside it, and only where it has many rows.
+        data_root: Folder that its paths are relative to; the manifest's folder by default.
+        index_dir: Folder of its saved index; by default, only the index of a large manifest is saved, next to it.
 
     Raises:
-        ManifestError: If there is no such file or folder, or no row in it. Rows are read on access: `validate()`
-            reads them all.
+        ManifestError: If the file or the folder does not exist, or there is no row. Rows are validated on access;
+            `validate()` validates all of them.
     """
     file = Path(path)
     if not file.is_file():
         raise ManifestError("no such file", path=file)
     root = (Path(data_root) if data_root is not None else file.parent).resolve()
     if not root.is_dir():
-        raise ManifestError(f"data_root {root} is no folder", path=file)
-    kept = Path(index_dir) if index_dir is not None else None
-    if (saved := open_index(file, index_dir=kept)) is not None:
+        raise ManifestError(f"data_root {root} is not a folder", path=file)
+    folder = Path(index_dir) if index_dir is not None else None
+    if (saved := open_index(file, index_dir=folder)) is not None:
         facts = RowFacts(saved, combinations=saved.facts["combinations"])
-        return Manifest(file, data_root=root, index=RowIndex(file, arrays=saved), facts=facts, index_dir=kept)
+        return Manifest(file, data_root=root, index=RowIndex(file, arrays=saved), facts=facts, index_dir=folder)
     try:
         index = index_rows(file)
     except ValueError as error:
         raise ManifestError(str(error), path=file) from error
     if len(index) == 0:
-        raise ManifestError("holds no rows", path=file)
-    return Manifest(file, data_root=root, index=index, index_dir=kept)
+        raise ManifestError("no rows", path=file)
+    return Manifest(file, data_root=root, index=index, index_dir=folder)
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON value; leave the key out where there is no number")
+def _reject_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not valid JSON; remove the key if there is no number")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_DECODER = json.JSONDecoder(parse_constant=_reject_constant)

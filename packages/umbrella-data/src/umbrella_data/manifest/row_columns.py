@@ -1,4 +1,4 @@
-"""What plans batches without opening a scan: for each row of a manifest its modalities and the length of its texts."""
+"""Columns of a manifest for planning batches: the modalities and the text length of each row; no scan is opened."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from numpy.typing import NDArray
 
 from umbrella_data.errors import ManifestError
 from umbrella_data.files.mapped_arrays import Arrays
-from umbrella_data.manifest.sample import scan_items
+from umbrella_data.manifest.row_validation import scan_items
 from umbrella_data.modality import MODALITIES, find_modality
 
 MAX_PROBLEMS = 100
-"""A manifest of nothing but bad rows should not fill the screen."""
+"""Invalid rows that an error lists at most."""
 
 Combinations = Sequence[tuple[str, ...]]
 Progress = Callable[[Iterable[int]], Iterable[int]]
 
 
 class RowFacts:
-    """The facts of all rows of one manifest.
+    """Modalities and text lengths of all N rows of a manifest.
 
     Args:
-        arrays: `codes` (N,) uint32, each row's place in `combinations`; `text_bytes` (N,) uint32, the bytes of all that
-            its turns say.
-        combinations: The modality of each scan of a row in reading order, each combination once.
+        arrays: `codes` (N,) uint32, the index of each row's entry in `combinations`; `text_bytes` (N,) uint32, the size
+            of the texts of its turns.
+        combinations: The distinct lists of modalities, one modality for each scan of a row in reading order.
     """
 
     def __init__(self, arrays: Arrays, *, combinations: Combinations) -> None:
@@ -38,24 +38,24 @@ class RowFacts:
         return self.combinations[self.arrays["codes"][row]]
 
     def masks(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The set of modalities of each row as a bit mask: see `modality_mask`."""
+        """The set of modalities of each row as a bit mask, see `modality_mask`."""
         return np.array([modality_mask(names) for names in self.combinations], dtype=np.int64)[self._codes(rows)]
 
     def image_tokens(self, rows: NDArray[np.int64], *, num_image_tokens: Mapping[str, int]) -> NDArray[np.int64]:
-        """The positions that the scans of each row take.
+        """The number of image tokens of each row.
 
         Raises:
-            ValueError: For a modality that `num_image_tokens` does not name.
+            ValueError: For a modality that is not in `num_image_tokens`.
         """
         missing = {name for names in self.combinations for name in names} - set(num_image_tokens)
         if missing:
-            raise ValueError(f"no number of image tokens for {', '.join(sorted(missing))}: given are "
+            raise ValueError(f"no number of image tokens for {', '.join(sorted(missing))}; num_image_tokens has "
                              f"{', '.join(num_image_tokens) or 'none'}")  # fmt: skip
         totals = [sum(num_image_tokens[name] for name in names) for names in self.combinations]
         return np.array(totals, dtype=np.int64)[self._codes(rows)]
 
     def modality_sets(self) -> frozenset[frozenset[str]]:
-        """The sets of modalities that rows hold."""
+        """The distinct sets of modalities of the rows."""
         return frozenset(map(frozenset, self.combinations))
 
     def _codes(self, rows: NDArray[np.int64]) -> NDArray[np.uint32]:
@@ -63,19 +63,19 @@ class RowFacts:
 
 
 def modality_mask(modalities: Iterable[str]) -> int:
-    """A set of canonical modality names as a bit mask: bit i stands for the i-th row of the `MODALITIES` table."""
+    """A set of canonical modality names as a bit mask: bit i is the i-th row of the `MODALITIES` table."""
     order = list(MODALITIES)
-    # By way of the lookup, which says more of a name that is not there: its package may be gone.
+    # find_modality explains an unknown name: the package that registered it may be missing.
     return sum(1 << order.index(find_modality(name).name) for name in set(modalities))
 
 
 def collect_facts(num_rows: int, *, read: Callable[[int], Any], path: str, progress: Progress) -> RowFacts:
-    """Read every row once.
+    """Read every row once, and return the columns.
 
     Args:
         num_rows: Number of rows.
-        read: The canonical form of a row, unchecked; raises ManifestError.
-        path: The manifest, for errors.
+        read: Returns the canonical form of a row, not validated; raises ManifestError.
+        path: The manifest, for error messages.
         progress: Wraps the numbers of the rows, as tqdm does.
 
     Raises:
@@ -94,7 +94,7 @@ def collect_facts(num_rows: int, *, read: Callable[[int], Any], path: str, progr
         except ManifestError as error:
             problems += error.problems[:1]
             if len(problems) >= MAX_PROBLEMS:
-                problems.append("and maybe more: `umbrella-data check` lists all")
+                problems.append("there may be more; `umbrella-data check` lists all")
                 break
     if problems:
         raise ManifestError(problems, path=path)
@@ -105,7 +105,7 @@ def modalities_of(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The modality of each scan of a canonical row in reading order.
 
     Raises:
-        KeyError, TypeError, AttributeError, ValueError: For a row that is none.
+        KeyError, TypeError, AttributeError, ValueError: If the row is invalid.
     """
     return tuple(find_modality(item["modality"]).name for item in scan_items(row))
 
@@ -116,6 +116,6 @@ def _count_text_bytes(row: Mapping[str, Any]) -> int:
         content = message["content"]
         for item in [{"text": content}] if isinstance(content, str) else content:
             text = item.get("text")
-            # What is no text is refused when the row is parsed.
+            # A text of another type is rejected by the validation of the row.
             total += len(text.encode("utf-8", "surrogatepass")) if isinstance(text, str) else 0
     return total

@@ -1,4 +1,4 @@
-"""Where each row of a manifest stands in its file: byte offsets, found without parsing JSON Lines."""
+"""Byte offsets of the rows of a manifest file; JSON Lines are not parsed to find them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class RowIndex:
-    """Byte ranges of the rows of one file; the file is opened on the first read of each process.
+    """Byte ranges of the rows of one file, for random access; each process opens the file on its first read.
 
     Args:
         path: The file.
-        arrays: `starts` (N,) int64, the first byte of each row; `lengths` (N,) uint32, its bytes; and `lines` (N,)
-            int64, its line from 1, which may be left out where row i stands in line i + 1.
+        arrays: `starts` (N,) int64, the first byte of each row; `lengths` (N,) uint32, its bytes; `lines` (N,) int64,
+            its line from 1, which may be missing if row i is in line i + 1.
     """
 
     def __init__(self, path: Path, *, arrays: Arrays) -> None:
@@ -46,23 +46,19 @@ class RowIndex:
         """Line of a row, from 1."""
         return int(self.arrays["lines"][index]) if "lines" in self.arrays else index + 1
 
-    def num_bytes(self, index: int) -> int:
-        """Length of a row in bytes."""
-        return int(self.arrays["lengths"][index])
-
     def read(self, index: int) -> bytes:
         """The bytes of a row."""
         if self._file is None:
             self._file, self._owner = os.open(self.path, os.O_RDONLY), os.getpid()
-        # pread leaves no file position behind that threads or forked workers could disturb.
-        return os.pread(self._file, self.num_bytes(index), int(self.arrays["starts"][index]))
+        # pread has no file position, which threads and forked workers would share.
+        return os.pread(self._file, int(self.arrays["lengths"][index]), int(self.arrays["starts"][index]))
 
 
 def index_rows(path: Path) -> RowIndex:
-    """Index a `.json` file by the elements of its list, any other by its lines; blank lines are passed over.
+    """Index a `.json` file by the elements of its list, any other file by its lines; blank lines are skipped.
 
     Raises:
-        ValueError: If a `.json` file holds neither a list nor one object.
+        ValueError: If a `.json` file is neither a list nor one object.
     """
     if path.suffix == ".json":
         return _index_json_list(path)
@@ -88,14 +84,14 @@ def _index_lines(path: Path) -> RowIndex:
             file.seek(starts[line])
             is_row[line] = file.read(1) != b"\r"
     rows = np.flatnonzero(is_row)
-    if len(rows) == 0 or rows[-1] == len(rows) - 1:  # no gap: row i stands in line i + 1
+    if len(rows) == 0 or rows[-1] == len(rows) - 1:  # no gap: row i is in line i + 1
         return RowIndex(path, arrays={"starts": starts[: len(rows)], "lengths": lengths[: len(rows)]})
     return RowIndex(path, arrays={"starts": starts[rows], "lengths": lengths[rows], "lines": rows + 1})
 
 
 def _to_lengths(lengths: NDArray[np.int64]) -> NDArray[np.uint32]:
     if len(lengths) and int(lengths.max()) > _MAX_ROW_BYTES:
-        raise ValueError(f"a row of {int(lengths.max())} bytes: no conversation is that long; is this JSON Lines?")
+        raise ValueError(f"a row has {int(lengths.max())} bytes, too many; write JSON Lines, one row per line")
     return lengths.astype(np.uint32)
 
 
@@ -107,7 +103,7 @@ def _index_json_list(path: Path) -> RowIndex:
     if text[position : position + 1] == "{":
         return _index_one_object(path, text, position, shift)
     if text[position : position + 1] != "[":
-        raise ValueError("a .json manifest must be one list of rows, or one row; name JSON Lines .jsonl")
+        raise ValueError("a .json manifest must be one list of rows or one row; rename a file of JSON Lines to .jsonl")
     starts, lengths, lines = [], [], []
     position = _skip_blanks(text, position + 1)
     num_bytes, num_lines, counted = shift, 1, 0
@@ -124,15 +120,15 @@ def _index_json_list(path: Path) -> RowIndex:
         counted = stop
         position = _next_element(text, stop)
     if text[position : position + 1] != "]" or text[position + 1 :].strip():
-        raise ValueError("the list of rows does not end with ']' alone; the file may be cut off")
+        raise ValueError("the list of rows does not end with ']'; the file may be truncated")
     return _from_lists(path, starts, lengths, lines)
 
 
 def _index_one_object(path: Path, text: str, position: int, shift: int) -> RowIndex:
-    """A conversation with a file of its own, as the samples of UMBRELLA JSON have."""
+    """A file of one conversation, as in UMBRELLA JSON."""
     _, stop = json.JSONDecoder().raw_decode(text, position)
     if text[stop:].strip():
-        raise ValueError("a .json manifest must be one list of rows, or one row; name JSON Lines .jsonl")
+        raise ValueError("a .json manifest must be one list of rows or one row; rename a file of JSON Lines to .jsonl")
     start = shift + len(text[:position].encode("utf-8"))
     length = len(text[position:stop].encode("utf-8"))
     line = text.count("\n", 0, position) + 1
@@ -159,7 +155,7 @@ def _next_element(text: str, stop: int) -> int:
     if text[position : position + 1] == ",":
         position = _skip_blanks(text, position + 1)
         if text[position : position + 1] == "]":
-            raise ValueError("a comma stands before the closing ']'")
+            raise ValueError("a comma before the closing ']'; remove it")
     elif text[position : position + 1] != "]":
         raise ValueError(f"a comma or ']' is missing after a row near character {stop}")
     return position

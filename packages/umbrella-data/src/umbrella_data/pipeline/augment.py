@@ -1,49 +1,30 @@
-"""Random changes of a training volume, drawn from the sample's own generator and from nothing else."""
+"""Random augmentation of a training volume, drawn from the sample's own generator only."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional as F
 
-
-class AugmentConfig(BaseModel):
-    """How much a training volume may change. Left and right change places only where `flip_left_right` asks for it.
-
-    Attributes:
-        flip_left_right: Mirror every second volume: the answer must not depend on the side.
-        max_shift: Largest shift along each axis, as a fraction of the field of view.
-        max_rotation: Largest turn around each axis, in degrees.
-        max_intensity_scale: Largest relative change of contrast.
-        noise_std: Standard deviation of Gaussian noise, in units of the normalised volume.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    flip_left_right: bool = False
-    max_shift: float = Field(default=0.03, ge=0, le=0.25)
-    max_rotation: float = Field(default=5.0, ge=0, le=45)
-    max_intensity_scale: float = Field(default=0.1, ge=0, lt=1)
-    noise_std: float = Field(default=0.05, ge=0)
+from umbrella_data.pipeline.config import AugmentConfig
 
 
 def augment(frames: torch.Tensor, *, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
-    """Change frames (T, C, X, Y, Z) of one scan; all frames move together.
+    """Augment frames (T, C, X, Y, Z) of one scan, with the same spatial change for all frames.
 
     Args:
         frames: Normalised float32.
-        config: How much.
-        generator: The only source of chance; the same state gives the same result.
+        config: Which changes, and how large.
+        generator: The only source of randomness; the same state gives the same result.
     """
-    # Everything is drawn always and in one order, so that one setting does not change what another draws.
+    # Draw all random numbers unconditionally, so that changing one option does not shift the others.
     uniform = torch.rand(8, generator=generator, dtype=torch.float64) * 2 - 1
     if config.max_shift or config.max_rotation:
         frames = _move(
             frames,
             angles=uniform[:3] * math.radians(config.max_rotation),
-            # The grid of torch runs from -1 to 1: a fraction of the field of view counts twice.
+            # torch's grid extends from -1 to 1: a fraction of the field of view is twice as large there.
             shift=uniform[3:6] * 2 * config.max_shift,
         )
     if config.flip_left_right and uniform[6] > 0:
@@ -56,12 +37,12 @@ def augment(frames: torch.Tensor, *, config: AugmentConfig, generator: torch.Gen
 
 
 def _move(frames: torch.Tensor, *, angles: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Rotate by angles (radians around X, Y, Z) and shift, trilinear; beyond the border its voxels go on."""
+    """Rotate by angles (radians around X, Y, Z) and shift, trilinear; voxels beyond the border have its values."""
     num_frames, num_channels, *size = frames.shape
     scale = torch.tensor(size, dtype=torch.float64)
-    # Turned in voxels, not in the unit cube: a flat grid would be sheared.
+    # Rotate in voxels, not in the unit cube, which would shear a flat grid.
     matrix = _rotation(angles) * scale[None, :] / scale[:, None]
-    # grid_sample counts the last axis first.
+    # grid_sample has the last axis first.
     theta = torch.cat([matrix.flip(0, 1), shift.flip(0)[:, None]], dim=1).float()[None]
     stacked = frames.reshape(1, num_frames * num_channels, *size)
     grid = F.affine_grid(theta, list(stacked.shape), align_corners=False)
@@ -70,7 +51,7 @@ def _move(frames: torch.Tensor, *, angles: torch.Tensor, shift: torch.Tensor) ->
 
 
 def _rotation(angles: torch.Tensor) -> torch.Tensor:
-    """The product (3, 3) of turns around X, Y and Z."""
+    """The product (3, 3) of rotations around X, Y and Z."""
     turn = torch.eye(3, dtype=torch.float64)
     for axis in range(3):
         first, second = (axis + 1) % 3, (axis + 2) % 3

@@ -1,48 +1,37 @@
-"""Normalisation: intensities of MRI have no unit, so each scan is measured against its own foreground."""
+"""Intensity normalisation: MRI intensities have no unit, so each scan is scaled by statistics of its own voxels."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import numpy as np
 import torch
 
-Normalisation = Literal["foreground_zscore", "temporal_zscore", "zscore", "nonzero_zscore"]
-"""How intensities are normalised.
-
-- `foreground_zscore`: each channel minus the foreground's mean, over its standard deviation.
-- `zscore`: each channel minus its mean over all voxels, over their standard deviation, as in MONAI's
-  `NormalizeIntensity(channel_wise=True)`.
-- `nonzero_zscore`: the same over the voxels that are not 0, which stay 0, as with its `nonzero=True`.
-- `temporal_zscore`: each voxel minus its own mean over time, over the foreground's standard deviation: only the
-  fluctuation is left (series only).
-"""
+from umbrella_data.pipeline.config import Normalisation
 
 _MIN_RELATIVE_STD = 1e-2
-# Less than this, and float32 cannot tell contrast from rounding.
+# Below this, float32 cannot distinguish contrast from rounding.
 _MIN_STD_OF_MEAN, _MIN_STD = 1e-6, 1e-30
 
 
 class NoContrastError(ValueError):
-    """Nothing but one value is left of a scan on the model's grid."""
+    """All voxels of a scan have the same value on the model's grid."""
 
 
 def normalise(frames: torch.Tensor, *, method: Normalisation, is_masked: bool) -> torch.Tensor:
-    """Normalise frames (T, C, X, Y, Z); the result is finite, always.
+    """Normalise frames (T, C, X, Y, Z); the result is always finite.
 
-    Statistics are taken in float64 and by one thread, so that they do not depend on the number of threads.
+    Statistics are computed in float64 and one thread, so that they do not depend on the number of threads.
 
     Args:
         frames: float32.
         method: See `Normalisation`.
-        is_masked: Whether the background is exactly 0 (maps such as FA); otherwise the foreground is what lies above
-            the mean of the mean frame, as TorchIO's `ZNormalization.mean` has it.
+        is_masked: Whether the background is exactly 0 (maps such as FA); otherwise the foreground is above the mean of
+            the mean frame, as in TorchIO's `ZNormalization.mean`.
 
     Returns:
         float32, the same shape.
 
     Raises:
-        NoContrastError: Where a channel is constant.
+        NoContrastError: If a channel is constant.
     """
     values = frames.numpy()
     result = np.empty_like(values)
@@ -69,7 +58,7 @@ def _standardise(source: np.ndarray, target: np.ndarray, *, keep_zero: bool) -> 
     std = float(inside.std(dtype=np.float64)) if inside.size else 0.0
     mean = float(inside.mean(dtype=np.float64)) if inside.size else 0.0
     if std <= _MIN_STD_OF_MEAN * abs(mean) or std < _MIN_STD:
-        raise NoContrastError("every voxel that counts has the same value on the model's grid")
+        raise NoContrastError("every selected voxel has the same value on the model's grid")
     np.subtract(source, np.float32(mean), out=target)
     target /= np.float32(std)
     if keep_zero:
@@ -77,7 +66,7 @@ def _standardise(source: np.ndarray, target: np.ndarray, *, keep_zero: bool) -> 
 
 
 def _foreground(values: np.ndarray, *, is_masked: bool) -> np.ndarray:
-    """Truth values (C, X, Y, Z) of the foreground of frames (T, C, X, Y, Z)."""
+    """The foreground, (C, X, Y, Z) bool, of frames (T, C, X, Y, Z)."""
     if is_masked:
         return np.broadcast_to((values != 0).any(axis=(0, 1)), values.shape[1:])
     mean_frame = values.mean(axis=0, dtype=np.float64)
@@ -91,7 +80,7 @@ def _statistics(source: np.ndarray, foreground: np.ndarray) -> tuple[float, floa
     std = float(inside.std(dtype=np.float64)) if inside.size else 0.0
     if std > _MIN_RELATIVE_STD * whole_std:
         return float(inside.mean(dtype=np.float64)), std
-    # An image like a mask has no contrast inside its foreground: the whole volume is the measure then.
+    # The foreground of an image like a mask has no contrast: statistics of the whole volume are used instead.
     mean = float(source.mean(dtype=np.float64))
     if whole_std <= _MIN_STD_OF_MEAN * abs(mean) or whole_std < _MIN_STD:
         raise NoContrastError("every voxel has the same value on the model's grid")

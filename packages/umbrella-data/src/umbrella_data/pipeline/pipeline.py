@@ -1,13 +1,13 @@
 """The pipeline of each modality, from files to the tensor that the model sees.
 
-    file  -> read_resampled       frames (T, 1, *image_size[:3]), RAS+; a volume is one frame
-    files -> load_volume          (C, X, Y, Z), RAS+, the scan's own grid: maps, or a DWI to fit them to
-          -> resample             frames (1, C, *image_size)
-          -> normalise            a z-score over the foreground
-          -> augment              in training only, from the sample's generator
+    file  -> read_resampled         frames (T, 1, *image_size[:3]), RAS+; a volume is one frame
+    files -> load_volume, fit_dwi   (C, X, Y, Z), RAS+, the scan's own grid: ready maps, or maps fitted to a DWI
+          -> resample               frames (1, C, *image_size)
+          -> normalise              z-scores of the foreground
+          -> augment                in training only, from the sample's generator
           -> (C, *image_size)
 
-What comes before chance (the window of a series, augmentation) can be kept in a `VolumeCache`.
+The result of the steps before the random ones (window of a series, augmentation) can be stored in a `VolumeCache`.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from collections.abc import Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from umbrella_data.cache.entry import CachedFrames
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.errors import ScanError, ScanReason
-from umbrella_data.files.naming import pair_of
-from umbrella_data.memory.batch_buffer import next_place
+from umbrella_data.files.paths import pair_of
 from umbrella_data.modality import find_modality
-from umbrella_data.pipeline.augment import AugmentConfig, augment
-from umbrella_data.pipeline.normalise import NoContrastError, Normalisation, normalise
-from umbrella_data.pipeline.resample import Grid, Interpolation, resample
+from umbrella_data.pipeline.augment import augment
+from umbrella_data.pipeline.config import PipelineConfig
+from umbrella_data.pipeline.normalise import NoContrastError, normalise
+from umbrella_data.pipeline.resample import Grid, resample
 from umbrella_data.pipeline.streaming import read_resampled
+from umbrella_data.scan.gzip_index import check_indexed_gzip
 from umbrella_data.scan.reader import StoredScan, open_scan
 from umbrella_data.scan.volume import load_volume
 from umbrella_data.scan.voxels import MAX_SERIES_VOXELS, MAX_VOXELS, check_rank
@@ -41,50 +42,7 @@ ScanFiles = str | PathLike[str] | Sequence[str | PathLike[str]]
 """The file of a scan, or its files in the order of the channels."""
 
 PIPELINE_VERSION = 5
-"""Raised whenever the same files and config would give other voxels, so that old caches are not used."""
-
-
-class PipelineConfig(BaseModel):
-    """What happens to the scans of one modality.
-
-    Attributes:
-        image_size: Voxels (X, Y, Z) that the model sees, and frames T for a series.
-        spacing: Voxel size in mm; the grid lies around the centre of the field of view. None: the whole field of view
-            is resized to `image_size`, whatever its size.
-        interpolation: How the field of view is resized, see `umbrella_data.pipeline.resample.Interpolation`.
-        normalise: See `umbrella_data.pipeline.normalise.Normalisation`. MONAI's `Resize(image_size)` and
-            `NormalizeIntensity()` are `interpolation="area", normalise="zscore"`.
-        short_series: What to do with a series of fewer frames than T: refuse it, or play it back and forth.
-        augment: Random changes in training; None for none.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    image_size: tuple[PositiveInt, ...]
-    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    interpolation: Interpolation = "trilinear"
-    normalise: Normalisation = "foreground_zscore"
-    short_series: Literal["raise", "pad"] = "raise"
-    augment: AugmentConfig | None = None
-
-    @field_validator("image_size")
-    @classmethod
-    def _has_rank(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if len(value) not in (3, 4):
-            raise ValueError(f"image_size {value} is neither (X, Y, Z) nor (X, Y, Z, T)")
-        return value
-
-    @model_validator(mode="after")
-    def _has_one_way(self) -> PipelineConfig:
-        if self.spacing is not None and self.interpolation != "trilinear":
-            raise ValueError(f"interpolation: {self.interpolation} is for resizing; with spacing, use trilinear")
-        return self
-
-    @property
-    def grid(self) -> Grid:
-        """The grid of one frame."""
-        x, y, z = self.image_size[:3]
-        return Grid(image_size=(x, y, z), spacing=self.spacing, interpolation=self.interpolation)
+"""Incremented whenever the same files and config would give other voxels, so that old caches are not used."""
 
 
 class _Files(NamedTuple):
@@ -95,16 +53,20 @@ class _Files(NamedTuple):
 
 
 class Pipeline:
-    """Turns the files of one scan into the tensor that the model sees. Can be pickled for loader workers.
+    """Converts the files of one scan to the tensor that the model sees. Can be pickled for loader workers.
 
     Args:
-        config: What to do.
+        config: The preprocessing.
         modality: A name or an alias.
-        cache: Where preprocessed volumes are kept; None computes them each time.
-        index_folder: Where access points into long `.nii.gz` series are kept, for windows without a cache.
+        cache: Cache of preprocessed volumes; None computes them each time.
+        index_folder: Folder of gzip indexes of long `.nii.gz` series, for windows without a cache.
+
+    Attributes:
+        spec: The modality.
 
     Raises:
-        ValueError: Where the config does not fit the modality.
+        ValueError: If the config does not fit the modality.
+        ImportError: If there is an index folder and `indexed_gzip` is not installed.
     """
 
     def __init__(
@@ -119,23 +81,30 @@ class Pipeline:
         self.config = config
         self.cache = cache
         self.index_folder = None if index_folder is None else Path(index_folder)
-        if len(config.image_size) != self.spec.spatial_rank:
-            axes = "(X, Y, Z, T)" if self.spec.is_series else "(X, Y, Z)"
-            raise ValueError(f"{self.spec.name} needs an image_size {axes}; it is {config.image_size}")
-        if config.normalise == "temporal_zscore" and not self.spec.is_series:
-            raise ValueError(f"{self.spec.name} has no frames: normalise: temporal_zscore is for series")
+        if index_folder is not None:
+            check_indexed_gzip()
+        self._is_series, self._rank, self._num_channels = (
+            self.spec.is_series, self.spec.spatial_rank, self.spec.num_channels,
+        )  # fmt: skip
+        if len(config.image_size) != self._rank:
+            axes = "(X, Y, Z, T)" if self._is_series else "(X, Y, Z)"
+            raise ValueError(f"{self.spec.name} needs an image_size {axes}, not {config.image_size}")
+        if config.normalise == "temporal_zscore" and not self._is_series:
+            raise ValueError(f"normalise: temporal_zscore is for series; {self.spec.name} has no frames")
+        x, y, z = config.image_size[:3]
+        self.grid = Grid(image_size=(x, y, z), spacing=config.spacing, interpolation=config.interpolation)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all that decides the cached voxels, but for the files."""
+        """A hash of everything except the files that determines the cached voxels."""
         facts = {
             "version": PIPELINE_VERSION,
             "modality": self.spec.name,
             "image_size": self.config.image_size[:3],
             "spacing": self.config.spacing,
             "interpolation": self.config.interpolation,
-            # A series is normalised after its window was drawn.
-            "normalise": None if self.spec.is_series else self.config.normalise,
+            # A series is normalised after its window is drawn.
+            "normalise": None if self._is_series else self.config.normalise,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -145,35 +114,36 @@ class Pipeline:
         """Preprocess one scan.
 
         Args:
-            paths: Its file or files.
-            generator: The sample's own source of chance in training; None takes a series' middle and augments nothing.
-            mask: Its brain mask: all outside is 0 before it is normalised, and the foreground is what lies inside.
+            paths: The file or files.
+            generator: The sample's own random generator in training; None takes the middle of a series and does not
+                augment.
+            mask: The scan's brain mask: voxels outside are set to 0 before normalisation, and the foreground is inside.
 
         Returns:
             (C, *image_size) float32; float16 for a volume from the cache that is not augmented.
 
         Raises:
-            ScanError: Where a file cannot be trusted, or the series is too short.
+            ScanError: If a file is damaged or inconsistent, or the series is too short.
         """
         scan = _files_of(paths, mask)
         is_augmented = generator is not None and self.config.augment is not None
-        frames = self._window(scan, generator) if self.spec.is_series else self._whole(scan, as_stored=not is_augmented)
+        frames = self._window(scan, generator) if self._is_series else self._whole(scan, as_stored=not is_augmented)
         if generator is not None and self.config.augment is not None:
             frames = augment(frames, config=self.config.augment, generator=generator)
-        if self.spec.is_series:
+        if self._is_series:
             return frames.permute(1, 2, 3, 4, 0).contiguous()
         return frames[0]
 
     def warm(self, paths: ScanFiles, *, mask: str | PathLike[str] | None = None) -> None:
-        """Put a scan into the cache, if it is not there already."""
+        """Add a scan to the cache, if it is missing there."""
         if self.cache is not None:
             self._entry(_files_of(paths, mask), self.cache)
 
     def is_cached(self, paths: ScanFiles, *, mask: str | PathLike[str] | None = None) -> bool:
-        """Whether a scan is in the cache as things stand; nothing is made.
+        """Whether a scan is in the cache; nothing is computed.
 
         Raises:
-            ScanError: Where a file cannot be read.
+            ScanError: If a file cannot be read.
         """
         sources = self._sources(_files_of(paths, mask))
         return self.cache is not None and self.cache.holds(sources, fingerprint=self.fingerprint)
@@ -187,8 +157,8 @@ class Pipeline:
             return self._prepare(scan)
         entry = self._entry(scan, self.cache)
         if as_stored and not entry.is_scaled:
-            # Half the bytes to read and to send to the device; the model casts to its own type.
-            return entry.read_stored(next_place(self.spec.name, entry.shape[1:])[None])
+            # Half the bytes to read and to copy to the device; the model converts to its own dtype.
+            return entry.read_stored()
         return entry.read(0, 1)
 
     def _window(self, scan: _Files, generator: torch.Generator | None) -> torch.Tensor:
@@ -197,21 +167,23 @@ class Pipeline:
         if self.cache is None:
             with open_scan(scan.paths[0], index_folder=self.index_folder) as stored:
                 check_rank(stored.header, rank=4, path=stored.path)
-                place = self._place(stored.header.num_frames, length, generator, path=scan.paths[0])
-                frames = self._resampled(stored, mask=scan.mask, window=place)
+                window = self._draw_window(stored.header.num_frames, length, generator, path=scan.paths[0])
+                frames = self._resampled(stored, mask=scan.mask, window=window)
         else:
             entry = self._entry(scan, self.cache)
-            first, count = self._place(entry.num_frames, length, generator, path=scan.paths[0])
+            first, count = self._draw_window(entry.num_frames, length, generator, path=scan.paths[0])
             frames = entry.read(first, count)
         return self._normalised(_back_and_forth(frames, length), scan)
 
-    def _place(self, num_frames: int, length: int, generator: torch.Generator | None, *, path: Path) -> tuple[int, int]:
+    def _draw_window(
+        self, num_frames: int, length: int, generator: torch.Generator | None, *, path: Path
+    ) -> tuple[int, int]:
         """First frame and number of frames to read."""
         if num_frames < length:
             if self.config.short_series == "pad":
                 return 0, num_frames
             raise ScanError(
-                f"{num_frames} frames, but the model sees {length}: lower image_size, or set short_series: pad",
+                f"{num_frames} frames, but image_size needs {length}: lower it, or set short_series: pad",
                 path=path,
                 reason=ScanReason.SHORT_SERIES,
             )
@@ -221,26 +193,32 @@ class Pipeline:
         return int(torch.randint(spare + 1, (1,), generator=generator)), length
 
     def _prepare(self, scan: _Files) -> torch.Tensor:
-        """What the cache keeps: frames (T, C, X, Y, Z), all of a series' and not normalised, a volume's ready."""
-        if len(scan.paths) == 1 and self.spec.num_channels == 1:
-            with open_scan(scan.paths[0]) as stored:
-                frames = self._resampled(stored, mask=scan.mask)
+        """The frames (T, C, X, Y, Z) that are cached: all of a series, not normalised; a volume's are normalised."""
+        paths, mask = scan
+        if len(paths) == 1 and self._num_channels == 1:
+            with open_scan(paths[0]) as stored:
+                frames = self._resampled(stored, mask=mask)
+            return frames if self._is_series else self._normalised(frames, scan)
+        if len(paths) == 1:
+            from umbrella_data.scan.diffusion import fit_dwi  # lazy: dipy is an extra
+
+            maps = fit_dwi(paths[0], mask=mask)
+            data, spacing = torch.from_numpy(np.stack([maps.fa, maps.md])), maps.spacing
         else:
-            volume = load_volume(scan.paths, modality=self.spec.name, mask=scan.mask)
-            frames = resample(
-                volume.data[None], spacing=volume.spacing, grid=self.config.grid, is_masked=self._is_masked(scan.mask)
-            )
-        return frames if self.spec.is_series else self._normalised(frames, scan)
+            volume = load_volume(paths, modality=self.spec.name, mask=mask)
+            data, spacing = volume.data, volume.spacing
+        frames = resample(data[None], spacing=spacing, grid=self.grid, is_masked=self._is_masked(mask))
+        return self._normalised(frames, scan)
 
     def _resampled(
         self, stored: StoredScan, *, mask: Path | None, window: tuple[int, int] | None = None
     ) -> torch.Tensor:
         """Frames (T, 1, X, Y, Z) of one file."""
-        is_for_cache = self.cache is not None and self.spec.is_series
+        is_for_cache = self.cache is not None and self._is_series
         frames = read_resampled(
             stored,
-            rank=self.spec.spatial_rank,
-            grid=self.config.grid,
+            rank=self._rank,
+            grid=self.grid,
             window=window,
             max_voxels=MAX_SERIES_VOXELS if is_for_cache else MAX_VOXELS,
             mask=mask,
@@ -256,33 +234,33 @@ class Pipeline:
             raise ScanError(str(error), path=scan.paths[0], reason=ScanReason.CONSTANT) from error
 
     def _is_masked(self, mask: Path | None) -> bool:
-        """Whether the background is exactly 0: what tells the foreground, and what lies beyond the field of view."""
+        """Whether the background is exactly 0, which determines the foreground and values outside the field of view."""
         return self.spec.is_masked or mask is not None
 
     def _sources(self, scan: _Files) -> list[Path]:
-        """Every file that decides the voxels."""
-        beside = [] if scan.mask is None else [scan.mask]
-        if self.spec.num_channels > 1 and len(scan.paths) == 1:
+        """Every file that determines the voxels."""
+        more = [] if scan.mask is None else [scan.mask]
+        if self._num_channels > 1 and len(scan.paths) == 1:
             from umbrella_data.scan.gradient_table import gradient_files
 
-            beside += gradient_files(scan.paths[0])
-        return [file for path in (*scan.paths, *beside) for file in _whole_scan(path)]
+            more += gradient_files(scan.paths[0])
+        return [file for path in (*scan.paths, *more) for file in _both_files(path)]
 
 
 def _files_of(paths: ScanFiles, mask: str | PathLike[str] | None) -> _Files:
-    # A str is a sequence too: of one path, not of its letters.
+    # A str is a sequence of characters.
     listed = [paths] if isinstance(paths, str | PathLike) else paths
     return _Files(tuple(map(Path, listed)), None if mask is None else Path(mask))
 
 
-def _whole_scan(path: Path) -> tuple[Path, ...]:
-    """Both files of a pair, or the one of any other scan."""
+def _both_files(path: Path) -> tuple[Path, ...]:
+    """Both files of a pair, or the one file of any other scan."""
     pair = pair_of(str(path))
     return (path,) if pair is None else (Path(pair[0]), Path(pair[1]))
 
 
 def _back_and_forth(frames: torch.Tensor, length: int) -> torch.Tensor:
-    """Lengthen frames (T, ...) to `length` by playing them backwards, then forwards, and so on."""
+    """Extend frames (T, ...) to `length` by repeating them backwards, then forwards, and so on."""
     count = frames.shape[0]
     if count == length:
         return frames

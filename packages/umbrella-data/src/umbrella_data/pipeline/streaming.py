@@ -1,26 +1,29 @@
-"""From a file straight to the model's grid, slice by slice: the fast way for volumes and for windows of series.
+"""Resample a file to the model's grid while it is read, slice by slice, without a float copy of its volumes.
 
-    .nii or .nii.gz -> slices as stored -> checks on all of them -> separable resampling -> (T, X, Y, Z) float32, RAS+
+    .nii or .nii.gz -> checked slices, as stored -> separable resampling -> (T, X, Y, Z) float32, RAS+
 
-What `read_voxels` and `resample` do one after the other happens here while a slice is in the processor's cache. The
-checks are the same, and so are the voxels, but for rounding (a test holds both to 1e-6).
+A slice is scaled, masked and resampled while it is in the processor's cache. The result equals that of `read_voxels`
+followed by `resample`, up to rounding (a test compares them to 1e-6).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import mmap
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from umbrella_data.pipeline.resample import Grid, Taps, fill_outside, resample_slices
-from umbrella_data.pipeline.scratch import empty_frames
-from umbrella_data.scan.brain_mask import check_contrast, read_mask
+from umbrella_data.cache.entry import unusable
+from umbrella_data.pipeline.resample import AxisWeights, Grid, fill_outside, resample_slices
 from umbrella_data.scan.geometry import Reorientation
-from umbrella_data.scan.header import ScanHeader
 from umbrella_data.scan.reader import StoredScan
-from umbrella_data.scan.scaling import ValueRange, write_real_values
-from umbrella_data.scan.voxels import MAX_VOXELS, check_rank, check_size, checked_window
+from umbrella_data.scan.voxels import MAX_VOXELS, FrameReader, check_size
+
+MAX_IN_MEMORY = 1 << 28
+"""The most voxels kept in memory: 1 GiB in float32, 300 frames of 96^3."""
 
 
 def read_resampled(
@@ -39,79 +42,75 @@ def read_resampled(
     Args:
         scan: An open scan.
         rank: 3 for a volume, 4 for a series; the file must have it.
-        grid: The grid to make; voxels outside of the field of view take the minimum of what was read, or 0 where the
-            scan is masked.
+        grid: The grid of the result; voxels outside of the field of view have the minimum of the frames read, or 0 if
+            the scan is masked.
         window: First frame and number of frames of a series; None reads all.
-        max_voxels: The most voxels to read, and to make.
-        mask: The scan's brain mask: all is 0 outside.
+        max_voxels: The most voxels to read, and of the result.
+        mask: The scan's brain mask: voxels outside are 0.
         is_masked: Whether the file's own background is exactly 0.
-        folder: Where frames are kept that are too many for memory, see `empty_frames`. No more than a few slices of
-            the file are in memory at a time anyway.
+        folder: Folder for frames that do not fit into memory, see `empty_frames`.
 
     Returns:
         (T, *grid.image_size) float32, RAS+; T is 1 for a volume.
 
     Raises:
-        ScanError: As `umbrella_data.scan.voxels.read_voxels`.
+        ScanError: As `umbrella_data.scan.voxels.FrameReader`.
     """
-    header = scan.header
-    check_rank(header, rank=rank, path=scan.path)
-    first, count = checked_window(header, window, max_voxels=max_voxels, path=scan.path)
-    inside = None if mask is None else read_mask(mask, like=header)
-    shape = (count, *grid.image_size)
+    reader = FrameReader(scan, rank=rank, window=window, max_voxels=max_voxels, mask=mask)
+    shape = (reader.count, *grid.image_size)
     check_size(shape, max_voxels=max_voxels, path=scan.path)
     frames = empty_frames(shape, folder=folder)
-    _resample_into(frames, scan, first=first, grid=grid, inside=inside, is_masked=is_masked or inside is not None)
-    if inside is not None:
-        check_contrast(frames, path=scan.path)
-    return frames
-
-
-def _resample_into(
-    frames: np.ndarray, scan: StoredScan, *, first: int, grid: Grid, inside: np.ndarray | None, is_masked: bool
-) -> None:
-    """Fill frames (T, X, Y, Z) of RAS+ from those of the file from `first` on, every voxel of which is checked."""
-    header = scan.header
-    turn = Reorientation(header.affine, path=scan.path)
-    taps = grid.taps(turn.shape(header.shape), spacing=turn.spacing(header.spacing))
-    x, y, z = _as_stored(taps, turn)
-    values = ValueRange(header)
-    slices = _looked_at(scan.iter_slices(first, len(frames)), values)
-    convert = _RealPlane(header, inside)
-    # Infinite voxels are refused below, when all are known.
+    header, turn = reader.header, reader.orientation
+    weights = grid.weights(turn.shape(header.shape), spacing=turn.spacing(header.spacing))
+    x, y, z = _as_stored(weights, turn)
+    slices = reader.iter_slices()
+    # value_range reports values that are not finite, once all are counted.
     with np.errstate(invalid="ignore", over="ignore"):
         for frame in frames:
             # Slices run along the last stored axis, rows along the second, columns along the first.
-            resampled = resample_slices(slices, (z, y, x), convert=convert)
+            resampled = resample_slices(slices, (z, y, x), convert=reader.write_real)
             frame[...] = resampled.transpose(2, 1, 0).transpose(turn.order)
-    # The file is proven by whoever reads to its end.
-    next(slices, None)
-    low, _ = values.check(path=scan.path)
-    if not is_masked:
-        fill_outside(frames, taps, low=low)
+    next(slices, None)  # the file is validated at its end
+    low, _ = reader.value_range()
+    if not (is_masked or reader.has_mask):
+        fill_outside(frames, weights, low=low)
+    if reader.has_mask:
+        reader.check_contrast(float(frames.min()), float(frames.max()))
+    return frames
 
 
-def _looked_at(blocks: Iterator[np.ndarray], values: ValueRange) -> Iterator[np.ndarray]:
-    for block in blocks:
-        values.add(block)
-        yield block
+def empty_frames(shape: tuple[int, ...], *, folder: Path | None) -> np.ndarray:
+    """Allocate frames (T, X, Y, Z) float32 in memory or, above `MAX_IN_MEMORY` voxels, in a temporary file.
+
+    Args:
+        shape: The shape of all frames.
+        folder: Folder of the temporary file, which is removed with the array, even if the process is killed. None
+            allocates any number in memory.
+
+    Raises:
+        CacheError: If the folder has not enough space.
+    """
+    num_voxels = math.prod(shape)
+    if folder is None or num_voxels <= MAX_IN_MEMORY:
+        return np.empty(shape, dtype=np.float32)
+    num_bytes = num_voxels * np.dtype(np.float32).itemsize
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            # Allocate all blocks now: if the disk is full when a mapped page is written, the process is killed.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
+            else:  # macOS
+                file.truncate(num_bytes)
+            return np.frombuffer(mmap.mmap(file.fileno(), num_bytes), dtype=np.float32).reshape(shape)
+    except OSError as error:
+        # Not an OSError, which would be reported as an error of the open scan.
+        raise unusable(folder, error) from error
 
 
-class _RealPlane:
-    """The real values of one stored slice (Y, X), 0 outside of a mask (X, Y, Z) of stored axes."""
-
-    def __init__(self, header: ScanHeader, inside: np.ndarray | None) -> None:
-        self._header = header
-        self._outside = None if inside is None else ~inside.T
-
-    def __call__(self, stored: np.ndarray, plane: np.ndarray, index: int) -> None:
-        write_real_values(stored, plane, header=self._header)
-        if self._outside is not None:
-            np.copyto(plane, 0, where=self._outside[index])
-
-
-def _as_stored(taps: tuple[Taps, Taps, Taps], turn: Reorientation) -> tuple[Taps, Taps, Taps]:
-    """Taps along the stored axes, of those along RAS+."""
-    along = dict(zip(turn.order, zip(taps, turn.flips, strict=True), strict=True))
+def _as_stored(
+    weights: tuple[AxisWeights, AxisWeights, AxisWeights], turn: Reorientation
+) -> tuple[AxisWeights, AxisWeights, AxisWeights]:
+    """Weights along the stored axes, from those along RAS+."""
+    along = dict(zip(turn.order, zip(weights, turn.flips, strict=True), strict=True))
     x, y, z = (each.flipped() if flip else each for each, flip in (along[axis] for axis in range(3)))
     return x, y, z

@@ -1,1 +1,1 @@
-"""Pictures of scans as the model sees them."""
+"""Previews of preprocessed scans: figures, and an HTML page of them."""

@@ -1,4 +1,4 @@
-"""Pictures of what the model will see: three planes with their directions, the patch grid, and a series over time."""
+"""Figures of a preprocessed scan: three planes with directions and patch grid, and a carpet plot of a series."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from umbrella_data.pipeline.patch_grid import patch_grid
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Of each plane: its name, the axis it cuts, the axes drawn to the right and upwards, and the letters at the ends.
+# Each plane: name, axis that it cuts, axes drawn to the right and upwards, direction letters at their ends.
 _PLANES = (
     ("sagittal", 0, (1, 2), "PAIS"),
     ("coronal", 1, (0, 2), "LRIS"),
@@ -37,21 +37,21 @@ def draw_volume(
     Args:
         volume: (C, X, Y, Z), or (C, X, Y, Z, T) for a series, in RAS+, as a `Pipeline` returns it.
         modality: A name or an alias.
-        patch_size: Voxels (and frames) of a patch; its grid is drawn, and its tokens are counted in the title.
-        title: A line above the picture.
+        patch_size: Voxels (and frames) of a patch; its grid is drawn, and the title has the number of tokens.
+        title: Text before the modality in the title.
 
     Returns:
-        A matplotlib figure: a row of three planes through the middle for each channel (the middle frame of a series),
-        and for a series a carpet of its foreground voxels over time, those of the left of the person on top.
+        A matplotlib figure with a row of three central planes for each channel (of the middle frame of a series). For a
+        series, also a carpet plot of its foreground voxels over time, with the left of the person on top.
 
     Raises:
-        ValueError: Where the shape does not belong to the modality, or the patch does not divide it.
-        ImportError: Without matplotlib; the message names the extra to install.
+        ValueError: If the shape is not one of the modality, or the patch size does not divide it.
+        ImportError: If matplotlib is missing.
     """
     spec = find_modality(modality)
     if volume.ndim != spec.spatial_rank + 1 or volume.shape[0] != spec.num_channels:
         needed = "X, Y, Z, T" if spec.is_series else "X, Y, Z"
-        raise ValueError(f"shape {tuple(volume.shape)} is no {spec.name}: ({spec.num_channels}, {needed}) is needed")
+        raise ValueError(f"shape {tuple(volume.shape)}: {spec.name} needs ({spec.num_channels}, {needed})")
     patches = None if patch_size is None else patch_grid(volume.shape[1:], patch_size, modality=spec.name)
     values = volume.detach().float().cpu().numpy()
     num_rows = spec.num_channels + int(spec.is_series)
@@ -73,7 +73,7 @@ def draw_volume(
 
 def _new_figure(num_rows: int) -> Figure:
     try:
-        # The class itself, without pyplot: no window, no global state, nothing to close.
+        # The class without pyplot has no window and no global state.
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("pictures need matplotlib: pip install matplotlib") from error
@@ -85,11 +85,11 @@ def _draw_plane(
 ) -> None:
     name, cut, (right, up), letters = plane
     image = np.take(frame, frame.shape[cut] // 2, axis=cut)
-    # take() leaves the two other axes in order; the first one is drawn to the right.
+    # take() keeps the order of the other two axes; the first of them is drawn to the right.
     low = np.percentile(frame, 1)
-    # Of what lies above the background: a small scan in a wide grid is otherwise one white patch.
-    lit = frame[frame > frame.min()]
-    high = np.percentile(lit, 99.5) if len(lit) else low
+    # The foreground sets the upper limit: a small scan in a wide grid would otherwise be all white.
+    foreground = frame[frame > frame.min()]
+    high = np.percentile(foreground, 99.5) if len(foreground) else low
     axes.imshow(image.T, origin="lower", cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
     width, height = image.shape
     _write_letters(axes, letters, ((0.05, 0.5), (0.95, 0.5), (0.5, 0.05), (0.5, 0.95)))
@@ -104,11 +104,11 @@ def _draw_plane(
 
 
 def _write_letters(axes: Any, letters: str, places: Sequence[tuple[float, float]]) -> None:
-    """Letters of directions at places from (0, 0), lower left, to (1, 1)."""
+    """Write direction letters at places from (0, 0), lower left, to (1, 1)."""
     from matplotlib.patheffects import withStroke
 
     style = {"color": "gold", "fontsize": 9, "fontweight": "bold", "ha": "center", "va": "center"}
-    outline = [withStroke(linewidth=2, foreground="black")]  # readable on bright tissue too
+    outline = [withStroke(linewidth=2, foreground="black")]  # readable on bright tissue
     for letter, (x, y) in zip(letters, places, strict=True):
         axes.text(x, y, letter, transform=axes.transAxes, path_effects=outline, **style)
 
@@ -121,7 +121,7 @@ def _draw_carpet(axes: Any, series: np.ndarray, *, frames_a_patch: int | None) -
     voxels = voxels - voxels.mean(axis=1, keepdims=True)
     limit = float(np.percentile(np.abs(voxels), 98)) or 1.0
     axes.imshow(voxels, aspect="auto", cmap="gray", vmin=-limit, vmax=limit, interpolation="nearest")
-    # Voxels come in the order of X, which runs to the Right: the first rows, on top, are the left of the person.
+    # Voxels are in the order of X, which runs to the right: the first rows, on top, are the left of the person.
     _write_letters(axes, "LR", ((0.017, 0.95), (0.017, 0.05)))
     for position in range(frames_a_patch, series.shape[-1], frames_a_patch) if frames_a_patch else ():
         axes.axvline(position - 0.5, **_BORDER)

@@ -1,4 +1,4 @@
-"""An HTML page of what the model sees: a picture of some scans of each modality after their pipelines."""
+"""HTML page with figures of some preprocessed scans of each modality (`umbrella-data preview`)."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Picture:
     """One scan on the page.
 
     Attributes:
-        modality: Its canonical name.
-        label: What the page calls it.
-        caption: What is known of it.
-        file: Its PNG, beside the page; None where the scan cannot be used.
+        modality: The canonical name.
+        label: The scan's heading.
+        caption: Subject, file, shape and values, or the error.
+        file: Name of its PNG next to the page; None if the scan cannot be used.
     """
 
     modality: str
@@ -49,12 +49,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class PreviewReport:
-    """What was written.
+    """The written page.
 
     Attributes:
         page: The HTML file.
         pictures: The scans on it.
-        failed: Why others cannot be shown.
+        failed: The errors of scans that cannot be used.
     """
 
     page: Path
@@ -72,26 +72,26 @@ def write_preview(
     num_scans: int = 3,
     progress: Callable[[list[tuple[Sample, Scan]]], Iterable[tuple[Sample, Scan]]] = iter,
 ) -> PreviewReport:
-    """Draw the first scans of each modality, of as many subjects, and write `index.html` with its PNG files.
+    """Draw the first scans of each modality, of different subjects if possible, and write `index.html` and PNG files.
 
     Args:
-        manifests: Where to look for scans.
-        pipelines: By modality; others are passed over.
-        patch_sizes: Voxels (and frames) of a patch, by modality; without one no grid is drawn.
-        folder: Where the page goes.
-        name: How subjects and files are called on the page: by a hash, or in clear.
+        manifests: The manifests with the scans.
+        pipelines: By modality; scans of other modalities are skipped.
+        patch_sizes: Voxels (and frames) of a patch, by modality; no grid is drawn without one.
+        folder: Folder for the page.
+        name: Maps the names of subjects and files to those on the page: hashes, or the same names.
         num_scans: Scans of each modality.
         progress: Wraps the scans while they are drawn, as tqdm does.
 
     Raises:
-        ManifestError: Where no manifest holds a scan of any of the modalities.
-        ImportError: Without matplotlib, or dipy where a DWI must be fitted.
+        ManifestError: If no manifest has a scan of these modalities.
+        ImportError: If matplotlib is missing, or dipy and a DWI must be fitted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     chosen = _choose(manifests, list(pipelines), num_scans)
     if not chosen:
         listed = ", ".join(sorted(pipelines))
-        raise ManifestError(f"no scan of {listed} to show", path=manifests[0].path if manifests else "")
+        raise ManifestError(f"no scan of {listed}", path=manifests[0].path if manifests else "")
     check_dipy(scan.paths[0] for _, scan in chosen if needs_fit(scan.paths, scan.modality))
     pictures: list[Picture] = []
     failed: list[ScanError] = []
@@ -104,27 +104,27 @@ def write_preview(
         except ScanError as error:
             failed.append(error.bare())
             file, caption = None, f"cannot be used: {error.reason}"
-        who = f"subject {name(sample.subject)}, scan {name(str(scan.paths[0]))}"
-        pictures.append(Picture(scan.modality, label, f"{who}. {caption}", file))
+        source = f"subject {name(sample.subject)}, scan {name(str(scan.paths[0]))}"
+        pictures.append(Picture(scan.modality, label, f"{source}. {caption}", file))
     page = folder / "index.html"
     write_atomically(page, [_to_html(pictures, pipelines, patch_sizes).encode()])
     return PreviewReport(page, pictures, failed)
 
 
 def _choose(manifests: Sequence[Manifest], modalities: Sequence[str], num_scans: int) -> list[tuple[Sample, Scan]]:
-    """The first scans of each modality, one a subject while there are others, in the order of the manifests."""
+    """The first scans of each modality in the order of the manifests, one of each subject before any second one."""
     found: dict[str, dict[str, tuple[Sample, Scan]]] = {modality: {} for modality in modalities}
     more: dict[str, dict[Scan, Sample]] = {modality: {} for modality in found}
     for manifest in manifests:
         for row in range(len(manifest)):
-            open_ones = {modality for modality in modalities if len(found[modality]) < num_scans}
-            if not open_ones:
+            wanted = {modality for modality in modalities if len(found[modality]) < num_scans}
+            if not wanted:
                 break
-            if open_ones.isdisjoint(manifest.modalities(row)):
+            if wanted.isdisjoint(manifest.modalities(row)):
                 continue
             sample = manifest[row]
             for scan in sample.scans:
-                if scan.modality not in open_ones:
+                if scan.modality not in wanted:
                     continue
                 _, first = found[scan.modality].setdefault(sample.subject, (sample, scan))
                 if scan != first and len(more[scan.modality]) < num_scans:
@@ -140,7 +140,7 @@ def _draw(scan: Scan, pipeline: Pipeline, patch_size: Sequence[int] | None, path
     volume = pipeline(scan.paths, generator=None, mask=scan.mask)
     figure = draw_volume(volume, modality=scan.modality, patch_size=patch_size, title=f"scan {number}")
     figure.savefig(path, dpi=110, metadata={"Software": None})
-    masked = "" if scan.mask is None else ", outside of its brain mask the value of 0"
+    masked = "" if scan.mask is None else "; voxels outside of the brain mask are 0 before normalisation"
     return (f"Shape {' × '.join(map(str, volume.shape))}, values {volume.min():.2f} to {volume.max():.2f}, "
             f"mean {volume.mean():.2f}{masked}.")  # fmt: skip
 
@@ -157,10 +157,10 @@ def _to_html(
 <html lang="en"><head><meta charset="utf-8"><title>What the model sees</title>
 <meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>
 <h1>What the model sees</h1>
-<p>Each scan after its pipeline, without augmentation. Letters stand at the ends of the axes: <b>R</b>ight and
-<b>L</b>eft of the person, <b>A</b>nterior, <b>P</b>osterior, <b>S</b>uperior, <b>I</b>nferior. Lines are the borders
-of patches; each patch is one token. Voxels are drawn as squares, as the model has them: where the whole field of view
-is resized, a head may look stretched. A carpet shows foreground voxels over time, each minus its own mean.</p>
+<p>Each scan after its pipeline, without augmentation. Letters are directions: <b>R</b>ight and <b>L</b>eft of the
+person, <b>A</b>nterior, <b>P</b>osterior, <b>S</b>uperior, <b>I</b>nferior. Lines are the borders of patches; each
+patch is one token. Voxels are drawn as squares: if the whole field of view is resized, a head may look stretched. A
+carpet plot shows foreground voxels over time, each minus its own mean.</p>
 <table><tr><th>modality</th><th>image size</th><th>patch size</th><th>tokens</th><th>spacing</th><th>normalised by</th>
 </tr>
 {table}

@@ -1,4 +1,4 @@
-"""From a diffusion-weighted series and its gradients to the maps that the model sees: FA and MD, fitted with dipy."""
+"""Fit FA and MD maps to a diffusion-weighted series and its gradients, with dipy."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from umbrella_data.scan.voxels import MAX_VOXELS, read_voxels
 
 _NEEDS_DIPY = "fitting FA and MD from a diffusion series needs dipy: pip install dipy, or give ready maps [fa, md]"
 _MIN_DIRECTIONS = 6
-# How much brighter than all else the brain is in a mean b0, at least. Two real heads have 8 and 18; in two cut-outs
-# from within the brain, where Otsu takes fluid for brain, it is 1.5 and 2.7.
+# Least ratio of the mean b0 inside of a brain to that outside. Two real heads have 8 and 18; two cut-outs from within
+# a brain, where Otsu's threshold separates fluid from tissue, have 1.5 and 2.7.
 _MIN_CONTRAST = 3.0
 
 
@@ -31,12 +31,12 @@ class TensorMaps:
     Attributes:
         fa: (X, Y, Z) float32, fractional anisotropy, 0 to 1; 0 outside of the brain.
         md: (X, Y, Z) float32, mean diffusivity in mm2/s; 0 outside of the brain.
-        direction: (3, X, Y, Z) float32, the main direction as a unit vector in RAS world coordinates; its sign means
-            nothing. 0 outside of the brain.
+        direction: (3, X, Y, Z) float32, the main direction as a unit vector in RAS world coordinates, of arbitrary
+            sign; 0 outside of the brain.
         mask: (X, Y, Z) bool, the brain.
         affine: (4, 4) float64.
         spacing: Voxel size in mm along X, Y, Z.
-        warnings: What is valid but suspicious in the header of the series, and `no_background` where none was found.
+        warnings: What is valid but suspicious in the header of the series, and `no_background` if none was found.
     """
 
     fa: np.ndarray
@@ -49,18 +49,18 @@ class TensorMaps:
 
 
 def needs_fit(paths: Sequence[Path], modality: str) -> bool:
-    """Whether the channels of a scan are fitted from one file: ready maps are several."""
+    """Whether the channels of a scan are fitted from one file; ready maps are several files."""
     return len(paths) == 1 and find_modality(modality).num_channels > 1
 
 
 def check_dipy(dwis: Iterable[str | PathLike[str]]) -> None:
-    """Refuse series that must be fitted where dipy is missing: many scans would be read before the first of them.
+    """Check that dipy is installed if series must be fitted, before many other scans are read.
 
     Args:
-        dwis: The series; looked at where dipy is missing only.
+        dwis: The series; iterated only if dipy is missing.
 
     Raises:
-        ImportError: Names the first series, the library, and how to leave such scans out.
+        ImportError: With the first series, and how to leave such scans out.
     """
     first = next(iter(dwis), None) if find_spec("dipy") is None else None
     if first is not None:
@@ -71,18 +71,18 @@ def check_dipy(dwis: Iterable[str | PathLike[str]]) -> None:
 def fit_dwi(
     path: str | PathLike[str], *, max_voxels: int = MAX_VOXELS, mask: str | PathLike[str] | None = None
 ) -> TensorMaps:
-    """Fit a tensor in each voxel of the brain of a DWI with `.bval` and `.bvec` beside it.
+    """Fit a tensor in each voxel of the brain of a DWI, with `.bval` and `.bvec` next to it.
 
     Args:
         path: The series, `.nii` or `.nii.gz`.
-        max_voxels: Refuse to read more voxels than this.
-        mask: The brain mask of the series; None finds the brain in the mean b0 volume (median filter, Otsu). Where
-            what is found does not stand out from a dark background, as in a cut-out from within a brain, every voxel
-            with a signal is taken, and the warning `no_background` is noted.
+        max_voxels: The most voxels to read.
+        mask: The brain mask of the series; None finds the brain in the mean b0 volume (median filter, Otsu). If that
+            has no dark background, as in a cut-out from within a brain, every voxel with a signal is fitted, with the
+            warning `no_background`.
 
     Raises:
-        ScanError: Where a file cannot be trusted, or no brain is found.
-        ImportError: Without dipy; the message names the extra to install.
+        ScanError: If a file is damaged or inconsistent, or no brain is found.
+        ImportError: Without dipy.
     """
     dipy = _import_dipy()
     voxels = read_voxels(path, rank=4, max_voxels=max_voxels, mask=mask)
@@ -92,15 +92,15 @@ def fit_dwi(
     table = dipy["gradient_table"](gradients.b_values, bvecs=directions, b0_threshold=B0_LIMIT, atol=0.05)
     mean_b0 = voxels.frames[gradients.is_b0].mean(axis=0)
     warnings = voxels.header.warnings
-    brain = mean_b0 > 0  # outside of a mask all was set to 0
+    brain = mean_b0 > 0  # outside of a mask, voxels are 0
     if mask is None:
         _, found = dipy["median_otsu"](mean_b0, median_radius=_median_radius(voxels.spacing), numpass=1)
-        if _stands_out(found, mean_b0):
+        if _has_background(found, mean_b0):
             brain = found
         else:
             warnings = (*warnings, ScanWarning.NO_BACKGROUND)
     if not brain.any():
-        raise ScanError("no brain is found in the mean b0 volume", path=path, reason=ScanReason.NO_BRAIN)
+        raise ScanError("no brain is found in the mean b0 volume; give a mask", path=path, reason=ScanReason.NO_BRAIN)
     signal = np.ascontiguousarray(voxels.frames[:, brain].T)
     fit = dipy["TensorModel"](table, fit_method="WLS").fit(signal)
 
@@ -120,15 +120,15 @@ def fit_dwi(
     )
 
 
-def _stands_out(brain: np.ndarray, mean_b0: np.ndarray) -> bool:
-    """Whether a brain was parted from a background: else tissue left out of it would become 0 in silence."""
+def _has_background(brain: np.ndarray, mean_b0: np.ndarray) -> bool:
+    """Whether voxels outside of a brain are a dark background, not tissue, which must not be set to 0."""
     if not brain.any() or brain.all():
         return True
     return float(mean_b0[brain].mean()) >= _MIN_CONTRAST * float(mean_b0[~brain].mean())
 
 
 def _median_radius(spacing: tuple[float, float, float]) -> int:
-    """Voxels of the median filter before Otsu's threshold: about 6 mm, within dipy's own default of 4."""
+    """Radius in voxels of the median filter before Otsu's threshold: about 6 mm, at most dipy's default of 4."""
     return int(np.clip(round(6.0 / float(np.mean(spacing))), 1, 4))
 
 
@@ -143,7 +143,7 @@ def _import_dipy() -> dict[str, Any]:
 
 
 def _check_span(directions: np.ndarray, gradients: Gradients, *, path: str) -> None:
-    """Refuse directions that leave a part of the tensor open: its six elements need six of them, not in one cone."""
+    """Reject directions that do not determine the six elements of a tensor."""
     x, y, z = directions[~gradients.is_b0].T
     design = np.stack([x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
     if np.linalg.matrix_rank(design, tol=1e-3) < _MIN_DIRECTIONS:

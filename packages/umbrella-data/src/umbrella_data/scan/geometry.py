@@ -1,4 +1,4 @@
-"""Affines, voxel sizes and the way to RAS+: axes are permuted and flipped, voxels are never interpolated."""
+"""Affines, voxel sizes and reorientation to RAS+: axes are permuted and flipped, voxels are never interpolated."""
 
 from __future__ import annotations
 
@@ -12,42 +12,41 @@ from umbrella_data.errors import ScanError, ScanReason
 SPACING_LIMITS = (0.01, 100.0)
 """Voxel sizes in mm that a scan of a head can have; anything else is a wrong unit or a damaged header."""
 
-
 MAX_GRID_SHIFT = 0.05
-"""How far, as a part of the smallest voxel edge, two files of one grid may lie apart: forms go through float32 and
-quaternions, and tools write them with few digits. No voxel is then nearer to any other's place than to its own."""
+"""Largest distance between the grids of two files that count as one grid, as a fraction of the smallest voxel edge:
+affines are stored as float32 or quaternions, and tools write them with few digits."""
 
 
 def grid_shift(affine: np.ndarray, other: np.ndarray, *, shape: tuple[int, ...]) -> float:
-    """How far two affines (4, 4) lay a grid of this shape (X, Y, Z) apart: mm at the corner where it is most.
+    """Largest distance in mm between the corners of a grid of this shape (X, Y, Z) under two affines (4, 4).
 
-    What differs little an index can differ by much at the far end of a grid.
+    Affines with similar elements can place the far end of a long grid differently.
     """
     corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in shape[:3]))], dtype=np.float64)
     return float(np.linalg.norm((corners @ (affine - other).T)[:, :3], axis=1).max())
 
 
 def is_same_grid(affine: np.ndarray, other: np.ndarray, *, shape: tuple[int, ...]) -> bool:
-    """Whether two affines (4, 4) lay a grid of this shape (X, Y, Z) onto the same place, see `MAX_GRID_SHIFT`."""
+    """Whether two affines (4, 4) place a grid of this shape (X, Y, Z) alike, see `MAX_GRID_SHIFT`."""
     edge = float(np.linalg.norm(affine[:3, :3], axis=0).min())
     return grid_shift(affine, other, shape=shape) <= MAX_GRID_SHIFT * edge
 
 
 def check_affine(affine: np.ndarray, *, path: str) -> None:
-    """Refuse an affine (4, 4) that is not finite or not invertible.
+    """Reject an affine (4, 4) that is not finite or not invertible.
 
     Raises:
         ScanError: With the reason `affine`.
     """
     if not np.isfinite(affine).all():
         raise ScanError(
-            "the affine holds values that are not finite: set sform or qform again", path=path, reason=ScanReason.AFFINE
+            "the affine has values that are not finite: set sform or qform again", path=path, reason=ScanReason.AFFINE
         )
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    # The volume of the cell of three unit vectors: 1 for right angles, 0 where they lie in one plane.
+    # Volume spanned by the three unit vectors: 1 for right angles, 0 if they are in one plane.
     if (lengths == 0).any() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
         raise ScanError(
-            "the affine cannot be inverted: its axes do not span space; set sform or qform again",
+            "the affine cannot be inverted: its axes are in one plane; set sform or qform again",
             path=path,
             reason=ScanReason.AFFINE,
         )
@@ -57,46 +56,43 @@ def spacing_of(affine: np.ndarray, *, path: str) -> tuple[float, float, float]:
     """Voxel size in mm along each axis of an affine (4, 4).
 
     Raises:
-        ScanError: `spacing`, where it is no size that a scan of a head can have.
+        ScanError: `spacing`, if it is outside of `SPACING_LIMITS`.
     """
-    # Rounded to 0.1 um: forms go through float32 and quaternions, and one scan stored in two orders must agree.
+    # Rounded to 0.1 um: float32 and quaternions are inexact, and one scan stored in two axis orders must agree.
     x, y, z = (round(float(length), 4) for length in np.linalg.norm(affine[:3, :3], axis=0))
     low, high = SPACING_LIMITS
     if not (low <= min(x, y, z) and max(x, y, z) <= high):
         raise ScanError(
-            f"voxels of {x:g} x {y:g} x {z:g} mm: {low:g} to {high:g} mm is right; check the affine and its unit",
+            f"voxels of {x:g} x {y:g} x {z:g} mm: must be {low:g} to {high:g} mm; check the affine and its unit",
             path=path,
             reason=ScanReason.SPACING,
         )
     return x, y, z
 
 
-def world_directions(affine: np.ndarray) -> np.ndarray:
-    """Unit vectors (3, 3) of an affine's axes in RAS world coordinates, one a column."""
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    return np.asarray(directions)
-
-
 class Reorientation:
-    """The permutation and flips that bring stored axes nearest to RAS+.
+    """The permutation and flips from the stored axes to the nearest RAS+ axes.
 
     Args:
         affine: (4, 4), of the stored axes; checked by `check_affine`.
         path: The file's name for errors.
 
+    Attributes:
+        order: The stored axis that becomes axis 0, 1 and 2 of RAS+.
+        flips: Whether that stored axis is reversed.
+
     Raises:
-        ScanError: `affine`, where two axes point the same way.
+        ScanError: `affine`, if two axes have the same nearest RAS+ axis.
     """
 
     def __init__(self, affine: np.ndarray, *, path: str) -> None:
         self._ornt = io_orientation(affine)
         if not np.isfinite(self._ornt).all():
             raise ScanError(
-                "two axes of the affine point the same way: set sform or qform again",
+                "two axes of the affine point in the same direction: set sform or qform again",
                 path=path,
                 reason=ScanReason.AFFINE,
             )
-        # order[i]: the stored axis that becomes axis i of RAS+.
         self.order: tuple[int, int, int] = tuple(int(axis) for axis in np.argsort(self._ornt[:, 0]))  # type: ignore[assignment]
         self.flips: tuple[bool, bool, bool] = tuple(bool(self._ornt[axis, 1] < 0) for axis in self.order)  # type: ignore[assignment]
         self._affine = affine
@@ -106,16 +102,10 @@ class Reorientation:
         return (*(shape[axis] for axis in self.order), *shape[3:])
 
     def spacing(self, spacing: tuple[float, float, float]) -> tuple[float, float, float]:
-        """Voxel sizes in mm along RAS+ of those along the stored axes."""
+        """Voxel sizes in mm along RAS+, from those along the stored axes."""
         x, y, z = (spacing[axis] for axis in self.order)
         return x, y, z
 
     def affine(self, shape: tuple[int, ...]) -> np.ndarray:
         """The affine (4, 4) of the reoriented volume, for a stored shape."""
         return np.asarray(self._affine @ inv_ornt_aff(self._ornt, shape[:3]), dtype=np.float64)
-
-    def view(self, frames: np.ndarray) -> np.ndarray:
-        """Reorient stored frames (T, X, Y, Z) without copying."""
-        turned = frames.transpose(0, *(axis + 1 for axis in self.order))
-        steps = tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)
-        return turned[(slice(None), *steps)]

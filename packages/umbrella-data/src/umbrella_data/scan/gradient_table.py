@@ -9,27 +9,25 @@ from pathlib import Path
 import numpy as np
 
 from umbrella_data.errors import ScanError, ScanReason
-from umbrella_data.files.naming import file_beside
-from umbrella_data.files.regular import open_regular_file
+from umbrella_data.files.paths import open_regular_file, sibling_file
 
 B0_LIMIT = 50.0
-"""Volumes with b up to this (s/mm2) count as b0: scanners write 5 or 1.25 where 0 was asked for."""
+"""Volumes with b up to this (s/mm2) count as b0: scanners write 5 or 1.25 for 0."""
 
 MAX_B = 30_000.0
-"""s/mm2; human scanners reach about 20,000."""
+"""Largest accepted b-value in s/mm2; human scanners reach about 20,000."""
 
-
-# Three numbers of 20 characters for each of 32,767 volumes, the most of NIfTI-1, are half of it.
+# Twice the size of three numbers of 20 characters for each of 32,767 volumes, the maximum of NIfTI-1.
 _MAX_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gradients:
-    """One row a volume.
+    """Gradients of a diffusion series, one row per volume.
 
     Attributes:
         b_values: (N,) float64 in s/mm2.
-        b_vectors: (N, 3) float64 unit vectors by FSL's convention; zeros where a b0 has no direction.
+        b_vectors: (N, 3) float64 unit vectors by FSL's convention; zeros for a b0 without a direction.
     """
 
     b_values: np.ndarray
@@ -37,7 +35,7 @@ class Gradients:
 
     @property
     def is_b0(self) -> np.ndarray:
-        """(N,) truth values."""
+        """(N,) bool."""
         return np.asarray(self.b_values <= B0_LIMIT)
 
     def world_directions(self, affine: np.ndarray) -> np.ndarray:
@@ -52,25 +50,25 @@ class Gradients:
         axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
         first = -1.0 if np.linalg.det(axes) > 0 else 1.0
         directions = (self.b_vectors * [first, 1.0, 1.0]) @ axes.T
-        # An affine with shear would stretch them.
+        # An affine with shear changes their length.
         lengths = np.linalg.norm(directions, axis=1, keepdims=True)
         return np.asarray(directions / np.where(lengths > 0, lengths, 1.0))
 
 
 def gradient_files(path: str | PathLike[str]) -> tuple[Path, Path]:
-    """The `.bval` and `.bvec` files beside a DWI, by BIDS name: `sub-01_dwi.nii.gz` -> `sub-01_dwi.bval`.
+    """The `.bval` and `.bvec` files next to a DWI, by BIDS name: `sub-01_dwi.nii.gz` -> `sub-01_dwi.bval`.
 
-    Where there is none, its name in lower case; see `umbrella_data.files.naming.file_beside`.
+    A missing file's name is in lower case, see `umbrella_data.files.paths.sibling_file`.
     """
     dwi = Path(path)
-    return file_beside(dwi, ".bval"), file_beside(dwi, ".bvec")
+    return sibling_file(dwi, ".bval"), sibling_file(dwi, ".bvec")
 
 
 def count_b0(path: str | PathLike[str]) -> int:
     """Number of b0 volumes of a DWI, from its bval file.
 
     Raises:
-        ScanError: Where the bval file is missing or wrong.
+        ScanError: If the bval file is missing or wrong.
     """
     bval, _ = gradient_files(path)
     return int((_read_b_values(bval, num_volumes=None) <= B0_LIMIT).sum())
@@ -84,7 +82,7 @@ def read_gradients(path: str | PathLike[str], *, num_volumes: int) -> Gradients:
         num_volumes: Its volumes N.
 
     Raises:
-        ScanError: `bval` or `bvec`, with the path of the file at fault.
+        ScanError: `bval` or `bvec`, with that file's path.
     """
     bval, bvec = gradient_files(path)
     b_values = _read_b_values(bval, num_volumes=num_volumes)
@@ -97,10 +95,10 @@ def _read_numbers(path: Path, *, reason: ScanReason) -> list[list[float]]:
             content = file.read(_MAX_BYTES + 1)
     except ScanError as error:
         is_missing = error.reason == ScanReason.MISSING
-        beside = "; a DWI needs its .bval and .bvec beside it" if is_missing else ""
-        raise ScanError(error.message + beside, path=path, reason=reason) from error
+        hint = "; a DWI needs its .bval and .bvec next to it" if is_missing else ""
+        raise ScanError(error.message + hint, path=path, reason=reason) from error
     if len(content) > _MAX_BYTES:
-        raise ScanError(f"holds more than {_MAX_BYTES} bytes: no series has so many volumes", path=path, reason=reason)
+        raise ScanError(f"has more than {_MAX_BYTES} bytes: no series has so many volumes", path=path, reason=reason)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -110,7 +108,7 @@ def _read_numbers(path: Path, *, reason: ScanReason) -> list[list[float]]:
         try:
             numbers = [float(word) for word in words.replace(",", " ").split()]
         except ValueError as error:
-            raise ScanError(f"line {line}: {error!s:.200}; numbers are needed", path=path, reason=reason) from error
+            raise ScanError(f"line {line}: {error!s:.200}; write numbers only", path=path, reason=reason) from error
         if numbers:
             rows.append(numbers)
     return rows
@@ -118,20 +116,22 @@ def _read_numbers(path: Path, *, reason: ScanReason) -> list[list[float]]:
 
 def _read_b_values(path: Path, *, num_volumes: int | None) -> np.ndarray:
     rows = _read_numbers(path, reason=ScanReason.BVAL)
-    # One row by the standard; some tools write one column.
+    # The standard is one row; some tools write one column.
     if len(rows) > 1 and any(len(row) != 1 for row in rows):
-        raise _bval_error(f"{len(rows)} rows; one row of b-values is right", path=path)
+        raise _bval_error(f"{len(rows)} rows of b-values; write one row", path=path)
     values = np.array([number for row in rows for number in row])
     if num_volumes is not None and len(values) != num_volumes:
         raise _bval_error(f"{len(values)} b-values for {num_volumes} volumes", path=path)
     if not len(values) or not np.isfinite(values).all() or values.min() < 0:
-        raise _bval_error("b-values must be there, finite and not negative", path=path)
+        raise _bval_error("must have b-values, all finite and none negative", path=path)
     if values.max() > MAX_B:
-        raise _bval_error(f"b up to {values.max():g}: in s/mm2, {MAX_B:g} is the most; is the unit s/m2?", path=path)
+        raise _bval_error(f"b up to {values.max():g}: must be at most {MAX_B:g} s/mm2; is the unit s/m2?", path=path)
     if 0 < values.max() <= B0_LIMIT:
-        raise _bval_error(f"b up to {values.max():g} only: s/mm2 are needed; is the unit ms/um2?", path=path)
+        raise _bval_error(f"b up to {values.max():g} only: must be in s/mm2; is the unit ms/um2?", path=path)
     if not (values <= B0_LIMIT).any():
-        raise _bval_error(f"no b0 volume: the lowest b is {values.min():g}, up to {B0_LIMIT:g} counts", path=path)
+        raise _bval_error(
+            f"no b0 volume: the lowest b is {values.min():g}; at least one must be at most {B0_LIMIT:g}", path=path
+        )
     return values
 
 
@@ -146,13 +146,13 @@ def _read_b_vectors(path: Path, *, b_values: np.ndarray) -> np.ndarray:
     if any(len(row) != shape[1] for row in rows) or shape not in ((3, count), (count, 3)):
         lengths = sorted({len(row) for row in rows})
         raise ScanError(
-            f"{len(rows)} rows of {lengths} numbers; 3 rows of {count}, or {count} rows of 3, are right",
+            f"{len(rows)} rows of {lengths} numbers; write 3 rows of {count}, or {count} rows of 3",
             path=path,
             reason=ScanReason.BVEC,
         )
     vectors = np.array(rows) if shape == (count, 3) and count != 3 else np.array(rows).T
     is_b0 = b_values <= B0_LIMIT
-    # A b0 has no direction: zeros, NaN and anything else stand there in real files.
+    # A b0 has no direction: real files have zeros, NaN or any other values for it.
     lengths_all = np.linalg.norm(vectors, axis=1)
     vectors = np.where((is_b0 & ~(np.abs(lengths_all - 1) < 0.05))[:, None], 0.0, vectors)
     wrong = [row for row in np.flatnonzero(~is_b0) if not abs(lengths_all[row] - 1) < 0.05]

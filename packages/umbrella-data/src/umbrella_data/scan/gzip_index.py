@@ -1,158 +1,199 @@
-"""Access points into a gzip file, saved: a window of a long series is read without inflating what comes before it.
+"""Saved access points into a long `.nii.gz` series: read a window without decompressing what precedes it.
 
-An access point is the start of a deflate block: where its first bit stands, how many decompressed bytes come before
-it, and the 32 KiB of output that its matches may look back to. The piece from each point to the next has a checksum,
-so a window read through an index is proven as far as it goes; the whole file was proven when the index was built.
-
-The index is our own, and not indexed_gzip's, for two reasons: what is read, and how fast, does not depend on whether
-that library is installed; and pieces are inflated by ISA-L, two to three times faster than by the zlib inside of it.
-`umbrella_data.scan.gzip_index_builder` makes one.
+`indexed_gzip` finds the access points and decompresses from them. An index is written only after the whole file was
+validated; it also has the file's identity and a CRC-32 of each frame, which is compared whenever the frame is read.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from umbrella_data.files.mapped_arrays import DamagedArraysError, MappedArrays, write_arrays
+from umbrella_data.errors import CacheError
+from umbrella_data.files.mapped_arrays import Arrays, DamagedArraysError, MappedArrays, write_arrays
 from umbrella_data.scan.gzip_stream import inflate
 
-WINDOW_BYTES = 1 << 15
-"""How far a deflate match looks back (RFC 1951)."""
+if TYPE_CHECKING:
+    from umbrella_data.scan.header import ScanHeader
 
 Identity = tuple[int, int, int, int]
-"""Device, inode, size and mtime in ns: what a file is remembered by."""
+"""Device, inode, size and modification time in ns; an index is valid only for the file that has all four."""
 
-_VERSION = 1
-# Pieces larger than this are not worth an index; they are also what is held in memory at once.
-_MAX_PIECE_BYTES = 1 << 25
+SPACING = 1 << 20
+"""Decompressed bytes between access points, at least. A point takes 32 KiB."""
+
+_VERSION = 2
+_PIECE_BYTES = 1 << 24
+# An index as indexed_gzip exports it (zran.c): magic, version, flags, compressed and decompressed size of the file,
+# spacing, window size and number of points; then the points; then the windows of those that have one.
+_HEADER = struct.Struct("=5s2B2Q3I")
+_POINT = np.dtype([("file_offset", "u8"), ("start", "u8"), ("bits", "u1"), ("has_window", "u1")])
+_WINDOW_BYTES = 1 << 15
+# The library needs the header of a gzip member (at most 64 KiB and two names) in one read.
+_READ_BYTES = 1 << 17
 
 
-class DamagedIndexError(ValueError):
-    """An index that does not fit its file."""
+class IndexMismatchError(ValueError):
+    """A file that does not match its index."""
 
 
+@dataclass(frozen=True)
 class GzipIndex:
-    """Access points of one gzip file.
+    """Access points into one series.
 
-    Args:
-        arrays: `bits` int64, where each block starts in the file; `starts` int64, decompressed bytes before it, and
-            as a last entry all of them; `checksums` uint32, CRC-32 of each piece; `window_ends` int64 into `windows`
-            uint8, the output that comes before each point.
+    Attributes:
+        arrays: `points`, the bytes of `_POINT` records; `windows`, uint8, the output before each point; `checksums`,
+            uint32 (T,), CRC-32 of each frame as stored.
+        header: The series' header.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray] | MappedArrays) -> None:
-        self._arrays = arrays
-        self._bits, self._starts = arrays["bits"], arrays["starts"]
+    arrays: Arrays
+    header: ScanHeader
 
-    def __len__(self) -> int:
-        return len(self._bits)
-
-    @property
-    def num_bytes(self) -> int:
-        """Decompressed bytes of the file."""
-        return int(self._starts[-1])
-
-    @property
-    def is_useful(self) -> bool:
-        """Whether the points lie close enough to each other; a stream without dynamic blocks has none."""
-        return len(self) > 1 and int(np.diff(self._starts).max()) <= _MAX_PIECE_BYTES
-
-    def iter_range(self, file: BinaryIO, start: int, length: int) -> Iterator[memoryview]:
-        """The decompressed bytes from `start` on, piece by piece, each one checked before it is given.
+    def iter_frames(self, file: BinaryIO, first: int, count: int) -> Iterator[memoryview]:
+        """Read frames; each is compared with its checksum before it is yielded, and overwritten by later ones.
 
         Raises:
-            DamagedIndexError: Where a piece is not what it was.
+            IndexMismatchError: If the file or its index has changed.
         """
-        piece = int(np.searchsorted(self._starts[:-1], start, side="right")) - 1
-        end = start + length
-        while piece < len(self) and self._starts[piece] < end:
-            begin = int(self._starts[piece])
-            content = self._inflate(file, piece)
-            if content:
-                yield memoryview(content)[max(start - begin, 0) : end - begin]
-            piece += 1
-
-    def _inflate(self, file: BinaryIO, piece: int) -> bytes:
-        size = int(self._starts[piece + 1] - self._starts[piece])
-        if not size:
-            return b""
-        first, shift = divmod(int(self._bits[piece]), 8)
-        last = -(-int(self._bits[piece + 1]) // 8) if piece + 1 < len(self) else os.fstat(file.fileno()).st_size
-        ends = self._arrays["window_ends"]
-        window = self._arrays["windows"][int(ends[piece - 1]) if piece else 0 : int(ends[piece])].tobytes()
-        block = aligned(os.pread(file.fileno(), last - first, first), shift)
-        decompressor = inflate.decompressobj(-15, zdict=window) if window else inflate.decompressobj(-15)
-        parts: list[bytes] = []
+        size, checksums = self.header.frame_bytes, self.arrays["checksums"]
+        step = max(_PIECE_BYTES // size, 1)
+        piece = np.empty(min(step, count) * size, dtype=np.uint8).data
+        start, end = (self.header.offset + frame * size for frame in (first, first + count))
         try:
-            while size and block and not decompressor.eof:
-                parts.append(decompressor.decompress(block, size))
-                size -= len(parts[-1])
-                block = decompressor.unconsumed_tail
-        except (zlib.error, inflate.error) as error:
-            raise DamagedIndexError(f"access point {piece} does not inflate: {error}") from error
-        content = parts[0] if len(parts) == 1 else b"".join(parts)
-        if size or inflate.crc32(content) != int(self._arrays["checksums"][piece]):
-            raise DamagedIndexError(f"the piece behind access point {piece} does not match its checksum")
-        return content
+            source = _open(file)
+            source.import_index(fileobj=io.BytesIO(self._points_around(start, end, os.fstat(file.fileno()).st_size)))
+            # Many frames at once: each read starts again at an access point.
+            for begin in range(first, first + count, step):
+                num_frames = min(step, first + count - begin)
+                source.seek(self.header.offset + begin * size)
+                source.readinto(piece[: num_frames * size])
+                for position in range(num_frames):
+                    frame = piece[position * size : (position + 1) * size]
+                    if inflate.crc32(frame) != checksums[begin + position]:
+                        raise ValueError(f"frame {begin + position} does not match its checksum")
+                    yield frame
+        except (OSError, ValueError) as error:
+            raise IndexMismatchError(str(error)) from error
+
+    def _points_around(self, start: int, end: int, file_size: int) -> bytes:
+        """The library's index, reduced to what it needs for a range: it would copy all windows otherwise."""
+        points = self.arrays["points"].view(_POINT)
+        first = int(np.searchsorted(points["start"], start, side="right")) - 1
+        chosen = points[first : int(np.searchsorted(points["start"], end)) + 1]
+        num_before, num_windows = int(points["has_window"][:first].sum()), int(chosen["has_window"].sum())
+        windows = self.arrays["windows"][num_before * _WINDOW_BYTES : (num_before + num_windows) * _WINDOW_BYTES]
+        header = _HEADER.pack(b"GZIDX", 1, 0, file_size, self.header.file_bytes, SPACING, _WINDOW_BYTES, len(chosen))
+        return header + chosen.tobytes() + windows.tobytes()
 
     def save(self, path: Path, *, identity: Identity) -> None:
-        """Write the index for a file of this identity."""
-        write_arrays(path, dict(self._arrays), facts={"version": _VERSION, "identity": list(identity)})
+        """Write the index for the file with this identity.
+
+        Raises:
+            CacheError: If it cannot be written.
+        """
+        facts = {"version": _VERSION, "identity": list(identity), "checksum": zlib.crc32(self.arrays["points"].data)}
+        try:
+            write_arrays(path, self.arrays, facts=facts)
+        except OSError as error:
+            raise CacheError(
+                f"{path}: the gzip index cannot be written ({error.strerror or error}): free space on its disk, or "
+                "choose another folder for indexes"
+            ) from error
 
 
-def aligned(block: bytes, shift: int) -> bytes:
-    """A raw deflate stream of which the first `shift` bits (0 to 7) belong to something else, made readable.
+def build_index(file: BinaryIO, *, checksums: np.ndarray, header: ScanHeader) -> GzipIndex:
+    """Find the access points of a validated series.
 
-    Empty blocks that end at just this bit take the place of those bits. (To move the stream to a whole byte instead
-    would break stored blocks: they skip to the next whole byte.)
+    Args:
+        file: The series.
+        checksums: uint32 (T,), CRC-32 of each frame as stored.
+        header: Its header.
+
+    Raises:
+        OSError: If `indexed_gzip` cannot read the file.
     """
-    if not shift:
-        return block
-    prefix, used = _PREFIXES[shift]
-    return prefix[:-1] + bytes([prefix[-1] | block[0] >> used << used]) + block[1:]
+    source, exported = _open(file), io.BytesIO()
+    source.build_full_index()
+    source.export_index(fileobj=exported)
+    content = np.frombuffer(exported.getbuffer(), dtype=np.uint8)
+    *_, num_points = _HEADER.unpack_from(content.data)
+    points, windows = np.split(content[_HEADER.size :], [num_points * _POINT.itemsize])
+    return GzipIndex({"points": points, "windows": windows, "checksums": checksums}, header)
 
 
-def _empty_blocks(shift: int) -> tuple[bytes, int]:
-    """Empty deflate blocks (RFC 1951) whose number of bits leaves `shift` when divided by 8."""
-    bits = ""
-    if shift % 2:
-        # Dynamic: not the last, 257 literals and lengths, 2 distances, 18 code lengths of which 18 and 1 are in use.
-        lengths = {2: "100", 17: "100"}
-        bits += "0" + "01" + "00000" + "10000" + "0111" + "".join(lengths.get(place, "000") for place in range(18))
-        # 138 and 118 zeros; one bit for the end of the block and for each distance; the end of the block.
-        bits += "1" + "1111111" + "1" + "1101011" + "0" + "0" + "0" + "0"
-    while len(bits) % 8 != shift:
-        # Fixed: not the last, end of the block.
-        bits += "0" + "10" + "0000000"
-    return int(bits[::-1], 2).to_bytes(-(-len(bits) // 8), "little"), shift
-
-
-_PREFIXES = [(b"", 0), *map(_empty_blocks, range(1, 8))]
+def load_index(path: Path, *, identity: Identity, header: ScanHeader) -> GzipIndex | None:
+    """Open a saved index; None if there is none, or if it is damaged or belongs to another file."""
+    try:
+        arrays = MappedArrays(path)
+    except (OSError, DamagedArraysError):
+        return None
+    facts = arrays.facts
+    if facts.get("version") != _VERSION or facts.get("identity") != list(identity):
+        return None
+    # Damaged windows are noticed by the frames' checksums.
+    is_whole = zlib.crc32(arrays["points"].data) == facts["checksum"] and len(arrays["checksums"]) == header.num_frames
+    return GzipIndex(arrays, header) if is_whole else None
 
 
 def index_path(folder: Path, file: str, *, identity: Identity) -> Path:
-    """Where the index of a file is kept."""
+    """Path of the index of a file."""
     key = f"{Path(file).absolute()}\n{identity}"
     name = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
     return folder / name[:2] / f"{name}.gzindex"
 
 
-def load_index(path: Path, *, identity: Identity) -> GzipIndex | None:
-    """Open a saved index; None where there is none, or none that fits."""
-    try:
-        arrays = MappedArrays(path)
-    except (OSError, DamagedArraysError):
-        return None
-    names = {"bits", "starts", "checksums", "window_ends", "windows"}
-    if arrays.facts.get("version") != _VERSION or arrays.facts.get("identity") != list(identity):
-        return None
-    if not names <= set(arrays) or len(arrays["starts"]) != len(arrays["bits"]) + 1:
-        return None
-    return GzipIndex(arrays)
+def check_indexed_gzip() -> None:
+    """Check that the library is installed.
+
+    Raises:
+        ImportError: With the command that installs it.
+    """
+    if find_spec("indexed_gzip") is None:
+        raise ImportError("a folder for gzip indexes needs indexed_gzip: pip install 'umbrella-data[index]'")
+
+
+class _FileWithoutDescriptor(io.RawIOBase):
+    """Makes `indexed_gzip` use these methods; with a descriptor it moves a shared position and leaks a C stream."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        return self._file.readinto(buffer)  # type: ignore[attr-defined]
+
+
+def _open(file: BinaryIO) -> Any:
+    # Lazy: an extra.
+    from indexed_gzip import IndexedGzipFile
+
+    return IndexedGzipFile(
+        fileobj=_FileWithoutDescriptor(file),
+        auto_build=False,
+        spacing=SPACING,
+        window_size=_WINDOW_BYTES,
+        readbuf_size=_READ_BYTES,
+        buffer_size=io.DEFAULT_BUFFER_SIZE,
+    )

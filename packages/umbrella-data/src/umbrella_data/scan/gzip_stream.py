@@ -21,7 +21,7 @@ MAX_DEFLATE_RATIO = 1032
 """The most bytes that one byte of a deflate stream can hold (zlib's technical notes)."""
 
 CHUNK_BYTES = 1 << 20
-"""The most decompressed bytes that stand in memory at once by default."""
+"""Default size of a decompressed chunk in bytes."""
 
 _BLOCK_BYTES = 1 << 18
 _FHCRC, _FEXTRA, _FNAME, _FCOMMENT, _RESERVED = 0x02, 0x04, 0x08, 0x10, 0xE0
@@ -29,29 +29,24 @@ _MAX_NAME_BYTES = 1 << 12
 
 
 class GzipSource:
-    """The compressed file with a push-back, since a member's end is known only after its block was read."""
+    """The compressed file. Bytes can be pushed back, since a member's end is known only after a block was read."""
 
     def __init__(self, file: BinaryIO, *, path: str) -> None:
         self._file = file
         self._path = path
         self._pending = b""
 
-    @property
-    def position(self) -> int:
-        """Bytes of the file that were handed out."""
-        return self._file.tell() - len(self._pending)
-
     def block(self) -> bytes:
-        """The next bytes, some 256 KiB; empty at the end of the file."""
+        """The next bytes, about 256 KiB; empty at the end of the file."""
         pending, self._pending = self._pending, b""
         return pending or self._file.read(_BLOCK_BYTES)
 
     def push_back(self, data: bytes) -> None:
-        """Give back the last bytes."""
+        """Return bytes that were read, to be read again."""
         self._pending = data + self._pending
 
     def take(self, count: int) -> bytes:
-        """Exactly this many bytes.
+        """Read exactly this many bytes.
 
         Raises:
             ScanError: `gzip_truncated`.
@@ -70,35 +65,33 @@ class GzipSource:
         return data[:count]
 
     def skip_text(self) -> None:
-        """Read past a text that ends with a zero byte.
+        """Skip a text that ends with a zero byte.
 
         Raises:
-            ScanError: `gzip_header` where it does not end.
+            ScanError: `gzip_header` if it does not end.
         """
         for _ in range(_MAX_NAME_BYTES):
             if self.take(1) == b"\0":
                 return
         raise ScanError(
-            "a name in the gzip header never ends; not a gzip file, or a damaged one",
+            "a name in the gzip header does not end; not a gzip file, or a damaged one",
             path=self._path,
             reason=ScanReason.GZIP_HEADER,
         )
 
     def at_end(self) -> bool:
-        """Whether all bytes were handed out."""
+        """Whether all bytes were read."""
         if not self._pending:
             self._pending = self._file.read(_BLOCK_BYTES)
         return not self._pending
 
     def peek(self) -> bytes:
-        """The next byte, which stays; empty at the end of the file."""
+        """The next byte, without reading past it; empty at the end of the file."""
         return b"" if self.at_end() else self._pending[:1]
 
 
 def iter_gzip(file: BinaryIO, *, path: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
-    """Decompress a gzip file chunk by chunk; a chunk never holds more than its bound, whatever the stream asks for.
-
-    Only a caller who exhausts the iterator has had the whole file checked.
+    """Decompress a gzip file in chunks of bounded size; the file is validated once the iterator is exhausted.
 
     Args:
         file: Opened at its first byte.
@@ -124,7 +117,7 @@ def iter_gzip(file: BinaryIO, *, path: str, chunk_bytes: int = CHUNK_BYTES) -> I
 
 
 def skip_member_header(source: GzipSource, *, path: str) -> None:
-    """Read past the header of a member.
+    """Skip the header of a member.
 
     Raises:
         ScanError: `gzip_header` or `gzip_truncated`.
@@ -186,7 +179,7 @@ def check_trailer(trailer: bytes, *, crc: int, size: int, path: str) -> None:
     stored_crc, stored_size = struct.unpack("<II", trailer)
     if stored_crc != crc:
         raise ScanError(
-            f"the gzip checksum does not match ({stored_crc:08x} stored, {crc:08x} found): voxels were changed; "
+            f"the gzip checksum does not match ({stored_crc:08x} stored, {crc:08x} found): the data are damaged; "
             "copy or convert the file again",
             path=path,
             reason=ScanReason.GZIP_CRC,

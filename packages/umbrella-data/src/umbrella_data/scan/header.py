@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
@@ -19,7 +19,7 @@ MAX_OFFSET = 1 << 24
 """The most bytes of header extensions that are read before the voxels (16 MiB)."""
 
 REPETITION_TIME_LIMITS = (0.01, 100.0)
-"""Seconds from frame to frame that a series can have; files that say "2000 s" mean milliseconds, or nothing."""
+"""Accepted seconds from frame to frame; files with "2000 s" mean milliseconds, or have no usable value."""
 
 _DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
@@ -29,7 +29,7 @@ _SECONDS_PER_UNIT = {8: 1.0, 16: 1e-3, 24: 1e-6}
 
 
 class ScanWarning(StrEnum):
-    """What is valid but suspicious in a header, beside it, or in the voxels; the codes are stable."""
+    """Codes of what is valid but suspicious in a scan's header, sidecar or voxels; they are stable."""
 
     NO_FORM = "no_form"
     FORMS_DISAGREE = "forms_disagree"
@@ -42,7 +42,7 @@ class ScanWarning(StrEnum):
 
     @property
     def meaning(self) -> str:
-        """What it says of a scan, and what is done about it."""
+        """What is suspicious, and what is used instead."""
         return _MEANINGS[self]
 
 
@@ -60,17 +60,17 @@ _MEANINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ScanHeader:
-    """What a NIfTI header says, as stored (not reoriented).
+    """A checked NIfTI header, as stored (not reoriented).
 
     Attributes:
         shape: (X, Y, Z) or (X, Y, Z, T) along the stored axes; trailing axes of length 1 are dropped.
         dtype: Stored type of a voxel, with its byte order.
-        offset: Where the voxels begin, in bytes of the decompressed file.
-        slope: Factor from stored to real values; 1 where the header asks for no scaling.
+        offset: First byte of the voxels in the decompressed file.
+        slope: Factor from stored to real values; 1 if the header has no scaling.
         inter: Summand from stored to real values.
         affine: (4, 4) float64, voxel index to world coordinates in mm.
         spacing: Voxel size in mm along the three stored axes, from the affine.
-        repetition_time: Seconds from frame to frame; None for a volume or where the header does not say.
+        repetition_time: Seconds from frame to frame; None for a volume or without a usable value.
         warnings: What is valid but suspicious.
     """
 
@@ -108,7 +108,7 @@ def header_length(start: bytes, *, path: str) -> int:
         path: The file's name for errors.
 
     Raises:
-        ScanError: `file_type` where the file is not NIfTI, `truncated` where it is too short to tell.
+        ScanError: `file_type` if the file is not NIfTI, `truncated` if it has less than 4 bytes.
     """
     if len(start) < 4:
         raise ScanError("the file is too short for a NIfTI header", path=path, reason=ScanReason.TRUNCATED)
@@ -116,7 +116,7 @@ def header_length(start: bytes, *, path: str) -> int:
         if length in (int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")):
             return length
     raise ScanError(
-        f"not a NIfTI file: it begins with {start[:4].hex(' ')}; NIfTI-1 or NIfTI-2 is needed",
+        f"not a NIfTI file: it begins with {start[:4].hex(' ')}; convert it to NIfTI-1 or NIfTI-2",
         path=path,
         reason=ScanReason.FILE_TYPE,
     )
@@ -126,9 +126,9 @@ def parse_header(block: bytes, *, path: str, is_pair: bool = False) -> ScanHeade
     """Read and check the fixed header.
 
     Args:
-        block: Exactly the 348 or 540 bytes that `header_length` names.
+        block: Exactly the 348 or 540 bytes that `header_length` returns.
         path: The file's name for errors.
-        is_pair: Whether the header stands in a file of its own, and the voxels in another.
+        is_pair: Whether header and voxels are in separate files.
 
     Raises:
         ScanError: With the reason `file_type`, `dims`, `dtype`, `offset`, `scaling`, `affine` or `spacing`.
@@ -154,17 +154,68 @@ def parse_header(block: bytes, *, path: str, is_pair: bool = False) -> ScanHeade
     )
 
 
+def read_separate_header(file: BinaryIO, *, path: str) -> ScanHeader:
+    """Read the header file of a pair, which contains a header and extensions only.
+
+    Raises:
+        ScanError: If the header, or the size of its file, is wrong.
+    """
+    content = file.read(MAX_OFFSET + 1)
+    length = header_length(content, path=path)
+    if len(content) < length:
+        raise header_ends(len(content), path=path)
+    header = parse_header(content[:length], path=path, is_pair=True)
+    flag, extensions = content[length : length + 4], content[length + 4 :]
+    if 0 < len(flag) < 4:
+        raise header_ends(len(content), path=path)
+    if len(content) > MAX_OFFSET or (extensions and flag[0] == 0):
+        raise ScanError(
+            f"the file is longer than {length} bytes of header and the 4 that declare no extension",
+            path=path,
+            reason=ScanReason.TRAILING,
+        )
+    check_extensions(extensions, path=path)
+    return header
+
+
+def header_ends(num_bytes: int, *, path: str) -> ScanError:
+    """The error for a file that is too short for its header."""
+    return ScanError(
+        f"the file ends inside its header, after {num_bytes} bytes", path=path, reason=ScanReason.TRUNCATED
+    )
+
+
+def check_extensions(block: bytes, *, path: str) -> None:
+    """Reject header extensions that do not fill their block to the end.
+
+    Raises:
+        ScanError: With the reason `header`.
+    """
+    position = 0
+    while position < len(block):
+        size = int.from_bytes(block[position : position + 4], "little")
+        swapped = int.from_bytes(block[position : position + 4], "big")
+        size = min(size, swapped) if size >= 8 and swapped >= 8 else max(size, swapped)
+        if size < 8 or position + size > len(block):
+            raise ScanError(
+                f"a header extension of {size} bytes does not fit before the voxels",
+                path=path,
+                reason=ScanReason.HEADER,
+            )
+        position += size
+
+
 def _nibabel_header(block: bytes, *, path: str, is_pair: bool) -> Nifti1Header:
     little = int.from_bytes(block[:4], "little") == len(block)
     kind, number = (Nifti1Header, b"1") if len(block) == 348 else (Nifti2Header, b"2")
     magic = (b"ni" if is_pair else b"n+") + number + b"\0"
-    # check=False: nibabel's own checks mend some fields in silence; ours below refuse.
+    # check=False: nibabel's own checks repair some fields silently; the checks below reject them.
     fields = kind(block, endianness="<" if little else ">", check=False)
     stored = bytes(fields["magic"])
     if stored == magic:
         return fields
     if stored[:2] == b"ni":
-        message = "the header of a .hdr/.img pair: give it its ending and its .img, or convert it to one .nii file"
+        message = "the header of a .hdr/.img pair: name the two files so, or convert them to one .nii file"
     else:
         message = f"not a NIfTI file: its magic is {stored!r} and not {magic!r} (an Analyze file has no orientation)"
     raise ScanError(message, path=path, reason=ScanReason.FILE_TYPE)
@@ -175,7 +226,7 @@ def _shape(fields: Nifti1Header, *, path: str) -> tuple[int, ...]:
     rank = dims[0]
     if not 1 <= rank <= 7 or any(size < 1 for size in dims[1 : rank + 1]):
         raise ScanError(
-            f"impossible dimensions {dims}: the first is the rank, 1 to 7, and that many sizes of at least 1 follow",
+            f"impossible dimensions {dims}: must be the rank, 1 to 7, then that many sizes of at least 1",
             path=path,
             reason=ScanReason.DIMS,
         )
@@ -196,7 +247,7 @@ def _dtype(fields: Nifti1Header, warnings: list[ScanWarning], *, path: str) -> n
     code = int(fields["datatype"])
     if code not in _DTYPES:
         raise ScanError(
-            f"datatype {code} is not real numbers of 8 to 64 bits (complex, RGB and 128-bit voxels are not read); "
+            f"datatype {code} is not supported: must be real numbers of 8 to 64 bits, not complex, RGB or 128-bit; "
             "convert to int16 or float32",
             path=path,
             reason=ScanReason.DTYPE,
@@ -209,11 +260,11 @@ def _dtype(fields: Nifti1Header, warnings: list[ScanWarning], *, path: str) -> n
 
 def _offset(fields: Nifti1Header, *, least: int, path: str) -> int:
     offset = float(fields["vox_offset"])
-    # Four bytes behind the fixed header announce extensions: no voxel can begin before they end. nibabel and others
-    # write 0 in memory only; in a file it would read the header as voxels. In a pair, 0 is the rule.
+    # Four bytes after the fixed header declare extensions: voxels cannot begin before their end. nibabel and others
+    # have 0 in memory only; in a file, the header would be read as voxels. In a pair, 0 is usual.
     if not (math.isfinite(offset) and offset == int(offset) and least <= offset <= MAX_OFFSET):
         raise ScanError(
-            f"voxels cannot begin at byte {offset:g}: a whole number from {least} to {MAX_OFFSET} is right",
+            f"voxels cannot begin at byte {offset:g}: must be a whole number from {least} to {MAX_OFFSET}",
             path=path,
             reason=ScanReason.OFFSET,
         )
@@ -222,7 +273,7 @@ def _offset(fields: Nifti1Header, *, least: int, path: str) -> int:
 
 def _scaling(fields: Nifti1Header, *, path: str) -> tuple[float, float]:
     slope, inter = float(fields["scl_slope"]), float(fields["scl_inter"])
-    # 0 means "no scaling" in the standard; NaN is how nibabel and others write the same.
+    # 0 means "no scaling" in the standard; nibabel and others write NaN.
     if slope == 0 or math.isnan(slope):
         return 1.0, 0.0
     if not (math.isfinite(slope) and math.isfinite(inter)):
@@ -236,10 +287,10 @@ def _scaling(fields: Nifti1Header, *, path: str) -> tuple[float, float]:
 
 def _affine(fields: Nifti1Header, warnings: list[ScanWarning], *, path: str) -> np.ndarray:
     codes = int(fields["sform_code"]), int(fields["qform_code"])
-    # Readers differ over unknown codes: nibabel drops the form, others use it, and left and right may change places.
+    # Readers differ on unknown codes: nibabel ignores the form, others use it, which may swap left and right.
     if not all(0 <= code <= _MAX_FORM_CODE for code in codes):
         raise ScanError(
-            f"sform_code {codes[0]} and qform_code {codes[1]}: 0 to {_MAX_FORM_CODE} are right; set the forms again",
+            f"sform_code {codes[0]} and qform_code {codes[1]}: must be 0 to {_MAX_FORM_CODE}; set the forms again",
             path=path,
             reason=ScanReason.AFFINE,
         )
@@ -271,12 +322,12 @@ def _spacing(
 
 
 def _repetition_time(fields: Nifti1Header, warnings: list[ScanWarning]) -> float | None:
-    """Seconds from frame to frame, or None: without a unit, 2000 may be milliseconds or nonsense."""
+    """Seconds from frame to frame, or None: without a unit, 2000 may be milliseconds or wrong."""
     unit = _SECONDS_PER_UNIT.get(int(fields["xyzt_units"]) & 56)
     seconds = float(fields["pixdim"][4]) * unit if unit is not None else math.nan
     low, high = REPETITION_TIME_LIMITS
     if low <= seconds <= high:
-        # The header holds float32: six digits are what it can mean.
+        # Later digits are rounding errors of float32.
         return round(seconds, 6)
     warnings.append(ScanWarning.REPETITION_TIME)
     return None

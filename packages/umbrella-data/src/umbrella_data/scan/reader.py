@@ -1,6 +1,6 @@
-"""A scan's file: opened safely, proven whole, its frames read as stored; `.nii` by seeking, `.nii.gz` by streaming.
+"""Open a scan's file, validate it, and read its frames as stored: `.nii` by seeking, `.nii.gz` by streaming.
 
-Of a pair, `.hdr` is read for the header and `.img` for the voxels.
+Of a pair, the header is read from `.hdr` and the voxels from `.img`.
 """
 
 from __future__ import annotations
@@ -15,25 +15,29 @@ from typing import BinaryIO
 import numpy as np
 
 from umbrella_data.errors import ScanError, ScanReason
-from umbrella_data.files.naming import pair_of
-from umbrella_data.files.regular import open_regular_file
-from umbrella_data.scan.gzip_index import DamagedIndexError, GzipIndex, Identity, index_path, load_index
-from umbrella_data.scan.gzip_index_builder import build_index
-from umbrella_data.scan.gzip_stream import CHUNK_BYTES, GZIP_MAGIC, MAX_DEFLATE_RATIO, iter_gzip
-from umbrella_data.scan.header import ScanHeader, header_length, parse_header
-from umbrella_data.scan.header_extensions import check_extensions, header_ends, read_separate_header
+from umbrella_data.files.paths import open_regular_file, pair_of
+from umbrella_data.scan.gzip_index import GzipIndex, Identity, IndexMismatchError, build_index, index_path, load_index
+from umbrella_data.scan.gzip_stream import CHUNK_BYTES, GZIP_MAGIC, MAX_DEFLATE_RATIO, inflate, iter_gzip
+from umbrella_data.scan.header import (
+    ScanHeader,
+    check_extensions,
+    header_ends,
+    header_length,
+    parse_header,
+    read_separate_header,
+)
 
 MAX_PLAUSIBLE_RATIO = 200
-"""Voxels that gzip shrinks more than this are no scan: even a masked map with little brain stays below 100."""
+"""Largest accepted compression ratio: even a masked map with little brain stays below 100."""
 
 _ALWAYS_ALLOWED_BYTES = 1 << 24
 _MAX_VERIFIED = 1 << 16
 _HEADER_CHUNK_BYTES = 1 << 13
-# Slices are handed on in blocks that the processor's cache can hold.
+# Slices are yielded in blocks that fit into the processor's cache.
 _SLICE_BLOCK_BYTES = 1 << 19
-# Below this, inflating from the start is as fast as an index.
+# Below this, decompressing from the start is as fast as an index.
 _MIN_INDEXED_BYTES = 1 << 24
-# Files whose gzip stream was checked to the last byte, by device, inode, size and mtime. Bounded, oldest out first.
+# Files whose gzip stream was checked to the last byte, by device, inode, size and mtime; bounded, oldest removed first.
 _verified: OrderedDict[Identity, None] = OrderedDict()
 
 
@@ -57,10 +61,10 @@ class StoredScan:
     ) -> None:
         self.path = path
         self._file = file
-        self._index_folder = index_folder
         status = os.fstat(file.fileno())
         self._size = status.st_size
         self._identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        self._index_path = None if index_folder is None else index_path(index_folder, path, identity=self._identity)
         self.is_compressed = header_file is None and _is_compressed(file, path=path)
         if header_file is None:
             self.header = self._read_header()
@@ -68,54 +72,34 @@ class StoredScan:
             self.header = read_separate_header(header_file, path=header_path or path)
         self._check_size()
 
-    def read_frames(self, first: int, count: int) -> np.ndarray:
-        """Read frames as stored.
-
-        Args:
-            first: The first frame; 0 for a volume.
-            count: Number of frames; 1 for a volume.
-
-        Returns:
-            (T, X, Y, Z) along the stored axes, in the stored type, in Fortran order within a frame.
-
-        Raises:
-            ScanError: Where the file ends early, goes on too long or is damaged.
-        """
-        x, y, z = self.header.shape[:3]
-        slices = np.empty((count * z, y, x), dtype=self.header.dtype)
-        position = 0
-        for block in self.iter_slices(first, count):
-            slices[position : position + len(block)] = block
-            position += len(block)
-        return slices.reshape(count, z, y, x).transpose(0, 3, 2, 1)
-
     def iter_slices(self, first: int, count: int) -> Iterator[np.ndarray]:
-        """Read frames slice by slice, in little memory. Only a caller who exhausts the iterator has a proven file.
+        """Read frames slice by slice, in little memory; the file is validated once the iterator is exhausted.
 
         Args:
             first: The first frame; 0 for a volume.
             count: Number of frames; 1 for a volume.
 
         Yields:
-            (n, Y, X) along the stored axes, in the stored type: neighbouring slices of one frame. Each block takes
-            the memory of the one before.
+            (n, Y, X) along the stored axes, in the stored type: neighbouring slices of one frame. Each block
+            overwrites the one before.
 
         Raises:
-            ScanError: As `read_frames`.
+            ScanError: If the file ends early, is too long or is damaged.
         """
         header = self.header
         x, y, z = header.shape[:3]
         slice_bytes = x * y * header.dtype.itemsize
         size = max(_SLICE_BLOCK_BYTES // slice_bytes, 1)
         buffer = bytearray(min(size, z) * slice_bytes)
-        start, length = header.offset + first * header.frame_bytes, count * header.frame_bytes
-        source = _Filler(self._compressed(start, length)) if self.is_compressed else _Reader(self._file, start)
+        source = (
+            _Filler(self._compressed(first, count)) if self.is_compressed else _Reader(self._file, self._start(first))
+        )
         for _ in range(count):
             for position in range(0, z, size):
                 num_slices = min(size, z - position)
                 view = memoryview(buffer)[: num_slices * slice_bytes]
                 if not source.fill(view):
-                    raise ScanError("the file ends early: it was cut while it was read",
+                    raise ScanError("the file ends early: it was truncated while it was read",
                                     path=self.path, reason=ScanReason.TRUNCATED)  # fmt: skip
                 yield np.frombuffer(view, dtype=header.dtype).reshape(num_slices, y, x)
         source.finish()
@@ -129,7 +113,7 @@ class StoredScan:
                 yield block
 
     def _read_header(self) -> ScanHeader:
-        # Small chunks: the header is a small part of the first one, and voxels are not wanted yet.
+        # Small chunks: voxels are not needed yet.
         stream = self._stream(chunk_bytes=_HEADER_CHUNK_BYTES)
         start = _take(stream, b"", 4)
         length = header_length(start, path=self.path)
@@ -142,13 +126,13 @@ class StoredScan:
         return header
 
     def _check_size(self) -> None:
-        """Refuse a declared size that the file cannot hold, before anything of that size is allocated."""
+        """Reject a declared size that does not fit the file's, before memory of that size is allocated."""
         declared, stored = self.header.file_bytes, self._size
         if self.is_compressed:
             if declared > stored * MAX_DEFLATE_RATIO:
                 raise ScanError(
-                    f"the header declares {declared} bytes, more than {stored} bytes of gzip can hold: "
-                    "the file was cut or its header is damaged",
+                    f"the header declares {declared} bytes, more than {stored} bytes of gzip can expand to: "
+                    "the file was truncated or its header is damaged",
                     path=self.path,
                     reason=ScanReason.TRUNCATED,
                 )
@@ -161,14 +145,22 @@ class StoredScan:
         elif declared != stored:
             raise _wrong_length(stored, declared, path=self.path)
 
-    def _compressed(self, start: int, length: int) -> Iterator[bytes | memoryview]:
-        """The decompressed bytes from `start` on; exhausted, it has proven the file."""
-        num_voxel_bytes = self.header.file_bytes - self.header.offset
-        if self._index_folder is not None and length < num_voxel_bytes >= _MIN_INDEXED_BYTES:
-            return self._indexed_range(start, length, folder=self._index_folder)
-        return self._compressed_range(start, length)
+    def _start(self, frame: int) -> int:
+        """Number of decompressed bytes before a frame."""
+        return self.header.offset + frame * self.header.frame_bytes
+
+    def _compressed(self, first: int, count: int) -> Iterator[memoryview]:
+        """The bytes of frames; the file is validated once the iterator is exhausted."""
+        if self._index_path is not None and self._is_long and count < self.header.num_frames:
+            return self._indexed_range(first, count, path=self._index_path)
+        return self._compressed_range(self._start(first), count * self.header.frame_bytes)
+
+    @property
+    def _is_long(self) -> bool:
+        return self.header.num_frames > 1 and self.header.file_bytes - self.header.offset >= _MIN_INDEXED_BYTES
 
     def _compressed_range(self, start: int, length: int) -> Iterator[memoryview]:
+        """Some of the decompressed bytes, without an index; the file is validated once the iterator is exhausted."""
         position, declared = 0, self.header.file_bytes
         is_verified = self._identity in _verified
         for chunk in self._stream():
@@ -184,32 +176,44 @@ class StoredScan:
             raise _wrong_length(position, declared, path=self.path)
         _remember(self._identity)
 
-    def _indexed_range(self, start: int, length: int, *, folder: Path) -> Iterator[bytes | memoryview]:
-        index = self._index(folder)
-        position = start
-        if index.is_useful:
-            try:
-                for piece in index.iter_range(self._file, start, length):
-                    yield piece
-                    position += len(piece)
-                return
-            except DamagedIndexError:
-                # Either the index is damaged or the file has changed: the stream itself will tell.
-                index_path(folder, self.path, identity=self._identity).unlink(missing_ok=True)
-                _verified.pop(self._identity, None)
-        yield from self._compressed_range(position, start + length - position)
+    def _indexed_range(self, first: int, count: int, *, path: Path) -> Iterator[memoryview]:
+        end = first + count
+        try:
+            for frame in self._index(path).iter_frames(self._file, first, count):
+                yield frame
+                first += 1
+        except IndexMismatchError:
+            # Either the index is damaged, or the file changed and its size and time did not: validate the file.
+            path.unlink(missing_ok=True)
+            _verified.pop(self._identity, None)
+        else:
+            return
+        yield from self._compressed_range(self._start(first), (end - first) * self.header.frame_bytes)
 
-    def _index(self, folder: Path) -> GzipIndex:
-        """The saved index of this file, made first where there is none, which proves the file."""
-        path = index_path(folder, self.path, identity=self._identity)
-        index = load_index(path, identity=self._identity)
+    def ensure_index(self) -> None:
+        """Build the index of a long `.nii.gz` series if a folder for indexes was given and it has none.
+
+        Raises:
+            ScanError: If the file is damaged.
+            CacheError: If the index cannot be written.
+        """
+        if self._index_path is not None and self.is_compressed and self._is_long:
+            self._index(self._index_path)
+
+    def _index(self, path: Path) -> GzipIndex:
+        """The saved index of this file, or a new one, for which the whole file is validated."""
+        header = self.header
+        index = load_index(path, identity=self._identity, header=header)
         if index is None:
-            self._file.seek(0)
-            index = build_index(self._file, path=self.path)
-            if index.num_bytes == self.header.file_bytes:
-                index.save(path, identity=self._identity)
-        if index.num_bytes != self.header.file_bytes:
-            raise _wrong_length(index.num_bytes, self.header.file_bytes, path=self.path)
+            _verified.pop(self._identity, None)
+            frames = _Filler(self._compressed(0, header.num_frames))
+            frame, checksums = bytearray(header.frame_bytes), np.empty(header.num_frames, dtype=np.uint32)
+            for position in range(header.num_frames):
+                frames.fill(frame)
+                checksums[position] = inflate.crc32(frame)
+            frames.finish()
+            index = build_index(self._file, checksums=checksums, header=header)
+            index.save(path, identity=self._identity)
         _remember(self._identity)
         return index
 
@@ -221,23 +225,23 @@ def _remember(identity: Identity) -> None:
 
 
 def forget_verified() -> None:
-    """Forget which files were proven, as a new process has it."""
+    """Validate each compressed file again on its next use, as in a new process."""
     _verified.clear()
 
 
 class _Filler:
-    """Cuts a stream of pieces of any size into pieces of a wanted size."""
+    """Copies a stream of pieces of any size into given memory."""
 
-    def __init__(self, pieces: Iterator[bytes | memoryview]) -> None:
+    def __init__(self, pieces: Iterator[memoryview]) -> None:
         self._pieces = pieces
         self._rest = memoryview(b"")
 
-    def fill(self, target: memoryview) -> bool:
-        """Fill the memory; False where the stream ends before."""
+    def fill(self, target: memoryview | bytearray) -> bool:
+        """Fill the memory; False if the stream ends before."""
         position = 0
         while position < len(target):
             if not self._rest:
-                self._rest = memoryview(next(self._pieces, b""))
+                self._rest = next(self._pieces, memoryview(b""))
                 if not self._rest:
                     return False
             count = min(len(self._rest), len(target) - position)
@@ -247,7 +251,7 @@ class _Filler:
         return True
 
     def finish(self) -> None:
-        """Let the stream check what comes behind the last wanted byte."""
+        """Continue the stream after the last byte needed, so that it validates the rest."""
         next(self._pieces, None)
 
 
@@ -256,12 +260,12 @@ def open_scan(path: str | os.PathLike[str], *, index_folder: Path | None = None)
     """Open a `.nii` or `.nii.gz` file, or a pair of `.hdr` and `.img`, and check its header.
 
     Args:
-        path: The file, or either one of a pair.
-        index_folder: Where access points into long `.nii.gz` series are kept, so that their windows are read fast;
-            made on the first use of each file. None streams.
+        path: The file, or either file of a pair.
+        index_folder: Folder of gzip indexes of long `.nii.gz` series, for fast reading of windows; the index of a file
+            is built on its first use, which needs `indexed_gzip`. None decompresses from the beginning.
 
     Raises:
-        ScanError: Where there is no such regular file, or its header is wrong.
+        ScanError: If there is no such regular file, or its header is wrong.
     """
     name = os.fspath(path)
     pair = pair_of(name)
@@ -285,28 +289,28 @@ def _is_compressed(file: BinaryIO, *, path: str) -> bool:
     is_gzip = file.read(2) == GZIP_MAGIC
     file.seek(0)
     if is_gzip != name.endswith(".gz"):
-        message = "holds gzip: call it .nii.gz" if is_gzip else "holds no gzip: call it .nii, or compress it"
+        message = "is gzip: rename it to .nii.gz" if is_gzip else "is not gzip: rename it to .nii, or compress it"
         raise ScanError(message, path=path, reason=ScanReason.GZIP_HEADER)
     return is_gzip
 
 
 class _Reader:
-    """Reads a file that is not compressed from some byte on."""
+    """Reads an uncompressed file, from a given byte."""
 
     def __init__(self, file: BinaryIO, start: int) -> None:
         self._file = file
         file.seek(start)
 
     def fill(self, target: memoryview) -> bool:
-        """Fill the memory; False where the file ends before."""
+        """Fill the memory; False if the file ends before."""
         return bool(self._file.readinto(target) == len(target))  # type: ignore[attr-defined]
 
     def finish(self) -> None:
-        """Nothing is left to check: the size of the file was."""
+        """Do nothing: the size of the file is checked already."""
 
 
 def _take(stream: Iterator[bytes], start: bytes, count: int) -> bytes:
-    """Add to `start` from the stream until it holds `count` bytes, or the stream ends."""
+    """Add to `start` from the stream until it has `count` bytes, or the stream ends."""
     parts, size = [start], len(start)
     while size < count and (block := next(stream, b"")):
         parts.append(block)
@@ -317,12 +321,12 @@ def _take(stream: Iterator[bytes], start: bytes, count: int) -> bytes:
 def _wrong_length(found: int, declared: int, *, path: str) -> ScanError:
     if found < declared:
         return ScanError(
-            f"the file ends early: the header declares {declared} bytes, {found} are there",
+            f"the file ends early: the header declares {declared} bytes, the file has {found}",
             path=path,
             reason=ScanReason.TRUNCATED,
         )
     return ScanError(
-        f"the header declares {declared} bytes, but the file goes on: its dimensions or type are wrong",
+        f"the header declares {declared} bytes, but the file is longer: its dimensions or type are wrong",
         path=path,
         reason=ScanReason.TRAILING,
     )

@@ -1,4 +1,4 @@
-"""What the BIDS sidecar of a series says about its repetition time, held against its header."""
+"""The repetition time of a series, from its BIDS sidecar and its header, which are compared."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from os import PathLike
 from pathlib import Path
 
 from umbrella_data.errors import ScanError
-from umbrella_data.files.naming import file_beside, scan_stem
-from umbrella_data.files.regular import open_regular_file
+from umbrella_data.files.paths import open_regular_file, scan_stem, sibling_file
 from umbrella_data.scan.header import REPETITION_TIME_LIMITS, ScanHeader, ScanWarning
 
 _MAX_BYTES = 1 << 22
 _MAX_LEVELS = 5
-# Headers are written in float32, and by hand in three digits.
+# Headers have float32, or three digits if written by hand.
 _TOLERANCE = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepetitionTime:
-    """Seconds from frame to frame, as header and sidecar have it together.
+    """Seconds from frame to frame, from header and sidecar.
 
     Attributes:
-        seconds: The sidecar's where it has one, for BIDS has it count; otherwise the header's; None where none says.
-        warnings: `sidecar` where the sidecar cannot be used, or is inherited and a link out of its BIDS tree;
-            `sidecar_repetition_time` where it differs from the header by more than 0.5 %.
+        seconds: The sidecar's if it has one, as BIDS demands; otherwise the header's; None if neither has one.
+        warnings: `sidecar` if the sidecar cannot be used, or is inherited and a link out of its BIDS tree;
+            `sidecar_repetition_time` if it differs from the header by more than 0.5 %.
     """
 
     seconds: float | None
@@ -40,7 +39,7 @@ def repetition_time(path: str | PathLike[str], header: ScanHeader) -> Repetition
     """The repetition time of a series.
 
     Args:
-        path: The series; its sidecar stands beside it, or above it by BIDS' inheritance principle.
+        path: The series; its sidecar is next to it, or in a folder above by BIDS' inheritance principle.
         header: Its header.
     """
     for sidecar in sidecar_files(path):
@@ -56,12 +55,12 @@ def repetition_time(path: str | PathLike[str], header: ScanHeader) -> Repetition
 
 
 def sidecar_files(path: str | PathLike[str]) -> Iterator[Path]:
-    """The sidecars of a scan that exist, the one that counts most first (BIDS, "The inheritance principle")."""
+    """The existing sidecars of a scan, by decreasing precedence (BIDS, "The inheritance principle")."""
     scan = Path(path)
     stem = scan_stem(scan.name)
-    beside = file_beside(scan, ".json")
-    if beside.exists():
-        yield beside
+    own = sibling_file(scan, ".json")
+    if own.exists():
+        yield own
     *entities, suffix = stem.split("_")
     names = [
         "_".join([*chosen, suffix]) + ".json"
@@ -69,11 +68,11 @@ def sidecar_files(path: str | PathLike[str]) -> Iterator[Path]:
         for chosen in combinations(entities, count)
     ]
     for folder in _folders_above(scan):
-        yield from (file for name in names if (file := folder / name) != beside and file.exists())
+        yield from (file for name in names if (file := folder / name) != own and file.exists())
 
 
 def _folders_above(scan: Path) -> list[Path]:
-    """The scan's folder and those above it, up to the root of its BIDS tree; none where it lies in no such tree."""
+    """The scan's folder and those above it, up to the root of its BIDS tree; empty if it is in no such tree."""
     folders = list(scan.absolute().parents)[:_MAX_LEVELS]
     for level, folder in enumerate(folders):
         if (folder / "dataset_description.json").exists():
@@ -82,23 +81,23 @@ def _folders_above(scan: Path) -> list[Path]:
 
 
 def _stays_in_tree(sidecar: Path, scan: Path) -> bool:
-    """Whether an inherited sidecar lies in the tree of its scan; a manifest holds the scan's own to its data root."""
+    """Whether an inherited sidecar is in the tree of its scan; a manifest checks that the scan's own sidecar is."""
     tree = _folders_above(scan)
-    is_beside = sidecar == file_beside(scan, ".json")
-    return is_beside or not tree or Path(os.path.realpath(sidecar)).is_relative_to(os.path.realpath(tree[-1]))
+    is_own = sidecar == sibling_file(scan, ".json")
+    return is_own or not tree or Path(os.path.realpath(sidecar)).is_relative_to(os.path.realpath(tree[-1]))
 
 
 def _read_object(sidecar: Path) -> dict[str, object]:
     with open_regular_file(str(sidecar)) as file:
         content = file.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
-        raise ValueError(f"{sidecar} is larger than any sidecar")
+        raise ValueError(f"{sidecar} has more than {_MAX_BYTES} bytes")
     try:
         value = json.loads(content)
     except RecursionError as error:
         raise ValueError(f"{sidecar} is nested too deeply") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{sidecar} holds no object")
+        raise ValueError(f"{sidecar} is not a JSON object")
     return value
 
 

@@ -1,4 +1,4 @@
-"""A scan read once from the first byte to the last, to know that it can be used; its voxels are not kept."""
+"""Full validation pass over the files of a scan; no voxels are retained."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifiedScan:
-    """What is known of a scan that can be used.
+    """Facts about a valid scan.
 
     Attributes:
         num_frames: Frames of a series, None for a volume.
-        num_b0: Volumes of a diffusion series without weighting, None for all else.
-        warnings: What is valid but suspicious in the header of each of its files, the mask among them; what its sidecar
-            says stands with its first file. A file without warnings is left out.
+        num_b0: Number of b0 volumes of a diffusion series, None for any other scan.
+        warnings: What is valid but suspicious in the header of each of its files, the mask included; warnings about
+            the sidecar belong to the first file. A file without warnings is left out.
     """
 
     num_frames: int | None = None
@@ -30,14 +30,22 @@ class VerifiedScan:
     warnings: Mapping[Path, tuple[ScanWarning, ...]] = field(default_factory=dict)
 
 
-def verify_scan(paths: Sequence[Path], *, modality: str, min_frames: int = 0, mask: Path | None = None) -> VerifiedScan:
-    """Read a scan.
+def verify_scan(
+    paths: Sequence[Path],
+    *,
+    modality: str,
+    min_frames: int = 0,
+    mask: Path | None = None,
+    index_folder: Path | None = None,
+) -> VerifiedScan:
+    """Read and check all of a scan.
 
     Args:
         paths: Its files.
         modality: A name or an alias.
-        min_frames: Refuse series that are shorter.
+        min_frames: Fewest frames of a series.
         mask: Its brain mask.
+        index_folder: Where to build indexes of long `.nii.gz` series.
 
     Raises:
         ScanError: If the scan cannot be used.
@@ -56,17 +64,17 @@ def verify_scan(paths: Sequence[Path], *, modality: str, min_frames: int = 0, ma
     num_frames = header.shape[3] if len(header.shape) == 4 else 1
     if num_frames < min_frames:
         raise ScanError(
-            f"{num_frames} frames, fewer than the {min_frames} asked for", path=paths[0], reason=ScanReason.SHORT_SERIES
+            f"{num_frames} frames, but at least {min_frames} are needed", path=paths[0], reason=ScanReason.SHORT_SERIES
         )
-    # All frames: training draws its windows anywhere.
-    verify_series(paths, spec=spec, mask=mask)
+    # All frames: training may draw any window.
+    verify_series(paths, spec=spec, mask=mask, index_folder=index_folder)
     return VerifiedScan(num_frames=num_frames, warnings=_warnings_by_file(header.warnings, paths, mask))
 
 
 def _warnings_by_file(
     warnings: Sequence[ScanWarning], paths: Sequence[Path], mask: Path | None
 ) -> dict[Path, tuple[ScanWarning, ...]]:
-    """The warnings about a scan by the files whose headers raise them; those about its sidecar go to the first file."""
+    """The warnings about a scan by file; those about its sidecar belong to the first file."""
     from umbrella_data.scan.reader import open_scan
 
     files = [*paths] if mask is None else [*paths, mask]

@@ -1,4 +1,4 @@
-"""A scan as the model's modalities need it: `load_volume`, strict, in RAS+, float32."""
+"""`load_volume`: read and check the scan of a modality, in RAS+ and float32, on its own grid."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Volume:
 
     Attributes:
         data: float32 (C, X, Y, Z), or (C, X, Y, Z, T) for a series; X runs to the Right, Y to Anterior, Z to Superior.
-            A series lies time-first in memory; within a frame, the axes lie as the file has them.
+            In memory, frames are contiguous, and within a frame the axes are in the file's order.
         affine: (4, 4) float64, index of a voxel to world coordinates in mm.
         spacing: Voxel size in mm along X, Y, Z.
-        repetition_time: Seconds from frame to frame, the sidecar's where it has one; None for a volume or where
-            nothing says.
+        repetition_time: Seconds from frame to frame, the sidecar's if it has one; None for a volume or if neither
+            sidecar nor header has a usable one.
         warnings: What is valid but suspicious in the headers of its files and in the sidecar, each once.
     """
 
@@ -42,13 +42,13 @@ class Volume:
 
 @dataclass(frozen=True, kw_only=True)
 class ScanShape:
-    """What a header alone says, along RAS+.
+    """Shape and geometry of a scan along RAS+, from its header and sidecar.
 
     Attributes:
         shape: (X, Y, Z) or (X, Y, Z, T).
         affine: (4, 4) float64, index of a voxel to world coordinates in mm.
         spacing: Voxel size in mm along X, Y, Z.
-        repetition_time: Seconds from frame to frame, the sidecar's where it has one, or None.
+        repetition_time: Seconds from frame to frame, the sidecar's if it has one, or None.
         warnings: What is valid but suspicious in the header and in the sidecar.
     """
 
@@ -60,10 +60,10 @@ class ScanShape:
 
 
 def read_shape(path: str | PathLike[str]) -> ScanShape:
-    """Read and check a scan's header; its voxels stay unread and unverified.
+    """Read and check a scan's header; voxels are neither read nor checked.
 
     Raises:
-        ScanError: Where the header, or the size of the file, is wrong.
+        ScanError: If the header, or the size of the file, is wrong.
     """
     with open_scan(path) as scan:
         header = scan.header
@@ -95,23 +95,23 @@ def load_volume(
     """Read a scan.
 
     Args:
-        path: The file; for dMRI a DWI with bval and bvec beside it, or its maps in the order of the channels.
+        path: The file; for dMRI a DWI with bval and bvec next to it, or its maps in the order of the channels.
         modality: A name or an alias.
         window: First frame and number of frames, for a series; None reads all of it.
-        max_voxels: Refuse to read more voxels than this from one file.
-        index_folder: A folder of our own, where access points into long `.nii.gz` series are kept: windows are then
-            read without inflating what comes before them.
-        mask: Its brain mask, on the same grid: voxels outside are 0. A DWI is fitted inside of it.
+        max_voxels: The most voxels to read from one file.
+        index_folder: Folder of gzip indexes of long `.nii.gz` series, writable by you only: windows are then read
+            without decompressing what precedes them.
+        mask: The scan's brain mask, on the same grid: voxels outside are 0. A DWI is fitted inside of it.
 
     Raises:
-        ScanError: Where a file cannot be trusted; `.path` and `.reason` say which and why.
-        ValueError: For an unknown modality, or a window where there are no frames.
+        ScanError: If a file is damaged or inconsistent; see its `.path` and `.reason`.
+        ValueError: For an unknown modality, or a window of a volume.
     """
     spec = find_modality(modality)
     paths = [path] if isinstance(path, (str, PathLike)) else list(path)
     folder = None if index_folder is None else Path(index_folder)
     if window is not None and not spec.is_series:
-        raise ValueError(f"{spec.name} has no frames: window {window} makes sense for a series only")
+        raise ValueError(f"window {window}: {spec.name} has no frames; leave the window out")
     if len(paths) == 1 and spec.num_channels > 1:
         return _fit_maps(paths[0], max_voxels=max_voxels, mask=mask)
     _check_count(paths, spec=spec)
@@ -133,20 +133,23 @@ def load_volume(
     )
 
 
-def verify_series(paths: Sequence[Path], *, spec: ModalitySpec, mask: Path | None = None) -> None:
+def verify_series(
+    paths: Sequence[Path], *, spec: ModalitySpec, mask: Path | None = None, index_folder: Path | None = None
+) -> None:
     """Check all frames of a series as `load_volume` does, in one pass over each file and in little memory.
 
     Args:
         paths: Its files.
         spec: Its modality.
         mask: Its brain mask.
+        index_folder: Where to build indexes of long `.nii.gz` series.
 
     Raises:
         ScanError: As `load_volume`.
     """
     _check_count(paths, spec=spec)
     for path in paths:
-        verify_voxels(path, rank=spec.spatial_rank, mask=mask)
+        verify_voxels(path, rank=spec.spatial_rank, mask=mask, index_folder=index_folder)
     shapes = [read_shape(path) for path in paths]
     _check_same_grid([((each.shape[3], *each.shape[:3]), each.affine) for each in shapes], paths, spec=spec)
 
@@ -172,7 +175,7 @@ def _stacked(channels: list[Voxels], *, is_series: bool) -> torch.Tensor:
 def _check_count(paths: Sequence[str | PathLike[str]], *, spec: ModalitySpec) -> None:
     if len(paths) != spec.num_channels:
         raise ScanError(
-            f"{len(paths)} files for one {spec.name} scan; {spec.num_channels} ({', '.join(spec.channels)}) are needed",
+            f"{len(paths)} files for one {spec.name} scan; give {spec.num_channels} ({', '.join(spec.channels)})",
             path=paths[0] if paths else "",
             reason=ScanReason.MAPS,
         )
@@ -181,13 +184,13 @@ def _check_count(paths: Sequence[str | PathLike[str]], *, spec: ModalitySpec) ->
 def _check_same_grid(
     grids: Sequence[tuple[tuple[int, ...], np.ndarray]], paths: Sequence[str | PathLike[str]], *, spec: ModalitySpec
 ) -> None:
-    """Compare shapes (T, X, Y, Z) and affines (4, 4), those of RAS+, with the first ones."""
+    """Compare shapes (T, X, Y, Z) and affines (4, 4) along RAS+ with those of the first file."""
     shape, affine = grids[0]
     for path, (other_shape, other_affine) in zip(paths[1:], grids[1:], strict=True):
         if other_shape != shape or not is_same_grid(affine, other_affine, shape=shape[1:]):
             raise ScanError(
                 f"shape {other_shape[1:]} or its affine differ from {paths[0]} {shape[1:]}: "
-                f"the maps of one {spec.name} scan must lie on one grid",
+                f"the maps of one {spec.name} scan must have the same grid",
                 path=path,
                 reason=ScanReason.MAPS,
             )
@@ -197,7 +200,7 @@ def _check_fractions(values: np.ndarray, *, path: str | PathLike[str]) -> None:
     # Fits on noise give eigenvalues below 0 and FA up to sqrt(3/2).
     if values.min() < -0.01 or values.max() > 1.3:
         raise ScanError(
-            f"values from {values.min():g} to {values.max():g} are no FA (0 to 1): the maps come in the order FA, MD",
+            f"values from {values.min():g} to {values.max():g} are not FA (0 to 1): give the maps in the order FA, MD",
             path=path,
             reason=ScanReason.MAPS,
         )

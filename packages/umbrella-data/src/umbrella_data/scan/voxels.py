@@ -1,8 +1,9 @@
-"""A file read whole or in windows: real values in RAS+, checked."""
+"""Checked real values of a scan's frames, in RAS+: one reader for volumes, series, diffusion data and validation."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -10,18 +11,144 @@ from pathlib import Path
 import numpy as np
 
 from umbrella_data.errors import ScanError, ScanReason
-from umbrella_data.scan.brain_mask import check_contrast, clear_outside, no_contrast, read_mask
-from umbrella_data.scan.geometry import Reorientation
+from umbrella_data.scan.geometry import Reorientation, grid_shift, is_same_grid
 from umbrella_data.scan.header import ScanHeader
 from umbrella_data.scan.reader import StoredScan, open_scan
-from umbrella_data.scan.scaling import ValueRange, write_real_values
 
 MAX_VOXELS = 1 << 30
-"""The most voxels read at once by default: 4 GiB in float32, a diffusion series of 288 volumes at 1.25 mm."""
+"""Default limit of voxels read at once: 4 GiB in float32, a diffusion series of 288 volumes at 1.25 mm."""
 
 MAX_SERIES_VOXELS = 1 << 32
-"""The most voxels of a series that is prepared for the cache, which never stands in memory: 16 GiB on disk while it is
-written. A header that says more is damaged, or worse."""
+"""Limit of voxels of a series that is prepared for the cache, which is written to disk as it is read: 16 GiB. A header
+that declares more is damaged or malicious."""
+
+
+class FrameReader:
+    """Reads frames of an open scan slice by slice; every stored value is checked.
+
+    Args:
+        scan: The scan.
+        rank: 3 for a volume, 4 for a series; the file must have it.
+        window: First frame and number of frames of a series; None reads all.
+        max_voxels: The most voxels to read.
+        mask: The scan's brain mask: values outside are 0. NaN outside is an error too, since it shows that the file
+            has lost values.
+
+    Attributes:
+        header: The scan's header.
+        orientation: Permutation and flips from the stored axes to RAS+.
+        first: First frame.
+        count: Number of frames.
+        has_mask: Whether there is a mask.
+
+    Raises:
+        ScanError: `rank`, `window`, `too_large`, `affine`, or what is wrong with the mask.
+    """
+
+    def __init__(
+        self,
+        scan: StoredScan,
+        *,
+        rank: int,
+        window: tuple[int, int] | None = None,
+        max_voxels: int = MAX_VOXELS,
+        mask: str | PathLike[str] | None = None,
+    ) -> None:
+        self.header = header = scan.header
+        self._scan = scan
+        check_rank(header, rank=rank, path=scan.path)
+        self.first, self.count = window if window is not None else (0, header.num_frames)
+        if self.first < 0 or self.count < 1 or self.first + self.count > header.num_frames:
+            raise ScanError(
+                f"frames {self.first} to {self.first + self.count - 1} are requested; the series has "
+                f"{header.num_frames}",
+                path=scan.path,
+                reason=ScanReason.WINDOW,
+            )
+        check_size((*header.shape[:3], self.count), max_voxels=max_voxels, path=scan.path)
+        self.orientation = Reorientation(header.affine, path=scan.path)
+        self.has_mask = mask is not None
+        # (Z, Y, X) along the stored axes.
+        self._outside = None if mask is None else ~_read_mask(mask, like=header).T
+        self._limits: list[np.generic] = []
+        self._num_non_finite = 0
+
+    def iter_slices(self) -> Iterator[np.ndarray]:
+        """Stored slices, in order; the file is validated once the iterator is exhausted.
+
+        Yields:
+            (n, Y, X) along the stored axes, in the stored type: neighbouring slices of one frame. Each block
+            overwrites the one before.
+
+        Raises:
+            ScanError: As `StoredScan.iter_slices`.
+        """
+        for block in self._scan.iter_slices(self.first, self.count):
+            # Minimum and maximum propagate a NaN, without a temporary array of booleans.
+            limits = [block.min(), block.max()]
+            self._limits += limits
+            if not np.isfinite(self._scaled(limits)).all():
+                self._num_non_finite += int(block.size - np.isfinite(self._scaled(block)).sum())
+            yield block
+
+    def write_real(self, stored: np.ndarray, target: np.ndarray, row: int) -> None:
+        """Write the real values of stored slices, 0 outside of the mask.
+
+        Args:
+            stored: One slice (Y, X) or several (n, Y, X).
+            target: float32 array of the same shape.
+            row: Number of the (first) slice in its frame.
+        """
+        _scale(stored, target, header=self.header)
+        if self._outside is not None:
+            outside = self._outside[row] if stored.ndim == 2 else self._outside[row : row + len(stored)]
+            np.copyto(target, 0, where=outside)
+
+    def value_range(self) -> tuple[float, float]:
+        """Least and greatest real value of the slices read so far, also outside of the mask.
+
+        Scaling is monotonic: if the extremes of the stored values are finite, all values are, and only if the extremes
+        are equal, all values are.
+
+        Raises:
+            ScanError: `non_finite` if a value is not finite in float32, or `constant` if all are the same.
+        """
+        if self._num_non_finite:
+            raise ScanError(
+                f"{self._num_non_finite} voxels are NaN or infinite in float32; masked voxels should be 0",
+                path=self._scan.path,
+                reason=ScanReason.NON_FINITE,
+            )
+        values = self._scaled(self._limits)
+        low, high = float(values.min()), float(values.max())
+        if low == high:
+            raise ScanError(
+                f"every voxel is {low:g}: the file has no image", path=self._scan.path, reason=ScanReason.CONSTANT
+            )
+        return low, high
+
+    def check_contrast(self, low: float, high: float) -> None:
+        """Check that more than one value remains inside of the mask.
+
+        Args:
+            low: Least value once the mask is applied.
+            high: Greatest value.
+
+        Raises:
+            ScanError: `constant`.
+        """
+        if self.has_mask and low == high:
+            raise ScanError(
+                f"every voxel is {low:g} once its mask is applied: the mask belongs to another scan, or is empty there",
+                path=self._scan.path,
+                reason=ScanReason.CONSTANT,
+            )
+
+    def _scaled(self, stored: np.ndarray | list[np.generic]) -> np.ndarray:
+        array = np.asarray(stored)
+        values = np.empty(array.shape, dtype=np.float32)
+        _scale(array, values, header=self.header)
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +156,8 @@ class Voxels:
     """Frames of one file.
 
     Attributes:
-        frames: (T, X, Y, Z) float32, RAS+; T is 1 for a volume. Frame lies after frame in memory, and within one the
-            axes in the file's order.
+        frames: (T, X, Y, Z) float32, RAS+; T is 1 for a volume. Frames are contiguous in memory, and within a frame the
+            axes are in the file's order.
         affine: (4, 4) float64, index of a RAS+ voxel to world mm.
         spacing: Voxel size in mm along X, Y, Z of RAS+.
         header: As stored.
@@ -51,117 +178,70 @@ def read_voxels(
     index_folder: Path | None = None,
     mask: str | PathLike[str] | None = None,
 ) -> Voxels:
-    """Read a file strictly.
-
-    Args:
-        path: A `.nii` or `.nii.gz` file.
-        rank: 3 for a volume, 4 for a series; the file must have it.
-        window: First frame and number of frames of a series; None reads all.
-        max_voxels: The most voxels to read.
-        index_folder: Where access points into `.nii.gz` series are kept, see `open_scan`.
-        mask: The scan's brain mask: voxels outside are 0, whatever finite value the file has there. NaN is refused
-            there, too: who wrote the file lost something, and the mask does not say what.
-
-    Raises:
-        ScanError: With the file's path and a reason code.
-    """
+    """Read a file into memory; arguments and errors are those of `open_scan` and `FrameReader`."""
     with open_scan(path, index_folder=index_folder) as scan:
-        header = scan.header
-        check_rank(header, rank=rank, path=scan.path)
-        first, count = checked_window(header, window, max_voxels=max_voxels, path=scan.path)
-        turn = Reorientation(header.affine, path=scan.path)
-        inside = None if mask is None else read_mask(mask, like=header)
-        frames = _read_frames(scan, turn, first=first, count=count, inside=inside)
+        reader = FrameReader(scan, rank=rank, window=window, max_voxels=max_voxels, mask=mask)
+        x, y, z = scan.header.shape[:3]
+        turn = reader.orientation
+        # In memory, axes are flipped but not permuted: permuting takes longer than reading.
+        frames = np.empty((reader.count, z, y, x), dtype=np.float32)
+        flips = dict(zip(turn.order, turn.flips, strict=True))
+        target = frames[(slice(None), *(slice(None, None, -1 if flips[axis] else 1) for axis in (2, 1, 0)))]
+        position = 0
+        for block in reader.iter_slices():
+            frame, row = divmod(position, z)
+            reader.write_real(block, target[frame, row : row + len(block)], row)
+            position += len(block)
+        reader.value_range()
+        if mask is not None:
+            reader.check_contrast(float(frames.min()), float(frames.max()))
     return Voxels(
-        frames=frames,
-        affine=turn.affine(header.shape),
-        spacing=turn.spacing(header.spacing),
-        header=header,
+        frames=frames.transpose(0, 3, 2, 1).transpose(0, *(axis + 1 for axis in turn.order)),
+        affine=turn.affine(scan.header.shape),
+        spacing=turn.spacing(scan.header.spacing),
+        header=scan.header,
     )
 
 
-def _read_frames(
-    scan: StoredScan, turn: Reorientation, *, first: int, count: int, inside: np.ndarray | None
-) -> np.ndarray:
-    """Frames (T, X, Y, Z) float32 in RAS+, checked; 0 outside of a mask (X, Y, Z) along the stored axes."""
-    header = scan.header
-    x, y, z = header.shape[:3]
-    # Axes stay where the file has them, and only their directions are turned: to move them would take longer than
-    # to read them.
-    frames = np.empty((count, z, y, x), dtype=np.float32)
-    flips = dict(zip(turn.order, turn.flips, strict=True))
-    target = frames[(slice(None), *(slice(None, None, -1 if flips[axis] else 1) for axis in (2, 1, 0)))]
-    values = ValueRange(header)
-    position = 0
-    for block in scan.iter_slices(first, count):
-        values.add(block)
-        frame, row = divmod(position, z)
-        real = target[frame, row : row + len(block)]
-        write_real_values(block, real, header=header)
-        clear_outside(real, inside, first=row)
-        position += len(block)
-    values.check(path=scan.path)
-    if inside is not None:
-        check_contrast(frames, path=scan.path)
-    return frames.transpose(0, 3, 2, 1).transpose(0, *(axis + 1 for axis in turn.order))
-
-
-def verify_voxels(path: str | PathLike[str], *, rank: int, mask: str | PathLike[str] | None = None) -> None:
-    """Check all frames of a file as `read_voxels` does, in one pass, and keep none: a few slices stand in memory.
+def verify_voxels(
+    path: str | PathLike[str],
+    *,
+    rank: int,
+    mask: str | PathLike[str] | None = None,
+    index_folder: Path | None = None,
+) -> None:
+    """Check all frames of a file in one pass, in the memory of a few slices.
 
     Args:
         path: A `.nii` or `.nii.gz` file.
         rank: 3 for a volume, 4 for a series; the file must have it.
         mask: The scan's brain mask.
+        index_folder: Where to build an index of a long `.nii.gz` series.
 
     Raises:
         ScanError: As `read_voxels`.
     """
-    with open_scan(path) as scan:
-        header = scan.header
-        check_rank(header, rank=rank, path=scan.path)
-        inside = None if mask is None else read_mask(mask, like=header)
-        values = ValueRange(header)
-        is_empty = inside is not None
-        row, num_rows = 0, header.shape[2]
-        for block in scan.iter_slices(0, header.num_frames):
-            values.add(block)
-            # Outside of a mask is 0: any other value inside is a contrast.
-            if is_empty:
+    with open_scan(path, index_folder=index_folder) as scan:
+        reader = FrameReader(scan, rank=rank, max_voxels=math.prod(scan.header.shape), mask=mask)
+        has_contrast, row, num_rows = not reader.has_mask, 0, scan.header.shape[2]
+        for block in reader.iter_slices():
+            # Voxels outside of a mask are 0: any other value is contrast.
+            if not has_contrast:
                 real = np.empty(block.shape, dtype=np.float32)
-                write_real_values(block, real, header=header)
-                clear_outside(real, inside, first=row)
-                is_empty = not real.any()
+                reader.write_real(block, real, row)
+                has_contrast = bool(real.any())
             row = (row + len(block)) % num_rows
-        values.check(path=scan.path)
-        if is_empty:
-            raise no_contrast(0, path=scan.path)
-
-
-def checked_window(
-    header: ScanHeader, window: tuple[int, int] | None, *, max_voxels: int, path: str
-) -> tuple[int, int]:
-    """First frame and number of frames to read.
-
-    Raises:
-        ScanError: `window` where they are not there, `too_large` where they are too many.
-    """
-    first, count = window if window is not None else (0, header.num_frames)
-    if first < 0 or count < 1 or first + count > header.num_frames:
-        raise ScanError(
-            f"frames {first} to {first + count - 1} were asked for; the series has {header.num_frames}",
-            path=path,
-            reason=ScanReason.WINDOW,
-        )
-    check_size((*header.shape[:3], count), max_voxels=max_voxels, path=path)
-    return first, count
+        reader.value_range()
+        if not has_contrast:
+            reader.check_contrast(0.0, 0.0)
+        scan.ensure_index()
 
 
 def check_size(shape: tuple[int, ...], *, max_voxels: int, path: str) -> None:
-    """Refuse what has too many voxels.
+    """Reject a shape with too many voxels.
 
     Raises:
-        ScanError: With the reason `too_large`.
+        ScanError: `too_large`.
     """
     num_voxels = math.prod(shape)
     if num_voxels > max_voxels:
@@ -173,11 +253,62 @@ def check_size(shape: tuple[int, ...], *, max_voxels: int, path: str) -> None:
 
 
 def check_rank(header: ScanHeader, *, rank: int, path: str) -> None:
-    """Refuse a volume where a series is needed, and the other way round.
+    """Reject a volume if a series is needed, and a series if a volume is needed.
 
     Raises:
-        ScanError: With the reason `rank`.
+        ScanError: `rank`.
     """
     if len(header.shape) != rank:
         needed = "a volume (X, Y, Z)" if rank == 3 else "a series (X, Y, Z, T) of at least 2 frames"
-        raise ScanError(f"shape {header.shape}, but {needed} is needed here", path=path, reason=ScanReason.RANK)
+        raise ScanError(f"shape {header.shape}, but this modality needs {needed}", path=path, reason=ScanReason.RANK)
+
+
+def _scale(stored: np.ndarray, target: np.ndarray, *, header: ScanHeader) -> None:
+    """Scale stored values into a float32 array of the same shape."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if header.slope == 1.0 and header.inter == 0.0:
+            target[...] = stored
+        else:
+            target[...] = stored.astype(np.float64) * header.slope + header.inter
+
+
+def _read_mask(path: str | PathLike[str], *, like: ScanHeader) -> np.ndarray:
+    """Read a brain mask: a volume that is 0 outside of the brain and one other value inside.
+
+    Args:
+        path: The file.
+        like: The header of its scan: both must be stored on one grid, axis by axis.
+
+    Returns:
+        (X, Y, Z) bool along the stored axes, in Fortran order.
+
+    Raises:
+        ScanError: If the file is damaged, or `mask` if it is not a mask of this scan.
+    """
+    with open_scan(path) as scan:
+        header, shape = scan.header, like.shape[:3]
+        problem = ""
+        if header.shape != shape:
+            problem = f"shape {header.shape} differs from the scan's, {shape}"
+        elif not is_same_grid(like.affine, header.affine, shape=shape):
+            shift = grid_shift(like.affine, header.affine, shape=shape)
+            problem = f"its affine places a corner {shift:.3g} mm away from the scan's"
+        if problem:
+            raise ScanError(
+                f"{problem}: a mask must be stored on the grid of its scan; resample it",
+                path=scan.path,
+                reason=ScanReason.MASK,
+            )
+        reader = FrameReader(scan, rank=3, max_voxels=math.prod(shape))
+        stored = np.concatenate([block.copy() for block in reader.iter_slices()]).transpose(2, 1, 0)
+        low, high = reader.value_range()
+    least, greatest = stored.min(), stored.max()
+    if low != 0 or high <= 0 or not ((stored == least) | (stored == greatest)).all():
+        raise ScanError(
+            f"values from {low:g} to {high:g}: a mask must be 0 outside of the brain and one positive value inside; "
+            "apply a threshold to a probability map",
+            path=scan.path,
+            reason=ScanReason.MASK,
+        )
+    # A negative slope inverts the order of the values.
+    return np.asarray(stored == (least if header.slope < 0 else greatest))

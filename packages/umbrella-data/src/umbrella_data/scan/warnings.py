@@ -1,4 +1,4 @@
-"""Scans that can be used although a header or a sidecar says something odd: all counted, the first ones listed."""
+"""Scans that can be used but have a suspicious header or sidecar: all are counted, the first ones are listed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 from umbrella_data.scan.header import ScanWarning
 
 MAX_LISTED = 1_000
-"""Scans listed of each code: a million may share one."""
+"""Scans listed per code: a million may share one."""
 
 
 @dataclass(frozen=True, order=True)
 class ScanWithWarnings:
-    """A scan that can be used, and the files that say something odd.
+    """A scan with a warning.
 
     Attributes:
-        files: Those files: of its own, and its mask. What a sidecar says is told of its series.
-        subject: Whose it is.
+        files: Its files with the warning, its mask included. A warning about a sidecar is listed for its series.
+        subject: Its subject.
         modality: Its canonical name.
         manifests: The manifests that name it.
     """
@@ -36,10 +36,10 @@ class WarningList:
     """Warnings by their codes, see `umbrella_data.scan.header.ScanWarning`.
 
     Args:
-        max_listed: Scans that are listed of each code, the first ones by their files; all are counted.
+        max_listed: Scans listed per code, the first ones by their files; all are counted.
 
     Attributes:
-        counts: Scans by code, each once.
+        counts: Number of scans by code.
     """
 
     def __init__(self, *, max_listed: int = MAX_LISTED) -> None:
@@ -55,11 +55,11 @@ class WarningList:
         modality: str,
         manifests: Sequence[Path] = (),
     ) -> None:
-        """Note a scan.
+        """Add a scan.
 
         Args:
-            warnings: The codes about each of its files; files without any may be left out.
-            subject: Whose it is.
+            warnings: The codes of each of its files; files without any may be left out.
+            subject: Its subject.
             modality: Its canonical name.
             manifests: The manifests that name it.
         """
@@ -67,10 +67,10 @@ class WarningList:
         for file, codes in warnings.items():
             for code in codes:
                 files[str(code)].append(str(file))
-        for code, at_fault in files.items():
+        for code, names in files.items():
             self.counts[code] += 1
-            # Sorted, so that the same scans are listed in whatever order they were read.
-            insort(self._listed[code], ScanWithWarnings(tuple(at_fault), subject, modality, tuple(map(str, manifests))))
+            # Sorted, so that the listed scans do not depend on the order of reading.
+            insort(self._listed[code], ScanWithWarnings(tuple(names), subject, modality, tuple(map(str, manifests))))
             del self._listed[code][self.max_listed :]
 
     def listed(self, code: str) -> Sequence[ScanWithWarnings]:
@@ -78,10 +78,10 @@ class WarningList:
         return tuple(self._listed.get(code, ()))
 
     def rows(self, *, name: Callable[[str], str]) -> dict[str, Any]:
-        """The list as JSON can hold it: for each code what it means, how many scans have it, and the first ones.
+        """The list for JSON: for each code its meaning, the number of scans, and the first ones.
 
         Args:
-            name: How subjects and files are called: by a hash, or in clear.
+            name: Writes the name of a subject or file: hashed, or in plain text.
         """
         return {
             code: {

@@ -1,1 +1,1 @@
-"""The built-in demo cohort."""
+"""The demo cohort: generated scans with questions and answers."""

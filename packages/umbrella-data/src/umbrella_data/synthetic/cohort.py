@@ -1,4 +1,4 @@
-"""The demo cohort: subjects with a T1, an rsfMRI and a dMRI scan as NIfTI files, a question about each, its answer."""
+"""The demo cohort: a BIDS tree of generated T1, rsfMRI and dMRI scans, with a question and an answer about each."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from umbrella_data.errors import UmbrellaDataError
+from umbrella_data.files.atomic import write_atomically
 from umbrella_data.synthetic.phantom import Side, draw_bold, draw_dwi, draw_t1
 
 COHORT_VERSION = 1
-"""Raised whenever the same parameters would give other files."""
+"""Increased when the same parameters give other files."""
 
 ORIENTATIONS = ("RAS", "LAS", "PSR", "LPI", "RSA", "ASL")
-"""How scans are stored, in turn: a reader that ignores the affine cannot tell left from right."""
+"""Orientations of the stored scans, drawn at random: without the affine, left and right cannot be distinguished."""
 
 REPETITION_TIME = 2.0
-"""Seconds from frame to frame of the BOLD series."""
+"""Seconds between frames of the BOLD series."""
 
 _FIELD_OF_VIEW_MM = 200.0
 _T1_SIZE, _BOLD_SIZE, _BOLD_FRAMES, _DWI_SIZE = 40, 24, 20, 20
@@ -38,7 +39,7 @@ _SIDES: tuple[Side, Side] = ("left", "right")
 
 @dataclass(frozen=True, kw_only=True)
 class DemoQuestion:
-    """What is asked about the scans of one modality."""
+    """The question about the scans of one modality."""
 
     modality: str
     task: str
@@ -58,8 +59,8 @@ class DemoCohort:
 
     Attributes:
         directory: A BIDS tree.
-        train_manifest: Canonical JSON Lines of the training subjects.
-        test_manifest: The same of the held-out subjects.
+        train_manifest: Manifest of the training subjects.
+        test_manifest: Manifest of the test subjects.
     """
 
     directory: Path
@@ -75,23 +76,23 @@ def make_demo_cohort(
     seed: int = 0,
     progress: Callable[[int, int], object] | None = None,
 ) -> DemoCohort:
-    """Write the cohort, or reuse the one that is there with the same parameters.
+    """Write the cohort, or reuse one with the same parameters.
 
-    Several processes may ask for the same cohort at once: one makes it, the others wait.
+    Several processes may call this at the same time: one writes the cohort, the others wait.
 
     Args:
-        directory: Where to; made if needed.
+        directory: Folder of the cohort; created if missing.
         num_train: Training subjects, each with one scan of each modality.
-        num_test: Held-out subjects.
-        seed: Decides every voxel.
-        progress: Called with the number of finished subjects and of all.
+        num_test: Test subjects.
+        seed: Random seed of all scans and answers.
+        progress: Called with the number of finished subjects and the total.
 
     Raises:
         ValueError: For negative numbers of subjects.
-        UmbrellaDataError: Where the directory holds something else.
+        UmbrellaDataError: If the directory has other files.
     """
     if num_train < 0 or num_test < 0 or num_train + num_test < 1:
-        raise ValueError(f"num_train {num_train} and num_test {num_test} must not be negative, nor both 0")
+        raise ValueError(f"num_train {num_train} and num_test {num_test} must not be negative or both 0")
     root = Path(directory)
     root.mkdir(parents=True, exist_ok=True)
     parameters = _parameters(num_train=num_train, num_test=num_test, seed=seed)
@@ -108,10 +109,10 @@ def make_demo_cohort(
 def find_demo_cohort(
     directory: str | os.PathLike[str], *, num_train: int, num_test: int, seed: int
 ) -> DemoCohort | None:
-    """The finished cohort of these parameters in the directory, None where there is none; nothing is written."""
+    """The finished cohort with these parameters in the directory, or None; nothing is written."""
     root = Path(directory)
-    is_there = _is_finished(root, _parameters(num_train=num_train, num_test=num_test, seed=seed))
-    return _cohort_in(root) if is_there else None
+    is_finished = _is_finished(root, _parameters(num_train=num_train, num_test=num_test, seed=seed))
+    return _cohort_in(root) if is_finished else None
 
 
 def _parameters(*, num_train: int, num_test: int, seed: int) -> dict[str, int]:
@@ -128,7 +129,7 @@ def _write_subjects(
     total = num_train + num_test
     sides = _draw_sides(num_train, num_test, seed=seed)
     rows: list[list[dict[str, Any]]] = []
-    # Threads do: numpy and zlib let go of the interpreter, and nothing has to be started or pickled.
+    # Threads suffice: numpy and zlib release the GIL.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(lambda index: _write_subject(root, index=index, sides=sides[index], seed=seed), range(total))
         for done, subject_rows in enumerate(results, start=1):
@@ -142,7 +143,7 @@ def _write_subjects(
 
 
 def _draw_sides(num_train: int, num_test: int, *, seed: int) -> list[tuple[Side, ...]]:
-    """The answers of each subject, one a question, balanced within each split and independent of each other."""
+    """The answers of each subject, one for each question, balanced within each split and independent of each other."""
     rng = np.random.default_rng([seed, 0])
     columns = []
     for _ in QUESTIONS:
@@ -152,7 +153,7 @@ def _draw_sides(num_train: int, num_test: int, *, seed: int) -> list[tuple[Side,
 
 
 def _write_subject(root: Path, *, index: int, sides: tuple[Side, ...], seed: int) -> list[dict[str, Any]]:
-    """Write one subject's three scans and return its manifest rows."""
+    """Write the three scans of a subject and return its manifest rows."""
     subject = f"sub-{index + 1:04d}"
     rng = np.random.default_rng([seed, 1, index])
     orientations = [str(rng.choice(ORIENTATIONS)) for _ in QUESTIONS]
@@ -195,7 +196,7 @@ def _row(subject: str, question: DemoQuestion, *, path: str, side: Side) -> dict
 
 
 def _write_scan(path: Path, values: np.ndarray, *, orientation: str) -> np.ndarray:
-    """Write values (X, Y, Z) or (X, Y, Z, T) of RAS+ in another orientation; returns the stored affine (4, 4)."""
+    """Write RAS+ values (X, Y, Z) or (X, Y, Z, T) in another orientation; return the stored affine (4, 4)."""
     spacing = _FIELD_OF_VIEW_MM / values.shape[0]
     affine = np.diag([spacing, spacing, spacing, 1.0])
     affine[:3, 3] = -0.5 * spacing * (values.shape[0] - 1)
@@ -206,13 +207,13 @@ def _write_scan(path: Path, values: np.ndarray, *, orientation: str) -> np.ndarr
     image.header.set_xyzt_units("mm", "sec")
     if values.ndim == 4:
         image.header.set_zooms((spacing, spacing, spacing, REPETITION_TIME))
-    # Level 1 and no time stamp: fast, and the same bytes for the same seed.
+    # Level 1 is fast; without a time stamp, the same seed gives the same bytes.
     path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
     return np.asarray(image.affine)
 
 
 def _gradients() -> tuple[np.ndarray, np.ndarray]:
-    """Two b0 and twelve directions, the axes through the corners of an icosahedron's two orientations."""
+    """B-values and directions of two b0 and twelve weighted volumes: corners of an icosahedron in two orientations."""
     golden = (1 + 5**0.5) / 2
     corners = [(0.0, 1.0, golden), (0.0, 1.0, -golden), (0.0, golden, 1.0), (0.0, golden, -1.0)]
     directions = np.array([np.roll(corner, turn) for corner in corners for turn in range(3)])
@@ -221,7 +222,7 @@ def _gradients() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _write_gradients(path: Path, b_values: np.ndarray, directions: np.ndarray, *, affine: np.ndarray) -> None:
-    """Write bval and bvec beside a DWI; `directions` (N, 3) are in RAS world coordinates."""
+    """Write bval and bvec next to a DWI; `directions` (N, 3) are in RAS world coordinates."""
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     stored = directions @ axes
     if np.linalg.det(axes) > 0:
@@ -235,7 +236,7 @@ def _write_gradients(path: Path, b_values: np.ndarray, directions: np.ndarray, *
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    """Hold the cohort's lock: the ranks of a distributed run all come here at once."""
+    """Lock the cohort: all ranks of a distributed run create it at the same time."""
     with (root / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -250,16 +251,13 @@ def _is_finished(root: Path, parameters: dict[str, int]) -> bool:
 
 
 def _clear(root: Path) -> None:
-    """Remove another or a half-made cohort; a folder without our stamp is somebody's and stays."""
+    """Remove another or an unfinished cohort; raise an error if the folder has other files."""
     if (root / _STAMP).exists():
         for folder in root.glob("sub-*"):
             shutil.rmtree(folder)
     elif any(entry.name != ".lock" for entry in root.iterdir()):
-        raise UmbrellaDataError(f"{root}: not empty, and no demo cohort; name an empty or a new directory")
+        raise UmbrellaDataError(f"{root}: not empty and not a demo cohort; give an empty or a new directory")
 
 
 def _write_json(path: Path, content: object) -> None:
-    # Renamed into place: a stamp is there whole, or not at all.
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
+    write_atomically(path, [json.dumps(content, indent=1).encode() + b"\n"])

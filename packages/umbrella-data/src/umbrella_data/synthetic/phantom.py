@@ -1,4 +1,4 @@
-"""Brain-like phantoms whose pattern, and not whose brightness, tells left from right. All volumes are RAS+.
+"""Brain phantoms with a side, left or right, that shows in the spatial pattern, not in the brightness; all RAS+.
 
 Coordinates run from -1 to 1 along each axis of the field of view: x to the right, y to anterior, z to superior.
 """
@@ -20,13 +20,13 @@ _HEALTHY_ANISOTROPY, _DAMAGED_ANISOTROPY = 0.85, 0.15
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """The anatomy of one subject: how much of each voxel (X, Y, Z) is each tissue, 0 to 1.
+    """The anatomy of one subject: the fraction (X, Y, Z) of each tissue in each voxel, from 0 to 1.
 
     Attributes:
-        axes: (3, X, Y, Z), the coordinates of each voxel, relative to the subject's own centre.
-        scalp: The outer shell; a dark skull lies between it and the brain.
+        axes: (3, X, Y, Z), the coordinates of each voxel relative to the subject's centre.
+        scalp: The outer shell; a dark skull is between it and the brain.
         grey: Folded cortex.
-        white: What the cortex surrounds.
+        white: White matter inside of the cortex.
         fluid: The two lateral ventricles.
     """
 
@@ -38,7 +38,7 @@ class Head:
 
     @property
     def brain(self) -> Array:
-        """Grey and white matter and fluid together."""
+        """Grey matter, white matter and fluid."""
         return np.asarray(self.grey + self.white + self.fluid)
 
 
@@ -65,7 +65,7 @@ def draw_head(rng: np.random.Generator, *, size: int) -> Head:
 
 
 def draw_t1(rng: np.random.Generator, *, size: int, side: Side) -> Array:
-    """A T1-weighted volume (X, Y, Z) with one bright lesion; `side` is the lesion's."""
+    """A T1-weighted volume (X, Y, Z) with one bright lesion on the given side."""
     head = draw_head(rng, size=size)
     scalp, grey, white, fluid = np.array([0.55, 0.55, 0.8, 0.2]) * rng.uniform(0.9, 1.1, 4)
     volume = scalp * head.scalp + grey * head.grey + white * head.white + fluid * head.fluid
@@ -79,7 +79,7 @@ def draw_bold(rng: np.random.Generator, *, size: int, num_frames: int, first: Si
     """A BOLD series (X, Y, Z, T): one hemisphere is active in the first half, the other one in the second.
 
     The mean over time is the same for both answers. The amplitude is far above that of real BOLD, so that a small
-    model sees it in minutes.
+    model learns it in minutes.
     """
     head = draw_head(rng, size=size)
     grey, white, fluid = np.array([0.8, 0.65, 0.9]) * rng.uniform(0.95, 1.05, 3)
@@ -97,27 +97,27 @@ def draw_bold(rng: np.random.Generator, *, size: int, num_frames: int, first: Si
 
 
 def draw_dwi(rng: np.random.Generator, *, size: int, b_values: Array, directions: Array, side: Side) -> Array:
-    """A diffusion-weighted series (X, Y, Z, N): the fibres of one hemisphere have lost their order.
+    """A diffusion-weighted series (X, Y, Z, N) with lower fibre anisotropy in one hemisphere.
 
-    Mean diffusivity is the same on both sides, so only the anisotropy tells.
+    Mean diffusivity is the same on both sides.
 
     Args:
-        rng: The source of chance.
+        rng: Random generator.
         size: Voxels along each axis.
         b_values: (N,) in s/mm2.
         directions: (N, 3) unit vectors in RAS world coordinates.
-        side: The side of the damage.
+        side: The side with the lower anisotropy.
     """
     head = draw_head(rng, size=size)
     x, _, z = head.axes
-    # Fibres run from back to front at the sides, and from left to right where the hemispheres meet.
+    # Fibres run from back to front in the hemispheres, and from left to right between them.
     bridge = np.exp(-((x / 0.2) ** 2) - (z / 0.25) ** 2)
     tilt = rng.uniform(-0.2, 0.2)
     fibres = np.stack([bridge, 1 - bridge, tilt * (1 - bridge)])
     fibres /= np.linalg.norm(fibres, axis=0)
     damaged = 1 / (1 + np.exp(-_sign(side) * x / 0.04))
     order = _HEALTHY_ANISOTROPY + (_DAMAGED_ANISOTROPY - _HEALTHY_ANISOTROPY) * damaged
-    # Along the fibre l, across it m: the mean (l + 2 m) / 3 is kept, `order` is (l - m) / l.
+    # With diffusivities l along and m across the fibre, the mean (l + 2 m) / 3 is constant and `order` is (l - m) / l.
     along = 3 * _TISSUE_DIFFUSIVITY / (1 + 2 * (1 - order))
     across = along * (1 - order)
     grey, white, fluid, scalp = np.array([0.9, 0.7, 1.3, 0.15]) * rng.uniform(0.95, 1.05, 4)
@@ -137,7 +137,7 @@ def _sign(side: Side) -> int:
 
 
 def _ellipsoid(axes: Array, radii: Array, edge: float, *, bulge: Array | float = 0.0) -> Array:
-    """An ellipsoid with soft edges, so that a voxel on its border is partly inside."""
+    """An ellipsoid with soft edges: voxels on its border are partly inside."""
     radius = np.sqrt(np.tensordot(1 / np.square(radii), np.square(axes), axes=1))
     inside = (1 + bulge - radius) * float(radii.min())
     return np.asarray(np.clip(inside / edge + 0.5, 0, 1), dtype=np.float32)
@@ -149,7 +149,7 @@ def _blob(axes: Array, centre: tuple[float, float, float], width: float) -> Arra
 
 
 def _magnitude(rng: np.random.Generator, signal: Array, *, noise: float) -> Array:
-    """Rician noise, as a magnitude image has it."""
+    """The magnitude of the signal with complex noise, which is Rician."""
     real = signal + noise * rng.standard_normal(signal.shape, dtype=np.float32)
     imaginary = noise * rng.standard_normal(signal.shape, dtype=np.float32)
     return np.asarray(np.hypot(real, imaginary), dtype=np.float32)

@@ -19,11 +19,11 @@ def set_attention(model: UmbrellaForConditionalGeneration, wanted: str | None) -
 
     Args:
         model: The model, before it is wrapped.
-        wanted: As in `model.attn_implementation`; None takes `varlen` where it computes what `sdpa` does, and leaves
-            the model as it is elsewhere.
+        wanted: As in `model.attn_implementation`; None takes `varlen` if it computes what `sdpa` does, and otherwise
+            keeps the attention of the model.
 
     Raises:
-        RunError: `varlen` was asked of a language model that needs a mask.
+        RunError: `varlen` is requested for a language model that needs a mask.
     """
     is_plain = _is_plain_causal(model.config.text_config)
     if wanted is None:
@@ -33,22 +33,22 @@ def set_attention(model: UmbrellaForConditionalGeneration, wanted: str | None) -
     if wanted == VARLEN and not is_plain:
         raise RunError(
             f"model.attn_implementation: {VARLEN} is for causal attention over the whole row, and the layers of this "
-            "language model see less (a sliding window, or another kind of layer): take sdpa"
+            "language model see less (a sliding window, or another kind of layer); use sdpa"
         )
     model.set_attn_implementation(wanted)
 
 
 def _is_plain_causal(config: PretrainedConfig) -> bool:
-    """Whether every layer attends to all that comes before: then rows padded on the right need no mask."""
+    """Whether every layer attends to all earlier positions, so that rows padded on the right need no mask."""
     kinds: Any = getattr(config, "layer_types", None) or ()
     return getattr(config, "sliding_window", None) is None and set(kinds) <= {"full_attention"}
 
 
 def compile_layers(model: nn.Module, *, backend: str = "inductor") -> int:
-    """Compiles every transformer layer in place; names in the state dict stay as they are.
+    """Compiles every transformer layer in place; names in the state dict do not change.
 
-    One layer's code serves all layers of its kind. Lengths are symbols from the start: a batch of another length does
-    not compile again. What surrounds the layers looks at Python dicts of modalities and stays eager.
+    Layers of one kind share their code. Lengths are symbolic from the start: a batch of another length does not compile
+    again. Code around the layers uses Python dicts of modalities and stays eager.
 
     Args:
         model: An UMBRELLA model, before it is wrapped or sharded.
@@ -59,6 +59,6 @@ def compile_layers(model: nn.Module, *, backend: str = "inductor") -> int:
     """
     layers = list(transformer_layers(model))
     for layer in layers:
-        # Of `forward` and not of the module: hooks of a sharded engine stay outside, where they need not be traced.
+        # `forward` rather than the module: hooks of a sharded engine stay outside and are not traced.
         layer.forward = torch.compile(layer.forward, dynamic=True, backend=backend)
     return len(layers)

@@ -1,4 +1,4 @@
-"""Tokenizer, model, data sets and collator from a `RunConfig`: where data and model meet."""
+"""Tokenizer, model, data sets and collator from a `RunConfig`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollato
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.dataset.bad_scans import BadScanList
 from umbrella_data.modality import find_modality
-from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
+from umbrella_data.pipeline.pipeline import Pipeline
 from umbrella_model import (
     LoraSettings,
     PatchEmbedConfig,
@@ -37,7 +37,7 @@ from umbrella_train.processor import UmbrellaProcessor
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run works with.
+    """Tokenizer, model and pipelines of a run.
 
     Attributes:
         tokenizer: Of the language model.
@@ -50,7 +50,7 @@ class Parts:
     pipelines: Mapping[str, Pipeline]
 
     def collator(self, *, padding_side: Literal["left", "right"] = "right") -> PaddingCollator:
-        """The collator for training (`right`), which names the positions that carry loss, or generation (`left`)."""
+        """The collator for training (`right`), which adds the supervised positions, or for generation (`left`)."""
         kind = SupervisedCollator if padding_side == "right" else PaddingCollator
         return kind(
             pad_token_id=self.tokenizer.pad_token_id,
@@ -59,7 +59,7 @@ class Parts:
         )
 
     def processor(self) -> UmbrellaProcessor:
-        """What is saved beside the weights: tokenizer, pipelines and the table of modalities."""
+        """The processor that is saved with the weights: tokenizer, pipelines and the table of modalities."""
         return UmbrellaProcessor.from_parts(self.tokenizer, self.model, self.pipelines)
 
     def dataset(
@@ -70,8 +70,8 @@ class Parts:
         Args:
             source: The manifest.
             config: The run.
-            augment: Whether scans are changed at random.
-            folder: Where bad scans are listed, if the config says to skip them; None raises.
+            augment: Whether scans are augmented.
+            folder: Folder for the list of bad scans, if the config skips them; None raises an error for them.
         """
         skips = config.data.on_bad_scan == "skip" and folder is not None
         return ConversationDataset(
@@ -91,7 +91,7 @@ class Parts:
     ) -> InterleaveDataset:
         """Several manifests as one data set; arguments are those of `dataset`.
 
-        The config's mixing is for training: to evaluate, with `augment` off, every sample comes exactly once.
+        The config's mixing applies to training; for evaluation (`augment` off) every sample occurs exactly once.
         """
         data = config.data
         datasets = [self.dataset(source, config=config, augment=augment, folder=folder) for source in sources]
@@ -109,16 +109,15 @@ class Parts:
 def build_parts(config: RunConfig, *, weights: Path | None = None) -> Parts:
     """Builds everything that does not depend on the samples.
 
-    The model is float32, whatever the checkpoint or the configs of its parts say: in half precision small steps of the
-    optimiser change no weight, and the gradient of an absent modality is zero. `trainer.bf16` decides what is computed
-    in less.
+    The model is float32, whatever the dtype of the checkpoint: in half precision small optimizer steps would not change
+    weights, and the gradient of an absent modality would be zero. `trainer.bf16` sets the precision of the computation.
 
     Args:
         config: The run.
-        weights: A folder with a trained model and its tokenizer, in place of what the config starts from.
+        weights: A folder with a trained model and its tokenizer, instead of what the config starts from.
 
     Raises:
-        RunError: Weights or tokenizer cannot be loaded, or `varlen` does not fit the language model.
+        RunError: Weights or tokenizer cannot be loaded, or the language model does not support `varlen`.
     """
     with built_whole():
         if weights is not None:
@@ -190,19 +189,17 @@ def _build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Umbre
             vision_config=AutoConfig.for_model(**section.vision_config),
             text_config=AutoConfig.for_model(**text),
             image_token_index=image_id,
-            # The last layer: none that was built is left out.
+            # The last layer: every layer that was built is used.
             vision_feature_layer=-1 if section.vision_feature_layer is None else section.vision_feature_layer,
         )
     )
-    return model.float()  # a `dtype` in the config of a part builds that part in it
+    return model.float()  # the config of a part may have a `dtype`
 
 
 def _build_pipelines(config: RunConfig) -> dict[str, Pipeline]:
     cache = None if config.data.cache_dir is None else VolumeCache(config.data.cache_dir)
-    pipelines = {}
-    for name, modality in config.model.modalities.items():
-        settings = config.data.pipelines.get(name)
-        chosen = {} if settings is None else settings.model_dump()
-        pipeline_config = PipelineConfig(image_size=modality.image_size, **chosen)
-        pipelines[name] = Pipeline(pipeline_config, modality=name, cache=cache)
-    return pipelines
+    index_folder = config.data.index_dir
+    return {
+        name: Pipeline(pipeline, modality=name, cache=cache, index_folder=index_folder)
+        for name, pipeline in config.pipeline_configs.items()
+    }

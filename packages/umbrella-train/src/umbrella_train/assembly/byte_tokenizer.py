@@ -1,4 +1,4 @@
-"""A byte-level tokenizer made on the spot: 256 bytes and a handful of special tokens, nothing to download."""
+"""A byte-level tokenizer without files: 256 bytes and a few special tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PADDING = "<|pad|>"
 
 
 def build_byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte of UTF-8, and the special tokens of ChatML; the same vocabulary every time."""
+    """One token per byte of UTF-8, and the special tokens of ChatML; the vocabulary is always the same."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -31,29 +31,29 @@ def build_byte_tokenizer() -> PreTrainedTokenizerFast:
 def load_tokenizer(
     name_or_path: str | None, *, key: str = "tokenizer", right: str = TOKENIZER
 ) -> PreTrainedTokenizerBase:
-    """A pretrained tokenizer, or the byte-level one where none is named.
+    """A pretrained tokenizer, or the byte-level one if no name is given.
 
     Args:
         name_or_path: A folder, or a name on the hub.
-        key: What names it, for the message of an error.
-        right: What would be right, for that message.
+        key: The config key of the name, for error messages.
+        right: What the name must be, for error messages.
 
     Raises:
-        RunError: There is none, or it cannot be read.
+        RunError: It does not exist or cannot be read.
     """
     if name_or_path is None:
         return build_byte_tokenizer()
-    # Nothing of ours runs in there, and transformers lets KeyError and the like out over a damaged file.
+    # transformers raises KeyError and others on damaged files.
     with loading("tokenizer", key=key, source=name_or_path, right=right, errors=(Exception,)):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path)
     return tokenizer
 
 
 def image_token_id(tokenizer: PreTrainedTokenizerBase, *, model_token_id: int | None = None) -> int:
-    """The id that stands at scan positions; a tokenizer without one is given `<|image|>`.
+    """The token id of scan positions; `<|image|>` is added to a tokenizer without one.
 
     Args:
-        tokenizer: May get one token more.
+        tokenizer: A token may be added to it.
         model_token_id: The id that a pretrained model uses.
     """
     if model_token_id is not None:

@@ -1,4 +1,4 @@
-"""Weights and tokenizers that cannot be read are the user's to mend: told in one message, without a traceback."""
+"""Errors of weights and tokenizers that cannot be loaded, as one message without a traceback."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from safetensors import SafetensorError, safe_open
 
 from umbrella_train.errors import RunError
 
-# What transformers and umbrella_model raise over files that are absent, damaged or of another kind.
+# Raised by transformers and umbrella_model for files that are missing, damaged or of another kind.
 UNREADABLE = (OSError, ValueError, SafetensorError, StrictDataclassError)
 
-# What would be right.
+# What a name must be.
 LLAVA = (
-    "It must be a whole LLaVA, LLaVA-NeXT or LLaVA-OneVision checkpoint with a SigLIP or CLIP tower, or the model/ of "
-    "an earlier run: a folder with config.json and its safetensors, or a name on the hub that is in reach."
+    "It must be a complete LLaVA, LLaVA-NeXT or LLaVA-OneVision checkpoint with a SigLIP or CLIP tower, or the model/ "
+    "of an earlier run: a folder with config.json and safetensors, or the name of an accessible hub repository."
 )
-ITS_TOKENIZER = "Its tokenizer lies beside it, or is named by model.tokenizer."
-TOKENIZER = "It must be a folder with tokenizer.json and tokenizer_config.json, or a name on the hub that is in reach."
-TRAINED_MODEL = "It must be the model/ of a run that ended, or a checkpoint-N of one, as umbrella-train wrote it."
+ITS_TOKENIZER = "Its tokenizer is in the same folder, or named by model.tokenizer."
+TOKENIZER = "It must be a folder with tokenizer.json and tokenizer_config.json, or an accessible hub repository."
+TRAINED_MODEL = "It must be the model/ of a finished run, or a checkpoint-N, written by umbrella-train."
 
 
 @contextmanager
 def loading(
     thing: str, *, key: str, source: str | Path, right: str, errors: tuple[type[Exception], ...] = UNREADABLE
 ) -> Iterator[None]:
-    """Turns errors over unreadable files into a `RunError`; any other is a bug and keeps its traceback.
+    """Turns errors of unreadable files into a `RunError`; any other error is a bug and keeps its traceback.
 
     Args:
         thing: What is loaded: `weights`, `tokenizer`, ...
-        key: What names the source: a key of the config, or `model` for the one that a run made.
+        key: The config key of the source, or `model` for the model of a run.
         source: A folder, or a name on the hub.
-        right: What would be right.
-        errors: Those that an unreadable file can raise here.
+        right: What the source must be.
+        errors: Errors that an unreadable file can raise here.
 
     Raises:
-        RunError: With all of these and the reason.
+        RunError: With key, source and reason.
     """
     try:
         yield
@@ -55,7 +55,7 @@ def _reason(error: Exception, source: str | Path) -> str:
 
 
 def _damaged_weights(folder: Path) -> Iterator[str]:
-    """The error's own words do not say which file it is."""
+    """The message of the error does not name the file."""
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt"):

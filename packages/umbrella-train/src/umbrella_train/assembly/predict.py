@@ -1,4 +1,4 @@
-"""Asks a trained model one question about scans; nothing is written."""
+"""Asks a trained model one question about scans; no file is written."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def predict(
 
     Args:
         folder: A run's folder, its `model/`, a checkpoint, or any folder with a model and its processor.
-        question: The words.
+        question: The text.
         scans: Modality (or an alias of it) and files of each scan, in reading order.
         max_new_tokens: Longest answer in tokens.
-        device: Where to compute; None: the GPU, where there is one.
+        device: Device to use; None takes the GPU if there is one.
 
     Raises:
-        RunError: There is no model, it cannot be loaded, or it does not know a modality.
-        ScanError: A scan cannot be trusted.
+        RunError: There is no model, it cannot be loaded, or it does not have a modality.
+        ScanError: A scan is damaged or inconsistent.
     """
     model_folder = find_model(folder)
     has_processor = (model_folder / "processor_config.json").is_file()
-    # As for a tokenizer alone: a damaged file raises errors of any class.
+    # As for a tokenizer: a damaged file raises errors of any class.
     with loading("processor", key="model", source=model_folder, right=TRAINED_MODEL, errors=(Exception,)):
         processor = AutoProcessor.from_pretrained(model_folder) if has_processor else None
     if not isinstance(processor, UmbrellaProcessor):
-        raise RunError(f"{model_folder}: holds no processor of this package; train the model with umbrella-train")
+        raise RunError(f"{model_folder}: has no processor of this package; train the model with umbrella-train")
     named = [(_known_modality(name, processor), paths) for name, paths in scans]
     batch = processor(question_with_scans(question, named))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -69,8 +69,8 @@ def find_model(folder: Path) -> Path:
         if (place / "config.json").is_file():
             return place
     if (folder / "config.yaml").is_file():
-        raise RunError(f"{folder / 'model'}: holds no model; the run did not end (a checkpoint-N can be named instead)")
-    raise RunError(f"{folder}: holds no model (there is no config.json)")
+        raise RunError(f"{folder / 'model'}: has no model; the run did not finish (name a checkpoint-N instead)")
+    raise RunError(f"{folder}: has no model (no config.json)")
 
 
 def _known_modality(name: str, processor: UmbrellaProcessor) -> str:
@@ -79,5 +79,5 @@ def _known_modality(name: str, processor: UmbrellaProcessor) -> str:
     except ValueError as error:
         raise RunError(str(error)) from error
     if canonical not in processor.modality_order:
-        raise RunError(f"{canonical}: the model knows {', '.join(processor.modality_order)} alone")
+        raise RunError(f"{canonical}: the model was trained on {', '.join(processor.modality_order)} only")
     return canonical

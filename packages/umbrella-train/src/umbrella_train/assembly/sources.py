@@ -1,4 +1,4 @@
-"""Where the samples come from: manifests, or the synthetic cohort, which is written first."""
+"""Sources of samples: manifests, or the synthetic cohort, which is written first."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch.distributed as dist
 from tqdm import tqdm
@@ -29,18 +28,18 @@ class Sources:
     overlap: Overlap = field(default_factory=Overlap)
 
 
-# Checking takes 50 to 100 us a row: seconds for a cohort, minutes for a population.
+# Checking takes 50 to 100 us per row: seconds for a cohort, minutes for a population.
 MAX_ROWS_CHECKED = 50_000
 
 
 def check_manifests(sources: Sequence[DatasetConfig], *, config: RunConfig) -> None:
-    """Reads every row before anything is built; no scan is opened.
+    """Validates every row before anything is built; no scan is opened.
 
-    A missing file is a bad scan like any other where the config says to skip them. Of a manifest of more rows than
-    `MAX_ROWS_CHECKED`, only modalities are looked at: its rows are checked as they come, which a warning says.
+    If the config skips bad scans, a missing file is one of them. Of a manifest with more than `MAX_ROWS_CHECKED` rows,
+    only modalities are checked, with a warning: its rows are checked when they are read.
 
     Raises:
-        RunError: With all problems of all rows of all manifests, and modalities that the model is not to have.
+        RunError: With all problems of all rows of all manifests, and modalities that the config does not have.
     """
     problems = []
     for source in sources:
@@ -50,8 +49,8 @@ def check_manifests(sources: Sequence[DatasetConfig], *, config: RunConfig) -> N
                 manifest.validate(check_files=config.data.on_bad_scan == "raise")
             elif _is_first_rank():
                 logger.warning(
-                    "%s: has %d rows, more than the %d that are checked before a run; a bad one stops it as it comes. "
-                    "umbrella-data check %s checks them all",
+                    "%s: has %d rows, more than the %d that are checked before a run; an invalid row stops the run "
+                    "when it is read. umbrella-data check %s checks all of them",
                     source.manifest,
                     len(manifest),
                     MAX_ROWS_CHECKED,
@@ -59,8 +58,8 @@ def check_manifests(sources: Sequence[DatasetConfig], *, config: RunConfig) -> N
                 )
             held = frozenset[str]().union(*manifest.facts.modality_sets())
             problems += [
-                f"{source.manifest}: holds {name} scans, and the config has no model.modalities.{name}: give their "
-                "image_size and patch_size, or leave these rows out"
+                f"{source.manifest}: has {name} scans, and the config has no model.modalities.{name}: add their "
+                "image_size and patch_size, or remove these rows"
                 for name in sorted(held - set(config.model.modalities))
             ]
         except (ManifestError, OSError) as error:
@@ -74,41 +73,37 @@ def _is_first_rank() -> bool:
 
 
 def name_cohort_directory(config: RunConfig) -> RunConfig:
-    """The configuration with the folder of its synthetic cohort spelled out, so that a run's copy names its data."""
+    """The configuration with an explicit folder of its synthetic cohort, so that a run's copy names its data."""
     synthetic = config.data.synthetic
     if synthetic is None or synthetic.directory is not None:
         return config
-    named = synthetic.model_copy(update={"directory": _default_directory(config)})
+    named = synthetic.model_copy(update={"directory": config.cohort_directory})
     return config.model_copy(update={"data": config.data.model_copy(update={"synthetic": named})})
 
 
-def _default_directory(config: RunConfig) -> Path:
-    return config.output_dir / "synthetic-cohort"
-
-
 def find_evaluation(config: RunConfig) -> Sequence[DatasetConfig]:
-    """The held-out samples of a run that is there already; unlike `prepare_sources`, this writes no cohort.
+    """The held-out samples of an existing run; unlike `prepare_sources`, this writes no cohort.
 
     Raises:
-        RunError: With all problems of all rows of the manifests, or what is missing of the synthetic cohort.
+        RunError: With all problems of all rows of the manifests, or if the synthetic cohort is missing.
     """
     synthetic = config.data.synthetic
     if synthetic is None:
         check_manifests(config.data.evaluation, config=config)
         return config.data.evaluation
-    directory = synthetic.directory or _default_directory(config)
+    directory = config.cohort_directory
     num_train, num_test, seed = synthetic.num_train, synthetic.num_test, synthetic.seed
     cohort = find_demo_cohort(directory, num_train=num_train, num_test=num_test, seed=seed)
     if cohort is None:
         raise RunError(
-            f"{directory}: the synthetic cohort of this run is not there; write it again with: umbrella-data demo "
+            f"{directory}: the synthetic cohort of this run is missing; write it again with: umbrella-data demo "
             f"--out {directory} --num-train {num_train} --num-test {num_test} --seed {seed}"
         )
     return [DatasetConfig(manifest=cohort.test_manifest)]
 
 
 def prepare_sources(config: RunConfig) -> Sources:
-    """The config's manifests; a synthetic cohort is written by the first rank, or used again if it is there.
+    """The config's manifests; a synthetic cohort is written by the first rank unless it exists.
 
     Raises:
         RunError: With all problems of all rows of all manifests, or what is in both training and evaluation data.
@@ -119,7 +114,7 @@ def prepare_sources(config: RunConfig) -> Sources:
         check_manifests([*train, *evaluation], config=config)
         overlap = check_held_out(train, evaluation, max_rows=MAX_ROWS_CHECKED, allow_overlap=config.data.allow_overlap)
         return Sources(train, evaluation, overlap)
-    directory = synthetic.directory or _default_directory(config)
+    directory = config.cohort_directory
     is_first = _is_first_rank()
     if not is_first:
         dist.barrier()

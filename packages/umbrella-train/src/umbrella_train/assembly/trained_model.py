@@ -1,4 +1,4 @@
-"""A model that was trained before, as the start of another run: a second stage, or another cohort."""
+"""The model of an earlier run as the start of another one: a second stage, or another cohort."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ logger = logging.getLogger(__name__)
 
 
 def is_trained_model(source: str) -> bool:
-    """Whether a folder, or a name on the hub, holds a model of ours and not a LLaVA."""
+    """Whether a folder, or a hub repository, has an UMBRELLA model rather than a LLaVA."""
     return isinstance(AutoConfig.from_pretrained(source), UmbrellaConfig)
 
 
 def load_trained_model(
     source: str, *, section: ModelConfig, patch_embeds: Mapping[str, PatchEmbedConfig]
 ) -> UmbrellaForConditionalGeneration:
-    """The model, in float32, with adapters only where this run goes on with the same ones; others become weights.
+    """The model, in float32; adapters are kept if this run trains the same ones, and merged otherwise.
 
-    Modalities that the config has behind the model's own get patch embeds that start from nothing.
+    Modalities that follow those of the model in the config get patch embeds with random weights.
 
     Args:
-        source: A folder, as RUN/model, or a name on the hub.
-        section: What the run's config says of its model.
-        patch_embeds: Of the run's modalities, in their order.
+        source: A folder, such as RUN/model, or a hub repository.
+        section: The model section of the run's config.
+        patch_embeds: Patch embeds of the run's modalities, in order.
 
     Raises:
-        RunError: The model has other modalities, sizes or pools than the config, which names all that differs; or a
-            tensor is missing or too many.
+        RunError: With every difference of modalities, sizes or pools between model and config; or if a tensor is
+            missing or unexpected.
     """
     config = AutoConfig.from_pretrained(source)
     problems = [*_differences(config, patch_embeds)]
@@ -49,7 +49,7 @@ def load_trained_model(
     if layer is not None and layer != config.vision_feature_layer:
         problems.append(f"vision_feature_layer is {config.vision_feature_layer} there and {layer} here")
     if problems:
-        raise RunError(f"model.pretrained: {source} is another model than this config's:\n  " + "\n  ".join(problems))
+        raise RunError(f"model.pretrained: {source} does not match this config:\n  " + "\n  ".join(problems))
     added = [name for name in patch_embeds if name not in config.patch_embeds]
     try:
         model, account = UmbrellaForConditionalGeneration.from_pretrained(
@@ -71,10 +71,10 @@ def load_trained_model(
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *, source: str) -> None:
-    """Refuses another tokenizer than the model's own, where that one lies beside it: its ids would mean other words.
+    """Rejects a tokenizer whose ids differ from those of the model's own tokenizer, if that is saved with the model.
 
     Raises:
-        RunError: A word has another id.
+        RunError: A token has another id.
     """
     try:
         own = AutoTokenizer.from_pretrained(source).get_vocab()
@@ -83,19 +83,17 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *, source: str) -> None:
     other = next((word for word, number in tokenizer.get_vocab().items() if own.get(word) != number), None)
     if other is not None:
         raise RunError(
-            f"model.tokenizer: its id of {other!r} is not that of the tokenizer that {source} was trained with; leave "
-            "model.tokenizer out"
+            f"model.tokenizer: its id of {other!r} differs from that of the tokenizer of {source}; remove "
+            "model.tokenizer"
         )
 
 
 def warn_of_other_pipelines(source: str, pipelines: Mapping[str, Pipeline]) -> None:
-    """Says where scans are prepared otherwise than those that the model was trained on."""
+    """Warns when preprocessing differs from the checkpoint's."""
     try:
         trained_on = UmbrellaProcessor.from_pretrained(source).pipelines
     except (OSError, ValueError):
-        logger.warning(
-            "%s: has no processor, which would say how the scans that it was trained on were prepared", source
-        )
+        logger.warning("%s: has no processor with the preprocessing that it was trained with", source)
         return
     for name, pipeline in pipelines.items():
         before: Mapping[str, Any] = trained_on.get(name, {})
@@ -104,7 +102,7 @@ def warn_of_other_pipelines(source: str, pipelines: Mapping[str, Pipeline]) -> N
             f"{key} {now[key]} (then: {before[key]})" for key in now if key in before and before[key] != now[key]
         ]
         if changes:
-            logger.warning("data.pipelines.%s: the model was trained on other scans: %s", name, ", ".join(changes))
+            logger.warning("data.pipelines.%s: preprocessing differs from the model's: %s", name, ", ".join(changes))
 
 
 def _differences(config: UmbrellaConfig, asked: Mapping[str, PatchEmbedConfig]) -> Iterator[str]:
@@ -112,7 +110,7 @@ def _differences(config: UmbrellaConfig, asked: Mapping[str, PatchEmbedConfig]) 
     if order != list(asked)[: len(order)]:
         yield (
             f"modalities, in the order of their tags, are {', '.join(order)} there and {', '.join(asked)} here; "
-            "new ones stand behind"
+            "new ones must come last"
         )
     for name in asked:
         if name in trained and trained[name] != asked[name]:
@@ -122,6 +120,6 @@ def _differences(config: UmbrellaConfig, asked: Mapping[str, PatchEmbedConfig]) 
 
 
 def _adapters(learn: LearnConfig) -> dict[str, Any] | None:
-    """As `umbrella_model.lora.add_lora` notes them."""
+    """The adapters as `umbrella_model.lora.add_lora` records them."""
     parts = [part for part in PARTS if learn.parts[part] == "lora"]
     return {"parts": parts, **asdict(LoraSettings(**learn.lora.model_dump()))} if parts else None

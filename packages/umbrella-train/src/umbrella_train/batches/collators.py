@@ -16,22 +16,22 @@ from umbrella_model import pack_batch, supervised_index
 class SupervisedCollator(PaddingCollator):
     """The collator of training and of the evaluation loss; its arguments are those of `PaddingCollator`.
 
-    The data know nothing of the model that takes the index: it is added here, in the loader's own process.
+    umbrella_data does not know the model that uses the index, so it is added here, in the loader process.
     """
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Collate examples.
 
         Returns:
-            The batch of `PaddingCollator` with `supervised_index`, (K,) int64: the model computes logits at these
-            positions of the flattened (B * L) alone.
+            The batch of `PaddingCollator` with `supervised_index`, (K,) int64: positions of the flattened (B * L) at
+            which the model computes logits.
         """
         batch = super().__call__(examples)
         return {**batch, "supervised_index": supervised_index(batch["labels"])}
 
 
 def num_conversations(batch: Mapping[str, Any]) -> int:
-    """The conversations of a batch with labels, padded or packed."""
+    """Number of conversations of a batch with labels, padded or packed."""
     ends = batch.get("cu_seq_lens_q")
     return len(batch["labels"]) if ends is None else len(ends) - 1
 
@@ -65,6 +65,6 @@ class PackedCollator:
         """Collate examples.
 
         Returns:
-            What `pack_batch` makes of the padded batch.
+            The padded batch, packed by `pack_batch`.
         """
-        return pack_batch(self._collate(examples))  # as they come: their type says where the scans lie
+        return pack_batch(self._collate(examples))

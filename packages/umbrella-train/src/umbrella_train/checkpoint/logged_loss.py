@@ -8,22 +8,22 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-# No class name of a callback: Hugging Face's Trainer may build those anew from what is kept under their names.
+# Not the name of a callback class: Hugging Face's Trainer may rebuild those from their entries.
 _NAME = "losses_since_log"
 
 
 class LossSinceLog(TrainerCallback):
-    """Keeps the sum of losses since the last line, which Hugging Face's Trainer forgets when it stops.
+    """Saves the sum of losses since the last logged line, which Hugging Face's Trainer does not.
 
     Args:
-        trainer: Whose losses they are.
+        trainer: The trainer.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
 
     def keep(self) -> None:
-        """Puts the sum, the mean of all ranks, into the state that a checkpoint saves; called by every rank."""
+        """Adds the sum, averaged over ranks, to the state that a checkpoint saves; called by every rank."""
         total = _mean_over_ranks(self._trainer._tr_loss).item()
         since = self._trainer._globalstep_last_logged
         saved_entries(self._trainer.state)[_NAME] = {"sum": total, "since": since}
@@ -31,12 +31,12 @@ class LossSinceLog(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Called by the Trainer, once it has set its own sum to zero."""
+        """Called by the Trainer after it has set its own sum to zero."""
         kept = saved_entries(state).get(_NAME)
         if kept is not None:
             self._trainer._tr_loss.fill_(kept["sum"])
             self._trainer._globalstep_last_logged = kept["since"]
-            # The mean loss of the whole training, logged at its end, is that of the steps from here on.
+            # The mean training loss, logged at the end, is that of the steps after the resume.
             self._trainer._total_loss_scalar = -kept["sum"]
 
 
@@ -49,5 +49,5 @@ def _mean_over_ranks(value: Tensor) -> Tensor:
 
 
 def saved_entries(state: TrainerState) -> dict[str, Any]:
-    """The table that Hugging Face's Trainer writes with a checkpoint and reads again; it annotates it as a list."""
+    """The table that Hugging Face's Trainer saves with a checkpoint and restores; it annotates it as a list."""
     return cast(dict[str, Any], state.stateful_callbacks)

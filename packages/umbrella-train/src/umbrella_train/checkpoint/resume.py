@@ -1,4 +1,4 @@
-"""Which checkpoint a resumed run goes on from, the same on every rank."""
+"""The checkpoint that a run resumes from, the same on every rank."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ AUTO = "auto"
 
 
 def find_checkpoint(config: RunConfig, resume: str) -> Path:
-    """The checkpoint to go on from. The first rank alone looks, and reads every byte to verify; the others are told.
+    """The checkpoint to resume from, found and verified by the first rank and broadcast to the others.
 
     Args:
         config: The run.
         resume: `auto` for the newest run of this name, a run's folder, or a checkpoint's folder.
 
     Raises:
-        RunError: On every rank, where there is no intact checkpoint. With `auto`, it names that of an older run.
+        RunError: On every rank, if there is no valid checkpoint. With `auto`, it names that of an older run.
     """
     if not dist.is_initialized():
         return _look_for(config, resume)
@@ -34,8 +34,7 @@ def find_checkpoint(config: RunConfig, resume: str) -> Path:
             found = [_look_for(config, resume)]
         except (RunError, OSError) as error:
             found = [error]
-    # Ranks that each looked for themselves could start from different checkpoints, on a file system that shows them
-    # different moments.
+    # If each rank searched, they could find different checkpoints on a network file system.
     dist.broadcast_object_list(found)
     (answer,) = found
     if isinstance(answer, Exception):
@@ -53,12 +52,12 @@ def _look_for(config: RunConfig, resume: str) -> Path:
             raise RunError(f"{error}{_hint(older)}") from None
     folder = Path(resume)
     if not folder.is_dir():
-        raise RunError(f"--resume {resume}: there is no such folder; name a checkpoint, a run's folder, or {AUTO}")
+        raise RunError(f"--resume {resume}: there is no such folder; give a checkpoint, a run's folder, or {AUTO}")
     if (folder / "config.yaml").is_file():
         return newest_good_checkpoint(folder)
     problems = checkpoint_problems(folder)
     if problems:
-        raise RunError("cannot go on from this checkpoint:\n  " + "\n  ".join(problems))
+        raise RunError("cannot resume from this checkpoint:\n  " + "\n  ".join(problems))
     return folder
 
 
@@ -67,13 +66,13 @@ def _runs(config: RunConfig) -> list[Path]:
     runs = [path for path in config.output_dir.glob(f"{config.name}*") if (path / "config.yaml").is_file()]
     named = [path for path in runs if path.name == config.name or path.name.removeprefix(f"{config.name}-").isdigit()]
     if not named:
-        raise RunError(f"{config.output_dir / config.name}: there is no such run to go on with")
+        raise RunError(f"{config.output_dir / config.name}: there is no such run to resume")
     return sorted(named, key=lambda path: (path / "config.yaml").stat().st_mtime, reverse=True)
 
 
 def _hint(older: Sequence[Path]) -> str:
-    """What an older run of the name could go on from: told and not taken, for its settings may be others."""
+    """A message about the checkpoint of an older run of this name; it is not used, since its settings may differ."""
     for run in older:
         with contextlib.suppress(RunError):
-            return f"\nan older run of this name has one; to go on from it: --resume {newest_good_checkpoint(run)}"
+            return f"\nan older run of this name has one; to resume from it: --resume {newest_good_checkpoint(run)}"
     return ""

@@ -1,4 +1,4 @@
-"""A Hugging Face Trainer whose checkpoints are whole: safetensors and JSON for every engine, sealed when finished."""
+"""A Hugging Face Trainer with checkpoints of safetensors and JSON for every engine, and an integrity manifest."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 class WholeCheckpointTrainer(Trainer):
-    """Replaces what Hugging Face's Trainer pickles, and loads what is asked for or nothing.
+    """Replaces what Hugging Face's Trainer pickles; loading is exact or an error.
 
-    There is no random state to keep: a step's generator comes from (seed, step, rank), a sample's from its index.
+    No random state is saved: a step's generator is seeded from (seed, step, rank), a sample's from its index.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -31,11 +31,10 @@ class WholeCheckpointTrainer(Trainer):
         self.add_callback(self._losses)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the model whole, once it is known to be finite; every rank must call it.
+        """Writes the unsharded model, if it is finite; every rank must call it.
 
         Raises:
-            NonFiniteError: A parameter is NaN or infinite. A checkpoint of it would be the newest, and no run could go
-                on from it.
+            NonFiniteError: A parameter is NaN or infinite. Its checkpoint would be the newest, but unusable.
         """
         check_finite(self._unwrapped(), step=self.state.global_step)
         if self.is_deepspeed_enabled:
@@ -48,7 +47,7 @@ class WholeCheckpointTrainer(Trainer):
             self._save(output_dir, state_dict=state)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Writes safetensors, configs and the processor; Hugging Face's pickled arguments are left out."""
+        """Writes safetensors, configs and the processor, without Hugging Face's pickled arguments."""
         target = Path(output_dir or self._run_folder())
         target.mkdir(parents=True, exist_ok=True)
         self._unwrapped().save_pretrained(target, state_dict=state_dict)
@@ -84,8 +83,8 @@ class WholeCheckpointTrainer(Trainer):
         if self.is_deepspeed_enabled:
             if self.args.process_index == 0:
                 logger.warning(
-                    "%s: DeepSpeed goes on with the learning rate and the other settings of the optimiser that it "
-                    "saved, whatever the config says now",
+                    "%s: DeepSpeed keeps the learning rate and other optimizer settings of its checkpoint and ignores "
+                    "those of the config",
                     Path(checkpoint).name,
                 )
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -101,7 +100,7 @@ class WholeCheckpointTrainer(Trainer):
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Loads the weights; a key that is missing or not expected is an error, where Hugging Face's Trainer warns."""
+        """Loads the weights; missing and unexpected keys are errors (Hugging Face's Trainer warns)."""
         target = self._unwrapped() if model is None else model
         load_whole_state(target, sorted(Path(resume_from_checkpoint).glob("model*.safetensors")))
 
@@ -112,10 +111,10 @@ class WholeCheckpointTrainer(Trainer):
         """Part of the training state."""
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """There is none."""
+        """No random state is saved."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """There is none."""
+        """No random state is saved."""
 
     def _layout(self) -> dict[str, Any]:
         return {

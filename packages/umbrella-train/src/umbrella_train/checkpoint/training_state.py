@@ -1,7 +1,7 @@
-"""Optimiser, schedule and scaler of a checkpoint as safetensors and JSON: no pickle, one form for every engine.
+"""Optimizer, schedule and scaler of a checkpoint as safetensors and JSON: no pickle, one format for every engine.
 
-Tensors are stored whole and under the names of their parameters. So a checkpoint of two sharded ranks resumes on three,
-or on one, and a parameter that was never stepped (`absent: hold`) simply has no entry.
+Tensors are stored unsharded under the names of their parameters. A checkpoint of two sharded ranks can therefore be
+resumed on three, or on one, and a parameter that was never stepped (`absent: hold`) has no entry.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def save_training_state(
 
     Args:
         folder: The checkpoint.
-        model: Whose parameters the optimiser steps; not wrapped.
+        model: The model whose parameters are optimized; not wrapped.
         optimizer: Its moments are gathered one parameter at a time.
         scheduler: The learning rate's schedule.
         scaler: The loss scaler, if there is one.
-        layout: What decides which samples a step takes (ranks, batch, accumulation, token budget, ...).
+        layout: Settings that determine the samples of a step (ranks, batch, accumulation, token budget, ...).
         is_writer: Whether this rank writes.
     """
     tensors: dict[str, Tensor] = {}
@@ -82,10 +82,10 @@ def load_training_state(
     scaler: Any = None,
     layout: Mapping[str, Any] | None = None,
 ) -> None:
-    """Puts a saved state back; each rank reads from the file what its shards need.
+    """Restores a saved state; each rank reads from the file what its shards need.
 
-    Settings of the optimiser and its schedule are those of this run's config. Where they are the checkpoint's, the run
-    goes on to the bit; a setting of the optimiser that is another, and a jump of the schedule, are told.
+    Settings of the optimizer and its schedule are those of this run's config. If they equal the checkpoint's, the
+    resumed run is bit-identical; changed optimizer settings and a jump of the schedule are logged as warnings.
 
     Args:
         folder: The checkpoint.
@@ -93,21 +93,21 @@ def load_training_state(
         optimizer: Of the same kind and over the same parameters.
         scheduler: The learning rate's schedule.
         scaler: The loss scaler, if there is one.
-        layout: As of this run; what differs from before is warned of.
+        layout: Of this run; differences are warned of.
 
     Raises:
-        RunError: The checkpoint has no such state, or it belongs to another optimiser or to other parameters.
+        RunError: The checkpoint has no such state, or that of another optimizer or of other parameters.
     """
     if not (folder / FACTS).is_file() or not (folder / TENSORS).is_file():
-        raise RunError(f"{folder}: has no {TENSORS} and {FACTS}: a run cannot go on without its optimiser's state")
+        raise RunError(f"{folder}: has no {TENSORS} and {FACTS}: a run cannot be resumed without its optimizer state")
     facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     groups = _groups(model, optimizer)
     _check_is_of(optimizer, facts, groups=groups, folder=folder)
     before = facts["layout"]
     if layout is not None and any(layout.get(key, value) != value for key, value in before.items()):
         logger.warning(
-            "%s was written with %s and goes on with %s: the place in the epoch is counted anew, so that some of its "
-            "samples may come twice and others not at all",
+            "%s was written with %s and is resumed with %s: the position in the epoch is recomputed, so that some of "
+            "its samples may occur twice and others not at all",
             folder.name,
             before,
             dict(layout),
@@ -138,14 +138,14 @@ def _tell_of_settings(groups: list[dict[str, Any]], saved: list[dict[str, Any]],
             if key != "lr" and _as_before(value, now) != now:  # lr is the schedule's at this step
                 changed[{"initial_lr": "learning_rate"}.get(key, key)] = f"{now} (before: {value})"
     if changed:
-        said = ", ".join(f"{key} {words}" for key, words in changed.items())
-        logger.warning("%s: the run goes on with %s", folder.name, said)
+        changes = ", ".join(f"{key} {words}" for key, words in changed.items())
+        logger.warning("%s: the run resumes with %s", folder.name, changes)
 
 
 def _go_on_with_schedule(
     scheduler: Any, state: dict[str, Any], *, groups: list[dict[str, Any]], saved: list[dict[str, Any]]
 ) -> None:
-    """Sets the schedule to the checkpoint's step, for the learning rates that the config asks for."""
+    """Sets the schedule to the checkpoint's step, for the learning rates of the config."""
     inner = getattr(scheduler, "scheduler", scheduler)  # of accelerate's wrapper
     scheduler.load_state_dict(state | {"base_lrs": inner.base_lrs} if "base_lrs" in state else state)
     if isinstance(inner, LambdaLR):
@@ -158,12 +158,12 @@ def _go_on_with_schedule(
         group["lr"] = rate
         expected = _scaled(group, before["settings"])
         if not math.isclose(rate, expected, rel_tol=1e-6):
-            logger.warning("another schedule than before: the learning rate is %g here, and not %g", rate, expected)
+            logger.warning("the schedule differs from before: the learning rate is %g instead of %g", rate, expected)
     inner._last_lr = rates
 
 
 def _scaled(group: Mapping[str, Any], before: Mapping[str, Any]) -> float:
-    """The checkpoint's learning rate, changed as the one at the start was."""
+    """The checkpoint's learning rate, scaled by the change of the initial one."""
     rate, start = float(before["lr"]), before.get("initial_lr")
     return rate if not start or start == group["initial_lr"] else rate * group["initial_lr"] / start
 
@@ -171,7 +171,7 @@ def _scaled(group: Mapping[str, Any], before: Mapping[str, Any]) -> float:
 def _check_is_of(
     optimizer: torch.optim.Optimizer, facts: Mapping[str, Any], *, groups: list[dict[str, Any]], folder: Path
 ) -> None:
-    """Refuses the state of an optimiser of another kind, or over other parameters."""
+    """Rejects the state of another optimizer, or of other parameters."""
     kind = type(_unwrapped(optimizer)).__name__
     if facts["optimizer"] != kind:
         raise RunError(f"{folder}: was written by {facts['optimizer']}, and this run uses {kind}; set trainer.optim")
@@ -180,7 +180,7 @@ def _check_is_of(
     if saved_names != names:
         other = sorted({name for group in saved_names for name in group} ^ {name for group in names for name in group})
         raise RunError(
-            f"{folder}: its optimiser steps other parameters than this run's"
+            f"{folder}: its optimizer has other parameters than this run's"
             + (f", among them {other[0]}" if other else ", in other groups")
             + "; resume with the config that it was trained with, or start a new run from its weights by "
             "model.pretrained"
@@ -188,12 +188,12 @@ def _check_is_of(
 
 
 def _placed(value: Tensor, *, entry: str, parameter: nn.Parameter, settings: dict[str, Any]) -> Tensor:
-    """A stored tensor where the optimiser expects it: sharded as its parameter, or beside it."""
+    """A stored tensor as the optimizer expects it: sharded like its parameter, or on its device."""
     if entry == "step" and not (settings.get("fused") or settings.get("capturable")):
-        # The rule of torch.optim: only fused and capturable optimisers keep their step counter on the device.
+        # As in torch.optim: only fused and capturable optimizers keep their step counter on the device.
         return value
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
-        # Without a source rank each one cuts its own shard from what it read: nothing is sent.
+        # Without a source rank each rank takes its shard from what it read; nothing is sent.
         return distribute_tensor(
             value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
         )
@@ -223,7 +223,7 @@ def _unwrapped(optimizer: Any) -> torch.optim.Optimizer:
 
 
 def _as_before(value: Any, current: Any) -> Any:
-    """JSON has neither tuples nor tensors: a setting gets the type back that the optimiser gave it."""
+    """Restores the type of a setting: JSON has neither tuples nor tensors."""
     if isinstance(current, tuple):
         return tuple(value)
     return torch.tensor(value) if isinstance(current, Tensor) else value
@@ -232,4 +232,4 @@ def _as_before(value: Any, current: Any) -> Any:
 def _plain(value: object) -> Any:
     if isinstance(value, Tensor):
         return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be kept in {FACTS}")
+    raise TypeError(f"{type(value).__name__} cannot be saved in {FACTS}")

@@ -1,6 +1,6 @@
 """The configuration of a run: schema, strict YAML, overrides. Imports no torch."""
 
-from umbrella_train.config.data import AugmentSettings, DataConfig, DatasetConfig, PipelineSettings, SyntheticConfig
+from umbrella_train.config.data import DataConfig, DatasetConfig, SyntheticConfig
 from umbrella_train.config.loading import demo_config_path, dump_config, load_config
 from umbrella_train.config.model import LearnConfig, ModalityModelConfig, ModelConfig
 from umbrella_train.config.problems import ConfigError
@@ -8,7 +8,6 @@ from umbrella_train.config.run_config import RunConfig
 from umbrella_train.config.training import DummyLossConfig, ReportConfig, TrainerConfig
 
 __all__ = [
-    "AugmentSettings",
     "ConfigError",
     "DataConfig",
     "DatasetConfig",
@@ -16,7 +15,6 @@ __all__ = [
     "LearnConfig",
     "ModalityModelConfig",
     "ModelConfig",
-    "PipelineSettings",
     "ReportConfig",
     "RunConfig",
     "SyntheticConfig",

@@ -1,50 +1,31 @@
-"""The `model` section: where the weights come from, the modalities, and which parts learn."""
+"""The `model` section: where the weights come from, the modalities, and which parts are trained."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
-from umbrella_data.modality import find_modality
-from umbrella_train.config.section import Section, SectionError
-
-AXES = ("X", "Y", "Z", "T")
-T = TypeVar("T")
+from umbrella_data.pipeline.patch_grid import patch_grid
+from umbrella_train.config.section import ModalityName, Section, UniqueNames, errors_at
+from umbrella_train.config.strict_yaml import SECRET_ADVICE, secret_keys
 
 PartState = Literal["train", "frozen", "lora"]
-Pool = PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=4)]
+Sizes = Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=4)]
 # transformers would look for a folder named "~".
 Source = Annotated[str, AfterValidator(lambda name: str(Path(name).expanduser()) if name.startswith("~") else name)]
-Grid = Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=4)]
-
-# The parts that each preset does not freeze; the same as of umbrella_model, which this file must not import.
-PARTS = ("patch_embed", "vision_tower", "projector", "language_model", "embeddings")
-PRESETS: Mapping[str, Mapping[str, PartState]] = {
-    "full": dict.fromkeys(PARTS, "train"),
-    "align": {"patch_embed": "train", "projector": "train"},
-    "patch_embed_only": {"patch_embed": "train"},
-    "lora": {"patch_embed": "train", "projector": "train", "language_model": "lora"},
-}
 
 
 class ModalityModelConfig(Section):
     """The grid that one modality's patch embed works on."""
 
-    image_size: Grid
+    image_size: Sizes
     """Voxels along X, Y, Z, and frames along T for a series."""
-    patch_size: Grid
+    patch_size: Sizes
     """Voxels of one patch along the same axes; it must divide image_size."""
-
-    @model_validator(mode="after")
-    def _check_grid(self) -> ModalityModelConfig:
-        problems = grid_problems(self.image_size, patch_size=self.patch_size)
-        if problems:
-            raise SectionError(problems)
-        return self
 
     @property
     def grid_size(self) -> tuple[int, ...]:
@@ -55,27 +36,6 @@ class ModalityModelConfig(Section):
     def num_patches(self) -> int:
         """Vision tokens of one scan."""
         return math.prod(self.grid_size)
-
-
-def grid_problems(image_size: tuple[int, ...], *, patch_size: tuple[int, ...]) -> list[tuple[str, str]]:
-    """Say what keeps a patch from dividing an image.
-
-    Args:
-        image_size: Voxels along X, Y, Z (and frames along T).
-        patch_size: Voxels of one patch along the same axes.
-
-    Returns:
-        Pairs of the key at fault and the problem, with the nearest sizes that would do.
-    """
-    if len(image_size) != len(patch_size):
-        return [("patch_size", f"has {len(patch_size)} numbers where image_size has {len(image_size)}")]
-    problems = []
-    for axis, size, patch in zip(AXES, image_size, patch_size, strict=False):
-        if size % patch:
-            below, above = size // patch * patch, (size // patch + 1) * patch
-            nearest = f"{below} or {above}" if below else str(above)
-            problems.append(("image_size", f"{size} along {axis} is not divisible by the patch of {patch}: {nearest}"))
-    return problems
 
 
 class LoraConfig(Section):
@@ -105,13 +65,22 @@ class PartLearningRates(Section):
 
     @property
     def given(self) -> dict[str, float]:
-        """The rates of the parts that have one of their own."""
-        rates: dict[str, float | None] = {part: getattr(self, part) for part in PARTS}
-        return {part: rate for part, rate in rates.items() if rate is not None}
+        """The rates of the parts that have their own."""
+        return {part: rate for part, rate in self if rate is not None}
+
+
+# Parts and presets are those of umbrella_model, whose import would load torch; a test compares the two.
+PARTS = tuple(PartLearningRates.model_fields)
+PRESETS: Mapping[str, Mapping[str, PartState]] = {
+    "full": dict.fromkeys(PARTS, "train"),
+    "align": {"patch_embed": "train", "projector": "train"},
+    "patch_embed_only": {"patch_embed": "train"},
+    "lora": {"patch_embed": "train", "projector": "train", "language_model": "lora"},
+}
 
 
 class LearnConfig(Section):
-    """Which parts of the model learn, and how fast: a preset, and single parts that depart from it."""
+    """Which parts of the model learn, and how fast: a preset, and single parts that differ from it."""
 
     preset: Literal["full", "align", "patch_embed_only", "lora"] = "full"
     """full: everything; align: patch embeds and projector; patch_embed_only; lora: align and adapters."""
@@ -130,22 +99,25 @@ class LearnConfig(Section):
     lora: LoraConfig = LoraConfig()
     """The adapters of parts that are lora."""
 
-    @model_validator(mode="after")
-    def _check_rates_are_used(self) -> LearnConfig:
-        problems = [
-            (f"learning_rates.{part}", f"would not be used: {part} is frozen")
-            for part in self.learning_rates.given
-            if self.parts[part] == "frozen"
-        ]
-        if problems:
-            raise SectionError(problems)
-        return self
+    @field_validator("learning_rates")
+    @classmethod
+    def _check_rates_are_used(cls, rates: PartLearningRates, info: ValidationInfo) -> PartLearningRates:
+        if {"preset", *PARTS} <= info.data.keys():
+            states = _part_states(info.data)
+            unused = [part for part in rates.given if states[part] == "frozen"]
+            if unused:
+                raise errors_at([(part, f"would not be used: {part} is frozen") for part in unused])
+        return rates
 
     @property
     def parts(self) -> dict[str, PartState]:
         """Every part with its state, the preset resolved."""
-        explicit: dict[str, PartState | None] = {part: getattr(self, part) for part in PARTS}
-        return {part: state or PRESETS[self.preset].get(part, "frozen") for part, state in explicit.items()}
+        return _part_states(dict(self))
+
+
+def _part_states(learn: Mapping[str, Any]) -> dict[str, PartState]:
+    preset = PRESETS[learn["preset"]]
+    return {part: learn[part] or preset.get(part, "frozen") for part in PARTS}
 
 
 class ModelConfig(Section):
@@ -162,122 +134,82 @@ class ModelConfig(Section):
     vision_feature_layer: int | None = None
     """The encoder layer whose output goes to the projector, as in LlavaConfig (default: the checkpoint's, or -1)."""
     init: Literal["inflate", "random"] = "inflate"
-    """Where patch embeds start with pretrained: from the checkpoint's 2-D filter and positions, or from nothing."""
+    """Initial patch embeds with pretrained: inflate the checkpoint's 2-D filter and positions, or random."""
     attn_implementation: Literal["varlen", "sdpa", "eager"] | None = None
     """Attention: varlen trains without a padding mask. Default: varlen, but sdpa with a sliding window."""
-    modalities: Annotated[dict[str, ModalityModelConfig], Field(min_length=1)]
+    modalities: Annotated[dict[ModalityName, ModalityModelConfig], Field(min_length=1), UniqueNames]
     """The modalities by name (T1, rsfMRI, dMRI); their order here is the order of the modality tags."""
-    pool: dict[str, Pool] = Field(default_factory=dict)
+    pool: Annotated[dict[ModalityName, PositiveInt | Sizes], UniqueNames] = Field(default_factory=dict)
     """Neighbouring patches along each axis that are averaged to one token, by modality: 1, or as [2, 2, 2, 1]."""
     learn: LearnConfig = LearnConfig()
     """Which parts learn."""
 
-    @field_validator("modalities", mode="after")
+    @field_validator("vision_config", "text_config")
     @classmethod
-    def _check_modalities(cls, modalities: dict[str, ModalityModelConfig]) -> dict[str, ModalityModelConfig]:
-        named = by_canonical_name(modalities)
+    def _check_source(cls, config: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
+        if config is not None and (secrets := secret_keys(config)):
+            raise errors_at([(path, SECRET_ADVICE) for path in secrets])
+        if info.data.get("pretrained") is not None and config is not None:
+            raise ValueError("would not be used: the checkpoint named by pretrained brings its own")
+        if config is None and info.data.get("pretrained", "") is None:
+            raise ValueError("is required without pretrained")
+        if config is not None and "model_type" not in config:
+            raise errors_at([("model_type", "is missing: it selects the Hugging Face config class")])
+        return config
+
+    @field_validator("modalities")
+    @classmethod
+    def _check_grids(cls, modalities: dict[str, ModalityModelConfig]) -> dict[str, ModalityModelConfig]:
         problems = []
-        for name, modality in named.items():
-            rank, given = find_modality(name).spatial_rank, len(modality.image_size)
-            if rank != given:
-                axes = ", ".join(AXES[:rank])
-                problems.append((f"{name}.image_size", f"has {given} numbers where {name} has {rank} axes ({axes})"))
+        for name, modality in modalities.items():
+            try:
+                patch_grid(modality.image_size, modality.patch_size, modality=name)
+            except ValueError as error:
+                problems.append((name, str(error)))
         if problems:
-            raise SectionError(problems)
-        return named
+            raise errors_at(problems)
+        return modalities
 
-    @field_validator("pool", mode="after")
+    @field_validator("pool")
     @classmethod
-    def _name_pools(cls, pool: dict[str, Pool]) -> dict[str, Pool]:
-        return by_canonical_name(pool)
-
-    @model_validator(mode="after")
-    def _check_pool(self) -> ModelConfig:
-        problems = [problem for name, pool in self.pool.items() for problem in self._pool_problems(name, pool)]
+    def _check_pool(cls, pool: dict[str, int | tuple[int, ...]], info: ValidationInfo) -> Any:
+        modalities = info.data.get("modalities", {})
+        problems = []
+        for name, value in pool.items() if modalities else ():
+            if name not in modalities:
+                problems.append((name, f"model.modalities has no {name} (it has {', '.join(modalities)})"))
+                continue
+            grid = modalities[name].grid_size
+            sizes = _pool_size(value, len(grid))
+            if len(sizes) != len(grid) or any(patches % size for patches, size in zip(grid, sizes, strict=True)):
+                problems.append((name, f"{value} does not divide the {grid} patches along the axes of {name}"))
         if problems:
-            raise SectionError(problems)
-        return self
-
-    def _pool_problems(self, name: str, pool: Pool) -> list[tuple[str, str]]:
-        if name not in self.modalities:
-            return [(f"pool.{name}", f"modalities has no {name} (it has {', '.join(self.modalities)})")]
-        grid = self.modalities[name].grid_size
-        sizes = (pool,) * len(grid) if isinstance(pool, int) else pool
-        if len(sizes) != len(grid):
-            return [(f"pool.{name}", f"has {len(sizes)} numbers where {name} has {len(grid)} axes")]
-        return [
-            (f"pool.{name}", f"{size} along {axis} does not divide the {patches} patches there")
-            for axis, patches, size in zip(AXES, grid, sizes, strict=False)
-            if patches % size
-        ]
+            raise errors_at(problems)
+        return pool
 
     @model_validator(mode="after")
     def _check_positions(self) -> ModelConfig:
         positions = (self.text_config or {}).get("max_position_embeddings")
-        if not isinstance(positions, int):
-            return self
         problems = [
             ("text_config.max_position_embeddings", f"{positions} is less than the {tokens} tokens of one {name} scan")
-            for name, tokens in self._num_tokens().items()
-            if tokens > positions
+            for name, tokens in self._num_tokens()
+            if isinstance(positions, int) and tokens > positions
         ]
         if problems:
-            raise SectionError(problems)
+            raise errors_at(problems)
         return self
+
+    def _num_tokens(self) -> Iterator[tuple[str, int]]:
+        """Tokens of one scan of each modality, after pooling."""
+        for name, modality in self.modalities.items():
+            yield name, modality.num_patches // math.prod(_pool_size(self.pool.get(name, 1), len(modality.grid_size)))
 
     @property
     def random_and_fixed(self) -> list[str]:
-        """Parts that stay as random as they start: nothing pretrained is loaded, and their weights are not trained."""
+        """Parts that keep their random initial weights: nothing pretrained is loaded, and they are not trained."""
         states = self.learn.parts
         return [] if self.pretrained is not None else [part for part in PARTS if states[part] != "train"]
 
-    def _num_tokens(self) -> dict[str, int]:
-        """Tokens of one scan, after pooling."""
-        pools = {name: self.pool.get(name, 1) for name in self.modalities}
-        return {
-            name: modality.num_patches
-            // (pool ** len(modality.grid_size) if isinstance(pool := pools[name], int) else math.prod(pool))
-            for name, modality in self.modalities.items()
-        }
 
-    @model_validator(mode="after")
-    def _check_source(self) -> ModelConfig:
-        configs = {"vision_config": self.vision_config, "text_config": self.text_config}
-        if self.pretrained is not None:
-            problems = [
-                (name, "would not be used: the checkpoint named by pretrained brings its own")
-                for name, config in configs.items()
-                if config is not None
-            ]
-        else:
-            problems = [(name, "is needed where no pretrained is named") for name, c in configs.items() if c is None]
-            problems += [
-                (f"{name}.model_type", "is missing: it says which Hugging Face config this is")
-                for name, config in configs.items()
-                if config is not None and "model_type" not in config
-            ]
-        if problems:
-            raise SectionError(problems)
-        return self
-
-
-def by_canonical_name(entries: Mapping[str, T]) -> dict[str, T]:
-    """Rename the keys of a table of modalities to their canonical names, in the same order.
-
-    Raises:
-        SectionError: For unknown names, and for two names of one modality.
-    """
-    named: dict[str, T] = {}
-    problems = []
-    for name, entry in entries.items():
-        try:
-            canonical = find_modality(name).name
-        except ValueError as error:
-            problems.append((name, str(error)))
-            continue
-        if canonical in named:
-            problems.append((name, f"is another name of {canonical}, which is here already"))
-        named[canonical] = entry
-    if problems:
-        raise SectionError(problems)
-    return named
+def _pool_size(pool: int | tuple[int, ...], num_axes: int) -> tuple[int, ...]:
+    return (pool,) * num_axes if isinstance(pool, int) else pool

@@ -1,15 +1,17 @@
-"""Command-line overrides, as in `--model.modalities.T1.patch-size 8 8 8`, laid over a file's content.
+"""Command-line overrides, as in `--model.modalities.T1.patch-size 8 8 8`, and their description for `--help`.
 
-They are laid over the raw content, before validation, so that a file's mistakes and an override's come in one list, an
-override can mend a file, and keys can be set that the file does not have. (tyro, which prints the help, parses on top
-of a valid default only, and not into a section that is null there.)
+Overrides are applied to the raw content, before validation: problems of the file and of the overrides are reported
+together, an override can fix the file, and can set keys that the file does not have. (tyro, which prints the help,
+parses only on top of a valid default, and not into a section that is null there.)
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +20,9 @@ import yaml
 from pydantic import BaseModel
 
 from umbrella_data.modality import find_modality
+from umbrella_data.pipeline.config import AugmentConfig, PipelineSettings
+from umbrella_train.config.data import DatasetConfig
+from umbrella_train.config.run_config import RunConfig
 from umbrella_train.config.schema import (
     allows_none,
     annotation_at,
@@ -30,10 +35,6 @@ from umbrella_train.config.schema import (
 _NONE_WORDS = frozenset({"none", "null"})
 
 
-class _UnusableValueError(ValueError):
-    """A value that cannot stand at its key, said in words."""
-
-
 @dataclass
 class _Override:
     flag: str
@@ -43,12 +44,12 @@ class _Override:
 def apply_overrides(
     content: dict[str, Any], *, overrides: Sequence[str], section: type[BaseModel]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Lay overrides over a configuration's raw content.
+    """Apply overrides to a configuration's raw content.
 
     Args:
-        content: What the file holds; left as it is.
-        overrides: The command line's words: `--dotted.key` (or `--dotted.key=value`), each followed by its values.
-        section: The schema, which says whether a key takes one value or several.
+        content: The content of the file; it is not changed.
+        overrides: Arguments of the command line: `--dotted.key` (or `--dotted.key=value`), each followed by its values.
+        section: The schema, which defines whether a key takes one value or several.
 
     Returns:
         The new content, and the problems.
@@ -59,7 +60,7 @@ def apply_overrides(
         try:
             path, value = _read(override, content=content, section=section)
             _set(content, path, value)
-        except _UnusableValueError as error:
+        except ValueError as error:
             problems.append(f"--{override.flag}: {error}")
     return content, problems
 
@@ -86,7 +87,7 @@ def _read(
     if not override.values:
         last = str(path[-1])
         positive = (*path[:-1], last.removeprefix("no_"))
-        # In a free table, where no annotation says so, a flag without a value can only be a switch.
+        # In a free table, which has no annotations, a flag without a value can only be a switch.
         meant = annotation_at(section, positive)
         if last.startswith("no_") and (meant is None or is_switch(meant)):
             return positive, False
@@ -111,7 +112,7 @@ def _path(flag: str, *, content: dict[str, Any], section: type[BaseModel]) -> tu
 
 
 def _table_key(name: str, table: Any) -> str:
-    """Find the key under which a table of modalities already holds this one, under this name or another."""
+    """Find the key of this modality in a table of modalities, whichever of its names the table uses."""
     if not isinstance(table, dict) or name in table:
         return name
     try:
@@ -134,25 +135,24 @@ def _value(values: list[str], annotation: Any) -> Any:
         return True
     if len(values) != 1:
         shown = f" ({' '.join(values)})" if values else ""
-        raise _UnusableValueError(f"takes one value, {len(values)} given{shown}")
+        raise ValueError(f"takes one value, {len(values)} given{shown}")
     if is_mapping(annotation) or section_of(annotation) is not None:
         return _from_json(values[0])
     return values[0]
 
 
 def _from_flow_list(text: str) -> Any:
-    """Read a list as the file would hold it: `[wandb]`, `[8, 8, 8]`, or JSON."""
-    found = _from_json(text)
-    if isinstance(found, str):
-        with contextlib.suppress(yaml.YAMLError):
-            found = yaml.safe_load(text)
+    """Read a list as in YAML or JSON, such as `[wandb]` or `[8, 8, 8]`."""
+    found = None
+    with contextlib.suppress(yaml.YAMLError):
+        found = yaml.safe_load(text)
     if not isinstance(found, list):
-        raise _UnusableValueError(f"{text} is not a list; write [a, b], or a b")
+        raise ValueError(f"{text} is not a list; write [a, b], or a b")
     return found
 
 
 def _from_json(text: str) -> Any:
-    """Read a value of a free table: JSON where it is JSON, the text itself otherwise."""
+    """Read a value of a free table: as JSON if it is valid JSON, otherwise as text."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -165,11 +165,11 @@ def _set(content: dict[str, Any], path: Sequence[str | int], value: Any) -> None
         is_last = position == len(path) - 1
         if isinstance(part, int):
             if not isinstance(here, list) or part > len(here):
-                raise _UnusableValueError(f"there is no entry {part}: the next free one is {len(here or [])}")
+                raise ValueError(f"there is no entry {part}: the next free one is {len(here or [])}")
             if part == len(here):
                 here.append(None)
         elif not isinstance(here, dict):
-            raise _UnusableValueError(f"{'.'.join(map(str, path[:position]))} holds {here!r}, not keys of its own")
+            raise ValueError(f"{'.'.join(map(str, path[:position]))} is a value without keys of its own")
         if is_last:
             here[part] = value
             return
@@ -177,3 +177,37 @@ def _set(content: dict[str, Any], path: Sequence[str | int], value: Any) -> None
         if child is None:
             child = here[part] = [] if isinstance(path[position + 1], int) else {}
         here = child
+
+
+def describe_keys(config: RunConfig) -> str:
+    """List every key with its type, its meaning and its value in the configuration.
+
+    Empty lists and tables are shown with a first entry, for its keys.
+    """
+    import tyro  # late: only --help needs it
+
+    # In the terminal's encoding: tyro chooses characters for its boxes that it can show.
+    text = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding)
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        tyro.cli(RunConfig, default=_filled(config), args=["--help"], config=(tyro.conf.AvoidSubcommands,))
+    text.seek(0)
+    _, _, keys = text.read().partition("\n\n")
+    return keys
+
+
+def _filled(config: RunConfig) -> RunConfig:
+    """The configuration with an entry in each list and table of sections; only for display, because it is not valid."""
+    from tyro import MISSING
+
+    dataset = DatasetConfig.model_construct(manifest=MISSING, data_root=None, weight=1.0)
+    entries = {
+        "train": config.data.train or [dataset],
+        "evaluation": config.data.evaluation or [dataset],
+        "pipelines": {
+            name: pipeline if pipeline.augment else pipeline.model_copy(update={"augment": AugmentConfig()})
+            for name, pipeline in (
+                config.data.pipelines or {next(iter(config.model.modalities)): PipelineSettings()}
+            ).items()
+        },
+    }
+    return config.model_copy(update={"data": config.data.model_copy(update=entries)})

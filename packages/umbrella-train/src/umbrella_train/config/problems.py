@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import reprlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from umbrella_data.errors import did_you_mean
 from umbrella_train.config.schema import annotation_at, section_of
-from umbrella_train.config.section import Problem, SectionError
+from umbrella_train.config.strict_yaml import SECRET_ADVICE, looks_secret
 from umbrella_train.errors import RunError
 
 
@@ -18,7 +18,7 @@ class ConfigError(RunError):
     """All problems of a configuration at once.
 
     Args:
-        problems: One sentence a problem, each with its dotted path.
+        problems: One sentence per problem, each with its dotted path.
         source: The file, or another name of where the configuration came from.
     """
 
@@ -29,77 +29,41 @@ class ConfigError(RunError):
         super().__init__("\n".join([f"{source}: {count} in the configuration", *(f"  {text}" for text in problems)]))
 
 
-def validation_problems(
-    error: ValidationError, *, section: type[BaseModel], taken_out: Collection[tuple[str, ...]] = ()
-) -> list[str]:
+def validation_problems(error: ValidationError, *, section: type[BaseModel]) -> list[str]:
     """Turn pydantic's errors into sentences.
 
     Args:
         error: What pydantic raised.
         section: The model that was validated.
-        taken_out: Paths of wrong values that were taken out before. What may be wrong for want of them is passed over.
     """
-    errors = error.errors()
-    # Wrong now or before: pydantic counts a list's entries without the wrong ones.
-    wrong = {*taken_out, *(as_text(details["loc"]) for details in errors)}
-    told = []
-    for details in errors:
-        at = as_text(details["loc"])
-        is_for_want = at in taken_out or any(path[: len(at)] == at for path in wrong if path != at)
-        if not is_for_want or isinstance(_cause(details), SectionError):
-            told += _sentences(details, section=section, taken_out=taken_out)
-    return told
+    # pydantic appends "[key]" to the path of an invalid key of a table.
+    found = [(tuple(part for part in details["loc"] if part != "[key]"), details) for details in error.errors()]
+    return [
+        f"{dotted(path)}: {_message(details, path, section=section)}"
+        for path, details in found
+        # A list with an invalid entry is also reported as too short.
+        if not any(len(other) > len(path) and other[: len(path)] == path for other, _ in found)
+    ]
 
 
-def _cause(details: ErrorDetails) -> object:
-    return details.get("ctx", {}).get("error")
-
-
-def _sentences(details: ErrorDetails, *, section: type[BaseModel], taken_out: Collection[tuple[str, ...]]) -> list[str]:
-    path = dotted(details["loc"])
-    cause = _cause(details)
-    if isinstance(cause, SectionError):
-        is_section = section_of(annotation_at(section, details["loc"])) is not None
-        return [
-            f"{dotted([*details['loc'], problem.key])}: {problem.message}"
-            for problem in cause.problems
-            if not _touches(_grounds(problem, at=details["loc"], is_section=is_section), taken_out)
-        ]
+def _message(details: ErrorDetails, path: Sequence[str | int], *, section: type[BaseModel]) -> str:
     if details["type"] == "extra_forbidden":
-        meant = _meant(details["loc"], section=section)
-        return [f"{path}: no such key" + (f"; did you mean {meant}?" if meant else "")]
+        return SECRET_ADVICE if looks_secret(str(path[-1])) else f"no such key{_meant(path, section=section)}"
     if details["type"] == "missing":
-        return [f"{path}: is missing"]
+        return "is missing"
     message = details["msg"].removeprefix("Value error, ")
-    return [f"{path}: {message[:1].lower()}{message[1:]} (it is {reprlib.repr(details['input'])})"]
+    # Ours name the value where it matters. A table may hold a secret.
+    if details["type"] == "value_error" or isinstance(details["input"], dict):
+        return message
+    return f"{message[:1].lower()}{message[1:]} (it is {reprlib.repr(details['input'])})"
 
 
-def _grounds(problem: Problem, *, at: Sequence[str | int], is_section: bool) -> list[tuple[str, ...]]:
-    """The paths whose values a problem may come from. A table finds fault with its keys alone, a section with all."""
-    if problem.depends_on is None and is_section:
-        return [as_text(at)]
-    keys = [key for key in (problem.key, *(problem.depends_on or ())) if key]
-    return [(*as_text(at), *key.split(".")) for key in keys]
-
-
-def _touches(paths: Iterable[tuple[str, ...]], others: Collection[tuple[str, ...]]) -> bool:
-    """Tell whether a path of the first is one of the others, or above or below it."""
-    return any(path[: len(other)] == other[: len(path)] for path in paths for other in others)
-
-
-def as_text(path: Sequence[str | int]) -> tuple[str, ...]:
-    """The path with positions in lists as text."""
-    return tuple(map(str, path))
-
-
-def _meant(path: Sequence[str | int], *, section: type[BaseModel]) -> str | None:
-    """Find the nearest key of the same section, or the same key in another one."""
+def _meant(path: Sequence[str | int], *, section: type[BaseModel]) -> str:
+    """Suggest a similar key of the same section, or the same key of another one."""
     parent = section_of(annotation_at(section, path[:-1]))
-    siblings = [] if parent is None else list(parent.model_fields)
-    near = difflib.get_close_matches(str(path[-1]), siblings, n=1)
-    if near:
-        return dotted([*path[:-1], near[0]])
-    return next((other for other in _keys(section) if other.split(".")[-1] == path[-1]), None)
+    similar = did_you_mean(path[-1], parent.model_fields) if parent is not None else ""
+    same = next((key for key in _keys(section) if key.split(".")[-1] == path[-1]), None)
+    return similar or (f"; did you mean {same!r}?" if same else "")
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -111,5 +75,5 @@ def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def dotted(path: Sequence[str | int]) -> str:
-    """Join a path with dots, empty parts left out."""
-    return ".".join(str(part) for part in path if part != "")
+    """Join a path with dots."""
+    return ".".join(map(str, path))

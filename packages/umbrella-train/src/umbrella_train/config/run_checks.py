@@ -1,25 +1,26 @@
-"""What only a run that is about to start can be held against: the installed transformers, this disk, this launch.
+"""Checks that only a run that is about to start needs: the installed transformers, this disk, this launch.
 
-A configuration is read for other reasons too (help, a finished run's evaluation), where none of this matters.
+They are left out where a configuration is read for other reasons (help, the evaluation of a finished run).
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from umbrella_data.errors import did_you_mean
+
 
 def run_problems(content: Mapping[str, Any]) -> list[str]:
-    """Say what would keep this configuration from starting here and now.
+    """List what would prevent this configuration from starting on this machine.
 
     Args:
-        content: The raw content, overrides laid over it; what the schema refuses in it is passed over.
+        content: The raw content with overrides applied; values that the schema rejects are skipped.
 
     Returns:
-        One sentence a problem, each with its dotted path.
+        One sentence per problem, each with its dotted path.
     """
     model = _table(content, "model")
     problems = []
@@ -28,46 +29,41 @@ def run_problems(content: Mapping[str, Any]) -> list[str]:
     for key in ("pretrained", "tokenizer"):
         source = model.get(key)
         if isinstance(source, str) and is_path_like(source) and not Path(source).expanduser().exists():
-            problems.append(f"model.{key}: there is no {source}: neither a folder here nor a name on the hub")
-    return problems + _world_size_problems(_table(content, "trainer").get("world_size"))
+            problems.append(f"model.{key}: {source} is neither an existing folder nor a name on the hub")
+    # From the command line it is still text.
+    world_size = str(_table(content, "trainer").get("world_size"))
+    problem = world_size_problem(int(world_size) if world_size.isdecimal() else None)
+    return problems if problem is None else [*problems, problem]
 
 
 def is_path_like(name: str) -> bool:
-    """Tell a folder from a name on the hub, which is `name` or `owner/name`."""
+    """Whether a source can only be a folder; names on the hub are `name` or `owner/name`."""
     return name[:1] in (".", "/", "~") or name.count("/") > 1 or name.endswith("/") or "\\" in name
 
 
 def world_size_problem(expected: int | None) -> str | None:
-    """Compare the number of processes that a run is meant for with the one that was launched."""
+    """Compare the expected number of processes with the number launched."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if expected is None or expected == launched:
         return None
     return (
         f"trainer.world_size is {expected}, but the number of processes launched is {launched}; "
-        f"start it with: torchrun --nproc-per-node {expected} -m umbrella_train ..."
+        f"start the run with: torchrun --nproc-per-node {expected} -m umbrella_train ..."
     )
 
 
-def _world_size_problems(expected: Any) -> list[str]:
-    # From the command line it is text still.
-    number = int(expected) if str(expected).isdecimal() else None
-    problem = world_size_problem(number)
-    return [] if problem is None else [problem]
-
-
 def _hf_config_problems(section: Mapping[str, Any]) -> list[str]:
-    """Problems of a Hugging Face config, each with the rest of its path in front."""
+    """Problems of a Hugging Face config, each after the rest of its path."""
     model_type = section.get("model_type")
     if model_type is None:
-        return []  # the schema says so
-    # Late: these take seconds.
+        return []  # the schema reports it
+    # Late: these imports take seconds.
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
     if model_type not in CONFIG_MAPPING:
-        near = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING.keys()), n=3)
-        meant = f"; did you mean {' or '.join(near)}?" if near else ""
-        return [f".model_type: transformers knows no {model_type}{meant}"]
+        meant = did_you_mean(model_type, CONFIG_MAPPING.keys(), num=3)
+        return [f".model_type: {model_type} is not a model type of transformers{meant}"]
     try:
         config = CONFIG_MAPPING[str(model_type)](
             **{key: value for key, value in section.items() if key != "model_type"}

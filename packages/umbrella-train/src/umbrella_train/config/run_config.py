@@ -1,16 +1,16 @@
-"""`RunConfig`: everything that one run is made from."""
+"""`RunConfig`: the whole configuration of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, ValidationInfo, field_validator
 
-from umbrella_train.config.data import AbsolutePath, DataConfig
+from umbrella_data.pipeline.config import PipelineConfig
+from umbrella_train.config.data import DataConfig
 from umbrella_train.config.model import ModelConfig
-from umbrella_train.config.section import Problem, Section, SectionError
+from umbrella_train.config.section import AbsolutePath, Section, errors_at
 from umbrella_train.config.training import DummyLossConfig, ReportConfig, TrainerConfig
 
 
@@ -19,7 +19,7 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """Name of the run's folder; a name in use becomes NAME-2, NAME-3, ..."""
-    output_dir: AbsolutePath = Field(default=Path("runs"), validate_default=True)
+    output_dir: AbsolutePath = Path("runs")
     """Folder of the runs' folders; relative to the current directory."""
     seed: NonNegativeInt = 0
     """Seed of the weights, the data order, augmentation and dropout."""
@@ -34,24 +34,27 @@ class RunConfig(Section):
     report: ReportConfig = ReportConfig()
     """Evaluation and report."""
 
-    @model_validator(mode="after")
-    def _check_pipelines_have_models(self) -> RunConfig:
-        problems = pipeline_problems(self.data.pipelines, modalities=self.model.modalities)
-        if problems:
-            raise SectionError(problems)
-        return self
+    @field_validator("data")
+    @classmethod
+    def _check_pipelines_have_models(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
+        model: ModelConfig | None = info.data.get("model")
+        unknown = [] if model is None else [name for name in data.pipelines if name not in model.modalities]
+        if model is not None and unknown:
+            known = f"(it has {', '.join(model.modalities)})"
+            raise errors_at([(f"pipelines.{name}", f"model.modalities has no {name} {known}") for name in unknown])
+        return data
 
+    @property
+    def pipeline_configs(self) -> dict[str, PipelineConfig]:
+        """How the scans of each modality become the model's input."""
+        settings = self.data.pipelines
+        return {
+            name: PipelineConfig(image_size=modality.image_size, **dict(settings.get(name, ())))
+            for name, modality in self.model.modalities.items()
+        }
 
-def pipeline_problems(pipelines: Iterable[str], *, modalities: Iterable[str]) -> list[Problem]:
-    """Name the pipelines of modalities that the model does not have.
-
-    Args:
-        pipelines: Canonical names of the modalities that have one.
-        modalities: Canonical names of the model's modalities.
-    """
-    known = list(modalities)
-    return [
-        Problem(f"data.pipelines.{name}", f"model.modalities has no {name} (it has {', '.join(known)})")
-        for name in pipelines
-        if name not in known
-    ]
+    @property
+    def cohort_directory(self) -> Path:
+        """Folder of the demo cohort, for a run that uses it."""
+        synthetic = self.data.synthetic
+        return (synthetic and synthetic.directory) or self.output_dir / "synthetic-cohort"

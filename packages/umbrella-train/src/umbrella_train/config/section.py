@@ -1,39 +1,49 @@
-"""The base of every configuration section, and the way a validator reports several problems at once."""
+"""The base class of all configuration sections, and the field types that several sections use."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from umbrella_data.modality import find_modality
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration; a key that it does not know is an error."""
+    """A frozen section of the configuration; an unknown key is an error.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Problem(NamedTuple):
-    """What one validator of a section found."""
-
-    key: str
-    """Path of the key at fault below the section; may be empty."""
-    message: str
-    """What is wrong with it."""
-    depends_on: tuple[str, ...] | None = None
-    """Other keys of the section whose defaults, standing in for wrong values, might bring it about; None: any key."""
-
-
-class SectionError(ValueError):
-    """Several problems found by one validator.
-
-    Args:
-        problems: Each a `Problem`, or the first two of its entries.
+    Combinations of keys are checked by the field validator of the last of them, with `info.data`: it has the valid
+    fields before it, so that one wrong value does not prevent the checks of the others.
     """
 
-    def __init__(self, problems: Sequence[Problem | tuple[str, str]]) -> None:
-        self.problems = tuple(problem if isinstance(problem, Problem) else Problem(*problem) for problem in problems)
-        super().__init__(
-            "; ".join(f"{each.key}: {each.message}" if each.key else each.message for each in self.problems)
-        )
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+def errors_at(problems: Sequence[tuple[str, str]]) -> ValidationError:
+    """One error for several problems, each with its dotted path below the validated field."""
+    return ValidationError.from_exception_data(
+        "configuration",
+        [
+            InitErrorDetails(type=PydanticCustomError("value_error", message), loc=tuple(path.split(".")), input=None)
+            for path, message in problems
+        ],
+    )
+
+
+def _reject_two_names(table: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    named = validate(table)
+    if isinstance(table, Mapping) and len(named) < len(table):
+        raise ValueError(f"has two names of one modality among {', '.join(map(str, table))}; use one")
+    return named
+
+
+ModalityName = Annotated[str, AfterValidator(lambda name: find_modality(name).name)]
+"""A modality as a key of a table; aliases become canonical names."""
+UniqueNames = WrapValidator(_reject_two_names)
+"""For tables of modalities."""
+
+# Relative to the current directory, as on the command line. Stored as absolute, so that a run's copy stays valid.
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]

@@ -1,40 +1,23 @@
-"""Reads YAML without its traps: a key that stands twice is an error, and so is a key that holds a secret."""
+"""Reads YAML strictly: duplicate keys are errors. Finds keys that look like secrets."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-_SECRET_WORDS = frozenset({"password", "passwd", "passphrase", "secret", "secrets", "credential", "credentials"})
-_KEY_KINDS = frozenset({"api", "access", "private", "auth", "wandb", "hf", "hub", "ssh"})
-# `pad_token` and its like name a word of the vocabulary.
-_VOCABULARY_TOKENS = frozenset(
-    {
-        "bos",
-        "eos",
-        "pad",
-        "unk",
-        "sep",
-        "cls",
-        "mask",
-        "image",
-        "video",
-        "audio",
-        "start",
-        "end",
-        "special",
-        "boi",
-        "eoi",
-    }
+SECRET_ADVICE = "looks like a secret: set keys and tokens in the environment, never in a configuration"
+# Names without "-" and "_". "pad_token" and similar keys name a word of the vocabulary.
+_SECRET = re.compile(
+    r"passw|passphrase|secret|credential|^token$|(api|access|private|auth|ssh|hf|hub|wandb|bearer|refresh)(key|token)$"
 )
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, with duplicate keys refused and listed."""
+    """PyYAML's safe loader that lists duplicate keys."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -47,7 +30,7 @@ class _StrictLoader(yaml.SafeLoader):
             line = key_node.start_mark.line + 1
             if isinstance(key, Hashable) and key_node.tag != "tag:yaml.org,2002:merge":
                 if key in seen:
-                    self.duplicates.append(f"line {line}: {key} stands here again, first on line {seen[key]}")
+                    self.duplicates.append(f"line {line}: duplicate key {key}, first on line {seen[key]}")
                 seen.setdefault(key, line)
         return super().construct_mapping(node, deep=deep)
 
@@ -59,69 +42,39 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
         path: The file.
 
     Returns:
-        Its content (empty where it cannot be read), and its problems, each with its line.
+        Its content (empty if it cannot be read), and its problems, each with its line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        loader = _StrictLoader(path.read_text(encoding="utf-8"))
+        try:
+            content = loader.get_single_data()
+        finally:
+            loader.dispose()
     except FileNotFoundError:
         return {}, ["no such file"]
     except (OSError, UnicodeDecodeError) as error:
         return {}, [f"cannot be read: {error}"]
-    return parse_yaml(text)
-
-
-def parse_yaml(text: str) -> tuple[dict[str, Any], list[str]]:
-    """Parse YAML text; see `read_yaml`."""
-    loader = _StrictLoader(text)
-    try:
-        content = loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         return {}, [f"{where}not YAML: {error.problem}"]
     except yaml.YAMLError as error:
         return {}, [f"not YAML: {error}"]
-    finally:
-        loader.dispose()
-    if content is None:
-        content = {}
-    if not isinstance(content, dict):
-        return {}, [f"holds a {type(content).__name__} where sections (model, data, ...) belong"]
-    return content, loader.duplicates
+    if content is not None and not isinstance(content, dict):
+        return {}, [f"contains a {type(content).__name__}; it must contain sections (model, data, ...)"]
+    return content or {}, loader.duplicates
 
 
 def looks_secret(key: str) -> bool:
-    """Tell whether a key names a secret: `api_key`, `hub_token`, `password`; but not `pad_token`, `max_new_tokens`."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).replace("-", "_").lower().split("_")
-    if _SECRET_WORDS.intersection(words) or words[-1] in {"apikey", "authtoken"}:
-        return True
-    before = words[-2] if len(words) > 1 else ""
-    if words[-1] == "key":
-        return before in _KEY_KINDS
-    return words[-1] == "token" and before not in _VOCABULARY_TOKENS
+    """Whether a key names a secret: `api_key`, `hub_token`, `password`; but not `pad_token`, `max_new_tokens`."""
+    return _SECRET.search(re.sub("[-_]", "", key).lower()) is not None
 
 
-def remove_secrets(content: Any) -> tuple[Any, list[str]]:
-    """Return the content without keys that look like secrets, and a problem for each (which never shows the value)."""
-    found = [".".join(map(str, path)) for path in _secret_paths(content, ())]
-    advice = "looks like a secret: keys and tokens come from the environment, never a file"
-    return _without_secrets(content), [f"{path}: {advice}" for path in found]
-
-
-def _secret_paths(content: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            if looks_secret(str(key)):
-                yield (*path, str(key))
-            else:
-                yield from _secret_paths(value, (*path, str(key)))
-    elif isinstance(content, Sequence) and not isinstance(content, str):
-        for position, value in enumerate(content):
-            yield from _secret_paths(value, (*path, position))
-
-
-def _without_secrets(content: Any) -> Any:
-    if isinstance(content, Mapping):
-        return {key: _without_secrets(value) for key, value in content.items() if not looks_secret(str(key))}
-    if isinstance(content, list):
-        return [_without_secrets(value) for value in content]
-    return content
+def secret_keys(table: Mapping[str, Any]) -> list[str]:
+    """Dotted paths of the keys in a nested table that look like secrets."""
+    paths = []
+    for key, value in table.items():
+        if looks_secret(str(key)):
+            paths.append(str(key))
+        elif isinstance(value, Mapping):
+            paths += [f"{key}.{path}" for path in secret_keys(value)]
+    return paths

@@ -4,46 +4,54 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+)
 
-from umbrella_train.config.section import Problem, Section, SectionError
+from umbrella_train.config.section import Section
 
 
 class DummyLossConfig(Section):
     """How modalities that are absent from a batch are kept in the graph."""
 
     enabled: bool = True
-    """Without the term, a distributed run fails at the first absent modality."""
+    """Without it, a distributed run fails at the first absent modality."""
     scale: NonNegativeFloat = 1e-7
     """L2 norm of the gradient that an absent modality receives (with reduction unit)."""
     reduction: Literal["unit", "sum"] = "unit"
-    """unit: sum of the parameters / sqrt(N); sum: their plain sum, whose gradient grows with sqrt(N)."""
+    """unit: sum of the N parameters / sqrt(N); sum: their plain sum, whose gradient grows with sqrt(N)."""
     absent: Literal["update", "hold"] = "update"
-    """update: the optimiser takes the tiny step; hold: a modality that no rank saw is not touched at all."""
+    """update: the optimizer applies the tiny step; hold: modalities that are absent on all ranks stay unchanged."""
 
 
 class TrainerConfig(Section):
-    """Training knobs, named and meant as in transformers' TrainingArguments.
+    """Training options with the names and meanings of transformers' TrainingArguments.
 
-    The last four are ours; gradient_checkpointing takes a part's name as well, and torch_compile means single layers.
+    The last four are our own; gradient_checkpointing also takes a part's name, and torch_compile means single layers.
     """
 
     max_steps: int = -1
-    """Optimiser steps; -1: as num_train_epochs says."""
+    """Optimizer steps; -1: from num_train_epochs."""
     num_train_epochs: PositiveFloat = 3.0
-    """Epochs, where max_steps is -1."""
+    """Epochs, if max_steps is -1."""
     per_device_train_batch_size: PositiveInt = 8
-    """Samples a rank and forward."""
+    """Samples per rank and forward pass."""
     per_device_eval_batch_size: PositiveInt = 8
-    """Samples a rank and forward in evaluation."""
+    """Samples per rank and forward pass in evaluation."""
     gradient_accumulation_steps: PositiveInt = 1
-    """Forwards an optimiser step."""
+    """Forward passes per optimizer step."""
     learning_rate: PositiveFloat = 5e-5
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay."""
     warmup_steps: NonNegativeFloat = 0
-    """Steps of warm-up; below 1: their share of all steps."""
+    """Steps of warm-up; below 1: a fraction of all steps."""
     lr_scheduler_type: Literal[
         "linear",
         "cosine",
@@ -57,9 +65,9 @@ class TrainerConfig(Section):
     ] = "linear"
     """Shape of the learning rate over the steps."""
     max_grad_norm: NonNegativeFloat = 1.0
-    """Norm that gradients are clipped to; 0: no clipping."""
+    """Gradients are clipped to this norm; 0: no clipping."""
     optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch_fused"
-    """Optimiser."""
+    """Optimizer."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of AdamW's first moment."""
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
@@ -71,7 +79,7 @@ class TrainerConfig(Section):
     fp16: bool = False
     """Autocast to float16 with a loss scaler (GPU)."""
     gradient_checkpointing: bool | Literal["vision_tower", "language_model"] = False
-    """Compute activations again in backward instead of keeping them: in all layers, or in those of one part."""
+    """Recompute activations in the backward pass instead of keeping them: in all layers, or in those of one part."""
     torch_compile: bool = False
     """Compile the layers of the vision encoder and of the language model."""
     logging_steps: PositiveInt = 10
@@ -85,33 +93,40 @@ class TrainerConfig(Section):
     dataloader_num_workers: NonNegativeInt = 0
     """Processes that load scans."""
     use_cpu: bool = False
-    """Stay on the CPU though there is a GPU."""
+    """Use the CPU even if there is a GPU."""
     report_to: list[Literal["wandb"]] = Field(default_factory=list)
-    """Trackers besides metrics.jsonl, which is always written."""
+    """Trackers in addition to metrics.jsonl, which is always written."""
     engine: Literal["ddp", "fsdp2"] = "ddp"
-    """How several processes share the work: ddp: each holds the whole model; fsdp2: each holds a shard of it."""
+    """Distributed training: ddp: each process has the whole model; fsdp2: each has a shard of it."""
     gradient_scale: Literal["mean", "present"] = "mean"
     """mean: over all supervised tokens; present: a patch embed's gradient over those of samples with its modality."""
     parity_every: NonNegativeInt = 100
     """Steps between comparisons of the parameters over ranks; 0: never."""
     world_size: PositiveInt | None = None
-    """Number of processes that this run is meant for; another number at the launch is an error."""
+    """Expected number of processes; a launch with another number is an error."""
 
-    @model_validator(mode="after")
-    def _check_combinations(self) -> TrainerConfig:
-        found = []
-        if self.max_steps != -1 and self.max_steps < 1:
-            found.append(("max_steps", f"{self.max_steps} is neither a number of steps nor -1"))
-        if self.bf16 and self.fp16:
-            found.append(("fp16", "cannot be combined with bf16: choose one"))
-        if self.fp16 and self.engine == "fsdp2":
-            found.append(("fp16", "cannot be combined with engine fsdp2: its loss scaler sees one shard; use bf16"))
-        if self.fp16 and self.use_cpu:
-            found.append(("fp16", "needs a GPU: a CPU would quietly compute in float32; use bf16"))
-        if found:
-            # None of them comes from a default.
-            raise SectionError([Problem(key, message, ()) for key, message in found])
-        return self
+    @field_validator("max_steps")
+    @classmethod
+    def _check_max_steps(cls, steps: int) -> int:
+        if steps != -1 and steps < 1:
+            raise ValueError(f"{steps} is neither a number of steps nor -1")
+        return steps
+
+    @field_validator("fp16")
+    @classmethod
+    def _check_fp16(cls, fp16: bool, info: ValidationInfo) -> bool:
+        if fp16 and info.data.get("bf16"):
+            raise ValueError("cannot be combined with bf16: choose one")
+        return fp16
+
+    @field_validator("use_cpu", "engine")
+    @classmethod
+    def _check_loss_scaler(cls, value: bool | str, info: ValidationInfo) -> bool | str:
+        if info.data.get("fp16") and value is True:
+            raise ValueError("cannot be combined with fp16, which needs a GPU; use bf16")
+        if info.data.get("fp16") and value == "fsdp2":
+            raise ValueError("fsdp2 cannot be combined with fp16, whose loss scaler sees one shard; use bf16")
+        return value
 
 
 class ReportConfig(Section):
@@ -120,10 +135,10 @@ class ReportConfig(Section):
     enabled: bool = True
     """Write report.html."""
     pictures: bool = True
-    """Draw one picture a modality of what the model sees."""
+    """Draw one picture per modality of what the model sees."""
     max_new_tokens: PositiveInt = 32
     """Longest answer in tokens."""
     controls: bool = True
-    """Ask every question also with another subject's scan and without any."""
+    """Ask every question also with another subject's scan and without a scan."""
     max_samples: PositiveInt | None = None
-    """Questions to evaluate, a modality set (default: all)."""
+    """Questions to evaluate per set of modalities (default: all)."""

@@ -1,8 +1,8 @@
-"""DeepSpeed ZeRO: where its parameters and gradients lie, and the moment before its optimiser steps.
+"""DeepSpeed ZeRO: access to partitioned parameters and gradients, and a hook before its optimizer step.
 
-DeepSpeed keeps gradients in partitions of its own (`parameter.grad` is None), steps inside `accelerator.backward`, and
-at stage 3 leaves a parameter empty but for the time of its module's forward and backward. Nothing here imports
-DeepSpeed before a run uses it.
+DeepSpeed keeps gradients in its own partitions (`parameter.grad` is None), steps inside `accelerator.backward`, and at
+stage 3 a parameter is empty except during its module's forward and backward. DeepSpeed is imported only if a run uses
+it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers.integrations import deepspeed as hf_deepspeed
 
 
 def zero_problems(*, absent: str, gradient_scale: str, engine: str, fp16: bool) -> list[str]:
-    """Say which settings DeepSpeed cannot keep.
+    """Settings that DeepSpeed does not support.
 
     Args:
         absent: `dummy_loss.absent`.
@@ -25,23 +25,23 @@ def zero_problems(*, absent: str, gradient_scale: str, engine: str, fp16: bool) 
         fp16: `trainer.fp16`.
 
     Returns:
-        One sentence a problem, with the keys at fault and what to set instead.
+        One sentence per problem, with the keys and what to set instead.
     """
     problems = []
     if absent == "hold":
         problems.append(
-            "dummy_loss.absent: hold has no effect under DeepSpeed, whose partitions step a cleared gradient as well; "
+            "dummy_loss.absent: hold has no effect under DeepSpeed, which steps cleared gradients too; "
             "use update, or trainer.engine: fsdp2"
         )
     if gradient_scale == "present":
         problems.append(
-            "trainer.gradient_scale: present has no effect under DeepSpeed, which keeps the gradients to itself; "
+            "trainer.gradient_scale: present has no effect under DeepSpeed, which does not expose gradients; "
             "use mean, or trainer.engine: fsdp2"
         )
     if engine == "fsdp2":
-        problems.append("trainer.engine: fsdp2 and DeepSpeed cannot both share the model out; choose one")
+        problems.append("trainer.engine: fsdp2 and DeepSpeed cannot both shard the model; choose one")
     if fp16:
-        problems.append("trainer.fp16 has not been made to work with DeepSpeed, which scales the loss itself; use bf16")
+        problems.append("trainer.fp16 is not supported with DeepSpeed, which scales the loss itself; use bf16")
     return problems
 
 
@@ -51,7 +51,7 @@ def is_partitioned(parameter: nn.Parameter) -> bool:
 
 
 def partition(parameter: nn.Parameter) -> Tensor:
-    """This rank's elements of a parameter of ZeRO-3, shape (n,), without the padding behind the last one."""
+    """This rank's elements of a parameter of ZeRO-3, shape (n,), without padding."""
     shard: Any = parameter
     size, whole = shard.ds_tensor.ds_numel, shard.ds_numel
     begin = size * shard._z3_optimizer._get_param_partition_rank(parameter) if hasattr(shard, "_z3_optimizer") else 0
@@ -66,7 +66,7 @@ def num_elements(parameter: nn.Parameter) -> int:
 
 
 def whole_gradient(parameter: nn.Parameter) -> Tensor | None:
-    """The gradient that the optimiser is about to use, reduced and whole; a collective that every rank must call."""
+    """The complete reduced gradient before the optimizer step; a collective that every rank must call."""
     from deepspeed.utils import safe_get_full_grad
 
     gradient: Tensor | None = safe_get_full_grad(parameter)
@@ -74,7 +74,7 @@ def whole_gradient(parameter: nn.Parameter) -> Tensor | None:
 
 
 def before_step(engine: Any, action: Callable[[], None]) -> None:
-    """Has a DeepSpeed engine call `action` whenever its optimiser is about to step; done once an engine."""
+    """Makes a DeepSpeed engine call `action` before each optimizer step; set once per engine."""
     if "step" in vars(engine):
         return
     step = engine.step
@@ -88,10 +88,10 @@ def before_step(engine: Any, action: Callable[[], None]) -> None:
 
 @contextmanager
 def built_whole() -> Iterator[None]:
-    """Models made in this context are whole on every rank; DeepSpeed partitions them when it takes them over.
+    """Models built in this context are complete on every rank; DeepSpeed partitions them when it wraps them.
 
-    Under ZeRO-3 transformers partitions whatever is made by `from_config` or `from_pretrained`, also the halves of a
-    model that is being put together; their weights could then neither be initialised nor inflated.
+    Under ZeRO-3 transformers partitions whatever `from_config` or `from_pretrained` builds, also parts of a model under
+    construction, whose weights could then not be initialised.
     """
     kept = hf_deepspeed._hf_deepspeed_config_weak_ref
     hf_deepspeed.unset_hf_deepspeed_config()

@@ -1,4 +1,4 @@
-"""Finds the parameter or gradient that is not finite, on every rank alike."""
+"""Finds parameters and gradients that are not finite, with the same result on every rank."""
 
 from __future__ import annotations
 
@@ -14,49 +14,49 @@ from umbrella_train.errors import RunError
 
 
 class NonFiniteError(RunError):
-    """A loss, a gradient or a parameter is not finite; the message names the first that is not, if there is one."""
+    """A loss, a gradient or a parameter is not finite; the message names the first one."""
 
 
 def describe_non_finite(model: nn.Module, *, step: int, is_loss_finite: bool) -> str:
-    """Words for a step whose loss or gradient is not finite on some rank; a collective.
+    """The message for a step whose loss or gradient is not finite on some rank; a collective.
 
     Args:
         model: Not wrapped.
         step: Number of the step that is not taken.
-        is_loss_finite: Whether the loss is, so that it is the gradient.
+        is_loss_finite: Whether the loss is finite.
     """
     name = first_non_finite(model)
     if name is not None:
-        return f"step {step}: parameter {name} is not finite; no step was taken with it"
+        return f"step {step}: parameter {name} is not finite; the step was not taken"
     name = _first_bad_gradient(model)
     what = (
         "the loss" if not is_loss_finite else "the norm of all gradients" if name is None else f"the gradient of {name}"
     )
     return (
-        f"step {step}: {what} is not finite though all parameters are; look at the learning rate, the precision and "
+        f"step {step}: {what} is not finite although all parameters are; check the learning rate, the precision and "
         "the samples of this step"
     )
 
 
 def has_bad_gradient(model: nn.Module) -> Tensor | None:
-    """Whether some gradient of this rank, or the norm of all, is not finite; the device is not waited for.
+    """Whether some gradient of this rank, or the norm of all, is not finite; without a device sync.
 
     Args:
         model: Not wrapped; replicated or sharded.
 
     Returns:
-        A 0-dim tensor on the device. None where there is no gradient to look at: DeepSpeed keeps them to itself.
+        A 0-dim tensor on the device; None without gradients (DeepSpeed does not expose them).
     """
     gradients = [local(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
     if not gradients:
         return None
-    # By far the fastest pass over them, and the one that clipping takes. Where it overflows, at 1.8e19, clipping would
-    # leave nothing of any gradient.
+    # The fastest pass over them, and the one of clipping. Where it overflows (1.8e19), clipping would set all gradients
+    # to zero.
     return ~nn.utils.get_total_norm(gradients).isfinite()
 
 
 def check_finite(model: nn.Module, *, step: int) -> None:
-    """Refuses to keep a model that is not finite; a collective.
+    """Rejects a model that is not finite before it is saved; a collective.
 
     Args:
         model: Not wrapped; replicated or sharded.
@@ -67,7 +67,7 @@ def check_finite(model: nn.Module, *, step: int) -> None:
     """
     name = first_non_finite(model)
     if name is not None:
-        raise NonFiniteError(f"after step {step}: parameter {name} is not finite; nothing is saved of it")
+        raise NonFiniteError(f"after step {step}: parameter {name} is not finite; nothing is saved")
 
 
 def first_non_finite(model: nn.Module) -> str | None:
@@ -77,7 +77,7 @@ def first_non_finite(model: nn.Module) -> str | None:
         model: Not wrapped; replicated or sharded.
 
     Returns:
-        The name, or None where all are finite.
+        The name, or None if all are finite.
     """
     return _first_bad(
         (name, partition(each) if is_partitioned(each) else local(each.detach())) for name, each in _named(model)
@@ -99,7 +99,7 @@ def _first_bad(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
     names, shards = zip(*named, strict=True)
     device = next((shard.device for shard in shards if shard is not None), torch.device("cpu"))
     norms = [torch.zeros((), device=device) if shard is None else torch.linalg.vector_norm(shard) for shard in shards]
-    # Norms are fast, and may overflow: the elements themselves are looked at where one did.
+    # Norms are fast but may overflow: elements are checked only where a norm is not finite.
     suspects = torch.stack([norm.double() for norm in norms]).isfinite().logical_not().tolist()
     is_bad = [
         is_suspect and not bool(shard.isfinite().all()) for is_suspect, shard in zip(suspects, shards, strict=True)

@@ -1,7 +1,7 @@
-"""FSDP2: parameters, gradients and moments spread over all ranks, by the trainer itself and on any device.
+"""FSDP2: parameters, gradients and moments sharded over all ranks, applied by the trainer on any device.
 
-accelerate gives plain DDP on a CPU where FSDP2 was asked for. Sharding here is the same code on CPU and GPU, so that
-what the tests prove on two gloo ranks is what runs on a cluster.
+On a CPU, accelerate silently uses DDP when FSDP2 is requested. This code is the same on CPU and GPU, so that tests on
+two gloo ranks cover what runs on a cluster.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from umbrella_train.errors import RunError
 def shard_model(model: nn.Module, *, device: torch.device, reshard_after_forward: bool = True) -> None:
     """Shards a model in place over all ranks.
 
-    A unit is gathered when it is called, and every rank must call the same units in the same order: each patch embed,
-    each layer of the encoder and of the language model, and the rest as one.
+    A unit is gathered when it is called, and every rank must call the same units in the same order. Units are each
+    patch embed, each layer of the encoder and of the language model, and the rest.
 
     Args:
         model: An UMBRELLA model with equal weights on every rank, on its device.
-        device: Where it lies.
+        device: Its device.
         reshard_after_forward: Free a unit's parameters after forward and gather them again for backward (least
             memory), or keep them.
 
@@ -47,7 +47,7 @@ def shard_model(model: nn.Module, *, device: torch.device, reshard_after_forward
 
 
 def sharding_units(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules that are gathered one at a time: patch embeds, and the members of every list of layers."""
+    """The modules that are gathered separately: patch embeds, and the members of every list of layers."""
     for module in model.modules():
         if isinstance(module, UmbrellaVisionTower):
             yield from (module.patch_embed(name) for name in module.modality_order)
@@ -62,16 +62,16 @@ def transformer_layers(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def is_sharded_model(model: nn.Module) -> bool:
-    """Whether FSDP2 or DeepSpeed ZeRO-3 spreads any parameter over the ranks."""
+    """Whether FSDP2 or DeepSpeed ZeRO-3 shards any parameter over the ranks."""
     return any(isinstance(parameter, DTensor) or is_partitioned(parameter) for parameter in model.parameters())
 
 
 def whole_state_dict(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """The state dict with every tensor whole and on the CPU; a collective that every rank must call.
+    """The unsharded state dict on the CPU; a collective that every rank must call.
 
     Args:
         model: Sharded or not.
-        keep: Whether this rank wants it. The others take part and keep nothing.
+        keep: Whether this rank needs it; the others only take part.
     """
     whole: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
@@ -82,10 +82,10 @@ def whole_state_dict(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
 
 
 def load_whole_state(model: nn.Module, files: list[Path]) -> None:
-    """Loads safetensors of whole tensors into a sharded model; every rank reads what it needs.
+    """Loads unsharded safetensors into a sharded model; every rank reads what it needs.
 
     Raises:
-        RunError: The files and the model do not hold the same keys, or tensors of other shapes.
+        RunError: Keys or shapes of the files differ from those of the model.
     """
     expected: dict[str, Any] = dict(model.state_dict())
     found: set[str] = set()
@@ -94,12 +94,12 @@ def load_whole_state(model: nn.Module, files: list[Path]) -> None:
             with safe_open(file, framework="pt") as stored:
                 for name in stored.keys():  # noqa: SIM118 - the handle is no mapping
                     if name not in expected:
-                        raise RunError(f"{file}: holds {name}, which the model does not have")
+                        raise RunError(f"{file}: has {name}, which the model does not have")
                     value = stored.get_tensor(name)
                     if value.shape != expected[name].shape:
                         raise RunError(
                             f"{file}: {name} has the shape {tuple(value.shape)}, and the model's "
-                            f"{tuple(expected[name].shape)}; go on with the config that it was trained with"
+                            f"{tuple(expected[name].shape)}; resume with the config that it was trained with"
                         )
                     _copy(value, expected[name])
                     found.add(name)
@@ -112,7 +112,7 @@ def load_whole_state(model: nn.Module, files: list[Path]) -> None:
 
 def _copy(value: Tensor, target: Tensor) -> None:
     if isinstance(target, DTensor):
-        # Without a source rank each one cuts its own shard from what it read: nothing is sent.
+        # Without a source rank each rank takes its shard from what it read; nothing is sent.
         value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
     target.copy_(value)
 

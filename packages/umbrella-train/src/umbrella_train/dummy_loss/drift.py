@@ -1,8 +1,8 @@
-"""How far the dummy gradient moves a patch embed whose modality does not come.
+"""Forecast of how far the dummy gradient moves the patch embed of an absent modality.
 
-An adaptive optimiser divides a gradient by its own running size. A modality that is never seen has no gradient but the
-dummy one, g an element, and therefore moves by lr * g / (g + eps) at every step, however small g is. A modality that
-is seen now and then has a running size from its real gradients, and hardly moves.
+An adaptive optimizer divides a gradient by its running size. A modality that is never seen has only the dummy gradient,
+g per element, and moves by lr * g / (g + eps) at every step, however small g is. A modality that is seen occasionally
+has a running size from its real gradients, and hardly moves.
 
 The forecast follows Adam's recursion (Kingma and Ba, arXiv:1412.6980, algorithm 1) for the dummy's part of the first
 moment and for the expected second moment of one element, with numbers on the host alone.
@@ -23,7 +23,7 @@ Rule = Literal["adam", "sgd", "adafactor"]
 
 @dataclass(frozen=True)
 class OptimizerFacts:
-    """What the forecast needs to know of the optimiser.
+    """Rule and constants of the optimizer.
 
     Attributes:
         rule: How a gradient becomes a step.
@@ -39,7 +39,7 @@ class OptimizerFacts:
 
 
 class DriftForecast:
-    """Follows one modality through the optimiser's steps.
+    """Forecast for one modality.
 
     Args:
         num_elements: N, the trainable elements of its patch embed.
@@ -47,9 +47,9 @@ class DriftForecast:
         optimizer: Its rule and constants.
 
     Attributes:
-        total: Mean distance that the dummy gradient alone has moved an element.
+        total: Mean distance that the dummy gradient has moved an element.
         since_seen: The same since the modality was last in a batch.
-        steps_absent: Optimiser steps since then.
+        steps_absent: Optimizer steps since then.
     """
 
     def __init__(self, *, num_elements: int, gradient_norm: float, optimizer: OptimizerFacts) -> None:
@@ -66,12 +66,12 @@ class DriftForecast:
         self.steps_absent = 0
 
     def step(self, *, learning_rate: float, real_norm: float | None = None, clip: float = 1.0) -> None:
-        """Follows one step of the optimiser.
+        """Adds one optimizer step.
 
         Args:
             learning_rate: Of this step.
-            real_norm: L2 norm of the modality's own gradient where it was in the batch, None where it was absent.
-            clip: What clipping multiplied all gradients by, the dummy one too.
+            real_norm: L2 norm of the modality's gradient if it was in the batch, None if it was absent.
+            clip: Factor of gradient clipping.
         """
         is_absent = real_norm is None
         self._steps += 1
@@ -86,11 +86,11 @@ class DriftForecast:
         self.since_seen += moved if is_absent else 0.0
 
     def state_dict(self) -> dict[str, float]:
-        """What has been followed so far, as numbers that JSON can hold."""
+        """The state as JSON numbers."""
         return {key: value for key, value in vars(self).items() if key not in ("_count", "_dummy", "_optimizer")}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Goes on from there."""
+        """Restores a state."""
         vars(self).update(state)
 
     def _sgd(self, gradient: float, _real_norm: float) -> float:
@@ -98,7 +98,7 @@ class DriftForecast:
         return self._first
 
     def _adafactor(self, gradient: float, real_norm: float) -> float:
-        # The second moment is a mean over rows and columns: no element has hardly any, so that its spread is left out.
+        # The second moment is a mean over rows and columns, whose spread over elements is small and is ignored.
         beta2 = 1 - self._steps**-0.8
         self._dummy_square = beta2 * self._dummy_square + (1 - beta2) * gradient**2
         self._real_square = beta2 * self._real_square + (1 - beta2) * real_norm**2 / self._count
@@ -115,7 +115,7 @@ class DriftForecast:
         self._weights_squared = beta2**2 * self._weights_squared + (1 - beta2) ** 2 * seen
         first = self._first / (1 - beta1**self._steps)
         correction = 1 - beta2**self._steps
-        # So many equally weighted real gradients carry as much information as the decaying ones.
+        # The number of equally weighted gradients with the information of the exponentially weighted ones.
         effective = self._weights**2 / self._weights_squared if self._weights_squared else 0.0
         return first * mean_inverse_size(
             real=math.sqrt(self._real_square / correction),
@@ -128,18 +128,18 @@ class DriftForecast:
 def mean_inverse_size(*, real: float, dummy: float, num_gradients: float, eps: float) -> float:
     """Expected 1 / (sqrt(v) + eps) over the elements of a tensor.
 
-    The real part of v is taken as the mean square of `num_gradients` normal gradients, which is chi-square distributed:
-    after few of them some elements have hardly any, and move far.
+    The real part of v is modelled as the mean square of `num_gradients` normal gradients, which is chi-square
+    distributed: after few of them, v is tiny for some elements, which move far.
 
     Args:
         real: Root mean square of the real gradients' part of v.
         dummy: Root of the dummy gradients' part.
-        num_gradients: How many real gradients v remembers, 0 for none.
+        num_gradients: Number of real gradients in v, 0 for none.
         eps: Adam's eps.
     """
     if not real or num_gradients <= 0:
         return 1 / (dummy + eps)
-    # Rounded to one per cent, so that most steps find the value ready.
+    # Rounded to 1 %, so that most steps find a cached value.
     arguments = (max(num_gradients, 1.0), dummy / real, eps / real)
     return _mean_inverse(*(_rounded(value) for value in arguments)) / real
 

@@ -19,22 +19,22 @@ from umbrella_train.dummy_loss.loss import DummyLoss
 logger = logging.getLogger(__name__)
 
 WARNING_LEVEL = 0.02
-"""Drift, in standard deviations of the patch embed's weights at the start, from which on a modality is named."""
+"""Drift that is warned of, in standard deviations of the patch embed's initial weights."""
 
 _MOST_PENDING = 1000
-"""Steps that wait to be followed, where logging steps are further apart."""
+"""Most steps between two updates of the forecast."""
 
 _RULES: Mapping[str, Rule] = {"AdamW": "adam", "Adam": "adam", "SGD": "sgd", "Adafactor": "adafactor"}
 
 
 class DriftWatch:
-    """One forecast a modality, on the host alone.
+    """Forecasts for all modalities, computed on the host.
 
     Args:
         tower: The vision tower, before its first step.
-        optimizer: What steps it. Of an optimiser other than Adam, AdamW, SGD and Adafactor nothing is forecast.
+        optimizer: Its optimizer; there is no forecast except for Adam, AdamW, SGD and Adafactor.
         dummy_loss: Gives the norm of each modality's dummy gradient.
-        groups: Number of the optimiser's group of each parameter, as of `number_groups`. DeepSpeed, which steps flat
+        groups: Number of the optimizer's group of each parameter, from `number_groups`. DeepSpeed, which steps flat
             partitions, keeps the groups and their order, but not the parameters in them.
     """
 
@@ -73,9 +73,9 @@ class DriftWatch:
             self._groups[name] = group
 
     def step(self, present: frozenset[str]) -> None:
-        """Notes one optimiser step, with the modalities that some rank saw in its window.
+        """Records one optimizer step with the modalities that some rank saw in its window.
 
-        It is followed at the next logging step, when the size of the gradients and what they were clipped by is known.
+        It is evaluated at the next logging step, when the size of the gradients and the clipping factor are known.
         """
         rates = {name: float(group["lr"]) for name, group in self._groups.items()}
         self._pending.append((present, rates))
@@ -83,18 +83,18 @@ class DriftWatch:
             self._follow()
 
     def learn(self, norms: Mapping[str, float], *, clip: float = 1.0) -> None:
-        """Takes the sizes known from a logging step, and follows the steps up to this one.
+        """Evaluates the recorded steps with the gradient sizes of a logging step.
 
         Args:
-            norms: L2 norm of the gradient of each modality that was there, before clipping.
-            clip: What clipping multiplied them by.
+            norms: L2 norm of the gradient of each modality that was present, before clipping.
+            clip: Factor of gradient clipping.
         """
         self._norms.update(norms)
         self._clip = clip
         self._follow()
 
     def _follow(self) -> None:
-        # A modality whose gradient was in no logging step yet has the others' size; before the first, 0.01 is common.
+        # A modality without a logged gradient gets the size of the others; before the first one, 0.01 is typical.
         usual = fmean(self._norms.values()) if self._norms else 0.01
         for present, rates in self._pending:
             for name, forecast in self._forecasts.items():
@@ -107,17 +107,17 @@ class DriftWatch:
     def _warn(self, name: str, steps_absent: int) -> None:
         self._warned.add(name)
         if dist.is_initialized() and dist.get_rank():
-            return  # one rank speaks for all
+            return  # the first rank warns
         logger.warning(
-            "%s has not come for %s; by forecast the dummy loss alone has moved its patch embed by %.1f %% of "
-            "its initial standard deviation. dummy_loss.absent: hold leaves it untouched",
+            "%s was absent for %s; by forecast the dummy loss has moved its patch embed by %.1f %% of its initial "
+            "standard deviation. dummy_loss.absent: hold prevents this",
             name,
             "1 step" if steps_absent == 1 else f"{steps_absent} steps",
             100 * self.drift(name),
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: a resumed run goes on counting, and measures against the weights of the first start."""
+        """The state for a checkpoint: a resumed run continues, relative to the initial weights of the first start."""
         self._follow()
         return {
             "forecasts": {name: forecast.state_dict() for name, forecast in self._forecasts.items()},
@@ -128,7 +128,7 @@ class DriftWatch:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what a checkpoint holds of the modalities that are followed."""
+        """Restores the state of a checkpoint."""
         for name, forecast in self._forecasts.items():
             if name in state["forecasts"]:
                 forecast.load_state_dict(state["forecasts"][name])
@@ -138,11 +138,11 @@ class DriftWatch:
         self._clip = float(state["clip"])
 
     def drift(self, modality: str) -> float:
-        """Drift since the modality was last seen, in standard deviations of its weights at the start."""
+        """Drift since the modality was last seen, in standard deviations of its initial weights."""
         return self._forecasts[modality].since_seen / self._spread[modality]
 
     def as_log(self) -> dict[str, float]:
-        """`drift/{modality}` of each modality followed."""
+        """`drift/{modality}` of each modality with a forecast."""
         return {f"drift/{name}": self.drift(name) for name in self._forecasts}
 
 
@@ -154,16 +154,16 @@ def number_groups(optimizer: Any) -> dict[int, int]:
 
 
 def _rule_of(optimizer: Any) -> Rule | None:
-    # accelerate wraps the optimiser once, DeepSpeed once more.
+    # accelerate wraps the optimizer, DeepSpeed wraps it once more.
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return _RULES.get(type(optimizer).__name__)
 
 
 def _spread(parameters: list[nn.Parameter]) -> float:
-    """Standard deviation of the largest tensor that has any; of this rank's shard where it is sharded.
+    """Standard deviation of the largest tensor whose is not 0; of this rank's shard if it is sharded.
 
-    That is the projection's weight, or the first of the adapters on it, for the second starts at zero.
+    This is the weight of the projection, or the first of its adapters (the second starts at zero).
     """
     for parameter in sorted(parameters, key=num_elements, reverse=True):
         shard = partition(parameter) if is_partitioned(parameter) else local(parameter.detach())

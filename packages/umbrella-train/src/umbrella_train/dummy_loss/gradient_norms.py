@@ -1,4 +1,4 @@
-"""Gradient norms of each modality's patch embed, for the log and the parity of ranks."""
+"""Gradients of each modality's patch embed: norms for the log, clearing those of absent modalities, scaling."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PatchEmbedGradients:
 
     Args:
         tower: The model's vision tower.
-        under_zero: Whether DeepSpeed holds the gradients: each norm then costs a collective of its own.
+        under_zero: Whether gradients are in DeepSpeed's partitions: each norm then needs a collective.
     """
 
     def __init__(self, tower: UmbrellaVisionTower, *, under_zero: bool = False) -> None:
@@ -27,16 +27,16 @@ class PatchEmbedGradients:
         self.modalities: Sequence[str] = tower.modality_order
 
     def keys(self, modality: str, *, is_active: bool) -> tuple[str, str]:
-        """Log keys of a modality: its whole patch embed, and the projection alone."""
+        """Log keys of a modality: for its whole patch embed, and for the projection."""
         label = modality if is_active else "inactive"
         name = f"grad/[{label}]/vision_tower.{modality}_patch_embed"
         return name, f"{name}.proj"
 
     def squared_norms(self) -> Tensor:
-        """Squared gradient norms on this rank, one a parameter of the patch embeds, float64; for `add_up`.
+        """Squared gradient norms on this rank, one per parameter of the patch embeds, float64; for `add_up`.
 
-        Of a sharded gradient this is the local shard's share; the shares of all ranks add up. Zero where a parameter
-        has no gradient.
+        For a sharded gradient this is the local shard's part; the sum over ranks is the whole. Zero if a parameter has
+        no gradient.
         """
         gradients: list[Tensor] = []
         places: list[int] = []
@@ -55,7 +55,7 @@ class PatchEmbedGradients:
         return torch.stack(squares)
 
     def add_up(self, squares: Sequence[float]) -> list[float]:
-        """From the numbers of `squared_norms`, read from the device, to (patch embed, projection) of each modality."""
+        """Sums the numbers of `squared_norms` to (patch embed, projection) of each modality."""
         sums = [0.0] * (2 * len(self.modalities))
         if not squares:
             return sums
@@ -71,11 +71,11 @@ class PatchEmbedGradients:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether the gradients are shards, so that each rank holds a share of every norm."""
+        """Whether the gradients are sharded, so that each rank has a part of every norm."""
         return any(isinstance(parameter, DTensor) for parameter in self._tower.parameters())
 
     def clear(self, modalities: Sequence[str]) -> None:
-        """Takes the gradients of modalities away, so that the optimiser leaves parameters and moments untouched."""
+        """Clears the gradients of modalities, so that the optimizer does not change their parameters and moments."""
         for modality in modalities:
             for parameter in self._tower.patch_embed(modality).parameters():
                 parameter.grad = None

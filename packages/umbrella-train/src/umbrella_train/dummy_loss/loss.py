@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DummyLoss:
-    """Turns a model's dummy terms into a loss to add to the task loss.
+    """The loss of a model's dummy terms, to be added to the task loss.
 
     A term is sum(p) / sqrt(N) over the N trainable elements of an absent modality's patch embed, so its gradient has an
     L2 norm of 1 and that of the loss one of `scale`.
@@ -21,7 +21,7 @@ class DummyLoss:
     Attributes:
         scale: Gradient norm that an absent modality receives (`reduction="unit"`). 0 keeps the graph with exact zeros.
         reduction: `unit`, or `sum`: the literal `param.sum() * scale`, whose gradient norm grows with sqrt(N).
-        sizes: N of each modality (`model.dummy_sizes()`), needed for `sum` alone.
+        sizes: N of each modality (`model.dummy_sizes()`), needed only for `sum`.
 
     Raises:
         ValueError: A negative scale, an unknown reduction, or `sum` without sizes.
@@ -50,7 +50,7 @@ class DummyLoss:
             terms: A model's `dummy_terms`: 0-dim float32 tensors by modality.
 
         Returns:
-            A 0-dim float32 tensor; zero without a graph where no modality is absent.
+            A 0-dim float32 tensor; zero without a graph if no modality is absent.
         """
         if not terms:
             return torch.zeros(())

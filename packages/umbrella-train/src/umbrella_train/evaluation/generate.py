@@ -122,7 +122,7 @@ def merge_results(results: Sequence[EvaluationResult], *, seed: int = 0) -> Eval
 
 
 def _batches(dataset: PromptSource, questions: Sequence[Question], *, batch_size: int) -> Iterator[list[int]]:
-    """Cut the questions into batches of positions; a batch holds one list of modalities, with scans or without."""
+    """Cut the questions into batches of positions; a batch has one list of modalities, with scans or without."""
 
     def kind(position: int) -> tuple[bool, tuple[str, ...]]:
         question = questions[position]

@@ -35,7 +35,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One question, asked under one condition, as predictions.jsonl holds it.
+    """One question, asked under one condition, as predictions.jsonl has it.
 
     Attributes:
         subject: Hash of the subject.

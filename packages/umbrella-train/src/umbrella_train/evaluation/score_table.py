@@ -1,111 +1,146 @@
-"""Scores as a table for the terminal, and the words by which tables call the conditions."""
+"""Tables of scores with their intervals, for the terminal and the report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from textwrap import wrap
-from types import MappingProxyType
 
-# By what stands in a metric's name.
-HIT_COLUMNS: Mapping[str, str] = MappingProxyType(
-    {
-        "accuracy": "own scan",
-        "shuffled": "another's scan",
-        "swapped": "other answer's scan",
-        "no_scan": "no scan",
-        "chance": "guessing",
-    }
-)
-ERROR_COLUMNS: Mapping[str, str] = MappingProxyType(
-    {
-        "error": "own scan",
-        "error_shuffled": "another's scan",
-        "error_swapped": "other answer's scan",
-        "error_no_scan": "no scan",
-    }
-)
+_CONTROLS = {"shuffled": "another's scan", "swapped": "other answer's scan", "no_scan": "no scan"}
+_COUNTS = {"unparsed": "unreadable", "questions": "questions", "subjects": "subjects"}
+# Headings by the label in a metric's key, `eval/LABEL/NAME`.
+_HIT_COLUMNS = {
+    "accuracy": "own scan", **_CONTROLS, "chance": "guessing", "majority": "commonest answer", **_COUNTS,
+}  # fmt: skip
+_ERROR_COLUMNS = {
+    "error": "own scan", **{f"error_{label}": heading for label, heading in _CONTROLS.items()},
+    "error_constant": "best constant guess", **_COUNTS,
+}  # fmt: skip
 _DASH = "–"
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A score as text.
+
+    Attributes:
+        value: The value, or a dash.
+        note: Its 95 % interval; empty if it has none.
+    """
+
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores of one kind.
+
+    Attributes:
+        title: Name of the scores.
+        columns: Headings by label: `accuracy`, `shuffled`, ..., `unparsed`, `questions`, `subjects`.
+        rows: A cell for each column, by the name of a modality (`T1`) or one of its tasks (`T1/sex`).
+    """
+
+    title: str
+    columns: Mapping[str, str]
+    rows: Mapping[str, Mapping[str, Cell]]
+
+    def to_text(self) -> str:
+        """The table for a terminal, without empty columns and with intervals for the own scan; empty without rows."""
+        if not self.rows:
+            return ""
+        own = next(iter(self.columns))
+        # `questions` is left out: the intervals count subjects.
+        labels = [label for label in self.columns if label != "questions" and (label == own or self._has(label))]
+        lines = [
+            [name, *(_with_interval(row[label]) if label == own else row[label].value for label in labels)]
+            for name, row in self.rows.items()
+        ]
+        return _align([self.title, *(self.columns[label] for label in labels)], lines)
+
+    def _has(self, label: str) -> bool:
+        """Whether a column says anything; without unreadable answers, `unparsed` does not."""
+        empty = {_DASH, "0.0 %"} if label == "unparsed" else {_DASH}
+        return any(row[label].value not in empty for row in self.rows.values())
+
+
 def score_table(metrics: Mapping[str, float]) -> str:
-    """The scores that a reader looks for first, as text; what is in no table stands in metrics.jsonl.
+    """The main scores as text; `metrics.jsonl` has all of them.
 
     Args:
-        metrics: As of `umbrella_train.evaluation.metrics.summarise`.
+        metrics: As from `umbrella_train.evaluation.metrics.summarise`.
 
     Returns:
-        A table of right answers, one of errors, or both; each with 95 % intervals for the own scan. Empty without
-        scores.
+        A table of right answers, one of errors, or both. Empty without scores.
     """
-    tables = [_table(_hit_lines(metrics)), _table(_error_lines(metrics))]
+    tables = (table.to_text() for table in (hit_table(metrics), error_table(metrics)))
     return "\n\n".join(table for table in tables if table)
 
 
-def shown_names(metrics: Mapping[str, float], kind: str) -> list[str]:
-    """Names below `eval/KIND/`, without the totals of modalities that were asked one question only."""
-    prefix = f"eval/{kind}/"
+def hit_table(metrics: Mapping[str, float], modalities: Sequence[str] = ()) -> ScoreTable:
+    """Fractions of right answers, without the total of a modality that has one task only.
+
+    Args:
+        metrics: As from `umbrella_train.evaluation.metrics.summarise`.
+        modalities: Order of the rows; other modalities follow, sorted.
+    """
+    names = names_below(metrics, "accuracy", modalities)
+    names = [name for name in names if "/" in name or sum(other.startswith(f"{name}/") for other in names) != 1]
+    return _table("right answers", _HIT_COLUMNS, metrics, names)
+
+
+def error_table(metrics: Mapping[str, float], modalities: Sequence[str] = ()) -> ScoreTable:
+    """Mean absolute errors of questions about numbers, also if no answer could be read.
+
+    Args:
+        metrics: As from `umbrella_train.evaluation.metrics.summarise`.
+        modalities: Order of the rows; other modalities follow, sorted.
+    """
+    # The constant guess does not need readable answers.
+    names = names_below(metrics, "error_constant", modalities)
+    return _table("mean error", _ERROR_COLUMNS, metrics, names)
+
+
+def names_below(metrics: Mapping[str, float], label: str, modalities: Sequence[str] = ()) -> list[str]:
+    """The names below `eval/LABEL/`: modalities (`T1`) in the given order, each before its tasks (`T1/sex`)."""
+    prefix = f"eval/{label}/"
     names = [key.removeprefix(prefix) for key in metrics if key.startswith(prefix)]
-    return [name for name in names if "/" in name or sum(other.startswith(f"{name}/") for other in names) != 1]
+    rank = {name: position for position, name in enumerate(modalities)}
+    return sorted(names, key=lambda name: (rank.get(name.split("/")[0], len(rank)), name))
 
 
-def percent(value: float | None) -> str:
-    """A share as a percentage, or a dash."""
-    return _DASH if value is None else f"{100 * value:.1f} %"
+def _table(title: str, columns: Mapping[str, str], metrics: Mapping[str, float], names: Sequence[str]) -> ScoreTable:
+    rows = {name: {label: score_cell(metrics, label, name) for label in columns} for name in names}
+    return ScoreTable(title, columns, rows)
 
 
-def number(value: float | None) -> str:
-    """An error in the unit of its question, or a dash."""
-    return _DASH if value is None else f"{value:.3g}"
+def score_cell(metrics: Mapping[str, float], label: str, name: str) -> Cell:
+    """The score `eval/LABEL/NAME` as text."""
+    value = metrics.get(f"eval/{label}/{name}")
+    keys = (f"eval/{label}_lower/{name}", f"eval/{label}_upper/{name}")
+    bounds = [metrics[key] for key in keys if key in metrics]
+    if value is None:
+        return Cell(_DASH)
+    if label in ("questions", "subjects"):
+        return Cell(f"{value:.0f}")
+    if label.startswith("error"):
+        return Cell(f"{value:.3g}", " to ".join(f"{bound:.3g}" for bound in bounds))
+    interval = " to ".join(f"{100 * bound:.0f}" for bound in bounds)
+    return Cell(f"{100 * value:.1f} %", interval and f"{interval} %")
 
 
-def _hit_lines(metrics: Mapping[str, float]) -> Iterator[Sequence[str]]:
-    names = shown_names(metrics, "accuracy")
-    labels = [label for label in HIT_COLUMNS if any(f"eval/{label}/{name}" in metrics for name in names)]
-    beside = {"majority": "commonest answer", **_unreadable(metrics, names)}
-    if names:
-        yield "right answers", *(HIT_COLUMNS[label] for label in labels), *beside.values(), "subjects"
-    for name in names:
-        cells = [percent(metrics.get(f"eval/{label}/{name}")) for label in (*labels, *beside)]
-        lower, upper = (100 * metrics[f"eval/accuracy_{side}/{name}"] for side in ("lower", "upper"))
-        cells[0] += f" ({lower:.0f} to {upper:.0f})"
-        yield name, *cells, f"{metrics[f'eval/subjects/{name}']:.0f}"
+def _with_interval(cell: Cell) -> str:
+    return f"{cell.value} ({cell.note.removesuffix(' %')})" if cell.note else cell.value
 
 
-def _error_lines(metrics: Mapping[str, float]) -> Iterator[Sequence[str]]:
-    # By the guess, which is there also where not one answer could be read, and there is no error.
-    names = [key.removeprefix("eval/error_constant/") for key in metrics if key.startswith("eval/error_constant/")]
-    labels = [label for label in ERROR_COLUMNS if any(f"eval/{label}/{name}" in metrics for name in names)]
-    unreadable = _unreadable(metrics, names)
-    if names:
-        yield "mean error", *map(ERROR_COLUMNS.__getitem__, labels), "best constant", *unreadable.values(), "subjects"
-    for name in names:
-        cells = [number(metrics.get(f"eval/{label}/{name}")) for label in (*labels, "error_constant")]
-        if f"eval/error/{name}" in metrics:
-            sides = (number(metrics[f"eval/error_{side}/{name}"]) for side in ("lower", "upper"))
-            cells[0] += f" ({' to '.join(sides)})"
-        cells += [percent(metrics[f"eval/{label}/{name}"]) for label in unreadable]
-        yield name, *cells, f"{metrics[f'eval/subjects/{name}']:.0f}"
-
-
-def _unreadable(metrics: Mapping[str, float], names: Sequence[str]) -> dict[str, str]:
-    """The column of answers that could not be read, where there are any."""
-    is_any = any(metrics.get(f"eval/unparsed/{name}") for name in names)
-    return {"unparsed": "unreadable"} if is_any else {}
-
-
-def _table(lines: Iterator[Sequence[str]]) -> str:
-    """Columns as wide as what they hold, the first to the left, numbers to the right; headings over several lines."""
-    rows = list(lines)
-    if not rows:
-        return ""
-    headings, *body = rows
-    widths = [
-        max(*map(len, cells), *map(len, heading.split())) for heading, *cells in zip(headings, *body, strict=True)
-    ]
+def _align(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their content, the first one left-aligned; headings are wrapped to several lines."""
+    widths = [max(*map(len, cells), *map(len, head.split())) for head, *cells in zip(headings, *rows, strict=True)]
     folded = [wrap(heading, width) for heading, width in zip(headings, widths, strict=True)]
     height = max(map(len, folded))
     above = zip(*([""] * (height - len(words)) + words for words in folded), strict=True)
     return "\n".join(
         "  ".join(f"{cell:>{width}}" if place else f"{cell:<{width}}" for place, (cell, width) in enumerate(pairs))
-        for pairs in (list(zip(row, widths, strict=True)) for row in (*above, *body))
+        for pairs in (list(zip(row, widths, strict=True)) for row in (*above, *rows))
     )

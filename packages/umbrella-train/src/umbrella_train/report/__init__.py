@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from umbrella_data.files.atomic import write_atomically
 from umbrella_train.report.page import render
 from umbrella_train.report.run_data import read_run
 
@@ -16,24 +17,22 @@ def build_report(run_dirs: Sequence[Path], *, output: Path | None = None) -> Pat
 
     Args:
         run_dirs: The folders of the runs.
-        output: The file to write; default: report.html in the run's folder, or comparison.html beside the first of
+        output: The file to write; default: report.html in the run's folder, or comparison.html next to the first of
             several.
 
     Returns:
         The file.
 
     Raises:
-        RunError: Where a folder is not that of a run.
+        RunError: If a folder is not that of a run.
     """
     folders = [path.resolve() for path in run_dirs]
     names = [folder.name for folder in folders]
-    # Runs of one name from two places are told apart by the place.
+    # Runs of one name from two places are distinguished by the place.
     if len(set(names)) < len(names):
         names = [f"{folder.parent.name}/{folder.name}" for folder in folders]
     runs = [read_run(folder, name=name) for folder, name in zip(folders, names, strict=True)]
     if output is None:
         output = folders[0] / "report.html" if len(folders) == 1 else folders[0].parent / "comparison.html"
-    staged = output.with_name(f"{output.name}.partial")
-    staged.write_text(render(runs), encoding="utf-8")
-    staged.replace(output)
+    write_atomically(output, [render(runs).encode()])
     return output

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from umbrella_train.report.figure_style import GREY, INK, colours_of, mark, modality_colours, panels
-from umbrella_train.report.run_data import RunData, label_of, question_names
+from umbrella_train.report.run_data import RunData, label_of
 
 CONTROLS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
@@ -28,7 +28,7 @@ _HALF_ROW = 0.42
 
 def accuracy_figure(runs: Sequence[RunData]) -> Figure:
     """Accuracy of every question with its controls, over the band that guessing gives."""
-    names = dict.fromkeys(name for run in runs for name in question_names(run, "accuracy") if "/" in name)
+    names = dict.fromkeys(name for run in runs for name in run.names_below("accuracy") if "/" in name)
     rows = [(run, name) for name in names for run in runs if f"eval/accuracy/{name}" in run.evaluation]
     figure, (axes,) = panels(1, 1, height=1.4 + 0.8 * len(rows))
     by_modality = modality_colours(runs[0].modalities, [name.split("/")[0] for name in names])
@@ -52,7 +52,7 @@ def accuracy_figure(runs: Sequence[RunData]) -> Figure:
 
 def error_figure(runs: Sequence[RunData]) -> Figure:
     """Mean absolute error of every question about a number, with its controls; one panel a question."""
-    names = list(dict.fromkeys(name for run in runs for name in question_names(run, "error")))
+    names = list(dict.fromkeys(name for run in runs for name in run.names_below("error")))
     asked = {name: [run for run in runs if f"eval/error/{name}" in run.evaluation] for name in names}
     figure, axes = panels(len(names), 1, height=1.0 + sum(0.6 + 0.8 * len(members) for members in asked.values()))
     by_run = colours_of([run.name for run in runs])

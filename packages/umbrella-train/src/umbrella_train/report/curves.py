@@ -1,4 +1,4 @@
-"""The report's curves over the optimiser steps: loss and gradient norms."""
+"""The report's curves over the optimizer steps: loss and gradient norms."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def loss_figure(runs: Sequence[RunData]) -> Figure:
     drawn = [value for run in runs for value in points(run.training, "loss").values if math.isfinite(value)]
     if drawn and min(drawn) > 0 and max(drawn) > 10 * min(drawn):
         axes.set_yscale("log")
-    axes.set(xlabel="optimiser step", ylabel="loss (nats a token)")
+    axes.set(xlabel="optimizer step", ylabel="loss (nats a token)")
     axes.legend(loc="upper right")
     return figure
 
@@ -51,7 +51,7 @@ def gradient_figure(runs: Sequence[RunData], *, scale: float | None) -> Figure:
         panel.set_yscale("log")
         panel.margins(y=0.1)
         panel.set_title(modality)
-        panel.set_xlabel("optimiser step")
+        panel.set_xlabel("optimizer step")
     axes[0].set_ylabel("gradient norm")
     marks = [mark("o", INK, "in the batch", is_filled=True)]
     marks.append(mark("o", GREY, "absent (dummy gradient)", is_filled=False))

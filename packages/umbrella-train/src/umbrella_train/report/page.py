@@ -12,12 +12,11 @@ import yaml
 
 from umbrella_train.config import RunConfig
 from umbrella_train.config.schema import annotation_at, without_none
-from umbrella_train.evaluation.score_table import ERROR_COLUMNS, HIT_COLUMNS
 from umbrella_train.report import tables
 from umbrella_train.report.answers import accuracy_figure, error_figure
 from umbrella_train.report.curves import gradient_figure, loss_figure
 from umbrella_train.report.figure_style import draw
-from umbrella_train.report.run_data import RunData, gradient_norms, question_names
+from umbrella_train.report.run_data import RunData, gradient_norms
 
 _HIDDEN = "(see config.yaml)"
 
@@ -43,10 +42,7 @@ def render(runs: Sequence[RunData]) -> str:
         is_held_out=all(run.is_held_out for run in runs),
         figures=_figures(runs),
         tiles=tables.tiles(runs[0]) if len(runs) == 1 else [],
-        hit_columns=list(HIT_COLUMNS.values()),
-        hit_rows=[row for run in runs for row in tables.hit_rows(run)],
-        error_columns=list(ERROR_COLUMNS.values()),
-        error_rows=[row for run in runs for row in tables.error_rows(run)],
+        tables=tables.score_tables(runs),
         pictures=_pictures(runs),
         examples=list(tables.examples(runs[0])) if len(runs) == 1 else [],
         facts=[(run.name, tables.facts(run)) for run in runs],
@@ -76,9 +72,9 @@ def _figures(runs: Sequence[RunData]) -> dict[str, str]:
         figures["loss"] = draw(lambda: loss_figure(runs))
     if any(gradient_norms(run.training) for run in runs):
         figures["gradients"] = draw(lambda: gradient_figure(runs, scale=_expected_norm(runs)))
-    if any(question_names(run, "accuracy") for run in runs):
+    if any(run.names_below("accuracy") for run in runs):
         figures["accuracy"] = draw(lambda: accuracy_figure(runs))
-    if any(question_names(run, "error") for run in runs):
+    if any(run.names_below("error") for run in runs):
         figures["errors"] = draw(lambda: error_figure(runs))
     return figures
 

@@ -1,4 +1,4 @@
-"""What a run folder holds for the report, read from its files alone, also where the run crashed."""
+"""What a run folder has for the report, read from its files alone, also where the run crashed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from umbrella_data.dataset.bad_scans import LIST_NAME
 from umbrella_train.config.strict_yaml import read_yaml
+from umbrella_train.evaluation.score_table import names_below
 from umbrella_train.run_folder import RunFolder, read_lines
 
 _GRADIENT_KEY = re.compile(r"(?:^|/)grad/\[(?P<label>[^\]]+)\]/vision_tower\.(?P<modality>\w+)_patch_embed$")
@@ -70,6 +71,10 @@ class RunData:
         """The last step with a training loss, or 0."""
         return max((int(row.get("step", 0)) for row in self.training), default=0)
 
+    def names_below(self, label: str) -> list[str]:
+        """The names below `eval/LABEL/` of the newest evaluation, in the order of the config."""
+        return names_below(self.evaluation, label, self.modalities)
+
 
 def read_run(path: Path, *, name: str) -> RunData:
     """Read a run folder.
@@ -79,7 +84,7 @@ def read_run(path: Path, *, name: str) -> RunData:
         name: How the report calls it.
 
     Raises:
-        RunError: Where the folder is not that of a run.
+        RunError: If the folder is not that of a run.
     """
     folder = RunFolder.open(path)
     config, notes = read_yaml(folder.config)
@@ -138,7 +143,7 @@ def points(rows: Sequence[Mapping[str, Any]], key: str) -> Points:
 
 
 def gradient_norms(rows: Sequence[Mapping[str, Any]]) -> dict[str, GradientNorms]:
-    """The gradient norms of each modality's whole patch embed, active and inactive told apart by their keys."""
+    """The gradient norms of each modality's whole patch embed, active and inactive distinguished by their keys."""
     found: dict[str, tuple[list[tuple[int, float]], list[tuple[int, float]]]] = {}
     for row in rows:
         for key, value in row.items():
@@ -147,14 +152,6 @@ def gradient_norms(rows: Sequence[Mapping[str, Any]]) -> dict[str, GradientNorms
                 active, inactive = found.setdefault(match["modality"], ([], []))
                 (inactive if match["label"] == "inactive" else active).append((int(row["step"]), _number(value)))
     return {modality: GradientNorms(*map(_points, lists)) for modality, lists in found.items()}
-
-
-def question_names(run: RunData, kind: str) -> list[str]:
-    """The names below `eval/KIND/`: modalities (`T1`) in the order of the config, each before its tasks (`T1/sex`)."""
-    prefix = f"eval/{kind}/"
-    names = [key.removeprefix(prefix) for key in run.evaluation if key.startswith(prefix)]
-    rank = {name: position for position, name in enumerate(run.modalities)}
-    return sorted(names, key=lambda name: (rank.get(name.split("/")[0], len(rank)), name))
 
 
 def label_of(name: str) -> str:
@@ -182,7 +179,7 @@ def _pictures(folder: RunFolder, *, config: Mapping[str, Any]) -> dict[str, Path
 def _state(folder: RunFolder, *, training: Sequence[Mapping[str, Any]], is_evaluated: bool) -> list[str]:
     notes = []
     if not training:
-        notes.append("metrics.jsonl holds no training loss: the run ended before its first logging step")
+        notes.append("metrics.jsonl has no training loss: the run ended before its first logging step")
     elif not (folder.model / "config.json").exists():
         notes.append(f"The run did not end: its last training loss is that of step {training[-1].get('step')}")
     if not is_evaluated:

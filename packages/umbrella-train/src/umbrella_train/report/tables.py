@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from umbrella_train.evaluation.metrics import ERROR_TYPES
-from umbrella_train.evaluation.score_table import ERROR_COLUMNS, HIT_COLUMNS, number, percent, shown_names
-from umbrella_train.report.run_data import RunData, label_of, question_names
+from umbrella_train.evaluation.score_table import Cell, error_table, hit_table, score_cell
+from umbrella_train.report.run_data import RunData, label_of
 
 # Of each task: half wrong ones, which are those to look at, and half right ones.
 NUM_EXAMPLES = 4
@@ -15,56 +15,42 @@ NUM_EXAMPLES = 4
 
 def tiles(run: RunData) -> list[dict[str, str]]:
     """The accuracy of each modality, for the top of the page."""
-    return [
-        {
-            "name": name,
-            "value": percent(run.evaluation[f"eval/accuracy/{name}"]),
-            "note": f"{_counts(run, name)['subjects']}, 95 % interval {_cell(run, 'accuracy', name)[1]}",
-            "beside": _beside(run, name),
-        }
-        for name in question_names(run, "accuracy")
-        if "/" not in name
-    ]
-
-
-def _beside(run: RunData, name: str) -> str:
-    """What a share of right answers is to be held against."""
-    unparsed = run.evaluation.get(f"eval/unparsed/{name}", 0.0)
-    said = [f"the commonest answer: {percent(run.evaluation.get(f'eval/majority/{name}'))}"]
-    return ", ".join([*said, *([f"unreadable: {percent(unparsed)}"] if unparsed else [])])
-
-
-def hit_rows(run: RunData) -> Iterator[dict[str, Any]]:
-    """One row a question with right and wrong answers, below one of a modality that has several."""
-    shown = set(shown_names(run.evaluation, "accuracy"))
-    for name in question_names(run, "accuracy"):
-        if name not in shown:
+    found = []
+    for name in run.names_below("accuracy"):
+        if "/" in name:
             continue
-        yield {
-            "run": run.name,
-            "name": label_of(name),
-            "is_total": "/" not in name,
-            "cells": [_cell(run, label, name) for label in HIT_COLUMNS],
-            "majority": percent(run.evaluation.get(f"eval/majority/{name}")),
-            **_counts(run, name),
-        }
+        labels = ("accuracy", "majority", "unparsed", "subjects")
+        own, majority, unparsed, subjects = (score_cell(run.evaluation, label, name) for label in labels)
+        unreadable = f", unreadable: {unparsed.value}" if run.evaluation.get(f"eval/unparsed/{name}") else ""
+        found.append(
+            {
+                "name": name,
+                "value": own.value,
+                "interval": f"{subjects.value} subjects, 95 % interval {own.note}",
+                "reference": f"commonest answer: {majority.value}{unreadable}",
+            }
+        )
+    return found
 
 
-def error_rows(run: RunData) -> Iterator[dict[str, Any]]:
-    """One row a question about a number, also where not one answer could be read."""
+def score_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:
+    """The tables of hits and of errors that have rows; each run has its own rows."""
+    found = []
+    for build in (hit_table, error_table):
+        tables = [(run, build(run.evaluation, run.modalities)) for run in runs]
+        rows = [_row(run, name, cells) for run, table in tables for name, cells in table.rows.items()]
+        if rows:
+            columns = dict(tables[0][1].columns)
+            del columns["subjects"]  # below the number of questions
+            found.append({"is_of_errors": build is error_table, "columns": columns, "rows": rows})
+    return found
+
+
+def _row(run: RunData, name: str, cells: Mapping[str, Cell]) -> dict[str, Any]:
     units = {f"{row.get('modality')}/{row.get('task')}": row.get("unit") for row in run.predictions}
-    for name in question_names(run, "questions"):
-        is_number = f"eval/error_constant/{name}" in run.evaluation or f"eval/accuracy/{name}" not in run.evaluation
-        if "/" not in name or not is_number:
-            continue
-        yield {
-            "run": run.name,
-            "name": label_of(name),
-            "unit": units.get(name) or "",
-            "cells": [_cell(run, label, name, is_share=False) for label in ERROR_COLUMNS],
-            "constant": number(run.evaluation.get(f"eval/error_constant/{name}")),
-            **_counts(run, name),
-        }
+    folded = {**cells, "questions": Cell(cells["questions"].value, f"{cells['subjects'].value} subjects")}
+    return {"run": run.name, "name": label_of(name), "is_total": "/" not in name, "unit": units.get(name) or "",
+            "cells": folded}  # fmt: skip
 
 
 def examples(run: RunData) -> Iterator[dict[str, Any]]:
@@ -92,7 +78,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         "batch size a rank": flat.get("trainer.per_device_train_batch_size"),
         "gradient accumulation": flat.get("trainer.gradient_accumulation_steps"),
         "learning rate": flat.get("trainer.learning_rate"),
-        "optimiser": flat.get("trainer.optim"),
+        "optimizer": flat.get("trainer.optim"),
         "batches": flat.get("data.batches"),
         "what learns": flat.get("model.learn.preset"),
         "dummy loss": _dummy_loss(run.config.get("dummy_loss")),
@@ -121,26 +107,8 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value
 
 
-def _cell(run: RunData, label: str, name: str, *, is_share: bool = True) -> tuple[str, str]:
-    value = run.evaluation.get(f"eval/{label}/{name}")
-    if value is None:
-        return "–", ""
-    lower, upper = (run.evaluation[f"eval/{label}_{side}/{name}"] for side in ("lower", "upper"))
-    if is_share:
-        return percent(value), f"{100 * lower:.0f} to {100 * upper:.0f} %"
-    return number(value), f"{number(lower)} to {number(upper)}"
-
-
 def _words(value: object) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _counts(run: RunData, name: str) -> dict[str, str]:
-    return {
-        "unparsed": percent(run.evaluation.get(f"eval/unparsed/{name}")),
-        "questions": str(run.evaluation.get(f"eval/questions/{name}", "–")),
-        "subjects": f"{run.evaluation.get(f'eval/subjects/{name}', '–')} subjects",
-    }
 
 
 def _dummy_loss(section: object) -> str | None:

@@ -1,4 +1,4 @@
-"""One picture a modality of what the model sees, for the report."""
+"""Pictures of what the model sees, one for each modality, for the report."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from umbrella_train.config import DatasetConfig, RunConfig
 
 
 def draw_pictures(sources: Sequence[DatasetConfig], *, parts: Parts, config: RunConfig, folder: Path) -> None:
-    """Draws the first scan of each modality, after its pipeline.
+    """Draws the first scan of each modality after its pipeline.
 
     Args:
-        sources: Where to look for scans.
+        sources: Manifests whose scans are drawn.
         parts: Pipelines and data sets.
         config: The run.
-        folder: Where `T1.png` and the others go.
+        folder: Folder for `T1.png` and the others.
     """
     missing = dict(config.model.modalities)
     for source in sources:
@@ -36,10 +36,10 @@ def draw_pictures(sources: Sequence[DatasetConfig], *, parts: Parts, config: Run
                     except ScanError:
                         if config.data.on_bad_scan == "raise":
                             raise
-                        continue  # the run notes it when it comes to it
+                        continue  # training reports it
                     del missing[scan.modality]
                     figure = draw_volume(volume, modality=scan.modality, patch_size=modality.patch_size)
-                    # The report shows two side by side: a smaller page keeps the letters readable.
+                    # The report shows two next to each other: a smaller figure keeps the text readable.
                     width, height = figure.get_size_inches()
                     figure.set_size_inches(0.7 * width, 0.7 * height)
                     figure.savefig(folder / f"{scan.modality}.png", dpi=160)

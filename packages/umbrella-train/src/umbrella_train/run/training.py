@@ -1,4 +1,4 @@
-"""A run from its configuration to its report: `train`, and `evaluate_run` for a run that is there already."""
+"""A run from its configuration to its report: `train`, and `evaluate_run` for a finished run."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
 
     Args:
         config: The run.
-        dry_run: Two steps and a table of tokens and memory; nothing is kept.
-        resume: `auto` for the newest good checkpoint of the newest run of this name, or the folder of a run or of a
+        dry_run: Two steps and a table of tokens and memory; nothing is saved.
+        resume: `auto` for the newest valid checkpoint of the newest run of this name, or the folder of a run or of a
             checkpoint.
 
     Returns:
         The run's folder; None for a dry run.
 
     Raises:
-        RunError: The launch does not fit the config, or there is no checkpoint to go on from.
-        RunStoppedError: The run was asked to stop (SIGTERM, Ctrl-C), and ended with a checkpoint and nothing more.
+        RunError: The launch does not match the config, or there is no checkpoint to resume from.
+        RunStoppedError: The run was stopped by SIGTERM or Ctrl-C, after it saved a checkpoint.
     """
     hf_logging.disable_progress_bar()
     if dry_run:
@@ -76,7 +76,7 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
     checkpoint = None if resume is None else find_checkpoint(config, resume)
     sources = prepare_sources(config)
     parts = build_parts(config)
-    _refuse(config, arguments, parts)
+    _reject_unsupported(config, arguments, parts)
     _check_evaluation(config, arguments, parts, sources)
     folder = _open_folder(config, checkpoint)
     arguments.output_dir = str(folder.path)
@@ -85,7 +85,7 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
         logger.info(describe_model(parts.model))
         _warn_of_start(config, parts)
         if checkpoint is not None:
-            logger.info("going on from %s", checkpoint)
+            logger.info("resuming from %s", checkpoint)
     if sources.overlap and trainer.is_world_process_zero():
         counts = {"overlap/subjects": len(sources.overlap.subjects), "overlap/files": len(sources.overlap.files)}
         folder.append_metrics({"step": 0, **counts})
@@ -97,13 +97,13 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
-        progress.close()  # an error would else be told on the bar's own line
+        progress.close()  # an error would otherwise be printed on the line of the bar
     if trainer.stopped_by is not None:
         raise RunStoppedError(folder.path, step=trainer.state.global_step, signal_number=trainer.stopped_by)
     trainer.save_model(str(folder.model))
     if sources.evaluation:
         scope = _Scope(config, parts, folder, device=arguments.device, step=trainer.state.global_step)
-        scores = _evaluate(scope, sources.evaluation, model=_model_to_ask(config, trainer, folder=folder))
+        scores = _evaluate(scope, sources.evaluation, model=_model_for_generation(config, trainer, folder=folder))
         if trainer.is_world_process_zero():
             logger.info("\n%s\n", score_table(scores))
     if config.report.enabled and trainer.is_world_process_zero():
@@ -123,23 +123,23 @@ def evaluate_run(
 
     Args:
         run_folder: The run.
-        manifests: Manifests to score on in place of the run's own.
+        manifests: Manifests to score on instead of the run's own.
         data_root: The folder that their paths are relative to.
-        controls: Whether to ask with the controls too (default: as the run's config says).
-        max_samples: Questions to ask for each list of modalities.
+        controls: Whether to ask with the controls too (default: as in the run's config).
+        max_samples: Questions to ask for each combination of modalities.
 
     Returns:
-        The metrics. For all of the run's own samples, asked as its config says, they are added to its files as well.
+        The metrics. Those of a complete evaluation, as in the run's config, are also added to the run's files.
 
     Raises:
-        RunError: The folder holds no trained model, or there is nothing to score on, or it is no longer there.
+        RunError: The folder has no trained model, or there is nothing to score on.
     """
     hf_logging.disable_progress_bar()
     folder = RunFolder.open(run_folder)
     if not (folder.model / "config.json").is_file():
-        raise RunError(f"{folder.model}: holds no model; the run did not end")
+        raise RunError(f"{folder.model}: has no model; the run did not finish")
     config = load_config(folder.config)
-    # The report shows the newest evaluation: a part of one must not take the place of the whole.
+    # The report shows the newest evaluation: a partial one must not replace a complete one.
     is_whole = not manifests and max_samples is None and controls in (None, config.report.controls)
     changes: dict[str, Any] = {"controls": controls, "max_samples": max_samples}
     report = config.report.model_copy(update={key: value for key, value in changes.items() if value is not None})
@@ -159,12 +159,12 @@ def evaluate_run(
     if is_whole:
         logger.info("added to %s", folder.metrics)
     else:
-        logger.info("%s keeps its own results: this is not its whole evaluation, and nothing was written", run_folder)
+        logger.info("%s keeps its results: this was a partial evaluation, and nothing was written", run_folder)
     return metrics
 
 
 def _try_out(config: RunConfig, scratch: Path) -> None:
-    """Two steps whose only result is the table."""
+    """Runs two steps and prints the table."""
     arguments = build_arguments(config, output_dir=scratch, dry_run=True)
     sources = prepare_sources(config)
     parts = build_parts(config)
@@ -183,14 +183,14 @@ def _warn_of_start(config: RunConfig, parts: Parts) -> None:
     fixed = config.model.random_and_fixed
     if fixed:
         logger.warning(
-            "%s: random weights that are not trained; name model.pretrained, or train them too (model.learn.preset: "
+            "%s: random weights that are not trained; set model.pretrained, or train them too (model.learn.preset: "
             "full)",
             ", ".join(fixed),
         )
 
 
-def _refuse(config: RunConfig, arguments: TrainingArguments, parts: Parts) -> None:
-    """What the trainer would refuse, before a folder is made or the config of a resumed run is replaced."""
+def _reject_unsupported(config: RunConfig, arguments: TrainingArguments, parts: Parts) -> None:
+    """Rejects unsupported settings before a folder is created or the config of a resumed run is replaced."""
     plugin: Any = arguments.deepspeed_plugin
     check_trainer(
         parts.model,
@@ -204,7 +204,7 @@ def _refuse(config: RunConfig, arguments: TrainingArguments, parts: Parts) -> No
 
 
 def _check_evaluation(config: RunConfig, arguments: TrainingArguments, parts: Parts, sources: Sources) -> None:
-    """Deals the held-out samples to the ranks once: what cannot be done must not stop the run between two steps."""
+    """Distributes the held-out samples to the ranks once, so that an error occurs before training."""
     if sources.evaluation and config.trainer.eval_steps is not None:
         evaluation_batches(
             parts.mixture(sources.evaluation, config=config, augment=False),
@@ -219,7 +219,7 @@ def _build_trainer(config: RunConfig, arguments: TrainingArguments, parts: Parts
     folder = Path(str(arguments.output_dir))
     recomputed = config.trainer.gradient_checkpointing
     if recomputed:
-        # Not by the arguments: Hugging Face's trainer knows all layers or none.
+        # Not by the arguments: Hugging Face's trainer supports all layers or none.
         checkpoint_parts(parts.model, ("vision_tower", "language_model") if recomputed is True else (recomputed,))
     if config.trainer.torch_compile:
         compile_layers(parts.model)
@@ -246,8 +246,8 @@ def _build_trainer(config: RunConfig, arguments: TrainingArguments, parts: Parts
     return trainer
 
 
-def _model_to_ask(config: RunConfig, trainer: UmbrellaTrainer, *, folder: RunFolder) -> torch.nn.Module:
-    """The trained model; a sharded one is read again whole, for answers of different lengths would part the ranks."""
+def _model_for_generation(config: RunConfig, trainer: UmbrellaTrainer, *, folder: RunFolder) -> torch.nn.Module:
+    """The trained model; a sharded one is loaded unsharded, since ranks generate answers of different lengths."""
     model: torch.nn.Module = trainer.accelerator.unwrap_model(trainer.model)
     if not is_sharded_model(model):
         return model
@@ -257,7 +257,7 @@ def _model_to_ask(config: RunConfig, trainer: UmbrellaTrainer, *, folder: RunFol
 
 
 def _open_folder(config: RunConfig, checkpoint: Path | None) -> RunFolder:
-    """The run's folder on every rank; a new one is made by the first rank alone."""
+    """The run's folder on every rank; the first rank creates a new one."""
     if checkpoint is not None:
         folder = RunFolder.open(checkpoint.parent)
         if not dist.is_initialized() or dist.get_rank() == 0:
@@ -275,7 +275,7 @@ def _open_folder(config: RunConfig, checkpoint: Path | None) -> RunFolder:
 
 @dataclass(frozen=True)
 class _Scope:
-    """What one evaluation works with; `step` -1 stands for the newest line of the run, None for no line at all."""
+    """Inputs of an evaluation; `step` is -1 for the newest line of metrics.jsonl, None to write no line."""
 
     config: RunConfig
     parts: Parts
@@ -303,7 +303,7 @@ def _evaluate(scope: _Scope, sources: Sequence[DatasetConfig], *, model: Any) ->
                 batch_size=config.trainer.per_device_eval_batch_size,
                 max_new_tokens=config.report.max_new_tokens,
                 device=scope.device,
-                subject_hash=scope.folder.subject_hash(),
+                subject_hash=scope.folder.subject_hash(is_kept=rank == 0 and scope.step is not None),
                 end_of_turn=find_end_of_turn(parts.tokenizer, image_token_id=parts.model.config.image_token_id),
                 controls=config.report.controls,
                 seed=config.seed,

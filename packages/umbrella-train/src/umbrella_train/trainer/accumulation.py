@@ -1,4 +1,4 @@
-"""What the ranks agree on once an optimiser step: is all finite, which modalities were seen, gradient norms."""
+"""What ranks share once per optimizer step: finiteness, modalities seen, stop requests, gradient norms."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from umbrella_train.batches.collators import conversation_index, num_conversatio
 
 @dataclass(frozen=True)
 class WindowFacts:
-    """Facts of one accumulation window, the same on every rank.
+    """Facts about one accumulation window, the same on every rank.
 
     Attributes:
         is_loss_finite: Whether every loss on every rank was.
-        is_gradient_finite: Whether every gradient was, as far as it was asked.
-        is_stop_asked: Whether some rank was asked to stop.
+        is_gradient_finite: Whether every gradient that was checked was.
+        is_stop_asked: Whether some rank received a signal to stop.
         present: Modalities that some rank saw.
         num_tokens: Supervised tokens of all samples.
-        tokens_with: Supervised tokens of the samples that hold each modality present.
-        norms: Squared gradient norms summed over ranks, empty where none were asked for.
+        tokens_with: Supervised tokens of the samples with each modality present.
+        norms: Squared gradient norms summed over ranks; empty unless requested.
     """
 
     is_loss_finite: bool
@@ -36,7 +36,7 @@ class WindowFacts:
 
 
 class AccumulationWindow:
-    """Gathers a window's facts without reading the device, then shares them in one collective and one read.
+    """Collects facts about a window without reading the device, then shares them in one collective and one read.
 
     Args:
         modalities: The model's modalities in order.
@@ -53,7 +53,7 @@ class AccumulationWindow:
         self._tokens_with = dict.fromkeys(self._modalities, 0)
 
     def see(self, batches: Iterable[Mapping[str, object]]) -> None:
-        """Notes the modalities and supervised tokens of the batches to come, which still lie on the host."""
+        """Records modalities and supervised tokens of batches that are still on the host."""
         for batch in batches:
             pixel_values = batch.get("pixel_values")
             present = set(pixel_values) if isinstance(pixel_values, Mapping) else set()
@@ -61,7 +61,7 @@ class AccumulationWindow:
             labels, modality_ids = batch.get("labels"), batch.get("modality_ids")
             if not isinstance(labels, Tensor) or not isinstance(modality_ids, Tensor):
                 continue
-            # The model shifts labels by one: the first position is never predicted.
+            # The model shifts labels by one: the first position is not predicted.
             is_supervised = labels[:, 1:].ne(-100)
             self._num_tokens += int(is_supervised.sum())
             index = conversation_index(batch)
@@ -71,7 +71,7 @@ class AccumulationWindow:
                     self._tokens_with[name] += int(tokens[index[modality_ids.eq(tag)].unique()].sum())
 
     def add_loss(self, loss: Tensor) -> None:
-        """Notes one micro-batch's loss, a 0-dim tensor on the device."""
+        """Records the loss of one micro-batch, a 0-dim tensor on the device."""
         bad = ~loss.detach().isfinite()
         self._is_bad = bad if self._is_bad is None else self._is_bad | bad
 
@@ -81,7 +81,7 @@ class AccumulationWindow:
         """Ends the window: one all-reduce of a small vector and one device read.
 
         Args:
-            is_stop_asked: Whether this rank was asked to stop.
+            is_stop_asked: Whether this rank received a signal to stop.
             has_bad_gradient: Whether a gradient of this rank is not finite, a 0-dim tensor on the device.
             norms: This rank's share of the squared norms, shape (K,).
 

@@ -1,4 +1,4 @@
-"""From the `trainer` section to Hugging Face's `TrainingArguments`, and the checks of what was launched."""
+"""Hugging Face's `TrainingArguments` from the `trainer` section, and checks of how the run was launched."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from umbrella_train.errors import RunError
 
 logger = logging.getLogger(__name__)
 
-# Fields of the section that are ours, not Hugging Face's.
+# Fields of the section that Hugging Face does not have.
 _OWN_FIELDS = {"world_size", "engine", "gradient_scale", "parity_every", "torch_compile", "gradient_checkpointing"}
 
 
 def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = False) -> TrainingArguments:
-    """Training arguments with every default that would train wrongly set right.
+    """Training arguments, with defaults that would train wrongly replaced.
 
-    Starts the process group where the process was launched as one of several.
+    Initialises the process group if several processes were launched.
 
     Args:
         config: The run.
@@ -31,12 +31,12 @@ def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = Fals
         dry_run: Two steps, nothing saved or tracked.
 
     Raises:
-        RunError: The number of processes is not the one that was launched, or not the one that the config asks for; or
-            float16 without a GPU.
+        RunError: The number of processes differs from the launched or the configured one, or float16 is requested
+            without a GPU.
     """
     check_launcher(config)
     section = config.trainer.model_dump(exclude=_OWN_FIELDS)
-    # Without an accelerator this must be said, or two ranks under torchrun each believe to be alone.
+    # Without an accelerator this must be set, or each rank under torchrun would train alone.
     section["use_cpu"] = section["use_cpu"] or not torch.cuda.is_available()
     section["eval_strategy"] = "no" if section["eval_steps"] is None else "steps"
     if dry_run:
@@ -49,7 +49,7 @@ def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = Fals
         remove_unused_columns=False,
         label_names=["labels"],
         ddp_find_unused_parameters=False,
-        # The default replaces a NaN by an average of earlier losses and goes on.
+        # The default replaces a NaN by an average of earlier losses and continues.
         logging_nan_inf_filter=False,
         average_tokens_across_devices=True,
         run_name=config.name,
@@ -57,7 +57,7 @@ def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = Fals
     )
     _check_world_size(config, arguments)
     if arguments.fp16 and arguments.device.type == "cpu":
-        raise RunError("trainer.fp16 needs a GPU, and there is none: a CPU would quietly compute in float32; use bf16")
+        raise RunError("trainer.fp16 needs a GPU: a CPU would silently compute in float32; use bf16")
     keep_to_one_device(arguments)
     return arguments
 
@@ -72,8 +72,8 @@ def _check_world_size(config: RunConfig, arguments: TrainingArguments) -> None:
 
 
 def keep_to_one_device(arguments: TrainingArguments) -> None:
-    """Hugging Face would use `DataParallel` over several GPUs, which hands scans to the wrong samples."""
-    num_devices = arguments.n_gpu  # sets the devices up on first use
+    """Prevents `DataParallel`, which Hugging Face uses over several GPUs and which assigns scans to wrong samples."""
+    num_devices = arguments.n_gpu  # initialises the devices on first use
     if num_devices > 1:
         arguments._n_gpu = 1
         logger.warning(

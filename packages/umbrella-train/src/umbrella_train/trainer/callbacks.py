@@ -1,4 +1,4 @@
-"""What happens around the steps: seeds, the metrics file, the progress bar, an agreed stop on SIGTERM or Ctrl-C."""
+"""Callbacks: seeds per step, rank parity, metrics file, progress bar, stopping on SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class StepSeed(TrainerCallback):
-    """Seeds torch from (seed, step, rank) before every step: a resumed run draws the dropout of an unbroken one."""
+    """Seeds torch from (seed, step, rank) before every step: a resumed run has the dropout of an unbroken one."""
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -55,7 +55,7 @@ class RankParity(TrainerCallback):
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every logged line to `metrics.jsonl`, whatever other trackers are on.
+    """Appends every logged line to `metrics.jsonl`, independently of trackers.
 
     Args:
         folder: The run's folder.
@@ -67,7 +67,7 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Drops the lines behind the checkpoint that a resumed run starts from: they will be written again."""
+        """Removes lines after the checkpoint that a resumed run starts from; they will be written again."""
         if state.is_world_process_zero:
             self._folder.drop_metrics_after(state.global_step)
 
@@ -85,7 +85,7 @@ class MetricsFile(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """One line with the step, the loss and the time left; Hugging Face's own prints every log line as well."""
+    """One line with the step, the loss and the remaining time; Hugging Face's bar also prints every log line."""
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
@@ -96,7 +96,7 @@ class ProgressBar(TrainerCallback):
         """Called by the Trainer."""
         if state.is_world_process_zero:
             if state.global_step >= state.max_steps:
-                logger.info("all %d steps are done: there is nothing left to train", state.max_steps)
+                logger.info("all %d steps are done: nothing is left to train", state.max_steps)
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", file=sys.stderr)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -123,24 +123,24 @@ class ProgressBar(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Ends the line, also of a training that failed."""
+        """Ends the line, also after an error."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
 class StopOnSignal(TrainerCallback):
-    """Turns SIGTERM, which a scheduler sends before it kills, and Ctrl-C into a checkpoint and an orderly end.
+    """Saves a checkpoint and stops on SIGTERM, which schedulers send before they kill a job, and on Ctrl-C.
 
     A second Ctrl-C ends the run at once.
 
-    A rank that stops alone leaves the others waiting for ever: the trainer shares `is_asked` with all ranks once an
-    optimiser step, and sets `is_agreed` on all of them in the same step.
+    If one rank stopped alone, the others would wait forever: the trainer shares `is_asked` with all ranks once per
+    optimizer step, and sets `is_agreed` on all of them in the same step.
 
     Attributes:
-        is_asked: Whether this rank got a signal.
+        is_asked: Whether this rank received a signal.
         is_agreed: Whether some rank did.
-        signal_number: The signal; SIGTERM on a rank that got none itself.
+        signal_number: The signal; SIGTERM on a rank that received none.
     """
 
     def __init__(self) -> None:

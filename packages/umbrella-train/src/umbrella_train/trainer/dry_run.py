@@ -1,4 +1,4 @@
-"""The table of a dry run: what learns, how many tokens a scan takes, and what two steps cost."""
+"""The table of a dry run: trainable parameters, tokens per scan, and time and memory of two steps."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class DryRunTable(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Called by the Trainer after every step, once its loss was read and the device is done."""
+        """Called by the Trainer after every step, after its loss was read and the device has finished."""
         if state.is_world_process_zero and logs and "loss" in logs:
             seconds = time.perf_counter() - self._start
             logger.info(
@@ -61,10 +61,10 @@ class DryRunTable(TrainerCallback):
 
 
 def describe_model(model: UmbrellaForConditionalGeneration) -> str:
-    """A table of the parts, with what learns of each, and of the tokens that a scan takes."""
+    """A table of the parts of the model with their trainable parameters, and of the tokens per scan."""
     lines = [f"{'part':<24}{'parameters':>16}{'trainable':>16}"]
     lines += [f"{row.part:<24}{row.num_parameters:>16,}{row.num_trainable:>16,}" for row in parameter_table(model)]
-    lines += ["", f"{'modality':<24}{'tokens a scan':>16}"]
+    lines += ["", f"{'modality':<24}{'tokens per scan':>16}"]
     lines += [f"{name:<24}{model.num_image_tokens(name):>16,}" for name in model.config.patch_embeds]
     return "\n".join(lines)
 

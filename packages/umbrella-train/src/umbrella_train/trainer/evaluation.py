@@ -19,7 +19,7 @@ from umbrella_train.errors import RunError
 
 
 class MixedEvaluationTrainer(WholeCheckpointTrainer):
-    """Adds losses up by token and set of modalities, and gathers no logits.
+    """Sums losses by token and set of modalities; logits are not gathered.
 
     Attributes:
         modality_order: The model's modalities in order.
@@ -28,8 +28,8 @@ class MixedEvaluationTrainer(WholeCheckpointTrainer):
     modality_order: Sequence[str]
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
-        """Saves first where both are due: a held-out scan that cannot be read must not cost the steps before it."""
-        # Which checkpoint is the best, where that is asked for, is known only after.
+        """Saves a due checkpoint first: an unreadable held-out scan must not lose the steps before it."""
+        # With metric_for_best_model, the best checkpoint is known only after the evaluation.
         if self.control.should_save and self.args.metric_for_best_model is None:
             assert self.model is not None
             self._save_checkpoint(self.model, trial)
@@ -41,8 +41,8 @@ class MixedEvaluationTrainer(WholeCheckpointTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Loss, logits and labels of one batch of any mixture; no dummy term is part of them."""
-        if not prediction_loss_only:  # logits at all positions are asked for
+        """Loss, logits and labels of one batch of any mixture, without dummy terms."""
+        if not prediction_loss_only:  # logits at all positions are requested
             inputs = {key: value for key, value in inputs.items() if key != "supervised_index"}
         ignored = [*(ignore_keys or ["past_key_values"]), "dummy_terms"]
         return super().prediction_step(model, inputs, prediction_loss_only, ignored)
@@ -55,9 +55,9 @@ class MixedEvaluationTrainer(WholeCheckpointTrainer):
         ignore_keys: list[str] | None = None,  # noqa: ARG002
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Mean loss a supervised token over all ranks, in all and for each set of modalities.
+        """Mean loss per supervised token over all ranks, overall and for each set of modalities.
 
-        Batches of different shapes and modalities on the ranks are no obstacle: only sums are shared.
+        Only sums are shared: ranks may have batches of different shapes and modalities.
         """
         assert self.model is not None
         model: nn.Module = self._wrap_model(self.model, training=False, dataloader=dataloader)
@@ -75,30 +75,30 @@ class MixedEvaluationTrainer(WholeCheckpointTrainer):
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=num_samples)
 
     def predict(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Not for this model: logits of batches of different lengths and modalities make no array.
+        """Not supported: logits of batches of different lengths and modalities do not form an array.
 
         Raises:
             RunError: Always.
         """
-        raise RunError("predict has no meaning here; ask a trained model with umbrella-eval or umbrella-predict")
+        raise RunError("predict is not supported; use umbrella-eval or umbrella-predict")
 
 
 class EvaluationLoss:
-    """Sums of loss and supervised tokens for every set of modalities, on the device until the end.
+    """Sums of loss and supervised tokens for every set of modalities, kept on the device.
 
     Args:
         modalities: The model's modalities in order.
-        device: Where the losses live.
+        device: Device of the losses.
     """
 
     def __init__(self, modalities: Sequence[str], *, device: torch.device) -> None:
-        # Every subset has a row on every rank: the ranks need not have met the same ones to add up.
+        # Every subset has a row on every rank, so that ranks with different sets can be summed.
         self._groups = [group for size in range(len(modalities) + 1) for group in combinations(modalities, size)]
         self._order = tuple(modalities)
         self._sums = torch.zeros(len(self._groups), 3, dtype=torch.float64, device=device)
 
     def add(self, loss: Tensor, inputs: Mapping[str, Any]) -> None:
-        """Adds one batch: its mean loss a token, weighted by its supervised tokens.
+        """Adds one batch: its mean loss per token, weighted by its supervised tokens.
 
         Args:
             loss: 0-dim mean loss of the batch.

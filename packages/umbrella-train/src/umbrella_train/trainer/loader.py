@@ -1,4 +1,4 @@
-"""Data loaders over rank-aware batch samplers; accelerate is not asked to cut them a second time."""
+"""Data loaders over rank-aware batch samplers; accelerate does not shard them again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from umbrella_train.errors import RunError
 
 
 class EpochDataLoader(DataLoader[Any]):
-    """A `DataLoader` that hands the epoch on to its batch sampler."""
+    """A `DataLoader` that passes the epoch to its batch sampler."""
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Hugging Face's Trainer at the start of every epoch."""
@@ -45,25 +45,25 @@ def build_loader(
     Args:
         dataset: An `InterleaveDataset` or `ConversationDataset`.
         collate: Examples to a batch, as `PaddingCollator`.
-        batch_size: Samples a rank and batch.
-        mode: Whether a batch holds one set of modalities, any, or any of like length. Evaluation takes any where so few
-            samples cannot be dealt out by modality.
+        batch_size: Samples per rank and batch.
+        mode: Whether a batch has one set of modalities, any, or any of similar length. Evaluation takes any if there
+            are too few samples to distribute them by modality.
         seed: Seed of the order.
         rank: This process.
         world_size: All processes.
-        shuffle: Whether batches come in a random order, to train; without, they are those of an evaluation.
-        max_tokens: Token budget of a batch, in place of `batch_size`.
-        padded: Whether the budget counts padding; not, where `collate` packs.
+        shuffle: Whether batches are in random order, for training; otherwise they are those of an evaluation.
+        max_tokens: Token budget of a batch, instead of `batch_size`.
+        padded: Whether the budget counts padding; False if `collate` packs.
         num_epochs: Epochs that batches by token budget are planned for.
-        num_batches: Batches that will be taken, where `num_epochs` is None: the epochs follow from them.
-        num_workers: Loading processes.
-        pin_memory: Whether batches are put into page-locked memory for the GPU.
+        num_batches: Batches to plan for if `num_epochs` is None.
+        num_workers: Loader processes.
+        pin_memory: Whether batches are copied to page-locked memory for the GPU.
 
     Returns:
         The loader; its length is the same on every rank.
 
     Raises:
-        RunError: The samples cannot be dealt out like that: one is longer than the budget, or there are too few.
+        RunError: The samples cannot be distributed like that: one exceeds the budget, or there are too few.
     """
     if shuffle:
         make = partial(
@@ -95,7 +95,7 @@ def build_loader(
 def evaluation_batches(
     dataset: Any, *, batch_size: int, mode: Literal["by_modality", "mixed", "by_length"], rank: int, world_size: int
 ) -> ModalityBatchSampler:
-    """A rank's batches of the evaluation loss, in order, each sample exactly once; arguments are those of a loader.
+    """A rank's batches of the evaluation loss, in order, each sample exactly once; arguments as of `build_loader`.
 
     Raises:
         RunError: There are fewer samples than ranks.
@@ -113,18 +113,18 @@ def evaluation_batches(
     except ManifestError:
         raise
     except ValueError:
-        # Hardly more samples than ranks and sets of modalities: alone in its batch where it can be, each loss stays
-        # that of its own set.
+        # Hardly more samples than ranks and sets of modalities: batches of one sample where possible keep the loss of
+        # each set separate.
         return make(batch_size=1, mode="mixed")
 
 
 def _plan(
     make: Callable[..., ModalityBatchSampler], *, num_epochs: int | None, num_batches: int | None
 ) -> ModalityBatchSampler:
-    """Batches for so many epochs, or for as many as the number of batches takes."""
+    """Batches for a number of epochs, or for as many as the number of batches needs."""
     try:
         if num_epochs is None and num_batches is not None:
-            # One epoch alone may have fewer batches than each of many: then there are fewer epochs than planned for.
+            # A single epoch may have fewer batches than each of several.
             num_epochs = math.ceil(num_batches / len(make(num_epochs=1)))
         return make(num_epochs=num_epochs)
     except ManifestError:
@@ -134,5 +134,5 @@ def _plan(
 
 
 def _leave_interrupts(_worker: int) -> None:
-    # Ctrl-C reaches every process of a terminal; the training process decides what it means.
+    # Ctrl-C reaches every process of a terminal; the training process handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

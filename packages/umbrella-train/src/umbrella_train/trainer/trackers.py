@@ -1,6 +1,6 @@
-"""Trackers get numbers and settings: no command line, host, path, commit or console, and without a key nothing leaves.
+"""Trackers receive numbers and settings only: no command line, host, path, commit or console output.
 
-What Hugging Face's callback would start on its own writes all of these, and the model's and the run's folders besides.
+Hugging Face's callback would send all of these, and the folders of model and run. Without a key, wandb runs offline.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from umbrella_train.config import RunConfig
 logger = logging.getLogger(__name__)
 
 _DEFAULT_WANDB_URL = "https://api.wandb.ai"
-# Whatever wandb would fill in by itself gets a value that says nothing.
+# Settings that wandb would fill in by itself.
 _PRIVATE_SETTINGS: Mapping[str, Any] = {
     "console": "off",
     "disable_code": True,
@@ -40,7 +40,7 @@ _PRIVATE_SETTINGS: Mapping[str, Any] = {
 
 
 class PrivateWandbCallback(WandbCallback):
-    """Hugging Face's callback on a run that we start, with our configuration in place of its own.
+    """Hugging Face's callback on a run that is started here, with this run's configuration.
 
     Args:
         config: The run.
@@ -62,7 +62,7 @@ class PrivateWandbCallback(WandbCallback):
         if not state.is_world_process_zero:
             return
         wandb = self._wandb
-        # Its debug log names the folders that it writes to.
+        # Its debug log contains the names of the folders that it writes to.
         logging.getLogger("wandb").addFilter(_is_warning)
         run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "umbrella"),
@@ -77,31 +77,31 @@ class PrivateWandbCallback(WandbCallback):
 
 
 def keep_trackers_private(trainer: Trainer, config: RunConfig) -> None:
-    """Puts our callback in the place of Hugging Face's; wandb works offline where it has no key.
+    """Replaces Hugging Face's callback; wandb runs offline without a key.
 
     Args:
-        trainer: Not started yet. One that reports to no tracker is left as it is.
+        trainer: Not started yet. Unchanged if it reports to no tracker.
         config: The run.
     """
     if "wandb" not in (trainer.args.report_to or ()):
         return
     os.environ.setdefault("WANDB_DIR", str(config.output_dir))
     if "WANDB_MODE" not in os.environ and not has_wandb_key():
-        logger.warning("wandb: there is no key for %s: this run is kept offline", _wandb_host())
+        logger.warning("wandb: no key for %s: the run is recorded offline", _wandb_host())
         os.environ["WANDB_MODE"] = "offline"
     trainer.remove_callback(WandbCallback)
     trainer.add_callback(PrivateWandbCallback(config))
 
 
 def log_to_trackers(metrics: Mapping[str, float], *, step: int) -> None:
-    """Adds metrics to the tracker's run of this process, if it has one: rank 0 of a run that asked for it."""
+    """Adds metrics to the tracker's run of this process, if there is one (rank 0, if configured)."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.run.log({**metrics, "train/global_step": step})
 
 
 def has_wandb_key() -> bool:
-    """Tells whether wandb could log in: by the environment, or by a netrc that names its host."""
+    """Whether wandb can log in: by the environment, or by an entry for its host in netrc."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     named = os.environ.get("NETRC")
@@ -115,14 +115,14 @@ def _wandb_host() -> str:
 
 def _names_host(path: Path, host: str) -> bool:
     try:
-        # Not `authenticators`: it answers with the default entry, which is another service's password.
+        # Not `authenticators`: it falls back to the default entry, the password of another service.
         return host in netrc.netrc(path).hosts
     except (OSError, netrc.NetrcParseError):
         return False
 
 
 def public_settings(config: RunConfig) -> dict[str, Any]:
-    """The configuration without any path: of folders, manifests, a local checkpoint or tokenizer."""
+    """The configuration without paths of folders, manifests, or a local checkpoint or tokenizer."""
     settings: dict[str, Any] = _without_paths(config.model_dump())
     for key in ("pretrained", "tokenizer"):
         name = settings["model"].get(key)

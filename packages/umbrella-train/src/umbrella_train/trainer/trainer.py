@@ -30,7 +30,7 @@ from umbrella_train.trainer.evaluation import MixedEvaluationTrainer
 from umbrella_train.trainer.loader import build_loader
 from umbrella_train.trainer.unsupported import check_trainer
 
-# Under this name trainer_state.json keeps what the forecast of the drift has followed.
+# Name of the state of the drift forecast in trainer_state.json.
 _DRIFT = "DriftWatch"
 
 
@@ -45,15 +45,15 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         *args: As for `transformers.Trainer`. `train_dataset` is an `InterleaveDataset` or a `ConversationDataset`,
             `data_collator` a `PaddingCollator`.
         dummy_loss: How absent modalities are kept in the graph.
-        batches: Whether a batch holds one set of modalities (`by_modality`), any (`mixed`), or any of like length
+        batches: Whether a batch has one set of modalities (`by_modality`), any (`mixed`), or any of similar length
             (`by_length`).
-        max_tokens_per_batch: Token budget of a training batch, in place of its number of samples.
-        packing: Whether the samples of a batch are laid end to end in one row, without padding.
-        engine: `ddp`: accelerate wraps the model where there are several ranks; `fsdp2`: it is sharded over them here.
+        max_tokens_per_batch: Token budget of a training batch, instead of its number of samples.
+        packing: Whether the samples of a batch are concatenated in one row, without padding.
+        engine: `ddp`: accelerate wraps the model if there are several ranks; `fsdp2`: it is sharded over them here.
         gradient_scale: `mean`: a patch embed's gradient is averaged over all supervised tokens of a step; `present`:
-            over those of the samples that hold its modality.
+            over those of the samples with its modality.
         parity_every: Steps between comparisons of the replicated parameters over ranks; 0 for none.
-        part_learning_rates: Learning rates of single parts of the model, in place of the arguments' one.
+        part_learning_rates: Learning rates of parts of the model, instead of that of the arguments.
         **kwargs: As for `transformers.Trainer`.
     """
 
@@ -112,13 +112,13 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
     def _shard(self) -> None:
         model = self._unwrapped()
         shard_model(model, device=self.args.device)
-        # In evaluation mode accelerate adds autocast and leaves the wrapping to others.
+        # In evaluation mode accelerate adds autocast and does not wrap the model.
         self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
         model._is_accelerate_prepared = True
 
     @property
     def stopped_by(self) -> int | None:
-        """The signal for which the ranks agreed to stop before the last step; None where they trained to the end."""
+        """The signal that stopped the run before its last step; None if it trained to the end."""
         is_stopped = self._stop.is_agreed and self.state.global_step < self.state.max_steps
         return self._stop.signal_number if is_stopped else None
 
@@ -154,19 +154,19 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """Fetches one accumulation window, and notes its modalities while the batches are still on the host."""
+        """Fetches one accumulation window, and records its modalities while the batches are still on the host."""
         if self.state.global_step >= self.state.max_steps:
-            # Resumed from its last step. Hugging Face looks at the number of steps only after it has taken one more.
+            # Resumed from its last step: Hugging Face compares the number of steps only after one more.
             self.control.should_training_stop = True
             return [], None
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._window.see(batches)
         return batches, num_items
 
-    # ---- optimiser ----
+    # ---- optimizer ----
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Hugging Face's optimiser, with groups by learning rate where parts have one of their own."""
+        """Hugging Face's optimizer, with parameter groups by learning rate if parts have their own."""
         if self.optimizer is None and self.part_learning_rates:
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, self._unwrapped())
             groups = parameter_groups(
@@ -191,7 +191,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
     ) -> Any:
         """Task loss plus the dummy loss of the modalities absent from this batch.
 
-        The terms come out of the wrapped model's forward. Task losses add up over an accumulation window and are
+        The terms are outputs of the wrapped model's forward. Task losses are summed over an accumulation window and
         averaged over ranks; the dummy loss is divided by the window's length, so that it grows with neither.
         """
         task_loss, outputs = super().compute_loss(
@@ -208,13 +208,13 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One forward and backward; at the end of a window the ranks agree on what happened in it.
+        """One forward and backward; at the end of a window the ranks share what happened in it.
 
         Returns:
-            The task loss alone, detached.
+            The task loss, detached and without the dummy loss.
 
         Raises:
-            NonFiniteError: A loss or a gradient of some rank is not finite; raised before the optimiser steps.
+            NonFiniteError: A loss or a gradient of some rank is not finite; raised before the optimizer step.
             RunError: A modality was absent under DDP with the dummy loss off.
         """
         if self.is_deepspeed_enabled:
@@ -238,7 +238,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         scaler = self.accelerator.scaler
         facts = self._window.close(
             is_stop_asked=self._stop.is_asked,
-            # A loss scaler looks for itself: it takes no such step, and tries a smaller scale.
+            # A loss scaler checks gradients itself, skips such a step and reduces its scale.
             has_bad_gradient=None
             if scaler is not None and scaler.is_enabled()
             else has_bad_gradient(self._unwrapped()),
@@ -286,7 +286,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
 
     def _local_squared_norms(self) -> Tensor:
         norms = self.gradients.squared_norms()
-        # Replicated gradients are equal on all ranks: one rank speaks for all, so that the sum is exact.
+        # Replicated gradients are equal on all ranks: only one rank contributes, so that the sum is exact.
         if self.args.process_index and not self.gradients.is_sharded:
             norms = torch.zeros_like(norms)
         return norms
@@ -311,7 +311,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         return _whole(super()._get_grad_norm(model, grad_norm=grad_norm))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds to the line of the training loss each patch embed's gradient norm, its share of the whole, and drift."""
+        """Adds the gradient norm of each patch embed, its share of the total norm and its drift to the logged line."""
         if "loss" in logs and self._gradient_log:
             logs = {**logs, **self._gradient_log}
             total = float(logs.get("grad_norm") or 0.0)

@@ -1,4 +1,4 @@
-"""What `UmbrellaTrainer` would do otherwise than asked, or not at all: refused before it starts, all at once."""
+"""Unsupported combinations of trainer settings, rejected together before training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_trainer(
     packing: bool = False,
     zero_stage: int = 0,
 ) -> None:
-    """Holds the trainer's settings against each other, the model and the device.
+    """Checks the trainer's settings against each other, the model and the device.
 
     Args:
         model: Not wrapped.
@@ -38,7 +38,7 @@ def check_trainer(
         zero_stage: Stage of DeepSpeed ZeRO, 0 without DeepSpeed.
 
     Raises:
-        RunError: Names everything that would not be done as asked.
+        RunError: With every unsupported combination.
     """
     problems = [*_unknown_words(engine=engine, gradient_scale=gradient_scale)]
     if zero_stage:
@@ -48,19 +48,19 @@ def check_trainer(
     elif arguments.fp16 and engine == "fsdp2":
         problems.append("fp16 cannot be combined with engine fsdp2: its loss scaler sees one shard; use bf16")
     if arguments.fp16 and arguments.device.type == "cpu":
-        problems.append("fp16 needs a GPU: a CPU would quietly compute in float32; use bf16")
+        problems.append("fp16 needs a GPU: a CPU would silently compute in float32; use bf16")
     if not dummy_loss.enabled and (zero_stage or engine == "fsdp2"):
         problems.append(
-            "dummy_loss.enabled: false cannot train with fsdp2 or DeepSpeed: a rank without a modality would share out "
-            "other gradients than the rest, which hangs them or mixes them up"
+            "dummy_loss.enabled: false is not supported with fsdp2 or DeepSpeed: a rank without a modality would "
+            "reduce other gradients than the other ranks, which hangs them or corrupts gradients"
         )
     if arguments.fp16 and dummy_loss.absent == "hold" and _only_patch_embeds_learn(model):
         problems.append(
-            "dummy_loss.absent: hold with fp16 leaves the loss scaler without any gradient where only patch embeds "
-            "learn and no scan comes; use bf16, or absent: update"
+            "dummy_loss.absent: hold with fp16 leaves the loss scaler without gradients if only patch embeds are "
+            "trained and a batch has no scan; use bf16, or absent: update"
         )
     if zero_stage == 3 and not all(type(each.proj) is nn.Linear for each in _patch_embeds(model)):
-        problems.append("model.learn.patch_embed: lora cannot be trained by DeepSpeed ZeRO-3; use ZeRO-2, fsdp2 or DDP")
+        problems.append("model.learn.patch_embed: lora is not supported by DeepSpeed ZeRO-3; use ZeRO-2, fsdp2 or DDP")
     if packing:
         problems += _packing_problems(model, arguments)
     if problems:
@@ -72,7 +72,7 @@ def _unknown_words(**chosen: str) -> list[str]:
     for name, value in chosen.items():
         known = get_args(TrainerConfig.model_fields[name].annotation)
         if value not in known:
-            problems.append(f"{name} is {value!r}; known are {', '.join(known)}")
+            problems.append(f"{name} is {value!r}; it must be one of {', '.join(known)}")
     return problems
 
 

@@ -1,4 +1,4 @@
-"""A cache with a size limit lets go of what was not used for longest, and nobody who reads it notices."""
+"""A cache with a size limit removes the least recently used entries without disturbing its readers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from umbrella_data.cache import entry as cache_entry
+from umbrella_data.cache.eviction import SizeLimit
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.errors import CacheError
-from umbrella_data.files.eviction import SizeLimit
 
 FRAMES = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0)).half().float()
 ENTRY_BYTES = 16**3 * 2 + 256
@@ -28,7 +28,7 @@ def sources(tmp_path: Path) -> list[Path]:
 
 
 def fetch(cache: VolumeCache, source: Path) -> bool:
-    """Read a scan through the cache; returns whether it had to be made."""
+    """Read a scan through the cache; returns whether it was computed."""
     made = []
     frames = cache.fetch([source], fingerprint="p", make=lambda: made.append(1) or FRAMES)
     assert torch.equal(frames.read(0, 1), FRAMES)
@@ -51,7 +51,7 @@ def test_cache_stays_below_its_limit_and_keeps_what_was_used_last(tmp_path: Path
         fetch(cache, source)
         for path in entries(cache):
             age(path, 1000 - number)
-        # The first scan is used again and again.
+        # The first scan is used repeatedly.
         fetch(cache, sources[0])
     assert sum(path.stat().st_size for path in entries(cache)) <= 6 * ENTRY_BYTES
     assert len(entries(cache)) >= 4
@@ -66,14 +66,14 @@ def test_cache_without_a_limit_keeps_all(tmp_path: Path, sources: list[Path]) ->
     assert not any(fetch(cache, source) for source in sources)
 
 
-def test_entry_when_larger_than_the_limit_is_served_all_the_same(tmp_path: Path, sources: list[Path]) -> None:
+def test_entry_larger_than_the_limit_is_read(tmp_path: Path, sources: list[Path]) -> None:
     cache = VolumeCache(tmp_path / "cache", max_bytes=10)
     for source in sources[:3]:
         assert fetch(cache, source)
     assert len(entries(cache)) == 1
 
 
-def test_entry_when_removed_between_opening_and_reading_is_made_again(tmp_path: Path, sources: list[Path]) -> None:
+def test_entry_removed_between_opening_and_reading_is_restored(tmp_path: Path, sources: list[Path]) -> None:
     cache = VolumeCache(tmp_path / "cache", max_bytes=10**9)
     frames = cache.fetch([sources[0]], fingerprint="p", make=lambda: FRAMES)
     entries(cache)[0].unlink()
@@ -81,7 +81,7 @@ def test_entry_when_removed_between_opening_and_reading_is_made_again(tmp_path: 
     assert len(entries(cache)) == 1
 
 
-def test_many_readers_and_writers_of_a_small_cache_read_right(tmp_path: Path, sources: list[Path]) -> None:
+def test_many_readers_and_writers_of_a_small_cache_read_correct_values(tmp_path: Path, sources: list[Path]) -> None:
     failures: list[BaseException] = []
 
     def work(first: int) -> None:
@@ -102,7 +102,7 @@ def test_many_readers_and_writers_of_a_small_cache_read_right(tmp_path: Path, so
     assert len(list((tmp_path / "cache").glob("volumes/*/*"))) <= 4
 
 
-def test_files_of_a_crashed_writer_go_and_those_of_a_living_one_stay(tmp_path: Path) -> None:
+def test_temporary_files_of_a_crashed_writer_are_removed_and_recent_ones_kept(tmp_path: Path) -> None:
     folder = tmp_path / "volumes" / "ab"
     folder.mkdir(parents=True)
     for name, seconds in ((".writing-old", 2 * 86_400), (".writing-new", 10)):
@@ -112,7 +112,7 @@ def test_files_of_a_crashed_writer_go_and_those_of_a_living_one_stay(tmp_path: P
     assert [path.name for path in folder.iterdir()] == [".writing-new"]
 
 
-def test_use_is_noted_without_touching_the_time_of_writing(tmp_path: Path, sources: list[Path]) -> None:
+def test_recording_a_use_keeps_the_modification_time(tmp_path: Path, sources: list[Path]) -> None:
     cache = VolumeCache(tmp_path / "cache", max_bytes=10**9)
     fetch(cache, sources[0])
     (entry,) = entries(cache)
@@ -125,7 +125,7 @@ def test_use_is_noted_without_touching_the_time_of_writing(tmp_path: Path, sourc
     assert after.st_atime > before.st_atime + 900
 
 
-def test_holds_tells_whole_entries_from_missing_and_damaged_ones(tmp_path: Path, sources: list[Path]) -> None:
+def test_holds_only_complete_entries(tmp_path: Path, sources: list[Path]) -> None:
     cache = VolumeCache(tmp_path / "cache")
     assert not cache.holds([sources[0]], fingerprint="p")
     fetch(cache, sources[0])
@@ -140,6 +140,6 @@ def test_holds_tells_whole_entries_from_missing_and_damaged_ones(tmp_path: Path,
         cache.holds([sources[0]], fingerprint="p")
 
 
-def test_limit_below_one_byte_is_refused(tmp_path: Path) -> None:
+def test_limit_below_one_byte_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="max_bytes is 0"):
         VolumeCache(tmp_path, max_bytes=0)

@@ -1,4 +1,4 @@
-"""Series that are too long for memory reach the cache through a file, a few frames at a time, and come out the same."""
+"""Series that do not fit into memory are cached through a temporary file, with the same result."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from umbrella_data.cache import entry as cache_entry
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.errors import CacheError, ScanError
 from umbrella_data.pipeline import pipeline as transforms
-from umbrella_data.pipeline import scratch as frame_file
+from umbrella_data.pipeline import streaming as frame_file
 from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
-from umbrella_data.pipeline.scratch import empty_frames
+from umbrella_data.pipeline.streaming import empty_frames
 from umbrella_data.scan.voxels import MAX_SERIES_VOXELS, MAX_VOXELS
 
 NUM_FRAMES = 120
@@ -26,7 +26,7 @@ CHUNK = 1 << 17
 
 
 def prepare(scan: Path, folder: Path, *, mask: Path | None = None, **options: Any) -> torch.Tensor:
-    """All frames of a series as a new cache gives them, in place of one window."""
+    """All frames of a series, read through a new cache."""
     config = PipelineConfig(image_size=(24, 24, 24, NUM_FRAMES), **options)
     return Pipeline(config, modality="rsfMRI", cache=VolumeCache(folder))(scan, generator=None, mask=mask)
 
@@ -44,7 +44,7 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("has_mask", [False, True])
 @pytest.mark.parametrize("spacing", [None, (2.0, 2.0, 2.0)])
-def test_long_series_comes_out_of_the_cache_as_a_short_one_would(
+def test_cached_frames_of_a_long_series_equal_those_computed_in_memory(
     series: Path, tmp_path: Path, nifti: Any, request: pytest.FixtureRequest, spacing: Any, has_mask: bool
 ) -> None:
     brain = np.zeros((10, 11, 12), np.uint8)
@@ -54,7 +54,7 @@ def test_long_series_comes_out_of_the_cache_as_a_short_one_would(
     request.getfixturevalue("little_memory")
     in_chunks = prepare(series, tmp_path / "chunks", mask=mask, spacing=spacing)
     assert torch.equal(in_chunks, whole)
-    # Nothing is left but the entry and the hashes.
+    # Only the entry and the hashes remain.
     assert {path.name for path in (tmp_path / "chunks").iterdir()} == {"volumes", "content"}
 
 
@@ -77,7 +77,7 @@ def test_series_may_have_more_voxels_than_are_read_at_once(
     assert MAX_VOXELS < 91 * 109 * 91 * 1200 < MAX_SERIES_VOXELS
     monkeypatch.setattr(transforms, "MAX_VOXELS", 10 * 11 * 12 * 20)
     assert prepare(series, tmp_path / "cache").shape == (1, 24, 24, 24, NUM_FRAMES)
-    # What is made counts as well as what is read.
+    # The limit applies to the result too.
     for limit in (10 * 11 * 12 * NUM_FRAMES - 1, 24**3 * NUM_FRAMES - 1):
         monkeypatch.setattr(transforms, "MAX_SERIES_VOXELS", limit)
         with pytest.raises(ScanError) as caught:
@@ -85,7 +85,7 @@ def test_series_may_have_more_voxels_than_are_read_at_once(
         assert (caught.value.reason, caught.value.path) == ("too_large", str(series))
 
 
-def test_frames_in_a_file_have_no_name_and_room_on_disk(tmp_path: Path, little_memory: None) -> None:
+def test_temporary_file_has_no_name_and_is_allocated_on_disk(tmp_path: Path, little_memory: None) -> None:
     frames = empty_frames((2, 64, 64, 64), folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
     frames[1] = 3
@@ -95,7 +95,7 @@ def test_frames_in_a_file_have_no_name_and_room_on_disk(tmp_path: Path, little_m
     assert empty_frames((2, 64, 64, 64), folder=None).base is None
 
 
-def test_full_disk_is_the_caches_matter_and_not_the_scans(
+def test_full_disk_is_an_error_of_the_cache(
     nifti: Any, random_voxels: Any, tmp_path: Path, little_memory: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object) -> None:

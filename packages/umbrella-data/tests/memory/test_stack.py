@@ -1,4 +1,4 @@
-"""What is read into a batch's memory is what single reads give, is not copied again, and is nobody else's meanwhile."""
+"""Batches in reused memory have the values of single reads, and memory in use is not reused."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollator, read_manifest
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.dataset.bad_scans import BadScanList
-from umbrella_data.memory.batch_buffer import BatchMemory, stack
-from umbrella_data.memory.shared_pool import SharedTensor
+from umbrella_data.memory.shared_pool import SharedTensor, stack
 from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
 
 SHAPE = (1, 4, 4, 4)
@@ -43,7 +42,7 @@ def make_mixed(make_tokenizer, write_manifest, tmp_path):
 
 @pytest.fixture
 def mixed(nifti, random_voxels, make_mixed, make_row):
-    """Six cached T1 scans; the last sample holds two of them."""
+    """Six cached T1 scans; the last sample has two of them."""
     for seed, name in enumerate(NAMES):
         nifti.write(random_voxels(6, 6, 6, seed=seed), f"{name}_0.nii.gz")
     nifti.write(random_voxels(6, 6, 6, seed=99), "f_1.nii.gz")
@@ -117,7 +116,7 @@ def test_batches_are_those_of_single_reads_when_a_scan_half_way_is_bad(
     for seed, name in enumerate(("a_0", "b_0", "c_0", "d_0", "d_1", "e_0", "e_1")):
         nifti.write(random_voxels(6, 6, 6, seed=seed), f"{name}.nii.gz")
     rows = [make_row(name, *["T1"] * (2 if name in "de" else 1)) for name in "abcde"]
-    # Another sample stands in for each; the first scan of `d` has taken its place by then.
+    # Another sample replaces each; the first scan of `d` has taken its place by then.
     for name in ("b_0", "d_1"):
         (nifti.folder / f"{name}.nii.gz").write_bytes(b"no scan")
     mixed = make_mixed(rows, bad_scans=BadScanList(max_fraction=1.0))
@@ -125,32 +124,20 @@ def test_batches_are_those_of_single_reads_when_a_scan_half_way_is_bad(
     assert_batches_are_those_of_single_reads(mixed, collate, batches, **options)
 
 
-class LookAtMemory:
-    """Collates, and says whether what it made could be handed over as it is, and lay in place."""
+class WhereItIs:
+    """Collates, and returns whether the batch is in shared memory."""
 
     def __init__(self, collate):
         self.collate = collate
 
     def __call__(self, examples):
-        batch = self.collate(examples)
-        pixels = batch["pixel_values"]["T1"]
-        is_in_place = pixels[0].data_ptr() == examples[0].scans[0].volume.data_ptr()
-        return get_worker_info() is not None, isinstance(pixels, SharedTensor), is_in_place
+        return get_worker_info() is not None, isinstance(self.collate(examples)["pixel_values"]["T1"], SharedTensor)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_memory_is_shared_from_the_start_in_a_worker(mixed, collate, num_workers):
-    batches = named(mixed, "abc", "fff")  # read in place, and copied: six scans have three places
-    looked = DataLoader(mixed, batch_sampler=batches, collate_fn=LookAtMemory(collate), num_workers=num_workers)
-    is_worker = num_workers > 0
-    assert list(looked) == [(is_worker, is_worker, True), (is_worker, is_worker, False)]
-
-
-def test_batch_read_together_is_not_copied(mixed, collate):
-    indices = [i for i in range(6) if len(mixed.sample(i).scans) == 1]
-    examples = mixed.__getitems__(indices)
-    pixels = collate(examples)["pixel_values"]["T1"]
-    assert [pixels[i].data_ptr() for i in range(5)] == [example.scans[0].volume.data_ptr() for example in examples]
+def test_batches_of_a_worker_are_in_shared_memory(mixed, collate, num_workers):
+    loader = DataLoader(mixed, batch_size=3, collate_fn=WhereItIs(collate), num_workers=num_workers)
+    assert list(loader) == [(num_workers > 0, num_workers > 0)] * 2
 
 
 def test_single_examples_are_copied_into_their_batch(mixed, collate):
@@ -161,46 +148,23 @@ def test_single_examples_are_copied_into_their_batch(mixed, collate):
 
 
 def test_memory_of_a_batch_in_use_is_not_used_again(mixed, collate):
-    kept = collate(mixed.__getitems__([0, 1, 2]))["pixel_values"]["T1"]
+    kept = collate([mixed[i] for i in range(3)])["pixel_values"]["T1"]
     row, before = kept[1], kept[1].clone()
     del kept  # a view of a part keeps the whole
-    others = [collate(mixed.__getitems__([3, 4, 5]))["pixel_values"]["T1"] for _ in range(6)]
+    others = [collate([mixed[i] for i in range(3, 6)])["pixel_values"]["T1"] for _ in range(6)]
     assert torch.equal(row, before)
     assert len({other.data_ptr() for other in others} | {row.data_ptr()}) == 7
 
 
 def test_memory_of_a_batch_that_is_gone_is_used_again():
     def address() -> int:
-        place = BatchMemory(3).place("T1", (1, 5, 5, 7))
-        assert place is not None
-        return place.data_ptr()
+        return stack([torch.zeros(1, 5, 5, 7)] * 3).data_ptr()
 
     first = address()
     gc.collect()
     assert address() == first
 
 
-def test_volumes_out_of_place_are_stacked():
-    memory = BatchMemory(2)
-    first, second = memory.place("T1", SHAPE), memory.place("T1", SHAPE)
-    assert memory.place("T1", SHAPE) is None
-    first.fill_(1)
-    second.fill_(2)
-    other = torch.full(SHAPE, 3.0, dtype=torch.float16)
-    for volumes in ([second, first], [first, other], [second], [first, second, other]):
-        stacked = stack(volumes, modality="T1", memory=memory)
-        assert torch.equal(stacked, torch.stack(volumes))
-    assert stack([first, second], modality="T1", memory=memory).data_ptr() == first.data_ptr()
-    assert torch.equal(stack([first, second], modality="dMRI", memory=memory), torch.stack([first, second]))
-
-
-def test_volumes_that_were_turned_in_their_places_are_stacked():
-    memory = BatchMemory(2)
-    places = [memory.place("T1", SHAPE) for _ in range(2)]
-    for place in places:
-        place.copy_(torch.arange(64.0).reshape(SHAPE))
-    turned = [place.transpose(1, 3) for place in places]
-    assert turned[0].data_ptr() == places[0].data_ptr()
-    assert torch.equal(stack(turned, modality="T1", memory=memory), torch.stack(turned))
-    repeated = [place[:, :1, :1, :1].expand(SHAPE) for place in places]
-    assert torch.equal(stack(repeated, modality="T1", memory=memory), torch.stack(repeated))
+def test_volumes_of_two_types_are_stacked():
+    volumes = [torch.ones(SHAPE), torch.full(SHAPE, 2.0, dtype=torch.float16)]
+    assert torch.equal(stack(volumes), torch.stack(volumes))

@@ -1,4 +1,4 @@
-"""A size limit for a folder of files that can be made again: those not used for longest go first."""
+"""A size limit for a folder of files that can be recreated: the least recently used are removed first."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 
 from umbrella_data.files.atomic import STAGED_PREFIX
 
-# A use is noted when the last note is older than this, lest every read become a write.
+# A use is recorded if the last record is older than this, so that not every read is a write.
 _NOTE_AFTER_NS = 60 * 10**9
-# The folder is looked through when this share of the limit has been added.
+# The folder is scanned after this fraction of the limit has been added.
 _LOOK_AFTER = 1 / 64
-# It is emptied to this share, so that not every new file has to push one out.
+# Files are removed down to this fraction, so that not every new file removes one.
 _KEEP = 0.9
 _STALE_SECONDS = 24 * 3600
 
 
 class SizeLimit:
-    """Keeps the files two levels below a folder under a size, about: a little more may be there for a moment.
+    """Limits the total size of the files two levels below a folder; it may be exceeded briefly.
 
-    Any number of processes may add, use and remove files at the same time. A file in use stays readable to who has it
-    open. The time of last use is the file's access time, set by hand, since file systems seldom keep it.
+    Any number of processes may add, use and remove files at the same time. An open file stays readable after it is
+    removed. The time of last use is the file's access time, set explicitly, since file systems seldom update it.
 
     Args:
         directory: The folder.
@@ -40,7 +40,7 @@ class SizeLimit:
         self._added = -1
 
     def note_use(self, path: Path) -> None:
-        """Say that a file is used."""
+        """Record that a file is used."""
         if self.max_bytes is None:
             return
         try:
@@ -48,10 +48,10 @@ class SizeLimit:
             if time.time_ns() - status.st_atime_ns > _NOTE_AFTER_NS:
                 os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
         except OSError:
-            return  # gone, or another user's: then its last use is what its owner noted
+            return  # removed, or owned by another user
 
     def note_added(self, num_bytes: int) -> None:
-        """Say that a file was added; where there are too many, some go."""
+        """Record that a file was added; above the limit, files are removed."""
         if self.max_bytes is None:
             return
         is_first = self._added < 0
@@ -61,7 +61,7 @@ class SizeLimit:
             self.enforce()
 
     def enforce(self) -> None:
-        """Remove the files not used for longest, unless another process is at it."""
+        """Remove the least recently used files, unless another process does so."""
         assert self.max_bytes is not None
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "lock").open("wb") as lock:
@@ -73,7 +73,7 @@ class SizeLimit:
             total = sum(size for _, size, _ in files)
             if total <= self.max_bytes:
                 return
-            # The newest stays whatever its size: somebody is about to read it.
+            # The newest is kept whatever its size: it is about to be read.
             for _, size, path in sorted(files)[:-1]:
                 if total <= self.max_bytes * _KEEP:
                     break
@@ -81,7 +81,7 @@ class SizeLimit:
                 total -= size
 
     def _files(self) -> list[tuple[int, int, str]]:
-        """Time of last use, size and path of every file. What a crashed writer left behind is removed."""
+        """Time of last use, size and path of every file. Temporary files of a crashed writer are removed."""
         found = []
         for folder in [entry.path for entry in os.scandir(self.directory) if entry.is_dir()]:
             for entry in os.scandir(folder):

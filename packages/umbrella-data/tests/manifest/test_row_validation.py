@@ -1,12 +1,11 @@
-"""Canonical rows are read strictly: every problem of a row is named at once."""
+"""Validation of canonical rows reports every problem of a row at once."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from umbrella_data.manifest.sample import Answer, Scan, Turn, parse_row, resolve_inside
+from umbrella_data.manifest.row_validation import parse_row
+from umbrella_data.manifest.sample import Answer, Scan, Turn
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def test_row_of_the_documentation_is_read(root):
     assert sample.modalities == ("T1",)
 
 
-def test_modality_when_an_alias_is_resolved_and_maps_are_a_list(root, make_row):
+def test_aliases_of_modalities_and_lists_of_maps_are_read(root, make_row):
     row = make_row("a", "bold", "DTI")
     row["messages"][0]["content"][1]["path"] = ["fa.nii.gz", "md.nii.gz"]
     sample, _ = parse_row(row, root=root)
@@ -81,40 +80,40 @@ def change(*keys, to):
 
 IMAGE = ("messages", 0, "content", 0)
 MISTAKES = {
-    "subject is a number": (change("subject", to=12), "'subject' is 12; it must be a text"),
+    "subject is a number": (change("subject", to=12), "'subject' is 12"),
     "empty id": (change("id", to=" "), "'id'"),
     "misspelt key": (change("anwser", to={}), "did you mean 'answer'"),
-    "no messages": (change("messages", to=[]), "'messages' must be a list"),
-    "unknown role": (change("messages", 0, "role", to="human"), r"messages[0] must be an object with a role"),
+    "no messages": (change("messages", to=[]), "'messages'"),
+    "unknown role": (change("messages", 0, "role", to="human"), "messages[0] "),
     "two users": (change("messages", 1, "role", to="user"), "roles are user, user"),
-    "user last": (change("messages", slice(1, 2), to=[]), "assistant last"),
-    "scan without modality": (change(*IMAGE, "modality", to=None), "'modality' declared"),
+    "user last": (change("messages", slice(1, 2), to=[]), "roles are user;"),
+    "scan without modality": (change(*IMAGE, "modality", to=None), "'modality'"),
     "unknown modality": (change(*IMAGE, "modality", to="rsfMR"), "did you mean 'rsfMRI'"),
     "no path": (change(*IMAGE, "path", to=[]), "'path'"),
-    "unknown item": (change(*IMAGE, "type", to="video"), "of type image or text"),
-    "text of no text": (change("messages", 0, "content", 1, "text", to=3), "'text' must be a text"),
-    "empty answer": (change("messages", 1, "content", to=" "), "says nothing"),
+    "unknown item": (change(*IMAGE, "type", to="video"), "messages[0].content[0]: "),
+    "text of no text": (change("messages", 0, "content", 1, "text", to=3), "messages[0].content[1]: 'text'"),
+    "empty answer": (change("messages", 1, "content", to=" "), "messages[1]: "),
     "scan of the assistant": (
         change("messages", 1, "content", to=[{"type": "image", "modality": "T1", "path": "a"}]),
-        "scans belong to user turns",
+        "messages[1]: a scan",
     ),
-    "value is no option": (change("answer", "value", to="x"), "'x' is none of its options: a, b"),
-    "one option": (change("answer", "options", to=["a"]), "two or more"),
-    "number in quotes": (change("answer", to={"type": "number", "value": "41"}), "not in quotes"),
-    "truth value as number": (change("answer", to={"type": "number", "value": True}), "must be finite"),
+    "value is no option": (change("answer", "value", to="x"), "answer.value 'x'"),
+    "one option": (change("answer", "options", to=["a"]), "answer.options is ['a']"),
+    "number in quotes": (change("answer", to={"type": "number", "value": "41"}), "answer.value is '41'"),
+    "truth value as number": (change("answer", to={"type": "number", "value": True}), "answer.value is True"),
     "unknown answer type": (change("answer", "type", to="bool"), "choice, number, text"),
 }
 
 
-@pytest.mark.parametrize(("mistake", "words"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_row_with_a_mistake_is_refused_in_words(root, make_row, mistake, words):
+@pytest.mark.parametrize(("mistake", "part"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_invalid_row_is_rejected_with_key_and_value(root, make_row, mistake, part):
     row = {**make_row("a", "T1"), "answer": {"type": "choice", "options": ["a", "b"], "value": "a"}}
     assert problems_of(row, root) == ""
     mistake(row)
-    assert words in problems_of(row, root)
+    assert part in problems_of(row, root)
 
 
-def test_row_with_many_mistakes_names_all(root, make_row):
+def test_all_problems_of_a_row_are_reported(root, make_row):
     row = make_row("a", "T3")
     del row["subject"]
     row["answer"] = {"type": "number", "value": float("inf")}
@@ -122,29 +121,5 @@ def test_row_with_many_mistakes_names_all(root, make_row):
 
 
 @pytest.mark.parametrize("row", [[], "text", None, 3])
-def test_row_when_no_object_is_refused(root, row):
-    assert "must be an object" in problems_of(row, root)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["../a", "a/../../b", "a/../b", "/etc/passwd", "~/a", "C:/a", "a\\..\\b", "", " a", "a\x00b", "a\nb", "\udcff"],
-)
-def test_path_when_it_could_leave_the_root_is_refused(root, text):
-    with pytest.raises(ValueError, match="path"):
-        resolve_inside(text, root=root)
-
-
-def test_path_when_a_link_leads_out_is_refused(root, tmp_path_factory):
-    outside = tmp_path_factory.mktemp("outside")
-    (outside / "scan.nii").touch()
-    (root / "folder").symlink_to(outside)
-    (root / "inner").mkdir()
-    (root / "link.nii").symlink_to(root / "inner")
-    with pytest.raises(ValueError, match="leads out"):
-        resolve_inside("folder/scan.nii", root=root)
-    assert resolve_inside("link.nii", root=root) == root / "link.nii"
-
-
-def test_path_when_dots_are_in_names_is_kept(root):
-    assert resolve_inside("a..b/c.nii.gz", root=root) == Path(root / "a..b/c.nii.gz")
+def test_row_that_is_not_an_object_is_rejected(root, row):
+    assert type(row).__name__ in problems_of(row, root)

@@ -16,7 +16,7 @@ import torch
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.errors import ScanReason as R
-from umbrella_data.files.naming import file_beside, scan_stem
+from umbrella_data.files.paths import scan_stem, sibling_file
 from umbrella_data.manifest.manifest import read_manifest
 from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
 from umbrella_data.scan.gradient_table import gradient_files
@@ -49,7 +49,7 @@ def append(block: bytes) -> Callable[[bytes], bytes]:
 
 @dataclass(frozen=True)
 class Row:
-    """What is done to the files of a good pair, and why they are refused; None where they are read as before."""
+    """What is done to the files of a good pair, and why they are rejected; None where they are read as before."""
 
     header: Callable[[bytes], bytes] = bytes
     voxels: Callable[[bytes], bytes] = bytes
@@ -88,7 +88,7 @@ ROWS = {
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("ending", [".img", ".hdr"])
-def test_pair_is_refused_or_read_as_its_row_says(name: str, ending: str, tmp_path: Path) -> None:
+def test_pair_is_rejected_or_read_as_its_row_says(name: str, ending: str, tmp_path: Path) -> None:
     row = ROWS[name]
     voxels = write_pair(tmp_path)
     header = voxels.with_suffix(".hdr")
@@ -114,7 +114,7 @@ def test_pair_of_nifti2_and_of_upper_case_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".hdr", ".img", ".NII", ".NII.GZ", ".HDR", ".IMG", ".Nii.gz"])
-def test_files_beside_a_scan_are_found_in_either_case_of_its_ending(tmp_path: Path, ending: str) -> None:
+def test_files_next_to_a_scan_are_found_in_either_case_of_its_ending(tmp_path: Path, ending: str) -> None:
     scan = tmp_path / f"sub-01.X_dwi{ending}"
     assert scan_stem(scan.name) == "sub-01.X_dwi"
     assert gradient_files(scan) == (tmp_path / "sub-01.X_dwi.bval", tmp_path / "sub-01.X_dwi.bvec")
@@ -123,13 +123,13 @@ def test_files_beside_a_scan_are_found_in_either_case_of_its_ending(tmp_path: Pa
 
 
 @pytest.mark.parametrize("ending", [".bval", ".json"])
-def test_file_beside_a_scan_is_found_in_upper_case_where_there_is_none_in_lower(tmp_path: Path, ending: str) -> None:
+def test_sibling_file_a_scan_is_found_in_upper_case_where_there_is_none_in_lower(tmp_path: Path, ending: str) -> None:
     scan, lower, upper = (tmp_path / f"sub-01.x_dwi{each}" for each in (".nii", ending, ending.upper()))
-    assert file_beside(scan, ending) == lower
+    assert sibling_file(scan, ending) == lower
     upper.touch()
-    assert file_beside(scan, ending) == upper
+    assert sibling_file(scan, ending) == upper
     lower.symlink_to(tmp_path / "nowhere")
-    assert file_beside(scan, ending) == lower
+    assert sibling_file(scan, ending) == lower
 
 
 def test_voxels_that_begin_as_gzip_does_are_voxels(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_voxels_that_begin_as_gzip_does_are_voxels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".img", ".hdr"])
-def test_half_a_pair_is_refused(tmp_path: Path, ending: str) -> None:
+def test_half_a_pair_is_rejected(tmp_path: Path, ending: str) -> None:
     voxels = write_pair(tmp_path)
     voxels.with_suffix(ending).unlink()
     with pytest.raises(ScanError) as caught:

@@ -1,0 +1,91 @@
+"""Settings of a pipeline and of its augmentation. Imports no torch, since training configurations include them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+Interpolation = Literal["trilinear", "area"]
+"""How the field of view is resized.
+
+- `trilinear`: each new voxel is interpolated between two old ones along each axis.
+- `area`: each new voxel is the mean of the old ones that it covers, as in `torch.nn.functional.adaptive_avg_pool3d`.
+"""
+
+Normalisation = Literal["foreground_zscore", "temporal_zscore", "zscore", "nonzero_zscore"]
+"""How intensities are normalised.
+
+- `foreground_zscore`: each channel minus the foreground's mean, over its standard deviation.
+- `zscore`: each channel minus its mean over all voxels, over their standard deviation, as in MONAI's
+  `NormalizeIntensity(channel_wise=True)`.
+- `nonzero_zscore`: the same over the voxels that are not 0, which stay 0, as with its `nonzero=True`.
+- `temporal_zscore`: each voxel minus its own mean over time, over the foreground's standard deviation: only the
+  fluctuation is left (series only).
+"""
+
+
+class AugmentConfig(BaseModel):
+    """Random changes of a training scan, drawn from the sample's own generator."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    flip_left_right: bool = False
+    """Mirror every second scan: only where the answer does not depend on the side."""
+    max_shift: float = Field(default=0.03, ge=0, le=0.25)
+    """Largest shift along each axis, as a fraction of the field of view."""
+    max_rotation: float = Field(default=5.0, ge=0, le=45)
+    """Largest rotation around each axis, in degrees."""
+    max_intensity_scale: float = Field(default=0.1, ge=0, lt=1)
+    """Largest relative change of contrast."""
+    noise_std: NonNegativeFloat = 0.05
+    """Standard deviation of Gaussian noise, in units of the normalised scan."""
+
+
+class PipelineSettings(BaseModel):
+    """How scans of one modality become the model's input; the image size is the model's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """Voxel size in mm to resample to, then crop or pad (default: the whole field of view, resized)."""
+    interpolation: Interpolation = "trilinear"
+    """How the field of view is resized: trilinear, or area, where a new voxel is the mean of those that it covers."""
+    normalise: Normalisation = "foreground_zscore"
+    """Over which voxels: foreground_zscore, zscore (all), nonzero_zscore; temporal_zscore: each one over time."""
+    short_series: Literal["raise", "pad"] = "raise"
+    """What to do with a series shorter than the window of frames."""
+    augment: AugmentConfig | None = None
+    """Augmentation of training scans (default: none)."""
+
+    @model_validator(mode="after")
+    def _has_one_way(self) -> PipelineSettings:
+        if self.spacing is not None and self.interpolation != "trilinear":
+            raise ValueError(f"interpolation: {self.interpolation} is for resizing; with spacing, use trilinear")
+        return self
+
+
+class PipelineConfig(PipelineSettings):
+    """Preprocessing of the scans of one modality.
+
+    MONAI's `Resize(image_size)` and `NormalizeIntensity()` are `interpolation="area", normalise="zscore"`.
+    """
+
+    image_size: tuple[PositiveInt, ...]
+    """Voxels (X, Y, Z) that the model sees, and frames T for a series."""
+
+    @field_validator("image_size")
+    @classmethod
+    def _has_rank(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(value) not in (3, 4):
+            raise ValueError(f"image_size {value} is neither (X, Y, Z) nor (X, Y, Z, T)")
+        return value
