@@ -11,7 +11,7 @@ import pytest
 
 from umbrella_data import ScanError
 from umbrella_data.synthetic.cohort import DemoCohort
-from umbrella_train.checkpoint.integrity import newest_good_checkpoint
+from umbrella_train.checkpoint.integrity import newest_valid_checkpoint
 from umbrella_train.config import RunConfig
 from umbrella_train.errors import RunError
 from umbrella_train.run.evaluation import evaluate_run
@@ -89,7 +89,7 @@ def test_a_bad_held_out_scan_does_not_cost_the_steps_before_it(
     )
     with pytest.raises(ScanError):
         train(config)
-    assert newest_good_checkpoint(tmp_path / "run").name == "checkpoint-2"
+    assert newest_valid_checkpoint(tmp_path / "run").name == "checkpoint-2"
 
 
 def test_a_question_about_a_bad_scan_is_left_out_and_listed(

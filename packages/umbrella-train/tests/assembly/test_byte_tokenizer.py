@@ -53,15 +53,14 @@ def test_vocabulary_is_the_same_every_time_and_on_disk(tmp_path: Path) -> None:
         assert (other.eos_token_id, other.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
-def test_image_token_is_the_models_the_tokenizers_or_a_new_one() -> None:
+def test_image_token_of_the_tokenizer_is_used_without_adding_one() -> None:
     tokenizer = build_byte_tokenizer()
     size = len(tokenizer)
-    assert image_token_id(tokenizer, model_token_id=7) == 7
     assert image_token_id(tokenizer) == tokenizer.get_vocab()[IMAGE_TOKEN]
     assert len(tokenizer) == size
 
 
-def test_image_token_is_added_where_there_is_none(tmp_path: Path) -> None:
+def test_image_token_is_added_if_it_is_missing(tmp_path: Path) -> None:
     build_byte_tokenizer().save_pretrained(tmp_path)
     for path in tmp_path.glob("*.json"):
         path.write_text(path.read_text().replace(IMAGE_TOKEN, "<|other|>"))

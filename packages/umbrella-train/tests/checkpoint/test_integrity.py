@@ -12,7 +12,7 @@ import pytest
 from umbrella_train.checkpoint.integrity import (
     INTEGRITY_NAME,
     checkpoint_problems,
-    newest_good_checkpoint,
+    newest_valid_checkpoint,
     write_integrity_manifest,
 )
 from umbrella_train.errors import RunError
@@ -109,7 +109,7 @@ def test_the_newest_by_number_is_taken(tmp_path: Path) -> None:
     for step in (9, 10, 2):
         write_checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-best").mkdir()
-    assert newest_good_checkpoint(tmp_path).name == "checkpoint-10"
+    assert newest_valid_checkpoint(tmp_path).name == "checkpoint-10"
 
 
 @pytest.mark.parametrize("damage", [damage for damage, _ in DAMAGES])
@@ -119,7 +119,7 @@ def test_a_damaged_one_is_passed_over_with_a_warning(
     good, bad = write_checkpoint(tmp_path, 2), write_checkpoint(tmp_path, 10)
     damage(bad)
     with caplog.at_level(logging.WARNING):
-        assert newest_good_checkpoint(tmp_path) == good
+        assert newest_valid_checkpoint(tmp_path) == good
     assert "a damaged checkpoint" in caplog.text
     assert str(bad) in caplog.text
 
@@ -128,7 +128,7 @@ def test_a_run_without_a_good_checkpoint_lists_what_is_wrong_with_each(tmp_path:
     flip_a_bit(write_checkpoint(tmp_path, 3))
     write_checkpoint(tmp_path, 6, seal=False)
     with pytest.raises(RunError, match="has no checkpoint to resume from") as caught:
-        newest_good_checkpoint(tmp_path)
+        newest_valid_checkpoint(tmp_path)
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
     assert "checkpoint-6: has no integrity.json" in lines[1]
@@ -137,4 +137,4 @@ def test_a_run_without_a_good_checkpoint_lists_what_is_wrong_with_each(tmp_path:
 
 def test_a_run_without_any_checkpoint_says_so(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"has no checkpoint to resume from$"):
-        newest_good_checkpoint(tmp_path)
+        newest_valid_checkpoint(tmp_path)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from umbrella_train.checkpoint.training_state import FACTS, TENSORS, load_training_state, save_training_state
+from umbrella_train.checkpoint.training_state import STATE_NAME, TENSORS_NAME, load_training_state, save_training_state
 from umbrella_train.distributed.fsdp2 import load_whole_state
 from umbrella_train.errors import RunError
 
@@ -69,7 +69,7 @@ def test_a_scaler_continues_at_its_scale(tmp_path):
     assert fresh.get_scale() == 8.0
 
 
-@pytest.mark.parametrize("missing", [TENSORS, FACTS])
+@pytest.mark.parametrize("missing", [TENSORS_NAME, STATE_NAME])
 def test_a_checkpoint_without_its_state_is_rejected(tmp_path, missing):
     model, optimizer, scheduler = build()
     train(model, optimizer, scheduler, steps=1)
@@ -154,8 +154,8 @@ def test_other_parameters_are_rejected_by_name(tmp_path):
     model, optimizer, scheduler = build()
     train(model, optimizer, scheduler, steps=1)
     save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
-    facts = json.loads((tmp_path / FACTS).read_text())
+    facts = json.loads((tmp_path / STATE_NAME).read_text())
     facts["groups"][0]["parameters"].remove("1.bias")
-    (tmp_path / FACTS).write_text(json.dumps(facts))
+    (tmp_path / STATE_NAME).write_text(json.dumps(facts))
     with pytest.raises(RunError, match=r"among them 1\.bias"):
         load_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)

@@ -17,7 +17,7 @@ from umbrella_train.config import DummyLossConfig, RunConfig
 from umbrella_train.errors import RunError
 from umbrella_train.run.training import train
 from umbrella_train.trainer.accumulation import AccumulationWindow
-from umbrella_train.trainer.evaluation import EvaluationLoss
+from umbrella_train.trainer.evaluation_loss import EvaluationLoss
 from umbrella_train.trainer.unsupported import check_trainer
 
 KINDS = [("T1",), ("T1", "dMRI"), (), ("T1", "T1")]

@@ -73,17 +73,17 @@ def whole_gradient(parameter: nn.Parameter) -> Tensor | None:
     return gradient
 
 
-def before_step(engine: Any, action: Callable[[], None]) -> None:
+def call_before_step(engine: Any, action: Callable[[], None]) -> None:
     """Makes a DeepSpeed engine call `action` before each optimizer step; set once per engine."""
     if "step" in vars(engine):
         return
     step = engine.step
 
-    def announced(*args: Any, **kwargs: Any) -> Any:
+    def step_after_action(*args: Any, **kwargs: Any) -> Any:
         action()
         return step(*args, **kwargs)
 
-    engine.step = announced
+    engine.step = step_after_action
 
 
 @contextmanager

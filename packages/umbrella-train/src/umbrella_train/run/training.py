@@ -23,6 +23,7 @@ from umbrella_train.assembly.trained_model import is_trained_model, warn_of_othe
 from umbrella_train.checkpoint.resume import find_checkpoint
 from umbrella_train.config import RunConfig, dump_config
 from umbrella_train.distributed.fsdp2 import is_sharded_model
+from umbrella_train.distributed.ranks import on_first_rank
 from umbrella_train.errors import RunStoppedError
 from umbrella_train.evaluation.score_table import score_table
 from umbrella_train.report import build_report
@@ -57,7 +58,7 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
     hf_logging.disable_progress_bar()
     if dry_run:
         with tempfile.TemporaryDirectory() as scratch:
-            _try_out(config, Path(scratch))
+            _dry_run(config, Path(scratch))
         return None
     config = name_cohort_directory(config)
     arguments = build_arguments(config, output_dir=config.output_dir)
@@ -66,7 +67,7 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
     components = build_components(config)
     # The trainer rejects unsupported settings before a folder is created or the config of a resumed run is replaced.
     trainer = _build_trainer(config, arguments, components, sources)
-    folder = _open_folder(config, checkpoint)
+    folder = on_first_rank(lambda: _open_folder(config, checkpoint))
     arguments.output_dir = str(folder.path)
     components.list_bad_scans_in(folder.path)
     if trainer.is_world_process_zero():
@@ -103,8 +104,8 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
     return folder.path
 
 
-def _try_out(config: RunConfig, scratch: Path) -> None:
-    """Runs two steps and prints the table."""
+def _dry_run(config: RunConfig, scratch: Path) -> None:
+    """Runs two steps and logs the table of a dry run."""
     arguments = build_arguments(config, output_dir=scratch, dry_run=True)
     sources = prepare_sources(config)
     components = build_components(config)
@@ -173,17 +174,9 @@ def _model_for_generation(config: RunConfig, trainer: UmbrellaTrainer, *, folder
 
 
 def _open_folder(config: RunConfig, checkpoint: Path | None) -> RunFolder:
-    """The run's folder on every rank; the first rank creates a new one."""
-    if checkpoint is not None:
-        folder = RunFolder.open(checkpoint.parent)
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            folder.replace_config(dump_config(config), checkpoint=checkpoint.name)
-        return folder
-    shared: list[str | None] = [None]
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        created = RunFolder.create(config.output_dir, name=config.name, config_text=dump_config(config))
-        shared = [str(created.path)]
-    if dist.is_initialized():
-        dist.broadcast_object_list(shared)
-    assert shared[0] is not None
-    return RunFolder(Path(shared[0]))
+    """Creates the run's folder, or replaces the config in the folder of a resumed run."""
+    if checkpoint is None:
+        return RunFolder.create(config.output_dir, name=config.name, config_text=dump_config(config))
+    folder = RunFolder.open(checkpoint.parent)
+    folder.replace_config(dump_config(config), checkpoint=checkpoint.name)
+    return folder

@@ -29,28 +29,19 @@ class DryRunTable(TrainerCallback):
         self._trainer = trainer
         self._start = 0.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the Trainer."""
         if not state.is_world_process_zero:
             return
         model = self._trainer.accelerator.unwrap_model(self._trainer.model)
         logger.info(describe_model(model))
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the Trainer."""
         self._start = time.perf_counter()
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
         """Called by the Trainer after every step, after its loss was read and the device has finished."""
         if state.is_world_process_zero and logs and "loss" in logs:

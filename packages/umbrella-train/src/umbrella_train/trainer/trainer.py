@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
@@ -16,27 +15,24 @@ from umbrella_model import parameter_groups
 from umbrella_model.parts import Part
 from umbrella_model.vision_tower import UmbrellaVisionTower
 from umbrella_train.batches.collators import PackedCollator
-from umbrella_train.checkpoint.logged_loss import saved_entries
+from umbrella_train.checkpoint.logged_loss import trainer_state_entries
 from umbrella_train.config import DummyLossConfig
-from umbrella_train.distributed.deepspeed import before_step
+from umbrella_train.distributed.deepspeed import call_before_step
 from umbrella_train.distributed.finite import NonFiniteError, describe_non_finite, has_bad_gradient
 from umbrella_train.distributed.fsdp2 import shard_model
+from umbrella_train.distributed.tensors import full
 from umbrella_train.dummy_loss.drift_monitor import DriftWatch, number_groups
-from umbrella_train.dummy_loss.gradient_norms import PatchEmbedGradients
 from umbrella_train.dummy_loss.loss import DummyLoss
+from umbrella_train.dummy_loss.patch_embed_gradients import PatchEmbedGradients
 from umbrella_train.errors import RunError
 from umbrella_train.trainer.accumulation import AccumulationWindow, WindowFacts
 from umbrella_train.trainer.callbacks import RankParity, StepSeed, StopOnSignal
-from umbrella_train.trainer.evaluation import MixedEvaluationTrainer
+from umbrella_train.trainer.evaluation_loss import MixedEvaluationTrainer
 from umbrella_train.trainer.loader import build_loader
 from umbrella_train.trainer.unsupported import check_trainer
 
 # Name of the state of the drift forecast in trainer_state.json.
 _DRIFT = "DriftWatch"
-
-
-def _whole(norm: Any) -> Any:
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 class UmbrellaTrainer(MixedEvaluationTrainer):
@@ -224,7 +220,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             RunError: A modality was absent under DDP with the dummy loss off.
         """
         if self.is_deepspeed_enabled:
-            before_step(self.deepspeed, self._close_window)
+            call_before_step(self.deepspeed, self._before_optimizer_step)
         try:
             super().training_step(model, inputs, num_items_in_batch)
         except RuntimeError as error:
@@ -235,11 +231,11 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
                 ) from error
             raise
         if self.accelerator.sync_gradients and not self.is_deepspeed_enabled:
-            self._close_window()
+            self._before_optimizer_step()
         assert self._task_loss is not None
         return self._task_loss
 
-    def _close_window(self) -> None:
+    def _before_optimizer_step(self) -> None:
         is_logged = (self.state.global_step + 1) % self.state.logging_steps == 0
         scaler = self.accelerator.scaler
         facts = self._window.close(
@@ -265,7 +261,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             self.gradients.clear([name for name in self.gradients.modalities if name not in facts.present])
         self._follow_drift(facts)
         if is_logged:
-            self._name_norms(facts, factors)
+            self._set_gradient_log(facts, factors)
 
     def _follow_drift(self, facts: WindowFacts) -> None:
         if not self.dummy_loss_config.enabled or self.dummy_loss_config.absent == "hold":
@@ -274,7 +270,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             self._drift = DriftWatch(
                 self._tower, optimizer=self.optimizer, dummy_loss=self.dummy_loss, groups=self._optimizer_groups
             )
-            kept = saved_entries(self.state).get(_DRIFT)
+            kept = trainer_state_entries(self.state).get(_DRIFT)
             if kept is not None:
                 self._drift.load_state_dict(kept)
         self._drift.step(facts.present)
@@ -287,7 +283,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self._drift is not None:
-            saved_entries(self.state)[_DRIFT] = self._drift.state_dict()
+            trainer_state_entries(self.state)[_DRIFT] = self._drift.state_dict()
         super()._save_checkpoint(model, trial)
 
     def _local_squared_norms(self) -> Tensor:
@@ -297,7 +293,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             norms = torch.zeros_like(norms)
         return norms
 
-    def _name_norms(self, facts: WindowFacts, factors: Mapping[str, float]) -> None:
+    def _set_gradient_log(self, facts: WindowFacts, factors: Mapping[str, float]) -> None:
         scaler = self.accelerator.scaler
         scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
         self._gradient_log, self._active_norms = {}, {}
@@ -311,10 +307,10 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
                 self._active_norms[modality] = self._gradient_log[keys[0]]
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        return _whole(super()._clip_grad_norm(model))
+        return full(super()._clip_grad_norm(model))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        return _whole(super()._get_grad_norm(model, grad_norm=grad_norm))
+        return full(super()._get_grad_norm(model, grad_norm=grad_norm))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the gradient norm of each patch embed, its share of the total norm and its drift to the logged line."""

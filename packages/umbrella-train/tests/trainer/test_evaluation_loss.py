@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from umbrella_train.trainer.evaluation_loss import EvaluationLoss
 
 from umbrella_model import supervised_index
 from umbrella_train.errors import RunError
-from umbrella_train.trainer.evaluation import EvaluationLoss
 
 KINDS = [("T1",), ("rsfMRI",), ("dMRI",), ("T1", "dMRI"), (), ("T1", "rsfMRI", "dMRI")]
 # A term of this weight would drown the task loss.
