@@ -52,7 +52,9 @@ def build(cohort: DemoCohort, tmp_path: Path) -> Callable[..., Any]:
         content = {"model": MODEL, "data": {"train": train, **data}, "trainer": {"use_cpu": True, "report_to": []}}
         config = RunConfig.model_validate({"name": "run", "output_dir": tmp_path, **content})
         arguments = build_arguments(config, output_dir=tmp_path / "run")
-        return _build_trainer(config, arguments, build_components(config), Sources(config.data.train, []))
+        components = build_components(config)
+        components.list_bad_scans_in(tmp_path / "run")
+        return _build_trainer(config, arguments, components, Sources(config.data.train, []))
 
     return make
 
