@@ -1,4 +1,4 @@
-"""The byte-level tokenizer: any text survives it, and its special tokens are those of ChatML."""
+"""The byte-level tokenizer: lossless for any text, with the special tokens of ChatML."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_text_comes_back_as_it_was_one_token_a_byte(text: str) -> None:
+def test_text_is_one_token_per_byte_and_decodes_to_itself(text: str) -> None:
     tokenizer = build_byte_tokenizer()
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert len(ids) == len(text.encode())
@@ -34,7 +34,7 @@ def test_text_comes_back_as_it_was_one_token_a_byte(text: str) -> None:
     assert tokenizer.decode(ids) == text
 
 
-def test_special_tokens_are_single_and_left_out_of_the_words() -> None:
+def test_special_tokens_are_single_and_skipped_in_decoding() -> None:
     tokenizer = build_byte_tokenizer()
     ids = tokenizer.encode(f"{TURN_START}a{IMAGE_TOKEN}{TURN_END}", add_special_tokens=False)
     assert len(ids) == 4
@@ -44,7 +44,7 @@ def test_special_tokens_are_single_and_left_out_of_the_words() -> None:
     assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
 
 
-def test_vocabulary_is_the_same_every_time_and_on_disk(tmp_path: Path) -> None:
+def test_vocabulary_is_reproducible_and_saved(tmp_path: Path) -> None:
     tokenizer = build_byte_tokenizer()
     tokenizer.save_pretrained(tmp_path)
     for other in (build_byte_tokenizer(), load_tokenizer(None), load_tokenizer(str(tmp_path))):

@@ -1,4 +1,4 @@
-"""`trainer.torch_compile`: the layers are compiled at the first length, and not again at others."""
+"""`trainer.torch_compile`: layers are compiled at the first length, and not again at others."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ WITH_COMPILER = [
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=WITH_COMPILER)])
-def test_a_new_length_does_not_compile_again(
-    make_config: Callable[..., RunConfig], tmp_path: Path, backend: str
-) -> None:
+def test_new_length_does_not_compile_again(make_config: Callable[..., RunConfig], tmp_path: Path, backend: str) -> None:
     torch._dynamo.reset()
     counters.clear()
     config = make_config(tmp_path)

@@ -1,4 +1,4 @@
-"""From a config to parts that fit each other."""
+"""Tokenizer, model, pipelines and data sets of a config match each other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MakeConfig = Callable[..., RunConfig]
 TOKENS = {"rsfMRI": 4, "T1": 8, "dMRI": 4}
 
 
-def test_model_tokenizer_and_pipelines_fit_the_config(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_model_tokenizer_and_pipelines_match_the_config(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(tmp_path)
     components = build_components(config)
     assert list(components.pipelines) == ["rsfMRI", "T1", "dMRI"]
@@ -57,14 +57,14 @@ def test_labels_are_the_answers_and_the_ends_of_turn(
         assert torch.equal(supervised, labels[labels != -100])
 
 
-def test_weights_depend_on_the_seed_alone(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_weights_depend_only_on_the_seed(make_config: MakeConfig, tmp_path: Path) -> None:
     first, again = (build_components(make_config(tmp_path)).model.state_dict() for _ in range(2))
     other = build_components(make_config(tmp_path).model_copy(update={"seed": 1})).model.state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
 
 
-def test_a_trained_model_comes_back_with_its_tokenizer(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_trained_model_is_loaded_with_its_tokenizer(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(tmp_path)
     components = build_components(config)
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_a_trained_model_comes_back_with_its_tokenizer(make_config: MakeConfig, 
     ("preset", "trained"),
     [("patch_embed_only", {"patch_embed"}), ("align", {"patch_embed", "multi_modal_projector"})],
 )
-def test_parts_that_a_preset_leaves_out_are_frozen(
+def test_parts_outside_a_preset_are_frozen(
     make_config: MakeConfig, tmp_path: Path, preset: str, trained: set[str]
 ) -> None:
     components = build_components(make_config(tmp_path, model={"learn": {"preset": preset}}))
@@ -101,14 +101,14 @@ def mixture_of(make_config: MakeConfig, cohort: DemoCohort, tmp_path: Path, **da
     return build_components(config).mixture(config.data.train, config=config, augment=True).draws
 
 
-def test_manifests_are_mixed_as_the_config_says(make_config: MakeConfig, cohort: DemoCohort, tmp_path: Path) -> None:
+def test_mixing_of_the_config_is_applied(make_config: MakeConfig, cohort: DemoCohort, tmp_path: Path) -> None:
     assert mixture_of(make_config, cohort, tmp_path) == (18, 6)
     assert mixture_of(make_config, cohort, tmp_path, mixing="equal") == (18, 18)
     assert mixture_of(make_config, cohort, tmp_path, mixing="weights", weights=[1.0, 2.0]) == (18, 36)
 
 
 @pytest.mark.parametrize("mixing", ["proportional", "equal"])
-def test_evaluation_asks_every_sample_once_whatever_the_mixing(
+def test_evaluation_has_every_sample_once_for_any_mixing(
     make_config: MakeConfig, cohort: DemoCohort, tmp_path: Path, mixing: str
 ) -> None:
     config = make_config(tmp_path, data={"mixing": mixing})

@@ -217,9 +217,7 @@ def test_resumed_run_with_random_settings_equals_the_unbroken_run(
         assert losses_of(folder) == losses_of(unbroken)
 
 
-def test_logged_loss_is_the_mean_of_steps_before_and_after_a_resume(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_logged_loss_is_the_mean_of_steps_before_and_after_a_resume(make_config: MakeConfig, tmp_path: Path) -> None:
     settings = {"logging_steps": 3, "save_steps": 2, "max_steps": 6}
     unbroken = run.train(config_of(make_config, tmp_path / "unbroken", **settings))
     config = config_of(make_config, tmp_path / "broken", **settings)
@@ -389,9 +387,7 @@ def test_auto_searches_only_the_newest_run_of_the_name(make_config: MakeConfig, 
         run.train(config_of(make_config, tmp_path), resume="auto")
 
 
-def test_auto_names_the_checkpoint_of_an_older_run_without_using_it(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_auto_names_the_checkpoint_of_an_older_run_without_using_it(make_config: MakeConfig, tmp_path: Path) -> None:
     for age, name in enumerate(("run", "run-2", "run-3")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text("")

@@ -20,7 +20,7 @@ from umbrella_train.errors import RunError
 from umbrella_train.run.training import train
 
 MakeConfig = Callable[..., RunConfig]
-# A trained model brings its own.
+# A trained model has its own.
 GIVEN = dict.fromkeys(("vision_config", "text_config", "vision_feature_layer"))
 
 

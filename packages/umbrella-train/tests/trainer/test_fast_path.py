@@ -1,4 +1,4 @@
-"""What a run's batches and model ask of a GPU: logits where there is loss alone, and no answer that is waited for."""
+"""Logits only at positions with loss, and no device synchronisation in a training step."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def without_dropout(components: TrainingComponents) -> UmbrellaForConditionalGen
     return components.model.train()
 
 
-def test_a_training_step_of_a_run_never_asks_the_device(make_config: MakeConfig, tmp_path: Path) -> None:
-    """On the meta device a tensor has no value: whatever reads one fails, as it would make the host wait on a GPU."""
+def test_training_step_does_not_synchronise_with_the_device(make_config: MakeConfig, tmp_path: Path) -> None:
+    """On the meta device tensors have no values: code that would make the host wait for a GPU fails."""
     config = make_config(tmp_path)
     components = build_components(config)
     batch = training_batch(components, config)
@@ -47,10 +47,10 @@ def test_a_training_step_of_a_run_never_asks_the_device(make_config: MakeConfig,
         out.loss.backward()
 
 
-def test_the_positions_with_loss_are_those_of_the_labels(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_supervised_positions_are_those_of_the_labels(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(tmp_path)
     components = build_components(config)
-    collator = pickle.loads(pickle.dumps(components.collator()))  # as a loader's worker gets it
+    collator = pickle.loads(pickle.dumps(components.collator()))  # as in a loader worker
     dataset = components.dataset(config.data.train[0], config=config, augment=False)
     batch = collator([dataset[0], dataset[7]])
     rows, columns = (batch["labels"] != -100).nonzero(as_tuple=True)
@@ -59,7 +59,7 @@ def test_the_positions_with_loss_are_those_of_the_labels(make_config: MakeConfig
 
 
 @pytest.mark.parametrize("is_training", [True, False])
-def test_loss_and_gradients_are_those_of_sdpa_at_all_positions(
+def test_loss_and_gradients_equal_sdpa_with_all_logits(
     make_config: MakeConfig, tmp_path: Path, is_training: bool
 ) -> None:
     config = make_config(tmp_path)
@@ -76,11 +76,11 @@ def test_loss_and_gradients_are_those_of_sdpa_at_all_positions(
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
 
 
-def test_the_default_is_varlen_and_the_config_decides(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_attention_is_varlen_unless_the_config_names_another(make_config: MakeConfig, tmp_path: Path) -> None:
     for wanted, expected in ((None, "varlen"), ("sdpa", "sdpa"), ("eager", "eager")):
         model = build_components(make_config(tmp_path, model={"attn_implementation": wanted})).model
         assert model.model.language_model.config._attn_implementation == expected
-    # What is saved is the model, not how it was computed.
+    # The attention implementation is not saved with the model.
     model.save_pretrained(tmp_path / "model")
     loaded = UmbrellaForConditionalGeneration.from_pretrained(tmp_path / "model")
     assert loaded.config._attn_implementation == "sdpa"
@@ -96,9 +96,7 @@ SEES_LESS = [
 
 
 @pytest.mark.parametrize("text_config", SEES_LESS, ids=lambda config: config.model_type)
-def test_a_language_model_with_a_sliding_window_keeps_its_mask(
-    make_model: Callable[..., Any], text_config: Any
-) -> None:
+def test_sliding_window_keeps_sdpa(make_model: Callable[..., Any], text_config: Any) -> None:
     entries = make_model().config
     config = UmbrellaConfig(
         modalities=entries.patch_embeds,
@@ -113,7 +111,7 @@ def test_a_language_model_with_a_sliding_window_keeps_its_mask(
         set_attention(model, "varlen")
 
 
-def test_attention_that_was_chosen_elsewhere_is_left(make_model: Callable[..., Any]) -> None:
+def test_attention_other_than_sdpa_is_kept(make_model: Callable[..., Any]) -> None:
     model = make_model()
     model.set_attn_implementation("eager")
     set_attention(model, None)

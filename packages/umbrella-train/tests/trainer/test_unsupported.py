@@ -1,4 +1,4 @@
-"""The trainer does not start with settings that it would not keep."""
+"""Unsupported combinations of trainer settings are rejected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from umbrella_train.errors import RunError
 from umbrella_train.trainer.unsupported import check_trainer
 
 
-def test_an_unknown_word_is_rejected_with_those_that_are_known(make_trainer: Callable[..., Any]) -> None:
+def test_unknown_values_are_rejected_with_the_known_ones(make_trainer: Callable[..., Any]) -> None:
     with pytest.raises(
         RunError, match=r"(?s)engine is 'fsdp'; it must be one of ddp, fsdp2.*gradient_scale is 'presnt'"
     ):
@@ -35,7 +35,7 @@ def test_fsdp2_needs_the_dummy_loss(make_trainer: Callable[..., Any]) -> None:
 
 @pytest.fixture
 def check(make_model: Callable[..., Any], tmp_path: Any) -> Callable[..., None]:
-    """Holds settings against each other as the trainer does, for a model whose patch embeds alone learn."""
+    """Checks settings as the trainer does, for a model of which only the patch embeds are trained."""
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     arguments.fp16 = True
     model = make_model()
@@ -58,7 +58,7 @@ def check(make_model: Callable[..., Any], tmp_path: Any) -> Callable[..., None]:
         ({"zero_stage": 2}, "with DeepSpeed"),
     ],
 )
-def test_what_cannot_be_combined_is_rejected(check: Callable[..., None], settings: dict[str, Any], says: str) -> None:
+def test_unsupported_combination_is_rejected(check: Callable[..., None], settings: dict[str, Any], says: str) -> None:
     with pytest.raises(RunError, match=says):
         check(**settings)
 
@@ -66,7 +66,7 @@ def test_what_cannot_be_combined_is_rejected(check: Callable[..., None], setting
 def test_adapters_in_patch_embeds_are_rejected_under_zero_3(make_model: Callable[..., Any], tmp_path: Any) -> None:
     model = make_model()
     embed = model.model.vision_tower.patch_embed("T1")
-    embed.proj = nn.Sequential(embed.proj)  # no plain layer any more, as with adapters
+    embed.proj = nn.Sequential(embed.proj)  # not a Linear, as with adapters
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     settings = {"dummy_loss": DummyLossConfig(), "engine": "ddp", "gradient_scale": "mean"}
     arguments.deepspeed_plugin = SimpleNamespace(zero_stage=2)
