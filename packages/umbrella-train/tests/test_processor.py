@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from transformers import AutoProcessor
@@ -112,6 +114,21 @@ def test_a_question_after_an_answer_keeps_both(processor: UmbrellaProcessor, sam
     assert longer.shape[1] > shorter.shape[1]
 
 
+def test_the_mask_of_a_scan_is_applied(processor: UmbrellaProcessor, sample: Sample, tmp_path: Path) -> None:
+    messages = messages_of(sample)[:1]
+    image = next(item for item in messages[0]["content"] if item["type"] == "image")
+    scan = nib.load(image["path"][0])
+    brain = np.zeros(scan.shape[:3], dtype=np.uint8)
+    brain[: scan.shape[0] // 2] = 1
+    nib.save(nib.Nifti1Image(brain, scan.affine), tmp_path / "mask.nii.gz")
+    whole = processor(messages)["pixel_values"]["T1"]
+    image["mask"] = str(tmp_path / "mask.nii.gz")
+    masked = processor(messages)["pixel_values"]["T1"]
+    outside = [float((volume == volume.flatten()[0]).float().mean()) for volume in (whole, masked)]
+    assert outside[0] < 0.1
+    assert 0.3 < outside[1] < 0.7
+
+
 def test_the_saved_processor_names_no_file(run_folder: Path, cohort: DemoCohort) -> None:
     content = (run_folder / "model" / "processor_config.json").read_text()
     assert json.loads(content)["modality_order"] == ["rsfMRI", "T1", "dMRI"]
@@ -122,14 +139,14 @@ def test_the_saved_processor_names_no_file(run_folder: Path, cohort: DemoCohort)
 @pytest.mark.parametrize(
     ("messages", "says"),
     [
-        ([{"role": "doctor", "content": "Hm."}], "conversation 1, turn 1: must be an object with a role"),
-        ([{"role": "user", "content": []}], "content must be a text, or a list"),
-        ([{"role": "user", "content": [{"type": "image", "path": "a.nii"}]}], "an item is"),
-        ([{"role": "system", "content": "Be brief."}], "needs a turn of the user"),
+        ([{"role": "doctor", "content": "Hm."}], r"conversation 1: messages\[0\] must be an object with a role"),
+        ([{"role": "user", "content": []}], r"messages\[0\].content must be a text"),
+        ([{"role": "user", "content": [{"type": "image", "path": "a.nii"}]}], "needs a 'modality'"),
+        ([{"role": "system", "content": "Be brief."}], "roles are system"),
         (
             [{"role": "user", "content": "?"},
              {"role": "assistant", "content": [{"type": "image", "modality": "T1", "path": "a.nii"}]}],
-            "scans belong to user turns",
+            r"messages\[1\]: a scan",
         ),
     ],
 )  # fmt: skip
