@@ -54,15 +54,6 @@ def test_fp16_on_a_cpu_is_rejected(make_config: MakeConfig, tmp_path: Path) -> N
         make_config(tmp_path, trainer={"fp16": True, "use_cpu": True})
 
 
-def test_fp16_without_a_gpu_is_rejected_before_training(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    config = make_config(tmp_path, trainer={"fp16": True, "use_cpu": False})
-    with pytest.raises(RunError, match="fp16"):
-        build_arguments(config, output_dir=tmp_path)
-
-
 def test_one_process_with_several_gpus_uses_one_and_warns(caplog: pytest.LogCaptureFixture) -> None:
     arguments = SimpleNamespace(n_gpu=4, _n_gpu=4)
     with caplog.at_level(logging.WARNING):

@@ -11,8 +11,10 @@ from torch import nn
 from transformers import TrainingArguments
 
 from umbrella_model import set_trainable
-from umbrella_train.config import DummyLossConfig
+from umbrella_train.checkpoint.integrity import write_integrity_manifest
+from umbrella_train.config import DummyLossConfig, RunConfig
 from umbrella_train.errors import RunError
+from umbrella_train.run.training import train
 from umbrella_train.trainer.unsupported import check_trainer
 
 
@@ -55,12 +57,39 @@ def check(make_model: Callable[..., Any], tmp_path: Any) -> Callable[..., None]:
         ({"engine": "fsdp2"}, "fp16 cannot be combined with engine fsdp2"),
         ({"absent": "hold"}, "hold with fp16 leaves the loss scaler without"),
         ({"absent": "hold", "zero_stage": 2}, "hold has no effect under DeepSpeed"),
-        ({"zero_stage": 2}, "with DeepSpeed"),
+        ({"zero_stage": 2}, "fp16 is not supported with DeepSpeed"),
+        ({"zero_stage": 2, "gradient_scale": "present"}, "gradient_scale: present"),
+        ({"zero_stage": 2, "engine": "fsdp2"}, "fsdp2 and DeepSpeed"),
     ],
 )
 def test_unsupported_combination_is_rejected(check: Callable[..., None], settings: dict[str, Any], says: str) -> None:
     with pytest.raises(RunError, match=says):
         check(**settings)
+
+
+def test_run_with_fp16_and_no_gpu_is_rejected_before_a_folder_is_created(
+    make_config: Callable[..., RunConfig], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = make_config(tmp_path / "runs", trainer={"fp16": True, "use_cpu": False})
+    with pytest.raises(RunError, match="fp16 needs a GPU"):
+        train(config)
+    assert not config.output_dir.exists()
+
+
+def test_resumed_run_is_rejected_before_its_config_is_replaced(
+    make_config: Callable[..., RunConfig], tmp_path: Any
+) -> None:
+    config = make_config(tmp_path, data={"packing": True}, model={"attn_implementation": "sdpa"})
+    folder = tmp_path / "run"
+    checkpoint = folder / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
+    (folder / "config.yaml").write_text("name: run\n")
+    write_integrity_manifest(checkpoint)
+    with pytest.raises(RunError, match=r"data\.packing"):
+        train(config, resume=str(folder))
+    assert (folder / "config.yaml").read_text() == "name: run\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-1", "config.yaml"]
 
 
 def test_adapters_in_patch_embeds_are_rejected_under_zero_3(make_model: Callable[..., Any], tmp_path: Any) -> None:

@@ -32,8 +32,8 @@ def set_attention(model: UmbrellaForConditionalGeneration, wanted: str | None) -
         wanted = VARLEN
     if wanted == VARLEN and not is_plain:
         raise RunError(
-            f"model.attn_implementation: {VARLEN} is for causal attention over the whole row, and the layers of this "
-            "language model see less (a sliding window, or another kind of layer); use sdpa"
+            f"model.attn_implementation: {VARLEN} is causal attention over the whole row, which this language model "
+            "does not have in all layers (a sliding window, or another kind of layer); use sdpa"
         )
     model.set_attn_implementation(wanted)
 

@@ -1,4 +1,4 @@
-"""Losses of steps that are not logged yet, kept in checkpoints so that a resumed run logs the same means."""
+"""Losses of steps that are not logged yet, saved in checkpoints so that a resumed run logs the same means."""
 
 from __future__ import annotations
 

@@ -54,9 +54,9 @@ def save_training_state(
         numbers[name] = {}
         for key, value in optimizer.state[parameter].items():
             if isinstance(value, Tensor):
-                whole = full(value)
+                unsharded = full(value)
                 if is_writer:
-                    tensors[f"{name}/{key}"] = whole.detach().to("cpu", copy=True).contiguous()
+                    tensors[f"{name}/{key}"] = unsharded.detach().to("cpu", copy=True).contiguous()
             else:
                 numbers[name][key] = value
     if not is_writer:
@@ -70,7 +70,7 @@ def save_training_state(
         "layout": dict(layout or {}),
     }
     save_file(tensors, folder / TENSORS_NAME)
-    (folder / STATE_NAME).write_text(json.dumps(state, indent=1, default=_to_json), encoding="utf-8")
+    (folder / STATE_NAME).write_text(json.dumps(state, indent=1, default=Tensor.item), encoding="utf-8")
 
 
 def load_training_state(
@@ -140,7 +140,7 @@ def _warn_of_changed_settings(groups: list[dict[str, Any]], saved: list[dict[str
             if key != "lr" and _as_before(value, now) != now:  # lr is the schedule's at this step
                 changed[{"initial_lr": "learning_rate"}.get(key, key)] = f"{now} (before: {value})"
     if changed:
-        changes = ", ".join(f"{key} {words}" for key, words in changed.items())
+        changes = ", ".join(f"{key} {values}" for key, values in changed.items())
         logger.warning("%s: the run resumes with %s", folder.name, changes)
 
 
@@ -224,9 +224,3 @@ def _as_before(value: Any, current: Any) -> Any:
     if isinstance(current, tuple):
         return tuple(value)
     return torch.tensor(value) if isinstance(current, Tensor) else value
-
-
-def _to_json(value: object) -> Any:
-    if isinstance(value, Tensor):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be saved in {STATE_NAME}")

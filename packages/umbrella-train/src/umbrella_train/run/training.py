@@ -32,7 +32,7 @@ from umbrella_train.run.pictures import draw_pictures
 from umbrella_train.run_folder import RunFolder
 from umbrella_train.trainer.arguments import build_arguments
 from umbrella_train.trainer.callbacks import MetricsFile, ProgressBar
-from umbrella_train.trainer.dry_run import DryRunTable, describe_model
+from umbrella_train.trainer.dry_run import StepCosts, describe_model
 from umbrella_train.trainer.trackers import keep_trackers_private
 from umbrella_train.trainer.trainer import UmbrellaTrainer
 
@@ -71,8 +71,7 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
     arguments.output_dir = str(folder.path)
     components.list_bad_scans_in(folder.path)
     if trainer.is_world_process_zero():
-        logger.info(describe_model(components.model))
-        _warn_of_start(config, components)
+        _log_start(config, components)
         if checkpoint is not None:
             logger.info("resuming from %s", checkpoint)
     trainer.add_callback(MetricsFile(folder))
@@ -105,19 +104,21 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
 
 
 def _dry_run(config: RunConfig, scratch: Path) -> None:
-    """Runs two steps and logs the table of a dry run."""
+    """Runs two steps and logs what they cost."""
     arguments = build_arguments(config, output_dir=scratch, dry_run=True)
     sources = prepare_sources(config)
     components = build_components(config)
     trainer = _build_trainer(config, arguments, components, sources)
     components.list_bad_scans_in(scratch)
-    trainer.add_callback(DryRunTable(trainer))
+    trainer.add_callback(StepCosts())
     if trainer.is_world_process_zero():
-        _warn_of_start(config, components)
+        _log_start(config, components)
     trainer.train()
 
 
-def _warn_of_start(config: RunConfig, components: TrainingComponents) -> None:
+def _log_start(config: RunConfig, components: TrainingComponents) -> None:
+    """Logs the table of parameters and tokens, and warns of changed preprocessing and of untrained random weights."""
+    logger.info(describe_model(components.model))
     source = config.model.pretrained
     if source is not None and is_trained_model(source):
         warn_of_other_pipelines(source, components.pipelines)

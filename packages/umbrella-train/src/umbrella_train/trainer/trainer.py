@@ -127,7 +127,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
     # ---- data ----
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """This rank's share of every epoch, in an order that depends on (seed, epoch) alone."""
+        """This rank's share of every epoch, in an order that depends only on (seed, epoch)."""
         return self._build_loader(self.train_dataset, self._train_batch_size, shuffle=True)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
@@ -210,7 +210,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One forward and backward; at the end of a window the ranks share what happened in it.
+        """One forward and backward; at the end of an accumulation window, `_before_optimizer_step` is called.
 
         Returns:
             The task loss, detached and without the dummy loss.
@@ -236,6 +236,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         return self._task_loss
 
     def _before_optimizer_step(self) -> None:
+        """Shares the facts of the accumulation window between ranks, then checks, scales and clears gradients."""
         is_logged = (self.state.global_step + 1) % self.state.logging_steps == 0
         scaler = self.accelerator.scaler
         facts = self._window.close(
