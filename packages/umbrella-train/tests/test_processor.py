@@ -31,7 +31,7 @@ def config(make_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="module")
 def parts(config: RunConfig) -> Parts:
     parts = build_parts(config)
-    # Random weights say the same to every scan.
+    # Random weights give the same answer to every scan.
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in parts.model.parameters():
@@ -41,7 +41,7 @@ def parts(config: RunConfig) -> Parts:
 
 @pytest.fixture(scope="module")
 def run_folder(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has ended, as far as a question goes."""
+    """The files of a finished run that prediction needs."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "config.yaml").write_text("{}")
     parts.model.save_pretrained(folder / "model")
@@ -87,7 +87,7 @@ def assert_equal_batches(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         torch.testing.assert_close(volume.float(), theirs["pixel_values"][name].float(), atol=5e-3, rtol=1e-3)
 
 
-def test_a_batch_is_that_of_the_data_set(
+def test_a_batch_equals_that_of_the_data_set(
     processor: UmbrellaProcessor, parts: Parts, config: RunConfig, cohort: DemoCohort
 ) -> None:
     dataset = parts.dataset(DatasetConfig(manifest=cohort.test_manifest), config=config, augment=False)
@@ -123,9 +123,9 @@ def test_the_saved_processor_names_no_file(run_folder: Path, cohort: DemoCohort)
     ("messages", "says"),
     [
         ([{"role": "doctor", "content": "Hm."}], "conversation 1, turn 1: must be an object with a role"),
-        ([{"role": "user", "content": []}], "content must be a text, or a list"),
+        ([{"role": "user", "content": []}], "content must be a string, or a list"),
         ([{"role": "user", "content": [{"type": "image", "path": "a.nii"}]}], "an item is"),
-        ([{"role": "system", "content": "Be brief."}], "needs a turn of the user"),
+        ([{"role": "system", "content": "Be brief."}], "needs a user turn"),
         (
             [{"role": "user", "content": "?"},
              {"role": "assistant", "content": [{"type": "image", "modality": "T1", "path": "a.nii"}]}],
@@ -155,7 +155,7 @@ def test_decoding_stops_at_the_end_of_the_turn(processor: UmbrellaProcessor) -> 
 # ---- predict ----
 
 
-def test_an_answer_is_that_of_the_model_and_its_folder_may_be_named_in_two_ways(
+def test_predict_gives_the_models_answer_for_a_run_or_model_folder(
     run_folder: Path,
     processor: UmbrellaProcessor,
     parts: Parts,
@@ -182,7 +182,7 @@ def test_an_answer_is_that_of_the_model_and_its_folder_may_be_named_in_two_ways(
     assert sorted(run_folder.rglob("*")) == before
 
 
-def test_a_question_may_go_without_scans_or_with_several(run_folder: Path, cohort: DemoCohort, sample: Sample) -> None:
+def test_a_question_may_have_no_scan_or_several(run_folder: Path, cohort: DemoCohort, sample: Sample) -> None:
     samples = read_manifest(cohort.test_manifest)
     series = next(samples[i] for i in range(len(samples)) if samples[i].modalities == ("rsfMRI",))
     (t1,), (bold,) = sample.scans[0].paths, series.scans[0].paths
@@ -190,9 +190,7 @@ def test_a_question_may_go_without_scans_or_with_several(run_folder: Path, cohor
         assert isinstance(predict(run_folder, question="?", scans=scans, max_new_tokens=2, device="cpu"), str)
 
 
-def test_a_scan_that_cannot_be_trusted_and_an_unknown_modality_are_rejected(
-    run_folder: Path, sample: Sample, tmp_path: Path
-) -> None:
+def test_a_damaged_scan_and_an_unknown_modality_are_rejected(run_folder: Path, sample: Sample, tmp_path: Path) -> None:
     path = sample.scans[0].paths[0]
     cut = tmp_path / "cut.nii.gz"
     cut.write_bytes(path.read_bytes()[:-4])
@@ -202,7 +200,7 @@ def test_a_scan_that_cannot_be_trusted_and_an_unknown_modality_are_rejected(
         predict(run_folder, question="?", scans=[("T11", [path])], device="cpu")
 
 
-def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no config.json"):
         find_model(tmp_path)
     (tmp_path / "config.yaml").write_text("{}")

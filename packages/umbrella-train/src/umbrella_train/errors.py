@@ -1,4 +1,4 @@
-"""`RunError`, a run that cannot do what it was asked to do, and `RunStoppedError`, one that was asked to end early."""
+"""Errors of runs: `RunError` for the user to fix, `RunStoppedError` for a run that a signal stopped."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from pathlib import Path
 
 
 class RunError(ValueError):
-    """Told in one message without a traceback: another world size than asked, no such checkpoint, no GPU, ..."""
+    """A run cannot start or continue: missing checkpoint, other world size, no GPU, ...; shown without traceback."""
 
 
 class RunStoppedError(Exception):
-    """A run that got SIGTERM or Ctrl-C, wrote a checkpoint and ended before its last step.
+    """A run that received SIGTERM or Ctrl-C, wrote a checkpoint and ended before its last step.
 
     Args:
         folder: The run's folder.
-        step: Steps done, which the checkpoint has.
-        signal_number: The signal. On a rank that got none itself, SIGTERM.
+        step: Number of completed steps, which the checkpoint has.
+        signal_number: The signal; SIGTERM on a rank that received none.
     """
 
     def __init__(self, folder: Path, *, step: int, signal_number: int) -> None:

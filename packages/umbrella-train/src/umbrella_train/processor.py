@@ -1,4 +1,4 @@
-"""The processor next to a model's weights: conversations with scan files -> model inputs, and token ids -> words.
+"""The processor next to a model's weights: conversations with scan files -> model inputs, and token ids -> text.
 
     messages, paths -> pipelines -> volumes
                     -> tokens    -> the batch that `umbrella_data.PaddingCollator` makes
@@ -76,19 +76,19 @@ class UmbrellaProcessor(ProcessorMixin):
         )
 
     def __call__(self, conversations: Sequence[Message] | Sequence[Sequence[Message]]) -> dict[str, Any]:
-        """Prompts for generation, or examples to train on, from one conversation or several.
+        """Prompts for generation, or training examples, from one conversation or several.
 
         Args:
             conversations: Messages of the form `{"role": "user", "content": [{"type": "image", "modality": "T1",
-                "path": "scan.nii.gz"}, {"type": "text", "text": "..."}]}`; a content may also be a text, and a path a
-                list of ready maps. Those that end with the user's turn make prompts, padded on the left; those that end
-                with the assistant's make training examples, padded on the right and with labels.
+                "path": "scan.nii.gz"}, {"type": "text", "text": "..."}]}`; a content may also be a string, and a path a
+                list of computed maps. Conversations that end with the user's turn become prompts, padded on the left;
+                those that end with the assistant's become training examples, padded on the right and with labels.
 
         Returns:
             The batch of `umbrella_data.PaddingCollator`; prompts have no `labels`.
 
         Raises:
-            ValueError: A conversation is not of that form, or some end with the user and some with the assistant.
+            ValueError: A conversation does not have that form, or some end with the user and some with the assistant.
             ScanError: A scan is damaged or inconsistent.
         """
         rows = [conversations] if conversations and isinstance(conversations[0], Mapping) else conversations
@@ -116,11 +116,11 @@ class UmbrellaProcessor(ProcessorMixin):
 
     @property
     def end_of_turn(self) -> EndOfTurn:
-        """What generation is to stop at: `generate(..., eos_token_id=list(processor.end_of_turn.stop_ids))`."""
+        """Where generation stops: `generate(..., eos_token_id=list(processor.end_of_turn.stop_ids))`."""
         return find_end_of_turn(self.tokenizer, image_token_id=self.image_token_id)
 
     def decode_answers(self, generated: Tensor, *, prompt_length: int) -> list[str]:
-        """The words that `generate` added to each prompt, up to the end of the turn.
+        """The text that `generate` added to each prompt, up to the end of the turn.
 
         Args:
             generated: Shape (B, prompt_length + new).
@@ -130,7 +130,7 @@ class UmbrellaProcessor(ProcessorMixin):
         return [end.decode(row, self.tokenizer) for row in generated[:, prompt_length:].tolist()]
 
     def _example(self, turns: list[Turn], encoder: ChatEncoder, *, is_prompt: bool, index: int) -> Example:
-        # A prompt ends in front of the last answer: an answer to leave out keeps the turns before it whole.
+        # encode_prompt() drops the last answer, so a placeholder is added.
         encoded = encoder.encode_prompt([*turns, Turn("assistant", ("-",))]) if is_prompt else encoder.encode(turns)
         scans = tuple(
             ExampleScan(scan.modality, self._load(scan), start=start, num_tokens=self.num_image_tokens[scan.modality])
@@ -147,7 +147,7 @@ def question_with_scans(question: str, scans: Sequence[tuple[str, Sequence[Path]
     """One user turn: the scans in their order, then the question.
 
     Args:
-        question: The words.
+        question: Text of the question.
         scans: Modality and files of each scan.
     """
     images = [
@@ -165,13 +165,13 @@ def _read_turns(messages: Any, *, where: str) -> list[Turn]:
         content = message.get("content")
         items = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(items, Sequence) or not items:
-            raise ValueError(f"{place}: content must be a text, or a list of items of type image or text")
+            raise ValueError(f"{place}: content must be a string, or a list of items of type image or text")
         turn = Turn(message["role"], tuple(_read_item(item, where=place) for item in items))
         if turn.scans and turn.role != "user":
             raise ValueError(f"{place}: a scan is in the {turn.role}'s turn; scans belong to user turns")
         turns.append(turn)
     if not turns or turns[-1].role == "system":
-        raise ValueError(f"{where}: needs a turn of the user")
+        raise ValueError(f"{where}: needs a user turn")
     return turns
 
 

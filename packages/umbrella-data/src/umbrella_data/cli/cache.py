@@ -10,7 +10,7 @@ from umbrella_data.cli.output import print_list, print_lost_root, show
 
 SUMMARY = "preprocess all scans ahead of a run"
 HELP = """\
-Reads every scan of the manifests, preprocesses it as the run would, and stores the result in the cache, so that training
+Reads every scan of the manifests, preprocesses it as the run would, and stores the result in the cache: training then
 reads preprocessed volumes from the first step. If it was stopped, start it again: it continues where it stopped.
 
   umbrella-data cache --config my.yaml
@@ -54,8 +54,8 @@ def run(options: argparse.Namespace) -> int:
     num_prepared = report.num_scans - len(report.failed)
     has_lost = report.num_kept < num_prepared
     if has_lost:
-        print(f"preprocessed {num_prepared:,} of {report.num_scans:,} scans; {report.num_kept:,} remain in {directory}, "
-              f"the others were evicted: raise --max-gb {options.max_gb:g}")  # fmt: skip
+        print(f"preprocessed {num_prepared:,} of {report.num_scans:,} scans; {report.num_kept:,} remain in "
+              f"{directory}, the others were evicted: raise --max-gb {options.max_gb:g}")  # fmt: skip
     else:
         print(f"{num_prepared:,} of {report.num_scans:,} scans are in {directory}")
     for modality, count in report.skipped.items():
