@@ -13,21 +13,27 @@ from __future__ import annotations
 import argparse
 import gzip
 import multiprocessing
+import queue
 import re
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from bench_command import Result, run_parts
 from bench_data import head, image_of
 from bench_data_cache import BATCH, make_collator, make_dataset, write_rows
+from umbrella_data.batch import collator
+from umbrella_data.batch.example import Example
 from umbrella_data.manifest.manifest import Manifest, read_manifest
 from umbrella_data.pipeline.config import PipelineConfig
 from umbrella_data.pipeline.pipeline import Pipeline
@@ -41,13 +47,14 @@ WINDOW = 20
 def main() -> None:
     """Run the selected parts and print their figures."""
     run_parts(
-        {"windows": bench_windows, "samples": bench_samples, "rows": bench_rows},
+        {"windows": bench_windows, "samples": bench_samples, "stacking": bench_stacking, "rows": bench_rows},
         description=__doc__ or "",
         sizes={
             "frames": (1200, "frames of the series"),
             "windows": (8, "windows read by the worker"),
             "scans": (64, "scans in the cache"),
             "samples": (20_000, "samples through the loader"),
+            "rounds": (15, "rounds of 512 samples per variant"),
             "rows": (1_000_000, "rows of the manifest"),
         },
     )
@@ -191,6 +198,76 @@ def bench_samples(folder: Path, options: argparse.Namespace) -> Result:
         result[f"{name}: most growth over the last 80 % of {options.samples:,}, MB"] = max(
             late - early for early, late in zip(before, after, strict=True)
         )
+    return result
+
+
+class _PlainCollator:
+    """The collator without the pool: in a worker, torch stacks into fresh shared memory, as its `default_collate`."""
+
+    def __init__(self) -> None:
+        self._collate = make_collator()
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        with mock.patch.object(collator, "stack", stack_fresh):
+            return self._collate(examples)
+
+
+def stack_fresh(volumes: Sequence[torch.Tensor]) -> torch.Tensor:
+    """`torch.stack` into fresh memory, shared in a worker."""
+    if get_worker_info() is None:
+        return torch.stack(list(volumes))
+    storage = torch.UntypedStorage._new_shared(sum(volume.nbytes for volume in volumes))
+    out = torch.empty(0, dtype=volumes[0].dtype).set_(storage, 0, (len(volumes), *volumes[0].shape))  # type: ignore[call-overload]
+    return torch.stack(list(volumes), out=out)
+
+
+def prefetched(read: Callable[[], Iterator[Any]]) -> Callable[[], Iterator[Any]]:
+    """The same batches, read by a thread that keeps two ready."""
+
+    def run() -> Iterator[Any]:
+        ready: queue.Queue[Any] = queue.Queue(2)
+
+        def fill() -> None:
+            for batch in read():
+                ready.put(batch)
+            ready.put(None)
+
+        threading.Thread(target=fill, daemon=True).start()
+        while (batch := ready.get()) is not None:
+            yield batch
+
+    return run
+
+
+def bench_stacking(folder: Path, options: argparse.Namespace) -> Result:
+    """Samples per second with and without the pool, in process, from a thread and from workers, in turns."""
+    dataset = make_dataset(folder, options)
+    batches = [[(n * BATCH + i) % len(dataset) for i in range(BATCH)] for n in range(512 // BATCH)]
+    loaders: dict[str, Callable[[], Iterator[Any]]] = {}
+    for name, collate in (("pool", make_collator()), ("plain", _PlainCollator())):
+        for num_workers in (0, 1, 2):
+            loader = DataLoader(
+                dataset,
+                batch_sampler=batches,
+                collate_fn=collate,
+                num_workers=num_workers,
+                persistent_workers=num_workers > 0,
+            )
+            loaders[f"{num_workers} workers, {name}"] = loader.__iter__
+        loaders[f"thread, {name}"] = prefetched(loaders[f"0 workers, {name}"])
+    rates: dict[str, list[float]] = {name: [] for name in loaders}
+    for number in range(options.rounds + 1):
+        for name, read in loaders.items():
+            start = time.perf_counter()
+            for batch in read():
+                del batch
+            if number > 0:
+                rates[name].append(512 / (time.perf_counter() - start))
+    result: Result = {}
+    for name, values in rates.items():
+        low, middle, high = statistics.quantiles(values, n=4)
+        result[f"{name}: samples per second, median"] = middle
+        result[f"{name}: samples per second, quartiles"] = f"{low:,.0f} to {high:,.0f}"
     return result
 
 

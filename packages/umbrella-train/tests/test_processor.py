@@ -16,7 +16,7 @@ from umbrella_data import ScanError, read_manifest
 from umbrella_data.manifest.sample import Sample
 from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_train import cli
-from umbrella_train.assembly.build import Parts, build_parts
+from umbrella_train.assembly.build import TrainingComponents, build_components
 from umbrella_train.assembly.predict import find_model, predict
 from umbrella_train.config import DatasetConfig, RunConfig
 from umbrella_train.errors import RunError
@@ -29,23 +29,23 @@ def config(make_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="module")
-def parts(config: RunConfig) -> Parts:
-    parts = build_parts(config)
+def components(config: RunConfig) -> TrainingComponents:
+    components = build_components(config)
     # Random weights give the same answer to every scan.
     torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in parts.model.parameters():
+        for parameter in components.model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    return parts
+    return components
 
 
 @pytest.fixture(scope="module")
-def run_folder(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_folder(components: TrainingComponents, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of a finished run that prediction needs."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "config.yaml").write_text("{}")
-    parts.model.save_pretrained(folder / "model")
-    parts.processor().save_pretrained(folder / "model")
+    components.model.save_pretrained(folder / "model")
+    components.processor().save_pretrained(folder / "model")
     return folder
 
 
@@ -88,16 +88,16 @@ def assert_equal_batches(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 
 def test_a_batch_equals_that_of_the_data_set(
-    processor: UmbrellaProcessor, parts: Parts, config: RunConfig, cohort: DemoCohort
+    processor: UmbrellaProcessor, components: TrainingComponents, config: RunConfig, cohort: DemoCohort
 ) -> None:
-    dataset = parts.dataset(DatasetConfig(manifest=cohort.test_manifest), config=config, augment=False)
+    dataset = components.dataset(DatasetConfig(manifest=cohort.test_manifest), config=config, augment=False)
     chosen = [0, 1, 2, len(dataset) - 1]
     examples = [messages_of(dataset.sample(index)) for index in chosen]
-    trained = parts.collator()([dataset[index] for index in chosen])
+    trained = components.collator()([dataset[index] for index in chosen])
     del trained["supervised_index"]
     assert_equal_batches(processor(examples), trained)
     prompts = [messages[:-1] for messages in examples]
-    expected = parts.collator(padding_side="left")([dataset.prompt(index) for index in chosen])
+    expected = components.collator(padding_side="left")([dataset.prompt(index) for index in chosen])
     del expected["labels"]
     assert_equal_batches(processor(prompts), expected)
 
@@ -158,23 +158,23 @@ def test_decoding_stops_at_the_end_of_the_turn(processor: UmbrellaProcessor) -> 
 def test_predict_gives_the_models_answer_for_a_run_or_model_folder(
     run_folder: Path,
     processor: UmbrellaProcessor,
-    parts: Parts,
+    components: TrainingComponents,
     sample: Sample,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scans = [(scan.modality, scan.paths) for scan in sample.scans]
     batch = processor(question_with_scans("Old or young?", scans))
-    ids = parts.model.eval().generate(**batch, max_new_tokens=5, do_sample=False)
+    ids = components.model.eval().generate(**batch, max_new_tokens=5, do_sample=False)
     (expected,) = processor.decode_answers(ids, prompt_length=batch["input_ids"].shape[1])
     before = sorted(run_folder.rglob("*"))
     stops: list[object] = []
-    generate = type(parts.model).generate
+    generate = type(components.model).generate
 
     def note_stops(model: Any, **options: Any) -> Any:
         stops.append(options.get("eos_token_id"))
         return generate(model, **options)
 
-    monkeypatch.setattr(type(parts.model), "generate", note_stops)
+    monkeypatch.setattr(type(components.model), "generate", note_stops)
     for folder in (run_folder, run_folder / "model"):
         answer = predict(folder, question="Old or young?", scans=scans, max_new_tokens=5, device="cpu")
         assert answer == expected

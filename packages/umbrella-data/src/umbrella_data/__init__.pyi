@@ -7,7 +7,8 @@ from .dataset.interleave import InterleaveDataset
 from .dataset.sampler import ModalityBatchSampler
 from .errors import CacheError, ManifestError, ScanError, ScanReason, UmbrellaDataError
 from .manifest.hf_export import to_hf_dataset
-from .manifest.manifest import Answer, Manifest, Sample, Scan, Turn, read_manifest
+from .manifest.manifest import Manifest, read_manifest
+from .manifest.sample import Answer, Sample, Scan, Turn
 from .modality import MODALITIES, ModalitySpec, find_modality
 from .pipeline.config import AugmentConfig, PipelineConfig
 from .pipeline.pipeline import Pipeline

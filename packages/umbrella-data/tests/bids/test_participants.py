@@ -151,12 +151,12 @@ def test_equivalent_columns_with_different_values_are_rejected(write_tsv):
         "sub-3": {"sex": "female", "age": 50.0},
     }
     bad = write_tsv(header + "1\tM\tM\t30\t30\n2\tM\tF\t40\t41\n")
-    words = (
+    problems = (
         r"participants\.tsv: 2 problems\n"
         r"  line 3: sub-2: column 'sex' is 'M', .* 'gender' is 'F'; .*\n"
         r"  line 3: sub-2: column 'age' is '40', .* 'Age' is '41'; "
     )
-    with pytest.raises(ManifestError, match=words):
+    with pytest.raises(ManifestError, match=problems):
         read_participants([bad])
     labels = read_participants([bad], choices=["sex", "gender"], numbers={"Age": None, "age": None}).labels
     assert labels["sub-2"] == {"sex": "M", "gender": "F", "age": 40.0, "Age": 41.0}
@@ -176,7 +176,7 @@ def test_compare_lists_subjects_without_a_scan_and_those_missing_in_the_table(wr
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "problem"),
     [
         ("subject\tage\nsub-1\t3\n", "no column 'participant_id' among subject, age"),
         ("participant_id\tage\nsub-1\t3\n1\t4\n", "line 3: duplicate subject sub-1"),
@@ -187,6 +187,6 @@ def test_compare_lists_subjects_without_a_scan_and_those_missing_in_the_table(wr
         ("participant_id\tage\nsub-1\t3\n", "line 1: no column 'iq'"),
     ],
 )
-def test_invalid_table_is_rejected(write_tsv, text, words):
-    with pytest.raises(ManifestError, match=words):
-        read_participants([write_tsv(text)], numbers={"iq": None} if "iq" in words else None)
+def test_invalid_table_is_rejected(write_tsv, text, problem):
+    with pytest.raises(ManifestError, match=problem):
+        read_participants([write_tsv(text)], numbers={"iq": None} if "iq" in problem else None)

@@ -1,17 +1,17 @@
-"""Lengths measured at once are the lengths of the examples, and what was measured is kept."""
+"""Lengths measured in bulk equal the lengths of the examples, and are saved."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from umbrella_data.dataset import token_lengths as sample_lengths
+from umbrella_data.dataset import token_lengths
 from umbrella_data.dataset.conversation import ConversationDataset
 from umbrella_data.errors import ManifestError
 from umbrella_data.manifest.manifest import read_manifest
 from umbrella_data.manifest.row_columns import modality_mask
 
-# The package does without them; whoever has a Hugging Face tokenizer has both.
+# Optional dependencies; both are installed with a Hugging Face tokenizer.
 pytest.importorskip("transformers")
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -66,11 +66,11 @@ def make_dataset_turns(rows):
     return [{**first, "content": [image, *first["content"]]}, *others]
 
 
-def test_lengths_when_measured_before_are_mapped_for_the_same_model_alone(make_dataset, rows, monkeypatch):
+def test_saved_lengths_are_used_only_for_the_same_model(make_dataset, rows, monkeypatch):
     lengths = make_dataset(rows).lengths(np.arange(4))
     measured = []
-    measure = sample_lengths._measure
-    monkeypatch.setattr(sample_lengths, "_measure", lambda *args: measured.append(1) or measure(*args))
+    measure = token_lengths._measure
+    monkeypatch.setattr(token_lengths, "_measure", lambda *args: measured.append(1) or measure(*args))
     assert make_dataset(rows).lengths(np.arange(4)).tolist() == lengths.tolist()
     assert not measured
     make_dataset(rows, max_length=400).lengths(np.arange(4))
@@ -80,7 +80,7 @@ def test_lengths_when_measured_before_are_mapped_for_the_same_model_alone(make_d
     assert len(measured) == 2
 
 
-def test_lengths_when_rows_cannot_be_measured_name_all_of_them(make_dataset, rows, make_row):
+def test_error_names_all_rows_that_cannot_be_measured(make_dataset, rows, make_row):
     bad = make_row("x")
     bad["messages"] = bad["messages"][:1]
     dataset = make_dataset([rows[0], bad, rows[1], make_row("y", question="what " * 99)], max_length=70)

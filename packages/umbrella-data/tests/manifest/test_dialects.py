@@ -8,7 +8,8 @@ import json
 import pytest
 
 from umbrella_data.errors import ManifestError
-from umbrella_data.manifest.manifest import Scan, Turn, read_manifest
+from umbrella_data.manifest.manifest import read_manifest
+from umbrella_data.manifest.sample import Scan, Turn
 
 
 @pytest.fixture

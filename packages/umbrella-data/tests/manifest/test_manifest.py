@@ -32,12 +32,6 @@ def test_modalities_of_an_invalid_row_raise_its_problems(make_row, write_manifes
         manifest.modalities(1)
 
 
-def test_num_bytes_is_the_length_of_the_row(make_row, write_manifest):
-    rows = [make_row("a", "T1"), make_row("b", question="é" * 50)]
-    manifest = read_manifest(write_manifest(rows))
-    assert [manifest.num_bytes(i) for i in range(2)] == [len(json.dumps(row)) for row in rows]
-
-
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n\n", ""])
 def test_any_line_ending_is_read(make_row, tmp_path, end):
     separator = end or "\n"

@@ -1,4 +1,4 @@
-"""Memory of a batch is used again when the batch is gone everywhere, and not before."""
+"""Memory of a batch is reused after the batch is released in all processes, and not before."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from umbrella_data.memory import shared_pool as recycled_memory
+from umbrella_data.memory import shared_pool
 from umbrella_data.memory.shared_pool import SharedTensor, recycled
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="shared blocks are files as Linux has them")
+pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="shared blocks need memfd_create (Linux)")
 
 SHAPE = (3, 50, 40)
 NUM_BATCHES = 24
 
 
 class Numbers(Dataset):
-    """Batches full of their number, with the file of the block that they lie in."""
+    """Batches filled with their number, with the file of their block."""
 
     def __len__(self):
         return NUM_BATCHES
@@ -43,25 +43,25 @@ def loader():
     return DataLoader(Numbers(), batch_size=None, num_workers=1)
 
 
-def test_a_batch_that_is_gone_makes_room_in_the_worker():
+def test_block_of_a_released_batch_is_reused_by_the_worker():
     files = set()
     for number, (tensor, file) in enumerate(loader()):
         assert type(tensor) is torch.Tensor
         assert torch.equal(tensor, torch.full(SHAPE, float(number)))
         files.add(file)
         del tensor
-    # Two are read ahead, one is in use, one is being made, and some are on their way.
-    assert len(files) <= 10  # else 24
+    # Two are prefetched, one is in use, one is being filled, and some are in transit.
+    assert len(files) <= 10  # without reuse 24
 
 
-def test_batches_that_are_kept_keep_their_memory():
+def test_blocks_of_batches_in_use_are_not_reused():
     kept = list(loader())
     assert len({file for _, file in kept}) == NUM_BATCHES
     for number, (tensor, _) in enumerate(kept):
         assert torch.equal(tensor, torch.full(SHAPE, float(number)))
 
 
-def test_a_view_of_a_part_keeps_the_whole():
+def test_view_of_a_part_keeps_the_block():
     batches = iter(loader())
     row = next(batches)[0][1:2, ::7]
     gc.collect()
@@ -70,14 +70,14 @@ def test_a_view_of_a_part_keeps_the_whole():
     assert not row.any()
 
 
-def test_what_is_written_to_a_batch_stays_in_it():
+def test_values_written_to_a_batch_are_kept():
     batches = iter(loader())
     first = next(batches)[0].fill_(-1)
     assert all(tensor.min() > 0 for tensor, _ in batches)
     assert first.max() == -1
 
 
-# ---- a process that is forked off ----
+# ---- forked processes ----
 
 
 def read_late(batch, gate, result):
@@ -86,7 +86,7 @@ def read_late(batch, gate, result):
     del batch
 
 
-def test_a_process_that_was_forked_off_keeps_the_batch_that_it_holds():
+def test_forked_process_keeps_its_batch():
     context = multiprocessing.get_context("fork")
     gate, result = context.Event(), context.SimpleQueue()
     batches = iter(loader())
@@ -102,7 +102,7 @@ def test_a_process_that_was_forked_off_keeps_the_batch_that_it_holds():
     assert other.exitcode == 0
 
 
-def test_a_process_that_was_forked_off_releases_nothing():
+def test_forked_process_does_not_release_a_batch_of_its_parent():
     context = multiprocessing.get_context("fork")
     gate, result = context.Event(), context.SimpleQueue()
     gate.set()
@@ -121,13 +121,13 @@ def overwrite(result):
 
 
 @pytest.mark.parametrize("is_shared", [False, True])
-def test_a_process_that_was_forked_off_has_blocks_of_its_own(monkeypatch, is_shared):
+def test_forked_process_does_not_use_blocks_of_its_parent(monkeypatch, is_shared):
     if is_shared:
-        in_worker(monkeypatch)
+        act_as_worker(monkeypatch)
     context = multiprocessing.get_context("fork")
     result = context.SimpleQueue()
     tensor = recycled(SHAPE, torch.float32).fill_(4)
-    block = next(block for block in recycled_memory._blocks if block.address == tensor.data_ptr())
+    block = next(block for block in shared_pool._blocks if block.address == tensor.data_ptr())
     del tensor
     assert block.is_free
     other = context.Process(target=overwrite, args=(result,))
@@ -137,8 +137,8 @@ def test_a_process_that_was_forked_off_has_blocks_of_its_own(monkeypatch, is_sha
     assert (block._memory.view("float32") == 4).all()
 
 
-def test_a_worker_leaves_a_batch_to_the_process_that_it_forked_off(monkeypatch):
-    in_worker(monkeypatch)
+def test_worker_does_not_reuse_a_batch_that_its_forked_process_holds(monkeypatch):
+    act_as_worker(monkeypatch)
     context = multiprocessing.get_context("fork")
     gate, result = context.Event(), context.SimpleQueue()
     tensor = recycled(SHAPE, torch.float32).fill_(4)
@@ -152,17 +152,17 @@ def test_a_worker_leaves_a_batch_to_the_process_that_it_forked_off(monkeypatch):
     other.join()
 
 
-def send_on(tensor, result):
+def send(tensor, result):
     result.put(sent(tensor).max().item())
 
 
-def test_a_process_that_was_forked_off_sends_a_copy(monkeypatch):
-    in_worker(monkeypatch)
+def test_forked_process_sends_a_copy(monkeypatch):
+    act_as_worker(monkeypatch)
     context = multiprocessing.get_context("fork")
     result = context.SimpleQueue()
     tensor = recycled(SHAPE, torch.float32).fill_(4)
     block = tensor._block
-    other = context.Process(target=send_on, args=(tensor, result))
+    other = context.Process(target=send, args=(tensor, result))
     other.start()
     other.join()
     assert result.get() == 4.0
@@ -170,45 +170,42 @@ def test_a_process_that_was_forked_off_sends_a_copy(monkeypatch):
     assert block.is_free
 
 
-def test_a_fork_waits_for_whoever_chooses_a_block():
+def test_fork_waits_until_a_block_is_chosen():
     context = multiprocessing.get_context("fork")
     result = context.SimpleQueue()
-    with recycled_memory._choosing:
-        threading.Timer(0.5, recycled_memory._choosing.release).start()
+    with shared_pool._choosing:
+        threading.Timer(0.5, shared_pool._choosing.release).start()
         other = context.Process(target=overwrite, args=(result,))
         other.start()
-        recycled_memory._choosing.acquire()
+        shared_pool._choosing.acquire()
     other.join(20)
     assert other.exitcode == 0
 
 
-# ---- what is done with a batch ----
+# ---- operations on a batch ----
 
 
-def in_worker(monkeypatch):
-    """From here on this process passes for a loader worker."""
-    monkeypatch.setattr(recycled_memory, "get_worker_info", lambda: SimpleNamespace(id=0))
-    monkeypatch.setattr(recycled_memory, "_blocks", [])
+def act_as_worker(monkeypatch):
+    """Make this process look like a loader worker."""
+    monkeypatch.setattr(shared_pool, "get_worker_info", lambda: SimpleNamespace(id=0))
+    monkeypatch.setattr(shared_pool, "_blocks", [])
 
 
 def sent(tensor):
-    """What another process would get."""
+    """The tensor that another process would receive."""
     return pickle.loads(ForkingPickler.dumps(tensor))
 
 
-def test_what_is_made_of_a_shared_tensor_is_a_plain_one(monkeypatch):
-    in_worker(monkeypatch)
+def test_results_of_operations_are_plain_tensors(monkeypatch):
+    act_as_worker(monkeypatch)
     tensor = recycled(SHAPE, torch.float32).fill_(2)
-    for made in (tensor + 1, tensor[0], tensor.transpose(0, 1), tensor.clone(), default_collate([tensor, tensor])):
-        assert type(made) is torch.Tensor
+    for result in (tensor + 1, tensor[0], tensor.transpose(0, 1), tensor.clone(), default_collate([tensor, tensor])):
+        assert type(result) is torch.Tensor
     assert torch.equal(copy.deepcopy(tensor), torch.full(SHAPE, 2.0))
-    first = tensor.first(2)
-    assert first.shape == (2, *SHAPE[1:])
-    assert first.data_ptr() == tensor.data_ptr()
 
 
-def test_a_tensor_that_is_sent_twice_is_released_twice(monkeypatch):
-    in_worker(monkeypatch)
+def test_block_of_a_tensor_sent_twice_is_free_after_two_releases(monkeypatch):
+    act_as_worker(monkeypatch)
     tensor = recycled(SHAPE, torch.float32).fill_(3)
     address, block = tensor.data_ptr(), tensor._block
     received = [sent(tensor) for _ in range(2)]
@@ -227,15 +224,15 @@ CHANGES = {
     "set": lambda tensor: tensor.set_(torch.full(SHAPE, 7.0)),
     "rows": lambda tensor: setattr(tensor, "data", tensor.data[1:]),
     "strided": lambda tensor: tensor.as_strided_((2, 3), (1, 7), 6),
-    "turned": lambda tensor: tensor.transpose_(0, 2),
+    "transposed": lambda tensor: tensor.transpose_(0, 2),
     "type": lambda tensor: setattr(tensor, "data", tensor.data.double()),
     "gradient": lambda tensor: tensor.requires_grad_(),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_was_put_elsewhere_is_sent_as_it_is(monkeypatch, change):
-    in_worker(monkeypatch)
+def test_changed_tensor_is_sent_with_its_values(monkeypatch, change):
+    act_as_worker(monkeypatch)
     tensor = recycled(SHAPE, torch.float32)
     tensor.copy_(torch.arange(float(tensor.numel())).view(SHAPE))
     CHANGES[change](tensor)
@@ -244,11 +241,11 @@ def test_what_was_put_elsewhere_is_sent_as_it_is(monkeypatch, change):
     assert (other.dtype, other.requires_grad) == (tensor.dtype, tensor.requires_grad)
 
 
-def test_a_batch_of_which_a_view_was_sent_before_keeps_its_block(monkeypatch):
-    in_worker(monkeypatch)
+def test_block_is_not_reused_after_a_view_was_sent(monkeypatch):
+    act_as_worker(monkeypatch)
     tensor = recycled(SHAPE, torch.float32).fill_(1)
     array = tensor.numpy()
-    view = sent(tensor[0])  # torch puts other memory under all of it
+    view = sent(tensor[0])  # torch replaces the memory of the whole storage
     others = [recycled(SHAPE, torch.float32).fill_(9) for _ in range(3)]
     assert len(others) == 3
     assert torch.equal(sent(tensor), torch.full(SHAPE, 1.0))
@@ -256,18 +253,18 @@ def test_a_batch_of_which_a_view_was_sent_before_keeps_its_block(monkeypatch):
     assert (view == 1).all()
 
 
-def test_a_received_batch_that_is_sent_on_keeps_its_block():
+def test_block_of_a_received_batch_that_is_sent_again_is_not_reused():
     batches = iter(loader())
     first = next(batches)[0]
     array = first.numpy()
-    first.share_memory_()  # as a queue would: torch puts other memory under it
+    first.share_memory_()  # as a queue would: torch replaces its memory
     assert all(tensor.min() > 0 for tensor, _ in batches)
     assert not array.any()
     assert not first.any()
 
 
-def test_a_pickle_holds_the_values_and_keeps_no_block(monkeypatch):
-    in_worker(monkeypatch)
+def test_pickle_holds_the_values_and_not_the_block(monkeypatch):
+    act_as_worker(monkeypatch)
     tensor = recycled(SHAPE, torch.float32).fill_(5)
     block = tensor._block
     text = pickle.dumps(tensor)
@@ -288,47 +285,47 @@ class Several(Numbers):
         return tensors, [os.fstat(tensor._block.file).st_ino for tensor in tensors], num_open_files()
 
 
-def test_batches_of_many_modalities_are_used_again_and_no_file_is_left_open():
+def test_blocks_of_many_modalities_are_reused_and_no_file_stays_open():
     files, num_open = set(), []
     before = num_open_files()
     for number, (tensors, numbers, count) in enumerate(DataLoader(Several(), batch_size=None, num_workers=1)):
         assert all((tensor == number).all() for tensor in tensors)
         files.update(numbers)
         num_open.append(count)
-    assert len(files) <= 4 * 10  # else 96
-    assert max(num_open[8:]) <= max(num_open[:8]) + 8  # else 64 more
-    assert num_open_files() <= before + 10  # else 96 more
+    assert len(files) <= 4 * 10  # without reuse 96
+    assert max(num_open[8:]) <= max(num_open[:8]) + 8  # without reuse 64 more
+    assert num_open_files() <= before + 10  # without closing 96 more
 
 
-# ---- what is kept ----
+# ---- blocks that are kept ----
 
 
 def kept_sizes():
     gc.collect()
-    recycled((1,), torch.uint8)  # looks at what is free
-    return sorted(block.num_bytes for block in recycled_memory._blocks if block.num_bytes > 1)
+    recycled((1,), torch.uint8)  # updates the list of blocks
+    return sorted(block.num_bytes for block in shared_pool._blocks if block.num_bytes > 1)
 
 
-def test_few_free_blocks_are_kept_the_latest(monkeypatch):
-    in_worker(monkeypatch)
-    monkeypatch.setattr(recycled_memory, "_MAX_SPARE", 2)
+def test_only_the_latest_free_blocks_are_kept(monkeypatch):
+    act_as_worker(monkeypatch)
+    monkeypatch.setattr(shared_pool, "_MAX_SPARE", 2)
     for size in (1000, 1001, 999, 1000, 998):
         recycled((size,), torch.uint8)
     assert kept_sizes() == [998, 1000]
 
 
-def test_a_block_that_is_not_kept_leaves_no_file_open(monkeypatch):
-    in_worker(monkeypatch)
-    monkeypatch.setattr(recycled_memory, "_MAX_SPARE", 1)
+def test_file_of_a_discarded_block_is_closed(monkeypatch):
+    act_as_worker(monkeypatch)
+    monkeypatch.setattr(shared_pool, "_MAX_SPARE", 1)
     before = num_open_files()
     for size in range(1, 41):
         recycled((size,), torch.uint8)
     assert num_open_files() <= before + 5
 
 
-def test_free_blocks_are_small_together(monkeypatch):
-    in_worker(monkeypatch)
-    monkeypatch.setattr(recycled_memory, "_MAX_SPARE_BYTES", 2500)
+def test_total_size_of_free_blocks_is_limited(monkeypatch):
+    act_as_worker(monkeypatch)
+    monkeypatch.setattr(shared_pool, "_MAX_SPARE_BYTES", 2500)
     for size in (1000, 1001, 500):
         recycled((size,), torch.uint8)
     assert kept_sizes() == [500, 1001]
@@ -336,52 +333,51 @@ def test_free_blocks_are_small_together(monkeypatch):
     assert 9000 not in kept_sizes()
 
 
-def test_blocks_in_use_are_looked_after_but_not_for_ever(monkeypatch):
-    in_worker(monkeypatch)
-    monkeypatch.setattr(recycled_memory, "_MAX_IN_USE", 3)
+def test_number_of_tracked_blocks_in_use_is_limited(monkeypatch):
+    act_as_worker(monkeypatch)
+    monkeypatch.setattr(shared_pool, "_MAX_IN_USE", 3)
     held = [recycled((size,), torch.uint8) for size in range(2, 8)]
     assert kept_sizes() == [5, 6, 7]
     del held
     assert kept_sizes() == [5, 6, 7]
 
 
-@pytest.mark.parametrize("refusal", [OSError("forbidden"), None], ids=["refused", "not there"])
-def test_without_such_files_memory_is_shared_as_torch_shares_it(monkeypatch, refusal):
-    def refuse(name):
-        raise refusal
+@pytest.mark.parametrize("is_available", [True, False], ids=["forbidden", "missing"])
+def test_plain_tensor_is_used_without_memfd_create(monkeypatch, is_available):
+    def forbid(name):
+        raise OSError
 
-    in_worker(monkeypatch)
-    if refusal is None:
-        monkeypatch.delattr(os, "memfd_create")
+    act_as_worker(monkeypatch)
+    if is_available:
+        monkeypatch.setattr(os, "memfd_create", forbid)
     else:
-        monkeypatch.setattr(os, "memfd_create", refuse)
+        monkeypatch.delattr(os, "memfd_create")
     tensor = recycled(SHAPE, torch.float16).fill_(6)
     assert type(tensor) is torch.Tensor
-    assert tensor.is_shared()
     assert torch.equal(sent(tensor), torch.full(SHAPE, 6.0, dtype=torch.float16))
 
 
-def test_threads_never_take_the_same_memory(monkeypatch):
+def test_threads_never_get_the_same_block(monkeypatch):
     shape = (1, 5, 5, 9)
     recycled((2, *shape), torch.float16)  # one free block
     gc.collect()
     both = threading.Barrier(2)
 
     def ref(view):
-        # Each waits for the other between choosing a block and saying so; who is let in alone waits in vain.
+        # Each thread waits for the other between choosing a block and taking it; with the lock, it is alone.
         with contextlib.suppress(threading.BrokenBarrierError):
             both.wait(timeout=0.5)
         return weakref.ref(view)
 
-    monkeypatch.setattr(recycled_memory, "weakref", SimpleNamespace(ref=ref, finalize=weakref.finalize))
-    places = []
+    monkeypatch.setattr(shared_pool, "weakref", SimpleNamespace(ref=ref, finalize=weakref.finalize))
+    tensors = []
     threads = [
-        threading.Thread(target=lambda: places.append(recycled((2, *shape), torch.float16)), daemon=True)
+        threading.Thread(target=lambda: tensors.append(recycled((2, *shape), torch.float16)), daemon=True)
         for _ in range(2)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(places) == 2
-    assert places[0].data_ptr() != places[1].data_ptr()
+    assert len(tensors) == 2
+    assert tensors[0].data_ptr() != tensors[1].data_ptr()

@@ -246,7 +246,7 @@ def test_dataset_cache_and_preview_apply_the_mask(write, make_row, write_manifes
         [manifest], pipelines=pipelines, patch_sizes={}, folder=tmp_path / "page", name=lambda name: "x"
     )
     assert f"values {masked.min():.2f} to {masked.max():.2f}" in report.pictures[0].caption
-    assert "outside of its brain mask" in report.pictures[0].caption
+    assert "brain mask" in report.pictures[0].caption
     assert "a_0" not in (tmp_path / "page" / "index.html").read_text()
 
 

@@ -14,7 +14,8 @@ from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_train.checkpoint.integrity import newest_good_checkpoint
 from umbrella_train.config import RunConfig
 from umbrella_train.errors import RunError
-from umbrella_train.run.training import evaluate_run, train
+from umbrella_train.run.evaluation import evaluate_run
+from umbrella_train.run.training import train
 
 MakeConfig = Callable[..., RunConfig]
 

@@ -11,7 +11,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
 
 from umbrella_model import parameter_table, trainable
 from umbrella_train import DummyLoss
-from umbrella_train.assembly.build import build_parts
+from umbrella_train.assembly.build import build_components
 from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer, image_token_id
 from umbrella_train.config import ConfigError, RunConfig, load_config
 from umbrella_train.config.model import LearnConfig
@@ -47,8 +47,8 @@ def pretrained_config(llava: Path, **entries: Any) -> RunConfig:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_half_precision_checkpoint_is_trained_in_float32(llava: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     LlavaForConditionalGeneration.from_pretrained(llava, dtype=dtype).save_pretrained(llava)
-    parts = build_parts(pretrained_config(llava))
-    model = parts.model.train()
+    components = build_components(pretrained_config(llava))
+    model = components.model.train()
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     ids = torch.randint(1, 50, (2, 8))
     out = model(input_ids=ids, labels=ids)
@@ -58,8 +58,8 @@ def test_a_half_precision_checkpoint_is_trained_in_float32(llava: Path, tmp_path
         norm = torch.stack([parameter.grad.norm() for parameter in parameters]).norm()
         assert norm.item() == pytest.approx(1e-7, rel=1e-3)
     model.to(dtype).save_pretrained(tmp_path / "model")
-    parts.tokenizer.save_pretrained(tmp_path / "model")
-    again = build_parts(pretrained_config(llava), weights=tmp_path / "model").model
+    components.tokenizer.save_pretrained(tmp_path / "model")
+    again = build_components(pretrained_config(llava), weights=tmp_path / "model").model
     assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
 
 
@@ -67,7 +67,7 @@ def test_a_dtype_in_the_config_of_a_part_does_not_decide_what_is_trained() -> No
     vision = {"model_type": "siglip_vision_model", **SIZES, "dtype": "bfloat16"}
     text = {"model_type": "qwen2", **SIZES, "num_key_value_heads": 1, "dtype": "float16"}
     section = {"vision_config": vision, "text_config": text, "modalities": MODALITIES}
-    model = build_parts(RunConfig.model_validate({"model": section, "data": {"synthetic": {}}})).model
+    model = build_components(RunConfig.model_validate({"model": section, "data": {"synthetic": {}}})).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
@@ -75,7 +75,7 @@ def test_a_dtype_in_the_config_of_a_part_does_not_decide_what_is_trained() -> No
 def test_the_feature_layer_of_the_config_is_honoured_and_by_default_the_checkpoints(
     llava: Path, entries: dict[str, Any], depth: int
 ) -> None:
-    model = build_parts(pretrained_config(llava, **entries)).model
+    model = build_components(pretrained_config(llava, **entries)).model
     assert len(model.model.vision_tower.encoder.encoder.layers) == depth
 
 
@@ -84,13 +84,13 @@ def test_random_weights_keep_every_layer_by_default() -> None:
     model = {"vision_config": {"model_type": "siglip_vision_model", **SIZES}, "text_config": text}
     for entries, depth in (({}, 3), ({"vision_feature_layer": -2}, 2)):
         section = {**model, "modalities": MODALITIES, **entries}
-        parts = build_parts(RunConfig.model_validate({"model": section, "data": {"synthetic": {}}}))
-        assert len(parts.model.model.vision_tower.encoder.encoder.layers) == depth
+        components = build_components(RunConfig.model_validate({"model": section, "data": {"synthetic": {}}}))
+        assert len(components.model.model.vision_tower.encoder.encoder.layers) == depth
 
 
 def test_init_decides_where_patch_embeds_start(llava: Path) -> None:
     def weight(**entries: Any) -> torch.Tensor:
-        tower = build_parts(pretrained_config(llava, **entries)).model.model.vision_tower
+        tower = build_components(pretrained_config(llava, **entries)).model.model.vision_tower
         return tower.patch_embed("T1").proj.weight
 
     assert torch.equal(weight(), weight(init="inflate"))
@@ -100,8 +100,8 @@ def test_init_decides_where_patch_embeds_start(llava: Path) -> None:
 
 
 def test_pool_lowers_the_number_of_tokens(llava: Path) -> None:
-    parts = build_parts(pretrained_config(llava, pool={"bold": [2, 1, 1, 2], "T1": 2}))
-    assert {name: parts.model.num_image_tokens(name) for name in parts.pipelines} == {"rsfMRI": 4, "T1": 1}
+    components = build_components(pretrained_config(llava, pool={"bold": [2, 1, 1, 2], "T1": 2}))
+    assert {name: components.model.num_image_tokens(name) for name in components.pipelines} == {"rsfMRI": 4, "T1": 1}
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_the_presets_of_the_config_are_the_models() -> None:
 )
 def test_parts_of_the_config_reach_the_model(llava: Path, learn: dict[str, Any], part: str, share: float) -> None:
     pytest.importorskip("peft")
-    model = build_parts(pretrained_config(llava, learn={**learn, "lora": {"rank": 2}})).model
+    model = build_components(pretrained_config(llava, learn={**learn, "lora": {"rank": 2}})).model
     row = next(row for row in parameter_table(model) if row.part == part)
     assert 0 < row.num_trainable < share * row.num_parameters if share else row.num_trainable == 0
 

@@ -14,7 +14,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
 
 from umbrella_train import cli
 from umbrella_train.assembly import build
-from umbrella_train.assembly.build import build_parts
+from umbrella_train.assembly.build import build_components
 from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer, image_token_id, load_tokenizer
 from umbrella_train.assembly.load_errors import loading
 from umbrella_train.assembly.predict import predict
@@ -51,9 +51,9 @@ def llava(whole_llava: Path, tmp_path: Path) -> Path:
 def whole_run(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     config = make_config(folder.parent)
-    parts = build_parts(config)
-    parts.model.save_pretrained(folder / "model")
-    parts.processor().save_pretrained(folder / "model")
+    components = build_components(config)
+    components.model.save_pretrained(folder / "model")
+    components.processor().save_pretrained(folder / "model")
     (folder / "config.yaml").write_text(dump_config(config))
     return folder
 
@@ -119,11 +119,11 @@ def test_a_damaged_llava_is_one_error_that_names_the_key_and_the_folder(
     make_config: MakeConfig, llava: Path, tmp_path: Path, damage: str
 ) -> None:
     config = llava_config(make_config, tmp_path, str(llava))
-    build_parts(config)
+    build_components(config)
     inflict, reason = LLAVA_DAMAGES[damage]
     inflict(llava)
     with pytest.raises(RunError) as caught:
-        build_parts(config)
+        build_components(config)
     message = str(caught.value)
     assert message.startswith("model.pretrained: ")
     assert str(llava) in message.splitlines()[0]
@@ -171,9 +171,9 @@ def test_a_llava_without_a_tokenizer_is_reported_so(make_config: MakeConfig, lla
     for path in llava.glob("tokenizer*"):
         path.unlink()
     with pytest.raises(RunError, match=r"^model\.pretrained: the tokenizer of .*llava"):
-        build_parts(llava_config(make_config, tmp_path, str(llava)))
+        build_components(llava_config(make_config, tmp_path, str(llava)))
     build_byte_tokenizer().save_pretrained(tmp_path / "words")
-    build_parts(llava_config(make_config, tmp_path, str(llava), tokenizer=str(tmp_path / "words")))
+    build_components(llava_config(make_config, tmp_path, str(llava), tokenizer=str(tmp_path / "words")))
 
 
 def test_a_source_in_the_home_folder_is_found(
@@ -182,7 +182,7 @@ def test_a_source_in_the_home_folder_is_found(
     monkeypatch.setenv("HOME", str(llava.parent))
     config = llava_config(make_config, tmp_path, "~/llava", tokenizer="~/llava")
     assert config.model.pretrained == config.model.tokenizer == str(llava)
-    build_parts(config)
+    build_components(config)
 
 
 TRAINED_DAMAGES: dict[str, tuple[Damage, str]] = {
@@ -226,7 +226,7 @@ def test_a_bug_is_no_error_of_the_files(
 
     monkeypatch.setattr(build.UmbrellaForConditionalGeneration, "from_llava", fail)
     with pytest.raises(TypeError, match="a bug"):
-        build_parts(llava_config(make_config, tmp_path, str(llava)))
+        build_components(llava_config(make_config, tmp_path, str(llava)))
 
 
 def test_an_error_that_says_what_is_right_is_left_as_it_is() -> None:

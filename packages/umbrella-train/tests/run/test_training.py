@@ -17,7 +17,8 @@ from umbrella_model import UmbrellaForConditionalGeneration
 from umbrella_train.config import RunConfig, dump_config, load_config
 from umbrella_train.errors import RunError
 from umbrella_train.run import training as run
-from umbrella_train.run.training import evaluate_run, train
+from umbrella_train.run.evaluation import evaluate_run
+from umbrella_train.run.training import train
 from umbrella_train.trainer.arguments import build_arguments
 
 MakeConfig = Callable[..., RunConfig]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from umbrella_train.assembly.build import Parts, build_parts
+from umbrella_train.assembly.build import TrainingComponents, build_components
 from umbrella_train.config import RunConfig
 from umbrella_train.run.training import train
 
@@ -66,13 +66,13 @@ def test_layers_of_the_parts_named_are_computed_again(
     value: bool | str,
     parts: set[str],
 ) -> None:
-    built: list[Parts] = []
+    built: list[TrainingComponents] = []
 
-    def build_and_keep(config: RunConfig) -> Parts:
-        built.append(build_parts(config))
+    def build_and_keep(config: RunConfig) -> TrainingComponents:
+        built.append(build_components(config))
         return built[-1]
 
-    monkeypatch.setattr("umbrella_train.run.training.build_parts", build_and_keep)
+    monkeypatch.setattr("umbrella_train.run.training.build_components", build_and_keep)
     train(make_config(tmp_path, trainer={"gradient_checkpointing": value, "use_cpu": True}), dry_run=True)
     model = built[0].model.model
     layers = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,7 +41,8 @@ def check(make_model: Callable[..., Any], tmp_path: Any) -> Callable[..., None]:
     model = make_model()
     set_trainable(model, "patch_embed_only")
 
-    def run(*, absent: str = "update", **settings: Any) -> None:
+    def run(*, absent: str = "update", zero_stage: int | None = None, **settings: Any) -> None:
+        arguments.deepspeed_plugin = None if zero_stage is None else SimpleNamespace(zero_stage=zero_stage)
         options = {"engine": "ddp", "gradient_scale": "mean", **settings}
         check_trainer(model, arguments, dummy_loss=DummyLossConfig(absent=absent), **options)
 
@@ -67,6 +69,8 @@ def test_adapters_in_patch_embeds_are_rejected_under_zero_3(make_model: Callable
     embed.proj = nn.Sequential(embed.proj)  # no plain layer any more, as with adapters
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     settings = {"dummy_loss": DummyLossConfig(), "engine": "ddp", "gradient_scale": "mean"}
-    check_trainer(model, arguments, zero_stage=2, **settings)
+    arguments.deepspeed_plugin = SimpleNamespace(zero_stage=2)
+    check_trainer(model, arguments, **settings)
+    arguments.deepspeed_plugin.zero_stage = 3
     with pytest.raises(RunError, match="ZeRO-3"):
-        check_trainer(model, arguments, zero_stage=3, **settings)
+        check_trainer(model, arguments, **settings)

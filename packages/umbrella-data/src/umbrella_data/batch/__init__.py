@@ -1,1 +1,1 @@
-"""From examples to a padded batch with modality tags."""
+"""Examples, and their collation into a padded batch with modality tags."""

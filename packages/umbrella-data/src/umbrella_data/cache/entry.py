@@ -85,11 +85,6 @@ class CachedFrames:
         self.num_frames = self._layout.shape[0]
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Frames (T, C, X, Y, Z)."""
-        return self._layout.shape
-
-    @property
     def is_scaled(self) -> bool:
         """Whether the stored numbers differ from the values."""
         return self._layout.scale != 1.0 or self._layout.offset != 0.0

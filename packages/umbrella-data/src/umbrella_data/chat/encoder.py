@@ -108,13 +108,13 @@ class ChatEncoder:
             max_length: Maximum number of positions; whole exchanges are removed from the front to meet it.
 
         Raises:
-            ValueError: If the last exchange alone is longer than `max_length`, if no answer has a word, if words
-                hold markup of the chat template, or if a modality has no number of image tokens.
+            ValueError: If the last exchange alone is longer than `max_length`, if all answers are empty, if a text
+                contains markup of the chat template, or if a modality has no number of image tokens.
         """
         return self._encode_within(messages, max_length=max_length, is_prompt=False)
 
     def encode_prompt(self, messages: Sequence[Turn], *, max_length: int | None = None) -> EncodedConversation:
-        """Encode a conversation up to its last assistant turn, that one left out, for generation.
+        """Encode a conversation up to its last assistant turn, without that turn, for generation.
 
         All labels are -100. Arguments and errors are those of `encode`.
         """
@@ -316,7 +316,7 @@ def _merge_texts(turn: Turn) -> list[Scan | str]:
 
 def _labels(learned: list[tuple[int, int]], ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
     labels = np.full(len(ids), IGNORE_INDEX, dtype=np.int64)
-    # Tokens of blanks may have empty ranges that say nothing of their place: they belong to what surrounds them.
+    # Tokens of blanks may have empty ranges, which do not state their place: they belong to what is around them.
     solid = np.flatnonzero(offsets[:, 1] > offsets[:, 0])
     starts, stops = offsets[solid, 0], offsets[solid, 1]
     for begin, end in learned:

@@ -1,1 +1,1 @@
-"""Conversations and mixtures of them as map-style data sets, with their samplers."""
+"""Map-style data sets of conversations, mixtures of them, and their batch sampler."""

@@ -17,9 +17,7 @@ from umbrella_data.manifest.index_file import SAVE_FROM_ROWS, open_index, save_i
 from umbrella_data.manifest.row_columns import Progress, RowFacts, collect_facts, modalities_of
 from umbrella_data.manifest.row_offsets import RowIndex, index_rows
 from umbrella_data.manifest.row_validation import parse_row, parse_turns
-from umbrella_data.manifest.sample import Answer, Role, Sample, Scan, Turn
-
-__all__ = ["Answer", "Manifest", "Role", "Sample", "Scan", "Turn", "read_manifest"]
+from umbrella_data.manifest.sample import Sample, Turn
 
 
 class Manifest(Sequence[Sample]):
@@ -121,10 +119,6 @@ class Manifest(Sequence[Sample]):
         if problems:
             raise ManifestError([self._at(index, problem) for problem in problems], path=self.path)
         return turns
-
-    def num_bytes(self, index: int) -> int:
-        """Length of a row in the file in bytes, a fast estimate of its text length."""
-        return self._index.num_bytes(index)
 
     def line(self, index: int) -> int:
         """The line number of a row in the file, from 1."""

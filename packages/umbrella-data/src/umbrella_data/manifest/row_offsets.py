@@ -46,16 +46,12 @@ class RowIndex:
         """Line of a row, from 1."""
         return int(self.arrays["lines"][index]) if "lines" in self.arrays else index + 1
 
-    def num_bytes(self, index: int) -> int:
-        """Length of a row in bytes."""
-        return int(self.arrays["lengths"][index])
-
     def read(self, index: int) -> bytes:
         """The bytes of a row."""
         if self._file is None:
             self._file, self._owner = os.open(self.path, os.O_RDONLY), os.getpid()
         # pread has no file position, which threads and forked workers would share.
-        return os.pread(self._file, self.num_bytes(index), int(self.arrays["starts"][index]))
+        return os.pread(self._file, int(self.arrays["lengths"][index]), int(self.arrays["starts"][index]))
 
 
 def index_rows(path: Path) -> RowIndex:

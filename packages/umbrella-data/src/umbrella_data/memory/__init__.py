@@ -1,1 +1,1 @@
-"""Memory of batches in loader workers."""
+"""Shared-memory buffers for batches of loader workers."""

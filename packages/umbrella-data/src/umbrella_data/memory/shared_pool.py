@@ -1,8 +1,8 @@
 """Pool of reusable buffers for batches; zeroing fresh pages costs more than reading voxels into them.
 
-A block is free once nothing refers to its batch. In a loader worker blocks are shared memory: a batch is sent to the
-training process without a copy, and that process records in the block when it has released the batch. A block whose
-release cannot be observed is never reused.
+A block is free when no tensor refers to it. In a loader worker, blocks are shared memory: the training process maps the
+block of a batch without a copy, and increments a counter in the header of the block when it has released the batch. A
+block is never reused if it is unknown whether its batch still exists (for example after a fork).
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ import torch
 from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils.data import get_worker_info
 
-# Free blocks that a process keeps for batches to come.
+# Free blocks that a process keeps for later batches.
 _MAX_SPARE = 6
 _MAX_SPARE_BYTES = 1 << 29
-# Blocks in use that are tracked; those of lost batches are never released.
+# Blocks in use that a process tracks for reuse. Limited, because the blocks of lost batches never become free.
 _MAX_IN_USE = 64
-# Shared blocks start with a page for the counter of the receiving process.
+# A shared block begins with one page for the counter that the receiver increments.
 _HEADER_BYTES = mmap.PAGESIZE
 
 
 class _Block:
-    """A block of memory, private or shared with processes that receive a batch in it.
+    """Buffer for one batch: private memory of this process, or shared memory.
 
     Args:
-        num_bytes: Its size.
+        num_bytes: Size without the header.
         is_shared: Whether other processes can map it.
 
     Raises:
-        OSError: Shared memory is not available.
+        OSError: If the system provides no shared memory.
     """
 
     def __init__(self, num_bytes: int, *, is_shared: bool) -> None:
@@ -62,26 +62,26 @@ class _Block:
 
     @property
     def address(self) -> int:
-        """Address of its first byte in this process."""
+        """Address of the first byte in this process."""
         return int(self._memory.ctypes.data)
 
     @property
     def is_free(self) -> bool:
-        """Whether no process refers to a batch in it."""
-        # In this order: a batch that is being sent is counted before it is released.
+        """Whether neither this process nor a receiver refers to the block."""
+        # In this order: `send` counts a batch before this process releases it.
         is_held_here = any(holder() is not None for holder in self._holders)
         return not is_held_here and self._num_sent == int(self._num_released[0])
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor over the whole block; it is in use until that tensor, and every view of it, is gone."""
+        """A tensor over the whole block, which is in use until the tensor and all its views are deleted."""
         view = self._memory[:]
         tensor = torch.from_numpy(view).view(dtype).reshape(tuple(shape))
         self._holders = _holders(view, tensor)
         return tensor
 
     def send(self) -> Any:
-        """A file handle for another process; the block is in use until that process releases it."""
-        from multiprocessing.reduction import DupFd  # not on every system
+        """A handle of the file for another process; the block is in use until that process has released it."""
+        from multiprocessing.reduction import DupFd  # not available on every system
 
         assert self.file is not None
         self._num_sent += 1
@@ -89,42 +89,32 @@ class _Block:
 
 
 def _holders(view: np.ndarray, tensor: torch.Tensor) -> tuple[weakref.ref[Any], ...]:
-    """Objects that live as long as the memory is in use: the array, and the storage of all views.
+    """References to the two objects that keep the memory in use: the numpy array, and the storage of all torch views.
 
-    When a tensor is sent on, torch moves its storage to other memory and drops the array, while numpy arrays of the
-    tensor keep the old memory through the storage.
+    When a tensor is sent, torch can replace the memory of its storage and drop the array, while numpy arrays created
+    from the tensor keep pointing to the old memory; they hold the storage.
     """
     return weakref.ref(view), weakref.ref(tensor.untyped_storage())
 
 
 class SharedTensor(torch.Tensor):
-    """A tensor at the start of a shared block: another process gets it without a copy, as a plain tensor."""
+    """A tensor over a shared block; sent to another process without a copy, received as a plain tensor."""
 
-    # Results of operations are plain tensors, which are not at the start of a block.
+    # Results of operations are plain tensors, since they are not at the start of a block.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     _block: _Block
-
-    def first(self, count: int) -> SharedTensor:
-        """The first entries (count, ...), in the same block."""
-        return _in_block(self[:count], self._block)
 
     def __deepcopy__(self, memo: Any) -> torch.Tensor:
         return self.clone()
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # A pickle in a file may be loaded any number of times.
+        # A pickle in a file or a string can be loaded any number of times, so it must not refer to the block.
         values: tuple[Any, ...] = self.clone().__reduce_ex__(protocol)
         return values
 
 
-def _in_block(tensor: torch.Tensor, block: _Block) -> SharedTensor:
-    shared: SharedTensor = tensor.as_subclass(SharedTensor)
-    shared._block = block
-    return shared
-
-
 def _send(tensor: SharedTensor) -> Any:
-    """Pickle for `multiprocessing`: a handle of the block, or a copy if the tensor is not the whole block."""
+    """Reduce for `multiprocessing`: a handle of the block, or a copy if the tensor is no longer in its block."""
     block = tensor._block
     is_whole = (
         tensor.data_ptr() == block.address
@@ -142,10 +132,10 @@ ForkingPickler.register(SharedTensor, _send)
 
 
 class _Received:
-    """A received batch; its block is released when nothing refers to it.
+    """A batch in the receiving process; its block is released when nothing refers to this object.
 
     Args:
-        everything: The block's memory with its header; mapped until then.
+        everything: Memory of the block with its header.
     """
 
     def __init__(self, everything: np.ndarray) -> None:
@@ -163,7 +153,7 @@ _receiving = threading.Lock()
 
 
 def _receive(handle: Any, num_bytes: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """In the receiving process: a tensor in the same memory, released with its last view."""
+    """Rebuild a sent tensor in the receiving process, in the same memory, released with its last view."""
     file = handle.detach()
     try:
         flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
@@ -176,13 +166,13 @@ def _receive(handle: Any, num_bytes: int, shape: tuple[int, ...], dtype: torch.d
     with _receiving:
         _received.add(received)
     for holder in _holders(view, tensor):
-        # Each of them keeps `received` alive.
+        # Each finalizer refers to `received`, which is deleted with the last of them.
         weakref.finalize(holder(), _release, received).atexit = False
     return tensor
 
 
 def _release(received: _Received) -> None:
-    """Drops its argument."""
+    """Do nothing: calling the finalizer deletes its reference to `received`."""
 
 
 def _counter(everything: np.ndarray) -> np.ndarray:
@@ -190,40 +180,37 @@ def _counter(everything: np.ndarray) -> np.ndarray:
 
 
 _blocks: list[_Block] = []
-# Choosing and taking a block must not be interleaved between threads.
+# Held from the check that a block is free until the block is in use.
 _choosing = threading.Lock()
 
 
 def recycled(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Uninitialised memory for a batch; in a loader worker, shared with the training process."""
+    """An uninitialised tensor from the pool; in a loader worker a `SharedTensor`, where the system supports it."""
     is_shared = get_worker_info() is not None
     if is_shared and not hasattr(os, "memfd_create"):
-        return _fresh(shape, dtype)
+        return torch.empty(tuple(shape), dtype=dtype)
     try:
         with _choosing:
             block = _choose(prod(shape) * dtype.itemsize, is_shared=is_shared)
             tensor = block.take(shape, dtype)
-    except OSError:  # not permitted in some containers
-        return _fresh(shape, dtype)
-    return _in_block(tensor, block) if is_shared else tensor
+    except OSError:  # memfd_create is forbidden in some containers
+        return torch.empty(tuple(shape), dtype=dtype)
+    if is_shared:
+        tensor = tensor.as_subclass(SharedTensor)
+        tensor._block = block
+    return tensor
 
 
 def stack(volumes: Sequence[torch.Tensor]) -> torch.Tensor:
-    """`torch.stack` of volumes of one shape, (N, ...), into reused memory."""
+    """`torch.stack` of volumes of one shape, (N, ...), into memory of the pool."""
     dtype = volumes[0].dtype
     if any(each.dtype != dtype for each in volumes):
         return torch.stack(list(volumes))
     return torch.stack(list(volumes), out=recycled((len(volumes), *volumes[0].shape), dtype))
 
 
-def _fresh(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Shared memory as allocated by torch's own collate function."""
-    storage = torch.UntypedStorage._new_shared(prod(shape) * dtype.itemsize)
-    return torch.empty(0, dtype=dtype).set_(storage, 0, tuple(shape))  # type: ignore[call-overload]
-
-
 def _choose(num_bytes: int, *, is_shared: bool) -> _Block:
-    # A forked worker has inherited blocks of its parent.
+    # A forked worker has inherited the blocks of its parent, which it must not use.
     own = [block for block in _blocks if block.owner == os.getpid() and block.is_shared == is_shared]
     free = [block for block in own if block.is_free]
     chosen = next((block for block in free if block.num_bytes == num_bytes), None)
@@ -242,7 +229,7 @@ def _size(blocks: Sequence[_Block]) -> int:
 
 
 def _before_fork() -> None:
-    """Blocks in use may stay in use in a child, which cannot be observed."""
+    """Never reuse blocks that are in use now: the child may keep their batches, and does not report their release."""
     _receiving.acquire()
     for received in _received:
         received.is_lost = True
@@ -256,5 +243,5 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # Both locks are held during the fork, so that a child never starts with a lock held by another thread.
+    # Hold both locks during a fork, so that the child never starts with a lock held by a thread it does not have.
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

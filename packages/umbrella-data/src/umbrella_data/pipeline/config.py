@@ -1,4 +1,4 @@
-"""Settings of a pipeline and of its augmentation. Imports no torch: training configurations hold these sections too."""
+"""Settings of a pipeline and of its augmentation. Imports no torch, since training configurations include them."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
+from transformers import TrainingArguments
 
 from umbrella_model import parameter_groups
 from umbrella_model.parts import Part
@@ -42,8 +43,8 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
     """Trains an UMBRELLA model on batches of any mixture of modalities.
 
     Args:
-        *args: As for `transformers.Trainer`. `train_dataset` is an `InterleaveDataset` or a `ConversationDataset`,
-            `data_collator` a `PaddingCollator`.
+        model: The model, not wrapped.
+        args: Hugging Face's training arguments.
         dummy_loss: How absent modalities are kept in the graph.
         batches: Whether a batch has one set of modalities (`by_modality`), any (`mixed`), or any of similar length
             (`by_length`).
@@ -54,12 +55,18 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             over those of the samples with its modality.
         parity_every: Steps between comparisons of the replicated parameters over ranks; 0 for none.
         part_learning_rates: Learning rates of parts of the model, instead of that of the arguments.
-        **kwargs: As for `transformers.Trainer`.
+        **kwargs: As for `transformers.Trainer`. `train_dataset` is an `InterleaveDataset` or a `ConversationDataset`,
+            `data_collator` a `PaddingCollator`.
+
+    Raises:
+        RunError: With every unsupported combination of settings; nothing is written before.
     """
 
     def __init__(
         self,
-        *args: Any,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
         dummy_loss: DummyLossConfig | None = None,
         batches: Literal["by_modality", "mixed", "by_length"] = "by_modality",
         max_tokens_per_batch: int | None = None,
@@ -70,29 +77,28 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         part_learning_rates: Mapping[Part, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        self.dummy_loss_config = dummy_loss or DummyLossConfig()
+        check_trainer(
+            model,
+            args,
+            dummy_loss=self.dummy_loss_config,
+            engine=engine,
+            gradient_scale=gradient_scale,
+            packing=packing,
+        )
+        super().__init__(model, args, **kwargs)
         self.part_learning_rates = part_learning_rates or {}
         self.batches = batches
         self.max_tokens_per_batch = max_tokens_per_batch
         self.packing = packing
         if packing:
             self.data_collator = PackedCollator(self.data_collator)
-        self.dummy_loss_config = dummy_loss or DummyLossConfig()
         self.dummy_loss = DummyLoss(
             scale=self.dummy_loss_config.scale,
             reduction=self.dummy_loss_config.reduction,
             sizes=self._unwrapped().dummy_sizes() if self.dummy_loss_config.reduction == "sum" else {},
         )
         self.gradient_scale = gradient_scale
-        check_trainer(
-            self._unwrapped(),
-            self.args,
-            dummy_loss=self.dummy_loss_config,
-            engine=engine,
-            gradient_scale=gradient_scale,
-            packing=packing,
-            zero_stage=self.accelerator.state.deepspeed_plugin.zero_stage if self.is_deepspeed_enabled else 0,
-        )
         if engine == "fsdp2":
             self._shard()
         self._tower = next(module for module in self._unwrapped().modules() if isinstance(module, UmbrellaVisionTower))

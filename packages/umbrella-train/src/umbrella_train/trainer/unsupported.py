@@ -24,23 +24,23 @@ def check_trainer(
     engine: str,
     gradient_scale: str,
     packing: bool = False,
-    zero_stage: int = 0,
 ) -> None:
     """Checks the trainer's settings against each other, the model and the device.
 
     Args:
         model: Not wrapped.
-        arguments: Hugging Face's.
-        dummy_loss: As of the trainer.
-        engine: As of the trainer.
-        gradient_scale: As of the trainer.
-        packing: As of the trainer.
-        zero_stage: Stage of DeepSpeed ZeRO, 0 without DeepSpeed.
+        arguments: Hugging Face's training arguments.
+        dummy_loss: As in `UmbrellaTrainer`, like the following ones.
+        engine: Distributed training.
+        gradient_scale: Tokens that gradients are averaged over.
+        packing: Whether batches are packed.
 
     Raises:
         RunError: With every unsupported combination.
     """
-    problems = [*_unknown_words(engine=engine, gradient_scale=gradient_scale)]
+    problems = [*_unknown_values(engine=engine, gradient_scale=gradient_scale)]
+    plugin: Any = arguments.deepspeed_plugin
+    zero_stage = 0 if plugin is None else plugin.zero_stage
     if zero_stage:
         problems += zero_problems(
             absent=dummy_loss.absent, gradient_scale=gradient_scale, engine=engine, fp16=arguments.fp16
@@ -67,7 +67,7 @@ def check_trainer(
         raise RunError("\n  ".join(problems))
 
 
-def _unknown_words(**chosen: str) -> list[str]:
+def _unknown_values(**chosen: str) -> list[str]:
     problems = []
     for name, value in chosen.items():
         known = get_args(TrainerConfig.model_fields[name].annotation)
