@@ -19,7 +19,7 @@ class RunStoppedError(Exception):
     """
 
     def __init__(self, folder: Path, *, step: int, signal_number: int) -> None:
-        super().__init__(f"stopped after step {step}; go on with: --resume auto")
+        super().__init__(f"stopped after step {step}; to continue: --resume auto")
         self.folder = folder
         self.step = step
         self.signal_number = signal_number

@@ -252,7 +252,7 @@ def test_a_process_that_gets_sigterm_leaves_a_checkpoint_to_go_on_from(
         words, capture_output=True, text=True, check=False, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
-    assert done.stderr.splitlines()[-1] == "stopped after step 4; go on with: --resume auto"
+    assert done.stderr.splitlines()[-1] == "stopped after step 4; to continue: --resume auto"
     assert done.stdout == ""
     folder = tmp_path / "run"
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-4"]

@@ -5,28 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
+from umbrella_data import ConversationDataset
 from umbrella_data.manifest.sample import Sample
 from umbrella_train.evaluation.metrics import Condition
-
-
-class QuestionSource(Protocol):
-    """The part of `ConversationDataset` that planning uses."""
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        ...
-
-    def sample(self, index: int, /) -> Sample:
-        """The sample at a position."""
-        ...
-
-    def modalities(self, index: int, /) -> tuple[str, ...]:
-        """The modality of each scan of a sample, in reading order, without reading scans."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +29,7 @@ class Question:
 
 
 def plan_questions(
-    dataset: QuestionSource, *, controls: bool, seed: int, max_samples: int | None = None
+    dataset: ConversationDataset, *, controls: bool, seed: int, max_samples: int | None = None
 ) -> list[Question]:
     """List the questions of an evaluation: a pure function of its arguments, the same on every rank.
 

@@ -5,39 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from umbrella_data import ScanError
+from umbrella_data import ConversationDataset, ScanError
 from umbrella_data.manifest.sample import Sample
 from umbrella_data.modality import MODALITIES
 from umbrella_train.end_of_turn import EndOfTurn
-from umbrella_train.evaluation.controls import Question, QuestionSource, plan_questions
+from umbrella_train.evaluation.controls import Question, plan_questions
 from umbrella_train.evaluation.metrics import Prediction, score_answer, summarise
 
 Batch = Mapping[str, Any]
-
-
-class PromptSource(QuestionSource, Protocol):
-    """The part of `ConversationDataset` that generation uses."""
-
-    def prompt(self, index: int, /, *, scans_from: int | None = None, with_scans: bool = True) -> Any:
-        """The conversation up to the answer, with its own scans, another sample's, or none."""
-        ...
-
-    def leave_out(self, index: int, error: ScanError, /) -> None:
-        """Records a sample with an unusable scan, or raises the error."""
-        ...
-
-
-class Decoder(Protocol):
-    """The part of a tokenizer that generation uses."""
-
-    def decode(self, token_ids: Any, *, skip_special_tokens: bool) -> Any:
-        """Text of a list of token ids."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -55,9 +35,9 @@ class EvaluationResult:
 
 def evaluate_dataset(
     model: nn.Module,
-    dataset: PromptSource,
+    dataset: ConversationDataset,
     *,
-    tokenizer: Decoder,
+    tokenizer: Any,
     collator: Callable[[list[Any]], Batch],
     batch_size: int,
     max_new_tokens: int,
@@ -121,7 +101,7 @@ def merge_results(results: Sequence[EvaluationResult], *, seed: int = 0) -> Eval
     return EvaluationResult(summarise(predictions, seed=seed), predictions)
 
 
-def _batches(dataset: PromptSource, questions: Sequence[Question], *, batch_size: int) -> Iterator[list[int]]:
+def _batches(dataset: ConversationDataset, questions: Sequence[Question], *, batch_size: int) -> Iterator[list[int]]:
     """Batches of positions of questions; all prompts of a batch have the same list of modalities, or no scans."""
 
     def kind(position: int) -> tuple[bool, tuple[str, ...]]:
@@ -157,28 +137,24 @@ def _ask_in_rounds(
     return answers
 
 
-def _prompts(dataset: PromptSource, questions: Mapping[int, Question]) -> dict[int, Any]:
+def _prompts(dataset: ConversationDataset, questions: Mapping[int, Question]) -> dict[int, Any]:
     """Examples by position, without skipped ones, whose scans are unusable."""
     examples = {}
     for position, question in questions.items():
         try:
-            examples[position] = _prompt(dataset, question)
+            examples[position] = dataset.prompt(
+                question.index, scans_from=question.scans_from, with_scans=question.condition != "no_scan"
+            )
         except ScanError as error:
             dataset.leave_out(question.index if question.scans_from is None else question.scans_from, error)
     return examples
-
-
-def _prompt(dataset: PromptSource, question: Question) -> Any:
-    if question.condition == "no_scan":
-        return dataset.prompt(question.index, with_scans=False)
-    return dataset.prompt(question.index, scans_from=question.scans_from)
 
 
 @torch.no_grad()
 def _generate(
     model: Any,
     batch: Batch,
-    tokenizer: Decoder,
+    tokenizer: Any,
     *,
     max_new_tokens: int,
     device: torch.device | str,
