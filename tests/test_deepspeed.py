@@ -1,6 +1,6 @@
-"""DeepSpeed ZeRO-2 and ZeRO-3 by the shipped accelerate configs, two gloo ranks against one process.
+"""DeepSpeed ZeRO-2 and ZeRO-3 by the shipped accelerate configs: two gloo ranks compared with one process.
 
-DeepSpeed is an extra that `uv sync` leaves out: `uv run --with deepspeed pytest -m deepspeed`.
+DeepSpeed is an extra that `uv sync` does not install: `uv run --with deepspeed pytest -m deepspeed`.
 """
 
 from __future__ import annotations

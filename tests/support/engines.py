@@ -43,20 +43,20 @@ class Case:
     Attributes:
         name: Name of its result files.
         schedule: Which modalities each rank sees at each step; see `kinds_of`.
-        steps: Optimiser steps.
-        accumulation: Micro-batches a rank and step.
-        optim: Hugging Face's name of the optimiser.
+        steps: Optimizer steps.
+        accumulation: Micro-batches per rank and step.
+        optim: Hugging Face's name of the optimizer.
         dummy_loss: Settings of the dummy loss.
-        engine: As of the trainer.
-        gradient_scale: As of the trainer.
-        packing: As of the trainer.
+        engine: As in `UmbrellaTrainer`, like the following two.
+        gradient_scale: Tokens that gradients are averaged over.
+        packing: Whether batches are packed.
         dtype: Of the parameters: float32, float64 or bfloat16.
         batch_size: Samples of a rank's micro-batch.
         learn: Parts or preset of `set_trainable`.
         compiler: Backend to compile the layers with.
         resume: A checkpoint to resume from.
         sabotage: A rule to break, see `sabotage.py`.
-        parity_every: As of the trainer.
+        parity_every: Steps between comparisons of the ranks.
         arguments: More training arguments.
     """
 
@@ -83,11 +83,11 @@ def kinds_of(schedule: str, *, step: int, rank: int, number: int, batch_size: in
     """The modalities of each sample of one rank's batch.
 
     Args:
-        schedule: `different`: another modality on each rank; `same`: one modality on all; `text`: rank 0 has text
-            alone; `absent`: dMRI never comes; `vanishes`: dMRI comes once; `all`: every batch has all; `random`: any
-            samples of 0 to 3 scans; `samples`: the same, drawn sample by sample, so that they do not depend on how
-            they are shared out.
-        step: The optimiser step.
+        schedule: `different`: another modality on each rank; `same`: one modality on all; `text`: rank 0 has only
+            text; `absent`: no batch has dMRI; `vanishes`: only the first step has dMRI; `all`: every batch has all;
+            `random`: any samples of 0 to 3 scans; `samples`: the same, random by the number of the sample, so that
+            they do not depend on their distribution to batches and ranks.
+        step: The optimizer step.
         rank: The rank.
         number: Number of the micro-batch in the whole run.
         batch_size: Samples of the micro-batch.
@@ -135,8 +135,8 @@ def build_dataset(case: Case, *, world_size: int) -> ToyDataset:
 def keep_double(model: Any) -> Any:
     """A model in float64 throughout: Hugging Face's loss and RMSNorm round to float32 on the way.
 
-    In float32 a third of three times a gradient is another number than the gradient, and Adam makes a step of the
-    difference where a sum over tokens cancels.
+    In float32 a third of three times a gradient differs from the gradient, and Adam turns the difference into a step
+    where a sum over tokens cancels.
     """
     model = model.double()
     model.loss_function = _loss_in_double
@@ -176,7 +176,7 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
         simulated_world_size: In one process: the number of ranks whose batches it accumulates.
 
     Returns:
-        What `NAME-RANK.json` has.
+        The content of `NAME-RANK.json`.
     """
     # From the environment: the first case of a process initialises torch.distributed.
     world_size = int(os.environ.get("WORLD_SIZE", "1"))

@@ -30,12 +30,12 @@ def launch(cases: Sequence[Case], folder: Path, *, launcher: Sequence[str], time
 
     Args:
         cases: What to train, one after the other.
-        folder: For the results, and all that the ranks print.
+        folder: Folder of the results and the output of the ranks.
         launcher: Python module that starts the ranks, with its arguments.
         timeout: In seconds.
 
     Returns:
-        What the ranks wrote to stderr.
+        The stderr of the ranks.
     """
     folder.mkdir(exist_ok=True)
     (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))

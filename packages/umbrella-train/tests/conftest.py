@@ -116,9 +116,9 @@ class Trained:
 
     Attributes:
         trainer: With the model in its last state.
-        gradients: Of every parameter, before each optimizer step; None where there was none.
+        gradients: Of every parameter, before each optimizer step; None without one.
         before: The parameters before the first step.
-        log: The lines of the log that hold a loss.
+        log: The lines of the log with a loss.
     """
 
     trainer: ToyTrainer

@@ -33,7 +33,7 @@ def config(make_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="module")
 def components(config: RunConfig) -> TrainingComponents:
     components = build_components(config)
-    # Random weights say the same to every scan.
+    # Random weights give the same answer to every scan.
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in components.model.parameters():
@@ -43,7 +43,7 @@ def components(config: RunConfig) -> TrainingComponents:
 
 @pytest.fixture(scope="module")
 def run_folder(components: TrainingComponents, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has ended, as far as a question goes."""
+    """The files of a finished run that prediction needs."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "config.yaml").write_text("{}")
     components.model.save_pretrained(folder / "model")
@@ -89,7 +89,7 @@ def assert_equal_batches(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         torch.testing.assert_close(volume.float(), theirs["pixel_values"][name].float(), atol=5e-3, rtol=1e-3)
 
 
-def test_a_batch_is_that_of_the_data_set(
+def test_a_batch_equals_that_of_the_data_set(
     processor: UmbrellaProcessor, components: TrainingComponents, config: RunConfig, cohort: DemoCohort
 ) -> None:
     dataset = components.dataset(DatasetConfig(manifest=cohort.test_manifest), config=config, augment=False)
@@ -172,7 +172,7 @@ def test_decoding_stops_at_the_end_of_the_turn(processor: UmbrellaProcessor) -> 
 # ---- predict ----
 
 
-def test_an_answer_is_that_of_the_model_and_its_folder_may_be_named_in_two_ways(
+def test_predict_gives_the_models_answer_for_a_run_or_model_folder(
     run_folder: Path,
     processor: UmbrellaProcessor,
     components: TrainingComponents,
@@ -199,7 +199,7 @@ def test_an_answer_is_that_of_the_model_and_its_folder_may_be_named_in_two_ways(
     assert sorted(run_folder.rglob("*")) == before
 
 
-def test_a_question_may_go_without_scans_or_with_several(run_folder: Path, cohort: DemoCohort, sample: Sample) -> None:
+def test_a_question_may_have_no_scan_or_several(run_folder: Path, cohort: DemoCohort, sample: Sample) -> None:
     samples = read_manifest(cohort.test_manifest)
     series = next(samples[i] for i in range(len(samples)) if samples[i].modalities == ("rsfMRI",))
     (t1,), (bold,) = sample.scans[0].paths, series.scans[0].paths
@@ -207,9 +207,7 @@ def test_a_question_may_go_without_scans_or_with_several(run_folder: Path, cohor
         assert isinstance(predict(run_folder, question="?", scans=scans, max_new_tokens=2, device="cpu"), str)
 
 
-def test_a_scan_that_cannot_be_trusted_and_an_unknown_modality_are_rejected(
-    run_folder: Path, sample: Sample, tmp_path: Path
-) -> None:
+def test_a_damaged_scan_and_an_unknown_modality_are_rejected(run_folder: Path, sample: Sample, tmp_path: Path) -> None:
     path = sample.scans[0].paths[0]
     cut = tmp_path / "cut.nii.gz"
     cut.write_bytes(path.read_bytes()[:-4])
@@ -219,7 +217,7 @@ def test_a_scan_that_cannot_be_trusted_and_an_unknown_modality_are_rejected(
         predict(run_folder, question="?", scans=[("T11", [path])], device="cpu")
 
 
-def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no config.json"):
         find_model(tmp_path)
     (tmp_path / "config.yaml").write_text("{}")

@@ -10,12 +10,12 @@ class RunError(ValueError):
 
 
 class RunStoppedError(Exception):
-    """A run that got SIGTERM or Ctrl-C, wrote a checkpoint and ended before its last step.
+    """A run that received SIGTERM or Ctrl-C, wrote a checkpoint and ended before its last step.
 
     Args:
         folder: The run's folder.
-        step: Steps done, which the checkpoint has.
-        signal_number: The signal. On a rank that got none itself, SIGTERM.
+        step: Number of completed steps, which the checkpoint has.
+        signal_number: The signal; SIGTERM on a rank that received none.
     """
 
     def __init__(self, folder: Path, *, step: int, signal_number: int) -> None:

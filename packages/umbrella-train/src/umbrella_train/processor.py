@@ -1,4 +1,4 @@
-"""The processor next to a model's weights: conversations with scan files -> model inputs, and token ids -> words.
+"""The processor next to a model's weights: conversations with scan files -> model inputs, and token ids -> text.
 
     messages, paths -> pipelines -> volumes
                     -> tokens    -> the batch that `umbrella_data.PaddingCollator` makes
@@ -76,7 +76,7 @@ class UmbrellaProcessor(ProcessorMixin):
         )
 
     def __call__(self, conversations: Sequence[Message] | Sequence[Sequence[Message]]) -> dict[str, Any]:
-        """Prompts for generation, or examples to train on, from one conversation or several.
+        """Prompts for generation, or training examples, from one conversation or several.
 
         Args:
             conversations: Messages as in a manifest, `{"role": "user", "content": [{"type": "image", "modality": "T1",
@@ -116,11 +116,11 @@ class UmbrellaProcessor(ProcessorMixin):
 
     @property
     def end_of_turn(self) -> EndOfTurn:
-        """What generation is to stop at: `generate(..., eos_token_id=list(processor.end_of_turn.stop_ids))`."""
+        """Where generation stops: `generate(..., eos_token_id=list(processor.end_of_turn.stop_ids))`."""
         return find_end_of_turn(self.tokenizer, image_token_id=self.image_token_id)
 
     def decode_answers(self, generated: Tensor, *, prompt_length: int) -> list[str]:
-        """The words that `generate` added to each prompt, up to the end of the turn.
+        """The text that `generate` added to each prompt, up to the end of the turn.
 
         Args:
             generated: Shape (B, prompt_length + new).
@@ -147,7 +147,7 @@ def question_with_scans(question: str, scans: Sequence[tuple[str, Sequence[Path]
     """One user turn: the scans in their order, then the question.
 
     Args:
-        question: The words.
+        question: Text of the question.
         scans: Modality and files of each scan.
     """
     images = [
