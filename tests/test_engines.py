@@ -184,7 +184,7 @@ SABOTAGED = {
 MESSAGES = {
     "outside": "mixed torch.Tensor and DTensor",
     # The first of all parameters is named.
-    "around": "RankParityError: step 1: the ranks hold different values of .* the first is "
+    "around": "RankParityError: step 1: the ranks have different values of .* the first is "
     "model.vision_tower.rsfMRI_patch_embed.position_embedding",
     "infinity": "NonFiniteError: step 1: parameter model.vision_tower.dMRI_patch_embed",
 }
