@@ -1,4 +1,4 @@
-"""What the tests that cross packages share."""
+"""Fixtures of the tests that use several packages."""
 
 from __future__ import annotations
 

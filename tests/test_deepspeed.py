@@ -1,6 +1,6 @@
-"""DeepSpeed ZeRO-2 and ZeRO-3 by the shipped accelerate configs, two gloo ranks against one process.
+"""DeepSpeed ZeRO-2 and ZeRO-3 by the shipped accelerate configs: two gloo ranks compared with one process.
 
-DeepSpeed is an extra that `uv sync` leaves out: `uv run --with deepspeed pytest -m deepspeed`.
+DeepSpeed is an extra that `uv sync` does not install: `uv run --with deepspeed pytest -m deepspeed`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ INFINITY = Case("infinity", "absent", sabotage="infinity")
 
 
 def accelerate(stage: int) -> list[str]:
-    """Two ranks, as a user would start them."""
+    """Starts two ranks as a user would."""
     config = CONFIGS / f"deepspeed_zero{stage}.yaml"
     return ["accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
 
@@ -84,7 +84,7 @@ def test_ranks_under_zero_equal_one_process(case: Case, stage: int, launched: Ca
         load_file(folder / f"{case.name}-0.safetensors"),
         load_file(tmp_path / f"{case.name}-0.safetensors"),
     )
-    # A bias of keys shifts all scores alike: its true gradient is zero, and Adam makes a step of the rounding.
+    # A bias of keys shifts all scores equally: its true gradient is zero, and Adam turns rounding into a step.
     names = [name for name in reference if "/" not in name and not (case.optim != "sgd" and "k_proj.bias" in name)]
     assert set(names) <= set(weights)
     differences = {name: (weights[name] - reference[name]).abs().max().item() for name in names}
@@ -112,7 +112,7 @@ def test_inactive_norm_under_zero_is_the_scale(case, tolerance, stage, launched)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_run_under_zero_resumes_to_the_bit(stage, launched):
+def test_resume_under_zero_is_bit_identical(stage, launched):
     folder = launched(stage)
     steps = [row["step"] for row in log_of(replace(WHOLE, name="resumed"), folder)["log"] if "loss" in row]
     assert steps == [1, 2, 3, 4]
@@ -120,7 +120,7 @@ def test_a_run_under_zero_resumes_to_the_bit(stage, launched):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_another_order_of_summing_is_noticed_under_zero_2(launched, tmp_path):
+def test_another_order_of_summing_is_detected_under_zero_2(launched, tmp_path):
     folder = launched(2)
     assert log_of(SUMMED, folder)["error"] is None
     run_case(replace(SUMMED, sabotage=None), output=tmp_path, simulated_world_size=2)
@@ -128,7 +128,7 @@ def test_another_order_of_summing_is_noticed_under_zero_2(launched, tmp_path):
     assert max((wrong[name] - right[name]).abs().max().item() for name in right) > 1e-4
 
 
-def test_hold_is_rejected_by_the_trainer_itself(tmp_path):
+def test_hold_is_rejected_by_the_trainer(tmp_path):
     (tmp_path / "cases.json").write_text(json.dumps([asdict(Case("hold", dummy_loss={"absent": "hold"}))]))
     result = subprocess.run(
         [sys.executable, str(SCRIPT), str(tmp_path / "cases.json"), str(tmp_path)],

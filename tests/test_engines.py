@@ -18,7 +18,7 @@ from launching import launch, results_of, torchrun
 from safetensors.torch import load_file
 from torch import Tensor
 
-# Captured whole and run by autograd: what a compiler would change of the graph, without its minutes.
+# Captured as a whole and run by autograd: the graph changes of a compiler, without its minutes.
 COMPILED = Case("compiled", "random", steps=4, compiler="aot_eager")
 LONG = [Case(f"{engine}-random-200", "random", steps=200, engine=engine) for engine in ("ddp", "fsdp2")]
 
@@ -39,7 +39,7 @@ def check_case(case: Case, folder: Path, *, world_size: int, scratch: Path) -> N
         assert all(math.isfinite(line["loss"]) for line in log["log"] if "loss" in line)
     for other in weights[1:]:
         assert all(torch.equal(weights[0][name], other[name]) for name in other)
-    # One process, one step after the other, padded: what packs is held against what does not.
+    # One process, one step after the other, padded: packed cases are compared with padded ones.
     alone = replace(case, engine="ddp", packing=False)
     assert run_case(alone, output=scratch, simulated_world_size=world_size)["error"] is None
     reference = load_file(scratch / f"{case.name}-0.safetensors")
@@ -52,12 +52,12 @@ def check_case(case: Case, folder: Path, *, world_size: int, scratch: Path) -> N
 
 
 def assert_moved_alike(case: Case, weights: dict[str, Tensor], reference: dict[str, Tensor]) -> None:
-    """Under autocast one process rounds as a whole what ranks round in parts: compared is how far each tensor went."""
+    """Under autocast, one process and several ranks round differently: the change of each tensor is compared."""
     start = build_case_model(case).state_dict()
     moved = {name: (reference[name] - start[name]).norm().item() for name in start if name in reference}
     assert moved["model.vision_tower.T1_patch_embed.proj.weight"] > 1e-4
     for name, distance in moved.items():
-        # A bias of keys shifts all scores alike: its true gradient is zero, and all of it is rounding.
+        # A bias of keys shifts all scores equally: its true gradient is zero, and the computed one is rounding.
         if "k_proj.bias" not in name:
             assert (weights[name] - reference[name]).norm().item() <= 0.05 * distance + 1e-9, (name, distance)
 
@@ -87,7 +87,7 @@ def test_ranks_equal_one_process(case: Case, world_size: int, launched: Callable
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_every_combination_equals_one_process(engine: str, world_size: int, tmp_path: Path) -> None:
-    # Some are among the pairs too.
+    # Some are also among the pairs.
     named = {case.name: case for case in [*(case for case, _ in TRIALS), *EVERY, *LONG] if case.engine == engine}
     cases = list(named.values())
     launch(cases, tmp_path / "ranks", launcher=torchrun(world_size), timeout=3000)
@@ -109,14 +109,14 @@ def test_compiled_layers_equal_one_process_that_does_not_compile(engine: str, pa
     check_case(replace(case, compiler=None), tmp_path / "ranks", world_size=2, scratch=tmp_path)
 
 
-# ---- a modality that does not come is held ----
+# ---- absent: hold ----
 
 
 @pytest.mark.parametrize(
     "steps", [40, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])], ids=lambda steps: f"{steps}"
 )
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_hold_leaves_an_absent_modality_untouched_to_the_bit(world_size: int, steps: int, tmp_path: Path) -> None:
+def test_hold_does_not_change_an_absent_modality(world_size: int, steps: int, tmp_path: Path) -> None:
     def case(steps: int, absent: str) -> Case:
         return Case(
             f"{absent}-{steps}",
@@ -145,9 +145,9 @@ def test_hold_leaves_an_absent_modality_untouched_to_the_bit(world_size: int, st
 # ---- sharded checkpoints ----
 
 
-def test_a_sharded_run_resumes_to_the_bit_and_on_another_number_of_ranks(tmp_path: Path) -> None:
+def test_sharded_resume_is_bit_identical_also_on_another_number_of_ranks(tmp_path: Path) -> None:
     saving = {"save_strategy": "steps", "save_steps": 2, "max_grad_norm": 1.0}
-    # dMRI is never stepped: its moments are in no checkpoint.
+    # dMRI is never stepped: checkpoints do not have its moments.
     whole = Case(
         "whole",
         "absent",
@@ -172,19 +172,19 @@ def test_a_sharded_run_resumes_to_the_bit_and_on_another_number_of_ranks(tmp_pat
     assert max((plain[name] - expected[name]).abs().max().item() for name in expected) < 1e-5
 
 
-# ---- each guard bites ----
+# ---- each check detects a broken rule ----
 
 SABOTAGED = {
     "around": Case("around", "random", sabotage="around"),
     "infinity": Case("infinity", "absent", sabotage="infinity"),
     "window": Case("window", "random", accumulation=2, dummy_loss={"absent": "hold"}, sabotage="window"),
-    # Last: where one sharded rank fails, all are ended.
+    # Last: if one sharded rank fails, all are terminated.
     "outside": Case("outside", "different", engine="fsdp2", sabotage="outside"),
 }
 MESSAGES = {
     "outside": "mixed torch.Tensor and DTensor",
     # The first of all parameters is named.
-    "around": "RankParityError: step 1: the ranks hold different values of .* the first is "
+    "around": "RankParityError: step 1: the ranks have different values of .* the first is "
     "model.vision_tower.rsfMRI_patch_embed.position_embedding",
     "infinity": "NonFiniteError: step 1: parameter model.vision_tower.dMRI_patch_embed",
 }
@@ -198,7 +198,7 @@ def sabotaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_a_broken_rule_stops_the_run_on_every_rank(name: str, sabotaged: Path) -> None:
+def test_broken_rule_stops_the_run_on_every_rank(name: str, sabotaged: Path) -> None:
     for rank in range(2):
         error = json.loads((sabotaged / f"{name}-{rank}.json").read_text())["error"]
         assert error is not None
@@ -212,7 +212,7 @@ def test_no_step_is_taken_with_an_infinite_parameter(sabotaged: Path, tmp_path: 
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_hold_that_forgets_the_window_is_noticed(sabotaged: Path, tmp_path: Path) -> None:
+def test_hold_by_the_last_batch_instead_of_the_window_is_detected(sabotaged: Path, tmp_path: Path) -> None:
     case = SABOTAGED["window"]
     results_of(case, sabotaged, world_size=2)
     run_case(replace(case, sabotage=None), output=tmp_path, simulated_world_size=2)
@@ -221,7 +221,7 @@ def test_hold_that_forgets_the_window_is_noticed(sabotaged: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_another_call_order_on_one_rank_is_noticed(tmp_path: Path) -> None:
+def test_another_call_order_on_one_rank_is_detected(tmp_path: Path) -> None:
     healthy = Case("healthy", "different", engine="fsdp2", parity_every=0)
     broken = replace(healthy, name="order", sabotage="order")
     errors = launch([healthy, broken], tmp_path, launcher=torchrun(2), timeout=120)

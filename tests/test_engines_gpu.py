@@ -1,4 +1,4 @@
-"""The engine matrix of `test_engines.py` on GPUs with NCCL: `uv run pytest -m gpu`, two ranks where there are two GPUs.
+"""The engine matrix of `test_engines.py` on GPUs with NCCL: `uv run pytest -m gpu`, two ranks if there are two GPUs.
 
 On one GPU it has one rank, which still passes through NCCL, DDP's reducer, FSDP2's sharding and the loss scaler.
 """
@@ -22,13 +22,13 @@ from safetensors.torch import load_file
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200)]
 
 NUM_RANKS = max(1, min(2, torch.cuda.device_count()))
-# Other shapes take other kernels, which add up in another order.
+# Other shapes use other kernels, which sum in another order.
 TOLERANCE = {"float64": 1e-9, "float32": 2e-5, "half": 5e-3}
 
 
 def on_gpu(case: Case, **arguments: Any) -> Case:
     settings = {**case.arguments, **arguments, "use_cpu": False}
-    # The kernel that keeps packed conversations apart knows half precision alone.
+    # The kernel for packed conversations supports half precision only.
     return replace(case, arguments=settings, packing=case.packing and bool(settings.get("bf16")))
 
 

@@ -1,4 +1,4 @@
-"""Which modules of umbrella_train know both data and model. Whether these know each other is import-linter's to say."""
+"""Modules of umbrella_train that import both umbrella_data and umbrella_model."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import umbrella_train
 
-# What joins the two is built, saved and asked in these; every other module leans on one side alone.
+# These build, save and use data and model together; every other module imports at most one of the two.
 MEETING_PLACES = {"assembly.build", "assembly.predict", "assembly.trained_model", "batches.collators", "processor"}
 
 
 def imported_packages(path: Path) -> set[str]:
-    """The top-level packages that a file imports anywhere, in functions as well."""
+    """The top-level packages that a file imports, also in functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -23,7 +23,7 @@ def imported_packages(path: Path) -> set[str]:
     return found
 
 
-def test_data_and_model_meet_in_few_modules():
+def test_few_modules_import_both_data_and_model():
     root = Path(str(files(umbrella_train)))
     paths = {".".join(path.relative_to(root).with_suffix("").parts): path for path in root.rglob("*.py")}
     assert len(paths) > 50

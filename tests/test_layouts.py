@@ -1,4 +1,4 @@
-"""The same samples in other layouts over batches, accumulation and ranks; and the dummy gradient's norm in each."""
+"""The same samples in different layouts over batches, accumulation and ranks, with the norm of the dummy gradient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engines import Case, run_case
 from launching import SCRIPT, launch, results_of, torchrun
 from safetensors.torch import load_file
 
-# Eight samples a step, with 2 to 5 supervised tokens and 0 to 3 scans each.
+# Eight samples per step, with 2 to 5 supervised tokens and 0 to 3 scans each.
 WHOLE = {
     scale: Case(f"8x1-{scale}", "samples", steps=10, batch_size=8, gradient_scale=scale)
     for scale in ("mean", "present")
@@ -48,7 +48,9 @@ def assert_equal_runs(folder: Path, name: str, *, whole: Path, whole_name: str) 
 
 @pytest.mark.parametrize("scale", WHOLE)
 @pytest.mark.parametrize(("batch_size", "accumulation"), LAYOUTS)
-def test_accumulation_changes_nothing(batch_size: int, accumulation: int, scale: str, whole: Path, tmp_path: Path):
+def test_accumulation_does_not_change_the_result(
+    batch_size: int, accumulation: int, scale: str, whole: Path, tmp_path: Path
+):
     case = reshaped(WHOLE[scale], batch_size, accumulation)
     assert run_case(case, output=tmp_path)["error"] is None
     assert_equal_runs(tmp_path, case.name, whole=whole, whole_name=WHOLE[scale].name)
@@ -59,7 +61,7 @@ RANKS = [
     for scale, case in WHOLE.items()
     for batch_size, accumulation in ((4, 1), (1, 4))
 ]
-# dMRI never comes.
+# dMRI is always absent.
 NORMS = [
     Case(
         f"norm-{engine}-{dtype}-{'autocast' if bf16 else 'plain'}-{accumulation}",
@@ -90,7 +92,7 @@ def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("case", RANKS, ids=lambda case: case.name)
-def test_two_ranks_change_nothing(case: Case, on_two_ranks: Path, whole: Path) -> None:
+def test_two_ranks_do_not_change_the_result(case: Case, on_two_ranks: Path, whole: Path) -> None:
     results_of(case, on_two_ranks, world_size=2)
     assert_equal_runs(on_two_ranks, case.name, whole=whole, whole_name=WHOLE[case.gradient_scale].name)
 

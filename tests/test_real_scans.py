@@ -1,4 +1,4 @@
-"""From a BIDS folder of real scans to a trained model that reloads to equal logits, by the commands a user types."""
+"""From a BIDS folder of real scans to a trained model that reloads to equal logits, by the commands of a user."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BIDS_SMALL = Path(umbrella_train.__file__).parent / "configs" / "bids_small.yaml
 
 @dataclass
 class TrainedRun:
-    """A finished run with the trainer that made it."""
+    """A finished run with its trainer."""
 
     folder: Path
     trainer: UmbrellaTrainer
@@ -101,28 +101,28 @@ def test_every_readable_scan_has_a_row_and_no_subject_is_in_two_splits(manifests
         for path in real_data.glob(f"sub-*/*/*_{suffix}.nii*")
     }
     unreadable = scans - paths
-    # Both runs hold voxels from a byte on that their headers do not name.
+    # The voxels of both runs start at a byte that their headers do not name.
     assert all("sub-nt01" in path and "bold" in path for path in unreadable)
     assert paths <= scans
     assert len(paths) >= 36
 
 
-def test_batches_of_one_modality_train_in_one_run(trained: TrainedRun) -> None:
+def test_one_run_has_batches_of_each_modality(trained: TrainedRun) -> None:
     assert [line["step"] for line in trained.steps] == list(range(1, NUM_STEPS + 1))
     active = [_active(step) for step in trained.steps]
     assert all(len(modalities) == 1 for modalities in active)
     assert set.union(*active) == {"T1", "rsfMRI", "dMRI"}
 
 
-def test_the_loss_is_finite_and_falls(trained: TrainedRun) -> None:
+def test_loss_is_finite_and_decreases(trained: TrainedRun) -> None:
     losses = [step["loss"] for step in trained.steps]
     assert all(math.isfinite(loss) for loss in losses)
     assert mean(losses[-5:]) < 0.7 * mean(losses[:5])
 
 
-def test_the_checkpoint_reloads_to_equal_logits(trained: TrainedRun) -> None:
+def test_reloaded_checkpoint_has_equal_logits(trained: TrainedRun) -> None:
     model = trained.trainer.accelerator.unwrap_model(trained.trainer.model).eval()
-    # No rsfMRI was held out of the two subjects who have one: training batches join those of the evaluation.
+    # Neither of the two subjects with rsfMRI is held out: training batches are added to those of the evaluation.
     batches = list(trained.trainer.get_eval_dataloader())
     for batch in trained.trainer.get_train_dataloader():
         if not {name for seen in batches for name in seen["pixel_values"]} >= set(batch["pixel_values"]):
@@ -132,14 +132,14 @@ def test_the_checkpoint_reloads_to_equal_logits(trained: TrainedRun) -> None:
         reloaded = UmbrellaForConditionalGeneration.from_pretrained(saved).eval()
         assert reloaded.config.modality_order == model.config.modality_order
         for batch in batches:
-            # Without it the model computes the logits of all positions.
+            # Without it the model computes the logits at all positions.
             batch.pop("supervised_index", None)
             with torch.no_grad():
                 expected, found = model(**batch).logits, reloaded(**batch).logits
             assert torch.equal(expected, found)
 
 
-def test_nothing_that_the_run_wrote_names_a_subject(trained: TrainedRun, manifests: Path) -> None:
+def test_no_file_of_the_run_names_a_subject(trained: TrainedRun, manifests: Path) -> None:
     rows = [
         json.loads(line)
         for name in ("train.jsonl", "test.jsonl")

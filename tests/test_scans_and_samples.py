@@ -8,7 +8,7 @@ import pytest
 import torch
 from toy import ORDER, build_collator, build_example, build_model
 
-# The scans of one modality lie in several samples, and a sample has one modality twice.
+# The scans of one modality are in several samples, and one sample has two of one modality.
 KINDS = [("dMRI", "T1", "T1"), (), ("T1",), ("rsfMRI", "dMRI"), ("dMRI", "rsfMRI", "T1")]
 OWNERS = {"rsfMRI": [3, 4], "T1": [0, 0, 2, 4], "dMRI": [0, 3, 4]}
 
@@ -16,7 +16,7 @@ OWNERS = {"rsfMRI": [3, 4], "T1": [0, 0, 2, 4], "dMRI": [0, 3, 4]}
 def collated(numbers: list[int], *, padding_side: str = "right") -> dict[str, Any]:
     collate = build_collator(padding_side=padding_side)
     batch = collate([build_example(KINDS[number], index=number) for number in numbers])
-    # Double precision leaves no room between rounding and a scan in the wrong place.
+    # In double precision, rounding is far smaller than the effect of a scan at the wrong position.
     return {**batch, "pixel_values": {name: scans.double() for name, scans in batch["pixel_values"].items()}}
 
 
@@ -35,7 +35,7 @@ def model() -> Any:
 
 # Rotary angles are computed in single precision, and left padding moves the positions.
 @pytest.mark.parametrize(("padding_side", "tolerance"), [("right", 1e-10), ("left", 1e-8)])
-def test_each_sample_is_answered_in_a_batch_as_it_is_alone(model: Any, padding_side: str, tolerance: float) -> None:
+def test_loss_of_a_sample_in_a_batch_equals_that_alone(model: Any, padding_side: str, tolerance: float) -> None:
     order = [3, 0, 4, 1, 2]
     with torch.no_grad():
         together = losses_of(model, collated(order, padding_side=padding_side))
@@ -47,9 +47,7 @@ def test_each_sample_is_answered_in_a_batch_as_it_is_alone(model: Any, padding_s
     ("modality", "first", "second"),
     [("T1", 0, 1), ("T1", 1, 2), ("T1", 2, 3), ("rsfMRI", 0, 1), ("dMRI", 0, 1), ("dMRI", 1, 2)],
 )
-def test_two_scans_that_change_places_change_their_samples_alone(
-    model: Any, modality: str, first: int, second: int
-) -> None:
+def test_exchanged_scans_change_only_their_samples(model: Any, modality: str, first: int, second: int) -> None:
     batch = collated([0, 1, 2, 3, 4])
     with torch.no_grad():
         before = losses_of(model, batch)
@@ -60,7 +58,7 @@ def test_two_scans_that_change_places_change_their_samples_alone(
 
 
 @pytest.mark.parametrize("number", range(5))
-def test_the_answer_of_a_sample_looks_at_its_own_scans_alone(model: Any, number: int) -> None:
+def test_answer_depends_only_on_the_scans_of_its_sample(model: Any, number: int) -> None:
     batch = collated([0, 1, 2, 3, 4])
     for scans in batch["pixel_values"].values():
         scans.requires_grad_()
@@ -70,7 +68,7 @@ def test_the_answer_of_a_sample_looks_at_its_own_scans_alone(model: Any, number:
         assert reached == [owner == number for owner in OWNERS[modality]]
 
 
-def test_a_batch_of_all_of_them_trains() -> None:
+def test_batch_of_all_samples_trains() -> None:
     model = build_model(seed=0).double().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
     batch = collated([0, 1, 2, 3, 4])

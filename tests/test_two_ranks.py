@@ -1,4 +1,4 @@
-"""Two gloo ranks with another modality on each, through the real trainer, model and collator."""
+"""Two gloo ranks with different modalities, with the real trainer, model and collator."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def test_two_ranks_equal_one_process_when_modalities_differ(case, results, tmp_p
     assert max((first[name] - reference[name]).abs().max().item() for name in first) < 1e-6
 
 
-def test_ddp_fails_and_says_why_when_dummy_loss_is_off(results):
+def test_ddp_without_the_dummy_loss_is_an_error_with_its_key(results):
     error = json.loads((results / "off-0.json").read_text())["error"]
     assert error is not None
     assert "dummy_loss.enabled: true" in error
 
 
-def test_log_tells_active_and_inactive_apart_when_a_modality_is_absent(results):
+def test_log_has_separate_keys_for_active_and_inactive_modalities(results):
     row = json.loads((results / "different-0.json").read_text())["log"][0]
     assert row["grad/[rsfMRI]/vision_tower.rsfMRI_patch_embed.proj"] > 1e-4
     assert row["grad/[inactive]/vision_tower.dMRI_patch_embed"] == pytest.approx(1e-7, rel=1e-4)

@@ -1,7 +1,7 @@
-"""Checks a finished demo run against what the README promises: `python tools/check_demo.py runs/demo`.
+"""Checks a finished demo run against the figures of the README: `python tools/check_demo.py runs/demo`.
 
-Every modality must answer at least 95 % of its held-out questions rightly; with another subject's scan, or with none,
-the accuracy must lie within the binomial interval of chance.
+Each modality must have an accuracy of at least 95 % on its held-out questions; with another subject's scan, or without
+one, the accuracy must be in the binomial interval of chance.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MIN_SUBJECTS = 64
 
 
 def find_problems(metrics: dict[str, float]) -> list[str]:
-    """Say which promises an evaluation line of metrics.jsonl breaks."""
+    """Lists the expectations that an evaluation line of metrics.jsonl does not meet."""
     problems = []
     for modality in MODALITIES:
         subjects, accuracy = metrics[f"eval/subjects/{modality}"], metrics[f"eval/accuracy/{modality}"]
@@ -35,7 +35,7 @@ def find_problems(metrics: dict[str, float]) -> list[str]:
 
 
 def main() -> int:
-    """Check the run named on the command line; 0 if it keeps every promise."""
+    """Checks the run named on the command line; 0 if it meets all expectations."""
     run = Path(sys.argv[1])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     evaluations = [line for line in lines if "eval/accuracy/T1" in line]
@@ -43,7 +43,7 @@ def main() -> int:
         print(f"{run}: has no evaluation or no report")
         return 1
     problems = find_problems(evaluations[-1])
-    print("\n".join(problems) if problems else f"{run}: every modality looks at its scans")
+    print("\n".join(problems) if problems else f"{run}: the answers of every modality depend on its scans")
     return bool(problems)
 
 

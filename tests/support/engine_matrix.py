@@ -1,4 +1,4 @@
-"""The cases of the engine matrix: every two settings together, and all combinations."""
+"""The cases of the engine matrix: every pair of settings, and all combinations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPTIONS: dict[str, Sequence[Any]] = {
 }
 
 
-# Settings that every engine has besides, and the number of ranks.
+# Other settings of every engine, and the number of ranks.
 MORE_OPTIONS: dict[str, Sequence[Any]] = {
     **OPTIONS,
     "learn": ["full", "lora", "patch_embed_only"],
@@ -43,7 +43,7 @@ def build_case(
     """One combination as a case."""
     dummy_loss: dict[str, Any] = {"absent": absent}
     if steps_as == "adam64":
-        # The dummy gradient itself would differ by its own rounding; zero keeps the graph and nothing else.
+        # The dummy gradient would differ by rounding; zero keeps only the graph.
         dummy_loss["scale"] = 0.0
     words = [engine, schedule, steps_as, str(accumulation), "ckpt" if gradient_checkpointing else "keep", absent]
     return Case(

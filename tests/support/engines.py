@@ -1,4 +1,4 @@
-"""Training cases that run alike in one process and on several ranks, for comparison bit by bit."""
+"""Training cases that run in one process and on several ranks, for bitwise comparison."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ class Case:
     Attributes:
         name: Name of its result files.
         schedule: Which modalities each rank sees at each step; see `kinds_of`.
-        steps: Optimiser steps.
-        accumulation: Micro-batches a rank and step.
-        optim: Hugging Face's name of the optimiser.
+        steps: Optimizer steps.
+        accumulation: Micro-batches per rank and step.
+        optim: Hugging Face's name of the optimizer.
         dummy_loss: Settings of the dummy loss.
-        engine: As of the trainer.
-        gradient_scale: As of the trainer.
-        packing: As of the trainer.
+        engine: As in `UmbrellaTrainer`, like the following two.
+        gradient_scale: Tokens that gradients are averaged over.
+        packing: Whether batches are packed.
         dtype: Of the parameters: float32, float64 or bfloat16.
         batch_size: Samples of a rank's micro-batch.
         learn: Parts or preset of `set_trainable`.
         compiler: Backend to compile the layers with.
         resume: A checkpoint to resume from.
         sabotage: A rule to break, see `sabotage.py`.
-        parity_every: As of the trainer.
+        parity_every: Steps between comparisons of the ranks.
         arguments: More training arguments.
     """
 
@@ -83,11 +83,11 @@ def kinds_of(schedule: str, *, step: int, rank: int, number: int, batch_size: in
     """The modalities of each sample of one rank's batch.
 
     Args:
-        schedule: `different`: another modality on each rank; `same`: one modality on all; `text`: rank 0 has text
-            alone; `absent`: dMRI never comes; `vanishes`: dMRI comes once; `all`: every batch has all; `random`: any
-            samples of 0 to 3 scans; `samples`: the same, drawn sample by sample, so that they do not depend on how
-            they are shared out.
-        step: The optimiser step.
+        schedule: `different`: another modality on each rank; `same`: one modality on all; `text`: rank 0 has only
+            text; `absent`: no batch has dMRI; `vanishes`: only the first step has dMRI; `all`: every batch has all;
+            `random`: any samples of 0 to 3 scans; `samples`: the same, random by the number of the sample, so that
+            they do not depend on their distribution to batches and ranks.
+        step: The optimizer step.
         rank: The rank.
         number: Number of the micro-batch in the whole run.
         batch_size: Samples of the micro-batch.
@@ -112,7 +112,7 @@ def kinds_of(schedule: str, *, step: int, rank: int, number: int, batch_size: in
 
 
 class ScheduledTrainer(UmbrellaTrainer):
-    """Takes this rank's batches in the data set's own order."""
+    """Uses this rank's batches in the order of the data set."""
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches rank, rank + world_size, ..."""
@@ -135,8 +135,8 @@ def build_dataset(case: Case, *, world_size: int) -> ToyDataset:
 def keep_double(model: Any) -> Any:
     """A model in float64 throughout: Hugging Face's loss and RMSNorm round to float32 on the way.
 
-    In float32 a third of three times a gradient is another number than the gradient, and Adam makes a step of the
-    difference where a sum over tokens cancels.
+    In float32 a third of three times a gradient differs from the gradient, and Adam turns the difference into a step
+    where a sum over tokens cancels.
     """
     model = model.double()
     model.loss_function = _loss_in_double
@@ -155,12 +155,12 @@ def _norm_in_double(norm: Qwen2RMSNorm, hidden_states: Tensor) -> Tensor:
 
 
 def build_case_model(case: Case) -> Any:
-    """The model that a case starts from, the same on every rank."""
+    """The initial model of a case, the same on every rank."""
     with built_whole():
         model = build_model(seed=0)
-    set_attention(model, None)  # as a run does it
+    set_attention(model, None)  # as in a run
     if case.learn is not None:
-        torch.manual_seed(1)  # adapters start at random
+        torch.manual_seed(1)  # adapters have random initial weights
         set_trainable(model, case.learn)
     if case.dtype == "float64":
         return keep_double(model)
@@ -176,15 +176,15 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
         simulated_world_size: In one process: the number of ranks whose batches it accumulates.
 
     Returns:
-        What `NAME-RANK.json` has.
+        The content of `NAME-RANK.json`.
     """
-    # Not of torch.distributed: the first case of a process starts the group itself.
+    # From the environment: the first case of a process initialises torch.distributed.
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     ranks = simulated_world_size or world_size
     model = build_case_model(case)
     settings = dict(case.arguments)
     if settings.pop("gradient_checkpointing", False):
-        # As a run does it.
+        # As in a run.
         checkpoint_parts(model, ("vision_tower", "language_model"))
     if case.compiler is not None:
         torch._dynamo.reset()
@@ -245,7 +245,7 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
     result["has_scaler"] = trainer.accelerator.scaler is not None
     (output / f"{case.name}-{rank}.json").write_text(json.dumps(result))
     if result["error"] is not None and (case.engine == "fsdp2" or trainer.is_deepspeed_enabled):
-        # The other ranks wait in a collective that will not come: an orderly end is not to be had.
+        # The other ranks wait in a collective that is not called here: they cannot end normally.
         os._exit(1)
     # A state dict shares memory between tied weights: each tensor is copied.
     state = {name: tensor.clone().contiguous() for name, tensor in _whole_state(trainer, model).items()}
@@ -259,7 +259,7 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
 
 
 def _whole_state(trainer: UmbrellaTrainer, model: torch.nn.Module) -> dict[str, Tensor]:
-    """The parameters whole: of ZeRO-3 on the first rank alone."""
+    """The unsharded parameters; under ZeRO-3 only on the first rank."""
     if not trainer.is_deepspeed_enabled:
         return whole_state_dict(model, keep=True)
     return trainer.accelerator.get_state_dict(trainer.deepspeed) or {}

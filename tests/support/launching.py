@@ -1,4 +1,4 @@
-"""Starts cases on several ranks and reads what they left."""
+"""Starts cases on several ranks and reads their results."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ SCRIPT = Path(__file__).parent / "engines.py"
 
 
 def torchrun(world_size: int) -> list[str]:
-    """The command that starts so many ranks of this machine."""
+    """The command that starts a number of ranks on this machine."""
     return ["torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
 
 
 def launch(cases: Sequence[Case], folder: Path, *, launcher: Sequence[str], timeout: float = 280) -> str:
-    """Runs cases on several ranks in one process group; all of it is killed where it takes longer than the timeout.
+    """Runs cases on several ranks in one process group; all of them are killed after the timeout.
 
     Args:
         cases: What to train, one after the other.
-        folder: For the results, and all that the ranks print.
+        folder: Folder of the results and the output of the ranks.
         launcher: Python module that starts the ranks, with its arguments.
         timeout: In seconds.
 
     Returns:
-        What the ranks wrote to stderr.
+        The stderr of the ranks.
     """
     folder.mkdir(exist_ok=True)
     (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
@@ -53,7 +53,7 @@ def launch(cases: Sequence[Case], folder: Path, *, launcher: Sequence[str], time
         try:
             process.wait(timeout)
         except subprocess.TimeoutExpired:
-            # Ranks are in sessions of their own: each is killed by its number.
+            # Each rank has its own session: it is killed by its process id.
             ranks = psutil.Process(process.pid).children(recursive=True)
             for each in [*ranks, process]:
                 with suppress(psutil.NoSuchProcess):
@@ -62,7 +62,7 @@ def launch(cases: Sequence[Case], folder: Path, *, launcher: Sequence[str], time
 
 
 def results_of(case: Case, folder: Path, *, world_size: int) -> tuple[list[dict[str, Any]], list[dict[str, Tensor]]]:
-    """The log and the weights of every rank; fails where one did not get there or ended with an error."""
+    """The log and the weights of every rank; fails if one has none or ended with an error."""
     logs, weights = [], []
     for rank in range(world_size):
         path = folder / f"{case.name}-{rank}.json"

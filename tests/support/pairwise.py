@@ -1,4 +1,4 @@
-"""Few combinations that hold every pair of values: enough to find what two settings do to each other."""
+"""Few combinations that contain every pair of values, to find interactions of two settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Breaks one rule of the dummy loss on purpose, to show that a test notices."""
+"""Breaks one rule of the dummy loss, to show that a check detects it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from umbrella_train.trainer.trainer import UmbrellaTrainer
 
 
 def break_call_order(trainer: UmbrellaTrainer) -> None:
-    """Calls the patch embeds in another order on odd ranks, as where absent ones come last."""
+    """Calls the patch embeds in another order on odd ranks: absent ones last."""
     tower = _tower(trainer)
     if trainer.args.process_index % 2:
         tower.modality_order = tuple(reversed(tower.modality_order))
 
 
 def compute_outside_forward(trainer: UmbrellaTrainer) -> None:
-    """Adds the terms in the trainer, from parameters that the wrapped forward did not touch."""
+    """Adds the terms in the trainer, from parameters that the wrapped forward did not use."""
     tower, forward = _tower(trainer), UmbrellaVisionTower.forward
 
     def without_terms(*args: Any, **kwargs: Any) -> Any:
@@ -42,7 +42,7 @@ def compute_outside_forward(trainer: UmbrellaTrainer) -> None:
 
 
 def go_around_the_wrapper(trainer: UmbrellaTrainer) -> None:
-    """Computes the loss on `model.module`: DDP then reduces nothing, and says nothing."""
+    """Computes the loss on `model.module`: DDP then reduces nothing, without an error."""
     compute = trainer.compute_loss
 
     def unwrapped(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -52,13 +52,13 @@ def go_around_the_wrapper(trainer: UmbrellaTrainer) -> None:
 
 
 def forget_the_window(trainer: UmbrellaTrainer) -> None:
-    """Lets `hold` look at the last micro-batch alone."""
+    """Lets `hold` use only the last micro-batch."""
     see = trainer._window.see
     trainer._window.see = lambda batches: see(batches[-1:])
 
 
 def sum_in_another_order(trainer: UmbrellaTrainer) -> None:
-    """Sums positions before the projection, so that gradients are ready in another order than in a real batch."""
+    """Sums positions before the projection, so that the order of gradients differs from that of a real batch."""
 
     def dummy_term(embed: Any) -> Any:
         parameters = [embed.position_embedding, *embed.proj.parameters()]
@@ -72,7 +72,7 @@ def sum_in_another_order(trainer: UmbrellaTrainer) -> None:
 
 
 def plant_infinity(trainer: UmbrellaTrainer) -> None:
-    """Sets one weight of the patch embed that never comes (schedule `absent`) to infinity."""
+    """Sets one weight of the patch embed that is always absent (schedule `absent`) to infinity."""
     with torch.no_grad():
         next(_tower(trainer).patch_embed("dMRI").parameters()).view(-1)[0] = float("inf")
 

@@ -1,4 +1,4 @@
-"""A loss scaler on several ranks of a CPU, where the Trainer has none: the gradient norms after unscaling."""
+"""A loss scaler on several ranks of a CPU, which the Trainer does not support: gradient norms after unscaling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from umbrella_train import DummyLoss
 
 
 def scaled_norms(accumulation: int) -> dict[str, Any]:
-    """One optimiser step of T1 alone with DDP, bfloat16 autocast and a scaler around model and dummy loss."""
+    """One optimizer step of only T1 with DDP, bfloat16 autocast and a scaler around model and dummy loss."""
     model = DistributedDataParallel(build_model(seed=0).train())
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

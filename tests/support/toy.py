@@ -14,7 +14,7 @@ from umbrella_train.batches.collators import SupervisedCollator
 
 VOCABULARY = 64
 IMAGE_TOKEN, PADDING = 63, 0
-# Not alphabetical: a table sorted on its way would be noticed.
+# Not alphabetical, so that a sorted table is noticed.
 ORDER = ("rsfMRI", "T1", "dMRI")
 PATCH_EMBEDS = {
     "T1": PatchEmbedConfig((8, 8, 8), (4, 4, 4)),
@@ -50,13 +50,13 @@ def build_model(
 
 
 def build_collator(order: Sequence[str] = ORDER, *, padding_side: str = "right") -> PaddingCollator:
-    """The collator that fits the model, as a run has it: on the right side it names the supervised positions."""
+    """The collator of a run for the model; with right padding it adds the supervised positions."""
     kind = SupervisedCollator if padding_side == "right" else PaddingCollator
     return kind(pad_token_id=PADDING, modality_order=list(order), padding_side=padding_side)
 
 
 def build_example(modalities: Sequence[str], *, index: int, num_supervised: int | None = None) -> Example:
-    """One conversation with these scans, drawn from its index alone; lengths and supervised tokens are ragged."""
+    """One conversation with these scans, random by its index; lengths and supervised tokens vary."""
     generator = torch.Generator().manual_seed(1000 + index)
 
     def words(count: int) -> torch.Tensor:
@@ -96,9 +96,9 @@ class ToyDataset(Dataset[Example]):
         return build_example(self.kinds[index % len(self)], index=index)
 
     def modalities(self, index: int) -> tuple[str, ...]:
-        """As of a `ConversationDataset`."""
+        """As in `ConversationDataset`."""
         return self.kinds[index % len(self)]
 
     def modality_sets(self) -> frozenset[frozenset[str]]:
-        """As of a `ConversationDataset`."""
+        """As in `ConversationDataset`."""
         return frozenset(frozenset(kind) for kind in self.kinds)

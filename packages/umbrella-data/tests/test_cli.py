@@ -1,4 +1,4 @@
-"""The command writes what it says, and ends with words and an exit code where it cannot."""
+"""The subcommands write their files, and end with a message and an exit code if they cannot."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ def test_from_bids_writes_manifests_and_lists_scans(nifti, random_voxels, tmp_pa
     assert "5 subjects, 8 rows" in printed
     assert f"manifest: {out / 'train.jsonl'}" in printed
     assert f"data_root: {root}" in printed
-    assert "scans that cannot be used: 1" in printed
+    assert "unusable scans: 1" in printed
     assert "sub-0_T1w.nii.gz" in printed
 
 
-def test_from_bids_takes_labels_of_several_tables(nifti, random_voxels, tmp_path, capsys):
+def test_from_bids_reads_labels_of_several_tables(nifti, random_voxels, tmp_path, capsys):
     nifti.write(random_voxels(4, 5, 6), "bids/sub-1/anat/sub-1_T1w.nii.gz")
     (tmp_path / "a.tsv").write_text("participant_id\tage\n1\t30\n")
     (tmp_path / "b.csv").write_text("participant_id,icv\nsub-1,1512345.5\n")
     tables = ["--participants", str(tmp_path / "a.tsv"), "--participants", str(tmp_path / "b.csv")]
     words = ["from-bids", str(tmp_path / "bids"), "--out", str(tmp_path), "--test-fraction", "0"]
     assert main([*words, *tables, "--number", "icv:mm3"]) == 0
-    said = {
+    answers = {
         sample.task: sample.messages[-1].text
         for sample in read_manifest(tmp_path / "train.jsonl", data_root=tmp_path / "bids")
     }
-    assert said == {"modality": "a T1-weighted structural scan", "age": "30", "icv": "1512345.5"}
+    assert answers == {"modality": "a T1-weighted structural scan", "age": "30", "icv": "1512345.5"}
     assert "note: 1 of 1 subjects of the table have a scan\n" in capsys.readouterr().out
     assert main([*words, "--participants", str(tmp_path / "typo.tsv")]) == 1
     assert "typo.tsv" in capsys.readouterr().err
 
 
 @pytest.mark.isolated
-def test_from_bids_without_dipy_ends_before_a_scan_is_read_unless_dwi_is_left_out(
+def test_from_bids_without_dipy_ends_before_a_scan_is_read_unless_dwi_is_skipped(
     nifti, random_voxels, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "dipy", None)
@@ -59,8 +59,8 @@ def test_from_bids_without_dipy_ends_before_a_scan_is_read_unless_dwi_is_left_ou
         patch.setattr("umbrella_data.bids.manifests.read_metadata", None)
         assert main(words) == 1
     error = capsys.readouterr().err
-    for said in (f"{dwi}: ", "pip install dipy", "--modality T1"):
-        assert said in error
+    for text in (f"{dwi}: ", "pip install dipy", "--modality T1"):
+        assert text in error
     assert main([*words, "--modality", "T1w", "--modality", "rsfMRI"]) == 0
     printed = capsys.readouterr().out
     assert "note: scans of other modalities, left out: 1 dMRI\n" in printed
@@ -95,7 +95,7 @@ def test_from_bids_reads_a_tree_of_links_under_a_wider_data_root(nifti, random_v
     assert manifest[0].scans[0].paths == (tree / "sub-0/anat/sub-0_T1w.nii",)
 
 
-def test_from_bids_tells_of_contents_that_were_not_fetched(tmp_path, capsys):
+def test_from_bids_lists_contents_that_were_not_fetched(tmp_path, capsys):
     for i in range(7):
         anat = tmp_path / f"sub-{i}/anat"
         anat.mkdir(parents=True)
@@ -124,27 +124,27 @@ def test_from_bids_counts_and_names_scans_with_warnings(nifti, random_voxels, tm
     assert "warnings about" not in capsys.readouterr().out
 
 
-def test_from_bids_when_nothing_is_readable_fails(tmp_path, capsys):
+def test_from_bids_without_a_readable_scan_fails(tmp_path, capsys):
     (tmp_path / "sub-1/anat").mkdir(parents=True)
     (tmp_path / "sub-1/anat/sub-1_T1w.nii").write_bytes(b"no scan")
     assert main(["from-bids", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     assert "no readable scan" in capsys.readouterr().err
 
 
-def test_from_bids_when_there_is_no_tree_says_so(tmp_path, capsys):
+def test_from_bids_of_a_missing_tree_fails(tmp_path, capsys):
     assert main(["from-bids", str(tmp_path / "nowhere"), "--out", str(tmp_path)]) == 1
     assert "nowhere" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["from-bids"], ["from-bids", "a", "--out", "b", "--test-fraction", "1.5"]])
-def test_arguments_when_wrong_end_with_usage(arguments, capsys):
+def test_wrong_arguments_end_with_usage(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
     assert "usage: umbrella-data" in capsys.readouterr().err
 
 
-def test_demo_writes_a_cohort_that_reads_back(tmp_path, capsys):
+def test_demo_writes_a_valid_cohort(tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path), "--num-train", "2", "--num-test", "1"]) == 0
     assert f"wrote {tmp_path / 'train.jsonl'}" in capsys.readouterr().out
     for name in ("train", "test"):
@@ -163,7 +163,7 @@ def test_demo_writes_a_cohort_that_reads_back(tmp_path, capsys):
         (["from-bids", ".", "--out", "a.jsonl/manifests"], "a.jsonl/manifests"),
     ],
 )
-def test_path_when_wrong_ends_with_one_message_before_a_scan_is_read(
+def test_wrong_path_ends_with_one_message_before_a_scan_is_read(
     words, path, make_row, write_manifest, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -176,7 +176,7 @@ def test_path_when_wrong_ends_with_one_message_before_a_scan_is_read(
 
 
 @pytest.mark.parametrize("words", [["--help"], ["check", "a.jsonl"]])
-def test_reader_who_leaves_early_ends_the_command_quietly(
+def test_closed_pipe_ends_the_command_without_an_error_message(
     words, nifti, random_voxels, make_row, write_manifest, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -190,7 +190,7 @@ def test_reader_who_leaves_early_ends_the_command_quietly(
     assert "rror" not in capsys.readouterr().err
 
 
-def test_report_of_check_is_written_whoever_reads_the_table(
+def test_check_writes_its_report_before_it_prints(
     nifti, random_voxels, make_row, write_manifest, tmp_path, monkeypatch
 ):
     nifti.write(random_voxels(4, 5, 6), "a_0.nii.gz")

@@ -1,4 +1,4 @@
-"""What the tests of this package share: a toy model with its trainer, and a tiny cohort on disk with its config."""
+"""Shared fixtures: a toy model with its trainer, and a tiny cohort on disk with its config."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from umbrella_train.batches.collators import SupervisedCollator
 from umbrella_train.config import DummyLossConfig, RunConfig
 from umbrella_train.trainer.trainer import UmbrellaTrainer
 
-# On models this small threads cost more than they give.
+# For models this small threads cost more than they save.
 torch.set_num_threads(1)
 
 VOCABULARY, IMAGE_TOKEN, PADDING = 64, 63, 0
-# Not alphabetical: a table sorted on its way would be noticed.
+# Not alphabetical, so that a sorted table is noticed.
 ORDER = ("rsfMRI", "T1", "dMRI")
 PATCH_EMBEDS = {
     "rsfMRI": PatchEmbedConfig((8, 8, 4, 4), (4, 4, 4, 2)),
@@ -58,7 +58,7 @@ def build_model() -> UmbrellaForConditionalGeneration:
 
 @pytest.fixture
 def make_example() -> Callable[..., Example]:
-    """An example with these scans, drawn from its index alone."""
+    """An example with these scans, random by its index."""
     return build_example
 
 
@@ -84,12 +84,12 @@ def build_example(kind: Sequence[str], index: int) -> Example:
 
 @pytest.fixture
 def collate() -> PaddingCollator:
-    """The collator that fits the model."""
+    """The collator for the model."""
     return PaddingCollator(pad_token_id=PADDING, modality_order=list(ORDER))
 
 
 class ToyDataset(Dataset[Example]):
-    """Examples with given scans, in batches that are given too."""
+    """Examples with given scans, in given batches."""
 
     def __init__(self, batches: Sequence[Sequence[Kind]]) -> None:
         self.kinds = [kind for batch in batches for kind in batch]
@@ -104,7 +104,7 @@ class ToyDataset(Dataset[Example]):
 
 
 class ToyTrainer(UmbrellaTrainer):
-    """Takes the batches of its data sets as they are given."""
+    """Uses the batches of its data sets in their order."""
 
     def _build_loader(self, dataset: Any, batch_size: int, *, shuffle: bool) -> DataLoader[Any]:
         return DataLoader(dataset, batch_sampler=dataset.batches, collate_fn=self.data_collator)
@@ -112,13 +112,13 @@ class ToyTrainer(UmbrellaTrainer):
 
 @dataclass
 class Trained:
-    """What a short training leaves to look at.
+    """Results of a short training.
 
     Attributes:
         trainer: With the model in its last state.
-        gradients: Of every parameter, before each optimizer step; None where there was none.
+        gradients: Of every parameter, before each optimizer step; None without one.
         before: The parameters before the first step.
-        log: The lines of the log that hold a loss.
+        log: The lines of the log with a loss.
     """
 
     trainer: ToyTrainer
@@ -127,7 +127,7 @@ class Trained:
     log: list[dict[str, float]]
 
     def norm(self, modality: str, *, step: int = 0, part: str = "") -> float | None:
-        """Norm over all gradients of a modality's patch embed (or of a part of it), None where there is none."""
+        """Norm of all gradients of a modality's patch embed (or of a part of it), None without gradients."""
         start = f"vision_tower.{modality}_patch_embed.{part}"
         found = [gradient for name, gradient in self.gradients[step].items() if start in name]
         assert found, start
@@ -225,7 +225,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> DemoCohort:
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scans that were prepared once."""
+    """Cache of prepared scans."""
     return tmp_path_factory.mktemp("cache")
 
 

@@ -38,7 +38,7 @@ def _restore_logging(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.ModuleType:
-    """A fake `umbrella_train.run.training` that records its calls."""
+    """Fake `umbrella_train.run.training` and `evaluation` that record their calls."""
     module = types.ModuleType("umbrella_train.run.training")
     module.calls = []
 
@@ -51,8 +51,9 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.ModuleType:
         return SCORES
 
     module.train, module.evaluate_run = train, evaluate_run
-    monkeypatch.setitem(sys.modules, "umbrella_train.run.training", module)
-    monkeypatch.setattr("umbrella_train.run.training", module, raising=False)
+    for name in ("umbrella_train.run.training", "umbrella_train.run.evaluation"):
+        monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setattr(name, module, raising=False)
     return module
 
 
@@ -177,7 +178,7 @@ def test_eval_passes_its_options_and_prints_a_table(
 def test_eval_reports_which_files_it_wrote(
     run: types.ModuleType, run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    messages = logging.getLogger("umbrella_train.run.training")
+    messages = logging.getLogger("umbrella_train.run.evaluation")
     monkeypatch.setattr(run, "evaluate_run", lambda folder, **options: messages.info("nothing was written") or SCORES)
     cli.eval_command([str(run_folder), "--json"])
     printed = capsys.readouterr()

@@ -46,7 +46,7 @@ def test_an_answer_ends_at_the_templates_end_of_turn(
     assert end.decode(generated, tokenizer) == "yes"
 
 
-def test_the_tokenizer_of_the_demo_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_tokenizer_of_the_demo_gives_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = build_byte_tokenizer()
     find_end_of_turn(tokenizer, image_token_id=image_token_id(tokenizer))
     assert not caplog.records

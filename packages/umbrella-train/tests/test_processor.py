@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from transformers import AutoProcessor
@@ -16,7 +18,7 @@ from umbrella_data import ScanError, read_manifest
 from umbrella_data.manifest.sample import Sample
 from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_train import cli
-from umbrella_train.assembly.build import Parts, build_parts
+from umbrella_train.assembly.build import TrainingComponents, build_components
 from umbrella_train.assembly.predict import find_model, predict
 from umbrella_train.config import DatasetConfig, RunConfig
 from umbrella_train.errors import RunError
@@ -29,23 +31,23 @@ def config(make_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="module")
-def parts(config: RunConfig) -> Parts:
-    parts = build_parts(config)
-    # Random weights say the same to every scan.
+def components(config: RunConfig) -> TrainingComponents:
+    components = build_components(config)
+    # Random weights give the same answer to every scan.
     torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in parts.model.parameters():
+        for parameter in components.model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    return parts
+    return components
 
 
 @pytest.fixture(scope="module")
-def run_folder(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has ended, as far as a question goes."""
+def run_folder(components: TrainingComponents, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a finished run that prediction needs."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "config.yaml").write_text("{}")
-    parts.model.save_pretrained(folder / "model")
-    parts.processor().save_pretrained(folder / "model")
+    components.model.save_pretrained(folder / "model")
+    components.processor().save_pretrained(folder / "model")
     return folder
 
 
@@ -87,17 +89,17 @@ def assert_equal_batches(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         torch.testing.assert_close(volume.float(), theirs["pixel_values"][name].float(), atol=5e-3, rtol=1e-3)
 
 
-def test_a_batch_is_that_of_the_data_set(
-    processor: UmbrellaProcessor, parts: Parts, config: RunConfig, cohort: DemoCohort
+def test_a_batch_equals_that_of_the_data_set(
+    processor: UmbrellaProcessor, components: TrainingComponents, config: RunConfig, cohort: DemoCohort
 ) -> None:
-    dataset = parts.dataset(DatasetConfig(manifest=cohort.test_manifest), config=config, augment=False)
+    dataset = components.dataset(DatasetConfig(manifest=cohort.test_manifest), config=config, augment=False)
     chosen = [0, 1, 2, len(dataset) - 1]
     examples = [messages_of(dataset.sample(index)) for index in chosen]
-    trained = parts.collator()([dataset[index] for index in chosen])
+    trained = components.collator()([dataset[index] for index in chosen])
     del trained["supervised_index"]
     assert_equal_batches(processor(examples), trained)
     prompts = [messages[:-1] for messages in examples]
-    expected = parts.collator(padding_side="left")([dataset.prompt(index) for index in chosen])
+    expected = components.collator(padding_side="left")([dataset.prompt(index) for index in chosen])
     del expected["labels"]
     assert_equal_batches(processor(prompts), expected)
 
@@ -112,6 +114,21 @@ def test_a_question_after_an_answer_keeps_both(processor: UmbrellaProcessor, sam
     assert longer.shape[1] > shorter.shape[1]
 
 
+def test_the_mask_of_a_scan_is_applied(processor: UmbrellaProcessor, sample: Sample, tmp_path: Path) -> None:
+    messages = messages_of(sample)[:1]
+    image = next(item for item in messages[0]["content"] if item["type"] == "image")
+    scan = nib.load(image["path"][0])
+    brain = np.zeros(scan.shape[:3], dtype=np.uint8)
+    brain[: scan.shape[0] // 2] = 1
+    nib.save(nib.Nifti1Image(brain, scan.affine), tmp_path / "mask.nii.gz")
+    whole = processor(messages)["pixel_values"]["T1"]
+    image["mask"] = str(tmp_path / "mask.nii.gz")
+    masked = processor(messages)["pixel_values"]["T1"]
+    outside = [float((volume == volume.flatten()[0]).float().mean()) for volume in (whole, masked)]
+    assert outside[0] < 0.1
+    assert 0.3 < outside[1] < 0.7
+
+
 def test_the_saved_processor_names_no_file(run_folder: Path, cohort: DemoCohort) -> None:
     content = (run_folder / "model" / "processor_config.json").read_text()
     assert json.loads(content)["modality_order"] == ["rsfMRI", "T1", "dMRI"]
@@ -122,14 +139,14 @@ def test_the_saved_processor_names_no_file(run_folder: Path, cohort: DemoCohort)
 @pytest.mark.parametrize(
     ("messages", "says"),
     [
-        ([{"role": "doctor", "content": "Hm."}], "conversation 1, turn 1: must be an object with a role"),
-        ([{"role": "user", "content": []}], "content must be a text, or a list"),
-        ([{"role": "user", "content": [{"type": "image", "path": "a.nii"}]}], "an item is"),
-        ([{"role": "system", "content": "Be brief."}], "needs a turn of the user"),
+        ([{"role": "doctor", "content": "Hm."}], r"conversation 1: messages\[0\] must be an object with a role"),
+        ([{"role": "user", "content": []}], r"messages\[0\].content must be a text"),
+        ([{"role": "user", "content": [{"type": "image", "path": "a.nii"}]}], "needs a 'modality'"),
+        ([{"role": "system", "content": "Be brief."}], "roles are system"),
         (
             [{"role": "user", "content": "?"},
              {"role": "assistant", "content": [{"type": "image", "modality": "T1", "path": "a.nii"}]}],
-            "scans belong to user turns",
+            r"messages\[1\]: a scan",
         ),
     ],
 )  # fmt: skip
@@ -155,26 +172,26 @@ def test_decoding_stops_at_the_end_of_the_turn(processor: UmbrellaProcessor) -> 
 # ---- predict ----
 
 
-def test_an_answer_is_that_of_the_model_and_its_folder_may_be_named_in_two_ways(
+def test_predict_gives_the_models_answer_for_a_run_or_model_folder(
     run_folder: Path,
     processor: UmbrellaProcessor,
-    parts: Parts,
+    components: TrainingComponents,
     sample: Sample,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scans = [(scan.modality, scan.paths) for scan in sample.scans]
     batch = processor(question_with_scans("Old or young?", scans))
-    ids = parts.model.eval().generate(**batch, max_new_tokens=5, do_sample=False)
+    ids = components.model.eval().generate(**batch, max_new_tokens=5, do_sample=False)
     (expected,) = processor.decode_answers(ids, prompt_length=batch["input_ids"].shape[1])
     before = sorted(run_folder.rglob("*"))
     stops: list[object] = []
-    generate = type(parts.model).generate
+    generate = type(components.model).generate
 
     def note_stops(model: Any, **options: Any) -> Any:
         stops.append(options.get("eos_token_id"))
         return generate(model, **options)
 
-    monkeypatch.setattr(type(parts.model), "generate", note_stops)
+    monkeypatch.setattr(type(components.model), "generate", note_stops)
     for folder in (run_folder, run_folder / "model"):
         answer = predict(folder, question="Old or young?", scans=scans, max_new_tokens=5, device="cpu")
         assert answer == expected
@@ -182,7 +199,7 @@ def test_an_answer_is_that_of_the_model_and_its_folder_may_be_named_in_two_ways(
     assert sorted(run_folder.rglob("*")) == before
 
 
-def test_a_question_may_go_without_scans_or_with_several(run_folder: Path, cohort: DemoCohort, sample: Sample) -> None:
+def test_a_question_may_have_no_scan_or_several(run_folder: Path, cohort: DemoCohort, sample: Sample) -> None:
     samples = read_manifest(cohort.test_manifest)
     series = next(samples[i] for i in range(len(samples)) if samples[i].modalities == ("rsfMRI",))
     (t1,), (bold,) = sample.scans[0].paths, series.scans[0].paths
@@ -190,9 +207,7 @@ def test_a_question_may_go_without_scans_or_with_several(run_folder: Path, cohor
         assert isinstance(predict(run_folder, question="?", scans=scans, max_new_tokens=2, device="cpu"), str)
 
 
-def test_a_scan_that_cannot_be_trusted_and_an_unknown_modality_are_rejected(
-    run_folder: Path, sample: Sample, tmp_path: Path
-) -> None:
+def test_a_damaged_scan_and_an_unknown_modality_are_rejected(run_folder: Path, sample: Sample, tmp_path: Path) -> None:
     path = sample.scans[0].paths[0]
     cut = tmp_path / "cut.nii.gz"
     cut.write_bytes(path.read_bytes()[:-4])
@@ -202,7 +217,7 @@ def test_a_scan_that_cannot_be_trusted_and_an_unknown_modality_are_rejected(
         predict(run_folder, question="?", scans=[("T11", [path])], device="cpu")
 
 
-def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no config.json"):
         find_model(tmp_path)
     (tmp_path / "config.yaml").write_text("{}")

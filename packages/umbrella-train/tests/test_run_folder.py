@@ -20,13 +20,13 @@ def test_a_name_in_use_gets_a_number(tmp_path: Path) -> None:
     assert [create(tmp_path).path.name for _ in range(3)] == ["demo", "demo-2", "demo-3"]
 
 
-def test_runs_that_start_together_get_folders_of_their_own(tmp_path: Path) -> None:
+def test_runs_that_start_together_get_different_folders(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: create(tmp_path).path, range(16)))
     assert len(set(folders)) == 16
 
 
-def test_a_new_folder_holds_config_salt_and_pictures(tmp_path: Path) -> None:
+def test_a_new_folder_has_config_salt_and_pictures(tmp_path: Path) -> None:
     folder = create(tmp_path)
     assert folder.config.read_text() == "name: demo\n"
     assert folder.salt.stat().st_mode & 0o777 == 0o600
@@ -40,7 +40,7 @@ def test_a_folder_without_config_is_no_run(tmp_path: Path) -> None:
         RunFolder.open(tmp_path)
 
 
-def test_metrics_are_json_lines_also_where_they_are_not_finite(tmp_path: Path) -> None:
+def test_non_finite_metrics_are_valid_json(tmp_path: Path) -> None:
     folder = create(tmp_path)
     folder.append_metrics({"step": 1, "loss": 0.5})
     folder.append_metrics({"step": 2, "loss": float("nan"), "grad/[T1]/x": float("inf")})
@@ -49,7 +49,7 @@ def test_metrics_are_json_lines_also_where_they_are_not_finite(tmp_path: Path) -
     assert json.loads(lines[1], parse_constant=pytest.fail) == {"step": 2, "loss": None, "grad/[T1]/x": None}
 
 
-def test_a_line_cut_short_costs_no_other_line(tmp_path: Path) -> None:
+def test_an_incomplete_line_loses_no_other_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     append_line(path, {"step": 1})
     with path.open("ab") as file:
@@ -63,7 +63,7 @@ def test_a_missing_file_has_no_lines(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "metrics.jsonl") == ([], 0)
 
 
-def test_lines_behind_a_checkpoint_are_dropped(tmp_path: Path) -> None:
+def test_lines_after_a_checkpoint_are_dropped(tmp_path: Path) -> None:
     folder = create(tmp_path)
     assert folder.last_step() == 0
     for step in (1, 5, 9):
@@ -81,7 +81,7 @@ def test_predictions_are_replaced(tmp_path: Path) -> None:
     assert [path.name for path in folder.path.glob("*.partial")] == []
 
 
-def test_predictions_stay_where_new_ones_fail(tmp_path: Path) -> None:
+def test_predictions_remain_if_writing_new_ones_fails(tmp_path: Path) -> None:
     folder = create(tmp_path)
     folder.write_predictions([{"subject": "a"}])
     with pytest.raises(TypeError):
@@ -89,7 +89,7 @@ def test_predictions_stay_where_new_ones_fail(tmp_path: Path) -> None:
     assert read_lines(folder.predictions) == ([{"subject": "a"}], 0)
 
 
-def test_going_on_with_other_settings_keeps_what_was_before(tmp_path: Path) -> None:
+def test_resuming_with_other_settings_keeps_the_earlier_config(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, name="run", config_text="a: 1\n")
     folder.replace_config("a: 1\n", checkpoint="checkpoint-2")
     assert list(folder.path.glob("config*")) == [folder.config]

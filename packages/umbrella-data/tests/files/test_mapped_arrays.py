@@ -1,4 +1,4 @@
-"""Arrays on disk come back as they were, are mapped and not copied, and damage is seen."""
+"""Arrays on disk are read back unchanged, are mapped and not copied, and damage is detected."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def path(tmp_path):
     return tmp_path / "folder" / "x.index"
 
 
-def test_arrays_come_back_as_they_were(path):
+def test_arrays_are_read_back_unchanged(path):
     arrays = MappedArrays(path)
     assert arrays.facts == {"version": 3}
     assert list(arrays) == list(ARRAYS)
@@ -29,7 +29,7 @@ def test_arrays_come_back_as_they_were(path):
     assert [each.name for each in path.parent.iterdir()] == ["x.index"]
 
 
-def test_arrays_when_pickled_are_a_path_and_not_their_content(path):
+def test_arrays_are_pickled_as_a_path(path):
     content = pickle.dumps(MappedArrays(path))
     assert len(content) < 500
     np.testing.assert_array_equal(pickle.loads(content)["a"], ARRAYS["a"])
@@ -40,21 +40,21 @@ def test_arrays_cannot_be_written_to(path):
         MappedArrays(path)["a"][0] = 5
 
 
-def test_pickle_when_the_file_was_written_again_is_rejected(path):
+def test_pickle_is_rejected_if_the_file_was_overwritten(path):
     content = pickle.dumps(MappedArrays(path))
     write_arrays(path, ARRAYS, facts={"version": 4})
-    with pytest.raises(DamagedArraysError, match="written again"):
+    with pytest.raises(DamagedArraysError, match=r"x\.index"):
         pickle.loads(content)
 
 
-def test_arrays_in_use_stay_when_the_file_is_replaced(path):
+def test_arrays_in_use_do_not_change_if_the_file_is_replaced(path):
     arrays = MappedArrays(path)
     write_arrays(path, {"a": np.zeros(5)}, facts={})
     np.testing.assert_array_equal(arrays["a"], ARRAYS["a"])
 
 
 @pytest.mark.parametrize("change", ["empty", "cut", "magic", "header", "longer"])
-def test_file_when_damaged_is_rejected(path, change):
+def test_damaged_file_is_rejected(path, change):
     content = bytearray(path.read_bytes())
     if change in ("magic", "header"):
         content[{"magic": 2, "header": 30}[change]] ^= 1
@@ -64,7 +64,7 @@ def test_file_when_damaged_is_rejected(path, change):
         MappedArrays(path)
 
 
-def test_file_when_writing_fails_leaves_the_old_one(path, monkeypatch):
+def test_old_file_remains_if_writing_fails(path, monkeypatch):
     def fail(*args, **options):
         raise OSError("no space left")
 

@@ -1,4 +1,4 @@
-"""A `.hdr` and an `.img` file are read as one scan, as strictly as one file would be."""
+"""Files of scans: pairs of `.hdr` and `.img`, read as strictly as single files, and files next to a scan."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def append(block: bytes) -> Callable[[bytes], bytes]:
 
 @dataclass(frozen=True)
 class Row:
-    """What is done to the files of a good pair, and why they are rejected; None where they are read as before."""
+    """A change of the files of a valid pair, and the reason of the error; None if they are still read."""
 
     header: Callable[[bytes], bytes] = bytes
     voxels: Callable[[bytes], bytes] = bytes
@@ -88,7 +88,7 @@ ROWS = {
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("ending", [".img", ".hdr"])
-def test_pair_is_rejected_or_read_as_its_row_says(name: str, ending: str, tmp_path: Path) -> None:
+def test_changed_pair_is_rejected_or_read(name: str, ending: str, tmp_path: Path) -> None:
     row = ROWS[name]
     voxels = write_pair(tmp_path)
     header = voxels.with_suffix(".hdr")
@@ -123,7 +123,7 @@ def test_files_next_to_a_scan_are_found_in_either_case_of_its_ending(tmp_path: P
 
 
 @pytest.mark.parametrize("ending", [".bval", ".json"])
-def test_sibling_file_a_scan_is_found_in_upper_case_where_there_is_none_in_lower(tmp_path: Path, ending: str) -> None:
+def test_sibling_file_in_upper_case_is_found_if_there_is_none_in_lower_case(tmp_path: Path, ending: str) -> None:
     scan, lower, upper = (tmp_path / f"sub-01.x_dwi{each}" for each in (".nii", ending, ending.upper()))
     assert sibling_file(scan, ending) == lower
     upper.touch()
@@ -132,14 +132,14 @@ def test_sibling_file_a_scan_is_found_in_upper_case_where_there_is_none_in_lower
     assert sibling_file(scan, ending) == lower
 
 
-def test_voxels_that_begin_as_gzip_does_are_voxels(tmp_path: Path) -> None:
+def test_voxels_that_start_like_gzip_are_read_as_voxels(tmp_path: Path) -> None:
     voxels = write_pair(tmp_path)
     voxels.write_bytes(b"\x1f\x8b" + voxels.read_bytes()[2:])
     assert load_volume(voxels, modality="T1").data.max() == np.frombuffer(voxels.read_bytes(), "<i2").max()
 
 
 @pytest.mark.parametrize("ending", [".img", ".hdr"])
-def test_half_a_pair_is_rejected(tmp_path: Path, ending: str) -> None:
+def test_incomplete_pair_is_rejected(tmp_path: Path, ending: str) -> None:
     voxels = write_pair(tmp_path)
     voxels.with_suffix(ending).unlink()
     with pytest.raises(ScanError) as caught:
@@ -147,17 +147,17 @@ def test_half_a_pair_is_rejected(tmp_path: Path, ending: str) -> None:
     assert (caught.value.reason, caught.value.path) == (R.MISSING, str(voxels.with_suffix(ending)))
 
 
-def test_cache_tells_pairs_apart_by_both_files(tmp_path: Path) -> None:
+def test_cache_distinguishes_pairs_by_both_files(tmp_path: Path) -> None:
     voxels = write_pair(tmp_path)
     pipeline = Pipeline(PipelineConfig(image_size=(5, 6, 7)), modality="T1", cache=VolumeCache(tmp_path / "cache"))
     before = pipeline(voxels, generator=None)
     header = voxels.with_suffix(".hdr")
-    # The sform's first row: left and right change places.
+    # The sform's first row: left and right are exchanged.
     header.write_bytes(put(280, "f", 2.0)(put(252, "h", 0)(header.read_bytes())))
     assert torch.equal(pipeline(voxels, generator=None), before.flip(1))
 
 
-def test_manifest_names_a_pair_by_its_voxels_and_neither_file_leaves_the_root(
+def test_manifest_names_a_pair_by_its_img_file_and_neither_file_leaves_the_root(
     tmp_path: Path, make_row: Any, write_manifest: Any
 ) -> None:
     outside = tmp_path / "outside"

@@ -1,4 +1,4 @@
-"""`check` looks at every row and file once, finds what is wrong and who is in two splits, and keeps names to itself."""
+"""`check` validates every row and file once, finds subjects in two splits, and writes hashes of names."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_check_reads_every_file_once(cohort, make_row, monkeypatch):
 
 
 @pytest.mark.isolated
-def test_check_without_dipy_ends_before_a_scan_is_read_unless_dwi_is_left_out(
+def test_check_without_dipy_ends_before_a_scan_is_read_unless_dwi_is_skipped(
     cohort, make_row, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "dipy", None)
@@ -67,13 +67,13 @@ def test_check_without_dipy_ends_before_a_scan_is_read_unless_dwi_is_left_out(
         assert words in error
     assert main(["check", *paths, "--modality", "T1", "--out", str(tmp_path / "out")]) == 1
     printed = capsys.readouterr().out
-    assert "rows with other modalities, left out: 2\n" in printed
-    assert "rows that cannot be used: 1" in printed  # a modality that nobody knows is no other one
+    assert "skipped rows with other modalities: 2\n" in printed
+    assert "unusable rows: 1" in printed  # an unknown modality is an error
     assert "6 scans read" in printed
     report = json.loads((tmp_path / "out/check.json").read_text())
     assert [each["num_left_out"] for each in report["manifests"]] == [2, 0]
     assert main(["check", paths[1], "--modality", "rsfMRI"]) == 1
-    assert "no scan of rsfMRI was looked at" in capsys.readouterr().err
+    assert "no scan of rsfMRI in the manifests" in capsys.readouterr().err
 
 
 def test_check_finds_rows_files_and_leaks(cohort, make_row, tmp_path, capsys):
@@ -102,7 +102,6 @@ def test_check_finds_rows_files_and_leaks(cohort, make_row, tmp_path, capsys):
     assert [sorted(each["reason"] for each in report["bad_files"])[0][:4]] == ["gzip"]
     assert [len(each["row_problems"]) for each in report["manifests"]] == [2, 0]
     assert len(report["shared_subjects"]) == len(report["shared_scans"]) == 1
-    # The hashes lead back to the names, on this machine.
     assert main(["whois", report["shared_subjects"][0]["subject"], "--in", str(out)]) == 0
     assert capsys.readouterr().out == "sub-a\n"
     assert main(["whois", report["bad_files"][0]["scan"][:8], "--in", str(out)]) == 0
@@ -132,7 +131,7 @@ def test_check_finds_answers_that_contradict_the_scored_value(cohort, make_row, 
     assert not report.is_good
 
 
-def test_warnings_are_counted_by_code_and_are_nothing_wrong(cohort, nifti, random_voxels, make_row, capsys, tmp_path):
+def test_warnings_are_counted_by_code_and_are_not_problems(cohort, nifti, random_voxels, make_row, capsys, tmp_path):
     rows, write = cohort
     for name in "ab":
         nifti.patch(tmp_path / f"{name}_0.nii.gz", 72, b"\x08\x00")  # bitpix
@@ -169,8 +168,8 @@ def test_warnings_are_counted_by_code_and_are_nothing_wrong(cohort, nifti, rando
         assert capsys.readouterr().out == f"{expected}\n"
 
 
-def test_warnings_are_counted_in_full_and_listed_in_part(cohort, nifti, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("umbrella_data.cli.warnings._MAX_SHOWN", 2)
+def test_all_warnings_are_counted_and_the_first_are_listed(cohort, nifti, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("umbrella_data.cli.output._MAX_WARNINGS", 2)
     for name in "abc":
         nifti.patch(tmp_path / f"{name}_0.nii.gz", 72, b"\x08\x00")  # bitpix
     paths = cohort[1]()
@@ -193,14 +192,14 @@ def test_warnings_about_a_mask_name_its_file(nifti, random_voxels, make_row, wri
     report = check_manifests([manifest], num_workers=1)
     assert report.is_good
     assert report.manifests[0].warnings == report.warnings.counts == {"bitpix": 1}
-    assert [doubted.files for doubted in report.warnings.listed("bitpix")] == [(str(mask),)]
+    assert [listed.files for listed in report.warnings.listed("bitpix")] == [(str(mask),)]
     nifti.patch(scan, 72, b"\x08\x00")
     report = check_manifests([manifest], num_workers=1)
     assert report.manifests[0].warnings == {"bitpix": 1}
-    assert [doubted.files for doubted in report.warnings.listed("bitpix")] == [(str(scan), str(mask))]
+    assert [listed.files for listed in report.warnings.listed("bitpix")] == [(str(scan), str(mask))]
 
 
-def test_check_asks_for_the_data_root_when_nearly_no_scan_is_there(cohort, tmp_path, capsys):
+def test_check_suggests_the_data_root_if_nearly_all_scans_are_missing(cohort, tmp_path, capsys):
     paths = list(map(str, cohort[1]()))
     (tmp_path / "elsewhere").mkdir()
     assert main(["check", *paths, "--data-root", str(tmp_path / "elsewhere")]) == 1
@@ -212,7 +211,7 @@ def test_check_asks_for_the_data_root_when_nearly_no_scan_is_there(cohort, tmp_p
     assert "--data-root" not in capsys.readouterr().out
 
 
-def test_check_does_not_ask_for_the_data_root_when_contents_were_not_fetched(cohort, tmp_path, capsys):
+def test_check_does_not_suggest_the_data_root_if_contents_were_not_fetched(cohort, tmp_path, capsys):
     for name in "abcdef":
         (tmp_path / f"{name}_0.nii.gz").unlink()
         (tmp_path / f"{name}_0.nii.gz").symlink_to("nothing")
@@ -222,7 +221,7 @@ def test_check_does_not_ask_for_the_data_root_when_contents_were_not_fetched(coh
     assert "--data-root" not in printed
 
 
-def test_check_when_asked_writes_names_in_clear(cohort, tmp_path):
+def test_check_with_names_writes_them_in_plain_text(cohort, tmp_path):
     (tmp_path / "b_0.nii.gz").unlink()
     paths = cohort[1]()
     assert main(["check", *map(str, paths), "--out", str(tmp_path / "out"), "--names"]) == 1
@@ -259,14 +258,14 @@ def test_scans_are_read_in_several_processes(cohort, nifti, random_voxels, make_
     assert report.bad_files[0].subject == "sub-7"
 
 
-def test_report_keeps_no_frames_of_what_failed(cohort, tmp_path):
+def test_errors_in_the_report_have_no_traceback(cohort, tmp_path):
     (tmp_path / "b_0.nii.gz").write_bytes(b"no scan")
     (bad,) = check_manifests([read_manifest(path) for path in cohort[1]()], num_workers=1).bad_files
     # A traceback keeps the arrays of its frames alive.
     assert bad.error.__traceback__ is bad.error.__cause__ is bad.error.__context__ is None
 
 
-def test_work_of_many_items_comes_back_whole():
+def test_map_unordered_returns_every_result():
     assert sorted(map_unordered(abs, range(-30, 0), num_workers=2)) == list(range(1, 31))
     assert list(map_unordered(abs, [-3, -2], num_workers=2)) == [3, 2]
     assert list(map_unordered(abs, iter(range(100)), num_workers=1)) == list(range(100))
@@ -283,7 +282,7 @@ def test_check_builds_indexes_of_long_series(cohort, nifti, random_voxels, make_
     damaged.write_bytes(damaged.read_bytes()[:-1])
     folder = tmp_path / "index"
     train, _ = map(str, write())
-    # One process, which has the patch.
+    # The patch applies to this process only.
     assert main(["check", train, "--index-dir", str(folder), "--workers", "1"]) == 1
     (index,) = folder.rglob("*.gzindex")  # h is too short, i is damaged
     written = index.stat().st_mtime_ns
@@ -292,7 +291,7 @@ def test_check_builds_indexes_of_long_series(cohort, nifti, random_voxels, make_
     assert index.stat().st_mtime_ns == written
     assert [index] == list(folder.rglob("*.gzindex"))
     assert main(["check", train, "--index-dir", train]) == 2
-    # Without its library, the command ends before a scan is read.
+    # Without indexed_gzip the command ends before a scan is read.
     monkeypatch.setitem(sys.modules, "indexed_gzip", None)
     monkeypatch.setattr(check_module, "verify_scan", None)
     assert main(["check", train, "--index-dir", str(folder)]) == 1

@@ -1,4 +1,4 @@
-"""The cache is filled as the run would fill it, once, and continues where it stopped."""
+"""`cache` fills the cache as a run would, once, and continues where it stopped."""
 
 from __future__ import annotations
 
@@ -34,32 +34,32 @@ def entries(tmp_path):
     return sorted((tmp_path / "cache").glob("volumes/*/*"))
 
 
-def test_command_prepares_every_scan_as_the_run_reads_it(manifest, pipeline, tmp_path, capsys, monkeypatch):
+def test_command_preprocesses_every_scan_as_the_run_does(manifest, pipeline, tmp_path, capsys, monkeypatch):
     cache = ["--cache-dir", str(tmp_path / "cache")]
     assert main(["cache", str(manifest), *cache, "--size", "T1=8,8,8", "--workers", "2"]) == 0
     printed = capsys.readouterr().out
     assert "10 of 10 scans are in" in printed
-    assert "passed over: 1 scans of rsfMRI" in printed
+    assert "skipped: 1 scans of rsfMRI" in printed
     assert len(entries(tmp_path)) == 10
-    monkeypatch.setattr(pipeline, "_prepare", None)  # nothing is made any more
+    monkeypatch.setattr(pipeline, "_prepare", None)  # fails if a scan is preprocessed again
     scan = read_manifest(manifest)[4].scans[0]
     assert pipeline(scan.paths, generator=None).shape == (1, 8, 8, 8)
 
 
-def test_scans_that_a_limit_pushes_out_again_are_not_counted_as_kept(manifest, tmp_path, capsys):
+def test_evicted_scans_are_not_counted_as_kept(manifest, tmp_path, capsys):
     words = ["cache", str(manifest), "--cache-dir", str(tmp_path / "cache"), "--size", "T1=8,8,8", "--workers", "1"]
     assert main([*words, "--max-gb", "0.00001"]) == 1
     num_kept = len(entries(tmp_path))
     assert 0 < num_kept < 9
     printed = capsys.readouterr().out
-    assert f"prepared 10 of 10 scans; {num_kept} remain in {tmp_path / 'cache'}" in printed
-    assert "under --max-gb 1e-05: raise it" in printed
+    assert f"preprocessed 10 of 10 scans; {num_kept} remain in {tmp_path / 'cache'}" in printed
+    assert "--max-gb 1e-05" in printed
     assert main([*words, "--max-gb", "1"]) == 0
     assert "10 of 10 scans are in" in capsys.readouterr().out
 
 
 @pytest.mark.isolated
-def test_dwi_without_dipy_ends_before_a_scan_is_read_unless_it_is_left_out(
+def test_dwi_without_dipy_ends_before_a_scan_is_read_unless_it_is_skipped(
     manifest, make_row, write_manifest, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "dipy", None)
@@ -72,7 +72,7 @@ def test_dwi_without_dipy_ends_before_a_scan_is_read_unless_it_is_left_out(
     assert "--modality T1" in error
     assert entries(tmp_path) == []
     assert main([*words, "--modality", "T1"]) == 0
-    assert "passed over: 1 scans of dMRI, which --modality leaves out" in capsys.readouterr().out
+    assert "skipped: 1 scans of dMRI, not selected by --modality" in capsys.readouterr().out
     assert main([*words, "--modality", "bold"]) == 1
     assert "rsfMRI has no size" in capsys.readouterr().err
 
@@ -104,7 +104,7 @@ def test_warming_continues_where_it_stopped(manifest, pipeline, tmp_path, monkey
     assert len(entries(tmp_path)) == 10
 
 
-def test_scans_that_cannot_be_prepared_are_listed(manifest, tmp_path, capsys):
+def test_unusable_scans_are_listed(manifest, tmp_path, capsys):
     (tmp_path / "5_0.nii.gz").write_bytes(b"no scan")
     words = ["--cache-dir", str(tmp_path / "cache"), "--size", "T1=8,8,8", "--workers", "1"]
     assert main(["cache", str(manifest), *words]) == 1
@@ -117,7 +117,7 @@ def test_scans_that_cannot_be_prepared_are_listed(manifest, tmp_path, capsys):
     assert capsys.readouterr().out.endswith(f"under {tmp_path / 'elsewhere'}: check --data-root\n")
 
 
-def test_report_keeps_no_frames_of_what_failed(manifest, pipeline, tmp_path):
+def test_errors_in_the_report_have_no_traceback(manifest, pipeline, tmp_path):
     (tmp_path / "5_0.nii.gz").write_bytes(b"no scan")
     (error,) = warm_cache([read_manifest(manifest)], pipelines={"T1": pipeline}, num_workers=1).failed
     assert error.path == str(tmp_path / "5_0.nii.gz")
@@ -125,7 +125,7 @@ def test_report_keeps_no_frames_of_what_failed(manifest, pipeline, tmp_path):
 
 
 @pytest.mark.timeout(60)
-def test_places_that_hold_no_file_are_listed_and_end_nothing(manifest, tmp_path, capsys):
+def test_missing_files_are_listed_and_do_not_stop_the_command(manifest, tmp_path, capsys):
     for name in "345":
         (tmp_path / f"{name}_0.nii.gz").unlink()
     (tmp_path / "3_0.nii.gz").mkdir()

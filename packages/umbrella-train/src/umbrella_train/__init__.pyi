@@ -1,6 +1,7 @@
 from .config import load_config
 from .dummy_loss.loss import DummyLoss
-from .run.training import evaluate_run, train
+from .run.evaluation import evaluate_run
+from .run.training import train
 from .trainer.trainer import UmbrellaTrainer
 
 __all__ = ["DummyLoss", "UmbrellaTrainer", "evaluate_run", "load_config", "train"]

@@ -100,10 +100,10 @@ def eval_command(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     RunFolder.open(options.run)
-    from umbrella_train.run import training as run  # late: imports torch
+    from umbrella_train.run import evaluation  # late: imports torch
 
     _show_messages()
-    metrics = run.evaluate_run(
+    metrics = evaluation.evaluate_run(
         options.run,
         manifests=options.manifest,
         data_root=options.data_root,

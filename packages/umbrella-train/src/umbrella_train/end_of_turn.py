@@ -1,4 +1,4 @@
-"""Where an answer ends: at the token, or the text of several, that the chat template puts behind the assistant."""
+"""End of an answer: the token or text with which the chat template ends an assistant's turn."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from umbrella_data.chat.encoder import ChatEncoder
 
 @dataclass(frozen=True)
 class EndOfTurn:
-    """The ends of an answer.
+    """What ends an answer.
 
     Attributes:
-        stop_ids: Tokens that end it, in order of their ids: end of turn, end of sequence, padding.
-        text: The end of turn as text; a tokenizer that does not know it as one token writes it as several.
+        stop_ids: Sorted ids of the tokens that end it: end of turn, end of sequence, padding.
+        text: The end of turn as text, for a tokenizer that splits it into several tokens.
     """
 
     stop_ids: tuple[int, ...] = ()
     text: str | None = None
 
     def decode(self, tokens: Sequence[int], tokenizer: Any) -> str:
-        """The words in front of the first end among generated tokens."""
-        end = next((place for place, token in enumerate(tokens) if token in self.stop_ids), len(tokens))
-        words = str(tokenizer.decode(list(tokens[:end]), skip_special_tokens=True))
-        return (words.partition(self.text)[0] if self.text else words).strip()
+        """The text of generated tokens before the first end."""
+        end = next((position for position, token in enumerate(tokens) if token in self.stop_ids), len(tokens))
+        text = str(tokenizer.decode(list(tokens[:end]), skip_special_tokens=True))
+        return (text.partition(self.text)[0] if self.text else text).strip()
 
 
 def find_end_of_turn(tokenizer: Any, *, image_token_id: int) -> EndOfTurn:
-    """What ends the answers of a model that was trained with this tokenizer's chat template.
+    """The end of answers of a model that was trained with this tokenizer's chat template.
 
     Raises:
         ValueError: If no token can end an assistant's turn.

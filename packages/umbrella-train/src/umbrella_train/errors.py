@@ -1,4 +1,4 @@
-"""`RunError`, a run that cannot do what it was asked to do, and `RunStoppedError`, one that was asked to end early."""
+"""Errors of a run: `RunError` for wrong settings or inputs, `RunStoppedError` for a run stopped by a signal."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from pathlib import Path
 
 
 class RunError(ValueError):
-    """Told in one message without a traceback: another world size than asked, no such checkpoint, no GPU, ..."""
+    """Shown by the commands as one message without a traceback: wrong world size, missing checkpoint, no GPU, ..."""
 
 
 class RunStoppedError(Exception):
-    """A run that got SIGTERM or Ctrl-C, wrote a checkpoint and ended before its last step.
+    """A run that received SIGTERM or Ctrl-C, wrote a checkpoint and ended before its last step.
 
     Args:
         folder: The run's folder.
-        step: Steps done, which the checkpoint has.
-        signal_number: The signal. On a rank that got none itself, SIGTERM.
+        step: Number of completed steps, which the checkpoint has.
+        signal_number: The signal; SIGTERM on a rank that received none.
     """
 
     def __init__(self, folder: Path, *, step: int, signal_number: int) -> None:
-        super().__init__(f"stopped after step {step}; go on with: --resume auto")
+        super().__init__(f"stopped after step {step}; resume with: --resume auto")
         self.folder = folder
         self.step = step
         self.signal_number = signal_number

@@ -1,4 +1,4 @@
-"""The processor next to a model's weights: conversations with scan files -> model inputs, and token ids -> words.
+"""The processor next to a model's weights: conversations with scan files -> model inputs, and token ids -> text.
 
     messages, paths -> pipelines -> volumes
                     -> tokens    -> the batch that `umbrella_data.PaddingCollator` makes
@@ -17,8 +17,8 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
 from umbrella_data import Example, ExampleScan, PaddingCollator
 from umbrella_data.chat.encoder import ChatEncoder
-from umbrella_data.manifest.sample import ROLES, Scan, Turn
-from umbrella_data.modality import find_modality
+from umbrella_data.manifest.row_validation import parse_turns
+from umbrella_data.manifest.sample import Scan, Turn
 from umbrella_data.pipeline.config import PipelineConfig
 from umbrella_data.pipeline.pipeline import Pipeline
 from umbrella_model import UmbrellaConfig, UmbrellaForConditionalGeneration
@@ -76,19 +76,19 @@ class UmbrellaProcessor(ProcessorMixin):
         )
 
     def __call__(self, conversations: Sequence[Message] | Sequence[Sequence[Message]]) -> dict[str, Any]:
-        """Prompts for generation, or examples to train on, from one conversation or several.
+        """Prompts for generation, or training examples, from one conversation or several.
 
         Args:
-            conversations: Messages of the form `{"role": "user", "content": [{"type": "image", "modality": "T1",
-                "path": "scan.nii.gz"}, {"type": "text", "text": "..."}]}`; a content may also be a text, and a path a
-                list of ready maps. Those that end with the user's turn make prompts, padded on the left; those that end
-                with the assistant's make training examples, padded on the right and with labels.
+            conversations: Messages as in a manifest, `{"role": "user", "content": [{"type": "image", "modality": "T1",
+                "path": "scan.nii.gz"}, {"type": "text", "text": "..."}]}`, with paths relative to the current folder.
+                Those that end with the user's turn make prompts, padded on the left; those that end with the
+                assistant's make training examples, padded on the right and with labels.
 
         Returns:
             The batch of `umbrella_data.PaddingCollator`; prompts have no `labels`.
 
         Raises:
-            ValueError: A conversation is not of that form, or some end with the user and some with the assistant.
+            ValueError: With all problems of a conversation, or if some end with the user and some with the assistant.
             ScanError: A scan is damaged or inconsistent.
         """
         rows = [conversations] if conversations and isinstance(conversations[0], Mapping) else conversations
@@ -116,11 +116,11 @@ class UmbrellaProcessor(ProcessorMixin):
 
     @property
     def end_of_turn(self) -> EndOfTurn:
-        """What generation is to stop at: `generate(..., eos_token_id=list(processor.end_of_turn.stop_ids))`."""
+        """Where generation stops: `generate(..., eos_token_id=list(processor.end_of_turn.stop_ids))`."""
         return find_end_of_turn(self.tokenizer, image_token_id=self.image_token_id)
 
     def decode_answers(self, generated: Tensor, *, prompt_length: int) -> list[str]:
-        """The words that `generate` added to each prompt, up to the end of the turn.
+        """The text that `generate` added to each prompt, up to the end of the turn.
 
         Args:
             generated: Shape (B, prompt_length + new).
@@ -129,7 +129,7 @@ class UmbrellaProcessor(ProcessorMixin):
         end = self.end_of_turn
         return [end.decode(row, self.tokenizer) for row in generated[:, prompt_length:].tolist()]
 
-    def _example(self, turns: list[Turn], encoder: ChatEncoder, *, is_prompt: bool, index: int) -> Example:
+    def _example(self, turns: Sequence[Turn], encoder: ChatEncoder, *, is_prompt: bool, index: int) -> Example:
         # A prompt ends in front of the last answer: an answer to leave out keeps the turns before it whole.
         encoded = encoder.encode_prompt([*turns, Turn("assistant", ("-",))]) if is_prompt else encoder.encode(turns)
         scans = tuple(
@@ -140,14 +140,14 @@ class UmbrellaProcessor(ProcessorMixin):
 
     def _load(self, scan: Scan) -> Tensor:
         config = PipelineConfig.model_validate(self.pipelines[scan.modality])
-        return Pipeline(config, modality=scan.modality)(scan.paths, generator=None)
+        return Pipeline(config, modality=scan.modality)(scan.paths, generator=None, mask=scan.mask)
 
 
 def question_with_scans(question: str, scans: Sequence[tuple[str, Sequence[Path]]]) -> list[Message]:
     """One user turn: the scans in their order, then the question.
 
     Args:
-        question: The words.
+        question: Text of the question.
         scans: Modality and files of each scan.
     """
     images = [
@@ -156,34 +156,16 @@ def question_with_scans(question: str, scans: Sequence[tuple[str, Sequence[Path]
     return [{"role": "user", "content": [*images, {"type": "text", "text": question}]}]
 
 
-def _read_turns(messages: Any, *, where: str) -> list[Turn]:
-    turns = []
-    for number, message in enumerate(messages, start=1):
-        place = f"{where}, turn {number}"
-        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
-            raise ValueError(f"{place}: must be an object with a role of {', '.join(ROLES)}")
-        content = message.get("content")
-        items = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        if not isinstance(items, Sequence) or not items:
-            raise ValueError(f"{place}: content must be a text, or a list of items of type image or text")
-        turn = Turn(message["role"], tuple(_read_item(item, where=place) for item in items))
-        if turn.scans and turn.role != "user":
-            raise ValueError(f"{place}: a scan is in the {turn.role}'s turn; scans belong to user turns")
-        turns.append(turn)
-    if not turns or turns[-1].role == "system":
-        raise ValueError(f"{where}: needs a turn of the user")
+def _read_turns(messages: Any, *, where: str) -> tuple[Turn, ...]:
+    turns, problems = parse_turns(messages, resolve=_resolve, may_end_with_user=True)
+    if problems:
+        raise ValueError("\n  ".join(f"{where}: {problem}" for problem in problems))
     return turns
 
 
-def _read_item(item: Any, *, where: str) -> Scan | str:
-    kind = item.get("type") if isinstance(item, Mapping) else None
-    if kind == "text" and isinstance(item.get("text"), str):
-        return str(item["text"])
-    if kind == "image" and isinstance(item.get("modality"), str) and item.get("path"):
-        path = item["path"]
-        paths = [path] if isinstance(path, str | Path) else path
-        return Scan(modality=find_modality(item["modality"]).name, paths=tuple(Path(part).resolve() for part in paths))
-    raise ValueError(f"{where}: an item is {{type: text, text: ...}} or {{type: image, modality: ..., path: ...}}")
+def _resolve(modality: str, paths: Sequence[str], mask: str | None) -> Scan:
+    own_mask = None if mask is None else Path(mask).resolve()
+    return Scan(modality, tuple(Path(path).resolve() for path in paths), mask=own_mask)
 
 
 AutoProcessor.register(UmbrellaConfig, UmbrellaProcessor, exist_ok=True)

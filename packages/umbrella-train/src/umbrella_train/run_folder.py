@@ -18,7 +18,7 @@ from umbrella_train.errors import RunError
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`runs/NAME/` and the places in it.
+    """`runs/NAME/` and the paths in it.
 
     Attributes:
         path: The folder.
@@ -28,18 +28,18 @@ class RunFolder:
 
     @classmethod
     def create(cls, output_dir: Path, *, name: str, config_text: str) -> RunFolder:
-        """Make a new folder; a name in use becomes NAME-2, NAME-3, ... Call it on one rank only.
+        """Create a new folder; a name in use becomes NAME-2, NAME-3, ... Call it on one rank only.
 
         Args:
-            output_dir: The folder of all runs; made where it is missing.
+            output_dir: Folder of all runs; created if it is missing.
             name: Name of the run.
-            config_text: The resolved configuration, kept as config.yaml.
+            config_text: The resolved configuration, written to config.yaml.
         """
         output_dir.mkdir(parents=True, exist_ok=True)
         for number in count(1):
             path = output_dir / (name if number == 1 else f"{name}-{number}")
             try:
-                # mkdir fails where the folder exists, so of two runs that start together each gets its own.
+                # mkdir fails if the folder exists, so two runs that start together get different folders.
                 path.mkdir()
             except FileExistsError:
                 continue
@@ -55,7 +55,7 @@ class RunFolder:
         """Open the folder of a run.
 
         Raises:
-            RunError: If it is none.
+            RunError: If it is not a run's folder.
         """
         if not (path / "config.yaml").is_file():
             raise RunError(f"{path}: not a run's folder (it has no config.yaml)")
@@ -68,12 +68,12 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line: training and evaluation."""
+        """Training and evaluation metrics, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
     def predictions(self) -> Path:
-        """The answers of the newest evaluation, one JSON object a line."""
+        """Answers of the newest evaluation, one JSON object per line."""
         return self.path / "predictions.jsonl"
 
     @property
@@ -88,12 +88,12 @@ class RunFolder:
 
     @property
     def pictures(self) -> Path:
-        """One PNG a modality: what the model sees."""
+        """Pictures of what the model sees, one PNG per modality."""
         return self.path / "pictures"
 
     @property
     def salt(self) -> Path:
-        """The salt of the subjects' hashes, readable by its owner alone."""
+        """The salt of the subjects' hashes, readable by its owner only."""
         return self.path / "salt"
 
     def replace_config(self, config_text: str, *, checkpoint: str) -> None:
@@ -125,24 +125,24 @@ class RunFolder:
         append_line(self.metrics, row)
 
     def last_step(self) -> int:
-        """The step of the newest line of metrics.jsonl, 0 where there is none."""
+        """The step of the newest line of metrics.jsonl, 0 if there is none."""
         rows, _ = read_lines(self.metrics)
         return max((int(row.get("step", 0)) for row in rows), default=0)
 
     def drop_metrics_after(self, step: int) -> None:
-        """Take away the lines behind a step, and broken ones: a resumed run writes them again."""
+        """Remove the lines after a step and unreadable lines: a resumed run writes them again."""
         rows, num_broken = read_lines(self.metrics)
         kept = [row for row in rows if row.get("step", 0) <= step]
         if num_broken or len(kept) < len(rows):
             write_atomically(self.metrics, (_to_line(row).encode() for row in kept))
 
     def write_predictions(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Replace predictions.jsonl, whole or not at all."""
+        """Replace predictions.jsonl atomically."""
         write_atomically(self.predictions, (_to_line(row).encode() for row in rows))
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one JSON object as a line, in one write, on a line of its own even behind a line cut short."""
+    """Append one JSON object as a line, in one write; an incomplete last line is ended first."""
     line = _to_line(row)
     with path.open("ab+") as file:
         if file.seek(0, os.SEEK_END):
@@ -153,13 +153,13 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Read a file of JSON lines as a run may leave it, crashed in the middle of a line.
+    """Read a file of JSON lines; a crash may have left an incomplete line.
 
     Args:
-        path: The file; where it is missing, there are no rows.
+        path: The file; without it there are no rows.
 
     Returns:
-        The rows, and the number of lines that could not be read.
+        The rows, and the number of unreadable lines.
     """
     if not path.exists():
         return [], 0
@@ -167,7 +167,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     for line in path.read_bytes().splitlines():
         try:
             row = json.loads(line)
-        except ValueError:  # not JSON, or cut inside of a UTF-8 character
+        except ValueError:  # not JSON, or truncated inside a UTF-8 character
             row = None
         if isinstance(row, dict):
             rows.append(row)

@@ -1,4 +1,4 @@
-"""Manifests and scans that are not as they should be: all named before a run begins, or left out where it says so."""
+"""Invalid manifests and scans: all reported before a run starts, or skipped if the config says so."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 
 from umbrella_data import ScanError
 from umbrella_data.synthetic.cohort import DemoCohort
-from umbrella_train.checkpoint.integrity import newest_good_checkpoint
+from umbrella_train.checkpoint.integrity import newest_valid_checkpoint
 from umbrella_train.config import RunConfig
 from umbrella_train.errors import RunError
-from umbrella_train.run.training import evaluate_run, train
+from umbrella_train.run.evaluation import evaluate_run
+from umbrella_train.run.training import train
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -42,7 +43,7 @@ def sources(folder: Path) -> dict:
     }
 
 
-def test_all_problems_of_all_manifests_come_before_anything_is_made(
+def test_all_problems_of_all_manifests_are_reported_before_anything_is_created(
     make_config: MakeConfig, own_cohort: Path, tmp_path: Path
 ) -> None:
     rows = rows_of(own_cohort / "train.jsonl")
@@ -61,7 +62,7 @@ def test_all_problems_of_all_manifests_come_before_anything_is_made(
     assert not (tmp_path / "runs").exists()
 
 
-def test_modalities_that_the_model_is_not_to_have_are_named_before_anything_is_made(
+def test_modalities_without_a_model_section_are_reported_before_anything_is_created(
     make_config: MakeConfig, own_cohort: Path, tmp_path: Path
 ) -> None:
     modalities = {"T1": {"image_size": [16, 16, 16], "patch_size": [8, 8, 8]}}
@@ -77,7 +78,7 @@ def test_modalities_that_the_model_is_not_to_have_are_named_before_anything_is_m
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_bad_held_out_scan_does_not_cost_the_steps_before_it(
+def test_bad_held_out_scan_does_not_lose_earlier_steps(
     make_config: MakeConfig, own_cohort: Path, tmp_path: Path
 ) -> None:
     row = next(row for row in rows_of(own_cohort / "test.jsonl") if row["messages"][0]["content"][0]["type"] == "image")
@@ -88,10 +89,10 @@ def test_a_bad_held_out_scan_does_not_cost_the_steps_before_it(
     )
     with pytest.raises(ScanError):
         train(config)
-    assert newest_good_checkpoint(tmp_path / "run").name == "checkpoint-2"
+    assert newest_valid_checkpoint(tmp_path / "run").name == "checkpoint-2"
 
 
-def test_a_question_about_a_bad_scan_is_left_out_and_listed(
+def test_question_about_a_bad_scan_is_skipped_and_listed(
     make_config: MakeConfig, own_cohort: Path, tmp_path: Path
 ) -> None:
     row = next(row for row in rows_of(own_cohort / "test.jsonl") if "T1" in json.dumps(row["messages"]))

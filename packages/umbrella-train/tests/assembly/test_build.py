@@ -1,4 +1,4 @@
-"""From the model section to a model: its source, its feature layer, its tokens."""
+"""The model of a config: its source, feature layer, tokens and trainable parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
 
 from umbrella_model import parameter_table, trainable
 from umbrella_train import DummyLoss
-from umbrella_train.assembly.build import build_parts
+from umbrella_train.assembly.build import build_components
 from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer, image_token_id
 from umbrella_train.config import ConfigError, RunConfig, load_config
 from umbrella_train.config.model import LearnConfig
@@ -25,7 +25,7 @@ MODALITIES = {
 
 @pytest.fixture
 def llava(tmp_path: Path) -> Path:
-    """A checkpoint whose features come from the last layer but one, with its tokenizer."""
+    """A checkpoint whose features are from the second last layer, with its tokenizer."""
     torch.manual_seed(0)
     tokenizer = build_byte_tokenizer()
     config = LlavaConfig(
@@ -45,10 +45,10 @@ def pretrained_config(llava: Path, **entries: Any) -> RunConfig:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_half_precision_checkpoint_is_trained_in_float32(llava: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+def test_half_precision_checkpoint_is_trained_in_float32(llava: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     LlavaForConditionalGeneration.from_pretrained(llava, dtype=dtype).save_pretrained(llava)
-    parts = build_parts(pretrained_config(llava))
-    model = parts.model.train()
+    components = build_components(pretrained_config(llava))
+    model = components.model.train()
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     ids = torch.randint(1, 50, (2, 8))
     out = model(input_ids=ids, labels=ids)
@@ -58,24 +58,24 @@ def test_a_half_precision_checkpoint_is_trained_in_float32(llava: Path, tmp_path
         norm = torch.stack([parameter.grad.norm() for parameter in parameters]).norm()
         assert norm.item() == pytest.approx(1e-7, rel=1e-3)
     model.to(dtype).save_pretrained(tmp_path / "model")
-    parts.tokenizer.save_pretrained(tmp_path / "model")
-    again = build_parts(pretrained_config(llava), weights=tmp_path / "model").model
+    components.tokenizer.save_pretrained(tmp_path / "model")
+    again = build_components(pretrained_config(llava), weights=tmp_path / "model").model
     assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
 
 
-def test_a_dtype_in_the_config_of_a_part_does_not_decide_what_is_trained() -> None:
+def test_dtype_in_the_config_of_a_part_does_not_change_the_training_dtype() -> None:
     vision = {"model_type": "siglip_vision_model", **SIZES, "dtype": "bfloat16"}
     text = {"model_type": "qwen2", **SIZES, "num_key_value_heads": 1, "dtype": "float16"}
     section = {"vision_config": vision, "text_config": text, "modalities": MODALITIES}
-    model = build_parts(RunConfig.model_validate({"model": section, "data": {"synthetic": {}}})).model
+    model = build_components(RunConfig.model_validate({"model": section, "data": {"synthetic": {}}})).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(("entries", "depth"), [({}, 2), ({"vision_feature_layer": -1}, 3)])
-def test_the_feature_layer_of_the_config_is_honoured_and_by_default_the_checkpoints(
+def test_feature_layer_is_that_of_the_config_or_of_the_checkpoint(
     llava: Path, entries: dict[str, Any], depth: int
 ) -> None:
-    model = build_parts(pretrained_config(llava, **entries)).model
+    model = build_components(pretrained_config(llava, **entries)).model
     assert len(model.model.vision_tower.encoder.encoder.layers) == depth
 
 
@@ -84,24 +84,24 @@ def test_random_weights_keep_every_layer_by_default() -> None:
     model = {"vision_config": {"model_type": "siglip_vision_model", **SIZES}, "text_config": text}
     for entries, depth in (({}, 3), ({"vision_feature_layer": -2}, 2)):
         section = {**model, "modalities": MODALITIES, **entries}
-        parts = build_parts(RunConfig.model_validate({"model": section, "data": {"synthetic": {}}}))
-        assert len(parts.model.model.vision_tower.encoder.encoder.layers) == depth
+        components = build_components(RunConfig.model_validate({"model": section, "data": {"synthetic": {}}}))
+        assert len(components.model.model.vision_tower.encoder.encoder.layers) == depth
 
 
-def test_init_decides_where_patch_embeds_start(llava: Path) -> None:
+def test_init_selects_the_initial_patch_embeds(llava: Path) -> None:
     def weight(**entries: Any) -> torch.Tensor:
-        tower = build_parts(pretrained_config(llava, **entries)).model.model.vision_tower
+        tower = build_components(pretrained_config(llava, **entries)).model.model.vision_tower
         return tower.patch_embed("T1").proj.weight
 
     assert torch.equal(weight(), weight(init="inflate"))
-    # Random filters have unit gain; inflated ones share one grey filter out over the depth.
+    # Random filters have unit gain; inflated ones divide one grey filter over the depth.
     assert weight(init="random").std().item() == pytest.approx(512**-0.5, rel=0.1)
     assert not torch.allclose(weight(), weight(init="random"))
 
 
-def test_pool_lowers_the_number_of_tokens(llava: Path) -> None:
-    parts = build_parts(pretrained_config(llava, pool={"bold": [2, 1, 1, 2], "T1": 2}))
-    assert {name: parts.model.num_image_tokens(name) for name in parts.pipelines} == {"rsfMRI": 4, "T1": 1}
+def test_pool_reduces_the_number_of_tokens(llava: Path) -> None:
+    components = build_components(pretrained_config(llava, pool={"bold": [2, 1, 1, 2], "T1": 2}))
+    assert {name: components.model.num_image_tokens(name) for name in components.pipelines} == {"rsfMRI": 4, "T1": 1}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_pool_lowers_the_number_of_tokens(llava: Path) -> None:
         ({"dMRI": 2}, r"model.pool.dMRI: "),
     ],
 )
-def test_a_pool_that_does_not_fit_is_rejected(tmp_path: Path, pool: dict[str, Any], message: str) -> None:
+def test_pool_that_does_not_divide_the_grid_is_rejected(tmp_path: Path, pool: dict[str, Any], message: str) -> None:
     import yaml
 
     content = {"model": {"pretrained": "llava", "modalities": MODALITIES, "pool": pool}, "data": {"synthetic": {}}}
@@ -130,7 +130,7 @@ def test_pool_can_be_overridden(tmp_path: Path) -> None:
     assert config.model.pool == {"T1": 2}
 
 
-def test_the_presets_of_the_config_are_the_models() -> None:
+def test_presets_of_config_and_model_are_equal() -> None:
     for name, modes in trainable.PRESETS.items():
         assert LearnConfig.model_validate({"preset": name}).parts == modes
 
@@ -139,13 +139,13 @@ def test_the_presets_of_the_config_are_the_models() -> None:
     ("learn", "part", "share"),
     [({"preset": "lora"}, "language_model", 0.5), ({"preset": "align", "projector": "frozen"}, "projector", 0.0)],
 )
-def test_parts_of_the_config_reach_the_model(llava: Path, learn: dict[str, Any], part: str, share: float) -> None:
+def test_trainable_parts_of_the_config_are_applied(llava: Path, learn: dict[str, Any], part: str, share: float) -> None:
     pytest.importorskip("peft")
-    model = build_parts(pretrained_config(llava, learn={**learn, "lora": {"rank": 2}})).model
+    model = build_components(pretrained_config(llava, learn={**learn, "lora": {"rank": 2}})).model
     row = next(row for row in parameter_table(model) if row.part == part)
     assert 0 < row.num_trainable < share * row.num_parameters if share else row.num_trainable == 0
 
 
-def test_a_rate_for_a_frozen_part_is_rejected() -> None:
+def test_learning_rate_of_a_frozen_part_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"learning_rates\.vision_tower"):
         LearnConfig.model_validate({"preset": "align", "learning_rates": {"vision_tower": 1e-4}})

@@ -1,4 +1,4 @@
-"""The byte-level tokenizer: any text survives it, and its special tokens are those of ChatML."""
+"""The byte-level tokenizer: lossless for any text, with the special tokens of ChatML."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_text_comes_back_as_it_was_one_token_a_byte(text: str) -> None:
+def test_text_is_one_token_per_byte_and_decodes_to_itself(text: str) -> None:
     tokenizer = build_byte_tokenizer()
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert len(ids) == len(text.encode())
@@ -34,7 +34,7 @@ def test_text_comes_back_as_it_was_one_token_a_byte(text: str) -> None:
     assert tokenizer.decode(ids) == text
 
 
-def test_special_tokens_are_single_and_left_out_of_the_words() -> None:
+def test_special_tokens_are_single_and_skipped_in_decoding() -> None:
     tokenizer = build_byte_tokenizer()
     ids = tokenizer.encode(f"{TURN_START}a{IMAGE_TOKEN}{TURN_END}", add_special_tokens=False)
     assert len(ids) == 4
@@ -44,7 +44,7 @@ def test_special_tokens_are_single_and_left_out_of_the_words() -> None:
     assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
 
 
-def test_vocabulary_is_the_same_every_time_and_on_disk(tmp_path: Path) -> None:
+def test_vocabulary_is_reproducible_and_saved(tmp_path: Path) -> None:
     tokenizer = build_byte_tokenizer()
     tokenizer.save_pretrained(tmp_path)
     for other in (build_byte_tokenizer(), load_tokenizer(None), load_tokenizer(str(tmp_path))):
@@ -53,15 +53,14 @@ def test_vocabulary_is_the_same_every_time_and_on_disk(tmp_path: Path) -> None:
         assert (other.eos_token_id, other.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
-def test_image_token_is_the_models_the_tokenizers_or_a_new_one() -> None:
+def test_image_token_of_the_tokenizer_is_used_without_adding_one() -> None:
     tokenizer = build_byte_tokenizer()
     size = len(tokenizer)
-    assert image_token_id(tokenizer, model_token_id=7) == 7
     assert image_token_id(tokenizer) == tokenizer.get_vocab()[IMAGE_TOKEN]
     assert len(tokenizer) == size
 
 
-def test_image_token_is_added_where_there_is_none(tmp_path: Path) -> None:
+def test_image_token_is_added_if_it_is_missing(tmp_path: Path) -> None:
     build_byte_tokenizer().save_pretrained(tmp_path)
     for path in tmp_path.glob("*.json"):
         path.write_text(path.read_text().replace(IMAGE_TOKEN, "<|other|>"))

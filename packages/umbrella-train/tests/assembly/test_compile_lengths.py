@@ -1,4 +1,4 @@
-"""`trainer.torch_compile`: the layers are compiled at the first length, and not again at others."""
+"""`trainer.torch_compile`: layers are compiled at the first length, and not again at others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from umbrella_train.assembly.acceleration import compile_layers
-from umbrella_train.assembly.build import build_parts
+from umbrella_train.assembly.build import build_components
 from umbrella_train.config import RunConfig
 
 WITH_COMPILER = [
@@ -21,13 +21,11 @@ WITH_COMPILER = [
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=WITH_COMPILER)])
-def test_a_new_length_does_not_compile_again(
-    make_config: Callable[..., RunConfig], tmp_path: Path, backend: str
-) -> None:
+def test_new_length_does_not_compile_again(make_config: Callable[..., RunConfig], tmp_path: Path, backend: str) -> None:
     torch._dynamo.reset()
     counters.clear()
     config = make_config(tmp_path)
-    plain, model = build_parts(config).model.train(), build_parts(config).model.train()
+    plain, model = build_components(config).model.train(), build_components(config).model.train()
     for layer in [*plain.model.language_model.layers, *model.model.language_model.layers]:
         layer.self_attn.attention_dropout = 0.0
     compile_layers(model, backend=backend)

@@ -1,4 +1,4 @@
-"""Weights and tokenizers that cannot be loaded: one message that names the key, the source and what would be right."""
+"""Weights and tokenizers that cannot be loaded: one message with the key, the source and what is expected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
 
 from umbrella_train import cli
 from umbrella_train.assembly import build
-from umbrella_train.assembly.build import build_parts
+from umbrella_train.assembly.build import build_components
 from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer, image_token_id, load_tokenizer
 from umbrella_train.assembly.load_errors import loading
 from umbrella_train.assembly.predict import predict
@@ -51,16 +51,16 @@ def llava(whole_llava: Path, tmp_path: Path) -> Path:
 def whole_run(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     config = make_config(folder.parent)
-    parts = build_parts(config)
-    parts.model.save_pretrained(folder / "model")
-    parts.processor().save_pretrained(folder / "model")
+    components = build_components(config)
+    components.model.save_pretrained(folder / "model")
+    components.processor().save_pretrained(folder / "model")
     (folder / "config.yaml").write_text(dump_config(config))
     return folder
 
 
 @pytest.fixture
 def run_folder(whole_run: Path, tmp_path: Path) -> Path:
-    """A run that ended, as far as its model goes, to be damaged."""
+    """A finished run with only a model, to be damaged."""
     return Path(shutil.copytree(whole_run, tmp_path / "run"))
 
 
@@ -115,15 +115,15 @@ def llava_config(make_config: MakeConfig, folder: Path, pretrained: str, **entri
 
 
 @pytest.mark.parametrize("damage", LLAVA_DAMAGES)
-def test_a_damaged_llava_is_one_error_that_names_the_key_and_the_folder(
+def test_damaged_llava_is_rejected_with_key_and_folder(
     make_config: MakeConfig, llava: Path, tmp_path: Path, damage: str
 ) -> None:
     config = llava_config(make_config, tmp_path, str(llava))
-    build_parts(config)
+    build_components(config)
     inflict, reason = LLAVA_DAMAGES[damage]
     inflict(llava)
     with pytest.raises(RunError) as caught:
-        build_parts(config)
+        build_components(config)
     message = str(caught.value)
     assert message.startswith("model.pretrained: ")
     assert str(llava) in message.splitlines()[0]
@@ -132,7 +132,7 @@ def test_a_damaged_llava_is_one_error_that_names_the_key_and_the_folder(
 
 
 @pytest.mark.parametrize("key", ["pretrained", "tokenizer"])
-def test_a_name_that_the_hub_does_not_give_is_one_message_of_the_command(
+def test_unknown_hub_name_is_one_message_of_the_command(
     make_config: MakeConfig,
     llava: Path,
     tmp_path: Path,
@@ -155,7 +155,7 @@ def test_a_name_that_the_hub_does_not_give_is_one_message_of_the_command(
 
 
 @pytest.mark.parametrize("damage", ["gone", "no JSON", "no tokenizer"])
-def test_a_tokenizer_that_cannot_be_read_is_named_with_its_key(tmp_path: Path, damage: str) -> None:
+def test_unreadable_tokenizer_is_rejected_with_its_key(tmp_path: Path, damage: str) -> None:
     build_byte_tokenizer().save_pretrained(tmp_path)
     if damage == "gone":
         (tmp_path / "tokenizer.json").unlink()
@@ -167,22 +167,22 @@ def test_a_tokenizer_that_cannot_be_read_is_named_with_its_key(tmp_path: Path, d
     assert "tokenizer.json" in str(caught.value).splitlines()[-1]
 
 
-def test_a_llava_without_a_tokenizer_is_reported_so(make_config: MakeConfig, llava: Path, tmp_path: Path) -> None:
+def test_llava_without_a_tokenizer_is_rejected(make_config: MakeConfig, llava: Path, tmp_path: Path) -> None:
     for path in llava.glob("tokenizer*"):
         path.unlink()
     with pytest.raises(RunError, match=r"^model\.pretrained: the tokenizer of .*llava"):
-        build_parts(llava_config(make_config, tmp_path, str(llava)))
+        build_components(llava_config(make_config, tmp_path, str(llava)))
     build_byte_tokenizer().save_pretrained(tmp_path / "words")
-    build_parts(llava_config(make_config, tmp_path, str(llava), tokenizer=str(tmp_path / "words")))
+    build_components(llava_config(make_config, tmp_path, str(llava), tokenizer=str(tmp_path / "words")))
 
 
-def test_a_source_in_the_home_folder_is_found(
+def test_source_in_the_home_folder_is_found(
     make_config: MakeConfig, llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(llava.parent))
     config = llava_config(make_config, tmp_path, "~/llava", tokenizer="~/llava")
     assert config.model.pretrained == config.model.tokenizer == str(llava)
-    build_parts(config)
+    build_components(config)
 
 
 TRAINED_DAMAGES: dict[str, tuple[Damage, str]] = {
@@ -194,7 +194,7 @@ TRAINED_DAMAGES: dict[str, tuple[Damage, str]] = {
 
 @pytest.mark.parametrize("damage", TRAINED_DAMAGES)
 @pytest.mark.parametrize("command", ["eval", "predict"])
-def test_a_damaged_model_folder_is_one_message_of_the_command(
+def test_damaged_model_folder_is_one_message_of_the_command(
     run_folder: Path, capsys: pytest.CaptureFixture[str], damage: str, command: str
 ) -> None:
     inflict, reason = TRAINED_DAMAGES[damage]
@@ -212,13 +212,13 @@ def test_a_damaged_model_folder_is_one_message_of_the_command(
     assert "It must be the model/" in message
 
 
-def test_a_truncated_processor_is_named(run_folder: Path) -> None:
+def test_truncated_processor_is_rejected(run_folder: Path) -> None:
     truncate(run_folder / "model", "processor_config.json")
     with pytest.raises(RunError, match=r"processor_config\.json"):
         predict(run_folder, question="Which side?", device="cpu")
 
 
-def test_a_bug_is_no_error_of_the_files(
+def test_other_errors_keep_their_type(
     make_config: MakeConfig, llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object, **options: object) -> None:
@@ -226,9 +226,9 @@ def test_a_bug_is_no_error_of_the_files(
 
     monkeypatch.setattr(build.UmbrellaForConditionalGeneration, "from_llava", fail)
     with pytest.raises(TypeError, match="a bug"):
-        build_parts(llava_config(make_config, tmp_path, str(llava)))
+        build_components(llava_config(make_config, tmp_path, str(llava)))
 
 
-def test_an_error_that_says_what_is_right_is_left_as_it_is() -> None:
+def test_run_error_is_unchanged() -> None:
     with pytest.raises(RunError, match=r"^no GPU$"), loading("weights", key="model", source="x", right="It must."):
         raise RunError("no GPU")

@@ -1,4 +1,4 @@
-"""Where samples come from: manifests as they are named, or a cohort that is written once."""
+"""Sources of samples: the manifests of the config, or a synthetic cohort that is written once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_manifests_are_those_of_the_config(make_config: MakeConfig, cohort: Demo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_manifest_too_long_to_check_is_reported_and_its_modalities_are_looked_at(
+def test_long_manifest_is_warned_of_and_only_its_modalities_are_checked(
     make_config: MakeConfig,
     cohort: DemoCohort,
     tmp_path: Path,
@@ -47,7 +47,7 @@ def config_of(make_config: MakeConfig, output_dir: Path, directory: Path | None)
 
 
 @pytest.mark.parametrize("is_named", [True, False])
-def test_a_synthetic_cohort_is_written_and_used_again(make_config: MakeConfig, tmp_path: Path, is_named: bool) -> None:
+def test_synthetic_cohort_is_written_once(make_config: MakeConfig, tmp_path: Path, is_named: bool) -> None:
     directory = tmp_path / "named" if is_named else None
     config = config_of(make_config, tmp_path / "runs", directory)
     sources = prepare_sources(config)

@@ -1,4 +1,4 @@
-"""Seals: what makes a checkpoint count, and which one a run continues from."""
+"""Integrity manifest of checkpoints, and the checkpoint that a run resumes from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from umbrella_train.checkpoint.integrity import (
     INTEGRITY_NAME,
     checkpoint_problems,
-    newest_good_checkpoint,
+    newest_valid_checkpoint,
     write_integrity_manifest,
 )
 from umbrella_train.errors import RunError
@@ -70,14 +70,14 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
 ]
 
 
-def test_a_sealed_checkpoint_has_no_problems(tmp_path: Path) -> None:
+def test_checkpoint_with_its_manifest_is_valid(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, 3)
     assert checkpoint_problems(folder) == []
     assert set(json.loads((folder / INTEGRITY_NAME).read_text())) == {"model.safetensors", "parts/state.json"}
 
 
 @pytest.mark.parametrize(("damage", "says"), DAMAGES, ids=lambda value: getattr(value, "__name__", ""))
-def test_damage_is_found_and_named(tmp_path: Path, damage: Callable[[Path], None], says: str) -> None:
+def test_damage_is_reported(tmp_path: Path, damage: Callable[[Path], None], says: str) -> None:
     folder = write_checkpoint(tmp_path, 3)
     damage(folder)
     (problem,) = checkpoint_problems(folder)
@@ -85,56 +85,56 @@ def test_damage_is_found_and_named(tmp_path: Path, damage: Callable[[Path], None
     assert problem.startswith(str(folder))
 
 
-def test_a_file_that_somebody_added_does_no_harm(tmp_path: Path) -> None:
+def test_added_file_is_ignored(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, 3)
     (folder / "note.txt").write_text("the good one")
     assert checkpoint_problems(folder) == []
 
 
-def test_weights_that_somebody_added_are_named(tmp_path: Path) -> None:
+def test_added_weights_are_reported(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, 3)
     (folder / "model-00001.safetensors").write_bytes(b"others")
     (problem,) = checkpoint_problems(folder)
     assert "model-00001.safetensors: was not written with this checkpoint" in problem
 
 
-def test_a_checkpoint_can_be_sealed_again(tmp_path: Path) -> None:
+def test_manifest_can_be_written_again(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, 3)
     flip_a_bit(folder)
     write_integrity_manifest(folder)
     assert checkpoint_problems(folder) == []
 
 
-def test_the_newest_by_number_is_taken(tmp_path: Path) -> None:
+def test_newest_checkpoint_is_that_of_the_highest_step(tmp_path: Path) -> None:
     for step in (9, 10, 2):
         write_checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-best").mkdir()
-    assert newest_good_checkpoint(tmp_path).name == "checkpoint-10"
+    assert newest_valid_checkpoint(tmp_path).name == "checkpoint-10"
 
 
 @pytest.mark.parametrize("damage", [damage for damage, _ in DAMAGES])
-def test_a_damaged_one_is_passed_over_with_a_warning(
+def test_damaged_checkpoint_is_skipped_with_a_warning(
     tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     good, bad = write_checkpoint(tmp_path, 2), write_checkpoint(tmp_path, 10)
     damage(bad)
     with caplog.at_level(logging.WARNING):
-        assert newest_good_checkpoint(tmp_path) == good
+        assert newest_valid_checkpoint(tmp_path) == good
     assert "a damaged checkpoint" in caplog.text
     assert str(bad) in caplog.text
 
 
-def test_a_run_without_a_good_checkpoint_lists_what_is_wrong_with_each(tmp_path: Path) -> None:
+def test_run_without_a_valid_checkpoint_is_rejected_with_all_problems(tmp_path: Path) -> None:
     flip_a_bit(write_checkpoint(tmp_path, 3))
     write_checkpoint(tmp_path, 6, seal=False)
     with pytest.raises(RunError, match="has no checkpoint to resume from") as caught:
-        newest_good_checkpoint(tmp_path)
+        newest_valid_checkpoint(tmp_path)
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
     assert "checkpoint-6: has no integrity.json" in lines[1]
     assert "its content changed" in lines[2]
 
 
-def test_a_run_without_any_checkpoint_says_so(tmp_path: Path) -> None:
+def test_run_without_any_checkpoint_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"has no checkpoint to resume from$"):
-        newest_good_checkpoint(tmp_path)
+        newest_valid_checkpoint(tmp_path)

@@ -1,4 +1,4 @@
-"""Optimizer, schedule and scaler survive the way through safetensors and JSON; what does not fit is rejected."""
+"""Optimizer, schedule and scaler are restored from safetensors and JSON; a state that does not match is rejected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from umbrella_train.checkpoint.training_state import FACTS, TENSORS, load_training_state, save_training_state
+from umbrella_train.checkpoint.training_state import STATE_NAME, TENSORS_NAME, load_training_state, save_training_state
 from umbrella_train.distributed.fsdp2 import load_whole_state
 from umbrella_train.errors import RunError
 
@@ -41,7 +41,7 @@ def train(model, optimizer, scheduler, *, steps, skip=()):
     ],
     ids=["fused", "foreach", "sgd"],
 )
-def test_a_resumed_optimizer_continues_as_the_one_that_was_saved(tmp_path, kind, settings):
+def test_resumed_optimizer_steps_like_the_saved_one(tmp_path, kind, settings):
     model, optimizer, scheduler = build(kind, **settings)
     # One weight is never stepped, as under hold.
     train(model, optimizer, scheduler, steps=3, skip=("0.bias",))
@@ -58,7 +58,7 @@ def test_a_resumed_optimizer_continues_as_the_one_that_was_saved(tmp_path, kind,
         assert resumed.param_groups[0]["betas"] == (0.8, 0.9)
 
 
-def test_a_scaler_continues_at_its_scale(tmp_path):
+def test_scaler_is_restored(tmp_path):
     parts = build()
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     scaler.scale(torch.ones(()))
@@ -69,8 +69,8 @@ def test_a_scaler_continues_at_its_scale(tmp_path):
     assert fresh.get_scale() == 8.0
 
 
-@pytest.mark.parametrize("missing", [TENSORS, FACTS])
-def test_a_checkpoint_without_its_state_is_rejected(tmp_path, missing):
+@pytest.mark.parametrize("missing", [TENSORS_NAME, STATE_NAME])
+def test_checkpoint_without_its_state_is_rejected(tmp_path, missing):
     model, optimizer, scheduler = build()
     train(model, optimizer, scheduler, steps=1)
     save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
@@ -79,7 +79,7 @@ def test_a_checkpoint_without_its_state_is_rejected(tmp_path, missing):
         load_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
 
 
-def test_another_share_of_the_samples_is_warned_of(tmp_path, caplog):
+def test_changed_layout_is_warned_of(tmp_path, caplog):
     model, optimizer, scheduler = build()
     train(model, optimizer, scheduler, steps=1)
     state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
@@ -91,7 +91,7 @@ def test_another_share_of_the_samples_is_warned_of(tmp_path, caplog):
     assert "{'ranks': 3}" in caplog.text
 
 
-def test_settings_of_this_run_are_in_force_and_named_where_they_are_new(tmp_path, caplog):
+def test_changed_settings_are_applied_and_warned_of(tmp_path, caplog):
     model, optimizer, scheduler = build(betas=(0.8, 0.9), weight_decay=0.1)
     train(model, optimizer, scheduler, steps=1)
     save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
@@ -109,7 +109,7 @@ def test_settings_of_this_run_are_in_force_and_named_where_they_are_new(tmp_path
     assert group["lr"] == pytest.approx(7.0 / 3)
 
 
-def test_a_jump_of_the_schedule_is_reported(tmp_path, caplog):
+def test_changed_schedule_is_warned_of(tmp_path, caplog):
     model, optimizer, scheduler = build()
     train(model, optimizer, scheduler, steps=3)
     save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
@@ -120,7 +120,7 @@ def test_a_jump_of_the_schedule_is_reported(tmp_path, caplog):
     assert "the learning rate is 0.2 instead of 0.05" in caplog.text
 
 
-def test_a_schedule_without_a_formula_keeps_its_share_of_a_new_learning_rate(tmp_path):
+def test_plateau_schedule_scales_with_a_changed_learning_rate(tmp_path):
     state = {}
     for name, rate in (("before", 0.1), ("after", 0.4)):
         model, optimizer, _ = build(lr=rate)
@@ -134,7 +134,7 @@ def test_a_schedule_without_a_formula_keeps_its_share_of_a_new_learning_rate(tmp
     assert state["after"]["optimizer"].param_groups[0]["lr"] == pytest.approx(0.2)
 
 
-def test_weights_of_another_shape_are_rejected_by_name(tmp_path):
+def test_weights_of_another_shape_are_rejected_with_their_name(tmp_path):
     save_file(build()[0].state_dict(), tmp_path / "model.safetensors")
     other = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))
     with pytest.raises(RunError, match=r"1\.\w+ has the shape .* and the model's .*"):
@@ -150,12 +150,12 @@ def test_another_optimizer_is_rejected(tmp_path):
         load_training_state(tmp_path, model=other[0], optimizer=other[1], scheduler=other[2])
 
 
-def test_other_parameters_are_rejected_by_name(tmp_path):
+def test_other_parameters_are_rejected_with_their_name(tmp_path):
     model, optimizer, scheduler = build()
     train(model, optimizer, scheduler, steps=1)
     save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
-    facts = json.loads((tmp_path / FACTS).read_text())
+    facts = json.loads((tmp_path / STATE_NAME).read_text())
     facts["groups"][0]["parameters"].remove("1.bias")
-    (tmp_path / FACTS).write_text(json.dumps(facts))
+    (tmp_path / STATE_NAME).write_text(json.dumps(facts))
     with pytest.raises(RunError, match=r"among them 1\.bias"):
         load_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)

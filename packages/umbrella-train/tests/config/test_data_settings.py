@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from umbrella_data.errors import ScanError
 from umbrella_data.scan import reader
 from umbrella_data.synthetic.cohort import DemoCohort, make_demo_cohort
-from umbrella_train.assembly.build import build_parts
+from umbrella_train.assembly.build import build_components
 from umbrella_train.assembly.sources import Sources
 from umbrella_train.config import DatasetConfig, RunConfig
 from umbrella_train.config.data import DataConfig
@@ -52,7 +52,9 @@ def build(cohort: DemoCohort, tmp_path: Path) -> Callable[..., Any]:
         content = {"model": MODEL, "data": {"train": train, **data}, "trainer": {"use_cpu": True, "report_to": []}}
         config = RunConfig.model_validate({"name": "run", "output_dir": tmp_path, **content})
         arguments = build_arguments(config, output_dir=tmp_path / "run")
-        return _build_trainer(config, arguments, build_parts(config), Sources(config.data.train, []))
+        components = build_components(config)
+        components.list_bad_scans_in(tmp_path / "run")
+        return _build_trainer(config, arguments, components, Sources(config.data.train, []))
 
     return make
 
@@ -143,8 +145,8 @@ def test_mixture_uses_temperature_and_the_end_of_an_epoch(cohort: DemoCohort) ->
     def draws(**data: Any) -> tuple[int, ...]:
         sources = [{"manifest": str(cohort.train_manifest)}, {"manifest": str(cohort.test_manifest)}]
         config = RunConfig.model_validate({"model": MODEL, "data": {"train": sources, **data}})
-        parts = build_parts(config)
-        return parts.mixture(
+        components = build_components(config)
+        return components.mixture(
             [DatasetConfig.model_validate(each) for each in sources], config=config, augment=True
         ).draws
 

@@ -1,4 +1,4 @@
-"""The hash that the ranks compare sees every change of a parameter."""
+"""The hash that ranks compare changes with every change of a parameter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from umbrella_train.distributed.parity import check_rank_parity, hash_bits
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_hash_sees_one_bit_and_an_exchange_of_elements(dtype):
+def test_hash_changes_with_one_bit_and_with_exchanged_elements(dtype):
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(dtype)
     changed, exchanged = values.clone(), values.clone()
     changed[-1] = torch.nextafter(values[-1], torch.tensor(9.0, dtype=dtype))
@@ -20,7 +20,7 @@ def test_hash_sees_one_bit_and_an_exchange_of_elements(dtype):
     assert hash_bits(exchanged) != hash_bits(values)
 
 
-def test_hash_does_not_depend_on_the_chunks_it_is_taken_in(monkeypatch):
+def test_hash_does_not_depend_on_the_chunk_size(monkeypatch):
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     whole = hash_bits(values)
     monkeypatch.setattr(parity, "_CHUNK", 7)
@@ -28,5 +28,5 @@ def test_hash_does_not_depend_on_the_chunks_it_is_taken_in(monkeypatch):
     assert hash_bits(values[torch.arange(999, -1, -1)]) != whole
 
 
-def test_one_process_has_nothing_to_compare():
+def test_single_process_is_not_compared():
     check_rank_parity(torch.nn.Linear(2, 2), step=1)

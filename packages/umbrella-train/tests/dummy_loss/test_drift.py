@@ -1,4 +1,4 @@
-"""The forecast of drift against optimizers that really step."""
+"""The forecast of drift, compared with steps of real optimizers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def forecast_drift(*, count, gradient_norm, every, learning_rate, rule="adam", s
 @pytest.mark.parametrize("every", [0, 10, 50], ids=["never", "1-in-10", "1-in-50"])
 @pytest.mark.parametrize("count", [50_000, 10_000_000])
 @pytest.mark.parametrize("reduction", ["unit", "sum"])
-def test_forecast_is_right_within_ten_per_cent(rule, every, count, reduction):
+def test_forecast_is_within_ten_per_cent(rule, every, count, reduction):
     norm = DummyLoss(reduction=reduction, sizes={"T1": count}).weight("T1")
     situation = {"count": count, "gradient_norm": norm, "every": every, "learning_rate": 5e-5, "rule": rule}
     assert forecast_drift(**situation).total == pytest.approx(measured_drift(**situation), rel=0.1)
@@ -66,7 +66,7 @@ def test_documented_drift_of_a_patch_embed_of_1152_by_4096(reduction, documented
 
 
 @pytest.mark.parametrize("every", [0, 10], ids=["never", "1-in-10"])
-def test_forecast_for_adafactor_is_right_within_ten_per_cent(every):
+def test_forecast_for_adafactor_is_within_ten_per_cent(every):
     shape, norm, rate = (40, 50), 1e-7, 5e-5
     ends = []
     for gradient in (norm / math.sqrt(2000), 0.0):
@@ -87,7 +87,7 @@ def test_forecast_for_adafactor_is_right_within_ten_per_cent(every):
 
 
 @pytest.mark.parametrize("limit", [0.0, 1.0, 0.05], ids=["free", "clipped", "clipped-hard"])
-def test_the_logged_drift_is_what_the_weights_have_moved(train_batches, limit):
+def test_logged_drift_is_the_distance_of_the_weights(train_batches, limit):
     trained = train_batches([[("T1",)]] * 30, optim="adamw_torch", learning_rate=1e-3, max_grad_norm=limit)
     name = "model.vision_tower.dMRI_patch_embed.proj.weight"
     before, after = trained.before[name], trained.trainer.model.state_dict()[name]
@@ -96,13 +96,13 @@ def test_the_logged_drift_is_what_the_weights_have_moved(train_batches, limit):
     assert trained.log[0]["drift/T1"] == 0
 
 
-def test_the_trainer_names_a_modality_that_drifts(train_batches, caplog):
+def test_trainer_warns_of_a_modality_that_drifts(train_batches, caplog):
     with caplog.at_level(logging.WARNING, logger="umbrella_train.dummy_loss.drift_monitor"):
         train_batches([[("T1",), ("rsfMRI",)]] * 12, optim="adamw_torch", learning_rate=0.05)
     assert [record.getMessage().split()[0] for record in caplog.records] == ["dMRI"]
 
 
-def test_a_spread_is_taken_where_there_is_one(watched):
+def test_spread_is_that_of_a_tensor_that_is_not_constant(watched):
     tower, optimizer = watched
     embed = tower.patch_embed("T1")
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_a_spread_is_taken_where_there_is_one(watched):
     assert watch.state_dict()["spread"]["T1"] == pytest.approx(embed.position_embedding.std().item())
 
 
-def test_being_seen_starts_the_count_again():
+def test_drift_is_reset_when_the_modality_is_present():
     forecast = forecast_drift(count=1000, gradient_norm=1e-7, every=0, learning_rate=1e-3, steps=20)
     assert forecast.steps_absent == 20
     assert forecast.since_seen == forecast.total > 0
@@ -126,7 +126,7 @@ def watched(make_model):
     return tower, torch.optim.AdamW(tower.parameters(), lr=1e-2)
 
 
-def test_a_modality_that_drifts_is_named_once_with_the_remedy(watched, caplog):
+def test_drift_is_warned_of_once_with_the_setting_that_prevents_it(watched, caplog):
     tower, optimizer = watched
     watch = DriftWatch(tower, optimizer=optimizer, dummy_loss=DummyLoss())
     with caplog.at_level(logging.WARNING):
@@ -141,14 +141,14 @@ def test_a_modality_that_drifts_is_named_once_with_the_remedy(watched, caplog):
     assert watch.as_log()["drift/dMRI"] > 0.02
 
 
-def test_nothing_is_forecast_of_an_optimizer_without_a_rule(watched):
+def test_unknown_optimizer_has_no_forecast(watched):
     tower, _ = watched
     watch = DriftWatch(tower, optimizer=torch.optim.Adagrad(tower.parameters()), dummy_loss=DummyLoss())
     watch.step(frozenset())
     assert watch.as_log() == {}
 
 
-def test_a_resumed_run_continues_counting(make_trainer, tmp_path):
+def test_resumed_run_continues_the_forecast(make_trainer, tmp_path):
     batches = [[("T1",)]] * 4
     saving = {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 2}
     trainer = make_trainer(batches, **saving)

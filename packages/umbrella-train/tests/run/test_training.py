@@ -17,7 +17,8 @@ from umbrella_model import UmbrellaForConditionalGeneration
 from umbrella_train.config import RunConfig, dump_config, load_config
 from umbrella_train.errors import RunError
 from umbrella_train.run import training as run
-from umbrella_train.run.training import evaluate_run, train
+from umbrella_train.run.evaluation import evaluate_run
+from umbrella_train.run.training import train
 from umbrella_train.trainer.arguments import build_arguments
 
 MakeConfig = Callable[..., RunConfig]
@@ -52,7 +53,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_folder_holds_what_a_run_leaves(folder: Path, config: RunConfig) -> None:
+def test_folder_has_the_files_of_a_run(folder: Path, config: RunConfig) -> None:
     assert folder == config.output_dir / "run"
     names = {path.name for path in folder.iterdir()}
     assert {
@@ -69,11 +70,11 @@ def test_the_folder_holds_what_a_run_leaves(folder: Path, config: RunConfig) -> 
     }
     assert load_config(folder / "config.yaml") == config
     assert (folder / "salt").stat().st_mode & 0o777 == 0o600
-    # A pickle can run code where it is read.
+    # A pickle can run code when it is read.
     assert [path.name for path in folder.rglob("training_args.bin")] == []
 
 
-def test_metrics_are_lines_of_loss_gradients_and_evaluation(folder: Path) -> None:
+def test_metrics_have_loss_gradients_and_evaluation(folder: Path) -> None:
     rows = rows_of(folder)
     losses = [row for row in rows if "loss" in row]
     assert [row["step"] for row in losses] == [2, 4]
@@ -111,12 +112,12 @@ def test_no_subject_is_named_except_in_the_config_and_the_table_of_names(
     assert (folder / "names.jsonl").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_picture_of_each_modality_is_drawn(folder: Path) -> None:
+def test_picture_of_each_modality_is_drawn(folder: Path) -> None:
     pictures = {path.stem for path in (folder / "pictures").glob("*.png")}
     assert pictures == {"T1", "rsfMRI", "dMRI"}
 
 
-def test_the_saved_model_is_the_last_checkpoint(folder: Path) -> None:
+def test_saved_model_equals_the_last_checkpoint(folder: Path) -> None:
     saved, last = (
         UmbrellaForConditionalGeneration.from_pretrained(folder / name).state_dict()
         for name in ("model", "checkpoint-4")
@@ -124,7 +125,7 @@ def test_the_saved_model_is_the_last_checkpoint(folder: Path) -> None:
     assert all(torch.equal(saved[name], last[name]) for name in last)
 
 
-def test_a_run_is_scored_again_to_the_same_numbers(folder: Path) -> None:
+def test_repeated_evaluation_gives_the_same_numbers(folder: Path) -> None:
     before = rows_of(folder)
     scored = next(row for row in before if "eval/accuracy/T1" in row)
     predictions = (folder / "predictions.jsonl").read_text()
@@ -138,7 +139,7 @@ def files_of(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_other_manifests_are_scored_without_a_trace(folder: Path, cohort: DemoCohort) -> None:
+def test_evaluation_of_other_manifests_writes_nothing(folder: Path, cohort: DemoCohort) -> None:
     before = files_of(folder)
     metrics = evaluate_run(folder, manifests=[cohort.train_manifest], controls=False, max_samples=3)
     assert metrics["eval/questions/T1"] == 3
@@ -147,7 +148,7 @@ def test_other_manifests_are_scored_without_a_trace(folder: Path, cohort: DemoCo
 
 
 @pytest.mark.parametrize("asked", [{"max_samples": 1}, {"controls": False}])
-def test_a_part_of_the_evaluation_leaves_the_runs_results(
+def test_partial_evaluation_keeps_the_results_of_the_run(
     folder: Path, caplog: pytest.LogCaptureFixture, asked: dict[str, Any]
 ) -> None:
     caplog.set_level("INFO")
@@ -157,13 +158,13 @@ def test_a_part_of_the_evaluation_leaves_the_runs_results(
     assert "nothing was written" in caplog.text
 
 
-def test_a_run_that_did_not_end_cannot_be_scored(folder: Path, tmp_path: Path) -> None:
+def test_unfinished_run_cannot_be_evaluated(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((folder / "config.yaml").read_text())
     with pytest.raises(RunError, match="has no model"):
         evaluate_run(tmp_path)
 
 
-def test_a_run_without_evaluation_manifests_says_what_to_name(folder: Path, tmp_path: Path) -> None:
+def test_run_without_evaluation_manifests_names_the_option(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "model").symlink_to(folder / "model")
     changed = load_config(folder / "config.yaml", ["--data.evaluation", "[]"])
     (tmp_path / "config.yaml").write_text(dump_config(changed))
@@ -172,7 +173,7 @@ def test_a_run_without_evaluation_manifests_says_what_to_name(folder: Path, tmp_
 
 
 @pytest.mark.parametrize("is_dry", [False, True])
-def test_too_few_samples_to_evaluate_are_reported_before_training(
+def test_too_few_evaluation_samples_are_rejected_before_training(
     make_config: MakeConfig, cohort: DemoCohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_dry: bool
 ) -> None:
     few = tmp_path / "few.jsonl"
@@ -191,10 +192,10 @@ def test_too_few_samples_to_evaluate_are_reported_before_training(
     monkeypatch.setattr(run, "build_arguments", build_arguments_of_two_ranks)
     with pytest.raises(RunError, match=r"data\.evaluation: 1 samples cannot give each of 2 ranks a batch"):
         train(config, dry_run=is_dry)
-    assert not config.output_dir.exists()
+    assert not list(config.output_dir.glob("*"))
 
 
-def test_a_run_names_its_cohort_and_is_scored_from_anywhere_while_it_is_there(
+def test_run_records_its_cohort_and_is_evaluated_from_any_folder(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = tmp_path / "elsewhere"

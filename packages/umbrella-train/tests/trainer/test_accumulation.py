@@ -1,4 +1,4 @@
-"""What is agreed on at the end of an accumulation window."""
+"""Facts that ranks share at the end of an accumulation window."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def window_with(*losses: float) -> AccumulationWindow:
     return window
 
 
-def test_present_are_the_modalities_of_all_batches_of_the_window() -> None:
+def test_present_modalities_are_those_of_all_batches_of_the_window() -> None:
     window = window_with(1.0, 1.0)
     window.see([{"pixel_values": {"T1": None}}, {"pixel_values": {"dMRI": None}}, {"pixel_values": {}}])
     assert window.close().present == {"T1", "dMRI"}
 
 
-def test_a_window_forgets_the_one_before() -> None:
+def test_window_is_reset_when_it_is_closed() -> None:
     window = window_with(math.nan)
     window.see([{"pixel_values": {"T1": None}}])
     assert not window.close().is_loss_finite
@@ -37,14 +37,14 @@ def test_a_window_forgets_the_one_before() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("position", [0, 1, 2])
-def test_one_bad_loss_makes_the_window_bad(bad: float, position: int) -> None:
+def test_one_non_finite_loss_is_reported_for_the_window(bad: float, position: int) -> None:
     losses = [1.0, 2.0, 3.0]
     assert window_with(*losses).close().is_loss_finite
     losses[position] = bad
     assert not window_with(*losses).close().is_loss_finite
 
 
-def test_norms_and_the_wish_to_stop_are_handed_on() -> None:
+def test_norms_and_stop_request_are_returned() -> None:
     facts = window_with(1.0).close(is_stop_asked=True, norms=torch.tensor([0.25, 4.0], dtype=torch.float64))
     assert facts.is_stop_asked
     assert facts.norms == (0.25, 4.0)
@@ -69,7 +69,7 @@ def test_supervised_tokens_are_counted_for_each_modality(
     }
 
 
-def test_a_bad_gradient_is_reported_apart_from_a_bad_loss() -> None:
+def test_non_finite_gradient_is_reported_separately_from_the_loss() -> None:
     window = window_with(1.0)
     facts = window.close(has_bad_gradient=torch.tensor(True))
     assert (facts.is_loss_finite, facts.is_gradient_finite) == (True, False)
@@ -77,7 +77,7 @@ def test_a_bad_gradient_is_reported_apart_from_a_bad_loss() -> None:
     assert window.close(has_bad_gradient=torch.tensor(False)).is_gradient_finite
 
 
-def test_facts_of_all_ranks_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_of_all_ranks_are_summed(monkeypatch: pytest.MonkeyPatch) -> None:
     def all_reduce(facts: torch.Tensor) -> None:
         other = window_with(1.0)
         other.see([{"pixel_values": {"dMRI": None}}])

@@ -1,4 +1,4 @@
-"""Seeds of steps, the metrics file, and the agreed stop."""
+"""Callbacks: seeds per step, metrics file, progress bar, stop on a signal."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def state_at(step: int, *, is_first_rank: bool = True) -> TrainerState:
 
 
 def draw(*, seed: int = 0, step: int = 3, rank: int = 0) -> float:
-    """What a step draws after whatever happened before."""
+    """Random numbers of a step, independent of earlier ones."""
     torch.rand(7)
     StepSeed().on_step_begin(SimpleNamespace(seed=seed, process_index=rank), state_at(step), TrainerControl())  # type: ignore[arg-type]
     return float(torch.rand(1, dtype=torch.float64))
 
 
-def test_a_step_draws_by_seed_step_and_rank_alone() -> None:
+def test_random_numbers_depend_only_on_seed_step_and_rank() -> None:
     assert draw() == draw()
     draws = {draw(), draw(seed=1), draw(step=4), draw(rank=1), draw(seed=33, step=0), draw(seed=3, step=30)}
     assert len(draws) == 6
@@ -66,7 +66,7 @@ def test_every_logged_line_is_written_with_its_step(folder: RunFolder) -> None:
     ]
 
 
-def test_lines_behind_the_checkpoint_go_when_a_run_is_resumed(folder: RunFolder) -> None:
+def test_lines_after_the_checkpoint_are_removed_on_resume(folder: RunFolder) -> None:
     log(folder, 1, 2, 3, 4, 5)
     with folder.metrics.open("a") as file:
         file.write('{"step": 6, "lo')
@@ -75,7 +75,7 @@ def test_lines_behind_the_checkpoint_go_when_a_run_is_resumed(folder: RunFolder)
     assert steps_in(folder) == [1, 2, 3, 4]
 
 
-def test_only_the_first_rank_touches_the_file(folder: RunFolder) -> None:
+def test_only_the_first_rank_writes_the_file(folder: RunFolder) -> None:
     log(folder, 1, 2)
     log(folder, 3, is_first_rank=False)
     begin(folder, 0, is_first_rank=False)
@@ -97,7 +97,7 @@ def end_of_step(stop: StopOnSignal) -> tuple[bool, bool]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_a_wish_until_all_ranks_agree(stop: StopOnSignal, number: signal.Signals) -> None:
+def test_signal_stops_only_after_all_ranks_agree(stop: StopOnSignal, number: signal.Signals) -> None:
     arguments: Any = (None, state_at(0), TrainerControl())
     before = signal.getsignal(number)
     stop.on_train_begin(*arguments)
@@ -111,7 +111,7 @@ def test_a_signal_is_a_wish_until_all_ranks_agree(stop: StopOnSignal, number: si
     assert signal.getsignal(number) == before
 
 
-def test_who_presses_ctrl_c_twice_will_not_wait(stop: StopOnSignal) -> None:
+def test_second_ctrl_c_interrupts_at_once(stop: StopOnSignal) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background starts without it
     stop.on_train_begin(None, state_at(0), TrainerControl())  # type: ignore[arg-type]
     os.kill(os.getpid(), signal.SIGINT)
@@ -119,14 +119,14 @@ def test_who_presses_ctrl_c_twice_will_not_wait(stop: StopOnSignal) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_another_ranks_signal_stops_this_one_too(stop: StopOnSignal) -> None:
+def test_signal_on_another_rank_stops_this_one(stop: StopOnSignal) -> None:
     stop.is_agreed = True
     assert not stop.is_asked
     assert stop.signal_number == signal.SIGTERM
     assert end_of_step(stop) == (True, True)
 
 
-def test_progress_is_one_line_that_starts_at_the_step_of_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_starts_at_the_step_of_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     bar = ProgressBar()
     bar.on_train_begin(None, state_at(4), TrainerControl())  # type: ignore[arg-type]
     assert " 4/10 " in capsys.readouterr().err
@@ -141,7 +141,7 @@ def test_progress_is_one_line_that_starts_at_the_step_of_the_checkpoint(capsys: 
     assert capsys.readouterr().err == ""
 
 
-def test_an_error_after_the_bar_is_closed_begins_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_after_the_bar_is_closed_starts_a_new_line(capsys: pytest.CaptureFixture[str]) -> None:
     bar = ProgressBar()
     bar.on_train_begin(None, state_at(4), TrainerControl())  # type: ignore[arg-type]
     bar.close()

@@ -1,4 +1,4 @@
-"""A dry run: two steps, a table, and nothing left behind."""
+"""A dry run: two steps, a table, and no files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from umbrella_train.assembly.build import Parts, build_parts
+from umbrella_train.assembly.build import TrainingComponents, build_components
 from umbrella_train.config import RunConfig
 from umbrella_train.run.training import train
 
 
-def test_a_dry_run_shows_tokens_and_memory_and_leaves_nothing(
+def test_dry_run_logs_tokens_and_memory_and_leaves_no_files(
     make_config: Callable[..., RunConfig],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -45,7 +45,7 @@ def test_a_dry_run_shows_tokens_and_memory_and_leaves_nothing(
     assert sum(record.getMessage().startswith(warning) for record in caplog.records) == 1
 
 
-def test_a_run_starts_with_the_same_table(
+def test_run_logs_the_same_table_at_its_start(
     make_config: Callable[..., RunConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = make_config(tmp_path, trainer={"max_steps": 1, "use_cpu": True, "per_device_train_batch_size": 2})
@@ -59,20 +59,20 @@ def test_a_run_starts_with_the_same_table(
 @pytest.mark.parametrize(
     ("value", "parts"), [(True, {"vision_tower", "language_model"}), ("language_model", {"language_model"})]
 )
-def test_layers_of_the_parts_named_are_computed_again(
+def test_gradient_checkpointing_applies_to_the_selected_parts(
     make_config: Callable[..., RunConfig],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     value: bool | str,
     parts: set[str],
 ) -> None:
-    built: list[Parts] = []
+    built: list[TrainingComponents] = []
 
-    def build_and_keep(config: RunConfig) -> Parts:
-        built.append(build_parts(config))
+    def build_and_keep(config: RunConfig) -> TrainingComponents:
+        built.append(build_components(config))
         return built[-1]
 
-    monkeypatch.setattr("umbrella_train.run.training.build_parts", build_and_keep)
+    monkeypatch.setattr("umbrella_train.run.training.build_components", build_and_keep)
     train(make_config(tmp_path, trainer={"gradient_checkpointing": value, "use_cpu": True}), dry_run=True)
     model = built[0].model.model
     layers = {

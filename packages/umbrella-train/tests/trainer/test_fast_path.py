@@ -1,4 +1,4 @@
-"""What a run's batches and model ask of a GPU: logits where there is loss alone, and no answer that is waited for."""
+"""Logits only at positions with loss, and no device synchronisation in a training step."""
 
 from __future__ import annotations
 
@@ -14,73 +14,73 @@ from transformers import MistralConfig, Qwen2Config
 
 from umbrella_model import UmbrellaConfig, UmbrellaForConditionalGeneration
 from umbrella_train.assembly.acceleration import set_attention
-from umbrella_train.assembly.build import Parts, build_parts
+from umbrella_train.assembly.build import TrainingComponents, build_components
 from umbrella_train.config import RunConfig
 from umbrella_train.errors import RunError
 
 MakeConfig = Callable[..., RunConfig]
 
 
-def training_batch(parts: Parts, config: RunConfig) -> dict[str, Any]:
-    return parts.collator()(list(parts.mixture(config.data.train, config=config, augment=False)))
+def training_batch(components: TrainingComponents, config: RunConfig) -> dict[str, Any]:
+    return components.collator()(list(components.mixture(config.data.train, config=config, augment=False)))
 
 
-def without_dropout(parts: Parts) -> UmbrellaForConditionalGeneration:
-    for layer in parts.model.model.language_model.layers:
+def without_dropout(components: TrainingComponents) -> UmbrellaForConditionalGeneration:
+    for layer in components.model.model.language_model.layers:
         layer.self_attn.attention_dropout = 0.0
-    return parts.model.train()
+    return components.model.train()
 
 
-def test_a_training_step_of_a_run_never_asks_the_device(make_config: MakeConfig, tmp_path: Path) -> None:
-    """On the meta device a tensor has no value: whatever reads one fails, as it would make the host wait on a GPU."""
+def test_training_step_does_not_synchronise_with_the_device(make_config: MakeConfig, tmp_path: Path) -> None:
+    """On the meta device tensors have no values: code that would make the host wait for a GPU fails."""
     config = make_config(tmp_path)
-    parts = build_parts(config)
-    batch = training_batch(parts, config)
+    components = build_components(config)
+    batch = training_batch(components, config)
     num_supervised = int((batch["labels"][:, 1:] != -100).sum())
     assert num_supervised < batch["labels"].numel()
-    model = parts.model.train().to("meta")
+    model = components.model.train().to("meta")
     volumes = {name: volume.to("meta") for name, volume in batch.pop("pixel_values").items()}
     for present in (volumes, {"T1": volumes["T1"]}, {}):
         out = model(**{key: value.to("meta") for key, value in batch.items()}, pixel_values=present)
         assert out.logits is None
-        assert out.supervised_logits.shape == (num_supervised, len(parts.tokenizer))
+        assert out.supervised_logits.shape == (num_supervised, len(components.tokenizer))
         out.loss.backward()
 
 
-def test_the_positions_with_loss_are_those_of_the_labels(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_supervised_positions_are_those_of_the_labels(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(tmp_path)
-    parts = build_parts(config)
-    collator = pickle.loads(pickle.dumps(parts.collator()))  # as a loader's worker gets it
-    dataset = parts.dataset(config.data.train[0], config=config, augment=False)
+    components = build_components(config)
+    collator = pickle.loads(pickle.dumps(components.collator()))  # as in a loader worker
+    dataset = components.dataset(config.data.train[0], config=config, augment=False)
     batch = collator([dataset[0], dataset[7]])
     rows, columns = (batch["labels"] != -100).nonzero(as_tuple=True)
     assert batch["supervised_index"].tolist() == (rows * batch["labels"].shape[1] + columns - 1).tolist()
-    assert "supervised_index" not in parts.collator(padding_side="left")([dataset.prompt(0)])
+    assert "supervised_index" not in components.collator(padding_side="left")([dataset.prompt(0)])
 
 
 @pytest.mark.parametrize("is_training", [True, False])
-def test_loss_and_gradients_are_those_of_sdpa_at_all_positions(
+def test_loss_and_gradients_equal_sdpa_with_all_logits(
     make_config: MakeConfig, tmp_path: Path, is_training: bool
 ) -> None:
     config = make_config(tmp_path)
-    parts = build_parts(config)
-    batch = training_batch(parts, config)
+    components = build_components(config)
+    batch = training_batch(components, config)
     assert not batch["attention_mask"].bool().all()
-    plain = build_parts(make_config(tmp_path, model={"attn_implementation": "sdpa"}))
+    plain = build_components(make_config(tmp_path, model={"attn_implementation": "sdpa"}))
     all_positions = {key: value for key, value in batch.items() if key != "supervised_index"}
     found: list[tuple[Tensor, tuple[Tensor, ...]]] = []
-    for each, inputs in ((parts, batch), (plain, all_positions)):
+    for each, inputs in ((components, batch), (plain, all_positions)):
         model = without_dropout(each).train(is_training)
         loss = model(**inputs).loss
         found.append((loss, torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)))
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
 
 
-def test_the_default_is_varlen_and_the_config_decides(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_attention_is_varlen_unless_the_config_names_another(make_config: MakeConfig, tmp_path: Path) -> None:
     for wanted, expected in ((None, "varlen"), ("sdpa", "sdpa"), ("eager", "eager")):
-        model = build_parts(make_config(tmp_path, model={"attn_implementation": wanted})).model
+        model = build_components(make_config(tmp_path, model={"attn_implementation": wanted})).model
         assert model.model.language_model.config._attn_implementation == expected
-    # What is saved is the model, not how it was computed.
+    # The attention implementation is not saved with the model.
     model.save_pretrained(tmp_path / "model")
     loaded = UmbrellaForConditionalGeneration.from_pretrained(tmp_path / "model")
     assert loaded.config._attn_implementation == "sdpa"
@@ -96,9 +96,7 @@ SEES_LESS = [
 
 
 @pytest.mark.parametrize("text_config", SEES_LESS, ids=lambda config: config.model_type)
-def test_a_language_model_with_a_sliding_window_keeps_its_mask(
-    make_model: Callable[..., Any], text_config: Any
-) -> None:
+def test_sliding_window_keeps_sdpa(make_model: Callable[..., Any], text_config: Any) -> None:
     entries = make_model().config
     config = UmbrellaConfig(
         modalities=entries.patch_embeds,
@@ -113,7 +111,7 @@ def test_a_language_model_with_a_sliding_window_keeps_its_mask(
         set_attention(model, "varlen")
 
 
-def test_attention_that_was_chosen_elsewhere_is_left(make_model: Callable[..., Any]) -> None:
+def test_attention_other_than_sdpa_is_kept(make_model: Callable[..., Any]) -> None:
     model = make_model()
     model.set_attn_implementation("eager")
     set_attention(model, None)

@@ -1,4 +1,4 @@
-"""The gradient log: its keys, and norms that a hand can check."""
+"""The gradient log: its keys, and norms computed independently."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def norms_of(row: dict[str, float]) -> dict[str, float]:
     return {key: value for key, value in row.items() if key.startswith("grad/")}
 
 
-def test_keys_name_the_modality_or_call_it_inactive(train_batches: Train) -> None:
+def test_keys_contain_the_modality_or_inactive(train_batches: Train) -> None:
     first, second = train_batches([[("T1",), ()], [("T1", "dMRI"), ("rsfMRI",)]]).log
     assert set(norms_of(first)) == {
         "grad/[inactive]/vision_tower.rsfMRI_patch_embed",
@@ -46,7 +46,7 @@ def test_values_are_the_norms_of_the_gradients(train_batches: Train) -> None:
             assert 0 < projection < whole
 
 
-def test_a_modality_is_active_when_any_batch_of_the_window_holds_it(train_batches: Train) -> None:
+def test_modality_is_active_when_any_batch_of_the_window_has_it(train_batches: Train) -> None:
     trained = train_batches(
         [[("T1",)], [("dMRI",)], [("T1",)], [("T1",)]], gradient_accumulation_steps=2, logging_steps=1
     )
@@ -60,14 +60,14 @@ def test_norms_are_those_before_clipping(train_batches: Train) -> None:
     assert clipped.norm("T1") < 0.1 * free.norm("T1")
 
 
-def test_norms_come_at_logging_steps_alone(train_batches: Train) -> None:
+def test_norms_are_computed_only_at_logging_steps(train_batches: Train) -> None:
     trained = train_batches([[("T1",)], [("dMRI",)]] * 2, logging_steps=2)
     assert [row["step"] for row in trained.log] == [2, 4]
     assert all(len(norms_of(row)) == 6 for row in trained.log)
     assert trained.log[0]["grad/[dMRI]/vision_tower.dMRI_patch_embed"] == pytest.approx(trained.norm("dMRI", step=1))
 
 
-def test_a_share_is_the_norm_over_that_of_all_gradients(train_batches: Train) -> None:
+def test_share_is_the_norm_divided_by_the_total_norm(train_batches: Train) -> None:
     trained = train_batches([[("T1",)], [("dMRI",), ("rsfMRI",)]])
     for step, row in enumerate(trained.log):
         gradients = trained.gradients[step].values()

@@ -1,4 +1,4 @@
-"""Learning rates of single parts, through the trainer."""
+"""Learning rates of single parts of the model."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ BATCHES = [[("T1",), ()], [("T1", "dMRI")]]
 
 
 def moved(trained: Any) -> dict[str, float]:
-    """How far each part's parameters moved a unit of gradient, in steps of plain gradient descent."""
+    """Learning rate of each part, from the move of its parameters per unit of gradient (plain gradient descent)."""
     model = trained.trainer.model
     rates: dict[str, set[float]] = {}
     for part, name, parameter in named_part_parameters(model):
         gradient = sum(step[name] for step in trained.gradients)
         if gradient.abs().max() > 1e-6:
-            # One number a tensor: the least squares slope of the move on the gradients' sum.
+            # One number per tensor: the least squares slope of the move over the sum of gradients.
             move = (trained.before[name] - parameter.detach()).double().flatten()
             slope = float(move @ gradient.double().flatten() / gradient.double().square().sum())
             rates.setdefault(part, set()).add(round(slope, 4))
     return {part: slopes.pop() for part, slopes in rates.items() if len(slopes) == 1}
 
 
-def test_each_part_moves_at_its_own_rate_and_the_log_shows_the_common_one(train_batches: Callable[..., Any]) -> None:
+def test_parts_use_their_rates_and_the_log_has_the_common_one(train_batches: Callable[..., Any]) -> None:
     trained = train_batches(BATCHES, part_learning_rates={"projector": 0.01, "patch_embed": 0.002})
     assert moved(trained) == {
         "patch_embed": pytest.approx(0.002),
@@ -39,7 +39,7 @@ def test_each_part_moves_at_its_own_rate_and_the_log_shows_the_common_one(train_
     assert trained.log[0]["learning_rate"] == 0.05
 
 
-def test_groups_decay_what_hugging_faces_own_would(make_trainer: Callable[..., Any]) -> None:
+def test_weight_decay_of_groups_equals_that_of_hugging_face(make_trainer: Callable[..., Any]) -> None:
     def decayed(**options: Any) -> set[str]:
         trainer = make_trainer(weight_decay=0.1, **options)
         optimizer = trainer.create_optimizer()

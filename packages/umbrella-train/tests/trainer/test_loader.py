@@ -1,4 +1,4 @@
-"""Loaders: every sample once an epoch over all ranks, in an order of (seed, epoch) alone."""
+"""Loaders: every sample once per epoch over all ranks, in an order that depends on (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from umbrella_data import Example
 from umbrella_data.synthetic.cohort import DemoCohort
-from umbrella_train.assembly.build import build_parts
+from umbrella_train.assembly.build import build_components
 from umbrella_train.config import RunConfig
 from umbrella_train.errors import RunError
 from umbrella_train.trainer.loader import build_loader, evaluation_batches
@@ -29,7 +29,7 @@ class IndexCollator:
 def make_batches(make_config: Callable[..., RunConfig], cohort: DemoCohort, tmp_path: Path) -> Callable[..., Any]:
     """The batches of one epoch of the cohort's 18 training samples."""
     config = make_config(tmp_path)
-    dataset = build_parts(config).mixture(config.data.train, config=config, augment=False)
+    dataset = build_components(config).mixture(config.data.train, config=config, augment=False)
 
     def batches(epoch: int = 0, **options: Any) -> list[dict[str, Any]]:
         settings = {"batch_size": 4, "mode": "mixed", "seed": 0, "rank": 0, "world_size": 1, "shuffle": True}
@@ -48,9 +48,7 @@ def indices_of(batches: list[dict[str, Any]]) -> list[int]:
 
 @pytest.mark.parametrize("mode", ["mixed", "by_modality"])
 @pytest.mark.parametrize("epoch", [0, 2])
-def test_an_epoch_holds_every_sample_once_over_all_ranks(
-    make_batches: Callable[..., Any], mode: str, epoch: int
-) -> None:
+def test_epoch_has_every_sample_once_over_all_ranks(make_batches: Callable[..., Any], mode: str, epoch: int) -> None:
     shares = [make_batches(epoch, mode=mode, rank=rank, world_size=2) for rank in range(2)]
     assert len(shares[0]) == len(shares[1])
     drawn = [index for share in shares for batch in share for index in batch["index"]]
@@ -59,23 +57,23 @@ def test_an_epoch_holds_every_sample_once_over_all_ranks(
         assert all(len({frozenset(kind) for kind in batch["modalities"]}) == 1 for share in shares for batch in share)
 
 
-def test_order_depends_on_seed_and_epoch_alone(make_batches: Callable[..., Any]) -> None:
+def test_order_depends_only_on_seed_and_epoch(make_batches: Callable[..., Any]) -> None:
     first = indices_of(make_batches())
     assert indices_of(make_batches()) == first
     assert indices_of(make_batches(num_workers=2)) == first
     assert indices_of(make_batches(seed=1)) != first
-    # Virtual indices: the samples of the second epoch are numbered on, and come in an order of their own.
+    # Virtual indices: the samples of the second epoch have the next numbers, in another order.
     second = indices_of(make_batches(1))
     assert sorted(second) == list(range(18, 36))
     assert [index - 18 for index in second] != first
 
 
-def test_evaluation_goes_in_order_when_it_is_not_shuffled(make_batches: Callable[..., Any]) -> None:
+def test_evaluation_is_in_order(make_batches: Callable[..., Any]) -> None:
     assert make_batches(shuffle=False) == make_batches(shuffle=False, seed=5)
 
 
 class Few:
-    """A handful of samples, each with a scan of the modality of its number."""
+    """A few samples, each with a scan of one modality."""
 
     is_epoch_constant = True
 
@@ -98,7 +96,7 @@ class Few:
 @pytest.mark.parametrize(
     ("modalities", "num_mixed"), [([0, 1, 2], 1), ([0, 1, 2, 3, 4], 1), ([0, 0], 0), ([0, 1, 0, 1, 0, 1], 0)]
 )
-def test_evaluation_deals_out_samples_that_do_not_go_round_by_modality(modalities: list[int], num_mixed: int) -> None:
+def test_evaluation_mixes_modalities_if_there_are_too_few_samples(modalities: list[int], num_mixed: int) -> None:
     settings = {"batch_size": 8, "mode": "by_modality", "seed": 0, "shuffle": False}
     shares = [
         list(build_loader(Few(modalities), collate=list, rank=rank, world_size=2, **settings)) for rank in range(2)
@@ -106,18 +104,18 @@ def test_evaluation_deals_out_samples_that_do_not_go_round_by_modality(modalitie
     assert len(shares[0]) == len(shares[1])
     batches = [batch for share in shares for batch in share]
     assert sorted(index for batch in batches for index in batch) == list(range(len(modalities)))
-    # A batch has two modalities only where no other way is left.
+    # A batch has two modalities only if necessary.
     mixed = [batch for batch in batches if len({modalities[index] for index in batch}) > 1]
     assert len(mixed) == num_mixed
 
 
-def test_fewer_samples_to_evaluate_than_ranks_are_reported_by_their_key() -> None:
+def test_fewer_evaluation_samples_than_ranks_are_rejected_with_the_key() -> None:
     with pytest.raises(RunError, match=r"data\.evaluation: 1 samples cannot give each of 2 ranks a batch"):
         evaluation_batches(Few([0]), batch_size=8, mode="mixed", rank=0, world_size=2)
 
 
 class Changing:
-    """Samples whose lengths are others in each epoch, as where a mixture draws other samples."""
+    """Samples whose lengths differ between epochs, as in a mixture that draws other samples."""
 
     is_epoch_constant = False
 
@@ -135,7 +133,7 @@ class Changing:
 
 
 @pytest.mark.parametrize("padded", [True, False])
-def test_a_number_of_batches_is_planned_for_and_no_epoch_needs_more(padded: bool) -> None:
+def test_planned_epochs_have_the_number_of_batches(padded: bool) -> None:
     def take(count: int, **options: Any) -> None:
         settings = {"batch_size": 1, "mode": "mixed", "seed": 0, "rank": 0, "world_size": 1, "shuffle": True}
         loader = build_loader(Changing(), collate=list, max_tokens=100, padded=padded, **(settings | options))

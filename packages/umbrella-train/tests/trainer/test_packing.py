@@ -1,4 +1,4 @@
-"""Packed training: one row a batch, and every number as with padding."""
+"""Packed training: one row per batch, and the numbers of padded training."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from umbrella_train.config import DummyLossConfig, RunConfig
 from umbrella_train.errors import RunError
 from umbrella_train.run.training import train
 from umbrella_train.trainer.accumulation import AccumulationWindow
-from umbrella_train.trainer.evaluation import EvaluationLoss
+from umbrella_train.trainer.evaluation_loss import EvaluationLoss
 from umbrella_train.trainer.unsupported import check_trainer
 
 KINDS = [("T1",), ("T1", "dMRI"), (), ("T1", "T1")]
-# Of different lengths and numbers of supervised tokens; dMRI is in one sample alone.
+# Of different lengths and numbers of supervised tokens; only one sample has dMRI.
 BATCHES = [[("T1",), ("rsfMRI", "T1"), ()], [("T1", "dMRI"), (), ("T1", "T1")]]
 
 
@@ -29,18 +29,18 @@ BATCHES = [[("T1",), ("rsfMRI", "T1"), ()], [("T1", "dMRI"), (), ("T1", "T1")]]
 def both(make_example: Callable[..., Any], collate: Callable[..., Any]) -> list[dict[str, Any]]:
     """The same four conversations, padded and packed."""
     examples = [make_example(kind, index) for index, kind in enumerate(KINDS)]
-    # As a loader's worker gets it.
+    # As in a loader worker.
     packed = pickle.loads(pickle.dumps(PackedCollator(collate)))
     return [collate(examples), packed(examples)]
 
 
-def test_a_packed_batch_is_one_row_without_padding(both: list[dict[str, Any]]) -> None:
+def test_packed_batch_is_one_row_without_padding(both: list[dict[str, Any]]) -> None:
     padded, packed = both
     assert packed["input_ids"].shape == (1, int(padded["attention_mask"].sum()))
     assert padded["attention_mask"].numel() > packed["input_ids"].numel()
 
 
-def test_conversations_are_reported_apart_in_either_form(both: list[dict[str, Any]]) -> None:
+def test_conversations_are_counted_and_indexed_padded_and_packed(both: list[dict[str, Any]]) -> None:
     padded, packed = both
     assert num_conversations(padded) == num_conversations(packed) == len(KINDS)
     is_token = padded["attention_mask"].bool()
@@ -67,7 +67,7 @@ def test_evaluation_counts_conversations(both: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("scale", ["mean", "present"])
-def test_a_packed_run_steps_as_a_padded_one(train_batches: Callable[..., Any], make_model: Any, scale: str) -> None:
+def test_packed_training_equals_padded_training(train_batches: Callable[..., Any], make_model: Any, scale: str) -> None:
     runs = []
     for packing in (False, True):
         model = make_model()
@@ -88,7 +88,7 @@ def test_a_packed_run_steps_as_a_padded_one(train_batches: Callable[..., Any], m
 
 @pytest.fixture
 def check(make_model: Callable[..., Any], tmp_path: Any) -> Callable[..., None]:
-    """Holds packing against a model and a device as the trainer does."""
+    """Checks packing with a model and a device as the trainer does."""
 
     def run(
         *,
@@ -111,14 +111,14 @@ def check(make_model: Callable[..., Any], tmp_path: Any) -> Callable[..., None]:
     return run
 
 
-def test_a_rejected_run_leaves_no_folder_behind(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_rejected_run_leaves_no_folder(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = make_config(tmp_path, data={"packing": True}, model={"attn_implementation": "sdpa"})
     with pytest.raises(RunError, match="with attention sdpa"):
         train(config)
     assert not list(config.output_dir.glob("*"))
 
 
-def test_what_packed_rows_cannot_be_computed_with_is_rejected(check: Callable[..., None]) -> None:
+def test_unsupported_attention_dropout_and_precision_are_rejected(check: Callable[..., None]) -> None:
     check()
     check(device="cuda", precision="bf16")
     check(device="cuda", precision="fp16")

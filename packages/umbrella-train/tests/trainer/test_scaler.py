@@ -1,4 +1,4 @@
-"""The dummy gradient with a loss scaler and under autocast: its norm is the scale still."""
+"""The dummy gradient with a loss scaler and autocast: its norm equals the scale."""
 
 from __future__ import annotations
 

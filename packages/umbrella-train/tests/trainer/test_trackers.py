@@ -1,4 +1,4 @@
-"""What a tracker is told, and what it must not learn."""
+"""What a tracker receives, and what it must not receive."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SECRET = "klopstock"
 
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A home folder of its own, and no variable that wandb reads."""
+    """An empty home folder, and no environment variable that wandb reads."""
     for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
 
 
-def test_netrc_is_a_key_only_for_the_host_that_it_names(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_netrc_is_a_key_only_for_its_host(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not has_wandb_key()
     netrc = home / ".netrc"
     netrc.write_text("machine example.org login me password word\ndefault login me password word\n")
@@ -52,7 +52,7 @@ def test_key_in_the_environment_is_a_key(home: Path, monkeypatch: pytest.MonkeyP
     assert has_wandb_key()
 
 
-def test_settings_hold_numbers_and_no_path(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_settings_have_no_path(make_config: MakeConfig, tmp_path: Path) -> None:
     (tmp_path / SECRET).mkdir()
     config = make_config(tmp_path / "runs")
     for name in (str(tmp_path / SECRET), "./nowhere/" + SECRET):
@@ -66,12 +66,12 @@ def test_settings_hold_numbers_and_no_path(make_config: MakeConfig, tmp_path: Pa
     assert public_settings(hub)["model"]["tokenizer"] == "maker/name"
 
 
-def test_offline_run_holds_the_metrics_and_nothing_of_the_machine(
+def test_offline_run_has_the_metrics_and_no_facts_of_the_machine(
     home: Path, make_config: MakeConfig, cohort: DemoCohort
 ) -> None:
     work = home / "somewhere"
     shutil.copytree(cohort.train_manifest.parent, work / SECRET)
-    # Credentials of another service: wandb would reject to start with them.
+    # Credentials of another service: wandb would fail with them.
     (home / ".netrc").write_text("machine example.org login me password word\n")
     commit = commit_something(work)
     config = make_config(Path("runs"), trainer={"max_steps": 1, "use_cpu": True, "report_to": ["wandb"]})

@@ -34,13 +34,13 @@ def test_only_the_third_gets_a_term_when_two_are_present(train_batches: Train) -
 
 def test_no_term_is_added_when_all_are_present(train_batches: Train) -> None:
     batches: Kinds = [[("T1", "dMRI"), ("rsfMRI",)]]
-    # With such a scale, a term anywhere would be seen.
+    # With this scale, any term would be visible.
     with_term = train_batches(batches, dummy_loss={"scale": 1e3}).gradients[0]
     without = train_batches(batches, dummy_loss={"enabled": False}).gradients[0]
     assert all(torch.equal(with_term[name], without[name]) for name in without)
 
 
-def test_a_batch_of_text_alone_trains(train_batches: Train) -> None:
+def test_batch_without_scans_trains(train_batches: Train) -> None:
     trained = train_batches([[(), ()]])
     for name in ("T1", "rsfMRI", "dMRI"):
         assert trained.norm(name) == close_to(1e-7)
@@ -54,20 +54,20 @@ def test_a_batch_of_text_alone_trains(train_batches: Train) -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, 8])
-def test_the_term_does_not_grow_with_accumulation(train_batches: Train, accumulation: int) -> None:
+def test_dummy_loss_does_not_grow_with_accumulation(train_batches: Train, accumulation: int) -> None:
     trained = train_batches(T1_ALONE * accumulation, gradient_accumulation_steps=accumulation)
     assert len(trained.gradients) == 1
     assert trained.norm("dMRI") == close_to(1e-7)
     assert trained.norm("rsfMRI") == close_to(1e-7)
 
 
-def test_the_term_keeps_its_size_in_the_short_window_at_the_end_of_an_epoch(train_batches: Train) -> None:
+def test_dummy_loss_is_the_same_in_a_short_window_at_the_end_of_an_epoch(train_batches: Train) -> None:
     trained = train_batches(T1_ALONE * 5, gradient_accumulation_steps=3)
     assert len(trained.gradients) == 2
     assert trained.norm("dMRI", step=1) == close_to(1e-7)
 
 
-def test_sum_reduction_is_the_plain_sum_of_the_parameters(train_batches: Train) -> None:
+def test_sum_reduction_is_the_sum_of_the_parameters(train_batches: Train) -> None:
     trained = train_batches(T1_ALONE, dummy_loss={"scale": 1e-5, "reduction": "sum"})
     for modality in ("rsfMRI", "dMRI"):
         found = [
@@ -86,14 +86,14 @@ def test_scale_zero_gives_exact_zeros(train_batches: Train) -> None:
     assert trained.norm("dMRI") == 0.0
 
 
-def test_absent_modalities_have_no_gradient_when_it_is_off(train_batches: Train) -> None:
+def test_absent_modalities_have_no_gradient_when_the_dummy_loss_is_off(train_batches: Train) -> None:
     trained = train_batches(T1_ALONE, dummy_loss={"enabled": False})
     assert trained.norm("rsfMRI") is None
     assert trained.norm("dMRI") is None
     assert trained.norm("T1") > 1e-4
 
 
-def test_a_frozen_patch_embed_has_no_term(train_batches: Train, make_model: Callable[[], Any]) -> None:
+def test_frozen_patch_embed_has_no_term(train_batches: Train, make_model: Callable[[], Any]) -> None:
     model = make_model()
     tower = next(module for name, module in model.named_modules() if name.endswith("vision_tower"))
     tower.dMRI_patch_embed.requires_grad_(False)
@@ -104,7 +104,7 @@ def test_a_frozen_patch_embed_has_no_term(train_batches: Train, make_model: Call
     assert all(torch.equal(after[name], trained.before[name]) for name in after if "dMRI_patch_embed" in name)
 
 
-def test_a_partly_frozen_patch_embed_counts_what_is_trainable(
+def test_partly_frozen_patch_embed_counts_trainable_parameters(
     train_batches: Train, make_model: Callable[[], Any]
 ) -> None:
     model = make_model()
@@ -114,7 +114,7 @@ def test_a_partly_frozen_patch_embed_counts_what_is_trainable(
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_task_loss_and_other_gradients_are_equal_to_the_bit_on_and_off(train_batches: Train, accumulation: int) -> None:
+def test_task_loss_and_other_gradients_do_not_depend_on_the_dummy_loss(train_batches: Train, accumulation: int) -> None:
     batches: Kinds = [[("T1",), ("T1",)], [("T1",), ("T1", "T1")]]
     on, off = (
         train_batches(batches, dummy_loss={"enabled": enabled}, gradient_accumulation_steps=accumulation)
@@ -128,7 +128,7 @@ def test_task_loss_and_other_gradients_are_equal_to_the_bit_on_and_off(train_bat
         assert all(torch.equal(with_term[name], without[name]) for name in compared)
 
 
-def test_the_logged_loss_is_the_task_loss_alone(train_batches: Train) -> None:
+def test_logged_loss_has_no_dummy_loss(train_batches: Train) -> None:
     with_term, without = (
         train_batches(T1_ALONE, dummy_loss=settings).log[0]["loss"] for settings in ({"scale": 1e3}, {"enabled": False})
     )

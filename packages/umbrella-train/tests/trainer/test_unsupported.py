@@ -1,8 +1,9 @@
-"""The trainer does not start with settings that it would not keep."""
+"""Unsupported combinations of trainer settings are rejected."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,12 +11,14 @@ from torch import nn
 from transformers import TrainingArguments
 
 from umbrella_model import set_trainable
-from umbrella_train.config import DummyLossConfig
+from umbrella_train.checkpoint.integrity import write_integrity_manifest
+from umbrella_train.config import DummyLossConfig, RunConfig
 from umbrella_train.errors import RunError
+from umbrella_train.run.training import train
 from umbrella_train.trainer.unsupported import check_trainer
 
 
-def test_an_unknown_word_is_rejected_with_those_that_are_known(make_trainer: Callable[..., Any]) -> None:
+def test_unknown_values_are_rejected_with_the_known_ones(make_trainer: Callable[..., Any]) -> None:
     with pytest.raises(
         RunError, match=r"(?s)engine is 'fsdp'; it must be one of ddp, fsdp2.*gradient_scale is 'presnt'"
     ):
@@ -34,13 +37,14 @@ def test_fsdp2_needs_the_dummy_loss(make_trainer: Callable[..., Any]) -> None:
 
 @pytest.fixture
 def check(make_model: Callable[..., Any], tmp_path: Any) -> Callable[..., None]:
-    """Holds settings against each other as the trainer does, for a model whose patch embeds alone learn."""
+    """Checks settings as the trainer does, for a model of which only the patch embeds are trained."""
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     arguments.fp16 = True
     model = make_model()
     set_trainable(model, "patch_embed_only")
 
-    def run(*, absent: str = "update", **settings: Any) -> None:
+    def run(*, absent: str = "update", zero_stage: int | None = None, **settings: Any) -> None:
+        arguments.deepspeed_plugin = None if zero_stage is None else SimpleNamespace(zero_stage=zero_stage)
         options = {"engine": "ddp", "gradient_scale": "mean", **settings}
         check_trainer(model, arguments, dummy_loss=DummyLossConfig(absent=absent), **options)
 
@@ -53,20 +57,49 @@ def check(make_model: Callable[..., Any], tmp_path: Any) -> Callable[..., None]:
         ({"engine": "fsdp2"}, "fp16 cannot be combined with engine fsdp2"),
         ({"absent": "hold"}, "hold with fp16 leaves the loss scaler without"),
         ({"absent": "hold", "zero_stage": 2}, "hold has no effect under DeepSpeed"),
-        ({"zero_stage": 2}, "with DeepSpeed"),
+        ({"zero_stage": 2}, "fp16 is not supported with DeepSpeed"),
+        ({"zero_stage": 2, "gradient_scale": "present"}, "gradient_scale: present"),
+        ({"zero_stage": 2, "engine": "fsdp2"}, "fsdp2 and DeepSpeed"),
     ],
 )
-def test_what_cannot_be_combined_is_rejected(check: Callable[..., None], settings: dict[str, Any], says: str) -> None:
+def test_unsupported_combination_is_rejected(check: Callable[..., None], settings: dict[str, Any], says: str) -> None:
     with pytest.raises(RunError, match=says):
         check(**settings)
+
+
+def test_run_with_fp16_and_no_gpu_is_rejected_before_a_folder_is_created(
+    make_config: Callable[..., RunConfig], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = make_config(tmp_path / "runs", trainer={"fp16": True, "use_cpu": False})
+    with pytest.raises(RunError, match="fp16 needs a GPU"):
+        train(config)
+    assert not config.output_dir.exists()
+
+
+def test_resumed_run_is_rejected_before_its_config_is_replaced(
+    make_config: Callable[..., RunConfig], tmp_path: Any
+) -> None:
+    config = make_config(tmp_path, data={"packing": True}, model={"attn_implementation": "sdpa"})
+    folder = tmp_path / "run"
+    checkpoint = folder / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
+    (folder / "config.yaml").write_text("name: run\n")
+    write_integrity_manifest(checkpoint)
+    with pytest.raises(RunError, match=r"data\.packing"):
+        train(config, resume=str(folder))
+    assert (folder / "config.yaml").read_text() == "name: run\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-1", "config.yaml"]
 
 
 def test_adapters_in_patch_embeds_are_rejected_under_zero_3(make_model: Callable[..., Any], tmp_path: Any) -> None:
     model = make_model()
     embed = model.model.vision_tower.patch_embed("T1")
-    embed.proj = nn.Sequential(embed.proj)  # no plain layer any more, as with adapters
+    embed.proj = nn.Sequential(embed.proj)  # not a Linear, as with adapters
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     settings = {"dummy_loss": DummyLossConfig(), "engine": "ddp", "gradient_scale": "mean"}
-    check_trainer(model, arguments, zero_stage=2, **settings)
+    arguments.deepspeed_plugin = SimpleNamespace(zero_stage=2)
+    check_trainer(model, arguments, **settings)
+    arguments.deepspeed_plugin.zero_stage = 3
     with pytest.raises(RunError, match="ZeRO-3"):
-        check_trainer(model, arguments, zero_stage=3, **settings)
+        check_trainer(model, arguments, **settings)

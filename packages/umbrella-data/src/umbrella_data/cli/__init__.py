@@ -1,4 +1,4 @@
-"""The command `umbrella-data`, one file a sub-command. Nothing heavy is imported before the arguments are parsed."""
+"""The command `umbrella-data`, one file per subcommand. Nothing heavy is imported before the arguments are parsed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ from collections.abc import Sequence
 
 from umbrella_data.cli import cache, check, demo, from_bids, preview, whois
 
-COMMANDS = (check, preview, from_bids, cache, demo, whois)
+COMMANDS = {
+    "check": check,
+    "preview": preview,
+    "from-bids": from_bids,
+    "cache": cache,
+    "demo": demo,
+    "whois": whois,
+}
+"""Each module has SUMMARY, HELP, add_arguments() and run()."""
 
-
-# A path that was typed wrong. Any other error of the system keeps its traceback.
+# Wrong paths. Any other OSError keeps its traceback.
 _PATH_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
 
@@ -23,12 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _run(arguments)
         finally:
-            # Also the words of --help: a reader who is gone, as `head` is, would be noticed too late to be kept quiet.
+            # Also after --help: otherwise a closed pipe, as of `head`, raises when Python ends.
             sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes once more when it ends.
+        # Python flushes again when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        # As a shell reports it: not everything was said, or done.
+        # The exit code that a shell reports for SIGPIPE.
         return 128 + signal.SIGPIPE
 
 
@@ -42,14 +49,20 @@ def _run(arguments: Sequence[str] | None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except _PATH_ERRORS as error:
-        words = f"{error.filename}: {error.strerror}" if error.filename is not None else error
-        print(f"error: {words}", file=sys.stderr)
+        message = f"{error.filename}: {error.strerror}" if error.filename is not None else error
+        print(f"error: {message}", file=sys.stderr)
         return 2
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="umbrella-data", description="Look after the data that UMBRELLA trains on.")
+    parser = argparse.ArgumentParser(
+        prog="umbrella-data", description="Validate, convert, preview and cache the data that UMBRELLA trains on."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add_command(commands)
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=module.SUMMARY, description=module.HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
     return parser

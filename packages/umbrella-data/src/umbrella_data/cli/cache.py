@@ -5,43 +5,29 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from umbrella_data.cli.sources import (
-    Commands,
-    add_manifests,
-    add_pipelines,
-    add_workers,
-    choose_configs,
-    print_lost_root,
-    show,
-)
+from umbrella_data.cli.arguments import add_manifests, add_pipelines, add_workers, choose_configs
+from umbrella_data.cli.output import print_list, print_lost_root, show
 
+SUMMARY = "preprocess all scans ahead of a run"
 HELP = """\
-Reads every scan of the manifests, prepares it as the run would, and keeps the result, so that training reads prepared
-volumes from the first step on. Stopped and started again, it continues where it stopped.
+Reads every scan of the manifests, preprocesses it as the run would, and stores the result in the cache: training then
+reads preprocessed volumes from the first step. If it was stopped, start it again: it continues where it stopped.
 
   umbrella-data cache --config my.yaml
   umbrella-data cache train.jsonl --cache-dir /scratch/cache --size T1=96,96,96 --size rsfMRI=96,96,96,24"""
-_MAX_SHOWN = 50
 
 
-def add_command(commands: Commands) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser(
-        "cache",
-        help="prepare all scans ahead of a run",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     add_manifests(command, are_needed=False)
     add_pipelines(command)
     add_workers(command)
     command.add_argument("--cache-dir", type=Path, help="folder of the cache (default: the config's)")
-    command.add_argument("--max-gb", type=float, help="size to keep the cache under, in 10^9 bytes (default: no limit)")
-    command.set_defaults(run=run)
+    command.add_argument("--max-gb", type=float, help="maximum size of the cache in 10^9 bytes (default: no limit)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Warm the cache, and list what cannot be prepared and how much was pushed out again."""
+    """Fill the cache; print unusable scans and how many were evicted."""
     from umbrella_data.cache.store import VolumeCache
     from umbrella_data.cli.pipeline_options import read_options
     from umbrella_data.jobs.warm_cache import warm_cache
@@ -61,23 +47,20 @@ def run(options: argparse.Namespace) -> int:
         manifests,
         pipelines={name: Pipeline(config, modality=name, cache=cache) for name, config in configs.items()},
         num_workers=options.workers,
-        progress=lambda results, total: show(results, total, "preparing scans", "scan"),
+        progress=lambda results, total: show(results, total, "preprocessing scans", "scan"),
     )
     if not report.num_scans:
-        raise ValueError(f"no scan of {', '.join(configs)} to prepare in {', '.join(str(path) for path, _ in sources)}")
+        raise ValueError(f"no scan of {', '.join(configs)} in {', '.join(str(path) for path, _ in sources)}")
     num_prepared = report.num_scans - len(report.failed)
     has_lost = report.num_kept < num_prepared
     if has_lost:
-        print(f"prepared {num_prepared:,} of {report.num_scans:,} scans; {report.num_kept:,} remain in {directory}, "
-              f"the others were pushed out again under --max-gb {options.max_gb:g}: raise it")  # fmt: skip
+        print(f"preprocessed {num_prepared:,} of {report.num_scans:,} scans; {report.num_kept:,} remain in "
+              f"{directory}, the others were evicted: raise --max-gb {options.max_gb:g}")  # fmt: skip
     else:
         print(f"{num_prepared:,} of {report.num_scans:,} scans are in {directory}")
-    for modality, count in report.passed_over.items():
-        why = "which --modality leaves out" if modality in known.configs else "which has no --size"
-        print(f"passed over: {count:,} scans of {modality}, {why}")
-    for error in report.failed[:_MAX_SHOWN]:
-        print(f"  {error}")
-    if len(report.failed) > _MAX_SHOWN:
-        print(f"  and {len(report.failed) - _MAX_SHOWN} more; `umbrella-data check` lists all")
+    for modality, count in report.skipped.items():
+        why = "not selected by --modality" if modality in known.configs else "no --size"
+        print(f"skipped: {count:,} scans of {modality}, {why}")
+    print_list(report.failed, rest="`umbrella-data check` lists all")
     print_lost_root(report.failed, num_scans=report.num_scans, manifests=manifests)
     return 1 if report.failed or has_lost else 0

@@ -1,4 +1,4 @@
-"""`umbrella-data check`: every row and every file looked at once."""
+"""`umbrella-data check`: validates every row and every file of manifests."""
 
 from __future__ import annotations
 
@@ -9,42 +9,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from umbrella_data.cli.sources import (
-    Commands,
-    add_manifests,
-    add_modalities,
-    add_workers,
-    choose_names,
-    print_lost_root,
-    read_manifests,
-    show,
-)
-from umbrella_data.cli.warnings import print_warnings
+from umbrella_data.cli.arguments import add_manifests, add_modalities, add_workers, read_manifests
+from umbrella_data.cli.output import choose_names, print_list, print_lost_root, print_warnings, show
 
 if TYPE_CHECKING:
     from umbrella_data.jobs.check import CheckReport
 
+SUMMARY = "validate every row and every file"
 HELP = """\
-Reads every row of the manifests and every scan in them once, from the first byte to the last. Lists what cannot be
-used and why: unreadable scans, rows whose answer contradicts the scored value, subjects in more than one manifest
-(each manifest is taken for a split of its own), and scans with the same content under several names.
-The exit code is 1 if anything is wrong. Warnings are counted by their codes, such as forms_disagree; they do not change
-the exit code: those scans can be used, but a header (of a brain mask, too) or a sidecar says something odd. The
-terminal shows the first 5 scans of each code, the report the first 1,000, in the order of their paths.
+Reads every row of the manifests and every scan in them completely. Lists what is unusable and why: unreadable scans,
+rows whose answer contradicts the scored value, subjects in more than one manifest (each manifest is treated as a split)
+and scans with the same content under several names. The exit code is 1 if anything is wrong. Warnings, such as
+forms_disagree, are about usable scans with an inconsistent header (also of a brain mask) or sidecar; they do not change
+the exit code. The terminal shows the first 5 scans of each code, check.json the first 1,000, sorted by path.
 With --index-dir, it also builds an index of each long .nii.gz series, with which training runs read windows faster.
-The terminal names files and subjects; the report in --out names them by hashes that
-`umbrella-data whois HASH --in OUT` finds again, unless --names is given."""
-_MAX_SHOWN = 50
+The terminal names files and subjects; check.json has hashes of the names unless --names is given.
+`umbrella-data whois HASH --in OUT` prints the name."""
 
 
-def add_command(commands: Commands) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser(
-        "check",
-        help="look at every row and every file once",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     add_manifests(command)
     add_modalities(command)
     add_workers(command)
@@ -56,7 +40,6 @@ def add_command(commands: Commands) -> None:
         help="also build an index of each long .nii.gz series here, for data.index_dir of a training run",
     )
     command.add_argument("--one-split", action="store_true", help="a subject may be in several of the manifests")
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -65,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     from umbrella_data.jobs.check import check_manifests, report_rows
 
     manifests = read_manifests(options)
-    # A folder that cannot be made ends the command here, and not when everything was read.
+    # Before scans are read: a folder that cannot be created ends the command here.
     name = None if options.out is None else choose_names(options.out, are_plain=options.names)
     if options.index_dir is not None:
         options.index_dir.mkdir(parents=True, exist_ok=True)
@@ -75,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
         may_share_subjects=options.one_split,
         modalities=options.modality,
         index_folder=options.index_dir,
-        progress=lambda items, total, words: show(items, total, words, "scan" if "scans" in words else "row"),
+        progress=lambda items, total, label: show(items, total, label, "scan" if "scans" in label else "row"),
     )
     if name is not None:
         rows = report_rows(report, name=name, with_words=options.names)
@@ -83,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         write_atomically(path, [json.dumps(rows, indent=1, ensure_ascii=False).encode()])
     _print_report(report)
     if options.modality and not report.num_files:
-        raise ValueError(f"no scan of {', '.join(options.modality)} was looked at")
+        raise ValueError(f"no scan of {', '.join(options.modality)} in the manifests")
     print_lost_root([bad.error for bad in report.bad_files], num_scans=report.num_files, manifests=manifests)
     if name is not None:
         print(f"wrote {path}")
@@ -104,12 +87,12 @@ def _print_report(report: CheckReport) -> None:
         counts += [each.warnings[warning] for warning in warnings]
         _print_row(f"{each.path!s:{width}}", [f"{count:,}" for count in counts], widths)
     if num_left_out := sum(each.num_left_out for each in report.manifests):
-        print(f"rows with other modalities, left out: {num_left_out:,}")
+        print(f"skipped rows with other modalities: {num_left_out:,}")
     reasons = Counter(str(bad.error.reason) for bad in report.bad_files)
-    lines = [f"{each.path}: {words}" for each in report.manifests for _, words in each.problems]
-    _print_list("rows that cannot be used", lines)
+    lines = [f"{each.path}: {problem}" for each in report.manifests for _, problem in each.problems]
+    _print_list("unusable rows", lines)
     by_reason = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    _print_list(f"scans that cannot be used ({by_reason})", [str(bad.error) for bad in report.bad_files])
+    _print_list(f"unusable scans ({by_reason})", [str(bad.error) for bad in report.bad_files])
     print_warnings(report.warnings)
     _print_list(
         "subjects in more than one manifest",
@@ -130,10 +113,6 @@ def _print_row(name: str, cells: Sequence[str], widths: Sequence[int]) -> None:
 
 
 def _print_list(head: str, lines: list[str]) -> None:
-    if not lines:
-        return
-    print(f"\n{head}: {len(lines)}")
-    for line in lines[:_MAX_SHOWN]:
-        print(f"  {line}")
-    if len(lines) > _MAX_SHOWN:
-        print(f"  and {len(lines) - _MAX_SHOWN} more; --out FOLDER --names writes all")
+    if lines:
+        print(f"\n{head}: {len(lines)}")
+        print_list(lines, rest="--out FOLDER --names writes all")

@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from umbrella_data.cli.sources import Commands
+SUMMARY = "write the demo cohort: synthetic scans with known answers"
+HELP = """\
+Writes the demo cohort: synthetic T1, rsfMRI and dMRI scans, and manifests with questions about them."""
 
 
-def add_command(commands: Commands) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser("demo", help="write the demo cohort: synthetic scans with known answers")
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     command.add_argument("--out", type=Path, required=True, help="folder for the cohort")
-    command.add_argument("--num-train", type=int, default=300, help="subjects to learn from (300)")
-    command.add_argument("--num-test", type=int, default=64, help="subjects held out (64)")
+    command.add_argument("--num-train", type=int, default=300, help="training subjects (300)")
+    command.add_argument("--num-test", type=int, default=64, help="held-out subjects (64)")
     command.add_argument("--seed", type=int, default=0, help="seed of the cohort (0)")
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

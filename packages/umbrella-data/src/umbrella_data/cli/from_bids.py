@@ -8,12 +8,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from umbrella_data.cli.sources import Commands, add_modalities, add_workers, show
-from umbrella_data.cli.warnings import print_warnings
+from umbrella_data.cli.arguments import add_modalities, add_workers
+from umbrella_data.cli.output import print_warnings, show
 
 if TYPE_CHECKING:
     from umbrella_data.bids.manifests import BidsReport
 
+SUMMARY = "manifests from a BIDS tree"
 HELP = """\
 Finds the T1w, bold and dwi scans of a BIDS tree, reads each of them once, and writes OUT/train.jsonl and
 OUT/test.jsonl: questions about each scan's own metadata, and about age and sex where participants.tsv has them.
@@ -31,14 +32,8 @@ a folder that contains ROOT and these files; paths are then relative to it. Link
 _MAX_ALIKE = 5
 
 
-def add_command(commands: Commands) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser(
-        "from-bids",
-        help="a BIDS tree to manifests",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     command.add_argument("root", type=Path, help="top folder of the BIDS tree")
     command.add_argument("--out", type=Path, required=True, help="folder for train.jsonl and test.jsonl")
     command.add_argument(
@@ -68,7 +63,6 @@ def add_command(commands: Commands) -> None:
         help="file with the labels, .tsv or .csv; several are joined by subject (default: the tree's participants.tsv)",
     )
     add_workers(command)
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -115,7 +109,7 @@ def _print_report(report: BidsReport) -> None:
     for message in report.messages:
         print(f"note: {message}")
     print_warnings(report.warnings)
-    print(f"\nscans that cannot be used: {len(report.unreadable)}")
+    print(f"\nunusable scans: {len(report.unreadable)}")
     shown: Counter[str] = Counter()
     for error in report.unreadable:
         # Other problems are listed for every file.

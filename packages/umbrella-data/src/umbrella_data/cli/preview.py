@@ -1,44 +1,31 @@
-"""`umbrella-data preview`: a page of what the model sees."""
+"""`umbrella-data preview`: a page with pictures of what the model sees."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from umbrella_data.cli.sources import (
-    Commands,
-    add_manifests,
-    add_pipelines,
-    choose_configs,
-    choose_names,
-    print_lost_root,
-    show,
-)
+from umbrella_data.cli.arguments import add_manifests, add_pipelines, choose_configs
+from umbrella_data.cli.output import choose_names, print_lost_root, show
 
+SUMMARY = "a page with pictures of what the model sees"
 HELP = """\
 Writes OUT/index.html and a PNG for some scans of each modality, as the model sees them: after the pipeline, in three
-planes with the letters of their directions, with the patch grid; a carpet plot for a series; FA and MD for dMRI.
-Subjects and files are named by hashes that `umbrella-data whois HASH --in OUT` finds again, unless --names is given.
+planes with orientation letters and the patch grid; a carpet plot for a series; FA and MD for dMRI.
+The page has hashes of subjects and files unless --names is given; `umbrella-data whois HASH --in OUT` prints the name.
 
   umbrella-data preview --config my.yaml --out preview
   umbrella-data preview train.jsonl --size T1=96,96,96 --patch T1=16,16,16 --out preview"""
 
 
-def add_command(commands: Commands) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser(
-        "preview",
-        help="a page of pictures of what the model sees",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     add_manifests(command, are_needed=False)
     add_pipelines(command)
     command.add_argument("--patch", action="append", default=[], metavar="MODALITY=X,Y,Z[,T]", help="patch size")
     command.add_argument("--out", type=Path, required=True, help="folder for index.html and its pictures")
     command.add_argument("--num", type=int, default=3, help="scans of each modality (3)")
     command.add_argument("--names", action="store_true", help="write names of subjects and files in plain text")
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

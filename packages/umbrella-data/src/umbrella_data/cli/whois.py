@@ -6,8 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from umbrella_data.cli.sources import Commands
-
+SUMMARY = "the subject or file behind a hash"
 HELP = """\
 Reports, lists and pages name subjects and files by a hash, with a salt for each folder. This command finds the name in
 the table that the folder keeps next to its salt (names.jsonl, readable by its owner only). Without --in, the folders
@@ -17,17 +16,10 @@ here and in ./runs that have such a table are searched, the newest first.
   umbrella-data whois 3f9a0c --in runs/demo"""
 
 
-def add_command(commands: Commands) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser(
-        "whois",
-        help="the subject or file behind a hash",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     command.add_argument("hash", help="the hash, or its first digits")
     command.add_argument("--in", dest="folder", type=Path, help="folder of the run, report or page")
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -32,9 +32,6 @@ class ExampleSource(Protocol):
     def modalities(self, index: int) -> tuple[str, ...]:
         """The modality of each scan in reading order, without opening one."""
 
-    def num_tokens(self, index: int) -> int:
-        """The length of an example, without opening a scan."""
-
     def modality_sets(self) -> frozenset[frozenset[str]]:
         """The sets of modalities that samples hold."""
 
@@ -162,11 +159,6 @@ class InterleaveDataset(Dataset[Example]):
     def modality_sets(self) -> frozenset[frozenset[str]]:
         """The sets of modalities that samples hold."""
         return frozenset[frozenset[str]]().union(*(dataset.modality_sets() for dataset in self.datasets))
-
-    def num_tokens(self, index: int) -> int:
-        """The length of an example; no scan is opened."""
-        part, child = self.locate(index)
-        return self.datasets[part].num_tokens(child)
 
     def sample(self, index: int) -> Sample:
         """The manifest's row of an example."""

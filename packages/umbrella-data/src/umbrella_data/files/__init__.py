@@ -1,1 +1,1 @@
-"""Reading and writing files safely: atomic writes, regular files, mapped arrays, scan file names."""
+"""Files: atomic writes, paths of scans, memory-mapped arrays, processing in parallel."""

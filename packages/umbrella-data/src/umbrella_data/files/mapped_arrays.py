@@ -33,10 +33,10 @@ class MappedArrays(Mapping[str, NDArray[Any]]):
         path: A file of `write_arrays`.
 
     Attributes:
-        facts: What was written next to the arrays.
+        facts: Metadata that was written with the arrays.
 
     Raises:
-        DamagedArraysError: If the file has other content, or was cut.
+        DamagedArraysError: If the file has other content, or was truncated.
         OSError: If it cannot be opened.
     """
 
@@ -47,7 +47,7 @@ class MappedArrays(Mapping[str, NDArray[Any]]):
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size != begin + header["size"]:
-                raise DamagedArraysError(f"{path} has {size} bytes and should have {begin + header['size']}")
+                raise DamagedArraysError(f"{path} has {size} bytes instead of {begin + header['size']}")
             # An empty file cannot be mapped; the header is always there.
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._arrays = {
@@ -69,7 +69,7 @@ class MappedArrays(Mapping[str, NDArray[Any]]):
 
 
 def write_arrays(path: Path, arrays: Arrays, *, facts: Mapping[str, Any]) -> None:
-    """Write one-dimensional arrays, with facts that JSON can hold."""
+    """Write one-dimensional arrays, with metadata in JSON."""
     table: dict[str, tuple[str, int, int]] = {}
     parts: list[bytes] = []
     position = 0
@@ -88,7 +88,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     with path.open("rb") as file:
         start = file.read(16)
         if len(start) != 16 or start[:8] != _MAGIC:
-            raise DamagedArraysError(f"{path} is no file of arrays")
+            raise DamagedArraysError(f"{path} is not a file of arrays")
         length, checksum = struct.unpack("<II", start[8:])
         text = file.read(length)
     if len(text) != length or zlib.crc32(text) != checksum:
@@ -100,5 +100,5 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 def _reopen(path: Path, facts: dict[str, Any]) -> MappedArrays:
     arrays = MappedArrays(path)
     if arrays.facts != facts:
-        raise DamagedArraysError(f"{path} was written again while a process used it; start the run again")
+        raise DamagedArraysError(f"{path} was overwritten while a process used it; start the run again")
     return arrays

@@ -1,1 +1,1 @@
-"""Work over whole manifests: checking, filling the cache, finding the subject behind a pseudonym."""
+"""Work over whole manifests: checking them, and filling the cache."""

@@ -1,4 +1,4 @@
-"""Every row and every file of some manifests looked at once: what is wrong with them, and who is in two of them."""
+"""Validates every row and every file of manifests, and finds subjects and scans that are in several of them."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _NO_PROGRESS: Progress = lambda items, total, words: items  # noqa: E731, ARG005
 
 @dataclass
 class ManifestCheck:
-    """What one manifest has.
+    """Result of one manifest.
 
     Attributes:
         path: The manifest.
-        num_rows: Its rows, bad ones and those that were left out too.
-        num_left_out: Rows with scans of modalities that were not asked for.
-        problems: What is wrong with rows: line and words.
-        subjects: Rows by subject.
-        scans: Different scans by modality.
-        warnings: Usable scans by what is valid but suspicious in them, see `umbrella_data.scan.header.ScanWarning`.
+        num_rows: Number of rows, including unusable and skipped ones.
+        num_left_out: Number of skipped rows, with scans of modalities that were not selected.
+        problems: Line and message of each problem of a row.
+        subjects: Number of rows by subject.
+        scans: Number of different scans by modality.
+        warnings: Number of usable scans by warning code, see `umbrella_data.scan.header.ScanWarning`.
     """
 
     path: Path
@@ -53,13 +53,13 @@ class ManifestCheck:
 
 @dataclass(frozen=True)
 class BadFile:
-    """A scan that cannot be used, and where it is asked for.
+    """An unusable scan and where it is named.
 
     Attributes:
-        error: Why.
-        modality: The scan's.
-        subject: Whose it is, as the first row that names it says.
-        manifests: The manifests that name it.
+        error: Error of the scan.
+        modality: Modality of the scan.
+        subject: Subject of the first row that names the scan.
+        manifests: Manifests that name the scan.
     """
 
     error: ScanError
@@ -70,14 +70,14 @@ class BadFile:
 
 @dataclass
 class CheckReport:
-    """The result.
+    """Result of `check_manifests`.
 
     Attributes:
-        manifests: What each has.
-        bad_files: Scans that cannot be used.
-        num_files: Scans that were read.
-        warnings: Usable scans with something odd in their headers or sidecars.
-        shared_subjects: Subjects that are in more than one manifest, with those.
+        manifests: Result of each manifest.
+        bad_files: Unusable scans.
+        num_files: Number of scans that were read.
+        warnings: Usable scans with inconsistent headers or sidecars.
+        shared_subjects: Subjects that are in more than one manifest, with these manifests.
         shared_scans: Scans that are in more than one manifest under different subjects, with those.
         copies: Groups of files with the same content, of different subjects or in different manifests.
     """
@@ -109,17 +109,17 @@ def check_manifests(
     """Read every row of every manifest, then every scan once.
 
     Args:
-        manifests: Each is taken for a split of its own.
-        num_workers: Processes that read scans; None for as many as there are cores.
+        manifests: Each is treated as a split.
+        num_workers: Processes that read scans; None for one per core.
         may_share_subjects: Whether the manifests belong to one split, so that a subject may be in several.
-        modalities: Leave out rows with scans of others than these, names or aliases; None leaves out none.
+        modalities: Names or aliases; rows with scans of other modalities are skipped. None skips no row.
         index_folder: Where to build indexes of long `.nii.gz` series; None builds none.
-        progress: Wraps what is gone through; called with it, its length and what is done.
+        progress: Wraps an iterable; called with it, its length and a label.
 
     Raises:
         ValueError: For an unknown modality.
-        ImportError: If a DWI must be fitted and dipy is missing, before a scan is read; so, too, if an index folder
-            is given and `indexed_gzip` is missing.
+        ImportError: If dipy is missing and a DWI must be fitted, or `indexed_gzip` is missing and an index folder is
+            given. Raised before a scan is read.
         CacheError: If an index cannot be written.
     """
     if index_folder is not None:
@@ -135,7 +135,7 @@ def check_manifests(
         report.shared_scans = _shared_scans(places)
     report.copies = _copies(places, across_manifests=not may_share_subjects)
     report.num_files = len(places)
-    results = map_unordered(partial(_prove, index_folder=index_folder), list(places), num_workers=num_workers)
+    results = map_unordered(partial(_verify, index_folder=index_folder), list(places), num_workers=num_workers)
     for scan, outcome in progress(results, len(places), "reading scans"):
         subject, manifests_of_scan = next(iter(places[scan].values())), tuple(places[scan])
         if isinstance(outcome, ScanError):
@@ -182,7 +182,9 @@ def _check_rows(
     found.scans.update(scan.modality for scan in own)
 
 
-def _prove(scan: Scan, *, index_folder: Path | None) -> tuple[Scan, ScanError | Mapping[Path, tuple[ScanWarning, ...]]]:
+def _verify(
+    scan: Scan, *, index_folder: Path | None
+) -> tuple[Scan, ScanError | Mapping[Path, tuple[ScanWarning, ...]]]:
     try:
         verified = verify_scan(scan.paths, modality=scan.modality, mask=scan.mask, index_folder=index_folder)
         return scan, verified.warnings
@@ -199,8 +201,8 @@ def _shared_subjects(manifests: Sequence[ManifestCheck]) -> dict[str, list[Path]
 
 
 def _shared_scans(places: dict[Scan, dict[Path, str]]) -> dict[Path, list[Path]]:
-    """Scans in several manifests; where the subject is the same everywhere, that one is reported already."""
-    # With a mask or without, it is the same scan.
+    """Scans in several manifests under different subjects; shared subjects are reported already."""
+    # The same scan with and without a mask counts as one.
     homes_of: dict[tuple[Path, ...], dict[Path, str]] = defaultdict(dict)
     for scan, homes in places.items():
         homes_of[scan.paths] |= homes
@@ -221,12 +223,12 @@ def _copies(places: dict[Scan, dict[Path, str]], *, across_manifests: bool) -> l
 
 
 def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: bool) -> dict[str, Any]:
-    """The report as JSON can hold it.
+    """The report as JSON values.
 
     Args:
         report: The result.
-        name: How subjects and files are called: by a hash, or in plain text.
-        with_words: Whether sentences are written that name files and subjects in plain text.
+        name: Returns the name of a subject or file in the report: a hash, or the name itself.
+        with_words: Whether messages are included, which name files and subjects in plain text.
     """
     rows = partial(_row_problems, with_words=with_words)
     return {

@@ -1,4 +1,4 @@
-"""The cache filled ahead of a run: every scan of some manifests prepared once, in parallel, resumable."""
+"""Fills the cache ahead of a run: every scan of the manifests is preprocessed once, in parallel; resumable."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class WarmReport:
-    """What became of the scans.
+    """Result of `warm_cache`.
 
     Attributes:
-        num_scans: All of them.
-        num_kept: Those that are in the cache in the end: a size limit may have pushed others out again.
-        failed: Why each other one cannot be used.
-        passed_over: Scans without a pipeline, by modality.
+        num_scans: Number of scans that have a pipeline.
+        num_kept: How many of them are in the cache at the end; a size limit may have evicted others.
+        failed: Errors of unusable scans.
+        skipped: Number of scans without a pipeline, by modality.
     """
 
     num_scans: int = 0
     num_kept: int = 0
     failed: list[ScanError] = field(default_factory=list)
-    passed_over: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
 def warm_cache(
@@ -41,22 +41,22 @@ def warm_cache(
     num_workers: int | None = None,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items,  # noqa: ARG005
 ) -> WarmReport:
-    """Put every scan into the cache of its pipeline. What is there already is not made again, so that it can go on.
+    """Put every scan into the cache of its pipeline, unless it is there already.
 
     Args:
-        manifests: The samples.
+        manifests: Manifests with the scans.
         pipelines: By modality, each with a cache.
-        num_workers: Processes; None for as many as there are cores.
+        num_workers: Number of processes; None for one per core.
         progress: Wraps the results, as tqdm does; called with their number.
 
     Raises:
-        ManifestError: For a row that cannot be read.
+        ManifestError: For an unreadable row.
         ValueError: For a pipeline without a cache.
         ImportError: If a DWI must be fitted and dipy is missing, before a scan is read.
     """
-    bare = sorted(name for name, pipeline in pipelines.items() if pipeline.cache is None)
-    if bare:
-        raise ValueError(f"the pipelines of {', '.join(bare)} have no cache to warm")
+    uncached = sorted(name for name, pipeline in pipelines.items() if pipeline.cache is None)
+    if uncached:
+        raise ValueError(f"the pipelines of {', '.join(uncached)} have no cache")
     scans = dict.fromkeys(scan for manifest in manifests for sample in manifest for scan in sample.scans)
     report = WarmReport()
     chosen = []
@@ -64,7 +64,7 @@ def warm_cache(
         if scan.modality in pipelines:
             chosen.append(scan)
         else:
-            report.passed_over[scan.modality] = report.passed_over.get(scan.modality, 0) + 1
+            report.skipped[scan.modality] = report.skipped.get(scan.modality, 0) + 1
     report.num_scans = len(chosen)
     is_kept = partial(_is_kept, pipelines=dict(pipelines))
     check_dipy(scan.paths[0] for scan in chosen if needs_fit(scan.paths, scan.modality) and not is_kept(scan))
@@ -86,7 +86,7 @@ def _warm(scan: Scan, *, pipelines: Mapping[str, Pipeline]) -> ScanError | None:
 
 
 def _is_kept(scan: Scan, *, pipelines: Mapping[str, Pipeline]) -> bool:
-    """Whether a scan is in the cache of its pipeline as things stand."""
+    """Whether a scan is in the cache of its pipeline now."""
     try:
         return pipelines[scan.modality].is_cached(scan.paths, mask=scan.mask)
     except ScanError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn, overload
@@ -115,7 +115,8 @@ class Manifest(Sequence[Sample]):
         Raises:
             ManifestError: With every problem of the turns.
         """
-        turns, problems = parse_turns(self._row(index))
+        row = self._row(index)
+        turns, problems = parse_turns(row.get("messages") if isinstance(row, Mapping) else None)
         if problems:
             raise ManifestError([self._at(index, problem) for problem in problems], path=self.path)
         return turns

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +15,9 @@ from umbrella_data.modality import find_modality
 ROW_KEYS = ("id", "subject", "task", "messages", "answer")
 # Rows without a `task` are listed under this name in tables of results.
 DEFAULT_TASK = "question"
+
+# From modality, paths and path of the mask to a scan; raises ValueError.
+ResolveScan = Callable[[str, Sequence[str], str | None], Scan]
 
 
 def parse_row(row: object, *, root: Path) -> tuple[Sample | None, list[str]]:
@@ -32,22 +35,52 @@ def parse_row(row: object, *, root: Path) -> tuple[Sample | None, list[str]]:
     problems: list[str] = list(_misspelt_keys(row))
     texts = {key: _text(row, key, problems) for key in ("id", "subject")}
     task = _text(row, "task", problems) if "task" in row else DEFAULT_TASK
-    messages = _messages(row.get("messages"), root=root, problems=problems)
+
+    def resolve(modality: str, paths: Sequence[str], mask: str | None) -> Scan:
+        own_mask = None if mask is None else resolve_file(mask, root=root)
+        return Scan(modality, resolve_scan(paths, modality=modality, root=root), mask=own_mask)
+
+    messages, found = parse_turns(row.get("messages"), resolve=resolve)
+    problems += found
     answer = _answer(row["answer"], problems) if row.get("answer") is not None else None
     if problems:
         return None, problems
     return Sample(id=texts["id"], subject=texts["subject"], task=task, messages=messages, answer=answer), []
 
 
-def parse_turns(row: object) -> tuple[tuple[Turn, ...], list[str]]:
-    """Validate the conversation of a canonical row, without its paths: the scans of the result have none.
+def _without_paths(modality: str, _paths: Sequence[str], _mask: str | None) -> Scan:
+    return Scan(modality, ())
+
+
+def parse_turns(
+    messages: object,
+    *,
+    resolve: ResolveScan = _without_paths,
+    may_end_with_user: bool = False,
+) -> tuple[tuple[Turn, ...], list[str]]:
+    """Validate a conversation.
+
+    Args:
+        messages: Turns as in a canonical row.
+        resolve: Resolves the paths of scans; by default they are left out.
+        may_end_with_user: Whether the last answer may be missing, as in a prompt.
 
     Returns:
         The turns, and a message for each problem.
     """
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        return (), ["'messages' must be a list of turns"]
     problems: list[str] = []
-    messages = row.get("messages") if isinstance(row, Mapping) else None
-    return _messages(messages, root=None, problems=problems), problems
+    parsed = [_turn(turn, resolve, where=f"messages[{i}]", problems=problems) for i, turn in enumerate(messages)]
+    turns = tuple(turn for turn in parsed if turn is not None)
+    roles = [turn.role for turn in turns]
+    if len(turns) == len(parsed):
+        dialogue = roles[1:] if roles[0] == "system" else roles
+        expected = ["user" if i % 2 == 0 else "assistant" for i in range(len(dialogue))]
+        if not dialogue or dialogue != expected or (dialogue[-1] == "user" and not may_end_with_user):
+            problems.append(f"roles are {', '.join(roles)}; after an optional system turn, user and assistant must "
+                            f"alternate, user first{'' if may_end_with_user else ' and assistant last'}")  # fmt: skip
+    return turns, problems
 
 
 def scan_items(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -73,22 +106,7 @@ def _text(row: Mapping[str, Any], key: str, problems: list[str]) -> str:
     return ""
 
 
-def _messages(value: object, *, root: Path | None, problems: list[str]) -> tuple[Turn, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        problems.append("'messages' must be a list of turns, the last one the assistant's")
-        return ()
-    turns = [_turn(message, root=root, where=f"messages[{i}]", problems=problems) for i, message in enumerate(value)]
-    roles = [turn.role for turn in turns if turn is not None]
-    if len(roles) == len(turns):
-        dialogue = roles[1:] if roles[0] == "system" else roles
-        expected = ["user" if i % 2 == 0 else "assistant" for i in range(len(dialogue))]
-        if not dialogue or dialogue != expected or dialogue[-1] != "assistant":
-            problems.append(f"roles are {', '.join(roles)}; after an optional system turn, user and assistant must "
-                            "alternate, user first and assistant last")  # fmt: skip
-    return tuple(turn for turn in turns if turn is not None)
-
-
-def _turn(message: object, *, root: Path | None, where: str, problems: list[str]) -> Turn | None:
+def _turn(message: object, resolve: ResolveScan, *, where: str, problems: list[str]) -> Turn | None:
     if not isinstance(message, Mapping) or message.get("role") not in ROLES:
         problems.append(f"{where} must be an object with a role of {', '.join(ROLES)}")
         return None
@@ -101,7 +119,7 @@ def _turn(message: object, *, root: Path | None, where: str, problems: list[str]
     parsed: list[Scan | str] = []
     for i, item in enumerate(items):
         try:
-            parsed.append(_item(item, root=root))
+            parsed.append(_item(item, resolve))
         except ValueError as error:
             problems.append(f"{where}.content[{i}]: {error}")
     turn = Turn(role=role, content=tuple(parsed))
@@ -112,7 +130,7 @@ def _turn(message: object, *, root: Path | None, where: str, problems: list[str]
     return turn
 
 
-def _item(item: object, *, root: Path | None) -> Scan | str:
+def _item(item: object, resolve: ResolveScan) -> Scan | str:
     kind = item.get("type") if isinstance(item, Mapping) else None
     if not isinstance(item, Mapping) or kind not in ("image", "text"):
         raise ValueError(f"an item must be an object of type image or text, not {item!r:.80}")
@@ -123,20 +141,14 @@ def _item(item: object, *, root: Path | None) -> Scan | str:
     modality, path = item.get("modality"), item.get("path")
     if not isinstance(modality, str):
         raise ValueError(f"an image needs a 'modality', such as 'T1', not {modality!r:.80}")
-    paths = [path] if isinstance(path, str) else path
-    if not isinstance(paths, Sequence) or not paths or not all(isinstance(part, str) for part in paths):
+    paths = [path] if isinstance(path, str | Path) else path
+    if not isinstance(paths, Sequence) or not paths or not all(isinstance(part, str | Path) for part in paths):
         raise ValueError(f"an image needs a 'path', or a list of the paths of its maps, not {path!r:.80}")
     name = find_modality(modality).name
     mask = item.get("mask")
-    if mask is not None and not isinstance(mask, str):
+    if mask is not None and not isinstance(mask, str | Path):
         raise ValueError(f"'mask' must be the path of a brain mask, not {mask!r:.80}")
-    if root is None:
-        return Scan(modality=name, paths=())
-    return Scan(
-        modality=name,
-        paths=resolve_scan(paths, modality=name, root=root),
-        mask=None if mask is None else resolve_file(mask, root=root),
-    )
+    return resolve(name, [str(part) for part in paths], None if mask is None else str(mask))
 
 
 def _answer(value: object, problems: list[str]) -> Answer | None:

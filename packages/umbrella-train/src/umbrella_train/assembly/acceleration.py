@@ -32,8 +32,8 @@ def set_attention(model: UmbrellaForConditionalGeneration, wanted: str | None) -
         wanted = VARLEN
     if wanted == VARLEN and not is_plain:
         raise RunError(
-            f"model.attn_implementation: {VARLEN} is for causal attention over the whole row, and the layers of this "
-            "language model see less (a sliding window, or another kind of layer); use sdpa"
+            f"model.attn_implementation: {VARLEN} is causal attention over the whole row, which this language model "
+            "does not have in all layers (a sliding window, or another kind of layer); use sdpa"
         )
     model.set_attn_implementation(wanted)
 
@@ -44,7 +44,7 @@ def _is_plain_causal(config: PretrainedConfig) -> bool:
     return getattr(config, "sliding_window", None) is None and set(kinds) <= {"full_attention"}
 
 
-def compile_layers(model: nn.Module, *, backend: str = "inductor") -> int:
+def compile_layers(model: nn.Module, *, backend: str = "inductor") -> None:
     """Compiles every transformer layer in place; names in the state dict do not change.
 
     Layers of one kind share their code. Lengths are symbolic from the start: a batch of another length does not compile
@@ -53,12 +53,7 @@ def compile_layers(model: nn.Module, *, backend: str = "inductor") -> int:
     Args:
         model: An UMBRELLA model, before it is wrapped or sharded.
         backend: As in `torch.compile`.
-
-    Returns:
-        The number of layers.
     """
-    layers = list(transformer_layers(model))
-    for layer in layers:
+    for layer in transformer_layers(model):
         # `forward` rather than the module: hooks of a sharded engine stay outside and are not traced.
         layer.forward = torch.compile(layer.forward, dynamic=True, backend=backend)
-    return len(layers)

@@ -36,18 +36,25 @@ from umbrella_train.processor import UmbrellaProcessor
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainingComponents:
     """Tokenizer, model and pipelines of a run.
 
     Attributes:
         tokenizer: Of the language model.
         model: On the CPU; the trainer moves it.
         pipelines: From scan files to volumes, by modality.
+        bad_scans: Samples skipped for bad scans; None if they raise errors.
     """
 
     tokenizer: PreTrainedTokenizerBase
     model: UmbrellaForConditionalGeneration
     pipelines: Mapping[str, Pipeline]
+    bad_scans: BadScanList | None = None
+
+    def list_bad_scans_in(self, folder: Path) -> None:
+        """Sets the folder of the list of bad scans, if the config skips them."""
+        if self.bad_scans is not None:
+            self.bad_scans.folder = folder
 
     def collator(self, *, padding_side: Literal["left", "right"] = "right") -> PaddingCollator:
         """The collator for training (`right`), which adds the supervised positions, or for generation (`left`)."""
@@ -62,18 +69,14 @@ class Parts:
         """The processor that is saved with the weights: tokenizer, pipelines and the table of modalities."""
         return UmbrellaProcessor.from_parts(self.tokenizer, self.model, self.pipelines)
 
-    def dataset(
-        self, source: DatasetConfig, *, config: RunConfig, augment: bool, folder: Path | None = None
-    ) -> ConversationDataset:
+    def dataset(self, source: DatasetConfig, *, config: RunConfig, augment: bool) -> ConversationDataset:
         """The examples of one manifest.
 
         Args:
             source: The manifest.
             config: The run.
             augment: Whether scans are augmented.
-            folder: Folder for the list of bad scans, if the config skips them; None raises an error for them.
         """
-        skips = config.data.on_bad_scan == "skip" and folder is not None
         return ConversationDataset(
             read_manifest(source.manifest, data_root=source.data_root),
             tokenizer=self.tokenizer,
@@ -83,18 +86,16 @@ class Parts:
             seed=config.seed,
             max_length=config.data.max_length,
             augment=augment,
-            bad_scans=BadScanList(max_fraction=config.data.max_bad_fraction, folder=folder) if skips else None,
+            bad_scans=self.bad_scans,
         )
 
-    def mixture(
-        self, sources: Sequence[DatasetConfig], *, config: RunConfig, augment: bool, folder: Path | None = None
-    ) -> InterleaveDataset:
+    def mixture(self, sources: Sequence[DatasetConfig], *, config: RunConfig, augment: bool) -> InterleaveDataset:
         """Several manifests as one data set; arguments are those of `dataset`.
 
         The config's mixing applies to training; for evaluation (`augment` off) every sample occurs exactly once.
         """
         data = config.data
-        datasets = [self.dataset(source, config=config, augment=augment, folder=folder) for source in sources]
+        datasets = [self.dataset(source, config=config, augment=augment) for source in sources]
         if not augment:
             return InterleaveDataset(datasets, seed=config.seed)
         return InterleaveDataset(
@@ -106,7 +107,7 @@ class Parts:
         )
 
 
-def build_parts(config: RunConfig, *, weights: Path | None = None) -> Parts:
+def build_components(config: RunConfig, *, weights: Path | None = None) -> TrainingComponents:
     """Builds everything that does not depend on the samples.
 
     The model is float32, whatever the dtype of the checkpoint: in half precision small optimizer steps would not change
@@ -135,7 +136,13 @@ def build_parts(config: RunConfig, *, weights: Path | None = None) -> Parts:
         set_trainable(model, cast(Mapping[Part, Mode], learn.parts), lora=LoraSettings(**learn.lora.model_dump()))
     except ImportError as error:
         raise RunError(f"model.learn: {error}") from error
-    return Parts(tokenizer=tokenizer, model=model, pipelines=_build_pipelines(config))
+    skips = config.data.on_bad_scan == "skip"
+    return TrainingComponents(
+        tokenizer=tokenizer,
+        model=model,
+        pipelines=_build_pipelines(config),
+        bad_scans=BadScanList(max_fraction=config.data.max_bad_fraction) if skips else None,
+    )
 
 
 def _load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:

@@ -49,15 +49,12 @@ def load_tokenizer(
     return tokenizer
 
 
-def image_token_id(tokenizer: PreTrainedTokenizerBase, *, model_token_id: int | None = None) -> int:
+def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token id of scan positions; `<|image|>` is added to a tokenizer without one.
 
     Args:
         tokenizer: A token may be added to it.
-        model_token_id: The id that a pretrained model uses.
     """
-    if model_token_id is not None:
-        return model_token_id
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)

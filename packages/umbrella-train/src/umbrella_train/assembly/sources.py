@@ -14,6 +14,7 @@ from umbrella_data import ManifestError, read_manifest
 from umbrella_data.synthetic.cohort import find_demo_cohort, make_demo_cohort
 from umbrella_train.assembly.held_out import Overlap, check_held_out
 from umbrella_train.config import DatasetConfig, RunConfig
+from umbrella_train.distributed.ranks import is_first_rank
 from umbrella_train.errors import RunError
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def check_manifests(sources: Sequence[DatasetConfig], *, config: RunConfig) -> N
             manifest = read_manifest(source.manifest, data_root=source.data_root)
             if len(manifest) <= MAX_ROWS_CHECKED:
                 manifest.validate(check_files=config.data.on_bad_scan == "raise")
-            elif _is_first_rank():
+            elif is_first_rank():
                 logger.warning(
                     "%s: has %d rows, more than the %d that are checked before a run; an invalid row stops the run "
                     "when it is read. umbrella-data check %s checks all of them",
@@ -66,10 +67,6 @@ def check_manifests(sources: Sequence[DatasetConfig], *, config: RunConfig) -> N
             problems.append(str(error))
     if problems:
         raise RunError("\n".join(problems))
-
-
-def _is_first_rank() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def name_cohort_directory(config: RunConfig) -> RunConfig:
@@ -115,7 +112,7 @@ def prepare_sources(config: RunConfig) -> Sources:
         overlap = check_held_out(train, evaluation, max_rows=MAX_ROWS_CHECKED, allow_overlap=config.data.allow_overlap)
         return Sources(train, evaluation, overlap)
     directory = config.cohort_directory
-    is_first = _is_first_rank()
+    is_first = is_first_rank()
     if not is_first:
         dist.barrier()
     with tqdm(desc="writing the synthetic cohort", file=sys.stderr, disable=not is_first) as bar:

@@ -47,7 +47,7 @@ def load_trained_model(
     problems = [*_differences(config, patch_embeds)]
     layer = section.vision_feature_layer
     if layer is not None and layer != config.vision_feature_layer:
-        problems.append(f"vision_feature_layer is {config.vision_feature_layer} there and {layer} here")
+        problems.append(f"vision_feature_layer is {config.vision_feature_layer} in the model and {layer} in the config")
     if problems:
         raise RunError(f"model.pretrained: {source} does not match this config:\n  " + "\n  ".join(problems))
     added = [name for name in patch_embeds if name not in config.patch_embeds]
@@ -99,23 +99,27 @@ def warn_of_other_pipelines(source: str, pipelines: Mapping[str, Pipeline]) -> N
         before: Mapping[str, Any] = trained_on.get(name, {})
         now = pipeline.config.model_dump(mode="json", exclude={"augment"})
         changes = [
-            f"{key} {now[key]} (then: {before[key]})" for key in now if key in before and before[key] != now[key]
+            f"{key} {now[key]} (before: {before[key]})" for key in now if key in before and before[key] != now[key]
         ]
         if changes:
             logger.warning("data.pipelines.%s: preprocessing differs from the model's: %s", name, ", ".join(changes))
 
 
-def _differences(config: UmbrellaConfig, asked: Mapping[str, PatchEmbedConfig]) -> Iterator[str]:
+def _differences(config: UmbrellaConfig, wanted: Mapping[str, PatchEmbedConfig]) -> Iterator[str]:
     trained, order = config.patch_embeds, config.modality_order or []
-    if order != list(asked)[: len(order)]:
+    if order != list(wanted)[: len(order)]:
         yield (
-            f"modalities, in the order of their tags, are {', '.join(order)} there and {', '.join(asked)} here; "
-            "new ones must come last"
+            f"modalities, in the order of their tags, are {', '.join(order)} in the model and {', '.join(wanted)} in "
+            "the config; new ones must come last"
         )
-    for name in asked:
-        if name in trained and trained[name] != asked[name]:
-            there, here = trained[name].to_dict(), asked[name].to_dict()
-            changes = [f"{key} is {there[key]} there and {here[key]} here" for key in here if there[key] != here[key]]
+    for name in wanted:
+        if name in trained and trained[name] != wanted[name]:
+            before, now = trained[name].to_dict(), wanted[name].to_dict()
+            changes = [
+                f"{key} is {before[key]} in the model and {now[key]} in the config"
+                for key in now
+                if before[key] != now[key]
+            ]
             yield f"{name}: {', '.join(changes)}"
 
 

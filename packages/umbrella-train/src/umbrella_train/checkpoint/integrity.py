@@ -51,7 +51,7 @@ def checkpoint_problems(folder: Path) -> list[str]:
     return problems + [f"{folder / name}: was not written with this checkpoint" for name in added]
 
 
-def newest_good_checkpoint(run_folder: Path) -> Path:
+def newest_valid_checkpoint(run_folder: Path) -> Path:
     """The newest valid checkpoint of a run; damaged ones are skipped with a warning.
 
     Raises:

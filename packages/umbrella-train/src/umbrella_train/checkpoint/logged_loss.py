@@ -1,4 +1,4 @@
-"""Losses of steps that are not logged yet, kept in checkpoints so that a resumed run logs the same means."""
+"""Losses of steps that are not logged yet, saved in checkpoints so that a resumed run logs the same means."""
 
 from __future__ import annotations
 
@@ -26,13 +26,11 @@ class LossSinceLog(TrainerCallback):
         """Adds the sum, averaged over ranks, to the state that a checkpoint saves; called by every rank."""
         total = _mean_over_ranks(self._trainer._tr_loss).item()
         since = self._trainer._globalstep_last_logged
-        saved_entries(self._trainer.state)[_NAME] = {"sum": total, "since": since}
+        trainer_state_entries(self._trainer.state)[_NAME] = {"sum": total, "since": since}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the Trainer after it has set its own sum to zero."""
-        kept = saved_entries(state).get(_NAME)
+        kept = trainer_state_entries(state).get(_NAME)
         if kept is not None:
             self._trainer._tr_loss.fill_(kept["sum"])
             self._trainer._globalstep_last_logged = kept["since"]
@@ -48,6 +46,6 @@ def _mean_over_ranks(value: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
-def saved_entries(state: TrainerState) -> dict[str, Any]:
-    """The table that Hugging Face's Trainer saves with a checkpoint and restores; it annotates it as a list."""
+def trainer_state_entries(state: TrainerState) -> dict[str, Any]:
+    """The table in trainer_state.json, saved and restored by Hugging Face's Trainer (which annotates it as a list)."""
     return cast(dict[str, Any], state.stateful_callbacks)

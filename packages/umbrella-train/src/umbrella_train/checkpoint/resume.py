@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch.distributed as dist
-
-from umbrella_train.checkpoint.integrity import checkpoint_problems, newest_good_checkpoint
+from umbrella_train.checkpoint.integrity import checkpoint_problems, newest_valid_checkpoint
 from umbrella_train.config import RunConfig
+from umbrella_train.distributed.ranks import on_first_rank
 from umbrella_train.errors import RunError
 
 AUTO = "auto"
@@ -26,35 +24,22 @@ def find_checkpoint(config: RunConfig, resume: str) -> Path:
     Raises:
         RunError: On every rank, if there is no valid checkpoint. With `auto`, it names that of an older run.
     """
-    if not dist.is_initialized():
-        return _look_for(config, resume)
-    found: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            found = [_look_for(config, resume)]
-        except (RunError, OSError) as error:
-            found = [error]
     # If each rank searched, they could find different checkpoints on a network file system.
-    dist.broadcast_object_list(found)
-    (answer,) = found
-    if isinstance(answer, Exception):
-        raise answer
-    assert isinstance(answer, Path)
-    return answer
+    return on_first_rank(lambda: _find(config, resume))
 
 
-def _look_for(config: RunConfig, resume: str) -> Path:
+def _find(config: RunConfig, resume: str) -> Path:
     if resume == AUTO:
         newest, *older = _runs(config)
         try:
-            return newest_good_checkpoint(newest)
+            return newest_valid_checkpoint(newest)
         except RunError as error:
             raise RunError(f"{error}{_hint(older)}") from None
     folder = Path(resume)
     if not folder.is_dir():
         raise RunError(f"--resume {resume}: there is no such folder; give a checkpoint, a run's folder, or {AUTO}")
     if (folder / "config.yaml").is_file():
-        return newest_good_checkpoint(folder)
+        return newest_valid_checkpoint(folder)
     problems = checkpoint_problems(folder)
     if problems:
         raise RunError("cannot resume from this checkpoint:\n  " + "\n  ".join(problems))
@@ -74,5 +59,5 @@ def _hint(older: Sequence[Path]) -> str:
     """A message about the checkpoint of an older run of this name; it is not used, since its settings may differ."""
     for run in older:
         with contextlib.suppress(RunError):
-            return f"\nan older run of this name has one; to resume from it: --resume {newest_good_checkpoint(run)}"
+            return f"\nan older run of this name has one; to resume from it: --resume {newest_valid_checkpoint(run)}"
     return ""

@@ -17,14 +17,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from umbrella_train.distributed.tensors import full, shard_like
 from umbrella_train.errors import RunError
 
 logger = logging.getLogger(__name__)
 
-TENSORS, FACTS = "optimizer.safetensors", "training_state.json"
+TENSORS_NAME, STATE_NAME = "optimizer.safetensors", "training_state.json"
 
 
 def save_training_state(
@@ -54,14 +54,14 @@ def save_training_state(
         numbers[name] = {}
         for key, value in optimizer.state[parameter].items():
             if isinstance(value, Tensor):
-                whole = value.full_tensor() if isinstance(value, DTensor) else value
+                unsharded = full(value)
                 if is_writer:
-                    tensors[f"{name}/{key}"] = whole.detach().to("cpu", copy=True).contiguous()
+                    tensors[f"{name}/{key}"] = unsharded.detach().to("cpu", copy=True).contiguous()
             else:
                 numbers[name][key] = value
     if not is_writer:
         return
-    facts = {
+    state = {
         "optimizer": type(_unwrapped(optimizer)).__name__,
         "groups": _groups(model, optimizer),
         "numbers": numbers,
@@ -69,8 +69,8 @@ def save_training_state(
         "scaler": None if scaler is None else scaler.state_dict(),
         "layout": dict(layout or {}),
     }
-    save_file(tensors, folder / TENSORS)
-    (folder / FACTS).write_text(json.dumps(facts, indent=1, default=_plain), encoding="utf-8")
+    save_file(tensors, folder / TENSORS_NAME)
+    (folder / STATE_NAME).write_text(json.dumps(state, indent=1, default=Tensor.item), encoding="utf-8")
 
 
 def load_training_state(
@@ -98,12 +98,14 @@ def load_training_state(
     Raises:
         RunError: The checkpoint has no such state, or that of another optimizer or of other parameters.
     """
-    if not (folder / FACTS).is_file() or not (folder / TENSORS).is_file():
-        raise RunError(f"{folder}: has no {TENSORS} and {FACTS}: a run cannot be resumed without its optimizer state")
-    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    if not (folder / STATE_NAME).is_file() or not (folder / TENSORS_NAME).is_file():
+        raise RunError(
+            f"{folder}: has no {TENSORS_NAME} and {STATE_NAME}: a run cannot be resumed without its optimizer state"
+        )
+    state = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))
     groups = _groups(model, optimizer)
-    _check_is_of(optimizer, facts, groups=groups, folder=folder)
-    before = facts["layout"]
+    _check_optimizer(optimizer, state, groups=groups, folder=folder)
+    before = state["layout"]
     if layout is not None and any(layout.get(key, value) != value for key, value in before.items()):
         logger.warning(
             "%s was written with %s and is resumed with %s: the position in the epoch is recomputed, so that some of "
@@ -112,25 +114,25 @@ def load_training_state(
             before,
             dict(layout),
         )
-    _tell_of_settings(groups, facts["groups"], folder=folder)
+    _warn_of_changed_settings(groups, state["groups"], folder=folder)
     parameters = dict(model.named_parameters())
     settings = {name: group["settings"] for group in groups for name in group["parameters"]}
     optimizer.state.clear()
-    with safe_open(folder / TENSORS, framework="pt") as stored:
+    with safe_open(folder / TENSORS_NAME, framework="pt") as stored:
         for key in stored.keys():  # noqa: SIM118 - the handle is no mapping
             name, entry = key.rsplit("/", 1)
             parameter = parameters[name]
             optimizer.state[parameter][entry] = _placed(
                 stored.get_tensor(key), entry=entry, parameter=parameter, settings=settings[name]
             )
-    for name, values in facts["numbers"].items():
+    for name, values in state["numbers"].items():
         optimizer.state[parameters[name]].update(values)
-    _go_on_with_schedule(scheduler, facts["scheduler"], groups=optimizer.param_groups, saved=facts["groups"])
-    if scaler is not None and facts["scaler"] is not None:
-        scaler.load_state_dict(facts["scaler"])
+    _resume_schedule(scheduler, state["scheduler"], groups=optimizer.param_groups, saved=state["groups"])
+    if scaler is not None and state["scaler"] is not None:
+        scaler.load_state_dict(state["scaler"])
 
 
-def _tell_of_settings(groups: list[dict[str, Any]], saved: list[dict[str, Any]], *, folder: Path) -> None:
+def _warn_of_changed_settings(groups: list[dict[str, Any]], saved: list[dict[str, Any]], *, folder: Path) -> None:
     changed: dict[str, str] = {}
     for group, before in zip(groups, saved, strict=True):
         for key, value in before["settings"].items():
@@ -138,11 +140,11 @@ def _tell_of_settings(groups: list[dict[str, Any]], saved: list[dict[str, Any]],
             if key != "lr" and _as_before(value, now) != now:  # lr is the schedule's at this step
                 changed[{"initial_lr": "learning_rate"}.get(key, key)] = f"{now} (before: {value})"
     if changed:
-        changes = ", ".join(f"{key} {words}" for key, words in changed.items())
+        changes = ", ".join(f"{key} {values}" for key, values in changed.items())
         logger.warning("%s: the run resumes with %s", folder.name, changes)
 
 
-def _go_on_with_schedule(
+def _resume_schedule(
     scheduler: Any, state: dict[str, Any], *, groups: list[dict[str, Any]], saved: list[dict[str, Any]]
 ) -> None:
     """Sets the schedule to the checkpoint's step, for the learning rates of the config."""
@@ -168,14 +170,14 @@ def _scaled(group: Mapping[str, Any], before: Mapping[str, Any]) -> float:
     return rate if not start or start == group["initial_lr"] else rate * group["initial_lr"] / start
 
 
-def _check_is_of(
-    optimizer: torch.optim.Optimizer, facts: Mapping[str, Any], *, groups: list[dict[str, Any]], folder: Path
+def _check_optimizer(
+    optimizer: torch.optim.Optimizer, state: Mapping[str, Any], *, groups: list[dict[str, Any]], folder: Path
 ) -> None:
     """Rejects the state of another optimizer, or of other parameters."""
     kind = type(_unwrapped(optimizer)).__name__
-    if facts["optimizer"] != kind:
-        raise RunError(f"{folder}: was written by {facts['optimizer']}, and this run uses {kind}; set trainer.optim")
-    saved_names = [group["parameters"] for group in facts["groups"]]
+    if state["optimizer"] != kind:
+        raise RunError(f"{folder}: was written by {state['optimizer']}, and this run uses {kind}; set trainer.optim")
+    saved_names = [group["parameters"] for group in state["groups"]]
     names = [group["parameters"] for group in groups]
     if saved_names != names:
         other = sorted({name for group in saved_names for name in group} ^ {name for group in names for name in group})
@@ -192,12 +194,7 @@ def _placed(value: Tensor, *, entry: str, parameter: nn.Parameter, settings: dic
     if entry == "step" and not (settings.get("fused") or settings.get("capturable")):
         # As in torch.optim: only fused and capturable optimizers keep their step counter on the device.
         return value
-    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
-        # Without a source rank each rank takes its shard from what it read; nothing is sent.
-        return distribute_tensor(
-            value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
-        )
-    return value.to(parameter.device)
+    return shard_like(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
 
 
 def _stepped(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
@@ -227,9 +224,3 @@ def _as_before(value: Any, current: Any) -> Any:
     if isinstance(current, tuple):
         return tuple(value)
     return torch.tensor(value) if isinstance(current, Tensor) else value
-
-
-def _plain(value: object) -> Any:
-    if isinstance(value, Tensor):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be saved in {FACTS}")

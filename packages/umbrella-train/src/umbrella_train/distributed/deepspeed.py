@@ -15,36 +15,6 @@ from torch import Tensor, nn
 from transformers.integrations import deepspeed as hf_deepspeed
 
 
-def zero_problems(*, absent: str, gradient_scale: str, engine: str, fp16: bool) -> list[str]:
-    """Settings that DeepSpeed does not support.
-
-    Args:
-        absent: `dummy_loss.absent`.
-        gradient_scale: `trainer.gradient_scale`.
-        engine: `trainer.engine`.
-        fp16: `trainer.fp16`.
-
-    Returns:
-        One sentence per problem, with the keys and what to set instead.
-    """
-    problems = []
-    if absent == "hold":
-        problems.append(
-            "dummy_loss.absent: hold has no effect under DeepSpeed, which steps cleared gradients too; "
-            "use update, or trainer.engine: fsdp2"
-        )
-    if gradient_scale == "present":
-        problems.append(
-            "trainer.gradient_scale: present has no effect under DeepSpeed, which does not expose gradients; "
-            "use mean, or trainer.engine: fsdp2"
-        )
-    if engine == "fsdp2":
-        problems.append("trainer.engine: fsdp2 and DeepSpeed cannot both shard the model; choose one")
-    if fp16:
-        problems.append("trainer.fp16 is not supported with DeepSpeed, which scales the loss itself; use bf16")
-    return problems
-
-
 def is_partitioned(parameter: nn.Parameter) -> bool:
     """Whether DeepSpeed ZeRO-3 keeps this parameter in partitions."""
     return hasattr(parameter, "ds_id")
@@ -73,17 +43,17 @@ def whole_gradient(parameter: nn.Parameter) -> Tensor | None:
     return gradient
 
 
-def before_step(engine: Any, action: Callable[[], None]) -> None:
+def call_before_step(engine: Any, action: Callable[[], None]) -> None:
     """Makes a DeepSpeed engine call `action` before each optimizer step; set once per engine."""
     if "step" in vars(engine):
         return
     step = engine.step
 
-    def announced(*args: Any, **kwargs: Any) -> Any:
+    def step_after_action(*args: Any, **kwargs: Any) -> Any:
         action()
         return step(*args, **kwargs)
 
-    engine.step = announced
+    engine.step = step_after_action
 
 
 @contextmanager

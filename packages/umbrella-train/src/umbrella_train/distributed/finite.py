@@ -8,8 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from umbrella_train.distributed.deepspeed import is_partitioned, partition
-from umbrella_train.distributed.tensors import local
+from umbrella_train.distributed.tensors import local, local_elements
 from umbrella_train.errors import RunError
 
 
@@ -79,19 +78,12 @@ def first_non_finite(model: nn.Module) -> str | None:
     Returns:
         The name, or None if all are finite.
     """
-    return _first_bad(
-        (name, partition(each) if is_partitioned(each) else local(each.detach())) for name, each in _named(model)
-    )
+    return _first_bad((name, local_elements(parameter)) for name, parameter in model.named_parameters())
 
 
 def _first_bad_gradient(model: nn.Module) -> str | None:
-    return _first_bad(
-        (name, None if parameter.grad is None else local(parameter.grad)) for name, parameter in _named(model)
-    )
-
-
-def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return list(model.named_parameters())
+    gradients = ((name, parameter.grad) for name, parameter in model.named_parameters())
+    return _first_bad((name, None if gradient is None else local(gradient)) for name, gradient in gradients)
 
 
 def _first_bad(named: Iterable[tuple[str, Tensor | None]]) -> str | None:

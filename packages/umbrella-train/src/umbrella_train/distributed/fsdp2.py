@@ -16,24 +16,23 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from umbrella_model.vision_tower import UmbrellaVisionTower
 from umbrella_train.distributed.deepspeed import is_partitioned
+from umbrella_train.distributed.tensors import full, local, shard_like
 from umbrella_train.errors import RunError
 
 
-def shard_model(model: nn.Module, *, device: torch.device, reshard_after_forward: bool = True) -> None:
+def shard_model(model: nn.Module, *, device: torch.device) -> None:
     """Shards a model in place over all ranks.
 
-    A unit is gathered when it is called, and every rank must call the same units in the same order. Units are each
-    patch embed, each layer of the encoder and of the language model, and the rest.
+    A unit is gathered for its forward and again for its backward; every rank must call the same units in the same
+    order. Units are each patch embed, each layer of the encoder and of the language model, and the rest.
 
     Args:
         model: An UMBRELLA model with equal weights on every rank, on its device.
         device: Its device.
-        reshard_after_forward: Free a unit's parameters after forward and gather them again for backward (least
-            memory), or keep them.
 
     Raises:
         RunError: There is no process group.
@@ -42,8 +41,8 @@ def shard_model(model: nn.Module, *, device: torch.device, reshard_after_forward
         raise RunError("trainer.engine: fsdp2 shards over ranks; start it with torchrun or accelerate launch")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for unit in sharding_units(model):
-        fully_shard(unit, mesh=mesh, reshard_after_forward=reshard_after_forward)
-    fully_shard(model, mesh=mesh, reshard_after_forward=reshard_after_forward)
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 def sharding_units(model: nn.Module) -> Iterator[nn.Module]:
@@ -75,9 +74,9 @@ def whole_state_dict(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     """
     whole: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        unsharded = full(tensor)
         if keep:
-            whole[name] = full.detach().to("cpu")
+            whole[name] = unsharded.detach().to("cpu")
     return whole
 
 
@@ -101,7 +100,7 @@ def load_whole_state(model: nn.Module, files: list[Path]) -> None:
                             f"{file}: {name} has the shape {tuple(value.shape)}, and the model's "
                             f"{tuple(expected[name].shape)}; resume with the config that it was trained with"
                         )
-                    _copy(value, expected[name])
+                    expected[name].copy_(shard_like(value, expected[name]))
                     found.add(name)
     # A tied weight is stored once, under the first of its names.
     loaded = {_address(expected[name]) for name in found}
@@ -110,12 +109,5 @@ def load_whole_state(model: nn.Module, files: list[Path]) -> None:
         raise RunError(f"{files[0].parent}: lacks {len(missing)} tensors of the model, the first is {missing[0]}")
 
 
-def _copy(value: Tensor, target: Tensor) -> None:
-    if isinstance(target, DTensor):
-        # Without a source rank each rank takes its shard from what it read; nothing is sent.
-        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
-    target.copy_(value)
-
-
 def _address(tensor: Tensor) -> int:
-    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).data_ptr()
+    return local(tensor).data_ptr()

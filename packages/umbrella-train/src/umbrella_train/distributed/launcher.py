@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from umbrella_train.config import RunConfig
-from umbrella_train.distributed.deepspeed import zero_problems
 from umbrella_train.errors import RunError
 
 
@@ -13,8 +12,7 @@ def check_launcher(config: RunConfig) -> None:
     """Rejects settings of the launcher that the run does not support, all at once.
 
     Raises:
-        RunError: FSDP, compilation, other parallelism, a precision or accumulation through accelerate, or settings that
-            DeepSpeed does not support.
+        RunError: FSDP, compilation, other parallelism, a precision or accumulation through accelerate.
     """
     problems = []
     if _is_on("ACCELERATE_USE_FSDP"):
@@ -45,13 +43,6 @@ def check_launcher(config: RunConfig) -> None:
         problems.append(
             f"accelerate is configured for {precision} and the config for {chosen}; set it in the config only "
             f"(trainer.{precision}: true), and mixed_precision: 'no' in accelerate's"
-        )
-    if _is_on("ACCELERATE_USE_DEEPSPEED"):
-        problems += zero_problems(
-            absent=config.dummy_loss.absent,
-            gradient_scale=section.gradient_scale,
-            engine=section.engine,
-            fp16=section.fp16,
         )
     if problems:
         raise RunError("the launcher and the config do not match:\n  " + "\n  ".join(problems))

@@ -160,7 +160,7 @@ def _mean_inverse(degrees: float, dummy: float, eps: float) -> float:
         return density / (math.sqrt(size**2 + dummy**2) + eps)
 
     width = 8 / math.sqrt(degrees)
-    # With one gradient alone the smallest elements decide, down to where dummy and eps take over.
+    # With a single gradient the smallest elements dominate, down to where dummy and eps take over.
     lowest = -width - (math.log(1 / max(dummy + eps, 1e-12)) if degrees < 4 else 0)
     value, _ = quad(integrand, lowest, min(width, 2.0), limit=200)
     return float(value)

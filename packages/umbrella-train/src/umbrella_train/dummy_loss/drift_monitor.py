@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import nn
 
 from umbrella_model.vision_tower import UmbrellaVisionTower
-from umbrella_train.distributed.deepspeed import is_partitioned, num_elements, partition
-from umbrella_train.distributed.tensors import local
+from umbrella_train.distributed.deepspeed import num_elements
+from umbrella_train.distributed.tensors import local_elements
 from umbrella_train.dummy_loss.drift import DriftForecast, OptimizerFacts, Rule
 from umbrella_train.dummy_loss.loss import DummyLoss
 
@@ -161,12 +161,12 @@ def _rule_of(optimizer: Any) -> Rule | None:
 
 
 def _spread(parameters: list[nn.Parameter]) -> float:
-    """Standard deviation of the largest tensor whose is not 0; of this rank's shard if it is sharded.
+    """Standard deviation of the largest tensor where it is not 0; of this rank's shard if it is sharded.
 
     This is the weight of the projection, or the first of its adapters (the second starts at zero).
     """
     for parameter in sorted(parameters, key=num_elements, reverse=True):
-        shard = partition(parameter) if is_partitioned(parameter) else local(parameter.detach())
+        shard = local_elements(parameter)
         spread = float(shard.float().std()) if shard.numel() > 1 else 0.0
         if spread > 0:
             return spread

@@ -1,52 +1,32 @@
-"""Asks a model the questions of a data set, with their scans and with the controls, and scores what it says."""
+"""Generates a model's answers to the questions of a data set, with their scans and with controls, and scores them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from umbrella_data import ScanError
+from umbrella_data import ConversationDataset, ScanError
 from umbrella_data.manifest.sample import Sample
 from umbrella_data.modality import MODALITIES
 from umbrella_train.end_of_turn import EndOfTurn
-from umbrella_train.evaluation.controls import Question, QuestionSource, plan_questions
+from umbrella_train.evaluation.controls import Question, plan_questions
 from umbrella_train.evaluation.metrics import Prediction, score_answer, summarise
 
 Batch = Mapping[str, Any]
 
 
-class PromptSource(QuestionSource, Protocol):
-    """What asking needs of a `ConversationDataset`."""
-
-    def prompt(self, index: int, /, *, scans_from: int | None = None, with_scans: bool = True) -> Any:
-        """The conversation up to the answer, with its own scans, another sample's, or none."""
-        ...
-
-    def leave_out(self, index: int, error: ScanError, /) -> None:
-        """Notes a sample whose scan cannot be used, or raises the error."""
-        ...
-
-
-class Decoder(Protocol):
-    """What asking needs of a tokenizer."""
-
-    def decode(self, token_ids: Any, *, skip_special_tokens: bool) -> Any:
-        """Text of a list of token ids."""
-        ...
-
-
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Answers and what they add up to.
+    """Answers and their metrics.
 
     Attributes:
-        metrics: As `summarise` names them.
-        predictions: One a question, of all ranks, in the order of the questions.
+        metrics: As from `summarise`.
+        predictions: One per question, of all ranks, in the order of the questions.
     """
 
     metrics: dict[str, float]
@@ -55,9 +35,9 @@ class EvaluationResult:
 
 def evaluate_dataset(
     model: nn.Module,
-    dataset: PromptSource,
+    dataset: ConversationDataset,
     *,
-    tokenizer: Decoder,
+    tokenizer: Any,
     collator: Callable[[list[Any]], Batch],
     batch_size: int,
     max_new_tokens: int,
@@ -71,24 +51,24 @@ def evaluate_dataset(
     max_samples: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
-    """Generate and score.
+    """Generate answers and score them.
 
     Args:
         model: With `generate(**batch, max_new_tokens, do_sample)`, which returns (B, L + new) token ids.
-        dataset: The questions; samples without an answer are not asked.
+        dataset: Samples with the questions; those without an answer are skipped.
         tokenizer: Decodes the answers.
         collator: Pads prompts on the left.
-        batch_size: Prompts a forward.
-        max_new_tokens: Longest answer in tokens.
-        device: Where the model is.
-        subject_hash: Names a subject in the predictions.
-        end_of_turn: What generation stops at, and an answer ends in front of; None: the model's own.
-        controls: Whether to ask also with shuffled, swapped and absent scans.
-        seed: Seed of the controls' partners and of the intervals.
-        rank: This process.
-        world_size: Number of processes; each asks its share, and all get the whole result.
-        max_samples: Questions to ask, for each list of modalities.
-        progress: Called with the number of batches done and their number, on this rank.
+        batch_size: Number of prompts in a batch.
+        max_new_tokens: Maximum length of an answer in tokens.
+        device: Device of the model.
+        subject_hash: Returns the name of a subject in the predictions.
+        end_of_turn: What ends an answer; with None, the model's own end-of-sequence tokens.
+        controls: Whether to add shuffled, swapped and absent scans.
+        seed: Seed of the control scans and the intervals.
+        rank: Rank of this process.
+        world_size: Number of processes; each generates a part, and all get the complete result.
+        max_samples: Maximum number of samples for each list of modalities.
+        progress: Called with the numbers of completed and of all batches of this rank.
     """
     questions = plan_questions(dataset, controls=controls, seed=seed, max_samples=max_samples)
     batches = list(_batches(dataset, questions, batch_size=batch_size))
@@ -116,13 +96,13 @@ def evaluate_dataset(
 
 
 def merge_results(results: Sequence[EvaluationResult], *, seed: int = 0) -> EvaluationResult:
-    """Sum several data sets' results up as one."""
+    """Combine the results of several data sets."""
     predictions = [prediction for result in results for prediction in result.predictions]
     return EvaluationResult(summarise(predictions, seed=seed), predictions)
 
 
-def _batches(dataset: PromptSource, questions: Sequence[Question], *, batch_size: int) -> Iterator[list[int]]:
-    """Cut the questions into batches of positions; a batch has one list of modalities, with scans or without."""
+def _batches(dataset: ConversationDataset, questions: Sequence[Question], *, batch_size: int) -> Iterator[list[int]]:
+    """Batches of positions of questions; all prompts of a batch have the same list of modalities, or no scans."""
 
     def kind(position: int) -> tuple[bool, tuple[str, ...]]:
         question = questions[position]
@@ -142,42 +122,39 @@ def _ask_in_rounds(
     world_size: int,
     progress: Callable[[int, int], None] | None,
 ) -> list[tuple[int, str]]:
-    """Answers by position to this rank's share of the batches, of which one falls to each rank in a round."""
+    """Positions and answers of this rank's batches; in each round every rank generates one batch."""
     num_rounds = -(-len(batches) // world_size)
     answers: list[tuple[int, str]] = []
     for turn in range(num_rounds):
         number = turn * world_size + rank
-        # A rank without a batch repeats the last one unheard: a sharded model needs all ranks in every forward.
-        heard = ask(batches[min(number, len(batches) - 1)])
+        # A rank without a batch repeats the last one and drops its answers: a sharded model needs every rank in each
+        # forward.
+        generated = ask(batches[min(number, len(batches) - 1)])
         if number < len(batches):
-            answers += heard
+            answers += generated
         if progress is not None:
             progress(turn + 1, num_rounds)
     return answers
 
 
-def _prompts(dataset: PromptSource, questions: Mapping[int, Question]) -> dict[int, Any]:
-    """Examples by position, without those whose scan cannot be used and may be left out."""
+def _prompts(dataset: ConversationDataset, questions: Mapping[int, Question]) -> dict[int, Any]:
+    """Examples by position, without skipped ones, whose scans are unusable."""
     examples = {}
     for position, question in questions.items():
         try:
-            examples[position] = _prompt(dataset, question)
+            examples[position] = dataset.prompt(
+                question.index, scans_from=question.scans_from, with_scans=question.condition != "no_scan"
+            )
         except ScanError as error:
             dataset.leave_out(question.index if question.scans_from is None else question.scans_from, error)
     return examples
-
-
-def _prompt(dataset: PromptSource, question: Question) -> Any:
-    if question.condition == "no_scan":
-        return dataset.prompt(question.index, with_scans=False)
-    return dataset.prompt(question.index, scans_from=question.scans_from)
 
 
 @torch.no_grad()
 def _generate(
     model: Any,
     batch: Batch,
-    tokenizer: Decoder,
+    tokenizer: Any,
     *,
     max_new_tokens: int,
     device: torch.device | str,
@@ -208,7 +185,7 @@ def _prediction(
     sample: Sample, question: Question, generated: str, *, subject_hash: Callable[[str], str]
 ) -> Prediction:
     answer = sample.answer
-    assert answer is not None, "only samples with an answer are asked"
+    assert answer is not None, "only samples with an answer are planned"
     score = score_answer(generated, answer)
     return Prediction(
         subject=subject_hash(sample.subject),
@@ -227,5 +204,5 @@ def _prediction(
 
 
 def modality_name(modalities: Sequence[str]) -> str:
-    """Name a sample's set of modalities in the metrics: `T1`, `T1+dMRI`, or `text` without any."""
+    """Name of a sample's set of modalities in the metrics: `T1`, `T1+dMRI`, or `text` without any."""
     return "+".join(name for name in MODALITIES if name in modalities) or "text"

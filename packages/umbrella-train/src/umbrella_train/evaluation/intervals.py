@@ -1,4 +1,4 @@
-"""Confidence intervals that count subjects, not questions: a person who is asked twice is still one person."""
+"""Confidence intervals over subjects: several questions about one subject are not independent."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ NUM_RESAMPLES = 2000
 
 
 def wilson_interval(proportion: float, *, count: int) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927), which stays inside 0 to 1 also at 0 and 1.
+    """Wilson's score interval of a proportion (Wilson 1927), always within 0 and 1.
 
     Args:
         proportion: The observed proportion.
-        count: Number of independent observations: subjects.
+        count: Number of independent observations, that is of subjects.
 
     Raises:
         ValueError: For a count below 1.
     """
     if count < 1:
-        raise ValueError(f"an interval over {count} observations does not exist")
+        raise ValueError(f"count is {count}; an interval needs at least 1 observation")
     z = float(stats.norm.ppf((1 + LEVEL) / 2))
     shrink = 1 + z**2 / count
     centre = (proportion + z**2 / (2 * count)) / shrink
@@ -31,7 +31,7 @@ def wilson_interval(proportion: float, *, count: int) -> tuple[float, float]:
 
 
 def binomial_interval(chance: float, *, count: int) -> tuple[float, float]:
-    """The central interval of the proportion of hits that guessing gives.
+    """Central interval of the proportion of hits by guessing.
 
     Args:
         chance: Probability of a hit.
@@ -41,24 +41,24 @@ def binomial_interval(chance: float, *, count: int) -> tuple[float, float]:
         ValueError: For a count below 1.
     """
     if count < 1:
-        raise ValueError(f"an interval over {count} observations does not exist")
+        raise ValueError(f"count is {count}; an interval needs at least 1 observation")
     lower, upper = stats.binom.interval(LEVEL, count, chance)
     return float(lower) / count, float(upper) / count
 
 
 def bootstrap_interval(values: Sequence[float], *, subjects: Sequence[str], seed: int) -> tuple[float, float]:
-    """Percentile interval of a mean by resampling subjects with all their values (cluster bootstrap).
+    """Percentile interval of a mean by cluster bootstrap: subjects are resampled with all their values.
 
     Args:
-        values: One value a question.
+        values: One value per question.
         subjects: The subject of each value.
         seed: Seed of the resampling.
 
     Raises:
-        ValueError: For no values at all.
+        ValueError: Without values.
     """
     if not values:
-        raise ValueError("an interval over 0 observations does not exist")
+        raise ValueError("values is empty; an interval needs at least 1 observation")
     _, positions = np.unique(np.asarray(subjects), return_inverse=True)
     sums = np.bincount(positions, weights=np.asarray(values, dtype=np.float64))
     counts = np.bincount(positions)

@@ -1,4 +1,4 @@
-"""Scores answers, one function an answer type, and sums them up with intervals by subject.
+"""Scores answers with one function per answer type, and summarises them with intervals over subjects.
 
 To add an answer type, add a row to `SCORERS`, and to `ERROR_TYPES` where its score is an error and not a hit.
 """
@@ -25,8 +25,8 @@ class Score:
     """The score of one answer.
 
     Attributes:
-        value: 1 or 0 for a hit or a miss, the absolute error for a number; None for a number that could not be read.
-        is_parsed: Whether the text could be read as an answer at all.
+        value: 1 or 0 for a hit or a miss, the absolute error for a number; None for an unreadable number.
+        is_parsed: Whether the text is readable as an answer.
     """
 
     value: float | None
@@ -35,19 +35,19 @@ class Score:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One question, asked under one condition, as predictions.jsonl has it.
+    """The answer to one question under one condition: a row of predictions.jsonl.
 
     Attributes:
         subject: Hash of the subject.
-        task: The question's name.
+        task: Name of the question.
         modality: The modalities of its scans, joined by `+`; `text` without scans.
         condition: `accuracy` (its own scans), or one of the controls.
-        question: The words of the last user turn.
+        question: Text of the last user turn.
         type: The type of the answer.
         options: The choices.
         answer: The right answer.
         unit: Unit of a number.
-        generated: What the model said.
+        generated: Text that the model generated.
         score: See `Score.value`.
         is_parsed: See `Score.is_parsed`.
     """
@@ -100,19 +100,19 @@ def score_answer(generated: str, answer: Answer) -> Score:
 
 
 def summarise(predictions: Sequence[Prediction], *, seed: int = 0) -> dict[str, float]:
-    """Sum predictions up, for each modality (`eval/accuracy/T1`) and each of its tasks (`eval/accuracy/T1/sex`).
+    """Metrics of predictions, for each modality (`eval/accuracy/T1`) and each of its tasks (`eval/accuracy/T1/sex`).
 
     - Hits: `eval/accuracy` and its controls `eval/shuffled`, `eval/swapped` and `eval/no_scan`, each also with `_lower`
-      and `_upper` (Wilson, over subjects); `eval/chance` with the interval that guessing gives; `eval/majority`, what
-      the commonest answers reach.
+      and `_upper` (Wilson, over subjects); `eval/chance`, the accuracy of guessing, with its interval;
+      `eval/majority`, the accuracy of always giving the commonest answer.
     - Numbers, by task and not by modality, since units differ: `eval/error` (mean absolute error) and its controls
-      `eval/error_shuffled`, ..., with bootstrap intervals; `eval/error_constant`, what the best constant guess reaches:
+      `eval/error_shuffled`, ..., with bootstrap intervals; `eval/error_constant`, the error of the best constant guess,
       the median of the right answers.
-    - `eval/unparsed`: the share of answers that could not be read. They are misses; only a mean error is without them.
+    - `eval/unparsed`: the fraction of unreadable answers. They count as misses; a mean error excludes them.
     - `eval/questions` and `eval/subjects`: counts.
 
     Args:
-        predictions: Of all conditions.
+        predictions: Predictions of all conditions.
         seed: Seed of the bootstrap.
     """
     groups: dict[str, list[Prediction]] = defaultdict(list)
@@ -182,7 +182,7 @@ def _num_subjects(predictions: Sequence[Prediction]) -> int:
 
 
 def _majority(predictions: Sequence[Prediction]) -> float:
-    """Share of hits of someone who knows nothing but each task's commonest answer."""
+    """Accuracy of always giving the commonest answer of a task."""
     by_task: dict[str, Counter[str | float]] = defaultdict(Counter)
     for prediction in predictions:
         by_task[prediction.task][prediction.answer] += 1

@@ -60,7 +60,7 @@ class ScoreTable:
         return _align([self.title, *(self.columns[label] for label in labels)], lines)
 
     def _has(self, label: str) -> bool:
-        """Whether a column says anything; without unreadable answers, `unparsed` does not."""
+        """Whether a column has values; `unparsed` needs unreadable answers."""
         empty = {_DASH, "0.0 %"} if label == "unparsed" else {_DASH}
         return any(row[label].value not in empty for row in self.rows.values())
 

@@ -1,4 +1,4 @@
-"""The report: one HTML file, built from the files of a run folder alone, also of a crashed run, or of several runs."""
+"""The report: one HTML file, built only from the files of a run folder, of one run or several, also crashed ones."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def build_report(run_dirs: Sequence[Path], *, output: Path | None = None) -> Pat
         The file.
 
     Raises:
-        RunError: If a folder is not that of a run.
+        RunError: If a folder is not a run's folder.
     """
     folders = [path.resolve() for path in run_dirs]
     names = [folder.name for folder in folders]
-    # Runs of one name from two places are distinguished by the place.
+    # Runs with the same name are distinguished by their parent folder.
     if len(set(names)) < len(names):
         names = [f"{folder.parent.name}/{folder.name}" for folder in folders]
     runs = [read_run(folder, name=name) for folder, name in zip(folders, names, strict=True)]

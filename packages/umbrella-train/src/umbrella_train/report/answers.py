@@ -1,4 +1,4 @@
-"""The report's figures of answers: each question with its controls and their intervals."""
+"""Figures of answers: each question with its controls and their intervals."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ CONTROLS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "no_scan": ("D", "no scan"),
     }
 )
-"""Marker and words of each control."""
+"""Marker and label of each control."""
 
 _LANE = 0.2
 _HALF_ROW = 0.42
 
 
 def accuracy_figure(runs: Sequence[RunData]) -> Figure:
-    """Accuracy of every question with its controls, over the band that guessing gives."""
+    """Accuracy of every question with its controls, and the interval of guessing as a band."""
     names = dict.fromkeys(name for run in runs for name in run.names_below("accuracy") if "/" in name)
     rows = [(run, name) for name in names for run in runs if f"eval/accuracy/{name}" in run.evaluation]
     figure, (axes,) = panels(1, 1, height=1.4 + 0.8 * len(rows))
@@ -51,12 +51,12 @@ def accuracy_figure(runs: Sequence[RunData]) -> Figure:
 
 
 def error_figure(runs: Sequence[RunData]) -> Figure:
-    """Mean absolute error of every question about a number, with its controls; one panel a question."""
+    """Mean absolute error of every question about a number, with its controls; one panel per question."""
     names = list(dict.fromkeys(name for run in runs for name in run.names_below("error")))
-    asked = {name: [run for run in runs if f"eval/error/{name}" in run.evaluation] for name in names}
-    figure, axes = panels(len(names), 1, height=1.0 + sum(0.6 + 0.8 * len(members) for members in asked.values()))
+    runs_of = {name: [run for run in runs if f"eval/error/{name}" in run.evaluation] for name in names}
+    figure, axes = panels(len(names), 1, height=1.0 + sum(0.6 + 0.8 * len(members) for members in runs_of.values()))
     by_run = colours_of([run.name for run in runs])
-    for panel, (name, members) in zip(axes, asked.items(), strict=True):
+    for panel, (name, members) in zip(axes, runs_of.items(), strict=True):
         for position, run in enumerate(members):
             colour = by_run[run.name]
             _draw_lanes(panel, run.evaluation, prefix="error", name=name, position=position, colour=colour)
@@ -83,7 +83,7 @@ def _draw_guessing(axes: Axes, metrics: Mapping[str, float], *, name: str, posit
 def _draw_lanes(
     axes: Axes, metrics: Mapping[str, float], *, prefix: str, name: str, position: int, colour: str
 ) -> None:
-    """Draw the value with its own scan, filled and large, and those of the controls below; each with its interval."""
+    """Draw the value with the own scan (large, filled) and the controls below it, each with its interval."""
     labels = {prefix or "accuracy": ("o", colour)}
     labels |= {f"{prefix}_{control}".lstrip("_"): (marker, GREY) for control, (marker, _) in CONTROLS.items()}
     for lane, (label, (marker, lane_colour)) in enumerate(labels.items()):

@@ -1,4 +1,4 @@
-"""The report's curves over the optimizer steps: loss and gradient norms."""
+"""Figures over the optimizer steps: loss and gradient norms."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from matplotlib.figure import Figure
 from umbrella_train.report.figure_style import GREY, INK, colours_of, mark, modality_colours, panels
 from umbrella_train.report.run_data import GradientNorms, Points, RunData, gradient_norms, points
 
-# More than a figure can show only makes the file large.
+# More points only make the file larger.
 MAX_POINTS = 1500
 
 
 def loss_figure(runs: Sequence[RunData]) -> Figure:
-    """Training loss of every run: the logged values pale, their running mean strong; held-out losses as dots."""
+    """Training loss of every run: logged values (pale), their running mean (strong), held-out losses (dots)."""
     figure, (axes,) = panels(1, 1, height=3.4)
     for run, colour in zip(runs, colours_of([run.name for run in runs]).values(), strict=True):
         _draw_loss(axes, run, colour=colour, is_alone=len(runs) == 1)
     drawn = [value for run in runs for value in points(run.training, "loss").values if math.isfinite(value)]
     if drawn and min(drawn) > 0 and max(drawn) > 10 * min(drawn):
         axes.set_yscale("log")
-    axes.set(xlabel="optimizer step", ylabel="loss (nats a token)")
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)")
     axes.legend(loc="upper right")
     return figure
 
 
 def gradient_figure(runs: Sequence[RunData], *, scale: float | None) -> Figure:
-    """Gradient norm of each modality's patch embed over the steps, one panel a modality, on one logarithmic axis.
+    """Gradient norm of each modality's patch embed over the steps, one panel per modality, one logarithmic axis.
 
     Args:
-        runs: The runs; one is coloured by modality, several by run.
-        scale: The norm that the dummy loss is to give, where all runs have the same; drawn as a line.
+        runs: The runs; one run is coloured by modality, several by run.
+        scale: Expected norm of dummy gradients, drawn as a line; None if the runs differ.
     """
     norms = [gradient_norms(run.training) for run in runs]
     modalities = _modalities(runs, norms)
@@ -85,14 +85,14 @@ def _draw_norms(panel: Axes, norms: GradientNorms, *, colour: str) -> None:
 
 
 def _modalities(runs: Sequence[RunData], norms: Sequence[dict[str, GradientNorms]]) -> list[str]:
-    """All modalities that have norms, those of the configs first and in their order."""
+    """All modalities that have norms, those of the configs first, in their order."""
     found = {name for one in norms for name in one}
     configured = [name for run in runs for name in run.modalities if name in found]
     return list(dict.fromkeys([*configured, *sorted(found)]))
 
 
 def _thin(series: Points) -> Points:
-    """Leave out points evenly where there are too many; the first and the last stay."""
+    """At most `MAX_POINTS` points, evenly selected, with the first and the last."""
     if len(series.steps) <= MAX_POINTS:
         return series
     kept = np.unique(np.linspace(0, len(series.steps) - 1, MAX_POINTS).round().astype(int))
@@ -100,7 +100,7 @@ def _thin(series: Points) -> Points:
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """Running mean over a twentieth of the points to either side; values that are not finite are passed over."""
+    """Running mean over a twentieth of the points to either side; non-finite values are ignored."""
     array, reach = np.asarray(values, dtype=np.float64), max(1, len(values) // 20)
     windows = [array[max(0, i - reach) : i + reach + 1] for i in range(len(array))]
     means = [window[np.isfinite(window)] for window in windows]

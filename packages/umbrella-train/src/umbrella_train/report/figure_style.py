@@ -1,4 +1,4 @@
-"""What the report's figures share: style, colours, marks, and figures as data URIs."""
+"""Style, colours and legend marks of the report's figures, and figures as data URIs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-# Okabe and Ito's colours, which people with any colour vision tell apart.
+# Okabe and Ito's palette, distinguishable with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a7a00", "#333333")
 GREY = "#8b949e"
 INK = "#24292f"
@@ -34,7 +34,7 @@ _STYLE: Any = {
     "xtick.color": "#57606a",
     "ytick.color": "#57606a",
     "legend.frameon": False,
-    # The same run gives the same file.
+    # Makes the SVG reproducible.
     "svg.hashsalt": "umbrella",
 }
 
@@ -55,16 +55,16 @@ def panels(num_rows: int, num_columns: int, *, height: float, sharey: bool = Fal
 
 
 def colours_of(names: Sequence[str]) -> dict[str, str]:
-    """One colour a name, in order."""
+    """One colour per name, in order."""
     return {name: COLOURS[position % len(COLOURS)] for position, name in enumerate(names)}
 
 
 def modality_colours(configured: Sequence[str], found: Sequence[str]) -> dict[str, str]:
-    """One colour a modality, the same in all figures of a run: in the order of its config, whatever was evaluated."""
+    """One colour per modality, by the order of the config, so that it is the same in all figures of a run."""
     return colours_of(list(dict.fromkeys([*configured, *sorted(found)])))
 
 
 def mark(marker: str, colour: str, label: str, *, is_filled: bool) -> Line2D:
-    """A mark for a legend."""
+    """An entry of a legend."""
     fill = colour if is_filled else "white"
     return Line2D([], [], marker=marker, color=colour, markerfacecolor=fill, linestyle="none", label=label)

@@ -1,4 +1,4 @@
-"""Puts the page of the report together."""
+"""Renders the page of the report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HIDDEN = "(see config.yaml)"
 
 
 def render(runs: Sequence[RunData]) -> str:
-    """The HTML of a report, with everything in it: no other file and no address is needed to look at it.
+    """The HTML of a report, which needs no other file and no network.
 
     Args:
         runs: One run, or several to compare.
@@ -54,19 +54,19 @@ def render(runs: Sequence[RunData]) -> str:
 
 
 def without_paths(content: Any, path: tuple[str | int, ...] = ()) -> Any:
-    """Copy a configuration without its paths, which stay on the machine of the run: a report is passed on."""
+    """Copy a configuration without its paths, which must not leave the machine with a shared report."""
     if isinstance(content, Mapping):
         return {key: without_paths(value, (*path, str(key))) for key, value in content.items()}
     if isinstance(content, list):
         return [without_paths(value, (*path, position)) for position, value in enumerate(content)]
-    # A checkpoint or a tokenizer may be a name on the hub, or a folder.
+    # A checkpoint or tokenizer is the name of a repository on the hub or a folder.
     is_path = path and without_none(annotation_at(RunConfig, path)) is Path
     is_folder = path in {("model", "pretrained"), ("model", "tokenizer")} and Path(str(content)).is_absolute()
     return _HIDDEN if content is not None and (is_path or is_folder) else content
 
 
 def _figures(runs: Sequence[RunData]) -> dict[str, str]:
-    """The figures that there is something to draw for."""
+    """Data URIs of the figures that have data."""
     figures = {}
     if any(run.training for run in runs):
         figures["loss"] = draw(lambda: loss_figure(runs))
@@ -80,7 +80,7 @@ def _figures(runs: Sequence[RunData]) -> dict[str, str]:
 
 
 def _expected_norm(runs: Sequence[RunData]) -> float | None:
-    """The norm that the dummy loss gives to an absent modality, where it is one and the same for all runs."""
+    """Gradient norm that the dummy loss gives to an absent modality; None unless all runs have the same."""
     scales = set()
     for run in runs:
         section: Mapping[str, Any] = run.config.get("dummy_loss") or {}
@@ -90,7 +90,7 @@ def _expected_norm(runs: Sequence[RunData]) -> float | None:
 
 
 def _pictures(runs: Sequence[RunData]) -> list[tuple[str, str, str]]:
-    """Run, modality and data URI of each picture; runs on the same data share theirs, which are shown once."""
+    """Run, modality and data URI of each picture; identical pictures of several runs are shown once."""
     found: dict[str, tuple[str, str, str]] = {}
     for run in runs:
         for modality, path in run.pictures.items():

@@ -1,4 +1,4 @@
-"""What a run folder has for the report, read from its files alone, also where the run crashed."""
+"""Reads the files of a run folder for the report, also of a crashed run."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class GradientNorms:
 
 @dataclass(frozen=True)
 class RunData:
-    """One run.
+    """Data of one run.
 
     Attributes:
-        name: How the report calls it.
+        name: Name in the report.
         config: The content of config.yaml.
         training: Lines of metrics.jsonl with a training loss.
         evaluation: The newest line with scored answers; empty without one.
         validation: Lines with an evaluation loss.
         predictions: Rows of predictions.jsonl.
         pictures: PNG files by modality.
-        notes: What a reader must know: lines cut short, a run that did not end, ...
+        notes: Messages at the top of the report: unreadable lines, a run that did not finish, ...
         is_held_out: Whether no subject or file of the evaluation data is known to be in the training data.
     """
 
@@ -81,10 +81,10 @@ def read_run(path: Path, *, name: str) -> RunData:
 
     Args:
         path: The folder.
-        name: How the report calls it.
+        name: Name in the report.
 
     Raises:
-        RunError: If the folder is not that of a run.
+        RunError: If the folder is not a run's folder.
     """
     folder = RunFolder.open(path)
     config, notes = read_yaml(folder.config)
@@ -94,7 +94,7 @@ def read_run(path: Path, *, name: str) -> RunData:
     for file, count in ((folder.metrics, num_broken), (folder.predictions, num_broken_predictions)):
         if count:
             lines = "1 line" if count == 1 else f"{count} lines"
-            notes.append(f"{file.name}: {lines} could not be read; the run was cut off while it wrote")
+            notes.append(f"{file.name}: {lines} unreadable; the run was interrupted while writing")
     training = [row for row in metrics if "loss" in row]
     evaluations = [row for row in metrics if any(str(key).startswith("eval/questions/") for key in row)]
     notes += _left_out(folder)
@@ -126,14 +126,14 @@ def _overlap(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _left_out(folder: RunFolder) -> list[str]:
-    """How many samples were left out for their scans, and why."""
+    """Number of samples that were skipped for unusable scans, by reason."""
     rows, _ = read_lines(folder.path / LIST_NAME)
     reasons = Counter(str(row.get("reason")) for row in rows)
     if not reasons:
         return []
     listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     samples = "1 sample was" if len(rows) == 1 else f"{len(rows)} samples were"
-    return [f"{LIST_NAME}: {samples} left out, since a scan could not be used ({listed})"]
+    return [f"{LIST_NAME}: {samples} skipped for unusable scans ({listed})"]
 
 
 def points(rows: Sequence[Mapping[str, Any]], key: str) -> Points:
@@ -155,7 +155,7 @@ def gradient_norms(rows: Sequence[Mapping[str, Any]]) -> dict[str, GradientNorms
 
 
 def label_of(name: str) -> str:
-    """How a reader sees a name such as `T1/lesion_side`."""
+    """Text for a name such as `T1/lesion_side`."""
     modality, _, task = name.partition("/")
     return f"{modality} · {task.replace('_', ' ')}" if task else modality
 
@@ -181,9 +181,9 @@ def _state(folder: RunFolder, *, training: Sequence[Mapping[str, Any]], is_evalu
     if not training:
         notes.append("metrics.jsonl has no training loss: the run ended before its first logging step")
     elif not (folder.model / "config.json").exists():
-        notes.append(f"The run did not end: its last training loss is that of step {training[-1].get('step')}")
+        notes.append(f"The run did not finish: its last training loss is of step {training[-1].get('step')}")
     if not is_evaluated:
-        notes.append("There are no scored answers: the run was not evaluated")
+        notes.append("No scored answers: the run was not evaluated")
     lost = [row.get("step") for row in training if not math.isfinite(_number(row["loss"]))]
     if lost:
         notes.append(f"The loss was not finite in {len(lost)} of {len(training)} lines, first at step {lost[0]}")

@@ -1,4 +1,4 @@
-"""The report's tables: scores with their intervals, some answers, and where runs differ."""
+"""The report's tables: scores with their intervals, some answers, and differences between runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from umbrella_train.evaluation.metrics import ERROR_TYPES
 from umbrella_train.evaluation.score_table import Cell, error_table, hit_table, score_cell
 from umbrella_train.report.run_data import RunData, label_of
 
-# Of each task: half wrong ones, which are those to look at, and half right ones.
+# Per task: half of them wrong, half of them right.
 NUM_EXAMPLES = 4
 
 
@@ -54,12 +54,12 @@ def _row(run: RunData, name: str, cells: Mapping[str, Cell]) -> dict[str, Any]:
 
 
 def examples(run: RunData) -> Iterator[dict[str, Any]]:
-    """A few answers of each task, given with their own scans, the worst first."""
+    """A few answers of each task, with their own scans, the worst first."""
     own = [row for row in run.predictions if row.get("condition") == "accuracy"]
     for kind in dict.fromkeys((row.get("modality"), row.get("task")) for row in own):
         members = [row for row in own if (row.get("modality"), row.get("task")) == kind]
         is_error = members[0].get("type") in ERROR_TYPES
-        # An error is the worse the larger; a hit is 1.
+        # The worst is the largest error, or a hit of 0.
         members.sort(key=lambda row: row.get("score") or 0.0, reverse=is_error)
         half = NUM_EXAMPLES // 2
         for row in [*members[:half], *members[half:][-half:]]:
@@ -70,17 +70,17 @@ def examples(run: RunData) -> Iterator[dict[str, Any]]:
 
 
 def facts(run: RunData) -> list[tuple[str, str]]:
-    """What a reader wants to know of a run's configuration."""
+    """Main settings of a run."""
     flat = dict(flatten(run.config))
     found = {
         "steps trained": run.last_step,
         "seed": flat.get("seed"),
-        "batch size a rank": flat.get("trainer.per_device_train_batch_size"),
+        "batch size per rank": flat.get("trainer.per_device_train_batch_size"),
         "gradient accumulation": flat.get("trainer.gradient_accumulation_steps"),
         "learning rate": flat.get("trainer.learning_rate"),
         "optimizer": flat.get("trainer.optim"),
         "batches": flat.get("data.batches"),
-        "what learns": flat.get("model.learn.preset"),
+        "trained parts": flat.get("model.learn.preset"),
         "dummy loss": _dummy_loss(run.config.get("dummy_loss")),
     }
     for name in run.modalities:
@@ -91,7 +91,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """The keys whose values are not the same in all configurations."""
+    """Keys with different values in the configurations."""
     flats = [dict(flatten(config)) for config in configs]
     keys = dict.fromkeys(key for flat in flats for key in flat if key != "name")
     rows = [(key, [str(flat.get(key, "–")) for flat in flats]) for key in keys]

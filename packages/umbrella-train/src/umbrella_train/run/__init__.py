@@ -1,1 +1,1 @@
-"""A whole run: training, evaluation, pictures."""
+"""A run: training, evaluation, pictures."""

@@ -7,22 +7,24 @@ from pathlib import Path
 
 from umbrella_data import ScanError
 from umbrella_data.preview.figure import draw_volume
-from umbrella_train.assembly.build import Parts
+from umbrella_train.assembly.build import TrainingComponents
 from umbrella_train.config import DatasetConfig, RunConfig
 
 
-def draw_pictures(sources: Sequence[DatasetConfig], *, parts: Parts, config: RunConfig, folder: Path) -> None:
+def draw_pictures(
+    sources: Sequence[DatasetConfig], *, components: TrainingComponents, config: RunConfig, folder: Path
+) -> None:
     """Draws the first scan of each modality after its pipeline.
 
     Args:
         sources: Manifests whose scans are drawn.
-        parts: Pipelines and data sets.
+        components: Pipelines and data sets.
         config: The run.
         folder: Folder for `T1.png` and the others.
     """
     missing = dict(config.model.modalities)
     for source in sources:
-        dataset = parts.dataset(source, config=config, augment=False)
+        dataset = components.dataset(source, config=config, augment=False)
         for index in range(len(dataset)):
             if not missing:
                 return
@@ -32,7 +34,7 @@ def draw_pictures(sources: Sequence[DatasetConfig], *, parts: Parts, config: Run
                 modality = missing.get(scan.modality)
                 if modality is not None:
                     try:
-                        volume = parts.pipelines[scan.modality](scan.paths, generator=None, mask=scan.mask)
+                        volume = components.pipelines[scan.modality](scan.paths, generator=None, mask=scan.mask)
                     except ScanError:
                         if config.data.on_bad_scan == "raise":
                             raise

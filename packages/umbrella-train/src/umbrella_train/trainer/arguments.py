@@ -31,12 +31,12 @@ def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = Fals
         dry_run: Two steps, nothing saved or tracked.
 
     Raises:
-        RunError: The number of processes differs from the launched or the configured one, or float16 is requested
-            without a GPU.
+        RunError: The number of processes differs from the launched or the configured one, or the launcher has
+            unsupported settings.
     """
     check_launcher(config)
     section = config.trainer.model_dump(exclude=_OWN_FIELDS)
-    # Without an accelerator this must be set, or each rank under torchrun would train alone.
+    # Without a GPU this must be set, or each rank under torchrun would train by itself.
     section["use_cpu"] = section["use_cpu"] or not torch.cuda.is_available()
     section["eval_strategy"] = "no" if section["eval_steps"] is None else "steps"
     if dry_run:
@@ -56,8 +56,6 @@ def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = Fals
         disable_tqdm=True,
     )
     _check_world_size(config, arguments)
-    if arguments.fp16 and arguments.device.type == "cpu":
-        raise RunError("trainer.fp16 needs a GPU: a CPU would silently compute in float32; use bf16")
     keep_to_one_device(arguments)
     return arguments
 

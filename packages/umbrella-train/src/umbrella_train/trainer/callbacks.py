@@ -10,7 +10,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -23,9 +22,7 @@ logger = logging.getLogger(__name__)
 class StepSeed(TrainerCallback):
     """Seeds torch from (seed, step, rank) before every step: a resumed run has the dropout of an unbroken one."""
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the Trainer."""
         words = f"{args.seed}/{state.global_step}/{args.process_index}".encode()
         torch.manual_seed(int.from_bytes(hashlib.sha256(words).digest()[:8], "big") >> 1)
@@ -42,12 +39,7 @@ class RankParity(TrainerCallback):
         self._every = every
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
         """Called by the Trainer, on every rank at the same step."""
         if self._every and state.global_step % self._every == 0 and model is not None:
@@ -64,20 +56,13 @@ class MetricsFile(TrainerCallback):
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Removes lines after the checkpoint that a resumed run starts from; they will be written again."""
         if state.is_world_process_zero:
             self._folder.drop_metrics_after(state.global_step)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
         """Called by the Trainer."""
         if state.is_world_process_zero and logs:
@@ -90,35 +75,26 @@ class ProgressBar(TrainerCallback):
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the Trainer."""
         if state.is_world_process_zero:
             if state.global_step >= state.max_steps:
                 logger.info("all %d steps are done: nothing is left to train", state.max_steps)
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", file=sys.stderr)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the Trainer."""
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
         """Called by the Trainer."""
         if self._bar is not None and logs and "loss" in logs:
             self._bar.set_postfix(loss=f"{logs['loss']:.4f}")
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the Trainer."""
         self.close()
 
@@ -149,9 +125,7 @@ class StopOnSignal(TrainerCallback):
         self.signal_number: int = signal.SIGTERM
         self._previous: dict[int, Any] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the Trainer."""
         self._previous = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
 
@@ -161,15 +135,13 @@ class StopOnSignal(TrainerCallback):
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the Trainer."""
         if self.is_agreed:
             control.should_save = True
             control.should_training_stop = True
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the Trainer."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)

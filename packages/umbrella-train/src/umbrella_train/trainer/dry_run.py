@@ -5,52 +5,28 @@ from __future__ import annotations
 import logging
 import resource
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from umbrella_model import UmbrellaForConditionalGeneration, parameter_table
 
-if TYPE_CHECKING:
-    from umbrella_train.trainer.trainer import UmbrellaTrainer
-
 logger = logging.getLogger(__name__)
 
 
-class DryRunTable(TrainerCallback):
-    """Logs parameters and tokens at the start, time and peak memory after every step.
+class StepCosts(TrainerCallback):
+    """Logs loss, time and peak memory after every step of a dry run."""
 
-    Args:
-        trainer: The trainer whose model is described.
-    """
-
-    def __init__(self, trainer: UmbrellaTrainer) -> None:
-        self._trainer = trainer
+    def __init__(self) -> None:
         self._start = 0.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Called by the Trainer."""
-        if not state.is_world_process_zero:
-            return
-        model = self._trainer.accelerator.unwrap_model(self._trainer.model)
-        logger.info(describe_model(model))
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the Trainer."""
         self._start = time.perf_counter()
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
         """Called by the Trainer after every step, after its loss was read and the device has finished."""
         if state.is_world_process_zero and logs and "loss" in logs:

@@ -113,8 +113,8 @@ def evaluation_batches(
     except ManifestError:
         raise
     except ValueError:
-        # Hardly more samples than ranks and sets of modalities: batches of one sample where possible keep the loss of
-        # each set separate.
+        # Too few samples per set of modalities: batches of one sample, where possible, keep the loss of each set
+        # separate.
         return make(batch_size=1, mode="mixed")
 
 

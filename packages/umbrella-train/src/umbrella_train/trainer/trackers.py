@@ -40,7 +40,7 @@ _PRIVATE_SETTINGS: Mapping[str, Any] = {
 
 
 class PrivateWandbCallback(WandbCallback):
-    """Hugging Face's callback on a run that is started here, with this run's configuration.
+    """Hugging Face's callback on a wandb run with private settings and this run's configuration.
 
     Args:
         config: The run.

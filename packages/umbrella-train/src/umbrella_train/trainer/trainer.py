@@ -8,25 +8,26 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
+from transformers import TrainingArguments
 
 from umbrella_model import parameter_groups
 from umbrella_model.parts import Part
 from umbrella_model.vision_tower import UmbrellaVisionTower
 from umbrella_train.batches.collators import PackedCollator
-from umbrella_train.checkpoint.logged_loss import saved_entries
+from umbrella_train.checkpoint.logged_loss import trainer_state_entries
 from umbrella_train.config import DummyLossConfig
-from umbrella_train.distributed.deepspeed import before_step
+from umbrella_train.distributed.deepspeed import call_before_step
 from umbrella_train.distributed.finite import NonFiniteError, describe_non_finite, has_bad_gradient
 from umbrella_train.distributed.fsdp2 import shard_model
+from umbrella_train.distributed.tensors import full
 from umbrella_train.dummy_loss.drift_monitor import DriftWatch, number_groups
-from umbrella_train.dummy_loss.gradient_norms import PatchEmbedGradients
 from umbrella_train.dummy_loss.loss import DummyLoss
+from umbrella_train.dummy_loss.patch_embed_gradients import PatchEmbedGradients
 from umbrella_train.errors import RunError
 from umbrella_train.trainer.accumulation import AccumulationWindow, WindowFacts
 from umbrella_train.trainer.callbacks import RankParity, StepSeed, StopOnSignal
-from umbrella_train.trainer.evaluation import MixedEvaluationTrainer
+from umbrella_train.trainer.evaluation_loss import MixedEvaluationTrainer
 from umbrella_train.trainer.loader import build_loader
 from umbrella_train.trainer.unsupported import check_trainer
 
@@ -34,16 +35,12 @@ from umbrella_train.trainer.unsupported import check_trainer
 _DRIFT = "DriftWatch"
 
 
-def _whole(norm: Any) -> Any:
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
 class UmbrellaTrainer(MixedEvaluationTrainer):
     """Trains an UMBRELLA model on batches of any mixture of modalities.
 
     Args:
-        *args: As for `transformers.Trainer`. `train_dataset` is an `InterleaveDataset` or a `ConversationDataset`,
-            `data_collator` a `PaddingCollator`.
+        model: The model, not wrapped.
+        args: Hugging Face's training arguments.
         dummy_loss: How absent modalities are kept in the graph.
         batches: Whether a batch has one set of modalities (`by_modality`), any (`mixed`), or any of similar length
             (`by_length`).
@@ -54,12 +51,18 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             over those of the samples with its modality.
         parity_every: Steps between comparisons of the replicated parameters over ranks; 0 for none.
         part_learning_rates: Learning rates of parts of the model, instead of that of the arguments.
-        **kwargs: As for `transformers.Trainer`.
+        **kwargs: As for `transformers.Trainer`. `train_dataset` is an `InterleaveDataset` or a `ConversationDataset`,
+            `data_collator` a `PaddingCollator`.
+
+    Raises:
+        RunError: With every unsupported combination of settings; nothing is written before.
     """
 
     def __init__(
         self,
-        *args: Any,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
         dummy_loss: DummyLossConfig | None = None,
         batches: Literal["by_modality", "mixed", "by_length"] = "by_modality",
         max_tokens_per_batch: int | None = None,
@@ -70,29 +73,28 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         part_learning_rates: Mapping[Part, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        self.dummy_loss_config = dummy_loss or DummyLossConfig()
+        check_trainer(
+            model,
+            args,
+            dummy_loss=self.dummy_loss_config,
+            engine=engine,
+            gradient_scale=gradient_scale,
+            packing=packing,
+        )
+        super().__init__(model, args, **kwargs)
         self.part_learning_rates = part_learning_rates or {}
         self.batches = batches
         self.max_tokens_per_batch = max_tokens_per_batch
         self.packing = packing
         if packing:
             self.data_collator = PackedCollator(self.data_collator)
-        self.dummy_loss_config = dummy_loss or DummyLossConfig()
         self.dummy_loss = DummyLoss(
             scale=self.dummy_loss_config.scale,
             reduction=self.dummy_loss_config.reduction,
             sizes=self._unwrapped().dummy_sizes() if self.dummy_loss_config.reduction == "sum" else {},
         )
         self.gradient_scale = gradient_scale
-        check_trainer(
-            self._unwrapped(),
-            self.args,
-            dummy_loss=self.dummy_loss_config,
-            engine=engine,
-            gradient_scale=gradient_scale,
-            packing=packing,
-            zero_stage=self.accelerator.state.deepspeed_plugin.zero_stage if self.is_deepspeed_enabled else 0,
-        )
         if engine == "fsdp2":
             self._shard()
         self._tower = next(module for module in self._unwrapped().modules() if isinstance(module, UmbrellaVisionTower))
@@ -125,7 +127,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
     # ---- data ----
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """This rank's share of every epoch, in an order that depends on (seed, epoch) alone."""
+        """This rank's share of every epoch, in an order that depends only on (seed, epoch)."""
         return self._build_loader(self.train_dataset, self._train_batch_size, shuffle=True)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
@@ -208,7 +210,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One forward and backward; at the end of a window the ranks share what happened in it.
+        """One forward and backward; at the end of an accumulation window, `_before_optimizer_step` is called.
 
         Returns:
             The task loss, detached and without the dummy loss.
@@ -218,7 +220,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             RunError: A modality was absent under DDP with the dummy loss off.
         """
         if self.is_deepspeed_enabled:
-            before_step(self.deepspeed, self._close_window)
+            call_before_step(self.deepspeed, self._before_optimizer_step)
         try:
             super().training_step(model, inputs, num_items_in_batch)
         except RuntimeError as error:
@@ -229,11 +231,12 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
                 ) from error
             raise
         if self.accelerator.sync_gradients and not self.is_deepspeed_enabled:
-            self._close_window()
+            self._before_optimizer_step()
         assert self._task_loss is not None
         return self._task_loss
 
-    def _close_window(self) -> None:
+    def _before_optimizer_step(self) -> None:
+        """Shares the facts of the accumulation window between ranks, then checks, scales and clears gradients."""
         is_logged = (self.state.global_step + 1) % self.state.logging_steps == 0
         scaler = self.accelerator.scaler
         facts = self._window.close(
@@ -259,7 +262,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             self.gradients.clear([name for name in self.gradients.modalities if name not in facts.present])
         self._follow_drift(facts)
         if is_logged:
-            self._name_norms(facts, factors)
+            self._set_gradient_log(facts, factors)
 
     def _follow_drift(self, facts: WindowFacts) -> None:
         if not self.dummy_loss_config.enabled or self.dummy_loss_config.absent == "hold":
@@ -268,7 +271,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             self._drift = DriftWatch(
                 self._tower, optimizer=self.optimizer, dummy_loss=self.dummy_loss, groups=self._optimizer_groups
             )
-            kept = saved_entries(self.state).get(_DRIFT)
+            kept = trainer_state_entries(self.state).get(_DRIFT)
             if kept is not None:
                 self._drift.load_state_dict(kept)
         self._drift.step(facts.present)
@@ -281,7 +284,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self._drift is not None:
-            saved_entries(self.state)[_DRIFT] = self._drift.state_dict()
+            trainer_state_entries(self.state)[_DRIFT] = self._drift.state_dict()
         super()._save_checkpoint(model, trial)
 
     def _local_squared_norms(self) -> Tensor:
@@ -291,7 +294,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             norms = torch.zeros_like(norms)
         return norms
 
-    def _name_norms(self, facts: WindowFacts, factors: Mapping[str, float]) -> None:
+    def _set_gradient_log(self, facts: WindowFacts, factors: Mapping[str, float]) -> None:
         scaler = self.accelerator.scaler
         scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
         self._gradient_log, self._active_norms = {}, {}
@@ -305,10 +308,10 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
                 self._active_norms[modality] = self._gradient_log[keys[0]]
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        return _whole(super()._clip_grad_norm(model))
+        return full(super()._clip_grad_norm(model))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        return _whole(super()._get_grad_norm(model, grad_norm=grad_norm))
+        return full(super()._get_grad_norm(model, grad_norm=grad_norm))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the gradient norm of each patch embed, its share of the total norm and its drift to the logged line."""

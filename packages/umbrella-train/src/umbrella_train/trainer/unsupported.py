@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast, get_args
 
 import torch
@@ -12,7 +13,6 @@ from umbrella_model import UmbrellaForConditionalGeneration
 from umbrella_model.attention import VARLEN
 from umbrella_model.vision_tower import UmbrellaVisionTower
 from umbrella_train.config import DummyLossConfig, TrainerConfig
-from umbrella_train.distributed.deepspeed import zero_problems
 from umbrella_train.errors import RunError
 
 
@@ -24,27 +24,25 @@ def check_trainer(
     engine: str,
     gradient_scale: str,
     packing: bool = False,
-    zero_stage: int = 0,
 ) -> None:
     """Checks the trainer's settings against each other, the model and the device.
 
     Args:
         model: Not wrapped.
-        arguments: Hugging Face's.
-        dummy_loss: As of the trainer.
-        engine: As of the trainer.
-        gradient_scale: As of the trainer.
-        packing: As of the trainer.
-        zero_stage: Stage of DeepSpeed ZeRO, 0 without DeepSpeed.
+        arguments: Hugging Face's training arguments.
+        dummy_loss: As in `UmbrellaTrainer`, like the following ones.
+        engine: Distributed training.
+        gradient_scale: Tokens that gradients are averaged over.
+        packing: Whether batches are packed.
 
     Raises:
         RunError: With every unsupported combination.
     """
-    problems = [*_unknown_words(engine=engine, gradient_scale=gradient_scale)]
+    problems = [*_unknown_values(engine=engine, gradient_scale=gradient_scale)]
+    plugin: Any = arguments.deepspeed_plugin
+    zero_stage = 0 if plugin is None else plugin.zero_stage
     if zero_stage:
-        problems += zero_problems(
-            absent=dummy_loss.absent, gradient_scale=gradient_scale, engine=engine, fp16=arguments.fp16
-        )
+        problems += _deepspeed_problems(arguments, dummy_loss=dummy_loss, engine=engine, gradient_scale=gradient_scale)
     elif arguments.fp16 and engine == "fsdp2":
         problems.append("fp16 cannot be combined with engine fsdp2: its loss scaler sees one shard; use bf16")
     if arguments.fp16 and arguments.device.type == "cpu":
@@ -67,13 +65,11 @@ def check_trainer(
         raise RunError("\n  ".join(problems))
 
 
-def _unknown_words(**chosen: str) -> list[str]:
-    problems = []
+def _unknown_values(**chosen: str) -> Iterator[str]:
     for name, value in chosen.items():
         known = get_args(TrainerConfig.model_fields[name].annotation)
         if value not in known:
-            problems.append(f"{name} is {value!r}; it must be one of {', '.join(known)}")
-    return problems
+            yield f"{name} is {value!r}; it must be one of {', '.join(known)}"
 
 
 def _patch_embeds(model: nn.Module) -> list[Any]:
@@ -86,24 +82,41 @@ def _only_patch_embeds_learn(model: nn.Module) -> bool:
     return all(id(parameter) in own for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _packing_problems(model: nn.Module, arguments: TrainingArguments) -> list[str]:
+def _deepspeed_problems(
+    arguments: TrainingArguments, *, dummy_loss: DummyLossConfig, engine: str, gradient_scale: str
+) -> Iterator[str]:
+    if dummy_loss.absent == "hold":
+        yield (
+            "dummy_loss.absent: hold has no effect under DeepSpeed, which steps cleared gradients too; "
+            "use update, or trainer.engine: fsdp2"
+        )
+    if gradient_scale == "present":
+        yield (
+            "trainer.gradient_scale: present has no effect under DeepSpeed, which does not expose gradients; "
+            "use mean, or trainer.engine: fsdp2"
+        )
+    if engine == "fsdp2":
+        yield "trainer.engine: fsdp2 and DeepSpeed cannot both shard the model; choose one"
+    if arguments.fp16:
+        yield "trainer.fp16 is not supported with DeepSpeed, which scales the loss itself; use bf16"
+
+
+def _packing_problems(model: nn.Module, arguments: TrainingArguments) -> Iterator[str]:
     language_model: Any = cast(UmbrellaForConditionalGeneration, model).model.language_model
     text = language_model.config
     attention = str(text._attn_implementation)
-    problems = []
     if attention in ("eager", "sdpa"):
-        problems.append(
+        yield (
             f"data.packing: true with attention {attention} would compute a mask over the whole row, several times the "
-            f"work; take model.attn_implementation {VARLEN} where the language model allows it, or data.batches: "
+            f"work; set model.attn_implementation: {VARLEN} if the language model supports it, or data.batches: "
             "by_length"
         )
     dropout: float = getattr(text, "attention_dropout", 0.0)
     if attention == VARLEN and dropout:
-        problems.append(
+        yield (
             f"data.packing: true cannot be combined with attention dropout, which is {dropout} in the "
             "language model; set attention_dropout: 0 in model.text_config, or in the config.json of the checkpoint"
         )
     is_half = arguments.mixed_precision != "no" or language_model.dtype in (torch.bfloat16, torch.float16)
     if arguments.device.type == "cuda" and not is_half:
-        problems.append("data.packing: true needs bfloat16 or float16 on a GPU: set trainer.bf16: true")
-    return problems
+        yield "data.packing: true needs bfloat16 or float16 on a GPU: set trainer.bf16: true"

@@ -1,22 +1,17 @@
-"""Arguments that several commands share: manifests, the names of what they write, and progress."""
+"""Arguments that several commands share: manifests, modalities and pipelines."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from umbrella_data.modality import find_modality
 
 if TYPE_CHECKING:
-    from umbrella_data.errors import ScanError
     from umbrella_data.manifest.manifest import Manifest
     from umbrella_data.pipeline.config import PipelineConfig
-
-Commands = Any
-
-_NEARLY_ALL = 0.9
 
 
 def add_manifests(command: argparse.ArgumentParser, *, are_needed: bool = True) -> None:
@@ -47,7 +42,7 @@ def _modality(text: str) -> str:
 
 def add_workers(command: argparse.ArgumentParser) -> None:
     """`--workers`."""
-    command.add_argument("--workers", type=int, help="processes that read scans (default: one a core)")
+    command.add_argument("--workers", type=int, help="processes that read scans (default: one per core)")
 
 
 def add_pipelines(command: argparse.ArgumentParser) -> None:
@@ -74,39 +69,7 @@ def choose_configs(configs: Mapping[str, PipelineConfig], options: argparse.Name
 
 
 def read_manifests(options: argparse.Namespace) -> list[Manifest]:
-    """The manifests that were named."""
+    """The manifests of the command line."""
     from umbrella_data.manifest.manifest import read_manifest
 
     return [read_manifest(path, data_root=options.data_root) for path in options.manifests]
-
-
-def print_lost_root(errors: Sequence[ScanError], *, num_scans: int, manifests: Sequence[Manifest]) -> None:
-    """Suggest checking `--data-root` if nearly all scans are missing.
-
-    Args:
-        errors: Errors of unusable scans.
-        num_scans: Number of all scans.
-        manifests: Their manifests.
-    """
-    from umbrella_data.files.paths import is_lost
-
-    lost = [error for error in errors if is_lost(error)]
-    if lost and len(lost) >= _NEARLY_ALL * num_scans:
-        roots = ", ".join(dict.fromkeys(str(manifest.data_root) for manifest in manifests))
-        print(f"{len(lost):,} of {num_scans:,} scans are missing under {roots}: "
-              "check --data-root")  # fmt: skip
-
-
-def choose_names(folder: Path, *, are_plain: bool) -> Callable[[str], str]:
-    """How a file in a folder, which is created, names subjects and files: in plain text or by a hash."""
-    from umbrella_data.privacy import pseudonyms
-
-    folder.mkdir(parents=True, exist_ok=True)
-    return str if are_plain else pseudonyms(folder)
-
-
-def show(items: Iterable[Any], total: int, words: str, unit: str) -> Iterable[Any]:
-    """A progress bar on stderr."""
-    from tqdm import tqdm
-
-    return tqdm(items, total=total, desc=words, unit=unit)

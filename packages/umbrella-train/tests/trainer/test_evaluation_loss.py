@@ -1,4 +1,4 @@
-"""The evaluation loss: any mixture, no dummy term, and a mean over tokens that a hand can check."""
+"""The evaluation loss: any mixture, no dummy term, and the mean over tokens."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.nn.functional import cross_entropy
 
 from umbrella_model import supervised_index
 from umbrella_train.errors import RunError
-from umbrella_train.trainer.evaluation import EvaluationLoss
+from umbrella_train.trainer.evaluation_loss import EvaluationLoss
 
 KINDS = [("T1",), ("rsfMRI",), ("dMRI",), ("T1", "dMRI"), (), ("T1", "rsfMRI", "dMRI")]
-# A term of this weight would drown the task loss.
+# A term of this weight would exceed the task loss.
 LOUD = {"scale": 1e6}
 
 
@@ -30,7 +30,7 @@ def summed_loss(model: Any, batch: dict[str, Any]) -> tuple[float, int]:
 
 
 @pytest.mark.parametrize("kinds", [[kind] for kind in KINDS] + [KINDS], ids=str)
-def test_prediction_step_gives_the_task_loss_alone(
+def test_prediction_step_returns_the_task_loss(
     make_trainer: Callable[..., Any],
     make_example: Callable[..., Any],
     collate: Callable[..., Any],
@@ -46,7 +46,7 @@ def test_prediction_step_gives_the_task_loss_alone(
     assert torch.equal(labels, batch["labels"])
 
 
-def test_evaluate_gives_the_mean_over_tokens_for_each_set_of_modalities(
+def test_evaluate_returns_the_mean_over_tokens_for_each_set_of_modalities(
     make_trainer: Callable[..., Any], make_example: Callable[..., Any], collate: Callable[..., Any]
 ) -> None:
     batches = [[("T1",)] * 2, [("T1",)] * 3, [("rsfMRI",)], [("T1", "dMRI"), ("dMRI", "T1")], [()]]
@@ -68,7 +68,7 @@ def test_evaluate_gives_the_mean_over_tokens_for_each_set_of_modalities(
     assert by_group == {f"eval/loss/{group}": pytest.approx(value, rel=1e-5) for group, value in expected.items()}
 
 
-def test_evaluation_in_a_run_leaves_training_as_it_was(train_batches: Callable[..., Any]) -> None:
+def test_evaluation_during_training_does_not_change_training(train_batches: Callable[..., Any]) -> None:
     batches = [[("T1",)], [("dMRI",)], [("T1",)]]
     plain = train_batches(batches)
     watched = train_batches(batches, evaluation=[[("rsfMRI",)], [()]], eval_strategy="steps", eval_steps=1)
@@ -78,7 +78,7 @@ def test_evaluation_in_a_run_leaves_training_as_it_was(train_batches: Callable[.
     assert all({"eval/loss/rsfMRI", "eval/loss/text"} <= set(row) for row in history)
 
 
-def test_loss_without_samples_is_not_a_number() -> None:
+def test_loss_without_samples_is_nan() -> None:
     metrics, num_samples = EvaluationLoss(["T1"], device=torch.device("cpu")).reduce(prefix="eval")
     assert list(metrics) == ["eval_loss"]
     assert metrics["eval_loss"] != metrics["eval_loss"]
@@ -88,7 +88,7 @@ def test_loss_without_samples_is_not_a_number() -> None:
 def test_loss_is_weighted_by_tokens_and_counts_samples() -> None:
     total = EvaluationLoss(["T1", "dMRI"], device=torch.device("cpu"))
     for loss, num_tokens, present in ((1.0, 1, ["T1"]), (5.0, 3, ["T1"]), (2.0, 4, ["dMRI", "T1"])):
-        # The first position is never predicted: its label does not count.
+        # The first position is not predicted: its label does not count.
         labels = torch.tensor([[7, *range(num_tokens), -100], [-100] * (num_tokens + 2)])
         total.add(torch.tensor(loss), {"labels": labels, "pixel_values": dict.fromkeys(present)})
     metrics, num_samples = total.reduce(prefix="test")
@@ -96,6 +96,6 @@ def test_loss_is_weighted_by_tokens_and_counts_samples() -> None:
     assert num_samples == 6
 
 
-def test_predict_is_rejected_and_the_way_is_reported(make_trainer) -> None:
+def test_predict_is_rejected_and_names_the_commands(make_trainer) -> None:
     with pytest.raises(RunError, match="umbrella-eval"):
         make_trainer([[("T1",)]]).predict([])

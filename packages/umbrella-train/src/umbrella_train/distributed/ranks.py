@@ -1,0 +1,34 @@
+"""Work that only the first rank does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from umbrella_train.errors import RunError
+
+T = TypeVar("T")
+
+
+def is_first_rank() -> bool:
+    """Whether this is the first rank, or the only process."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def on_first_rank(function: Callable[[], T]) -> T:
+    """Calls a function on the first rank only; every rank gets its result, or its error; a collective."""
+    if not dist.is_initialized():
+        return function()
+    shared: list[Any] = [None]
+    if is_first_rank():
+        try:
+            shared = [function()]
+        except (RunError, OSError) as error:
+            shared = [error]
+    dist.broadcast_object_list(shared)
+    if isinstance(shared[0], Exception):
+        raise shared[0]
+    result: T = shared[0]
+    return result

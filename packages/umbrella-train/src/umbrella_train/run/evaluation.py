@@ -1,0 +1,146 @@
+"""Evaluation of a run by generated answers: at the end of training, or by `evaluate_run` for a finished run."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+from transformers.utils import logging as hf_logging
+
+from umbrella_train.assembly.build import TrainingComponents, build_components
+from umbrella_train.assembly.sources import check_manifests, find_evaluation
+from umbrella_train.config import DatasetConfig, RunConfig, load_config
+from umbrella_train.end_of_turn import find_end_of_turn
+from umbrella_train.errors import RunError
+from umbrella_train.evaluation.generate import evaluate_dataset, merge_results
+from umbrella_train.run_folder import RunFolder
+from umbrella_train.trainer.trackers import log_to_trackers
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_run(
+    run_folder: Path,
+    *,
+    manifests: Sequence[Path] | None = None,
+    data_root: Path | None = None,
+    controls: bool | None = None,
+    max_samples: int | None = None,
+) -> dict[str, float]:
+    """Scores a trained model, on its own held-out samples or on other manifests.
+
+    Args:
+        run_folder: The run.
+        manifests: Manifests to score on instead of the run's own.
+        data_root: The folder that their paths are relative to.
+        controls: Whether to ask with the controls too (default: as in the run's config).
+        max_samples: Questions to ask for each combination of modalities.
+
+    Returns:
+        The metrics. Those of a complete evaluation, as in the run's config, are also added to the run's files.
+
+    Raises:
+        RunError: The folder has no trained model, or there is nothing to score on.
+    """
+    hf_logging.disable_progress_bar()
+    folder = RunFolder.open(run_folder)
+    if not (folder.model / "config.json").is_file():
+        raise RunError(f"{folder.model}: has no model; the run did not finish")
+    config = load_config(folder.config)
+    # The report shows the newest evaluation: a partial one must not replace a complete one.
+    is_complete = not manifests and max_samples is None and controls in (None, config.report.controls)
+    changes: dict[str, Any] = {"controls": controls, "max_samples": max_samples}
+    report = config.report.model_copy(update={key: value for key, value in changes.items() if value is not None})
+    config = config.model_copy(update={"report": report})
+    components = build_components(config, weights=folder.model)
+    device = torch.device("cpu" if config.trainer.use_cpu or not torch.cuda.is_available() else "cuda")
+    if manifests:
+        sources: Sequence[DatasetConfig] = [DatasetConfig(manifest=path, data_root=data_root) for path in manifests]
+        check_manifests(sources, config=config)
+    else:
+        sources = find_evaluation(config)
+    if not sources:
+        raise RunError(f"{run_folder}: the run has no evaluation manifests; name one with --manifest")
+    components.list_bad_scans_in(folder.path)
+    metrics = evaluate_sources(
+        components.model,
+        sources,
+        config=config,
+        components=components,
+        folder=folder,
+        device=device,
+        step=folder.last_step() if is_complete else None,
+    )
+    if is_complete:
+        logger.info("added to %s", folder.metrics)
+    else:
+        logger.info("%s keeps its results: this was a partial evaluation, and nothing was written", run_folder)
+    return metrics
+
+
+def evaluate_sources(
+    model: Any,
+    sources: Sequence[DatasetConfig],
+    *,
+    config: RunConfig,
+    components: TrainingComponents,
+    folder: RunFolder,
+    device: torch.device,
+    step: int | None,
+) -> dict[str, float]:
+    """Generates answers to the samples of several manifests and scores them; every rank calls it.
+
+    Args:
+        model: The trained model, not sharded; moved to the device.
+        sources: Manifests to score on.
+        config: The run.
+        components: Tokenizer and data sets of the run.
+        folder: The run's folder.
+        device: Where to compute.
+        step: Optimizer steps of the model, for the metrics and predictions in the folder; None writes nothing.
+
+    Returns:
+        The metrics over all manifests and ranks.
+    """
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    model.to(device)
+    results = []
+    for source in sources:
+        with tqdm(desc="evaluating", file=sys.stderr, disable=rank > 0) as bar:
+
+            def show(done: int, total: int, bar: Any = bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            result = evaluate_dataset(
+                model,
+                components.dataset(source, config=config, augment=False),
+                tokenizer=components.tokenizer,
+                collator=components.collator(padding_side="left"),
+                batch_size=config.trainer.per_device_eval_batch_size,
+                max_new_tokens=config.report.max_new_tokens,
+                device=device,
+                subject_hash=folder.subject_hash(is_kept=rank == 0 and step is not None),
+                end_of_turn=find_end_of_turn(
+                    components.tokenizer, image_token_id=components.model.config.image_token_id
+                ),
+                controls=config.report.controls,
+                seed=config.seed,
+                rank=rank,
+                world_size=world_size,
+                max_samples=config.report.max_samples,
+                progress=show,
+            )
+        results.append(result)
+    merged = merge_results(results, seed=config.seed)
+    if rank == 0 and step is not None:
+        folder.append_metrics({"step": step, **merged.metrics})
+        log_to_trackers(merged.metrics, step=step)
+        folder.write_predictions(prediction.to_row() for prediction in merged.predictions)
+    return merged.metrics
