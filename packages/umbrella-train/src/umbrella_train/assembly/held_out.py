@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch.distributed as dist
-
 from umbrella_data import read_manifest
 from umbrella_data.jobs.copies import find_copies
 from umbrella_train.config import DatasetConfig
+from umbrella_train.distributed.ranks import is_first_rank, on_first_rank
 from umbrella_train.errors import RunError
 
 logger = logging.getLogger(__name__)
@@ -57,17 +56,13 @@ def check_held_out(
     Raises:
         RunError: Something is in both.
     """
-    is_first = not dist.is_initialized() or dist.get_rank() == 0
-    shared = [_find_overlap(train, evaluation, max_rows=max_rows) if is_first else Overlap()]
-    if dist.is_initialized():
-        dist.broadcast_object_list(shared)
-    (overlap,) = shared
+    overlap = on_first_rank(lambda: _find_overlap(train, evaluation, max_rows=max_rows))
     if overlap and not allow_overlap:
         raise RunError(
             f"data.train and data.evaluation have in common: {overlap}; split by subject, as umbrella-data from-bids "
             "does, or set data.allow_overlap: true, and the report will say that the scores are not held out"
         )
-    if overlap and is_first:
+    if overlap and is_first_rank():
         logger.warning("data.train and data.evaluation have in common: %s; the scores are not held out", overlap)
     return overlap
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from umbrella_data.errors import UmbrellaDataError
 from umbrella_train.errors import RunError
 
 T = TypeVar("T")
@@ -25,7 +26,7 @@ def on_first_rank(function: Callable[[], T]) -> T:
     if is_first_rank():
         try:
             shared = [function()]
-        except (RunError, OSError) as error:
+        except (RunError, UmbrellaDataError, OSError) as error:
             shared = [error]
     dist.broadcast_object_list(shared)
     if isinstance(shared[0], Exception):
