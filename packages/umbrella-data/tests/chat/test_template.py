@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from umbrella_data.chat import template as chat_template_module
-from umbrella_data.chat.template import ChatTemplate, Slot
+from umbrella_data.chat.layout import Slot
+from umbrella_data.chat.template import ChatTemplate
 
 # As in llava-hf/llava-1.5-7b-hf: images of a turn first, no end-of-turn token.
 LLAVA = (

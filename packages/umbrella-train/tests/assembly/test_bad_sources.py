@@ -111,7 +111,7 @@ def test_question_about_a_bad_scan_is_skipped_and_listed(
     metrics = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert metrics["eval/questions/T1"] == metrics["eval/questions/dMRI"] - 1
     assert (folder / "pictures" / "T1.png").is_file()
-    assert "1 sample was left out" in (folder / "report.html").read_text()
+    assert "1 sample was skipped" in (folder / "report.html").read_text()
     with pytest.raises(RunError, match=r"nothing\.jsonl"):
         evaluate_run(folder, manifests=[tmp_path / "nothing.jsonl"])
     with pytest.raises(Exception, match="gzip"):

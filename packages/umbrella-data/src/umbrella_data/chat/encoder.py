@@ -11,17 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from umbrella_data.chat.template import (
-    CHATML_TEMPLATE,
-    IM_END,
-    IM_START,
+from umbrella_data.chat.layout import (
     REASONING_TAGS,
-    ChatTemplate,
     Layout,
     Shape,
     Slot,
     Tokenizer,
+    shape_of,
+    starts_with_reasoning,
 )
+from umbrella_data.chat.template import CHATML_TEMPLATE, IM_END, IM_START, ChatTemplate
 from umbrella_data.manifest.sample import Scan, Turn
 
 __all__ = ["CHATML_TEMPLATE", "ChatEncoder", "EncodedConversation", "Tokenizer", "encode_conversation", "encode_prompt"]
@@ -130,7 +129,7 @@ class ChatEncoder:
         answer follows them. All labels are -100. Arguments and errors are those of `encode`.
         """
         last = max((i for i, turn in enumerate(messages) if turn.role == "assistant"), default=len(messages))
-        answer = "r" if last < len(messages) and _starts_with_reasoning(messages[last]) else "t"
+        answer = "r" if last < len(messages) and starts_with_reasoning(messages[last]) else "t"
         return self._encode_within(messages[:last], max_length=max_length, prompt_for=answer)
 
     def count_text_tokens(self, conversations: Sequence[Sequence[Turn]]) -> NDArray[np.int64]:
@@ -142,7 +141,7 @@ class ChatEncoder:
         num_scans = np.array([sum(len(turn.scans) for turn in messages) for messages in conversations], dtype=np.int64)
         for messages in conversations:
             contents = [_merge_texts(turn) for turn in messages]
-            shape = _shape(messages, contents)
+            shape = shape_of(messages, contents)
             layout = self._template.layout(shape)
             texts.append(self._fill(layout, contents, shape).text)
         return np.array([len(ids) for ids in self._encode_texts(texts)], dtype=np.int64) - num_scans
@@ -193,7 +192,7 @@ class ChatEncoder:
     ) -> EncodedConversation:
         """Encode all turns; `prompt_for` is the kind of the answer that a prompt asks for, None for training."""
         contents = [_merge_texts(turn) for turn in messages]
-        shape = _shape(messages, contents)
+        shape = shape_of(messages, contents)
         template = self._template
         layout = template.prompt_layout(shape, answer=prompt_for) if prompt_for else template.layout(shape)
         chat = self._fill(layout, contents, shape)
@@ -296,22 +295,6 @@ def encode_prompt(
     """Encode one prompt for generation; for many, create one `ChatEncoder`."""
     encoder = ChatEncoder(tokenizer, image_token_id=image_token_id, num_image_tokens=num_image_tokens)
     return encoder.encode_prompt(messages, max_length=max_length)
-
-
-def _shape(messages: Sequence[Turn], contents: Sequence[Sequence[Scan | str]]) -> Shape:
-    return tuple(
-        (turn.role, "r")
-        if _starts_with_reasoning(turn)
-        else (turn.role, "".join("s" if isinstance(item, Scan) else "t" for item in content))
-        for turn, content in zip(messages, contents, strict=True)
-    )
-
-
-def _starts_with_reasoning(turn: Turn) -> bool:
-    """Whether an answer has a reasoning block of its own, in place of the empty one of a template."""
-    opening, closing = REASONING_TAGS
-    text = turn.text.lstrip()
-    return turn.role == "assistant" and text.startswith(opening) and closing in text
 
 
 def _first_exchange(turns: Sequence[Turn]) -> int:

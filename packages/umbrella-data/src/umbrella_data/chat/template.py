@@ -10,11 +10,13 @@ import datetime
 import logging
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum, auto
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
+
+from umbrella_data.chat.layout import Layout, Shape, Slot, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -31,83 +33,11 @@ CHATML_TEMPLATE = (
 _SENTINEL = "\ue000{}\ue001"
 _SENTINEL_PATTERN = re.compile("\ue000(\\d+)\ue001")
 
-# The shape of a conversation: for each turn its role, and a letter for each item in reading order: "s" a scan, "t" a
-# text, "r" an answer that starts with its own reasoning block.
-Shape = tuple[tuple[str, str], ...]
-
-REASONING_TAGS = ("<think>", "</think>")
-"""What opens and closes the reasoning of an answer."""
-
 # A block without reasoning that a template writes before an answer, in full or its end alone (DeepSeek-V3.1).
 _EMPTY_BLOCK = re.compile(r"(?:<think>\s*)?</think>\s*$")
 # How answers start: numbers and words, and what a few start with.
 _COMMON_STARTS = ("0", "7", "a", "t", "Y", "female", "é", "脳")
 _RARE_STARTS = ("-1", "+", ".5", "(", '"', "'s", "?")
-
-
-class AddedToken(Protocol):
-    """A token outside of a tokenizer's ordinary vocabulary."""
-
-    @property
-    def content(self) -> str:
-        """The token as text."""
-
-    @property
-    def special(self) -> bool:
-        """Whether it is markup, such as an end of turn."""
-
-
-class Tokenizer(Protocol):
-    """The part of Hugging Face's fast tokenizers that is used here."""
-
-    @property
-    def is_fast(self) -> bool:
-        """Whether it returns offsets."""
-
-    @property
-    def chat_template(self) -> Any:
-        """The chat template, or None."""
-
-    @property
-    def eos_token(self) -> Any:
-        """The end-of-sequence token, or None."""
-
-    @property
-    def unk_token_id(self) -> Any:
-        """The id of the unknown token, or None."""
-
-    @property
-    def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
-        """Added tokens by their ids."""
-
-    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
-        """Render a conversation."""
-
-    def __call__(self, text: Any, **kwargs: Any) -> Any:
-        """Tokenise a text."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """The place of one text or scan in the rendered conversation.
-
-    Attributes:
-        turn: Number of the turn.
-        is_scan: Whether it is a scan.
-        lead: Characters before an assistant's words that are learned with them: blanks that share a token with words,
-            so that no prompt can end with them.
-        tail: Characters after an assistant's words that end its turn, and are learned with them.
-        is_learned: Whether an assistant's words are learned.
-    """
-
-    turn: int
-    is_scan: bool
-    lead: int = 0
-    tail: int = 0
-    is_learned: bool = False
-
-
-Layout = tuple[str | Slot, ...]
 
 
 class _Style(Enum):

@@ -1,0 +1,98 @@
+"""Shapes and layouts of conversations, and the part of a tokenizer that determines them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from umbrella_data.manifest.sample import Scan, Turn
+
+# The shape of a conversation: for each turn its role, and a letter for each item in reading order: "s" a scan, "t" a
+# text, "r" an answer that starts with its own reasoning block.
+Shape = tuple[tuple[str, str], ...]
+
+REASONING_TAGS = ("<think>", "</think>")
+"""What opens and closes the reasoning of an answer."""
+
+
+class AddedToken(Protocol):
+    """A token outside of a tokenizer's ordinary vocabulary."""
+
+    @property
+    def content(self) -> str:
+        """The token as text."""
+
+    @property
+    def special(self) -> bool:
+        """Whether it is markup, such as an end of turn."""
+
+
+class Tokenizer(Protocol):
+    """The part of Hugging Face's fast tokenizers that is used here."""
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether it returns offsets."""
+
+    @property
+    def chat_template(self) -> Any:
+        """The chat template, or None."""
+
+    @property
+    def eos_token(self) -> Any:
+        """The end-of-sequence token, or None."""
+
+    @property
+    def unk_token_id(self) -> Any:
+        """The id of the unknown token, or None."""
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
+        """Added tokens by their ids."""
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
+        """Render a conversation."""
+
+    def __call__(self, text: Any, **kwargs: Any) -> Any:
+        """Tokenise a text."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one text or scan in the rendered conversation.
+
+    Attributes:
+        turn: Number of the turn.
+        is_scan: Whether it is a scan.
+        lead: Characters before an assistant's words that are learned with them: blanks that share a token with words,
+            so that no prompt can end with them.
+        tail: Characters after an assistant's words that end its turn, and are learned with them.
+        is_learned: Whether an assistant's words are learned.
+    """
+
+    turn: int
+    is_scan: bool
+    lead: int = 0
+    tail: int = 0
+    is_learned: bool = False
+
+
+Layout = tuple[str | Slot, ...]
+
+
+def shape_of(messages: Sequence[Turn], contents: Sequence[Sequence[Scan | str]]) -> Shape:
+    """The shape of a conversation, whose turns have these items."""
+    return tuple(
+        (turn.role, "r")
+        if starts_with_reasoning(turn)
+        else (turn.role, "".join("s" if isinstance(item, Scan) else "t" for item in content))
+        for turn, content in zip(messages, contents, strict=True)
+    )
+
+
+def starts_with_reasoning(turn: Turn) -> bool:
+    """Whether an answer has a reasoning block of its own, in place of the empty one of a template."""
+    opening, closing = REASONING_TAGS
+    text = turn.text.lstrip()
+    return turn.role == "assistant" and text.startswith(opening) and closing in text
