@@ -1,4 +1,4 @@
-"""Batches are padded to the longest row, tagged by modality, and rejected where scans and text do not agree."""
+"""Batches are padded to the longest row and tagged by modality; scans that do not match the text are rejected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHAPES = {"T1": (1, 2, 2, 2), "rsfMRI": (1, 2, 2, 2, 5), "dMRI": (2, 3, 3, 3)}
 
 
 def example(*parts, index=0):
-    """Text tokens and scans in reading order: `example(5, ("T1", 7.0), 6)`; the last token is learned."""
+    """Text tokens and scans in reading order: `example(5, ("T1", 7.0), 6)`; the last token has a loss."""
     ids, scans = [], []
     for part in parts:
         if isinstance(part, int):
@@ -70,7 +70,7 @@ def test_scans_of_a_modality_are_stacked_in_reading_order(collator):
     ]
 
 
-def test_counts_when_the_batch_is_good_agree(collator):
+def test_counts_when_the_batch_is_valid_agree(collator):
     batch = collator([example(5, ("T1", 1.0), ("T1", 2.0), 6), example(("rsfMRI", 1.0), 6)])
     for tag, modality in enumerate(["rsfMRI", "T1", "dMRI"], start=1):
         num_scans = len(batch["pixel_values"].get(modality, ()))
@@ -89,26 +89,26 @@ def replace_scan(original, **changes):
 
 def test_scan_when_its_run_is_too_short_is_rejected_with_both_counts(collator):
     wrong = replace_scan(example(5, ("T1", 1.0), 6), num_tokens=1)
-    with pytest.raises(ValueError, match=r"2 image tokens.* own 1 position"):
+    with pytest.raises(ValueError, match=r"2 image tokens.* 1 position"):
         collator([wrong])
 
 
 def test_scan_when_its_run_covers_text_is_rejected(collator):
-    with pytest.raises(ValueError, match="hold the tokens"):
+    with pytest.raises(ValueError, match=r"tokens \[6, 9\]"):
         collator([replace_scan(example(5, ("T1", 1.0), 6), num_tokens=3)])
-    with pytest.raises(ValueError, match="claims positions 1 to 4, but positions 0 to 3"):
+    with pytest.raises(ValueError, match=r"positions 1 to 4, .*positions 0 to 3"):
         collator([replace_scan(example(5, ("T1", 1.0), 6), num_tokens=4)])
 
 
 def test_scans_when_they_overlap_are_rejected(collator):
     good = example(5, ("T1", 1.0), ("T1", 1.0), 6)
     wrong = Example(good.input_ids, good.labels, (good.scans[0], good.scans[0]), 0)
-    with pytest.raises(ValueError, match="positions 3 to 5 are left"):
+    with pytest.raises(ValueError, match="positions 3 to 5 "):
         collator([wrong])
 
 
 def test_image_token_without_a_scan_is_rejected(collator):
-    with pytest.raises(ValueError, match=r"3 image tokens.* own 2 position"):
+    with pytest.raises(ValueError, match=r"3 image tokens.* 2 position"):
         collator([example(IMAGE, ("T1", 1.0), 6)])
 
 
@@ -118,7 +118,7 @@ def test_pad_token_equal_to_the_image_token_is_no_scan():
 
 
 def test_modality_when_not_in_the_order_is_rejected():
-    with pytest.raises(ValueError, match="dMRI scan, but modality_order is T1"):
+    with pytest.raises(ValueError, match=r"dMRI .*modality_order is T1"):
         PaddingCollator(pad_token_id=PAD, modality_order=["T1"])([example(("dMRI", 1.0), 6)])
 
 
@@ -128,12 +128,12 @@ def test_volumes_when_shapes_differ_are_rejected_with_both(collator):
         collator([example(("T1", 1.0), 6), wrong])
 
 
-def test_arguments_when_out_of_sense_are_rejected():
-    with pytest.raises(ValueError, match="twice"):
+def test_arguments_when_invalid_are_rejected():
+    with pytest.raises(ValueError, match="modality_order"):
         PaddingCollator(pad_token_id=PAD, modality_order=["T1", "T1"])
     with pytest.raises(ValueError, match=r"tokenizer\.pad_token = tokenizer\.eos_token"):
         PaddingCollator(pad_token_id=None, modality_order=["T1"])
     with pytest.raises(ValueError, match="padding_side"):
         PaddingCollator(pad_token_id=PAD, modality_order=["T1"], padding_side="middle")
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="empty"):
         PaddingCollator(pad_token_id=PAD, modality_order=["T1"])([])

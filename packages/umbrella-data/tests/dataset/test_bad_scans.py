@@ -1,4 +1,4 @@
-"""A bad scan stops the run, or another sample replaces it: the same one everywhere, noted, and not too often."""
+"""A bad scan stops the run, or its sample is replaced: by the same one everywhere, recorded, up to a limit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUM_TOKENS = {"T1": 3, "rsfMRI": 2, "dMRI": 2}
 
 
 class Files:
-    """A pipeline that gives the number in a scan's name, and rejects some."""
+    """A pipeline that returns the number in a scan's name, and raises for some."""
 
     def __init__(self, *bad):
         self.bad = set(bad)
@@ -67,13 +67,13 @@ def number(example):
     return int(example.scans[0].volume.floor().min())
 
 
-def test_bad_scan_when_nothing_is_said_is_raised(make_dataset, rows):
+def test_bad_scan_by_default_is_raised(make_dataset, rows):
     with pytest.raises(ScanError, match="is damaged"):
         make_dataset(rows, Files("3"), max_fraction=None)[3]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_bad_scan_is_reported_with_line_and_subject_from_any_process(make_dataset, rows, num_workers):
+def test_bad_scan_is_raised_with_line_and_subject_from_any_process(make_dataset, rows, num_workers):
     dataset = make_dataset(rows, Files("3"), max_fraction=None)
     loader = torch.utils.data.DataLoader(dataset, sampler=[3], batch_size=None, num_workers=num_workers)
     with pytest.raises(UmbrellaDataError) as caught:
@@ -85,48 +85,48 @@ def test_bad_scan_is_reported_with_line_and_subject_from_any_process(make_datase
     assert "Traceback" not in message
 
 
-def test_bad_scan_when_skipped_gives_way_to_another_of_the_same_modalities(make_dataset, rows):
+def test_bad_scan_when_skipped_is_replaced_by_another_of_the_same_modalities(make_dataset, rows):
     dataset = make_dataset(rows, Files("3", "4"), augment=False)
     for bad in (3, 4):
         found = {number(dataset[epoch * 30 + bad]) for epoch in range(40)}
         assert found <= {i for i in range(30) if i % 3 == bad % 3 and i != bad}
-        assert len(found) > 4  # another epoch, another one
+        assert len(found) > 4  # the replacement differs by epoch
         assert dataset[bad].index == bad
         assert tuple(scan.modality for scan in dataset[bad].scans) == dataset.modalities(bad)
     assert number(dataset[5]) == 5
 
 
-def test_substitute_depends_on_seed_and_index_alone(make_dataset, rows):
+def test_replacement_depends_only_on_seed_and_index(make_dataset, rows):
     first, again, other = (make_dataset(rows, Files("3", "6"), seed=seed) for seed in (1, 1, 2))
     indices = [epoch * 30 + 3 for epoch in range(20)]
     one = {index: first[index].scans[0].volume for index in indices}
     two = {index: again[index].scans[0].volume for index in reversed(indices)}
     assert all(torch.equal(one[index], two[index]) for index in indices)
     assert any(not torch.equal(one[index], other[index].scans[0].volume) for index in indices)
-    travelled = pickle.loads(pickle.dumps(first))
-    assert torch.equal(travelled[3].scans[0].volume, one[3])
+    unpickled = pickle.loads(pickle.dumps(first))
+    assert torch.equal(unpickled[3].scans[0].volume, one[3])
 
 
-def test_substitute_when_it_can_is_not_longer_than_what_it_stands_for(make_dataset, make_row):
+def test_replacement_is_not_longer_than_the_original_if_possible(make_dataset, make_row):
     rows = [make_row(f"{i}", "T1", question="why? " * (1 + (i * 7) % 10)) for i in range(40)]
     dataset = make_dataset(rows, Files("5", "20"))
     for index in range(5, 400, 40):
         assert len(dataset[index].input_ids) <= dataset.num_tokens(index)
-    # The shortest of all bad ones gets the shortest that is left.
+    # The shortest of all gets the shortest of the others.
     shortest = make_dataset([make_row("0", "T1"), *[make_row(f"{i}", "T1", question="?" * 90 * i) for i in (2, 1, 3)]],
                             Files("0"))  # fmt: skip
     assert number(shortest[0]) == 1
 
 
-def test_bad_scan_without_another_of_its_kind_is_raised(make_dataset, make_row):
+def test_bad_scan_without_replacement_is_raised(make_dataset, make_row):
     dataset = make_dataset([make_row("1", "T1"), make_row("2", "dMRI"), make_row("3", "T1")], Files("1", "3", "2"))
     for index in (0, 1):
         with pytest.raises(ScanError, match="is damaged") as caught:
             dataset[index]
-        assert any("no other sample of the same modalities" in note for note in caught.value.__notes__)
+        assert any(note.startswith("no replacement") for note in caught.value.__notes__)
 
 
-def test_bad_file_is_opened_once_a_process(make_dataset, rows):
+def test_bad_file_is_opened_once_per_process(make_dataset, rows):
     files = Files("3")
     dataset = make_dataset(rows, files)
     for epoch in range(5):
@@ -135,7 +135,7 @@ def test_bad_file_is_opened_once_a_process(make_dataset, rows):
 
 
 class Arrays:
-    """A pipeline that rejects every scan but one, after it has read its voxels."""
+    """A pipeline that raises for every scan but one, after reading its voxels."""
 
     def __init__(self):
         self.read = []
@@ -169,9 +169,7 @@ def test_run_when_too_many_scans_are_bad_stops(make_dataset, rows):
     dataset = make_dataset(rows, Files("0", "1", "2", "3"), max_fraction=0.1)
     for index in (0, 1, 2, 2, 30, 31):
         dataset[index]
-    with pytest.raises(
-        TooManyBadScansError, match=r"4 of 30 samples .* more than max_fraction 0\.1 .*max_bad_fraction"
-    ):
+    with pytest.raises(TooManyBadScansError, match=r"4 of 30 samples .*max_fraction 0\.1 .*max_bad_fraction"):
         dataset[3]
     with pytest.raises(TooManyBadScansError):
         make_dataset(rows, Files("0"), max_fraction=0)[0]
@@ -179,7 +177,7 @@ def test_run_when_too_many_scans_are_bad_stops(make_dataset, rows):
         BadScanList(max_fraction=2)
 
 
-def test_samples_left_out_are_listed_by_hash_and_named_on_the_terminal(make_dataset, rows, tmp_path, caplog):
+def test_skipped_samples_are_listed_by_hash_and_logged_by_name(make_dataset, rows, tmp_path, caplog):
     dataset = make_dataset(rows, Files("3", "4"), folder=tmp_path / "run")
     for index in (3, 4, 33, 5):
         dataset[index]
@@ -194,7 +192,7 @@ def test_samples_left_out_are_listed_by_hash_and_named_on_the_terminal(make_data
     assert "3_0.nii.gz" in caplog.text
 
 
-def test_folder_of_the_list_may_be_named_by_a_str(make_dataset, rows, tmp_path):
+def test_folder_of_the_list_can_be_a_str(make_dataset, rows, tmp_path):
     make_dataset(rows, Files("3"), folder=str(tmp_path / "run"))[3]
     assert (tmp_path / "run" / LIST_NAME).is_file()
 
@@ -220,7 +218,7 @@ def test_processes_share_one_list_and_one_count(tmp_path):
     error = ScanError("x", path="new.nii", reason=ScanReason.MISSING)
     with pytest.raises(TooManyBadScansError, match="81 of 1000"):
         strict.add(BadScan(manifest=Path("m"), line=500, num_rows=1000, subject="s", error=error))
-    # Another manifest has a share of its own.
+    # Another manifest is counted separately.
     strict.add(BadScan(manifest=Path("n"), line=500, num_rows=1000, subject="s", error=error))
 
 

@@ -61,7 +61,7 @@ def test_example_is_a_function_of_seed_and_virtual_index(make_dataset, make_row)
     assert torch.equal(dataset[1].input_ids, dataset[5].input_ids)
 
 
-def test_augmentation_when_off_gives_the_pipeline_no_generator(make_dataset, make_row):
+def test_augmentation_when_off_passes_no_generator(make_dataset, make_row):
     _, dataset = make_dataset([make_row("a", "T1")], augment=False)
     assert torch.equal(dataset[0].scans[0].volume, dataset[7].scans[0].volume)
 
@@ -69,7 +69,7 @@ def test_augmentation_when_off_gives_the_pipeline_no_generator(make_dataset, mak
 def test_list_of_the_dataset_is_one_epoch(make_dataset, make_row):
     _, dataset = make_dataset([make_row(name, "T1") for name in "abc"])
     assert [example.index for example in list(dataset)] == [0, 1, 2]
-    with pytest.raises(IndexError, match="negative"):
+    with pytest.raises(IndexError, match="-1"):
         dataset[-1]
 
 
@@ -104,7 +104,7 @@ def test_max_length_when_nothing_fits_names_the_line(make_dataset, make_row):
         dataset[1]
 
 
-def test_prompt_ends_where_the_answer_begins(make_dataset, make_row):
+def test_prompt_ends_before_the_answer(make_dataset, make_row):
     tokenizer, dataset = make_dataset([make_row("a", "T1")])
     prompt, whole = dataset.prompt(0), dataset[0]
     length = len(prompt.input_ids)
@@ -114,7 +114,7 @@ def test_prompt_ends_where_the_answer_begins(make_dataset, make_row):
     assert prompt.scans[0].volume[0, 0, 0, 0] == sum(map(ord, "a_0.nii.gz"))
 
 
-def test_prompt_with_scans_from_another_keeps_its_own_words(make_dataset, make_row):
+def test_prompt_with_scans_of_another_sample_keeps_its_own_text(make_dataset, make_row):
     _, dataset = make_dataset([make_row("a", "T1", question="One?"), make_row("b", "T1", question="Two?")])
     swapped = dataset.prompt(0, scans_from=1)
     assert torch.equal(swapped.input_ids, dataset.prompt(0).input_ids)
@@ -123,9 +123,9 @@ def test_prompt_with_scans_from_another_keeps_its_own_words(make_dataset, make_r
 
 def test_prompt_with_scans_of_other_modalities_is_rejected(make_dataset, make_row):
     _, dataset = make_dataset([make_row("a", "T1"), make_row("b", "dMRI"), make_row("c")])
-    with pytest.raises(ValueError, match="'a' asks about T1, but 'b' has dMRI"):
+    with pytest.raises(ValueError, match=r"'a' .*T1.* 'b' .*dMRI"):
         dataset.prompt(0, scans_from=1)
-    with pytest.raises(ValueError, match="'c' has no scan"):
+    with pytest.raises(ValueError, match=r"'c' .*no scan"):
         dataset.prompt(0, scans_from=2)
 
 
@@ -140,14 +140,14 @@ def test_prompt_when_turns_are_dropped_takes_the_same_scans_from_the_other(make_
     assert volumes == [sum(map(ord, "y.nii.gz"))]
 
 
-def test_prompt_without_scans_holds_text_alone(make_dataset, make_row):
+def test_prompt_without_scans_holds_only_text(make_dataset, make_row):
     tokenizer, dataset = make_dataset([make_row("a", "T1")])
     prompt = dataset.prompt(0, with_scans=False)
     assert prompt.scans == ()
     assert tokenizer.decode(prompt.input_ids) == "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_scan_error_says_which_row_asked(make_dataset, make_row):
+def test_scan_error_names_the_row(make_dataset, make_row):
     def broken(paths, *, generator):
         raise ScanError("no good", path=paths[0], reason="header")
 
@@ -157,9 +157,9 @@ def test_scan_error_says_which_row_asked(make_dataset, make_row):
     assert "line 1" in caught.value.__notes__[0]
 
 
-def test_pipelines_and_token_numbers_must_name_the_same_modalities(make_tokenizer, make_row, write_manifest):
+def test_pipelines_and_token_numbers_must_have_the_same_modalities(make_tokenizer, make_row, write_manifest):
     tokenizer = make_tokenizer()
-    with pytest.raises(ValueError, match="pipelines are given for T1"):
+    with pytest.raises(ValueError, match=r"pipelines .*T1.* num_image_tokens "):
         ConversationDataset(
             read_manifest(write_manifest([make_row("a", "T1")])),
             tokenizer=tokenizer,

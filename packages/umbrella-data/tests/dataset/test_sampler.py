@@ -19,7 +19,7 @@ SETS = (("T1",), ("rsfMRI",), ("dMRI",), ("T1", "dMRI"), ())
 
 
 class Modalities:
-    """A stand-in for a data set: sample i has `SETS[codes[i]]` and has `sizes[i]` tokens."""
+    """A fake data set: sample i holds `SETS[codes[i]]` and has `sizes[i]` tokens."""
 
     is_epoch_constant = True
 
@@ -80,14 +80,14 @@ CODES = st.lists(st.integers(0, 4), min_size=3, max_size=60)
     epoch=st.integers(0, 3),
     shuffle=st.booleans(),
 )
-def test_epoch_is_dealt_exactly_once_and_evenly(codes, batch_size, world_size, mode, epoch, shuffle):
+def test_epoch_delivers_each_sample_once_and_evenly(codes, batch_size, world_size, mode, epoch, shuffle):
     dataset = Modalities(codes)
     options = {"batch_size": batch_size, "mode": mode, "seed": 7, "shuffle": shuffle}
     groups = Counter(codes if mode == "by_modality" else [0] * len(codes))
     least = sum(-(-count // batch_size) for count in groups.values())
     can_split = -(-least // world_size) * world_size <= len(codes)
     if not can_split and len(codes) // world_size * world_size < len(groups):
-        with pytest.raises(ValueError, match="cannot be dealt evenly"):
+        with pytest.raises(ValueError, match=f"{world_size} ranks"):
             ModalityBatchSampler(dataset, world_size=world_size, **options)
         return
     ranks = all_ranks(dataset, world_size=world_size, epoch=epoch, **options)
@@ -135,14 +135,14 @@ def test_blocks_keep_batches_within_their_shuffled_indices(monkeypatch):
     assert all(batch[0] // 20 == batch[-1] // 20 for batch in batches)
 
 
-def test_blocks_end_in_no_short_batches_but_the_last(monkeypatch):
+def test_only_the_last_block_ends_with_a_short_batch(monkeypatch):
     monkeypatch.setattr(sampler_module, "BLOCK_SIZE", 20)
     batches = list(ModalityBatchSampler(Modalities([0] * 100), batch_size=3, mode="mixed"))
     assert sorted(map(len, batches)) == [1, *[3] * 33]
 
 
 def test_epochs_of_a_mixture_whose_modalities_vary_have_one_length():
-    # The first part gives an epoch 4 of its 10 samples: once all alike, once of two kinds.
+    # The first part contributes 4 of its 10 samples per epoch, of one or of two modalities.
     mixed = InterleaveDataset([Modalities([0] * 5 + [1] * 5), Modalities([2] * 4)], mixing="equal", stop="first")
     for epoch in range(4):
         ranks = all_ranks(mixed, world_size=2, epoch=epoch, batch_size=4)
@@ -154,27 +154,27 @@ def test_global_batches_are_the_same_for_any_number_of_ranks():
     (alone,) = all_ranks(dataset, world_size=1, batch_size=4)
     for world_size in (2, 3, 4):
         ranks = all_ranks(dataset, world_size=world_size, batch_size=4)
-        dealt = [batch for step in zip(*ranks, strict=True) for batch in step]
-        assert dealt == alone
+        batches = [batch for step in zip(*ranks, strict=True) for batch in step]
+        assert batches == alone
 
 
-def test_last_batches_when_they_do_not_go_round_are_split():
+def test_last_batches_when_not_a_multiple_of_the_ranks_are_split():
     dataset = Modalities([0] * 36)
     (alone,) = all_ranks(dataset, world_size=1, batch_size=4, mode="mixed")
     ranks = all_ranks(dataset, world_size=2, batch_size=4, mode="mixed")
-    dealt = [batch for step in zip(*ranks, strict=True) for batch in step]
-    assert dealt[:8] == alone[:8]
-    assert [*dealt[8], *dealt[9]] == alone[8]
-    assert list(map(len, dealt[8:])) == [2, 2]
+    batches = [batch for step in zip(*ranks, strict=True) for batch in step]
+    assert batches[:8] == alone[:8]
+    assert [*batches[8], *batches[9]] == alone[8]
+    assert list(map(len, batches[8:])) == [2, 2]
 
 
-def test_number_of_batches_by_modality_is_the_least():
+def test_number_of_batches_by_modality_is_minimal():
     dataset = Modalities([0] * 9 + [1] * 5 + [3] * 2)
     assert len(ModalityBatchSampler(dataset, batch_size=4)) == 3 + 2 + 1
     assert len(ModalityBatchSampler(dataset, batch_size=4, mode="mixed")) == 4
 
 
-def test_order_is_new_each_epoch_and_the_same_for_one_seed():
+def test_order_differs_by_epoch_and_is_the_same_for_one_seed():
     dataset = Modalities([i % 2 for i in range(40)])
 
     def order(epoch, seed=0, *, shuffle=True):
@@ -189,27 +189,27 @@ def test_order_is_new_each_epoch_and_the_same_for_one_seed():
     assert order(0, shuffle=False)[0] == [0, 2, 4, 6]
 
 
-def test_second_pass_through_a_shuffled_epoch_is_warned_of_once(caplog):
+def test_second_pass_through_a_shuffled_epoch_logs_one_warning(caplog):
     sampler = ModalityBatchSampler(Modalities([0, 1] * 9), batch_size=4)
     first = list(sampler)
     assert not caplog.records
     assert list(sampler) == list(sampler) == first
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "repeats the last one, epoch 0" in caplog.text
+    assert "epoch 0" in caplog.text
     assert "set_epoch(epoch)" in caplog.text
 
 
-def test_set_epoch_to_the_same_one_is_a_repetition_too(caplog):
+def test_set_epoch_to_the_same_epoch_logs_the_warning_too(caplog):
     sampler = ModalityBatchSampler(Modalities([0, 1] * 9), batch_size=4)
     for _ in range(2):
         sampler.set_epoch(0)
         list(sampler)
-    assert "repeats the last one, epoch 0" in caplog.text
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-def test_pass_is_not_warned_of_when_it_is_new_or_not_shuffled(caplog):
+def test_new_epoch_and_unshuffled_pass_log_no_warning(caplog):
     shuffled = ModalityBatchSampler(Modalities([0, 1] * 9), batch_size=4)
-    next(iter(shuffled))  # a look at one batch is no pass
+    next(iter(shuffled))  # one batch is not a whole pass
     for epoch in (0, 1, 2):
         shuffled.set_epoch(epoch)
         list(shuffled)
@@ -218,7 +218,7 @@ def test_pass_is_not_warned_of_when_it_is_new_or_not_shuffled(caplog):
     assert not caplog.records
 
 
-def test_modalities_when_batched_alone_alternate_and_do_not_come_in_blocks():
+def test_batches_by_modality_are_interleaved():
     (batches,) = all_ranks(Modalities([0] * 60 + [1] * 60), world_size=1, batch_size=4)
     kinds = [batch[0] >= 60 for batch in batches]
     changes = sum(a != b for a, b in itertools.pairwise(kinds))
@@ -247,11 +247,11 @@ def test_epochs_of_a_mixture_that_is_not_whole_have_one_length(mixing, stop):
 
 
 def test_fewer_samples_than_ranks_are_rejected():
-    with pytest.raises(ValueError, match="2 samples cannot give each of 3 ranks a batch"):
+    with pytest.raises(ValueError, match=r"2 samples .*world_size 3"):
         ModalityBatchSampler(Modalities([0, 1]), batch_size=4, world_size=3)
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": 2, "mode": "x"}, {"batch_size": 2, "rank": 1}])
 def test_arguments_out_of_range_are_rejected(options):
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(ValueError, match=next(reversed(options))):
         ModalityBatchSampler(Modalities([0, 1]), **options)

@@ -1,4 +1,4 @@
-"""Collator: pads text to the longest row, stacks volumes by modality, adds a modality tag for each position."""
+"""Collate examples: text padded to the longest row, volumes stacked by modality, a modality tag at each position."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from umbrella_data.memory.shared_pool import stack
 
 
 class PaddingCollator:
-    """Builds the batch that the model takes, a plain dict.
+    """Builds the dict of model inputs.
 
     Args:
-        pad_token_id: Fills `input_ids` up to the longest row: `tokenizer.pad_token_id`. A tokenizer without one (GPT-2,
-            Llama) gets it by `tokenizer.pad_token = tokenizer.eos_token`; padding is never learned.
+        pad_token_id: Padding of `input_ids`: `tokenizer.pad_token_id`. For a tokenizer without one (GPT-2, Llama) set
+            `tokenizer.pad_token = tokenizer.eos_token`; padding has no loss.
         modality_order: Names of the modalities: tag 0 is text, i + 1 the i-th of these.
-        padding_side: `right` to train, `left` to generate.
+        padding_side: `right` for training, `left` for generation.
 
     Raises:
-        ValueError: If a modality is named twice, the side is unknown, or `pad_token_id` is None.
+        ValueError: If `modality_order` names a modality twice, `padding_side` is unknown, or `pad_token_id` is None.
     """
 
     def __init__(self, *, pad_token_id: int, modality_order: Sequence[str], padding_side: str = "right") -> None:
-        if pad_token_id is None:  # as tokenizers give it, whose attributes are not typed
+        if pad_token_id is None:  # attributes of tokenizers are not typed
             raise ValueError("pad_token_id is None: the tokenizer has no padding token; set tokenizer.pad_token = "
-                             "tokenizer.eos_token, and give tokenizer.pad_token_id")  # fmt: skip
+                             "tokenizer.eos_token, and pass tokenizer.pad_token_id")  # fmt: skip
         if len(set(modality_order)) < len(modality_order):
-            raise ValueError(f"modality_order {list(modality_order)} names a modality twice")
+            raise ValueError(f"modality_order {list(modality_order)} names a modality twice; remove one")
         if padding_side not in ("right", "left"):
             raise ValueError(f"padding_side is {padding_side!r}; it must be 'right' or 'left'")
         self.pad_token_id = pad_token_id
@@ -43,14 +43,13 @@ class PaddingCollator:
 
         Returns:
             `input_ids`, `attention_mask`, `labels` and `modality_ids`, each (B, L) int64, and `pixel_values`:
-            {modality: (N_m, C, X, Y, Z) or (N_m, C, X, Y, Z, T)}, an absent modality is an absent key.
+            {modality: (N_m, C, X, Y, Z) or (N_m, C, X, Y, Z, T)} with the modalities of this batch as keys.
 
         Raises:
-            ValueError: If scans and their positions in the text do not agree, with both counts, or if two scans of a
-                modality differ in shape.
+            ValueError: If scans do not match their positions in the text, or two scans of a modality differ in shape.
         """
         if not examples:
-            raise ValueError("a batch needs at least one example")
+            raise ValueError("the batch is empty; pass at least one example")
         shape = (len(examples), max(len(example.input_ids) for example in examples))
         input_ids = torch.full(shape, self.pad_token_id, dtype=torch.int64)
         labels = torch.full(shape, IGNORE_INDEX, dtype=torch.int64)
@@ -84,11 +83,11 @@ class PaddingCollator:
         for scan in example.scans:
             if scan.modality not in self._tags:
                 raise ValueError(f"example {example.index} has a {scan.modality} scan, but modality_order is "
-                                 f"{', '.join(self.modality_order) or 'empty'}")  # fmt: skip
+                                 f"{', '.join(self.modality_order) or 'empty'}; add {scan.modality}")  # fmt: skip
             stop = scan.start + scan.num_tokens
             if scan.start < end or scan.num_tokens < 1 or stop > length:
-                raise ValueError(f"example {example.index}: the {scan.modality} scan claims positions {scan.start} to "
-                                 f"{stop - 1}, but positions {end} to {length - 1} are left for it")  # fmt: skip
+                raise ValueError(f"example {example.index}: the {scan.modality} scan has positions {scan.start} to "
+                                 f"{stop - 1}, but only positions {end} to {length - 1} are free")  # fmt: skip
             tags[scan.start : stop] = self._tags[scan.modality]
             end = stop
         return tags
@@ -104,22 +103,22 @@ class PaddingCollator:
                 ("numbers of tokens", {scan.num_tokens for scan in chosen}),
             ):
                 if len(values) > 1:
-                    raise ValueError(f"{modality} scans of one batch differ in {name}: {sorted(values)}; one pipeline "
-                                     "and one model size serve a modality")  # fmt: skip
+                    raise ValueError(f"{modality} scans of one batch differ in {name}: {sorted(values)}; use the same "
+                                     "pipeline and model size for all")  # fmt: skip
             stacked[modality] = stack([scan.volume for scan in chosen])
         return stacked
 
 
 def _check_image_tokens(input_ids: torch.Tensor, modality_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
-    """Every position of a scan has the image token, and no other position does."""
-    owned = modality_ids > 0
-    if not owned.any():
+    """Check that every position of a scan holds the image token, and no other position does."""
+    is_scan = modality_ids > 0
+    if not is_scan.any():
         return
-    tokens = torch.unique(input_ids[owned])
+    tokens = torch.unique(input_ids[is_scan])
     if len(tokens) > 1:
-        raise ValueError(f"positions of scans hold the tokens {tokens.tolist()}; all must hold the model's image token")
+        raise ValueError(f"positions of scans hold the tokens {tokens.tolist()}; all must be the model's image token")
     num_tokens = int(((input_ids == tokens[0]) & (attention_mask == 1)).sum())
-    num_owned = int(owned.sum())
-    if num_tokens != num_owned:
-        raise ValueError(f"the text has {num_tokens} image tokens, but its scans own {num_owned} positions; the "
-                         "tokenizer side and num_image_tokens must agree")  # fmt: skip
+    num_positions = int(is_scan.sum())
+    if num_tokens != num_positions:
+        raise ValueError(f"the text holds {num_tokens} image tokens, but its scans have {num_positions} positions; "
+                         "check image_token_id and num_image_tokens")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Examples: what a data set returns and the collator takes."""
+"""Examples: output of a data set, input of the collator."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 
 class ScanPipeline(Protocol):
-    """Turns the files of one scan into a tensor; `umbrella_data.pipeline.pipeline.Pipeline` is one."""
+    """Reads the files of one scan into a tensor, as `umbrella_data.pipeline.pipeline.Pipeline` does."""
 
     def __call__(
         self, paths: Sequence[Path], /, *, generator: torch.Generator | None, mask: Path | None = None
     ) -> torch.Tensor:
-        """A volume (C, X, Y, Z) or series (C, X, Y, Z, T), float32 or float16; nothing is random without a generator.
+        """A volume (C, X, Y, Z) or series (C, X, Y, Z, T), float32 or float16; deterministic if `generator` is None.
 
-        A mask is passed only for scans that have one.
+        `mask` is passed only for scans that have a mask.
         """
 
 
@@ -27,8 +27,8 @@ class ExampleScan:
     """One scan of an example.
 
     Attributes:
-        modality: Its canonical name.
-        volume: (C, X, Y, Z) or (C, X, Y, Z, T), float32; float16 as the cache has it.
+        modality: Canonical name.
+        volume: (C, X, Y, Z) or (C, X, Y, Z, T), float32; float16 from the cache.
         start: First of its positions in `input_ids`.
         num_tokens: Number of its positions.
     """
@@ -45,9 +45,9 @@ class Example:
 
     Attributes:
         input_ids: (L,) int64.
-        labels: (L,) int64, -100 where no loss is taken.
+        labels: (L,) int64, -100 at positions without loss.
         scans: The scans in reading order.
-        index: The virtual index in its data set.
+        index: Virtual index in its data set.
     """
 
     input_ids: torch.Tensor

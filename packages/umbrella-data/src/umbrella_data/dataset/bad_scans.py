@@ -1,4 +1,4 @@
-"""Samples that a run skips for bad scans: logged, listed by hash in a file, counted over all processes."""
+"""Samples skipped for unusable scans: logged by name, listed by hash in a file, counted over all processes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ LIST_NAME = "bad_scans.jsonl"
 
 
 class TooManyBadScansError(UmbrellaDataError):
-    """More samples than allowed are unusable."""
+    """More samples than allowed have unusable scans."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BadScan:
-    """A sample that is skipped, and why.
+    """A skipped sample and the error of its scan.
 
     Attributes:
-        manifest: Its manifest.
-        line: Its line there.
-        num_rows: Samples of that manifest.
-        subject: Its subject.
-        error: What is wrong with the scan.
+        manifest: Path of its manifest.
+        line: Its line in the manifest.
+        num_rows: Number of samples of the manifest.
+        subject: Subject as named in the manifest.
+        error: Error of the scan.
     """
 
     manifest: Path
@@ -42,14 +42,14 @@ class BadScan:
 class BadScanList:
     """Counts samples with unusable scans, and stops a run if there are too many.
 
-    Can be pickled for loader workers: all processes of a run append to one file and count what is in it.
+    Can be pickled for loader workers: all processes of a run append to one file and count its lines.
 
     Args:
-        max_fraction: Largest fraction of a manifest's samples that may be skipped, 0 to 1.
-        folder: Folder of the list and the salt of its hashes; None counts in each process separately.
+        max_fraction: Maximum fraction of a manifest's samples that may be skipped, 0 to 1.
+        folder: Folder of the list and the salt of its hashes; with None each process counts its own samples only.
 
     Raises:
-        ValueError: For a fraction out of range.
+        ValueError: If `max_fraction` is not from 0 to 1.
     """
 
     def __init__(self, *, max_fraction: float, folder: str | os.PathLike[str] | None = None) -> None:
@@ -60,29 +60,29 @@ class BadScanList:
         self._seen: set[tuple[str, int]] = set()
 
     def add(self, bad: BadScan) -> None:
-        """Add a sample, unless it was added before.
+        """Record a sample; a sample is counted once.
 
         Raises:
-            TooManyBadScansError: Raised from the scan's error, if more than the allowed fraction is bad.
+            TooManyBadScansError: If more than the allowed fraction is skipped; its cause is the error of the scan.
         """
         if (str(bad.manifest), bad.line) in self._seen:
             return
         self._seen.add((str(bad.manifest), bad.line))
-        # As text: a handler that keeps its records would keep the voxels in the error's frames alive.
-        logger.warning("left out: %s, line %d, subject %s: %s", bad.manifest, bad.line, bad.subject, str(bad.error))
+        # As text: a log handler that stores records would keep the traceback of the error, and so its voxels, alive.
+        logger.warning("skipped: %s, line %d, subject %s: %s", bad.manifest, bad.line, bad.subject, str(bad.error))
         count = self._count_own(bad) if self.folder is None else self._append(self.folder, bad)
         if count > self.max_fraction * bad.num_rows:
             raise TooManyBadScansError(
-                f"{count} of {bad.num_rows} samples of {bad.manifest} are unusable, more than max_fraction "
-                f"{self.max_fraction:g} (data.max_bad_fraction in a run's config) allows; the last one: {bad.error}. "
-                "`umbrella-data check` lists all"
+                f"{bad.manifest}: {count} of {bad.num_rows} samples have unusable scans, more than max_fraction "
+                f"{self.max_fraction:g} (data.max_bad_fraction in a run's config); latest: {bad.error}. "
+                "List all with `umbrella-data check`, then fix or remove them"
             ) from bad.error
 
     def _count_own(self, bad: BadScan) -> int:
         return sum(manifest == str(bad.manifest) for manifest, _ in self._seen)
 
     def _append(self, folder: Path, bad: BadScan) -> int:
-        """Add a line, and count the samples of this manifest that are in the file."""
+        """Append a line, and return the number of samples of this manifest in the file."""
         name_hash = pseudonyms(folder)
         path = folder / LIST_NAME
         manifest = name_hash(str(bad.manifest))
@@ -95,7 +95,7 @@ class BadScanList:
                 "scan": name_hash(bad.error.path),
                 "reason": str(bad.error.reason),
             }
-            # One write to a file opened for appending: lines of several processes do not mix.
+            # One write with O_APPEND: lines of several processes do not interleave.
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             try:
                 os.write(descriptor, (json.dumps(row) + "\n").encode())
@@ -114,5 +114,5 @@ def _keys(path: Path) -> list[list[str | int]]:
             row = json.loads(line)
             keys.append([row["manifest"], row["line"]])
         except (ValueError, KeyError, TypeError):
-            continue  # cut short by a crash
+            continue  # truncated by a crash
     return keys

@@ -1,4 +1,4 @@
-"""Divides the samples of a block into batches: by count or token budget, within groups, to a given number."""
+"""Group the samples of one block into batches: by count or by token budget, within groups, to a given number."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRule:
-    """When a batch is full.
+    """Limits of a batch.
 
     Attributes:
-        batch_size: Most samples of a batch; None for no limit but the tokens'.
-        max_tokens: Most positions of a batch: its longest sample's length times its samples, if they are padded.
-        padded: Whether samples are padded to the longest; without, the positions of a batch are those of its samples.
-        by_length: Whether samples of similar length share a batch; implied by a token budget.
+        batch_size: Maximum number of samples; None if only tokens are limited.
+        max_tokens: Maximum number of positions: length of the longest sample times number of samples if padded.
+        padded: Whether samples are padded to the longest. If not, positions are the sum of the sample lengths.
+        by_length: Whether samples of similar length are batched together; a token budget implies it.
 
     Raises:
-        ValueError: For no limit at all, or one below 1.
+        ValueError: If there is no limit, or one is below 1.
     """
 
     batch_size: int | None
@@ -34,8 +34,8 @@ class BatchRule:
     def __post_init__(self) -> None:
         limits = [limit for limit in (self.batch_size, self.max_tokens) if limit is not None]
         if not limits or min(limits) < 1:
-            raise ValueError(f"batch_size {self.batch_size} and max_tokens {self.max_tokens} must be at least 1, and "
-                             "one of them must be given")  # fmt: skip
+            raise ValueError(f"batch_size is {self.batch_size} and max_tokens is {self.max_tokens}; set one or both, "
+                             "to at least 1")  # fmt: skip
 
     @property
     def needs_lengths(self) -> bool:
@@ -49,14 +49,14 @@ def cut_block(
     """Cut the samples of a block into batches.
 
     Args:
-        groups: (N,) the group of each sample; a batch has samples of one group.
-        lengths: (N,) tokens of each sample, if the rule needs them.
-        rule: When a batch is full.
+        groups: (N,) group of each sample; a batch holds samples of one group.
+        lengths: (N,) tokens of each sample, if `rule.needs_lengths`.
+        rule: Limits of a batch.
 
     Returns:
         The order of the samples, (N,): by group, then from long to short within a batch (and, if they are padded, from
-        batch to batch), else as given. And the bounds of each batch in it. The bounds depend on the groups' and
-        lengths' values alone, not on their order.
+        batch to batch), else as given; and the (start, stop) of each batch in it. These bounds depend only on the
+        values of groups and lengths, not on their order.
 
     Raises:
         ValueError: For a sample longer than `max_tokens`.
@@ -78,17 +78,16 @@ def cut_block(
 
 
 def _fill(lengths: list[int], *, most: int, count: int | None) -> list[list[int]]:
-    """Packs samples, given from long to short, each into the batch with the least sufficient room (best fit).
+    """Best-fit decreasing: put each sample, from long to short, into the batch where the least room remains.
 
     Args:
-        lengths: Tokens of each.
-        most: Tokens of a batch.
-        count: Samples of a batch; None for no limit.
+        lengths: Tokens of each sample, in decreasing order.
+        most: Maximum number of tokens of a batch.
+        count: Maximum number of samples of a batch; None for no limit.
 
     Returns:
-        The positions of the samples of each batch. How many batches of what sizes depends on the lengths' values alone.
-        Best fit from long to short needs at most 11/9 of the fewest batches possible, and four (Johnson et al. 1974,
-        SIAM J. Comput. 3:299).
+        The positions of the samples of each batch. The number and sizes of batches depend only on the values of the
+        lengths. At most 11/9 of the optimal number of batches plus 4 (Johnson et al. 1974, SIAM J. Comput. 3:299).
     """
     batches: list[list[int]] = []
     open_batches: list[tuple[int, int, int]] = []  # room, samples, number: sorted
@@ -113,7 +112,7 @@ def _cut_group(size: int, lengths: Indices | None, *, rule: BatchRule) -> list[t
     bounds = []
     first = 0
     while first < size:
-        # From long to short: the first sample of a batch is its longest and determines how many fit.
+        # In decreasing order of length: the first sample of a batch is its longest and determines how many fit.
         longest = int(lengths[first])
         _check_length(longest, rule.max_tokens)
         count = rule.max_tokens // max(1, longest)
@@ -125,12 +124,12 @@ def _cut_group(size: int, lengths: Indices | None, *, rule: BatchRule) -> list[t
 
 def _check_length(length: int, most: int) -> None:
     if length > most:
-        raise ValueError(f"a sample of {length} tokens is longer than a whole batch, max_tokens {most}; raise "
-                         "max_tokens, or cut conversations with max_length")  # fmt: skip
+        raise ValueError(f"a sample has {length} tokens, more than max_tokens {most} of a batch; raise max_tokens, or "
+                         "shorten conversations with max_length")  # fmt: skip
 
 
 def split_to(batches: list[Indices], target: int) -> list[Indices]:
-    """Split batches in two, the last ones first, until there are `target`; there must be enough samples."""
+    """Halve batches, the last ones first, until there are `target`; there must be at least as many samples."""
     while len(batches) < target:
         for i in range(len(batches) - 1, -1, -1):
             if len(batches[i]) > 1 and len(batches) < target:
@@ -140,12 +139,12 @@ def split_to(batches: list[Indices], target: int) -> list[Indices]:
 
 
 def merge_to(batches: list[Indices], groups: list[int], target: int) -> list[Indices]:
-    """Join two of the smallest and last batches of one group until there are `target`.
+    """Merge the two smallest and last batches of one group repeatedly until there are `target`.
 
     Args:
         batches: The batches.
         groups: The group of each.
-        target: Not fewer than there are groups.
+        target: Number of batches; at least the number of groups.
     """
     while len(batches) > target:
         earlier: dict[int, int] = {}

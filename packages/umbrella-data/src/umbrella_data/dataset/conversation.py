@@ -1,4 +1,4 @@
-"""Data set of one manifest: tokens, labels and preprocessed scans, a pure function of the index."""
+"""Map-style data set of one manifest: tokens, labels and preprocessed scans as a pure function of the index."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from umbrella_data.batch.example import Example, ExampleScan, ScanPipeline
 from umbrella_data.chat.encoder import ChatEncoder, EncodedConversation, Tokenizer
 from umbrella_data.dataset.bad_scans import BadScan, BadScanList
 from umbrella_data.dataset.batch_plan import Indices
-from umbrella_data.dataset.replacement import substitutes
+from umbrella_data.dataset.replacement import replacements
 from umbrella_data.dataset.token_lengths import measure_samples
 from umbrella_data.errors import ScanError, UmbrellaDataError
 from umbrella_data.manifest.manifest import Manifest
@@ -27,24 +27,24 @@ __all__ = ["ConversationDataset", "Example", "ExampleScan", "ScanPipeline"]
 class ConversationDataset(Dataset[Example]):
     """The examples of one manifest.
 
-    Index `epoch * len(dataset) + i` is sample i in that epoch: its generator is seeded with (seed, index), so that
-    ranks, workers and resumed runs agree. `list(dataset)` is epoch 0, and so is every pass of a loader without a
-    `ModalityBatchSampler` and its `set_epoch`.
+    Index `epoch * len(dataset) + i` is sample i in that epoch: the generator of augmentation is seeded with
+    (seed, index), so that ranks, workers and resumed runs agree. `list(dataset)` is epoch 0, and so is every pass
+    of a loader without a `ModalityBatchSampler`; `ModalityBatchSampler.set_epoch` selects another epoch.
 
     Args:
         manifest: The samples.
-        tokenizer: A Hugging Face fast tokenizer, or anything like it.
+        tokenizer: A Hugging Face fast tokenizer, or an object with the same interface.
         image_token_id: The model's image token.
-        num_image_tokens: Positions that a scan of each modality takes.
-        pipelines: Pipeline of each modality.
+        num_image_tokens: Number of positions of a scan of each modality.
+        pipelines: For each modality the pipeline that reads and preprocesses its scans.
         seed: Seed of the augmentation.
-        max_length: Most positions of an example; whole turns are dropped from the front to fit.
+        max_length: Maximum number of positions of an example; whole turns are dropped from the front to fit.
         augment: Whether the pipelines get a generator.
-        bad_scans: List of samples with unusable scans; each is replaced by another sample of the same modalities, a
-            function of (seed, index). None raises an error for them.
+        bad_scans: Records samples with unusable scans. Each is replaced by another sample of the same modalities,
+            a pure function of (seed, index). With None an unusable scan raises its error.
     """
 
-    # Every epoch has the same samples: batch counts can be known before training.
+    # Every epoch holds the same samples, so the number of batches is known before training.
     is_epoch_constant = True
 
     def __init__(
@@ -61,8 +61,8 @@ class ConversationDataset(Dataset[Example]):
         bad_scans: BadScanList | None = None,
     ) -> None:
         if set(pipelines) != set(num_image_tokens):
-            raise ValueError(f"pipelines are given for {', '.join(sorted(pipelines))}, but numbers of image tokens for "
-                             f"{', '.join(sorted(num_image_tokens))}; both must name the same modalities")  # fmt: skip
+            raise ValueError(f"pipelines has keys {', '.join(sorted(pipelines))}, but num_image_tokens has "
+                             f"{', '.join(sorted(num_image_tokens))}; give both the same modalities")  # fmt: skip
         self.manifest = manifest
         self._encoder = ChatEncoder(tokenizer, image_token_id=image_token_id, num_image_tokens=num_image_tokens)
         self._num_image_tokens = dict(num_image_tokens)
@@ -85,16 +85,16 @@ class ConversationDataset(Dataset[Example]):
 
         Raises:
             ManifestError: With every problem of the row.
-            ScanError: If a scan is unusable and cannot be replaced.
-            TooManyBadScansError: If more scans than allowed cannot be used.
-            ValueError: If the conversation cannot be encoded, or not within `max_length`.
+            ScanError: If a scan is unusable and has no replacement.
+            TooManyBadScansError: If more scans than allowed are unusable.
+            ValueError: If the conversation cannot be encoded, or does not fit into `max_length`.
         """
         if self._bad_scans is None:
             return self._read(index, row=index % len(self))
-        return self._read_or_substitute(index, self._bad_scans)
+        return self._read_or_replace(index, self._bad_scans)
 
     def _read(self, index: int, *, row: int) -> Example:
-        """The example of a row, augmented as the index says."""
+        """The example of a row, with the augmentation of the index."""
         sample = self.sample(index) if row == index % len(self) else self.manifest[row]
         encoded = self._encode(row, sample.messages)
         generator = None
@@ -102,31 +102,31 @@ class ConversationDataset(Dataset[Example]):
             generator = torch.Generator().manual_seed(derive_seed(self._seed, index))
         return self._example(index, encoded, encoded.scans, generator=generator, row=row)
 
-    def _read_or_substitute(self, index: int, bad_scans: BadScanList) -> Example:
+    def _read_or_replace(self, index: int, bad_scans: BadScanList) -> Example:
         first = index % len(self)
         try:
             return self._read_good(index, first, bad_scans)
         except ScanError as error:
-            others = substitutes(first, index=index, facts=self._facts, seed=self._seed, length=self.num_tokens)
-            for row in others:
+            rows = replacements(first, index=index, facts=self._facts, seed=self._seed, length=self.num_tokens)
+            for row in rows:
                 try:
                     return self._read_good(index, row, bad_scans)
                 except ScanError:
                     continue
-            error.add_note("and no other sample of the same modalities can replace it")
+            error.add_note("no replacement: no other sample of the same modalities has usable scans")
             raise
 
     def _read_good(self, index: int, row: int, bad_scans: BadScanList) -> Example:
-        """`_read`, except that a row that failed before fails at once."""
+        """`_read`, but a row that failed before raises its error without reading again."""
         if row in self._bad_rows:
             raise self._bad_rows[row].bare()
         try:
             return self._read(index, row=row)
         except ScanError as error:
-            self._note(row, error, bad_scans)
+            self._record(row, error, bad_scans)
             raise
 
-    def _note(self, row: int, error: ScanError, bad_scans: BadScanList) -> None:
+    def _record(self, row: int, error: ScanError, bad_scans: BadScanList) -> None:
         self._bad_rows[row] = error.bare()
         bad_scans.add(
             BadScan(
@@ -139,35 +139,35 @@ class ConversationDataset(Dataset[Example]):
         )
 
     def leave_out(self, index: int, error: ScanError) -> None:
-        """Skip a sample with a bad scan in an evaluation, where it is not replaced.
+        """Record a sample whose prompt cannot be built; in generation it is skipped, not replaced.
 
         Args:
-            index: The sample whose scan is bad.
-            error: What `prompt` raised.
+            index: The sample with the unusable scan.
+            error: The error that `prompt` raised.
 
         Raises:
-            ScanError: The error itself, if bad scans are not skipped.
-            TooManyBadScansError: If more scans than allowed cannot be used.
+            ScanError: `error`, if the data set has no `bad_scans`.
+            TooManyBadScansError: If more scans than allowed are unusable.
         """
         if self._bad_scans is None:
             raise error
-        self._note(index % len(self), error, self._bad_scans)
+        self._record(index % len(self), error, self._bad_scans)
 
     def sample(self, index: int) -> Sample:
         """The manifest's row at a virtual index."""
         if index < 0:
-            raise IndexError(f"virtual index {index} is negative; it is epoch * {len(self)} + i")
+            raise IndexError(f"virtual index {index} is negative; it must be epoch * {len(self)} + i")
         return self.manifest[index % len(self)]
 
     def modalities(self, index: int) -> tuple[str, ...]:
         """The modality of each scan of an example in reading order; no scan is opened."""
         if self._max_length is None:
             return self.manifest.modalities(index % len(self))
-        # The scans of removed turns are removed too.
+        # The scans of dropped turns are dropped too.
         return tuple(scan.modality for scan in self._encode(index, self.sample(index).messages).scans)
 
     def modality_sets(self) -> frozenset[frozenset[str]]:
-        """The sets of modalities that samples hold; the first call reads every row, unless there is an index."""
+        """The sets of modalities of the samples; the first call reads every row, unless an index is saved."""
         return self._facts.modality_sets()
 
     def modality_masks(self, indices: Indices) -> Indices:
@@ -175,14 +175,14 @@ class ConversationDataset(Dataset[Example]):
         return self._facts.masks(indices % len(self))
 
     def num_tokens(self, index: int) -> int:
-        """The length L of an example, from its text and the sizes of its scans; no scan is opened."""
+        """The length L of an example, from its text and the number of tokens of its scans; no scan is opened."""
         return len(self._encode(index, self.sample(index).messages).input_ids)
 
     def lengths(self, indices: Indices) -> Indices:
-        """`num_tokens` of many examples at once, (N,). The first call measures every row, unless that was saved.
+        """`num_tokens` of many examples at once, (N,). The first call measures every row, unless lengths are saved.
 
         Raises:
-            ManifestError: With the problems of all rows that cannot be measured.
+            ManifestError: With the problems of all rows that are invalid or do not fit into `max_length`.
         """
         return self._measures.arrays["lengths"][indices % len(self)].astype(np.int64)
 
@@ -197,14 +197,15 @@ class ConversationDataset(Dataset[Example]):
         return self._measured
 
     def prompt(self, index: int, *, scans_from: int | None = None, with_scans: bool = True) -> Example:
-        """The conversation up to its last assistant turn, without that turn, for generation.
+        """The prompt for generation: the conversation before its last assistant turn.
 
         Nothing is augmented, and all labels are -100.
 
         Args:
             index: The sample.
-            scans_from: A sample whose scans replace this one's, for the control with another scan.
-            with_scans: Whether the conversation keeps its scans; False for the control with text only.
+            scans_from: A sample whose scans replace those of this one: control that shows whether answers depend on
+                the scan.
+            with_scans: Whether the prompt holds scans; False is the text-only control.
 
         Raises:
             ValueError: If the two samples do not hold the same modalities in the same order.
@@ -218,9 +219,9 @@ class ConversationDataset(Dataset[Example]):
         if scans_from is not None and with_scans:
             other = self.sample(scans_from)
             if other.modalities != sample.modalities:
-                raise ValueError(f"sample {sample.id!r} asks about {_listed(sample.modalities)}, but "
-                                 f"{other.id!r} has {_listed(other.modalities)}")  # fmt: skip
-            # Scans of removed turns, and of turns after the prompt, are skipped in both samples.
+                raise ValueError(f"sample {sample.id!r} has {_listed(sample.modalities)}, but {other.id!r} has "
+                                 f"{_listed(other.modalities)}; both need the same modalities")  # fmt: skip
+            # Scans of dropped turns, and of turns after the prompt, are skipped in both samples.
             skipped = sum(len(turn.scans) for turn in _dropped(messages, encoded.num_dropped_turns))
             scans = other.scans[skipped : skipped + len(scans)]
         return self._example(index, encoded, scans, generator=None)

@@ -1,4 +1,4 @@
-"""Which sample replaces one whose scan is bad: a pure function of the seed and the index."""
+"""Replacement of a sample whose scan is unusable: a pure function of seed and index."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ import numpy as np
 from umbrella_data.manifest.row_columns import RowFacts
 from umbrella_data.seeding import derive_seed
 
-# Rows looked at in one go, and candidates of which one that is short enough is preferred.
-_WINDOW = 65_536
-_MAX_MEASURED = 64
+_WINDOW = 65_536  # rows searched at a time
+_MAX_MEASURED = 64  # candidates among which a short one is preferred
 _STREAM = 2
 
 
-def substitutes(row: int, *, index: int, facts: RowFacts, seed: int, length: Callable[[int], int]) -> Iterator[int]:
-    """Rows to take in place of a bad one, best first, each once.
+def replacements(row: int, *, index: int, facts: RowFacts, seed: int, length: Callable[[int], int]) -> Iterator[int]:
+    """Rows that can replace one with an unusable scan, best first, each once.
 
-    They hold the same modalities in the same order, so that a batch keeps its kind. Of the next few in a row, those
-    come first that are not longer than the bad one, so that a token budget keeps its bounds.
+    They hold the same modalities in the same order, so that batches by modality stay valid. Among each 64 candidates,
+    those that are not longer than the replaced row come first, so that the batch stays within its token budget.
 
     Args:
-        row: The bad row.
-        index: The virtual index that it was asked for: another epoch takes another row.
+        row: The row to replace.
+        index: The virtual index that was requested; in another epoch the replacement differs.
         facts: The modalities of all rows.
-        seed: The data set's.
-        length: Measures a row in tokens.
+        seed: Seed of the data set.
+        length: Returns the number of tokens of a row.
     """
     codes = facts.arrays["codes"]
     size = len(codes)
@@ -44,7 +43,7 @@ def substitutes(row: int, *, index: int, facts: RowFacts, seed: int, length: Cal
 
 
 def _same(codes: np.ndarray, code: int, *, start: int, size: int) -> Iterator[int]:
-    """The rows of one code from `start` on, and round to the rows before it."""
+    """The rows with a code, from `start` to the end, then from 0 to `start`."""
     for first, last in ((start, size), (0, start)):
         for low in range(first, last, _WINDOW):
             high = min(low + _WINDOW, last)

@@ -1,4 +1,4 @@
-"""Batches of virtual indices: by modality or mixed, by count or token budget, equal numbers on every rank."""
+"""Batch sampler of virtual indices: by modality or mixed, by count or token budget, equally many on every rank."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from umbrella_data.seeding import Permutation, derive_seed
 
 logger = logging.getLogger(__name__)
 
-# Batches are formed within blocks of about so many shuffled samples: memory does not grow with the data set.
+# Batches are formed within blocks of about this many shuffled samples, so memory does not grow with the data set.
 BLOCK_SIZE = 65_536
 _SHUFFLE_SAMPLES, _SHUFFLE_BATCHES = 0, 1
-# Epochs that were not planned may need a few batches more than the first one did.
+# Relative margin for epochs that were not planned: they may need a few batches more than the first one.
 _SPARE = 0.02
 
 Batch = list[int]
 
 
 class BatchSource(Protocol):
-    """A data set that tells modalities and lengths without opening scans."""
+    """A data set that knows modalities and lengths without opening scans."""
 
     @property
     def is_epoch_constant(self) -> bool:
@@ -38,36 +38,37 @@ class BatchSource(Protocol):
         """The sets of modalities that samples hold."""
 
     def lengths(self, indices: Indices, /) -> Indices:
-        """Tokens of each sample; asked for by length and token budget only."""
+        """Tokens of each sample; called only for batches by length or by token budget."""
 
 
 class ModalityBatchSampler(Sampler[list[int]]):
     """Yields this rank's batches of one epoch, as virtual indices `epoch * len(dataset) + i`.
 
-    There is one list of global batches; rank r takes numbers r, r + world_size, ... For the last batches of an epoch to
-    go round, some are split, so that every rank gets the same number of batches, none of them empty, and no sample is
-    dropped or repeated. Where nothing is left to split (`batch_size` 1, say), one of the last batches has one more;
-    a token budget is never passed.
+    There is one list of global batches; rank r takes batches r, r + world_size, ... If the number of batches is not a
+    multiple of world_size, some of the last batches are split: every rank gets the same number of batches, no batch is
+    empty, and no sample is dropped or repeated. If no batch can be split (`batch_size` 1, for example), some are
+    merged instead and have one sample more than `batch_size`. A batch never exceeds the token budget.
 
-    The number of batches is the same in every epoch. A batch is a function of (seed, epoch, block, its number in the
-    block): a block is some 65,536 shuffled samples, and the only thing in memory.
+    The number of batches is the same in every epoch. A batch is a pure function of (seed, epoch, block, its number in
+    the block). A block is about 65,536 shuffled samples; only one block is in memory at a time.
 
     Call `set_epoch(epoch)` before each pass. Without it every pass is epoch 0: the same batches in the same order, and
-    for each sample the same augmentation and the same window of its series. A second pass through a shuffled epoch is
-    warned of once.
+    for each sample the same augmentation and the same window of its series. A second pass through the same shuffled
+    epoch logs one warning.
 
     Args:
-        dataset: What the indices are for.
-        batch_size: Most samples a batch and rank; may be None with a token budget.
-        mode: `by_modality`: all samples of a batch hold the same set of modalities; `mixed`: any.
-        by_length: Whether samples of like length stand together, so that little is padded.
-        max_tokens: Token budget: the longest sample's length times the number of samples, image tokens counted.
-        padded: Whether samples are padded to the longest. For packed ones, False: the budget counts their tokens alone.
-        num_epochs: With a token budget, the epochs to plan for; more of them are planned for by a margin.
+        dataset: The data set that the indices refer to.
+        batch_size: Maximum number of samples per batch and rank; may be None with a token budget.
+        mode: `by_modality`: all samples of a batch hold the same set of modalities; `mixed`: any modalities.
+        by_length: Whether samples of similar length are batched together, which reduces padding.
+        max_tokens: Token budget of a batch: length of its longest sample times its number of samples, image tokens
+            included.
+        padded: Whether samples are padded to the longest. False for packed batches: the budget is the sum of lengths.
+        num_epochs: Number of epochs to plan for with a token budget. None plans the first epoch and adds a margin.
         seed: Seed of the order.
-        rank: This process.
+        rank: Rank of this process.
         world_size: Number of processes.
-        shuffle: Whether samples, and batches, come in a new order each epoch.
+        shuffle: Whether samples and batches are shuffled in every epoch.
 
     Raises:
         ValueError: For fewer samples than ranks, a sample longer than the token budget, or arguments out of range.
@@ -94,7 +95,7 @@ class ModalityBatchSampler(Sampler[list[int]]):
                 f"mode {mode!r} must be by_modality or mixed, and rank {rank} below world_size {world_size}"
             )
         if len(dataset) < world_size:
-            raise ValueError(f"{len(dataset)} samples cannot give each of {world_size} ranks a batch; use fewer ranks")
+            raise ValueError(f"{len(dataset)} samples are fewer than world_size {world_size}; use fewer ranks")
         self.dataset = dataset
         self.batch_size = batch_size
         self.drop_last = False
@@ -106,7 +107,7 @@ class ModalityBatchSampler(Sampler[list[int]]):
         self._epoch = 0
         self._has_passed = False
         self._has_warned = False
-        # A multiple of the batch size, so that blocks do not end in short batches.
+        # A multiple of the batch size: otherwise every block would end with a short batch.
         unit = batch_size if batch_size is not None and max_tokens is None else 1
         block = max(1, BLOCK_SIZE // unit) * unit
         num_blocks = max(1, len(dataset) // block)
@@ -114,10 +115,10 @@ class ModalityBatchSampler(Sampler[list[int]]):
         self._targets = self._plan(num_epochs)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration yields: its order, and the augmentation and windows of its samples.
+        """Set the epoch of the next iteration; it determines the order, augmentation and windows.
 
         Args:
-            epoch: From 0, another one for each pass over the data.
+            epoch: Counted from 0; use a different one for each pass over the data.
         """
         self._has_passed = self._has_passed and epoch == self._epoch
         self._epoch = epoch
@@ -127,30 +128,28 @@ class ModalityBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[Batch]:
         self._warn_of_repetition()
-        number = 0
+        num_before = 0  # global batches of earlier blocks
         for block, target in enumerate(self._targets):
-            # Position in the block of this rank's first batch.
-            first = (self.rank - number) % self.world_size
-            if first < target:
-                for batch in self._block_batches(block, target)[first :: self.world_size]:
-                    yield batch.tolist()
-            number += target
+            first = (self.rank - num_before) % self.world_size
+            for batch in self._block_batches(block, target)[first :: self.world_size]:
+                yield batch.tolist()
+            num_before += target
         self._has_passed = True
 
     def _warn_of_repetition(self) -> None:
-        """Tell a loop that calls no `set_epoch`. What is not shuffled, as in evaluation, may well be read twice."""
+        """Log a warning if a shuffled epoch is repeated; unshuffled data, as in evaluation, may be read repeatedly."""
         if self._has_passed and self._shuffle and not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "this pass repeats the last one, epoch %d, with the same batches, augmentation and windows: "
+                "ModalityBatchSampler repeats epoch %d with the same batches, augmentation and windows; "
                 "call set_epoch(epoch) before each pass",
                 self._epoch,
             )
 
-    # ---- how many batches, known before training ----
+    # ---- number of batches, computed before training ----
 
     def _plan(self, num_epochs: int | None) -> list[int]:
-        """Batches of each block, the same in every epoch."""
+        """Number of batches of each block, the same in every epoch."""
         sizes: list[int] = np.diff(self._bounds).tolist()
         targets, num_groups = self._budget_targets(num_epochs) if self._rule.max_tokens else self._count_targets(sizes)
         short = -sum(targets) % self.world_size
@@ -159,8 +158,8 @@ class ModalityBatchSampler(Sampler[list[int]]):
             if targets[-1] + short < num_groups or self._rule.max_tokens is not None:
                 remedy = "use another number of ranks, or raise max_tokens" if self._rule.max_tokens else (
                     "use mode 'mixed' or fewer ranks")  # fmt: skip
-                raise ValueError(f"{len(self.dataset)} samples of {num_groups} sets of modalities cannot be dealt "
-                                 f"evenly to {self.world_size} ranks; {remedy}")  # fmt: skip
+                raise ValueError(f"{len(self.dataset)} samples with {num_groups} sets of modalities cannot be divided "
+                                 f"evenly among {self.world_size} ranks; {remedy}")  # fmt: skip
         targets[-1] += short
         return targets
 
@@ -172,13 +171,13 @@ class ModalityBatchSampler(Sampler[list[int]]):
         if len(sizes) == 1 and self.dataset.is_epoch_constant:
             _, counts = np.unique(self.dataset.modality_masks(np.arange(sizes[0])), return_counts=True)
             return [sum(_ceil_div(count, batch_size) for count in counts.tolist())], len(counts)
-        # How modalities fall into blocks differs by epoch. This is the most batches they can need: the blocks
-        # that need fewer have some split.
+        # The modalities in a block differ by epoch. This is the maximum number of batches that a block can need;
+        # if it needs fewer, some batches are split.
         num_groups = len(self.dataset.modality_sets())
         return [min(size, (size + num_groups * (batch_size - 1)) // batch_size) for size in sizes], num_groups
 
     def _budget_targets(self, num_epochs: int | None) -> tuple[list[int], int]:
-        """The most batches that each block needs in any epoch: how lengths fall into blocks differs by epoch."""
+        """Maximum number of batches of each block in any epoch, since the lengths in a block differ by epoch."""
         blocks = range(len(self._bounds) - 1)
         is_constant = len(blocks) == 1 and self.dataset.is_epoch_constant
         planned = 1 if is_constant or num_epochs is None or not self._shuffle else num_epochs
@@ -209,7 +208,8 @@ class ModalityBatchSampler(Sampler[list[int]]):
         batches = [indices[order[start:stop]] for start, stop in bounds]
         if len(batches) > target:
             if self._rule.max_tokens is not None:
-                raise ValueError(f"epoch {self._epoch} needs more batches than were planned for; give num_epochs")
+                raise ValueError(f"epoch {self._epoch} needs {len(batches)} batches in block {block}, but {target} are "
+                                 "planned; set num_epochs to the number of epochs")  # fmt: skip
             return merge_to(batches, [int(groups[order[start]]) for start, _ in bounds], target)
         return split_to(batches, target)
 

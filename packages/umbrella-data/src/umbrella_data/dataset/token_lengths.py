@@ -1,4 +1,4 @@
-"""The length in tokens of every sample of a manifest, image tokens included: measured once, kept next to its index."""
+"""Number of tokens of every sample of a manifest, image tokens included; measured once and saved with its index."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from umbrella_data.manifest.manifest import Manifest
 from umbrella_data.manifest.row_columns import MAX_PROBLEMS, RowFacts
 from umbrella_data.manifest.sample import Turn
 
-# Rows that are given to the tokenizer at once: it works on them in parallel.
+# Rows per call of the tokenizer, which processes them in parallel.
 _CHUNK = 2048
 
 
 def measure_samples(manifest: Manifest, *, encoder: ChatEncoder, max_length: int | None = None) -> RowFacts:
-    """Measure every sample, or map what was measured before; no scan is opened.
+    """Measure every sample, or memory-map saved lengths; no scan is opened.
 
     Args:
         manifest: The samples.
-        encoder: The tokenizer's and model's side of a length.
-        max_length: Most positions of an example; whole turns are dropped from the front to fit.
+        encoder: Tokenizer and numbers of image tokens.
+        max_length: Maximum number of positions of an example; whole turns are dropped from the front to fit.
 
     Returns:
-        Facts with `lengths` (N,) uint32, the positions of each example, and the modalities of the scans that are left.
+        Facts with `lengths` (N,) uint32, the positions of each example, and the modalities of its remaining scans.
 
     Raises:
-        ManifestError: With the problems of all rows that cannot be measured, or not within `max_length`.
+        ManifestError: With the problems of all rows that are invalid or do not fit into `max_length`.
     """
     kind = _kind(encoder, max_length)
     if kind is not None and (saved := open_index(manifest.path, kind=kind, index_dir=manifest.index_dir)) is not None:
@@ -66,7 +66,7 @@ def _measure(manifest: Manifest, encoder: ChatEncoder, max_length: int | None) -
             lengths[rows.start : rows.stop] += encoder.count_text_tokens(conversations)
             for row in rows if max_length is not None else ():
                 if lengths[row] > max_length:
-                    # Dropped turns take their scans with them.
+                    # The scans of dropped turns are dropped too.
                     lengths[row], names = _cut(manifest, row, conversations[row - first], encoder, max_length, problems)
                     codes[row] = code_of.setdefault(names, len(code_of))
             bar.update(len(rows))
