@@ -2,6 +2,7 @@
 
     python tools/bench_data_workers.py                 # all parts
     python tools/bench_data_workers.py windows         # windows of a long 4-D series: briefly needs 2 GB
+    python tools/bench_data_workers.py stacking        # the pool of shared memory, fresh memory, and a thread
     python tools/bench_data_workers.py --json out.json
 
 Memory is that of a `DataLoader` worker, forked as in training: the peak of its unique memory (USS), and the peak growth
