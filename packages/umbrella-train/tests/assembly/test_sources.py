@@ -32,9 +32,9 @@ def test_long_manifest_is_warned_of_and_only_its_modalities_are_checked(
 ) -> None:
     monkeypatch.setattr("umbrella_train.assembly.sources.MAX_ROWS_CHECKED", 17)  # of 18, and 6 held out
     prepare_sources(make_config(tmp_path))
-    (told,) = [each.getMessage() for each in caplog.records if each.name == "umbrella_train.assembly.sources"]
-    assert f"{cohort.train_manifest}: has 18 rows" in told
-    assert f"umbrella-data check {cohort.train_manifest}" in told
+    (message,) = [each.getMessage() for each in caplog.records if each.name == "umbrella_train.assembly.sources"]
+    assert f"{cohort.train_manifest}: has 18 rows" in message
+    assert f"umbrella-data check {cohort.train_manifest}" in message
     modalities = {"T1": {"image_size": [16, 16, 16], "patch_size": [8, 8, 8]}}
     config = make_config(tmp_path, model={"modalities": modalities}, data={"pipelines": {}, "evaluation": []})
     with pytest.raises(RunError, match=r"train\.jsonl: has dMRI scans"):
