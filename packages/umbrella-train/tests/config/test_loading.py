@@ -16,7 +16,7 @@ from umbrella_train.config import (
     dump_config,
     load_config,
 )
-from umbrella_train.config.strict_yaml import looks_secret
+from umbrella_train.config.strict_yaml import looks_secret, read_yaml
 
 GOOD = """
 name: small
@@ -283,6 +283,32 @@ def test_yaml_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
 
 def test_a_yaml_number_is_rejected_as_text(tmp_path: Path) -> None:
     assert paths_of(problems_of(write(tmp_path, GOOD.replace("name: small", "name: 0012")))) == ["name"]
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [{f'*a{i - 1},' * 10}]" for i in range(1, 10))]), "alias"),
+        ("\n".join(["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {{<<: [{f'*a{i - 1},' * 9}]}}" for i in range(1, 9))]), "alias"),
+        (f"a: &a [{'x,' * 1000}]\nb: [{'*a,' * 1000}]", "alias"),
+        ("a: &a [*a]", "alias"),
+        ("a: &a {b: *a}", "alias"),
+        ("[" * 3000, "nested"),
+    ],
+)
+def test_aliases_that_unfold_without_end_are_rejected(tmp_path: Path, text: str, word: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    (problem,) = caught.value.problems
+    assert word in problem
+
+
+def test_aliases_and_merged_keys_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("a: &a {x: 1, y: [1]}\nb: *a\nc: {<<: *a, x: 2}\n")
+    assert read_yaml(path) == ({"a": {"x": 1, "y": [1]}, "b": {"x": 1, "y": [1]}, "c": {"x": 2, "y": [1]}}, [])
 
 
 def test_duplicate_keys_are_listed_with_their_lines(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ from umbrella_data.chat.layout import (
     Shape,
     Slot,
     Tokenizer,
+    first_exchange,
+    merge_texts,
     shape_of,
     starts_with_reasoning,
 )
@@ -136,15 +139,19 @@ class ChatEncoder:
         """The number of text tokens of each of N conversations, (N,) int64, tokenised in one batch.
 
         Texts that `encode` would reject are counted, too.
+
+        Raises:
+            ValueError: If the chat template or the tokenizer rejects one of the conversations.
         """
         texts: list[str] = []
         num_scans = np.array([sum(len(turn.scans) for turn in messages) for messages in conversations], dtype=np.int64)
         for messages in conversations:
-            contents = [_merge_texts(turn) for turn in messages]
+            contents = [merge_texts(turn) for turn in messages]
             shape = shape_of(messages, contents)
             layout = self._template.layout(shape)
             texts.append(self._fill(layout, contents, shape).text)
-        return np.array([len(ids) for ids in self._encode_texts(texts)], dtype=np.int64) - num_scans
+        with _errors_of_tokenizers():
+            return np.array([len(ids) for ids in self._encode_texts(texts)], dtype=np.int64) - num_scans
 
     def _encode_texts(self, texts: list[str]) -> Sequence[Sized]:
         backend = self._backend()
@@ -175,11 +182,12 @@ class ChatEncoder:
     ) -> EncodedConversation:
         kept, num_dropped = list(messages), 0
         while True:
-            encoded = self._encode_all(kept, prompt_for=prompt_for, num_dropped_turns=num_dropped)
+            with _errors_of_tokenizers():
+                encoded = self._encode_all(kept, prompt_for=prompt_for, num_dropped_turns=num_dropped)
             if max_length is None or len(encoded.input_ids) <= max_length:
                 return encoded
             first = 1 if kept[0].role == "system" else 0
-            num_leaving = _first_exchange(kept[first:])
+            num_leaving = first_exchange(kept[first:])
             rest = kept[first + num_leaving :]
             if not any(turn.role == ("user" if prompt_for else "assistant") for turn in rest):
                 raise ValueError(f"the last exchange alone takes {len(encoded.input_ids)} positions, more than "
@@ -191,7 +199,7 @@ class ChatEncoder:
         self, messages: list[Turn], *, prompt_for: str | None, num_dropped_turns: int
     ) -> EncodedConversation:
         """Encode all turns; `prompt_for` is the kind of the answer that a prompt asks for, None for training."""
-        contents = [_merge_texts(turn) for turn in messages]
+        contents = [merge_texts(turn) for turn in messages]
         shape = shape_of(messages, contents)
         template = self._template
         layout = template.prompt_layout(shape, answer=prompt_for) if prompt_for else template.layout(shape)
@@ -271,6 +279,17 @@ class ChatEncoder:
         )
 
 
+@contextmanager
+def _errors_of_tokenizers() -> Iterator[None]:
+    """Tokenizers raise errors of any class; what is caught as a ValueError gets the row that it is about."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"the tokenizer fails on this conversation ({type(error).__name__}: {error})") from error
+
+
 def encode_conversation(
     messages: Sequence[Turn],
     *,
@@ -295,34 +314,6 @@ def encode_prompt(
     """Encode one prompt for generation; for many, create one `ChatEncoder`."""
     encoder = ChatEncoder(tokenizer, image_token_id=image_token_id, num_image_tokens=num_image_tokens)
     return encoder.encode_prompt(messages, max_length=max_length)
-
-
-def _first_exchange(turns: Sequence[Turn]) -> int:
-    """The number of turns of the first exchange: those before the first user turn after an answer.
-
-    Exchanges are removed as a whole: templates require that the user starts.
-    """
-    answered = False
-    for number, turn in enumerate(turns):
-        if answered and turn.role != "assistant":
-            return number
-        answered = answered or turn.role == "assistant"
-    return len(turns)
-
-
-def _merge_texts(turn: Turn) -> list[Scan | str]:
-    """The items of a turn with neighbouring texts joined by a newline, blanks at their ends removed."""
-    merged: list[Scan | str] = []
-    for item in turn.content:
-        if isinstance(item, Scan):
-            merged.append(item)
-        elif text := item.strip():
-            # Blanks at the ends could merge with those of the template into tokens that generation never gets.
-            if merged and isinstance(merged[-1], str):
-                merged[-1] += "\n" + text
-            else:
-                merged.append(text)
-    return merged
 
 
 def _labels(

@@ -96,3 +96,31 @@ def starts_with_reasoning(turn: Turn) -> bool:
     opening, closing = REASONING_TAGS
     text = turn.text.lstrip()
     return turn.role == "assistant" and text.startswith(opening) and closing in text
+
+
+def first_exchange(turns: Sequence[Turn]) -> int:
+    """The number of turns of the first exchange: those before the first user turn after an answer.
+
+    Exchanges are removed as a whole: templates require that the user starts.
+    """
+    answered = False
+    for number, turn in enumerate(turns):
+        if answered and turn.role != "assistant":
+            return number
+        answered = answered or turn.role == "assistant"
+    return len(turns)
+
+
+def merge_texts(turn: Turn) -> list[Scan | str]:
+    """The items of a turn with neighbouring texts joined by a newline, blanks at their ends removed."""
+    merged: list[Scan | str] = []
+    for item in turn.content:
+        if isinstance(item, Scan):
+            merged.append(item)
+        elif text := item.strip():
+            # Blanks at the ends could merge with those of the template into tokens that generation never gets.
+            if merged and isinstance(merged[-1], str):
+                merged[-1] += "\n" + text
+            else:
+                merged.append(text)
+    return merged

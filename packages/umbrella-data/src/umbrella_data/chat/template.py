@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import logging
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum, auto
@@ -93,7 +92,7 @@ class ChatTemplate:
         if shape not in self._layouts:
             try:
                 layout = self._render(shape, style=self._style)
-            except _template_errors() as error:
+            except Exception as error:  # jinja2's, and whatever else the expressions of a template raise
                 raise ValueError(f"the tokenizer's chat template rejects a conversation of the turns {_roles(shape)} "
                                  f"({error}); change such turns, or use another template") from error  # fmt: skip
             if layout is not None and self._writes_date(shape):
@@ -131,10 +130,12 @@ class ChatTemplate:
         # A template that knows no images may join a list to a string: only one that names them is given items.
         knows_images = not self.is_fallback and re.search("['\"]image['\"]", str(self._tokenizer.chat_template))
         styles = [_Style.IMAGE_ITEMS] if knows_images else []
+        reason = ""
         for style in [*styles, _Style.STRING, _Style.TEXT_ITEMS]:
             try:
                 layout = self._render(shape, style=style)
-            except _template_errors():
+            except Exception as error:  # noqa: BLE001  (jinja2's, and whatever else a template's expressions raise)
+                reason = f" ({error})"
                 continue
             if layout is not None:
                 if knows_images and style is not _Style.IMAGE_ITEMS:
@@ -142,7 +143,8 @@ class ChatTemplate:
                           "written as that token alone, without the template's own markup of images. A model trained "
                           "with the template needs its image token as image_token_id")  # fmt: skip
                 return style
-        raise ValueError("the tokenizer's chat template keeps neither texts nor lists of items as a turn's content")
+        raise ValueError("the tokenizer's chat template keeps neither texts nor lists of items as a turn's content"
+                         f"{reason}; use another template")  # fmt: skip
 
     def _find_ends(self) -> tuple[str | None, str | None]:
         """The special tokens that end the last assistant turn and a user's turn."""
@@ -266,13 +268,6 @@ def pin_date(template: str, date: datetime.date) -> str:
         date: The date to write.
     """
     return re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: repr(date.strftime(call[2])), template)
-
-
-def _template_errors() -> tuple[type[Exception], ...]:
-    """What a chat template raises on a conversation that it is not made for."""
-    jinja2 = sys.modules.get("jinja2")  # a tokenizer that renders without it cannot raise its errors
-    own = () if jinja2 is None else (jinja2.TemplateError,)
-    return (*own, AttributeError, IndexError, KeyError, TypeError)
 
 
 def _roles(shape: Shape) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from umbrella_data.batch.example import Example, ExampleScan, ScanPipeline
 from umbrella_data.chat.encoder import ChatEncoder, EncodedConversation, Tokenizer
+from umbrella_data.chat.row_check import encoding_problems
 from umbrella_data.dataset.bad_scans import BadScan, BadScanList
 from umbrella_data.dataset.batch_plan import Indices
 from umbrella_data.dataset.replacement import replacements
@@ -185,6 +186,10 @@ class ConversationDataset(Dataset[Example]):
             ManifestError: With the problems of all rows that are invalid or do not fit into `max_length`.
         """
         return self._measures.arrays["lengths"][indices % len(self)].astype(np.int64)
+
+    def encoding_problems(self, rows: Iterable[int] | None = None) -> Iterator[tuple[int, str]]:
+        """Line and message of each row that cannot be encoded, or is asked otherwise than trained; all by default."""
+        return encoding_problems(self.manifest, self._encoder, max_length=self._max_length, rows=rows)
 
     @property
     def _facts(self) -> RowFacts:

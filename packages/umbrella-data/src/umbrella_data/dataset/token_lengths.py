@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from umbrella_data.chat.encoder import ChatEncoder
+from umbrella_data.chat.row_check import encoding_problems
 from umbrella_data.errors import ManifestError
 from umbrella_data.manifest.index_file import SAVE_FROM_ROWS, open_index, save_index
 from umbrella_data.manifest.manifest import Manifest
@@ -63,7 +64,11 @@ def _measure(manifest: Manifest, encoder: ChatEncoder, max_length: int | None) -
         for first in range(0, num_rows, _CHUNK):
             rows = range(first, min(first + _CHUNK, num_rows))
             conversations = _read(manifest, rows, problems)
-            lengths[rows.start : rows.stop] += encoder.count_text_tokens(conversations)
+            try:
+                lengths[rows.start : rows.stop] += encoder.count_text_tokens(conversations)
+            except ValueError:
+                problems += [problem for _, problem in encoding_problems(manifest, encoder, rows=rows)]
+                break
             for row in rows if max_length is not None else ():
                 if lengths[row] > max_length:
                     # The scans of dropped turns are dropped too.

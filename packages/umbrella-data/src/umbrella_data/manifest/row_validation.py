@@ -13,6 +13,9 @@ from umbrella_data.manifest.sample import ANSWER_TYPES, ROLES, Answer, Role, Sam
 from umbrella_data.modality import find_modality
 
 ROW_KEYS = ("id", "subject", "task", "messages", "answer")
+_TURN_KEYS = ("role", "content")
+_TEXT_KEYS = ("type", "text")
+_IMAGE_KEYS = ("type", "modality", "path", "mask")
 # Rows without a `task` are listed under this name in tables of results.
 DEFAULT_TASK = "question"
 
@@ -97,6 +100,15 @@ def _misspelt_keys(row: Mapping[str, Any]) -> Iterator[str]:
             yield f"unknown key {key!r}{meant}"
 
 
+def _unknown_keys(table: Mapping[str, Any], known: Sequence[str]) -> list[str]:
+    """A key that is not read could change what is learned: a misspelt mask, a turn's `reasoning_content`."""
+    return [
+        f"unknown key {key!r}{did_you_mean(str(key), known) or '; it has ' + ', '.join(known)}"
+        for key, value in table.items()
+        if key not in known and value is not None  # exports of tables fill in nulls
+    ]
+
+
 def _text(row: Mapping[str, Any], key: str, problems: list[str]) -> str:
     value = row.get(key)
     if isinstance(value, str) and value.strip():
@@ -111,6 +123,7 @@ def _turn(message: object, resolve: ResolveScan, *, where: str, problems: list[s
         problems.append(f"{where} must be an object with a role of {', '.join(ROLES)}")
         return None
     role = cast("Role", message["role"])
+    problems += [f"{where}: {problem}" for problem in _unknown_keys(message, _TURN_KEYS)]
     content = message.get("content")
     items = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(items, Sequence) or not items:
@@ -134,6 +147,8 @@ def _item(item: object, resolve: ResolveScan) -> Scan | str:
     kind = item.get("type") if isinstance(item, Mapping) else None
     if not isinstance(item, Mapping) or kind not in ("image", "text"):
         raise ValueError(f"an item must be an object of type image or text, not {item!r:.80}")
+    if unknown := _unknown_keys(item, _TEXT_KEYS if kind == "text" else _IMAGE_KEYS):
+        raise ValueError("; ".join(unknown))
     if kind == "text":
         if not isinstance(item.get("text"), str):
             raise ValueError(f"'text' must be a text, not {item.get('text')!r:.80}")

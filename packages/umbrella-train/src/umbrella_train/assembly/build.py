@@ -26,6 +26,7 @@ from umbrella_model.parts import Part
 from umbrella_model.trainable import Mode
 from umbrella_train.assembly.acceleration import set_attention
 from umbrella_train.assembly.byte_tokenizer import image_token_id, load_tokenizer
+from umbrella_train.assembly.conversation_check import check_vocabulary
 from umbrella_train.assembly.load_errors import ITS_TOKENIZER, LLAVA, TRAINED_MODEL, loading
 from umbrella_train.assembly.trained_model import check_tokenizer, is_trained_model, load_trained_model
 from umbrella_train.batches.collators import SupervisedCollator
@@ -76,18 +77,24 @@ class TrainingComponents:
             source: The manifest.
             config: The run.
             augment: Whether scans are augmented.
+
+        Raises:
+            RunError: The tokenizer or its chat template cannot be used.
         """
-        return ConversationDataset(
-            read_manifest(source.manifest, data_root=source.data_root),
-            tokenizer=self.tokenizer,
-            image_token_id=self.model.config.image_token_id,
-            num_image_tokens={name: self.model.num_image_tokens(name) for name in self.pipelines},
-            pipelines=self.pipelines,
-            seed=config.seed,
-            max_length=config.data.max_length,
-            augment=augment,
-            bad_scans=self.bad_scans,
-        )
+        try:
+            return ConversationDataset(
+                read_manifest(source.manifest, data_root=source.data_root),
+                tokenizer=self.tokenizer,
+                image_token_id=self.model.config.image_token_id,
+                num_image_tokens={name: self.model.num_image_tokens(name) for name in self.pipelines},
+                pipelines=self.pipelines,
+                seed=config.seed,
+                max_length=config.data.max_length,
+                augment=augment,
+                bad_scans=self.bad_scans,
+            )
+        except ValueError as error:
+            raise RunError(f"{config.model.tokenizer or config.model.pretrained}: {error}") from error
 
     def mixture(self, sources: Sequence[DatasetConfig], *, config: RunConfig, augment: bool) -> InterleaveDataset:
         """Several manifests as one data set; arguments are those of `dataset`.
@@ -128,6 +135,7 @@ def build_components(config: RunConfig, *, weights: Path | None = None) -> Train
         else:
             tokenizer = _load_tokenizer(config)
             model = _build_model(config, tokenizer)
+    check_vocabulary(tokenizer, model, source=str(weights or config.model.tokenizer or config.model.pretrained))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     set_attention(model, config.model.attn_implementation)

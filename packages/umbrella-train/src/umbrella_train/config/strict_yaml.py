@@ -9,6 +9,9 @@ from typing import Any
 
 import yaml
 
+# Aliases of aliases make a file of a few lines unfold to billions of values. A run's config has a few hundred.
+MAX_VALUES = 100_000
+
 SECRET_ADVICE = "looks like a secret: set keys and tokens in the environment, never in a configuration"
 # Names without "-" and "_". "pad_token" and similar keys name a word of the vocabulary.
 _SECRET = re.compile(
@@ -26,9 +29,11 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[Hashable, int] = {}
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
-            if isinstance(key, Hashable) and key_node.tag != "tag:yaml.org,2002:merge":
+            if isinstance(key, Hashable):
                 if key in seen:
                     self.duplicates.append(f"line {line}: duplicate key {key}, first on line {seen[key]}")
                 seen.setdefault(key, line)
@@ -45,23 +50,43 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
         Its content (empty if it cannot be read), and its problems, each with its line.
     """
     try:
-        loader = _StrictLoader(path.read_text(encoding="utf-8"))
-        try:
-            content = loader.get_single_data()
-        finally:
-            loader.dispose()
+        content, problems = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}, ["no such file"]
     except (OSError, UnicodeDecodeError) as error:
         return {}, [f"cannot be read: {error}"]
-    except yaml.MarkedYAMLError as error:
-        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        return {}, [f"{where}not YAML: {error.problem}"]
+    except RecursionError:
+        return {}, ["is nested too deeply: a value contains itself by an alias (*name), or brackets are not closed"]
     except yaml.YAMLError as error:
-        return {}, [f"not YAML: {error}"]
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        return {}, [f"{where}not YAML: {getattr(error, 'problem', None) or error}"]
     if content is not None and not isinstance(content, dict):
         return {}, [f"contains a {type(content).__name__}; it must contain sections (model, data, ...)"]
-    return content or {}, loader.duplicates
+    return content or {}, problems
+
+
+def _parse(text: str) -> tuple[Any, list[str]]:
+    loader = _StrictLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is not None and _num_values(node, {}) > MAX_VALUES:
+            return {}, [f"has more than {MAX_VALUES:,} values, those of its aliases (*name) counted each time: write "
+                        "fewer aliases"]  # fmt: skip
+        return None if node is None else loader.construct_document(node), loader.duplicates
+    finally:
+        loader.dispose()
+
+
+def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """The number of values in a node with its aliases written out; the size of each node is counted once."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        pairs = isinstance(node, yaml.MappingNode)
+        children = [child for pair in node.value for child in pair] if pairs else node.value
+        known[id(node)] = 1 + sum(_num_values(child, known) for child in children)
+    return known[id(node)]
 
 
 def looks_secret(key: str) -> bool:

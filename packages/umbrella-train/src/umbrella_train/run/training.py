@@ -18,7 +18,8 @@ from umbrella_model import checkpoint_parts
 from umbrella_model.parts import Part
 from umbrella_train.assembly.acceleration import compile_layers
 from umbrella_train.assembly.build import TrainingComponents, build_components
-from umbrella_train.assembly.sources import Sources, name_cohort_directory, prepare_sources
+from umbrella_train.assembly.conversation_check import check_conversations
+from umbrella_train.assembly.sources import MAX_ROWS_CHECKED, Sources, name_cohort_directory, prepare_sources
 from umbrella_train.assembly.trained_model import is_trained_model, warn_of_other_pipelines
 from umbrella_train.checkpoint.resume import find_checkpoint
 from umbrella_train.config import RunConfig, dump_config
@@ -137,6 +138,10 @@ def _log_start(config: RunConfig, components: TrainingComponents) -> None:
 def _build_trainer(
     config: RunConfig, arguments: TrainingArguments, components: TrainingComponents, sources: Sources
 ) -> UmbrellaTrainer:
+    datasets = [
+        components.dataset(source, config=config, augment=False) for source in (*sources.train, *sources.evaluation)
+    ]
+    check_conversations(datasets, max_rows=MAX_ROWS_CHECKED)
     recomputed = config.trainer.gradient_checkpointing
     if recomputed:
         # Not by the arguments: Hugging Face's trainer supports all layers or none.

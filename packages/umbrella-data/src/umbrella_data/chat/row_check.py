@@ -1,0 +1,67 @@
+"""Whether the rows of a manifest can be encoded with a tokenizer, and are asked as they are trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from umbrella_data.chat.encoder import ChatEncoder
+from umbrella_data.errors import ManifestError
+from umbrella_data.manifest.manifest import Manifest
+from umbrella_data.manifest.sample import Turn
+
+# Rows of each kind of answer whose prompts are compared; the others have the same layout.
+_PER_KIND = 3
+
+
+def encoding_problems(
+    manifest: Manifest, encoder: ChatEncoder, *, max_length: int | None = None, rows: Iterable[int] | None = None
+) -> Iterator[tuple[int, str]]:
+    """The line of each row that cannot be encoded, and why; no scan is opened.
+
+    The prompts of a few rows of each answer type are compared with the training text, see `prompt_problem`.
+
+    Args:
+        manifest: Rows that are invalid in themselves are passed over.
+        encoder: Tokenizer and numbers of image tokens.
+        max_length: Maximum number of positions of an example.
+        rows: Numbers of the rows to check; None checks all.
+    """
+    num_compared: Counter[tuple[str, ...]] = Counter()
+    for row in range(len(manifest)) if rows is None else rows:
+        try:
+            sample = manifest[row]
+        except ManifestError:
+            continue
+        where = f"line {manifest.line(row)}, subject {sample.subject}"
+        try:
+            encoder.encode(sample.messages, max_length=max_length)
+            kind = (sample.answer.type if sample.answer else "", *(turn.role for turn in sample.messages))
+            num_compared[kind] += 1
+            problem = prompt_problem(encoder, sample.messages) if num_compared[kind] <= _PER_KIND else None
+        except ValueError as error:
+            problem = str(error)
+        if problem is not None:
+            yield manifest.line(row), f"{where}: {problem}"
+
+
+def prompt_problem(encoder: ChatEncoder, turns: Sequence[Turn]) -> str | None:
+    """What differs between the prompts of a conversation's answers and its training text; None if nothing does.
+
+    Every answer that is learned is asked for with the first tokens of the training text, and its first label follows
+    them.
+
+    Raises:
+        ValueError: As `ChatEncoder.encode`.
+    """
+    trained = encoder.encode(turns)
+    ids, is_learned = trained.input_ids.tolist(), (trained.labels != -100).tolist()
+    starts = {place for place, learned in enumerate(is_learned) if learned and not (place and is_learned[place - 1])}
+    for number in (number for number, turn in enumerate(turns) if turn.role == "assistant"):
+        prompt = encoder.encode_prompt(turns[: number + 1]).input_ids.tolist()
+        if ids[: len(prompt)] == prompt:
+            starts.discard(len(prompt))
+    if not starts:
+        return None
+    return ("an answer is trained after other tokens than those that a prompt ends with, so that the model is never "
+            "asked as it was trained; use another chat template (tokenizer.chat_template)")  # fmt: skip
