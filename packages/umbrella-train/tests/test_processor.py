@@ -15,7 +15,7 @@ import torch
 from transformers import AutoProcessor
 
 from umbrella_data import ScanError, read_manifest
-from umbrella_data.manifest.sample import Sample
+from umbrella_data.manifest.sample import Sample, Scan
 from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_train import cli
 from umbrella_train.assembly.build import TrainingComponents, build_components
@@ -179,7 +179,7 @@ def test_predict_gives_the_models_answer_for_a_run_or_model_folder(
     sample: Sample,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    scans = [(scan.modality, scan.paths) for scan in sample.scans]
+    scans = sample.scans
     batch = processor(question_with_scans("Old or young?", scans))
     ids = components.model.eval().generate(**batch, max_new_tokens=5, do_sample=False)
     (expected,) = processor.decode_answers(ids, prompt_length=batch["input_ids"].shape[1])
@@ -203,7 +203,7 @@ def test_a_question_may_have_no_scan_or_several(run_folder: Path, cohort: DemoCo
     samples = read_manifest(cohort.test_manifest)
     series = next(samples[i] for i in range(len(samples)) if samples[i].modalities == ("rsfMRI",))
     (t1,), (bold,) = sample.scans[0].paths, series.scans[0].paths
-    for scans in ([], [("T1w", [t1]), ("bold", [bold]), ("T1", [t1])]):
+    for scans in ([], [Scan("T1w", (t1,)), Scan("bold", (bold,)), Scan("T1", (t1,))]):
         assert isinstance(predict(run_folder, question="?", scans=scans, max_new_tokens=2, device="cpu"), str)
 
 
@@ -212,9 +212,9 @@ def test_a_damaged_scan_and_an_unknown_modality_are_rejected(run_folder: Path, s
     cut = tmp_path / "cut.nii.gz"
     cut.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(ScanError):
-        predict(run_folder, question="?", scans=[("T1", [cut])], device="cpu")
+        predict(run_folder, question="?", scans=[Scan("T1", (cut,))], device="cpu")
     with pytest.raises(RunError, match=r"did you mean|unknown"):
-        predict(run_folder, question="?", scans=[("T11", [path])], device="cpu")
+        predict(run_folder, question="?", scans=[Scan("T11", (path,))], device="cpu")
 
 
 def test_a_folder_without_a_model_is_rejected(tmp_path: Path) -> None:
@@ -231,7 +231,9 @@ def test_the_command_prints_the_answer(
     path = sample.scans[0].paths[0]
     words = [str(run_folder), "--scan", f"T1={path}", "--question", "Old or young?", "--max-new-tokens", "3"]
     cli.predict_command([*words, "--use-cpu"])
-    expected = predict(run_folder, question="Old or young?", scans=[("T1", [path])], max_new_tokens=3, device="cpu")
+    expected = predict(
+        run_folder, question="Old or young?", scans=[Scan("T1", (path,))], max_new_tokens=3, device="cpu"
+    )
     assert capsys.readouterr().out.strip() == expected
     for scan, says in ((f"T1={tmp_path / 'no.nii'}", "there is no such file"), ("T1", "is not MODALITY=FILE")):
         with pytest.raises(SystemExit) as caught:
@@ -242,8 +244,8 @@ def test_the_command_prints_the_answer(
 
 def test_maps_are_split_at_commas_but_a_name_with_a_comma_is_kept(tmp_path: Path) -> None:
     (tmp_path / "a,b.nii").touch()
-    assert cli._read_scan(f"T1={tmp_path / 'a,b.nii'}") == ("T1", [tmp_path / "a,b.nii"])
-    assert cli._read_scan("dMRI=fa.nii,md.nii") == ("dMRI", [Path("fa.nii"), Path("md.nii")])
+    assert cli._read_scan(f"T1={tmp_path / 'a,b.nii'}") == Scan("T1", (tmp_path / "a,b.nii",))
+    assert cli._read_scan("dMRI=fa.nii,md.nii") == Scan("dMRI", (Path("fa.nii"), Path("md.nii")))
 
 
 def test_a_model_without_a_processor_is_rejected(run_folder: Path, tmp_path: Path) -> None:
@@ -251,3 +253,52 @@ def test_a_model_without_a_processor_is_rejected(run_folder: Path, tmp_path: Pat
     (tmp_path / "model" / "processor_config.json").unlink()
     with pytest.raises(RunError, match="has no processor"):
         predict(tmp_path / "model", scans=[], question="Is there one?")
+
+
+# ---- masks ----
+
+
+@pytest.fixture
+def masked_scan(sample: Sample, tmp_path: Path) -> Scan:
+    path = sample.scans[0].paths[0]
+    image = nib.load(path)
+    inside = np.zeros(image.shape[:3], dtype=np.uint8)
+    inside[2:-2, 2:-2, 2:-2] = 1
+    nib.save(nib.Nifti1Image(inside, image.affine), tmp_path / "mask.nii.gz")
+    return Scan("T1", (path,), mask=tmp_path / "mask.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("trained", "has_mask", "num_warnings"),
+    [({"T1": True}, True, 0), ({"T1": True}, False, 1), ({"T1": False}, True, 1), ({"T1": False}, False, 0),
+     ({}, True, 0), ({}, False, 0)],
+)  # fmt: skip
+def test_a_scan_with_a_mask_unlike_training_or_without_one_is_read_with_a_warning(
+    components: TrainingComponents, masked_scan: Scan, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    trained: dict[str, bool], has_mask: bool, num_warnings: int,
+) -> None:  # fmt: skip
+    components.processor(masked=trained).save_pretrained(tmp_path / "saved")
+    processor = AutoProcessor.from_pretrained(tmp_path / "saved")
+    assert processor.masked == trained
+    scan = masked_scan if has_mask else Scan("T1", masked_scan.paths)
+    volume = processor(question_with_scans("?", [scan]))["pixel_values"]["T1"][0]
+    expected = components.pipelines["T1"](scan.paths, generator=None, mask=scan.mask)
+    torch.testing.assert_close(volume, expected.float(), atol=5e-3, rtol=0)
+    assert len(caplog.records) == num_warnings
+
+
+def test_the_command_gives_a_mask_to_the_scan_before_it(
+    run_folder: Path, masked_scan: Scan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("umbrella_train.assembly.predict.predict", lambda *_, scans, **__: asked.extend(scans) or "x")
+    path, mask = masked_scan.paths[0], masked_scan.mask
+    scan = f"T1={path}"
+    cli.predict_command([str(run_folder), "--scan", scan, "--scan", scan, "--mask", str(mask), "--question", "?"])
+    assert asked == [Scan("T1", (path,)), Scan("T1", (path,), mask=mask)]
+    for words in (["--mask", str(mask), "--scan", scan], ["--scan", scan, "--mask", str(mask), "--mask", str(mask)],
+                  ["--scan", scan, "--mask", "nowhere.nii"]):  # fmt: skip
+        with pytest.raises(SystemExit) as caught:
+            cli.predict_command([str(run_folder), "--question", "?", *words])
+        assert caught.value.code == 2
+        assert "mask" in capsys.readouterr().err or "nowhere.nii" in words

@@ -123,3 +123,22 @@ def test_all_problems_of_a_row_are_reported(root, make_row):
 @pytest.mark.parametrize("row", [[], "text", None, 3])
 def test_row_that_is_not_an_object_is_rejected(root, row):
     assert type(row).__name__ in problems_of(row, root)
+
+
+@pytest.mark.parametrize(
+    ("turn", "item", "key"),
+    [({}, {"maskk": "m.nii"}, "maskk"), ({}, {"text": "a"}, "text"), ({"reasoning_content": "a"}, {}, "reasoning_content")],
+)  # fmt: skip
+def test_key_of_a_turn_or_an_item_that_is_not_read_is_a_problem(root, make_row, turn, item, key):
+    row = make_row("a", "T1")
+    row["messages"][0]["content"][0] |= item
+    row["messages"][1] |= turn
+    problem = problems_of(row, root)
+    assert repr(key) in problem
+    assert "\n" not in problem
+
+
+def test_keys_of_an_item_that_are_null_are_passed_over(root, make_row):
+    row = make_row("a", "T1")
+    row["messages"][0]["content"][0] |= {"text": None, "mask": None, "other": None}
+    assert problems_of(row, root) == ""

@@ -9,9 +9,12 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from umbrella_data.errors import UmbrellaDataError, did_you_mean
+from umbrella_data.manifest.sample import Scan
 from umbrella_train.config import RunConfig, load_config
 from umbrella_train.config.overrides import describe_keys
 from umbrella_train.errors import RunError, RunStoppedError
@@ -126,13 +129,16 @@ def predict_command(arguments: Sequence[str] | None = None) -> None:
         metavar="MODALITY=FILE",
         help="a scan; can be repeated, in reading order. Precomputed maps: MODALITY=FILE,FILE",
     )
+    parser.add_argument(
+        "--mask", type=Path, action=_MaskOfLastScan, metavar="FILE", help="brain mask of the --scan before it"
+    )
     parser.add_argument("--question", required=True, help="the question")
     parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="longest answer in tokens")
     parser.add_argument("--use-cpu", action="store_true", help="use the CPU even if there is a GPU")
     options = parser.parse_args(arguments)
 
-    for _, paths in options.scan:
-        for path in paths:
+    for scan in options.scan:
+        for path in (*scan.paths, *([] if scan.mask is None else [scan.mask])):
             if not path.exists():
                 raise FileNotFoundError(f"{path}: there is no such file")
     from umbrella_train.assembly.predict import predict  # late: imports torch
@@ -147,12 +153,22 @@ def predict_command(arguments: Sequence[str] | None = None) -> None:
     print(answer)
 
 
-def _read_scan(text: str) -> tuple[str, list[Path]]:
+def _read_scan(text: str) -> Scan:
     modality, _, files = text.partition("=")
     if not modality or not files:
         raise argparse.ArgumentTypeError(f"{text!r} is not MODALITY=FILE, as in T1=scan.nii.gz")
     # A comma can also be part of a file name.
-    return modality, [Path(files)] if Path(files).exists() else [Path(name) for name in files.split(",")]
+    paths = [Path(files)] if Path(files).exists() else [Path(name) for name in files.split(",")]
+    return Scan(modality, tuple(paths))
+
+
+class _MaskOfLastScan(argparse.Action):
+    """Gives the last scan a mask."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        if not namespace.scan or namespace.scan[-1].mask is not None:
+            parser.error("--mask follows the --scan that it belongs to")
+        namespace.scan[-1] = replace(namespace.scan[-1], mask=values)
 
 
 @_errors_as_messages()

@@ -8,6 +8,7 @@ Importing this module registers it with Hugging Face's `AutoProcessor`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from umbrella_model import UmbrellaConfig, UmbrellaForConditionalGeneration
 from umbrella_train.end_of_turn import EndOfTurn, find_end_of_turn
 
 Message = Mapping[str, Any]
+logger = logging.getLogger(__name__)
 
 
 class UmbrellaProcessor(ProcessorMixin):
@@ -36,6 +38,8 @@ class UmbrellaProcessor(ProcessorMixin):
         modality_order: The modalities by tag.
         num_image_tokens: Positions that a scan of each modality takes.
         pipelines: Fields of each modality's `umbrella_data.pipeline.config.PipelineConfig`.
+        masked: By modality, whether the scans of the training data had a brain mask; a modality is absent if some had
+            one and others had none. A scan that differs is read, with a warning.
         chat_template: Kept by Hugging Face next to the tokenizer's; not used.
     """
 
@@ -46,6 +50,7 @@ class UmbrellaProcessor(ProcessorMixin):
         modality_order: Sequence[str],
         num_image_tokens: Mapping[str, int],
         pipelines: Mapping[str, Mapping[str, Any]],
+        masked: Mapping[str, bool] | None = None,
         chat_template: str | None = None,
     ) -> None:
         super().__init__(tokenizer, chat_template=chat_template)
@@ -54,6 +59,7 @@ class UmbrellaProcessor(ProcessorMixin):
         self.modality_order = list(modality_order)
         self.num_image_tokens = dict(num_image_tokens)
         self.pipelines = {name: dict(settings) for name, settings in pipelines.items()}
+        self.masked = dict(masked or {})
 
     @classmethod
     def from_parts(
@@ -61,8 +67,10 @@ class UmbrellaProcessor(ProcessorMixin):
         tokenizer: PreTrainedTokenizerBase,
         model: UmbrellaForConditionalGeneration,
         pipelines: Mapping[str, Pipeline],
+        *,
+        masked: Mapping[str, bool] | None = None,
     ) -> UmbrellaProcessor:
-        """The processor of a model that was trained with these pipelines."""
+        """The processor of a model that was trained with these pipelines, and these scans with or without masks."""
         return cls(
             tokenizer,
             image_token_id=model.config.image_token_id,
@@ -73,6 +81,7 @@ class UmbrellaProcessor(ProcessorMixin):
                 name: pipeline.config.model_dump(mode="json", exclude={"augment"})
                 for name, pipeline in pipelines.items()
             },
+            masked=masked,
         )
 
     def __call__(self, conversations: Sequence[Message] | Sequence[Sequence[Message]]) -> dict[str, Any]:
@@ -139,19 +148,45 @@ class UmbrellaProcessor(ProcessorMixin):
         return Example(input_ids=encoded.input_ids, labels=encoded.labels, scans=scans, index=index)
 
     def _load(self, scan: Scan) -> Tensor:
+        if problem := other_mask(scan.modality, trained=self.masked, is_masked=scan.mask is not None):
+            logger.warning("%s", problem)
         config = PipelineConfig.model_validate(self.pipelines[scan.modality])
         return Pipeline(config, modality=scan.modality)(scan.paths, generator=None, mask=scan.mask)
 
 
-def question_with_scans(question: str, scans: Sequence[tuple[str, Sequence[Path]]]) -> list[Message]:
+def other_mask(modality: str, *, trained: Mapping[str, bool], is_masked: bool) -> str | None:
+    """A warning about a scan that has a brain mask, or none, unlike the scans of training; None if it is alike.
+
+    Args:
+        modality: Of the scan.
+        trained: `masked` of the processor.
+        is_masked: Whether the scan has a mask.
+    """
+    if trained.get(modality, is_masked) == is_masked:
+        return None
+    if is_masked:
+        return f"{modality}: the model was trained on scans without a brain mask, and is asked about one with a mask"
+    return (
+        f"{modality}: the model was trained on scans with a brain mask, and is asked about a whole one; give its mask "
+        "(mask in a manifest, --mask of umbrella-predict)"
+    )
+
+
+def question_with_scans(question: str, scans: Sequence[Scan]) -> list[Message]:
     """One user turn: the scans in their order, then the question.
 
     Args:
         question: Text of the question.
-        scans: Modality and files of each scan.
+        scans: The scans; the paths may be relative to the current folder.
     """
     images = [
-        {"type": "image", "modality": modality, "path": [str(path) for path in paths]} for modality, paths in scans
+        {
+            "type": "image",
+            "modality": scan.modality,
+            "path": [str(path) for path in scan.paths],
+            "mask": None if scan.mask is None else str(scan.mask),
+        }
+        for scan in scans
     ]
     return [{"role": "user", "content": [*images, {"type": "text", "text": question}]}]
 

@@ -22,6 +22,8 @@ rows whose answer contradicts the scored value, subjects in more than one manife
 and scans with the same content under several names. The exit code is 1 if anything is wrong. Warnings, such as
 forms_disagree, are about usable scans with an inconsistent header (also of a brain mask) or sidecar; they do not change
 the exit code. The terminal shows the first 5 scans of each code, check.json the first 1,000, sorted by path.
+With --tokenizer, rows are reported that training with this tokenizer could not encode: a turn that its chat template
+rejects, a text with one of its special tokens, or a prompt that differs from the training text.
 With --index-dir, it also builds an index of each long .nii.gz series, with which training runs read windows faster.
 The terminal names files and subjects; check.json has hashes of the names unless --names is given.
 `umbrella-data whois HASH --in OUT` prints the name."""
@@ -39,11 +41,17 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         type=Path,
         help="also build an index of each long .nii.gz series here, for data.index_dir of a training run",
     )
+    command.add_argument(
+        "--tokenizer",
+        metavar="NAME",
+        help="also encode every row with this tokenizer and its chat template, a folder or a name on the hub",
+    )
     command.add_argument("--one-split", action="store_true", help="a subject may be in several of the manifests")
 
 
 def run(options: argparse.Namespace) -> int:
     """Check, print a table, and write the report."""
+    from umbrella_data.chat.load import load_encoder
     from umbrella_data.files.atomic import write_atomically
     from umbrella_data.jobs.check import check_manifests, report_rows
 
@@ -58,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
         may_share_subjects=options.one_split,
         modalities=options.modality,
         index_folder=options.index_dir,
+        encoder=None if options.tokenizer is None else load_encoder(options.tokenizer),
         progress=lambda items, total, label: show(items, total, label, "scan" if "scans" in label else "row"),
     )
     if name is not None:

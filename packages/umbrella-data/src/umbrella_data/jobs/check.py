@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umbrella_data.chat.row_check import encoding_problems
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.files.parallel import map_unordered
 from umbrella_data.jobs.copies import find_copies
@@ -22,6 +23,7 @@ from umbrella_data.scan.verify import verify_scan
 from umbrella_data.scan.warnings import WarningList
 
 if TYPE_CHECKING:
+    from umbrella_data.chat.encoder import ChatEncoder
     from umbrella_data.scan.header import ScanWarning
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -104,6 +106,7 @@ def check_manifests(
     may_share_subjects: bool = False,
     modalities: Collection[str] | None = None,
     index_folder: Path | None = None,
+    encoder: ChatEncoder | None = None,
     progress: Progress = _NO_PROGRESS,
 ) -> CheckReport:
     """Read every row of every manifest, then every scan once.
@@ -114,6 +117,7 @@ def check_manifests(
         may_share_subjects: Whether the manifests belong to one split, so that a subject may be in several.
         modalities: Names or aliases; rows with scans of other modalities are skipped. None skips no row.
         index_folder: Where to build indexes of long `.nii.gz` series; None builds none.
+        encoder: Encodes every row, as training does; None encodes none.
         progress: Wraps an iterable; called with it, its length and a label.
 
     Raises:
@@ -129,6 +133,8 @@ def check_manifests(
     places: dict[Scan, dict[Path, str]] = defaultdict(dict)
     for manifest, found in zip(manifests, report.manifests, strict=True):
         _check_rows(manifest, found, places, progress, modalities=wanted)
+        if encoder is not None:
+            found.problems = sorted([*found.problems, *encoding_problems(manifest, encoder)])
     check_dipy(scan.paths[0] for scan in places if needs_fit(scan.paths, scan.modality))
     if not may_share_subjects:
         report.shared_subjects = _shared_subjects(report.manifests)

@@ -66,9 +66,13 @@ class TrainingComponents:
             padding_side=padding_side,
         )
 
-    def processor(self) -> UmbrellaProcessor:
-        """The processor that is saved with the weights: tokenizer, pipelines and the table of modalities."""
-        return UmbrellaProcessor.from_parts(self.tokenizer, self.model, self.pipelines)
+    def processor(self, *, masked: Mapping[str, bool] | None = None) -> UmbrellaProcessor:
+        """The processor that is saved with the weights: tokenizer, pipelines and the table of modalities.
+
+        Args:
+            masked: What `masked_modalities` returned for the training data.
+        """
+        return UmbrellaProcessor.from_parts(self.tokenizer, self.model, self.pipelines, masked=masked)
 
     def dataset(self, source: DatasetConfig, *, config: RunConfig, augment: bool) -> ConversationDataset:
         """The examples of one manifest.

@@ -37,7 +37,7 @@ def check_conversations(datasets: Sequence[ConversationDataset], *, max_rows: in
 
 def _problems(dataset: ConversationDataset, max_rows: int) -> list[str]:
     num_rows = len(dataset)
-    rows: Iterable[int] = range(0, num_rows, 1 if num_rows <= max_rows else num_rows // _SOME_ROWS)
+    rows: Iterable[int] = range(0, num_rows, 1 if num_rows <= max_rows else -(-num_rows // _SOME_ROWS))
     found = [
         f"{dataset.manifest.path}, {problem}" for _, problem in islice(dataset.encoding_problems(rows), _MAX_NAMED)
     ]

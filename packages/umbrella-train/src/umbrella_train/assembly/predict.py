@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import umbrella_model  # noqa: F401  (registers the model with the Auto classes)
+from umbrella_data.manifest.sample import Scan
 from umbrella_data.modality import find_modality
 from umbrella_train.assembly.load_errors import TRAINED_MODEL, loading
 from umbrella_train.errors import RunError
@@ -20,7 +22,7 @@ def predict(
     folder: Path,
     *,
     question: str,
-    scans: Sequence[tuple[str, Sequence[Path]]] = (),
+    scans: Sequence[Scan] = (),
     max_new_tokens: int = 32,
     device: torch.device | str | None = None,
 ) -> str:
@@ -29,7 +31,7 @@ def predict(
     Args:
         folder: A run's folder, its `model/`, a checkpoint, or any folder with a model and its processor.
         question: The text.
-        scans: Modality (or an alias of it) and files of each scan, in reading order.
+        scans: In reading order; a modality may be an alias.
         max_new_tokens: Longest answer in tokens.
         device: Device to use; None takes the GPU if there is one.
 
@@ -44,7 +46,7 @@ def predict(
         processor = AutoProcessor.from_pretrained(model_folder) if has_processor else None
     if not isinstance(processor, UmbrellaProcessor):
         raise RunError(f"{model_folder}: has no processor of this package; train the model with umbrella-train")
-    named = [(_known_modality(name, processor), paths) for name, paths in scans]
+    named = [replace(scan, modality=_known_modality(scan.modality, processor)) for scan in scans]
     batch = processor(question_with_scans(question, named))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with loading("weights", key="model", source=model_folder, right=TRAINED_MODEL):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +15,8 @@ from umbrella_model import LoraSettings, PatchEmbedConfig, UmbrellaConfig, Umbre
 from umbrella_model.key_checks import check_loaded_keys
 from umbrella_model.lora import has_lora
 from umbrella_model.parts import PARTS
+from umbrella_train.assembly.masks import warn_of_other_masks
+from umbrella_train.config import DatasetConfig
 from umbrella_train.config.model import LearnConfig, ModelConfig
 from umbrella_train.errors import RunError
 from umbrella_train.processor import UmbrellaProcessor
@@ -88,13 +90,23 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *, source: str) -> None:
         )
 
 
-def warn_of_other_pipelines(source: str, pipelines: Mapping[str, Pipeline]) -> None:
-    """Warns when preprocessing differs from the checkpoint's."""
+def warn_of_other_pipelines(
+    source: str, pipelines: Mapping[str, Pipeline], *, sources: Sequence[DatasetConfig]
+) -> None:
+    """Warns when preprocessing, or brain masks, differ from those that a checkpoint was trained with.
+
+    Args:
+        source: The checkpoint.
+        pipelines: Of this run.
+        sources: Manifests that this run trains on.
+    """
     try:
-        trained_on = UmbrellaProcessor.from_pretrained(source).pipelines
+        processor = UmbrellaProcessor.from_pretrained(source)
     except (OSError, ValueError):
         logger.warning("%s: has no processor with the preprocessing that it was trained with", source)
         return
+    warn_of_other_masks(sources, trained=processor.masked)
+    trained_on = processor.pipelines
     for name, pipeline in pipelines.items():
         before: Mapping[str, Any] = trained_on.get(name, {})
         now = pipeline.config.model_dump(mode="json", exclude={"augment"})

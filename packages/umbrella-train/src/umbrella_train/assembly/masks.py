@@ -1,0 +1,43 @@
+"""Whether scans have brain masks: a model is asked as it was trained."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from umbrella_data import read_manifest
+from umbrella_train.config import DatasetConfig
+from umbrella_train.processor import other_mask
+
+logger = logging.getLogger(__name__)
+
+# Rows of each manifest that are looked at, evenly spread.
+_MAX_ROWS = 1_000
+
+
+def masked_modalities(sources: Sequence[DatasetConfig]) -> dict[str, bool]:
+    """By modality, whether its scans have brain masks; a modality is absent if some have one and others have none.
+
+    Args:
+        sources: Manifests with valid rows; of each, a thousand rows are looked at, and no scan is opened.
+    """
+    found: dict[str, set[bool]] = defaultdict(set)
+    for source in sources:
+        manifest = read_manifest(source.manifest, data_root=source.data_root)
+        for row in range(0, len(manifest), -(-len(manifest) // _MAX_ROWS)):
+            for scan in manifest[row].scans:
+                found[scan.modality].add(scan.mask is not None)
+    return {modality: values.pop() for modality, values in found.items() if len(values) == 1}
+
+
+def warn_of_other_masks(sources: Sequence[DatasetConfig], *, trained: Mapping[str, bool]) -> None:
+    """Warns of modalities whose scans have masks here and had none in training, or the other way round.
+
+    Args:
+        sources: Manifests to ask about.
+        trained: What `masked_modalities` returned for the training data.
+    """
+    for modality, is_masked in masked_modalities(sources).items():
+        if problem := other_mask(modality, trained=trained, is_masked=is_masked):
+            logger.warning("%s", problem)
