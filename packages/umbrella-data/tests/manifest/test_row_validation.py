@@ -127,7 +127,7 @@ def test_row_that_is_not_an_object_is_rejected(root, row):
 
 @pytest.mark.parametrize(
     ("turn", "item", "key"),
-    [({}, {"maskk": "m.nii"}, "maskk"), ({}, {"text": "a"}, "text"), ({"reasoning_content": "a"}, {}, "reasoning_content")],
+    [({}, {"maskk": "m"}, "maskk"), ({}, {"text": "a"}, "text"), ({"reasoning_content": "a"}, {}, "reasoning_content")],
 )  # fmt: skip
 def test_key_of_a_turn_or_an_item_that_is_not_read_is_a_problem(root, make_row, turn, item, key):
     row = make_row("a", "T1")
