@@ -21,11 +21,12 @@ SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "n
 def make_rows() -> list[dict[str, Any]]:
     """Eight questions: numbers of one to three digits, and words; the last rows have an earlier exchange."""
     rows = []
+    subjects = ["the brain", "the left one", "this person", "it", "yes", "no", "the answer", "the user"]
     answers = ["4", "41", "7", "118", "female", "male", "male", "female"]
     for number, word in enumerate(answers):
         is_choice = word.isalpha()
         scored = {"type": "choice", "options": ["female", "male"]} if is_choice else {"type": "number", "unit": "years"}
-        turns = [("user", f"{'Which' if is_choice else 'How old'} is {'abcdefgh'[number]}?"), ("assistant", word)]
+        turns = [("user", f"{'Which' if is_choice else 'How old'} is {subjects[number]}?"), ("assistant", word)]
         earlier = [("user", "Is it a brain?"), ("assistant", "yes")] if number in (3, 7) else []
         rows.append({
             "id": f"r{number}",
@@ -58,7 +59,7 @@ def test_answers_are_learned_and_given(tmp_path: Path, name: str, kind: str) -> 
             "allow_overlap": True,
         },
         "trainer": {
-            "max_steps": 80,
+            "max_steps": 100,
             "per_device_train_batch_size": 8,
             "learning_rate": 0.01,
             "lr_scheduler_type": "linear",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
+from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_train.assembly.build import TrainingComponents, build_components
 from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer
 from umbrella_train.assembly.conversation_check import check_conversations, check_vocabulary
-from umbrella_train.config import DatasetConfig, RunConfig
+from umbrella_train.config import DatasetConfig, RunConfig, load_config
 from umbrella_train.errors import RunError
 
 CHATML = (
@@ -126,3 +129,25 @@ def test_an_image_token_outside_of_the_vocabulary_or_an_ordinary_one_is_rejected
     components.model.config.image_token_id = token_id
     with pytest.raises(RunError, match=rf"id {token_id}\b"):
         check_vocabulary(build_byte_tokenizer(), components.model, source="a")
+
+
+def test_a_template_that_writes_the_date_needs_a_fixed_one_which_is_saved(
+    config: RunConfig, cohort: DemoCohort, tmp_path: Path
+) -> None:
+    tokenizer = build_byte_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
+    tokenizer.save_pretrained(tmp_path / "dated")
+    source = DatasetConfig(manifest=cohort.test_manifest)
+    dated = config.model_copy(update={"model": config.model.model_copy(update={"tokenizer": str(tmp_path / "dated")})})
+    with pytest.raises(RunError, match=r"model\.template_date"):
+        build_components(dated).dataset(source, config=dated, augment=False)
+
+    section = dated.model.model_copy(update={"template_date": datetime.date(2025, 1, 31)})
+    fixed = dated.model_copy(update={"model": section})
+    components = build_components(fixed)
+    components.dataset(source, config=fixed, augment=False)
+    components.processor().save_pretrained(tmp_path / "saved")
+    saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    text = saved.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+    assert text.startswith("31 Jan 2025\n")
+    assert load_config(None, ["--model.template-date", "2025-01-31"]).model.template_date == section.template_date

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollator, read_manifest
 from umbrella_data.cache.store import VolumeCache
+from umbrella_data.chat.template import pin_date
 from umbrella_data.dataset.bad_scans import BadScanList
 from umbrella_data.modality import find_modality
 from umbrella_data.pipeline.pipeline import Pipeline
@@ -160,9 +161,12 @@ def build_components(config: RunConfig, *, weights: Path | None = None) -> Train
 def _load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     section = config.model
     if section.tokenizer is not None:
-        return load_tokenizer(section.tokenizer, key="model.tokenizer")
-    # A LLaVA checkpoint brings its own tokenizer.
-    return load_tokenizer(section.pretrained, key="model.pretrained", right=f"{LLAVA} {ITS_TOKENIZER}")
+        tokenizer = load_tokenizer(section.tokenizer, key="model.tokenizer")
+    else:  # a LLaVA checkpoint brings its own
+        tokenizer = load_tokenizer(section.pretrained, key="model.pretrained", right=f"{LLAVA} {ITS_TOKENIZER}")
+    if section.template_date is not None and isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = pin_date(tokenizer.chat_template, section.template_date)
+    return tokenizer
 
 
 def _patch_embeds(config: RunConfig) -> dict[str, PatchEmbedConfig]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -127,6 +128,8 @@ class ModelConfig(Section):
     """A LLaVA checkpoint, or the model of an earlier run (RUN/model): a folder, or a name on the hub."""
     tokenizer: Source | None = None
     """A tokenizer: a folder, or a name on the hub. Without one: the checkpoint's own, or else a byte-level one."""
+    template_date: datetime.date | None = None
+    """The date for a chat template that writes today's, as in 2025-01-31: training and questions need the same one."""
     vision_config: dict[str, Any] | None = None
     """Hugging Face config of the vision encoder, with its model_type, for random weights."""
     text_config: dict[str, Any] | None = None
