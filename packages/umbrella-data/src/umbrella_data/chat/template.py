@@ -97,8 +97,8 @@ class ChatTemplate:
                                  f"({error}); change such turns, or use another template") from error  # fmt: skip
             if layout is not None and self._writes_date(shape):
                 raise ValueError("the tokenizer's chat template writes today's date (strftime_now), so that a model "
-                                 "would be asked another text than it was trained on; write a fixed date "
-                                 "into it: model.template_date of a run, or umbrella_data.chat.template.pin_date")  # fmt: skip
+                                 "would be asked another text than it was trained on; write a fixed date into "
+                                 "it (model.template_date of a run, umbrella_data.chat.template.pin_date)")  # fmt: skip
             if layout is None:
                 raise ValueError(f"the tokenizer's chat template drops, repeats or moves a part of a conversation of "
                                  f"the turns {_roles(shape)}; use a template that keeps all")  # fmt: skip
