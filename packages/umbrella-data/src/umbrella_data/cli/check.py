@@ -22,6 +22,8 @@ rows whose answer contradicts the scored value, subjects in more than one manife
 and scans with the same content under several names. The exit code is 1 if anything is wrong. Warnings, such as
 forms_disagree, are about usable scans with an inconsistent header (also of a brain mask) or sidecar; they do not change
 the exit code. The terminal shows the first 5 scans of each code, check.json the first 1,000, sorted by path.
+DWIs are listed by their shells: volumes of each b-value, and those left out of the tensor fit, which is on b0 and the
+shells up to --max-b. Give the max_b and b0_threshold of the run (data.pipelines.dMRI).
 With --index-dir, it also builds an index of each long .nii.gz series, with which training runs read windows faster.
 The terminal names files and subjects; check.json has hashes of the names unless --names is given.
 `umbrella-data whois HASH --in OUT` prints the name."""
@@ -38,6 +40,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--index-dir",
         type=Path,
         help="also build an index of each long .nii.gz series here, for data.index_dir of a training run",
+    )
+    command.add_argument(
+        "--max-b", type=float, default=1500.0, help="largest b-value that a tensor is fitted on, in s/mm2 (1500)"
+    )
+    command.add_argument(
+        "--b0-threshold", type=float, default=50.0, help="largest b-value of a b0 volume, in s/mm2 (50)"
     )
     command.add_argument("--one-split", action="store_true", help="a subject may be in several of the manifests")
 
@@ -58,6 +66,8 @@ def run(options: argparse.Namespace) -> int:
         may_share_subjects=options.one_split,
         modalities=options.modality,
         index_folder=options.index_dir,
+        max_b=options.max_b,
+        b0_threshold=options.b0_threshold,
         progress=lambda items, total, label: show(items, total, label, "scan" if "scans" in label else "row"),
     )
     if name is not None:
@@ -94,6 +104,7 @@ def _print_report(report: CheckReport) -> None:
     by_reason = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     _print_list(f"unusable scans ({by_reason})", [str(bad.error) for bad in report.bad_files])
     print_warnings(report.warnings)
+    _print_protocols(report)
     _print_list(
         "subjects in more than one manifest",
         [f"{subject}: {', '.join(map(str, paths))}" for subject, paths in report.shared_subjects.items()],
@@ -106,6 +117,14 @@ def _print_report(report: CheckReport) -> None:
         "scans with the same content under several names", [", ".join(map(str, each)) for each in report.copies]
     )
     print(f"{report.num_files:,} scans read: " + ("all is well" if report.is_good else "not all is well"))
+
+
+def _print_protocols(report: CheckReport) -> None:
+    """A table of the shells of DWIs."""
+    lines = [f"{count:>8,}  {', '.join(map(str, shells))}" for shells, count in report.diffusion_protocols]
+    if lines:
+        print(f"\ndiffusion protocols: {len(lines):,}\n     scans  b (s/mm2) x volumes")
+    print_list(lines, rest="--out FOLDER writes all")
 
 
 def _print_row(name: str, cells: Sequence[str], widths: Sequence[int]) -> None:

@@ -47,7 +47,7 @@ class Shell:
     is_fitted: bool
 
     def __str__(self) -> str:
-        return f"{self.b:,} x {self.num_volumes}" + ("" if self.is_fitted else " (left out)")
+        return f"{self.b} x {self.num_volumes}" + ("" if self.is_fitted else " (left out)")
 
 
 @dataclass(frozen=True, kw_only=True)
