@@ -336,4 +336,6 @@ def test_check_lists_the_shells_of_dwis_and_what_is_left_out(nifti, make_row, wr
     assert [(0, 1), (40, 8), (1000, 8)] in shells
     assert all(shell.is_fitted for shells, _ in report.diffusion_protocols for shell in shells)
     assert not report.warnings.counts
-    assert main(["check", *paths, "--max-b", "40"]) == 2
+    capsys.readouterr()
+    assert main(["check", *paths, "--max-b", "40"]) == 1
+    assert "b0_threshold" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from umbrella_model import checkpoint_parts
 from umbrella_model.parts import Part
 from umbrella_train.assembly.acceleration import compile_layers
 from umbrella_train.assembly.build import TrainingComponents, build_components
-from umbrella_train.assembly.sources import Sources, name_cohort_directory, prepare_sources
+from umbrella_train.assembly.sources import Sources, name_cohort_directory, prepare_sources, warn_of_repeated_fits
 from umbrella_train.assembly.trained_model import is_trained_model, warn_of_other_pipelines
 from umbrella_train.checkpoint.resume import find_checkpoint
 from umbrella_train.config import RunConfig, dump_config
@@ -71,7 +71,7 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
     arguments.output_dir = str(folder.path)
     components.list_bad_scans_in(folder.path)
     if trainer.is_world_process_zero():
-        _log_start(config, components)
+        _log_start(config, components, sources)
         if checkpoint is not None:
             logger.info("resuming from %s", checkpoint)
     if sources.overlap and trainer.is_world_process_zero():
@@ -115,16 +115,17 @@ def _dry_run(config: RunConfig, scratch: Path) -> None:
     components.list_bad_scans_in(scratch)
     trainer.add_callback(StepCosts())
     if trainer.is_world_process_zero():
-        _log_start(config, components)
+        _log_start(config, components, sources)
     trainer.train()
 
 
-def _log_start(config: RunConfig, components: TrainingComponents) -> None:
-    """Logs the table of parameters and tokens, and warns of changed preprocessing and of untrained random weights."""
+def _log_start(config: RunConfig, components: TrainingComponents, sources: Sources) -> None:
+    """Logs the table of parameters and tokens, and warns of what is probably not intended."""
     logger.info(describe_model(components.model))
     source = config.model.pretrained
     if source is not None and is_trained_model(source):
         warn_of_other_pipelines(source, components.pipelines)
+    warn_of_repeated_fits(sources, config=config)
     fixed = config.model.random_and_fixed
     if fixed:
         logger.warning(
