@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from umbrella_data.cli.arguments import add_manifests, add_modalities, add_workers, read_manifests
+from umbrella_data.cli.arguments import add_b_limits, add_manifests, add_modalities, add_workers, read_manifests
 from umbrella_data.cli.output import choose_names, print_list, print_lost_root, print_warnings, show
 
 if TYPE_CHECKING:
@@ -34,18 +34,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_manifests(command)
     add_modalities(command)
     add_workers(command)
+    add_b_limits(command)
     command.add_argument("--out", type=Path, help="folder for check.json")
     command.add_argument("--names", action="store_true", help="write names in plain text into check.json")
     command.add_argument(
         "--index-dir",
         type=Path,
         help="also build an index of each long .nii.gz series here, for data.index_dir of a training run",
-    )
-    command.add_argument(
-        "--max-b", type=float, default=1500.0, help="largest b-value that a tensor is fitted on, in s/mm2 (1500)"
-    )
-    command.add_argument(
-        "--b0-threshold", type=float, default=50.0, help="largest b-value of a b0 volume, in s/mm2 (50)"
     )
     command.add_argument("--one-split", action="store_true", help="a subject may be in several of the manifests")
 

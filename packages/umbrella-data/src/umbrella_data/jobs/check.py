@@ -17,7 +17,7 @@ from umbrella_data.manifest.manifest import Manifest
 from umbrella_data.manifest.sample import Scan
 from umbrella_data.modality import find_modality
 from umbrella_data.scan.diffusion import check_dipy, needs_fit
-from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B, Shell
+from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B, Shell, check_b_limits
 from umbrella_data.scan.gzip_index import check_indexed_gzip
 from umbrella_data.scan.verify import VerifiedScan, verify_scan
 from umbrella_data.scan.warnings import WarningList
@@ -133,8 +133,7 @@ def check_manifests(
     """
     if index_folder is not None:
         check_indexed_gzip()
-    if not 0 <= b0_threshold < max_b:
-        raise ValueError(f"b0_threshold is {b0_threshold:g}: it must be at least 0, and below max_b ({max_b:g})")
+    check_b_limits(max_b=max_b, b0_threshold=b0_threshold)
     wanted = None if modalities is None else {find_modality(name).name for name in modalities}
     report = CheckReport([ManifestCheck(manifest.path, len(manifest)) for manifest in manifests])
     places: dict[Scan, dict[Path, str]] = defaultdict(dict)

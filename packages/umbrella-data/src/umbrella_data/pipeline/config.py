@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_ACCEPTED_B, MAX_B
+from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_ACCEPTED_B, MAX_B, check_b_limits
 
 Interpolation = Literal["trilinear", "area"]
 """How the field of view is resized.
@@ -81,8 +81,7 @@ class PipelineSettings(BaseModel):
 
     @model_validator(mode="after")
     def _has_weighted_volumes(self) -> PipelineSettings:
-        if self.b0_threshold >= self.max_b:
-            raise ValueError(f"b0_threshold: {self.b0_threshold:g} must be below max_b ({self.max_b:g})")
+        check_b_limits(max_b=self.max_b, b0_threshold=self.b0_threshold)
         return self
 
 

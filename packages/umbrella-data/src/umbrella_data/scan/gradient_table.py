@@ -101,6 +101,16 @@ class Gradients:
         return np.asarray(directions / np.where(lengths > 0, lengths, 1.0))
 
 
+def check_b_limits(*, max_b: float, b0_threshold: float) -> None:
+    """Check the two settings of a fit, in s/mm2.
+
+    Raises:
+        ValueError: If `b0_threshold` is negative or not below `max_b`.
+    """
+    if not 0 <= b0_threshold < max_b:
+        raise ValueError(f"b0_threshold is {b0_threshold:g}: it must be at least 0, and below max_b ({max_b:g})")
+
+
 def select_shells(b_values: np.ndarray, *, max_b: float = MAX_B, b0_threshold: float = B0_THRESHOLD) -> ShellSelection:
     """Group volumes into shells, and select b0 and the shells up to `max_b`, or the lowest shell if all are above it.
 
@@ -142,13 +152,13 @@ def gradient_files(path: str | PathLike[str]) -> tuple[Path, Path]:
     return sibling_file(dwi, ".bval"), sibling_file(dwi, ".bvec")
 
 
-def count_b0(path: str | PathLike[str]) -> int:
+def count_b0(path: str | PathLike[str], *, b0_threshold: float = B0_THRESHOLD) -> int:
     """Number of b0 volumes of a DWI, from its bval file.
 
     Raises:
         ScanError: If the bval file is missing or wrong.
     """
-    return read_shells(path)[0].num_volumes
+    return read_shells(path, b0_threshold=b0_threshold)[0].num_volumes
 
 
 def read_shells(

@@ -22,7 +22,7 @@ class VerifiedScan:
 
     Attributes:
         num_frames: Frames of a series, None for a volume.
-        num_b0: Number of b0 volumes (b up to 50 s/mm2) of a diffusion series, None for any other scan.
+        num_b0: Number of b0 volumes of a diffusion series, None for any other scan.
         shells: The b0 volumes and the shells of a diffusion series, and which of them are fitted.
         warnings: What is valid but suspicious in the header of each of its files, the mask included; warnings about
             the sidecar belong to the first file. A file without warnings is left out.
@@ -69,7 +69,7 @@ def verify_scan(
         if spec.num_channels == 1 or len(paths) > 1:
             return VerifiedScan(warnings=warnings)
         shells = read_shells(paths[0], max_b=max_b, b0_threshold=b0_threshold)
-        return VerifiedScan(num_b0=count_b0(paths[0]), shells=shells, warnings=warnings)
+        return VerifiedScan(num_b0=count_b0(paths[0], b0_threshold=b0_threshold), shells=shells, warnings=warnings)
     header = read_shape(paths[0])
     num_frames = header.shape[3] if len(header.shape) == 4 else 1
     if num_frames < min_frames:
