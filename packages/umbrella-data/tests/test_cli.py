@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
+import numpy as np
 import pytest
 
 from umbrella_data.cli import main
 from umbrella_data.manifest.manifest import read_manifest
+from umbrella_data.scan.gradient_table import gradient_files
 from umbrella_data.scan.header import ScanWarning
 
 
@@ -198,3 +200,33 @@ def test_check_writes_its_report_before_it_prints(
     with pytest.raises(TypeError):
         main(["check", str(write_manifest([make_row("a", "T1")])), "--out", str(tmp_path / "out")])
     assert (tmp_path / "out/check.json").is_file()
+
+
+def test_from_bids_reads_dwis_with_the_given_limits_of_b(nifti, tmp_path, capsys):
+    pytest.importorskip("dipy", reason="fitting tensors is an extra")
+    directions = np.random.default_rng(0).normal(size=(3, 8))
+    b = np.array([60.0, *[1000] * 8])
+    series = np.random.default_rng(0).uniform(1, 2, (8, 8, 8, 9))
+    series[2:6, 2:6, 2:6] *= 500 * np.exp(-7e-4 * b)
+    dwi = nifti.write(series.astype(np.float32), "bids/sub-1/dwi/sub-1_dwi.nii.gz", repetition_time=5.0)
+    bval, bvec = gradient_files(dwi)
+    np.savetxt(bval, b[None])
+    np.savetxt(bvec, np.hstack([np.zeros((3, 1)), directions / np.linalg.norm(directions, axis=0)]))
+    words = [
+        "from-bids",
+        str(tmp_path / "bids"),
+        "--out",
+        str(tmp_path / "out"),
+        "--test-fraction",
+        "0",
+        "--workers",
+        "1",
+    ]
+    assert main(words) == 1
+    assert f"{bval}: " in capsys.readouterr().out
+    assert main([*words, "--b0-threshold", "60"]) == 0
+    assert "high_b" not in capsys.readouterr().out
+    assert main([*words, "--b0-threshold", "60", "--max-b", "800"]) == 0
+    assert "  high_b: 1 (" in capsys.readouterr().out
+    assert main([*words, "--b0-threshold", "60", "--max-b", "60"]) == 1
+    assert "b0_threshold" in capsys.readouterr().err

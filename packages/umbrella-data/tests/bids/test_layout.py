@@ -118,6 +118,15 @@ def test_metadata_of_a_dwi_has_its_number_of_b0_volumes(only_scan, nifti):
     np.savetxt(folder / "sub-01_dwi.bval", [[0, 5, *[1000] * 6]], fmt="%d")
     np.savetxt(folder / "sub-01_dwi.bvec", directions.T)
     assert read_metadata(scan, root=root).num_b0 == 2
+    np.savetxt(folder / "sub-01_dwi.bval", [[60, 70, *[2000] * 6]], fmt="%d")
+    with pytest.raises(ScanError) as caught:
+        read_metadata(scan, root=root)
+    assert caught.value.reason == "bval"
+    found = read_metadata(scan, root=root, b0_threshold=70)
+    assert found.num_b0 == 2
+    assert any("high_b" in codes for codes in found.warnings.values())
+    found = read_metadata(scan, root=root, b0_threshold=70, max_b=2000)
+    assert not any("high_b" in codes for codes in found.warnings.values())
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import gzip
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from umbrella_data.cli import main
@@ -14,6 +15,7 @@ from umbrella_data.jobs import check as check_module
 from umbrella_data.jobs.check import check_manifests
 from umbrella_data.manifest.manifest import read_manifest
 from umbrella_data.scan import reader
+from umbrella_data.scan.gradient_table import gradient_files
 from umbrella_data.scan.reader import open_scan
 
 
@@ -295,3 +297,45 @@ def test_check_builds_indexes_of_long_series(cohort, nifti, random_voxels, make_
     monkeypatch.setitem(sys.modules, "indexed_gzip", None)
     monkeypatch.setattr(check_module, "verify_scan", None)
     assert main(["check", train, "--index-dir", str(folder)]) == 1
+
+
+def test_check_lists_the_shells_of_dwis_and_what_is_left_out(nifti, make_row, write_manifest, tmp_path, capsys):
+    pytest.importorskip("dipy", reason="fitting tensors is an extra")
+    directions = np.random.default_rng(0).normal(size=(8, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    rows = []
+    for name, shells in {"a": [1005, 2990], "b": [995, 3000], "c": [2000], "d": [1000], "e": [40, 1000]}.items():
+        b = np.concatenate([[0.0], np.repeat(shells, 8)])
+        series = np.full((8, 8, 8, len(b)), 1.0, dtype=np.float32)
+        series[2:6, 2:6, 2:6] = 1000 * np.exp(-7e-4 * b)
+        path = nifti.write(series, f"{name}_0.nii.gz", repetition_time=5.0)
+        for file, numbers in zip(gradient_files(path), (b[None], np.tile(directions, (len(shells), 1)).T), strict=True):
+            zero = [] if numbers.shape[0] == 1 else [np.zeros((3, 1))]
+            np.savetxt(file, np.hstack([*zero, numbers]))
+        rows.append(make_row(name, "dMRI"))
+    paths = [str(write_manifest(rows[:4], "one.jsonl")), str(write_manifest(rows[4:], "two.jsonl"))]
+    assert main(["check", *paths, "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
+    printed = capsys.readouterr().out
+    table = [line.split(maxsplit=1) for line in printed.splitlines() if line.strip()[:1].isdigit() and " x " in line]
+    assert table == [
+        ["2", "0 x 1, 1000 x 8, 3000 x 8 (left out)"],
+        ["1", "0 x 1, 1000 x 8"],
+        ["1", "0 x 1, 2000 x 8"],
+        ["1", "0 x 9, 1000 x 8"],
+    ]
+    saved = json.loads((tmp_path / "out" / "check.json").read_text())
+    first = saved["diffusion_protocols"][0]
+    assert first["num_scans"] == 2
+    assert first["shells"][1:] == [
+        {"b": 1000, "num_volumes": 8, "is_fitted": True},
+        {"b": 3000, "num_volumes": 8, "is_fitted": False},
+    ]
+    assert [each["warnings"] for each in saved["manifests"]] == [{"high_b": 1}, {}]
+    report = check_manifests([read_manifest(path) for path in paths], num_workers=1, max_b=3000, b0_threshold=10)
+    shells = [[(shell.b, shell.num_volumes) for shell in shells] for shells, _ in report.diffusion_protocols]
+    assert [(0, 1), (40, 8), (1000, 8)] in shells
+    assert all(shell.is_fitted for shells, _ in report.diffusion_protocols for shell in shells)
+    assert not report.warnings.counts
+    capsys.readouterr()
+    assert main(["check", *paths, "--max-b", "40"]) == 1
+    assert "b0_threshold" in capsys.readouterr().err

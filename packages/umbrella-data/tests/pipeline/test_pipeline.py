@@ -168,12 +168,14 @@ def test_fingerprint_differs_when_cached_voxels_would() -> None:
     prints = {
         Pipeline(base, modality="T1").fingerprint,
         Pipeline(base, modality="dMRI").fingerprint,
+        Pipeline(PipelineConfig(image_size=(8, 8, 8), max_b=1000), modality="dMRI").fingerprint,
+        Pipeline(PipelineConfig(image_size=(8, 8, 8), b0_threshold=10), modality="dMRI").fingerprint,
         Pipeline(PipelineConfig(image_size=(8, 8, 10)), modality="T1").fingerprint,
         Pipeline(PipelineConfig(image_size=(8, 8, 8), spacing=(2, 2, 2)), modality="T1").fingerprint,
         Pipeline(PipelineConfig(image_size=(8, 8, 8), interpolation="area"), modality="T1").fingerprint,
         Pipeline(PipelineConfig(image_size=(8, 8, 8), normalise="zscore"), modality="T1").fingerprint,
     }
-    assert len(prints) == 6
+    assert len(prints) == 8
     augmented = base.model_copy(update={"augment": AugmentConfig()})
     assert Pipeline(augmented, modality="T1w").fingerprint == Pipeline(base, modality="T1").fingerprint
 
@@ -201,6 +203,13 @@ def test_pipeline_rejects_when_config_and_modality_do_not_fit() -> None:
         Pipeline(PipelineConfig(image_size=(8, 8, 8)), modality="rsfMRI")
     with pytest.raises(ValueError, match="temporal_zscore is for series"):
         Pipeline(PipelineConfig(image_size=(8, 8, 8), normalise="temporal_zscore"), modality="T1")
+    for key in ("max_b", "b0_threshold"):
+        config = PipelineConfig(image_size=(8, 8, 8), **{key: 100})
+        assert getattr(Pipeline(config, modality="dMRI").config, key) == 100
+        with pytest.raises(ValueError, match=key):
+            Pipeline(config, modality="T1")
+    with pytest.raises(ValueError, match="b0_threshold"):
+        PipelineConfig(image_size=(8, 8, 8), max_b=100, b0_threshold=100)
 
 
 def test_pipeline_config_reports_all_problems_when_wrong() -> None:

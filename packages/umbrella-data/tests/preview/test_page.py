@@ -27,8 +27,8 @@ def manifest(nifti, random_voxels, make_row, write_manifest):
         rows += [make_row(name, "T1", "bold"), {**make_row(name, "T1", "bold"), "id": f"{name}-again"}]
     maps = make_row("m", "dMRI")
     maps["messages"][0]["content"][0]["path"] = ["fa.nii.gz", "md.nii.gz"]
-    for name in ("fa", "md"):
-        nifti.write(np.random.default_rng(0).random((6, 6, 6)).astype(np.float32), f"{name}.nii.gz")
+    for name, scale in (("fa", 1.0), ("md", 2e-3)):
+        nifti.write(scale * np.random.default_rng(0).random((6, 6, 6)).astype(np.float32), f"{name}.nii.gz")
     return write_manifest([*rows, maps])
 
 

@@ -12,7 +12,7 @@ import pytest
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
-from umbrella_data.scan.gradient_table import gradient_files
+from umbrella_data.scan.gradient_table import Shell, gradient_files
 from umbrella_data.scan.header import ScanWarning
 from umbrella_data.scan.volume import load_volume
 
@@ -46,6 +46,98 @@ def write_dwi(nifti: Any, *, orientation: str = "RAS", num_directions: int = 12,
     np.savetxt(bval, b_values[None])
     np.savetxt(bvec, stored.T)
     return path
+
+
+def write_shells(nifti: Any, b_values: list[float], *, num_directions: int = 24, kurtosis: float = 1.0) -> Path:
+    """Tissue inside of air, without noise: two b0, then each b-value in the same directions. Kurtosis grows with x."""
+    tensor = np.diag([1.3e-3, 0.6e-3, 0.6e-3])
+    directions = np.random.default_rng(0).normal(size=(num_directions, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    b = np.concatenate([[0.0, 0.0], np.repeat(b_values, num_directions)])
+    vectors = np.concatenate([np.zeros((2, 3)), np.tile(directions, (len(b_values), 1))])
+    adc = np.einsum("ni,ij,nj->n", vectors, tensor, vectors)
+    series = np.full((12, 12, 12, len(b)), 3.0)
+    of_voxel = kurtosis * np.linspace(0.5, 1.5, 6)[:, None, None, None]
+    series[3:9, 3:9, 3:9] = 1000 * np.exp(-b * adc + (b * np.trace(tensor) / 3) ** 2 * of_voxel / 6)
+    path = nifti.write(series.astype(np.float32), "sub-01_dwi.nii.gz", repetition_time=5.0)
+    for file, rows in zip(gradient_files(path), (b[None], vectors.T), strict=True):
+        np.savetxt(file, rows)
+    return path
+
+
+def inner_fa(path: Path, **options: float) -> float:
+    return float(fit_dwi(path, **options).fa[5:7, 5:7, 5:7].mean())
+
+
+def test_fit_dwi_gives_the_same_fa_with_and_without_shells_of_high_b(nifti: Any) -> None:
+    single = inner_fa(write_shells(nifti, [1000]))
+    path = write_shells(nifti, [1005, 1995, 3000])
+    assert abs(inner_fa(path) - single) < 0.02
+    assert abs(inner_fa(path, max_b=3000) - single) > 0.1
+    maps = fit_dwi(path)
+    left_out = [Shell(2000, 24, is_fitted=False), Shell(3000, 24, is_fitted=False)]
+    assert maps.shells == (Shell(0, 2, is_fitted=True), Shell(1000, 24, is_fitted=True), *left_out)
+    assert maps.warnings == ()
+    volume = load_volume(path, modality="dMRI", max_b=3000)
+    np.testing.assert_array_equal(volume.data[0], fit_dwi(path, max_b=3000).fa)
+
+
+def test_fit_dwi_fits_the_lowest_shell_when_all_are_above_max_b(nifti: Any) -> None:
+    both = fit_dwi(write_shells(nifti, [2000, 3000]))
+    single = fit_dwi(write_shells(nifti, [2000]))
+    np.testing.assert_allclose(both.fa, single.fa, atol=1e-5)
+    assert both.warnings == single.warnings == (ScanWarning.HIGH_B,)
+    path = write_shells(nifti, [2000])
+    assert load_volume(path, modality="dMRI").warnings == (ScanWarning.HIGH_B,)
+    assert fit_dwi(path, max_b=2000).warnings == ()
+
+
+def test_fit_dwi_rejects_when_the_fitted_shells_have_too_few_directions(nifti: Any) -> None:
+    path = write_shells(nifti, [1000, 2000], num_directions=6)
+    bval = gradient_files(path)[0]
+    fit_dwi(path)
+    b = np.loadtxt(bval)
+    b[2] = 2000  # 5 directions of b = 1000 are left
+    np.savetxt(bval, b[None])
+    with pytest.raises(ScanError) as caught:
+        fit_dwi(path)
+    assert caught.value.reason == ScanReason.BVEC
+    assert "max_b" in caught.value.message
+    fit_dwi(path, max_b=2000)
+
+
+def test_fit_dwi_takes_volumes_up_to_the_b0_threshold_for_b0(nifti: Any) -> None:
+    path = write_shells(nifti, [1000], kurtosis=0)
+    expected = inner_fa(path)
+    bval = gradient_files(path)[0]
+    b = np.loadtxt(bval)
+    b[:2] = 60
+    np.savetxt(bval, b[None])
+    with pytest.raises(ScanError) as caught:
+        fit_dwi(path)
+    assert caught.value.reason == ScanReason.BVAL
+    assert abs(inner_fa(path, b0_threshold=60) - expected) < 0.02
+
+
+def test_pipeline_fits_with_its_settings_and_caches_each(nifti: Any) -> None:
+    path = write_shells(nifti, [1000, 3000])
+    bval = gradient_files(path)[0]
+    b = np.loadtxt(bval)
+    b[:2] = 60
+    np.savetxt(bval, b[None])
+    cache = VolumeCache(nifti.folder / "cache")
+    volumes = []
+    for settings in ({}, {"max_b": 3000.0}):
+        config = PipelineConfig(image_size=(8, 8, 8), b0_threshold=60, **settings)
+        pipeline = Pipeline(config, modality="dMRI", cache=cache)
+        assert not pipeline.is_cached(path)
+        volumes.append(pipeline(path, generator=None).float().numpy())
+        expected = Pipeline(config, modality="dMRI")(path, generator=None).numpy()
+        np.testing.assert_allclose(volumes[-1], expected, atol=5e-3)
+    assert np.abs(volumes[0] - volumes[1]).max() > 0.1
+    with pytest.raises(ScanError) as caught:
+        Pipeline(PipelineConfig(image_size=(8, 8, 8)), modality="dMRI", cache=cache)(path, generator=None)
+    assert caught.value.reason == ScanReason.BVAL
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LAS", "PSR", "LPI"])

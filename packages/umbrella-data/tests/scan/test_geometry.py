@@ -49,8 +49,9 @@ def test_grid_is_the_same_when_it_moves_by_a_small_fraction_of_a_voxel() -> None
 def test_scan_is_rejected_with_a_mask_or_map_whose_far_corner_is_elsewhere(nifti, random_voxels, other) -> None:
     voxels = (random_voxels(*LONG) % 2).astype(np.float32)
     scan = nifti.write(voxels, "scan.nii", affine=SCAN)
-    near = nifti.write(voxels, "near.nii", affine=changed(0, 0, 0.0001))
-    far = nifti.write(voxels, "far.nii", affine=changed(0, 0, 0.0099))
+    values = voxels if other == "mask" else 1e-3 * voxels  # MD in mm2/s, next to the scan as FA
+    near = nifti.write(values, "near.nii", affine=changed(0, 0, 0.0001))
+    far = nifti.write(values, "far.nii", affine=changed(0, 0, 0.0099))
 
     def load(file):
         if other == "mask":

@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 
 from umbrella_data.errors import ScanError, ScanReason
-from umbrella_data.scan.gradient_table import count_b0, gradient_files, read_gradients
+from umbrella_data.scan.gradient_table import (
+    Shell,
+    count_b0,
+    gradient_files,
+    read_gradients,
+    read_shells,
+    select_shells,
+)
 
 B_VALUES = [5.0, 1000, 1000, 1000, 1000, 1000, 1000, 0.0]
 NAN = float("nan")
@@ -82,6 +89,63 @@ def changed(row: int, value: Any) -> np.ndarray:
     vectors = directions()
     vectors[row] = value
     return vectors
+
+
+@pytest.mark.parametrize(
+    ("b_values", "options", "expected"),
+    [
+        # Measured b-values around the nominal ones, as scanners write them.
+        ([5, 0, 995, 1005, 990], {}, [(0, 2, True), (1000, 3, True)]),
+        ([0, 1505, 1510, 1495], {}, [(0, 1, True), (1500, 3, True)]),
+        ([0, 1505, 1510, 1520], {}, [(0, 1, True), (1500, 3, True)]),
+        ([0, 1600, 700, 1600], {}, [(0, 1, True), (700, 1, True), (1600, 2, False)]),
+        ([2990, 0, 2010, 1000, 1995, 3010], {}, [(0, 1, True), (1000, 1, True), (2000, 2, False), (3000, 2, False)]),
+        # The lowest shell alone.
+        ([0, 3000, 2005, 1995], {}, [(0, 1, True), (2000, 2, True), (3000, 1, False)]),
+        ([0, 1000, 2000], {"max_b": 2000}, [(0, 1, True), (1000, 1, True), (2000, 1, True)]),
+        ([0, 1000, 2000], {"max_b": 800}, [(0, 1, True), (1000, 1, True), (2000, 1, False)]),
+        ([75, 80, 1000], {"b0_threshold": 80}, [(0, 2, True), (1000, 1, True)]),
+        ([0, 15, 1000], {"b0_threshold": 10}, [(0, 1, True), (15, 1, True), (1000, 1, True)]),
+        # Without gaps between shells, a shell has less than 100 s/mm2.
+        (range(0, 3000, 25), {"max_b": 300}, None),
+        ([0, 0], {}, [(0, 2, True)]),
+    ],
+)  # fmt: skip
+def test_select_shells_fits_b0_and_shells_up_to_max_b(b_values: Any, options: dict[str, float], expected: Any) -> None:
+    values = np.array(b_values, dtype=float)
+    selected = select_shells(values, **options)
+    if expected is None:
+        assert values[selected.is_fitted].max() == 350  # the shell from 275 to 350 has a mean of 312.5
+        assert sum(shell.num_volumes for shell in selected.shells) == len(values)
+        return
+    assert selected.shells == tuple(Shell(*shell) for shell in expected)
+    fitted = sum(shell.num_volumes for shell in selected.shells if shell.is_fitted)
+    assert selected.is_fitted.sum() == fitted
+    left_out = values[~selected.is_fitted]
+    assert not len(left_out) or left_out.min() > values[selected.is_fitted].max()
+
+
+def test_select_shells_says_when_all_shells_are_above_max_b() -> None:
+    assert select_shells(np.array([0.0, 2000])).is_above
+    assert select_shells(np.array([0.0, 1551])).is_above
+    assert not select_shells(np.array([0.0, 1550])).is_above
+    assert not select_shells(np.array([0.0, 1000, 2000])).is_above
+    assert not select_shells(np.array([0.0, 2000]), max_b=2000).is_above
+
+
+def test_read_shells_and_gradients_use_the_b0_threshold(tmp_path: Path) -> None:
+    path = write(tmp_path, b_values=[60, *B_VALUES[1:]])
+    assert [shell.num_volumes for shell in read_shells(path)] == [1, 1, 6]
+    assert read_shells(path, b0_threshold=60) == (Shell(0, 2, is_fitted=True), Shell(1000, 6, is_fitted=True))
+    # Without a threshold for it, its direction of length 0 is an error.
+    assert read_gradients(path, num_volumes=8, b0_threshold=60).is_b0.sum() == 2
+    with pytest.raises(ScanError) as caught:
+        read_gradients(path, num_volumes=8)
+    assert caught.value.reason == ScanReason.BVEC
+    with pytest.raises(ScanError) as caught:
+        read_shells(write(tmp_path, b_values=[60, *[1000] * 7]))
+    assert caught.value.reason == ScanReason.BVAL
+    assert "b0_threshold" in caught.value.message
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from umbrella_data.synthetic.cohort import DemoCohort
-from umbrella_train.assembly.sources import prepare_sources
-from umbrella_train.config import RunConfig
+from umbrella_train.assembly.sources import Sources, prepare_sources, warn_of_repeated_fits
+from umbrella_train.config import DatasetConfig, RunConfig
 from umbrella_train.errors import RunError
 
 MakeConfig = Callable[..., RunConfig]
@@ -39,6 +40,37 @@ def test_long_manifest_is_warned_of_and_only_its_modalities_are_checked(
     config = make_config(tmp_path, model={"modalities": modalities}, data={"pipelines": {}, "evaluation": []})
     with pytest.raises(RunError, match=r"train\.jsonl: has dMRI scans"):
         prepare_sources(config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "has_cache", "is_warned"),
+    [("dwi", False, True), ("dwi", True, False), ("maps", False, False), ("T1", False, False)],
+)
+def test_dwis_without_a_cache_are_warned_of(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    has_cache: bool,
+    is_warned: bool,
+) -> None:
+    images = {
+        "T1": {"modality": "T1w", "path": "t1.nii.gz"},
+        "dwi": {"modality": "dwi", "path": "dwi.nii.gz"},
+        "maps": {"modality": "dMRI", "path": ["fa.nii.gz", "md.nii.gz"]},
+    }
+    rows = []
+    for number, image in enumerate([images["T1"], images[kind]]):
+        question = [{"type": "image", **image}, {"type": "text", "text": "Which?"}]
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": "this"}]
+        rows.append(json.dumps({"id": str(number), "subject": "a", "messages": messages}))
+    manifest = tmp_path / "rows.jsonl"
+    manifest.write_text("\n".join(rows))  # none of the scans exists
+    config = make_config(tmp_path)
+    if not has_cache:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"cache_dir": None})})
+    warn_of_repeated_fits(Sources([DatasetConfig(manifest=manifest)], []), config=config)
+    assert [each.args for each in caplog.records] == ([(manifest,)] if is_warned else [])
 
 
 def config_of(make_config: MakeConfig, output_dir: Path, directory: Path | None) -> RunConfig:

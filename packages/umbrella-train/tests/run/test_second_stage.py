@@ -148,12 +148,16 @@ def test_adapters_without_peft_are_rejected_with_the_config_key(
         build_components(make_config(tmp_path, model={"learn": {"preset": "lora"}}))
 
 
-def test_changed_preprocessing_is_warned_of(
+def test_changed_preprocessing_and_a_missing_cache_are_warned_of(
     make_config: MakeConfig, first: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = second_stage(make_config, tmp_path, first)
-    data = config.data.model_dump(mode="json") | {"pipelines": {"T1": {"normalise": "zscore"}}}
+    data = config.data.model_dump(mode="json") | {"pipelines": {"T1": {"normalise": "zscore"}}, "cache_dir": None}
     config = RunConfig.model_validate({**config.model_dump(mode="json"), "data": data})
     assert train(config, dry_run=True) is None
     assert re.search(r"data\.pipelines\.T1: .*normalise zscore .*foreground_zscore", caplog.text)
     assert "data.pipelines.rsfMRI" not in caplog.text
+    # The rows with dMRI are among those that it trains on.
+    assert [config.data.train[0].manifest] == [
+        each.args[0] for each in caplog.records if each.name == "umbrella_train.assembly.sources"
+    ]

@@ -21,6 +21,7 @@ from umbrella_data.files.parallel import map_unordered
 from umbrella_data.manifest.path_safety import resolve_inside
 from umbrella_data.modality import find_modality
 from umbrella_data.scan.diffusion import check_dipy
+from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B, check_b_limits
 from umbrella_data.scan.warnings import WarningList
 
 SPLITS = ("train", "test")
@@ -66,6 +67,8 @@ def write_manifests(
     desc: str | None = None,
     with_masks: bool = True,
     participants: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
+    max_b: float = MAX_B,
+    b0_threshold: float = B0_THRESHOLD,
     num_workers: int | None = 1,
     progress: Progress = lambda results, total: results,  # noqa: ARG005
 ) -> BidsReport:
@@ -87,15 +90,18 @@ def write_manifests(
         with_masks: Whether rows name the brain masks of derivatives, so that voxels outside of them are set to 0.
         participants: Tables with labels, joined by subject; they may be anywhere. `participants.tsv` of the tree by
             default.
+        max_b: Largest b-value that the tensor of a DWI is fitted on, in s/mm2.
+        b0_threshold: Largest b-value of a b0 volume of a DWI, in s/mm2.
         num_workers: Processes that read scans; None for one per core.
         progress: Wraps the results while scans are read, as tqdm does; called with the results and their number.
 
     Raises:
         ManifestError: If the tree does not exist or is outside of `data_root`, or if a participants table is missing
             or invalid, or is the tree's own and a link out of `data_root`.
-        ValueError: For an unknown modality.
+        ValueError: For an unknown modality, or a `b0_threshold` that is not below `max_b`.
         ImportError: If a DWI must be fitted and dipy is missing, before a scan is read.
     """
+    check_b_limits(max_b=max_b, b0_threshold=b0_threshold)
     tree = Path(root)
     wanted = None if modalities is None else {find_modality(name).name for name in modalities}
     listing = find_scans(tree)
@@ -114,7 +120,9 @@ def write_manifests(
     check_dipy(base / scan.path for scan in listing.scans if find_modality(scan.modality).num_channels > 1)
     # An output folder that cannot be created is reported before the scans are read.
     Path(out).mkdir(parents=True, exist_ok=True)
-    read = partial(_read, root=base, min_frames=min_frames)
+    read = partial(
+        _read, read=partial(read_metadata, root=base, min_frames=min_frames, max_b=max_b, b0_threshold=b0_threshold)
+    )
     results = progress(map_unordered(read, listing.scans, num_workers=num_workers), len(listing.scans))
     for scan, metadata in sorted(results, key=lambda result: result[0].path):
         if isinstance(metadata, ScanError):
@@ -165,9 +173,9 @@ def _tables(
     return [own]
 
 
-def _read(scan: BidsScan, *, root: Path, min_frames: int) -> tuple[BidsScan, ScanMetadata | ScanError]:
+def _read(scan: BidsScan, *, read: Callable[[BidsScan], ScanMetadata]) -> tuple[BidsScan, ScanMetadata | ScanError]:
     try:
-        return scan, read_metadata(scan, root=root, min_frames=min_frames)
+        return scan, read(scan)
     except ScanError as error:
         return scan, error.bare()
 

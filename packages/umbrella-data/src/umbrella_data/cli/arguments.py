@@ -45,6 +45,16 @@ def add_workers(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workers", type=int, help="processes that read scans (default: one per core)")
 
 
+def add_b_limits(command: argparse.ArgumentParser) -> None:
+    """`--max-b` and `--b0-threshold`; their defaults are those of a pipeline."""
+    command.add_argument(
+        "--max-b", type=float, default=1500.0, help="largest b-value that a tensor is fitted on, in s/mm2 (1500)"
+    )
+    command.add_argument(
+        "--b0-threshold", type=float, default=50.0, help="largest b-value of a b0 volume, in s/mm2 (50)"
+    )
+
+
 def add_pipelines(command: argparse.ArgumentParser) -> None:
     """`--config`, `--size`, `--spacing`, `--set` and `--modality`."""
     command.add_argument("--config", type=Path, help="YAML file of a training run: its sizes, pipelines and manifests")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from umbrella_data.cli.arguments import add_manifests, add_modalities, add_workers, read_manifests
+from umbrella_data.cli.arguments import add_b_limits, add_manifests, add_modalities, add_workers, read_manifests
 from umbrella_data.cli.output import choose_names, print_list, print_lost_root, print_warnings, show
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ forms_disagree, are about usable scans with an inconsistent header (also of a br
 the exit code. The terminal shows the first 5 scans of each code, check.json the first 1,000, sorted by path.
 With --tokenizer, rows are reported that training with this tokenizer could not encode: a turn that its chat template
 rejects, a text with one of its special tokens, or a prompt that differs from the training text.
+DWIs are listed by their shells: volumes of each b-value, and those left out of the tensor fit, which is on b0 and the
+shells up to --max-b. Give the max_b and b0_threshold of the run (data.pipelines.dMRI).
 With --index-dir, it also builds an index of each long .nii.gz series, with which training runs read windows faster.
 The terminal names files and subjects; check.json has hashes of the names unless --names is given.
 `umbrella-data whois HASH --in OUT` prints the name."""
@@ -34,6 +36,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_manifests(command)
     add_modalities(command)
     add_workers(command)
+    add_b_limits(command)
     command.add_argument("--out", type=Path, help="folder for check.json")
     command.add_argument("--names", action="store_true", help="write names in plain text into check.json")
     command.add_argument(
@@ -67,6 +70,8 @@ def run(options: argparse.Namespace) -> int:
         modalities=options.modality,
         index_folder=options.index_dir,
         encoder=None if options.tokenizer is None else load_encoder(options.tokenizer),
+        max_b=options.max_b,
+        b0_threshold=options.b0_threshold,
         progress=lambda items, total, label: show(items, total, label, "scan" if "scans" in label else "row"),
     )
     if name is not None:
@@ -103,6 +108,7 @@ def _print_report(report: CheckReport) -> None:
     by_reason = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     _print_list(f"unusable scans ({by_reason})", [str(bad.error) for bad in report.bad_files])
     print_warnings(report.warnings)
+    _print_protocols(report)
     _print_list(
         "subjects in more than one manifest",
         [f"{subject}: {', '.join(map(str, paths))}" for subject, paths in report.shared_subjects.items()],
@@ -115,6 +121,14 @@ def _print_report(report: CheckReport) -> None:
         "scans with the same content under several names", [", ".join(map(str, each)) for each in report.copies]
     )
     print(f"{report.num_files:,} scans read: " + ("all is well" if report.is_good else "not all is well"))
+
+
+def _print_protocols(report: CheckReport) -> None:
+    """A table of the shells of DWIs."""
+    lines = [f"{count:>8,}  {', '.join(map(str, shells))}" for shells, count in report.diffusion_protocols]
+    if lines:
+        print(f"\ndiffusion protocols: {len(lines):,}\n     scans  b (s/mm2) x volumes")
+    print_list(lines, rest="--out FOLDER writes all")
 
 
 def _print_row(name: str, cells: Sequence[str], widths: Sequence[int]) -> None:

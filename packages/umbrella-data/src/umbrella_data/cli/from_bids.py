@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from umbrella_data.cli.arguments import add_modalities, add_workers
+from umbrella_data.cli.arguments import add_b_limits, add_modalities, add_workers
 from umbrella_data.cli.output import print_warnings, show
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="TABLE",
         help="file with the labels, .tsv or .csv; several are joined by subject (default: the tree's participants.tsv)",
     )
+    add_b_limits(command)
     add_workers(command)
 
 
@@ -83,6 +84,8 @@ def run(options: argparse.Namespace) -> int:
         desc=options.desc,
         with_masks=not options.no_masks,
         participants=options.participants,
+        max_b=options.max_b,
+        b0_threshold=options.b0_threshold,
         num_workers=options.workers,
         progress=lambda results, total: show(results, total, "reading scans", "scan"),
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,13 @@ from umbrella_data.manifest.manifest import Manifest
 from umbrella_data.manifest.sample import Scan
 from umbrella_data.modality import find_modality
 from umbrella_data.scan.diffusion import check_dipy, needs_fit
+from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B, Shell, check_b_limits
 from umbrella_data.scan.gzip_index import check_indexed_gzip
-from umbrella_data.scan.verify import verify_scan
+from umbrella_data.scan.verify import VerifiedScan, verify_scan
 from umbrella_data.scan.warnings import WarningList
 
 if TYPE_CHECKING:
     from umbrella_data.chat.encoder import ChatEncoder
-    from umbrella_data.scan.header import ScanWarning
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 _NO_PROGRESS: Progress = lambda items, total, words: items  # noqa: E731, ARG005
@@ -81,6 +81,7 @@ class CheckReport:
         warnings: Usable scans with inconsistent headers or sidecars.
         shared_subjects: Subjects that are in more than one manifest, with these manifests.
         shared_scans: Scans that are in more than one manifest under different subjects, with those.
+        num_dwis: Number of usable DWIs by their shells.
         copies: Groups of files with the same content, of different subjects or in different manifests.
     """
 
@@ -88,9 +89,15 @@ class CheckReport:
     bad_files: list[BadFile] = field(default_factory=list)
     num_files: int = 0
     warnings: WarningList = field(default_factory=WarningList)
+    num_dwis: Counter[tuple[Shell, ...]] = field(default_factory=Counter)
     shared_subjects: dict[str, list[Path]] = field(default_factory=dict)
     shared_scans: dict[Path, list[Path]] = field(default_factory=dict)
     copies: list[tuple[Path, ...]] = field(default_factory=list)
+
+    @property
+    def diffusion_protocols(self) -> list[tuple[tuple[Shell, ...], int]]:
+        """The shells of DWIs with the number of usable scans, the most frequent ones first."""
+        return sorted(self.num_dwis.items(), key=lambda each: (-each[1], each[0]))
 
     @property
     def is_good(self) -> bool:
@@ -107,6 +114,8 @@ def check_manifests(
     modalities: Collection[str] | None = None,
     index_folder: Path | None = None,
     encoder: ChatEncoder | None = None,
+    max_b: float = MAX_B,
+    b0_threshold: float = B0_THRESHOLD,
     progress: Progress = _NO_PROGRESS,
 ) -> CheckReport:
     """Read every row of every manifest, then every scan once.
@@ -118,16 +127,19 @@ def check_manifests(
         modalities: Names or aliases; rows with scans of other modalities are skipped. None skips no row.
         index_folder: Where to build indexes of long `.nii.gz` series; None builds none.
         encoder: Encodes every row, as training does; None encodes none.
+        max_b: Largest b-value that the tensor of a DWI is fitted on, in s/mm2.
+        b0_threshold: Largest b-value of a b0 volume of a DWI, in s/mm2.
         progress: Wraps an iterable; called with it, its length and a label.
 
     Raises:
-        ValueError: For an unknown modality.
+        ValueError: For an unknown modality, or a `b0_threshold` that is not below `max_b`.
         ImportError: If dipy is missing and a DWI must be fitted, or `indexed_gzip` is missing and an index folder is
             given. Raised before a scan is read.
         CacheError: If an index cannot be written.
     """
     if index_folder is not None:
         check_indexed_gzip()
+    check_b_limits(max_b=max_b, b0_threshold=b0_threshold)
     wanted = None if modalities is None else {find_modality(name).name for name in modalities}
     report = CheckReport([ManifestCheck(manifest.path, len(manifest)) for manifest in manifests])
     places: dict[Scan, dict[Path, str]] = defaultdict(dict)
@@ -141,14 +153,17 @@ def check_manifests(
         report.shared_scans = _shared_scans(places)
     report.copies = _copies(places, across_manifests=not may_share_subjects)
     report.num_files = len(places)
-    results = map_unordered(partial(_verify, index_folder=index_folder), list(places), num_workers=num_workers)
+    verify = partial(_verify, index_folder=index_folder, max_b=max_b, b0_threshold=b0_threshold)
+    results = map_unordered(verify, list(places), num_workers=num_workers)
     for scan, outcome in progress(results, len(places), "reading scans"):
         subject, manifests_of_scan = next(iter(places[scan].values())), tuple(places[scan])
         if isinstance(outcome, ScanError):
             report.bad_files.append(BadFile(outcome, scan.modality, subject, manifests_of_scan))
             continue
-        report.warnings.add(outcome, subject=subject, modality=scan.modality, manifests=manifests_of_scan)
-        codes = {str(warning) for warnings in outcome.values() for warning in warnings}
+        report.warnings.add(outcome.warnings, subject=subject, modality=scan.modality, manifests=manifests_of_scan)
+        if outcome.shells:
+            report.num_dwis[outcome.shells] += 1
+        codes = {str(warning) for warnings in outcome.warnings.values() for warning in warnings}
         for found in report.manifests:
             if found.path in manifests_of_scan:
                 found.warnings.update(codes)
@@ -189,11 +204,17 @@ def _check_rows(
 
 
 def _verify(
-    scan: Scan, *, index_folder: Path | None
-) -> tuple[Scan, ScanError | Mapping[Path, tuple[ScanWarning, ...]]]:
+    scan: Scan, *, index_folder: Path | None, max_b: float, b0_threshold: float
+) -> tuple[Scan, ScanError | VerifiedScan]:
     try:
-        verified = verify_scan(scan.paths, modality=scan.modality, mask=scan.mask, index_folder=index_folder)
-        return scan, verified.warnings
+        return scan, verify_scan(
+            scan.paths,
+            modality=scan.modality,
+            mask=scan.mask,
+            index_folder=index_folder,
+            max_b=max_b,
+            b0_threshold=b0_threshold,
+        )
     except ScanError as error:
         return scan, error.bare()
 
@@ -264,6 +285,10 @@ def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: 
             for bad in report.bad_files
         ],
         "warnings": report.warnings.rows(name=name),
+        "diffusion_protocols": [
+            {"num_scans": count, "shells": [asdict(shell) for shell in shells]}
+            for shells, count in report.diffusion_protocols
+        ],
         "shared_subjects": [
             {"subject": name(subject), "manifests": [name(str(path)) for path in paths]}
             for subject, paths in report.shared_subjects.items()

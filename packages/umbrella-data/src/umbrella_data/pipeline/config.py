@@ -15,6 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_ACCEPTED_B, MAX_B, check_b_limits
+
 Interpolation = Literal["trilinear", "area"]
 """How the field of view is resized.
 
@@ -64,6 +66,10 @@ class PipelineSettings(BaseModel):
     """Over which voxels: foreground_zscore, zscore (all), nonzero_zscore; temporal_zscore: each one over time."""
     short_series: Literal["raise", "pad"] = "raise"
     """What to do with a series shorter than the window of frames."""
+    max_b: float = Field(default=MAX_B, gt=0, le=MAX_ACCEPTED_B)
+    """The tensor of a DWI is fitted on b0 and the shells up to this b-value (s/mm2), else on the lowest shell."""
+    b0_threshold: float = Field(default=B0_THRESHOLD, ge=0, le=MAX_ACCEPTED_B)
+    """Volumes of a DWI with a b-value up to this (s/mm2) are b0 volumes."""
     augment: AugmentConfig | None = None
     """Augmentation of training scans (default: none)."""
 
@@ -71,6 +77,11 @@ class PipelineSettings(BaseModel):
     def _has_one_way(self) -> PipelineSettings:
         if self.spacing is not None and self.interpolation != "trilinear":
             raise ValueError(f"interpolation: {self.interpolation} is for resizing; with spacing, use trilinear")
+        return self
+
+    @model_validator(mode="after")
+    def _has_weighted_volumes(self) -> PipelineSettings:
+        check_b_limits(max_b=self.max_b, b0_threshold=self.b0_threshold)
         return self
 
 

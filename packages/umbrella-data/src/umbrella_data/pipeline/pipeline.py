@@ -91,6 +91,9 @@ class Pipeline:
             raise ValueError(f"{self.spec.name} needs an image_size {axes}, not {config.image_size}")
         if config.normalise == "temporal_zscore" and not self._is_series:
             raise ValueError(f"normalise: temporal_zscore is for series; {self.spec.name} has no frames")
+        for key in ("max_b", "b0_threshold"):
+            if getattr(config, key) != PipelineConfig.model_fields[key].default and self._num_channels == 1:
+                raise ValueError(f"{key}: is for the tensor of a DWI; {self.spec.name} is not diffusion-weighted")
         x, y, z = config.image_size[:3]
         self.grid = Grid(image_size=(x, y, z), spacing=config.spacing, interpolation=config.interpolation)
 
@@ -106,6 +109,8 @@ class Pipeline:
             # A series is normalised after its window is drawn.
             "normalise": None if self._is_series else self.config.normalise,
         }
+        if self._num_channels > 1:
+            facts |= {"max_b": self.config.max_b, "b0_threshold": self.config.b0_threshold}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def __call__(
@@ -202,7 +207,7 @@ class Pipeline:
         if len(paths) == 1:
             from umbrella_data.scan.diffusion import fit_dwi  # lazy: dipy is an extra
 
-            maps = fit_dwi(paths[0], mask=mask)
+            maps = fit_dwi(paths[0], mask=mask, max_b=self.config.max_b, b0_threshold=self.config.b0_threshold)
             data, spacing = torch.from_numpy(np.stack([maps.fa, maps.md])), maps.spacing
         else:
             volume = load_volume(paths, modality=self.spec.name, mask=mask)

@@ -13,7 +13,7 @@ import numpy as np
 
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.modality import find_modality
-from umbrella_data.scan.gradient_table import B0_LIMIT, Gradients, read_gradients
+from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B, Shell, read_gradients, select_shells
 from umbrella_data.scan.header import ScanWarning
 from umbrella_data.scan.voxels import MAX_VOXELS, read_voxels
 
@@ -36,7 +36,9 @@ class TensorMaps:
         mask: (X, Y, Z) bool, the brain.
         affine: (4, 4) float64.
         spacing: Voxel size in mm along X, Y, Z.
-        warnings: What is valid but suspicious in the header of the series, and `no_background` if none was found.
+        shells: The shells of the series, and which of them are fitted.
+        warnings: What is valid but suspicious in the header of the series; `no_background` if none was found, `high_b`
+            if all shells are above `max_b`.
     """
 
     fa: np.ndarray
@@ -45,6 +47,7 @@ class TensorMaps:
     mask: np.ndarray
     affine: np.ndarray
     spacing: tuple[float, float, float]
+    shells: tuple[Shell, ...]
     warnings: tuple[ScanWarning, ...] = ()
 
 
@@ -69,9 +72,17 @@ def check_dipy(dwis: Iterable[str | PathLike[str]]) -> None:
 
 
 def fit_dwi(
-    path: str | PathLike[str], *, max_voxels: int = MAX_VOXELS, mask: str | PathLike[str] | None = None
+    path: str | PathLike[str],
+    *,
+    max_voxels: int = MAX_VOXELS,
+    mask: str | PathLike[str] | None = None,
+    max_b: float = MAX_B,
+    b0_threshold: float = B0_THRESHOLD,
 ) -> TensorMaps:
     """Fit a tensor in each voxel of the brain of a DWI, with `.bval` and `.bvec` next to it.
+
+    The tensor is fitted on the b0 volumes and the shells up to `max_b`, so that FA does not depend on whether shells of
+    high b were measured too. If all shells are above it, the lowest one is fitted, with the warning `high_b`.
 
     Args:
         path: The series, `.nii` or `.nii.gz`.
@@ -79,19 +90,28 @@ def fit_dwi(
         mask: The brain mask of the series; None finds the brain in the mean b0 volume (median filter, Otsu). If that
             has no dark background, as in a cut-out from within a brain, every voxel with a signal is fitted, with the
             warning `no_background`.
+        max_b: Largest b-value to fit, in s/mm2, see `umbrella_data.scan.gradient_table`.
+        b0_threshold: Largest b-value of a b0 volume, in s/mm2.
 
     Raises:
-        ScanError: If a file is damaged or inconsistent, or no brain is found.
+        ScanError: If a file is damaged or inconsistent, no brain is found, or the fitted shells do not determine a
+            tensor.
         ImportError: Without dipy.
     """
     dipy = _import_dipy()
     voxels = read_voxels(path, rank=4, max_voxels=max_voxels, mask=mask)
-    gradients = read_gradients(path, num_volumes=len(voxels.frames))
+    gradients = read_gradients(path, num_volumes=len(voxels.frames), b0_threshold=b0_threshold)
+    selected = select_shells(gradients.b_values, max_b=max_b, b0_threshold=b0_threshold)
     directions = gradients.world_directions(voxels.header.affine)
-    _check_span(directions, gradients, path=fspath(path))
-    table = dipy["gradient_table"](gradients.b_values, bvecs=directions, b0_threshold=B0_LIMIT, atol=0.05)
+    _check_span(directions[selected.is_fitted & ~gradients.is_b0], shells=selected.shells, path=fspath(path))
+    table = dipy["gradient_table"](
+        gradients.b_values[selected.is_fitted],
+        bvecs=directions[selected.is_fitted],
+        b0_threshold=b0_threshold,
+        atol=0.05,
+    )
     mean_b0 = voxels.frames[gradients.is_b0].mean(axis=0)
-    warnings = voxels.header.warnings
+    warnings = (*voxels.header.warnings, *([ScanWarning.HIGH_B] if selected.is_above else []))
     brain = mean_b0 > 0  # outside of a mask, voxels are 0
     if mask is None:
         _, found = dipy["median_otsu"](mean_b0, median_radius=_median_radius(voxels.spacing), numpass=1)
@@ -101,7 +121,7 @@ def fit_dwi(
             warnings = (*warnings, ScanWarning.NO_BACKGROUND)
     if not brain.any():
         raise ScanError("no brain is found in the mean b0 volume; give a mask", path=path, reason=ScanReason.NO_BRAIN)
-    signal = np.ascontiguousarray(voxels.frames[:, brain].T)
+    signal = np.ascontiguousarray(voxels.frames[:, brain][selected.is_fitted].T)
     fit = dipy["TensorModel"](table, fit_method="WLS").fit(signal)
 
     def spread(values: np.ndarray) -> np.ndarray:
@@ -116,6 +136,7 @@ def fit_dwi(
         mask=np.asarray(brain, dtype=bool),
         affine=voxels.affine,
         spacing=voxels.spacing,
+        shells=selected.shells,
         warnings=warnings,
     )
 
@@ -142,14 +163,15 @@ def _import_dipy() -> dict[str, Any]:
     return {"gradient_table": gradient_table, "TensorModel": TensorModel, "median_otsu": median_otsu}
 
 
-def _check_span(directions: np.ndarray, gradients: Gradients, *, path: str) -> None:
-    """Reject directions that do not determine the six elements of a tensor."""
-    x, y, z = directions[~gradients.is_b0].T
+def _check_span(directions: np.ndarray, *, shells: tuple[Shell, ...], path: str) -> None:
+    """Reject directions (N, 3) that do not determine the six elements of a tensor."""
+    x, y, z = directions.T
     design = np.stack([x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
     if np.linalg.matrix_rank(design, tol=1e-3) < _MIN_DIRECTIONS:
+        others = ", ".join(str(shell.b) for shell in shells if not shell.is_fitted)
         raise ScanError(
             f"{len(design)} weighted volumes do not determine a tensor: at least {_MIN_DIRECTIONS} different "
-            "directions are needed",
+            "directions are needed" + (f"; raise max_b to fit b = {others} too" if others else ""),
             path=path,
             reason=ScanReason.BVEC,
         )

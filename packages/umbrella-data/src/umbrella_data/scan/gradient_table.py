@@ -1,4 +1,4 @@
-"""The b-values and directions of a diffusion-weighted series, read from its `.bval` and `.bvec` files and checked."""
+"""The b-values, shells and directions of a diffusion-weighted series, from its `.bval` and `.bvec` files, checked."""
 
 from __future__ import annotations
 
@@ -11,14 +11,58 @@ import numpy as np
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.files.paths import open_regular_file, sibling_file
 
-B0_LIMIT = 50.0
-"""Volumes with b up to this (s/mm2) count as b0: scanners write 5 or 1.25 for 0."""
+MAX_B = 1500.0
+"""Default largest b-value (s/mm2) that a tensor is fitted on. Above it, the signal is not mono-exponential: kurtosis
+changes FA (Jensen and Helpern, NMR Biomed 2010)."""
 
-MAX_B = 30_000.0
+B0_THRESHOLD = 50.0
+"""Volumes with b up to this (s/mm2) count as b0 by default: scanners write 5 or 1.25 for 0."""
+
+MAX_ACCEPTED_B = 30_000.0
 """Largest accepted b-value in s/mm2; human scanners reach about 20,000."""
+
+SHELL_WIDTH = 100.0
+"""Volumes within less than this (s/mm2) of the lowest b-value of a shell belong to it: scanners write 985 and 1005, or
+1495 and 1585 for the points of a grid."""
+
+# A nominal b = 1500 is written as 1505 or 1540 and must not be above a `max_b` of 1500.
+_TOLERANCE = SHELL_WIDTH / 2
 
 # Twice the size of three numbers of 20 characters for each of 32,767 volumes, the maximum of NIfTI-1.
 _MAX_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, order=True)
+class Shell:
+    """Volumes of about the same b-value.
+
+    Attributes:
+        b: Its mean in s/mm2, to the nearest 50; 0 for the b0 volumes.
+        num_volumes: Number of volumes.
+        is_fitted: Whether the tensor is fitted on them.
+    """
+
+    b: int
+    num_volumes: int
+    is_fitted: bool
+
+    def __str__(self) -> str:
+        return f"{self.b} x {self.num_volumes}" + ("" if self.is_fitted else " (left out)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShellSelection:
+    """The shells of a series, and the volumes of those that are fitted.
+
+    Attributes:
+        shells: The b0 volumes, then the shells in the order of b.
+        is_fitted: (N,) bool, the volumes that the tensor is fitted on.
+        is_above: Whether even the lowest shell is above `max_b`; that shell is fitted.
+    """
+
+    shells: tuple[Shell, ...]
+    is_fitted: np.ndarray
+    is_above: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +72,17 @@ class Gradients:
     Attributes:
         b_values: (N,) float64 in s/mm2.
         b_vectors: (N, 3) float64 unit vectors by FSL's convention; zeros for a b0 without a direction.
+        b0_threshold: Largest b-value of a b0 volume, in s/mm2.
     """
 
     b_values: np.ndarray
     b_vectors: np.ndarray
+    b0_threshold: float = B0_THRESHOLD
 
     @property
     def is_b0(self) -> np.ndarray:
         """(N,) bool."""
-        return np.asarray(self.b_values <= B0_LIMIT)
+        return np.asarray(self.b_values <= self.b0_threshold)
 
     def world_directions(self, affine: np.ndarray) -> np.ndarray:
         """Directions (N, 3) in RAS world coordinates.
@@ -55,6 +101,48 @@ class Gradients:
         return np.asarray(directions / np.where(lengths > 0, lengths, 1.0))
 
 
+def check_b_limits(*, max_b: float, b0_threshold: float) -> None:
+    """Check the two settings of a fit, in s/mm2.
+
+    Raises:
+        ValueError: If `b0_threshold` is negative or not below `max_b`.
+    """
+    if not 0 <= b0_threshold < max_b:
+        raise ValueError(f"b0_threshold is {b0_threshold:g}: it must be at least 0, and below max_b ({max_b:g})")
+
+
+def select_shells(b_values: np.ndarray, *, max_b: float = MAX_B, b0_threshold: float = B0_THRESHOLD) -> ShellSelection:
+    """Group volumes into shells, and select b0 and the shells up to `max_b`, or the lowest shell if all are above it.
+
+    A shell is above `max_b` if the mean of its b-values is more than 50 s/mm2 above it.
+
+    Args:
+        b_values: (N,) in s/mm2.
+        max_b: Largest b-value to fit, in s/mm2.
+        b0_threshold: Largest b-value of a b0 volume, in s/mm2.
+    """
+    is_b0 = b_values <= b0_threshold
+    groups: list[np.ndarray] = []
+    rest = np.sort(b_values[~is_b0])
+    while len(rest):
+        is_near = rest < rest[0] + SHELL_WIDTH
+        groups.append((b_values >= rest[0]) & (b_values <= rest[is_near][-1]))
+        rest = rest[~is_near]
+    means = [float(b_values[group].mean()) for group in groups]
+    is_above = bool(means) and means[0] > max_b + _TOLERANCE
+    limit = means[0] if is_above else max_b + _TOLERANCE
+    shells, is_fitted = [Shell(0, int(is_b0.sum()), is_fitted=True)], is_b0
+    for group, mean in zip(groups, means, strict=True):
+        shells.append(Shell(_nominal(mean), int(group.sum()), is_fitted=mean <= limit))
+        if mean <= limit:
+            is_fitted = is_fitted | group
+    return ShellSelection(shells=tuple(shells), is_fitted=is_fitted, is_above=is_above)
+
+
+def _nominal(mean: float) -> int:
+    return round(mean) if mean < 50 else 50 * round(mean / 50)
+
+
 def gradient_files(path: str | PathLike[str]) -> tuple[Path, Path]:
     """The `.bval` and `.bvec` files next to a DWI, by BIDS name: `sub-01_dwi.nii.gz` -> `sub-01_dwi.bval`.
 
@@ -64,29 +152,43 @@ def gradient_files(path: str | PathLike[str]) -> tuple[Path, Path]:
     return sibling_file(dwi, ".bval"), sibling_file(dwi, ".bvec")
 
 
-def count_b0(path: str | PathLike[str]) -> int:
+def count_b0(path: str | PathLike[str], *, b0_threshold: float = B0_THRESHOLD) -> int:
     """Number of b0 volumes of a DWI, from its bval file.
 
     Raises:
         ScanError: If the bval file is missing or wrong.
     """
+    return read_shells(path, b0_threshold=b0_threshold)[0].num_volumes
+
+
+def read_shells(
+    path: str | PathLike[str], *, max_b: float = MAX_B, b0_threshold: float = B0_THRESHOLD
+) -> tuple[Shell, ...]:
+    """The b0 volumes and the shells of a DWI, from its bval file; arguments as in `select_shells`.
+
+    Raises:
+        ScanError: If the bval file is missing or wrong.
+    """
     bval, _ = gradient_files(path)
-    return int((_read_b_values(bval, num_volumes=None) <= B0_LIMIT).sum())
+    b_values = _read_b_values(bval, num_volumes=None, b0_threshold=b0_threshold)
+    return select_shells(b_values, max_b=max_b, b0_threshold=b0_threshold).shells
 
 
-def read_gradients(path: str | PathLike[str], *, num_volumes: int) -> Gradients:
+def read_gradients(path: str | PathLike[str], *, num_volumes: int, b0_threshold: float = B0_THRESHOLD) -> Gradients:
     """Read and check the gradients of a DWI.
 
     Args:
         path: The DWI.
         num_volumes: Its volumes N.
+        b0_threshold: Largest b-value of a b0 volume, in s/mm2.
 
     Raises:
         ScanError: `bval` or `bvec`, with that file's path.
     """
     bval, bvec = gradient_files(path)
-    b_values = _read_b_values(bval, num_volumes=num_volumes)
-    return Gradients(b_values=b_values, b_vectors=_read_b_vectors(bvec, b_values=b_values))
+    b_values = _read_b_values(bval, num_volumes=num_volumes, b0_threshold=b0_threshold)
+    b_vectors = _read_b_vectors(bvec, b_values=b_values, is_b0=b_values <= b0_threshold)
+    return Gradients(b_values=b_values, b_vectors=b_vectors, b0_threshold=b0_threshold)
 
 
 def _read_numbers(path: Path, *, reason: ScanReason) -> list[list[float]]:
@@ -114,7 +216,7 @@ def _read_numbers(path: Path, *, reason: ScanReason) -> list[list[float]]:
     return rows
 
 
-def _read_b_values(path: Path, *, num_volumes: int | None) -> np.ndarray:
+def _read_b_values(path: Path, *, num_volumes: int | None, b0_threshold: float) -> np.ndarray:
     rows = _read_numbers(path, reason=ScanReason.BVAL)
     # The standard is one row; some tools write one column.
     if len(rows) > 1 and any(len(row) != 1 for row in rows):
@@ -124,13 +226,17 @@ def _read_b_values(path: Path, *, num_volumes: int | None) -> np.ndarray:
         raise _bval_error(f"{len(values)} b-values for {num_volumes} volumes", path=path)
     if not len(values) or not np.isfinite(values).all() or values.min() < 0:
         raise _bval_error("must have b-values, all finite and none negative", path=path)
-    if values.max() > MAX_B:
-        raise _bval_error(f"b up to {values.max():g}: must be at most {MAX_B:g} s/mm2; is the unit s/m2?", path=path)
-    if 0 < values.max() <= B0_LIMIT:
-        raise _bval_error(f"b up to {values.max():g} only: must be in s/mm2; is the unit ms/um2?", path=path)
-    if not (values <= B0_LIMIT).any():
+    if values.max() > MAX_ACCEPTED_B:
         raise _bval_error(
-            f"no b0 volume: the lowest b is {values.min():g}; at least one must be at most {B0_LIMIT:g}", path=path
+            f"b up to {values.max():g}: must be at most {MAX_ACCEPTED_B:g} s/mm2; is the unit s/m2?", path=path
+        )
+    if 0 < values.max() <= b0_threshold:
+        raise _bval_error(f"b up to {values.max():g} only: must be in s/mm2; is the unit ms/um2?", path=path)
+    if not (values <= b0_threshold).any():
+        raise _bval_error(
+            f"no b0 volume: the lowest b is {values.min():g}; at least one must be at most {b0_threshold:g}: if these "
+            "are b0 volumes, raise b0_threshold",
+            path=path,
         )
     return values
 
@@ -139,7 +245,7 @@ def _bval_error(message: str, *, path: Path) -> ScanError:
     return ScanError(message, path=path, reason=ScanReason.BVAL)
 
 
-def _read_b_vectors(path: Path, *, b_values: np.ndarray) -> np.ndarray:
+def _read_b_vectors(path: Path, *, b_values: np.ndarray, is_b0: np.ndarray) -> np.ndarray:
     rows = _read_numbers(path, reason=ScanReason.BVEC)
     count = len(b_values)
     shape = (len(rows), len(rows[0]) if rows else 0)
@@ -151,7 +257,6 @@ def _read_b_vectors(path: Path, *, b_values: np.ndarray) -> np.ndarray:
             reason=ScanReason.BVEC,
         )
     vectors = np.array(rows) if shape == (count, 3) and count != 3 else np.array(rows).T
-    is_b0 = b_values <= B0_LIMIT
     # A b0 has no direction: real files have zeros, NaN or any other values for it.
     lengths_all = np.linalg.norm(vectors, axis=1)
     vectors = np.where((is_b0 & ~(np.abs(lengths_all - 1) < 0.05))[:, None], 0.0, vectors)

@@ -39,6 +39,7 @@ class ScanWarning(StrEnum):
     SIDECAR = "sidecar"
     SIDECAR_REPETITION_TIME = "sidecar_repetition_time"
     NO_BACKGROUND = "no_background"
+    HIGH_B = "high_b"
 
     @property
     def meaning(self) -> str:
@@ -55,6 +56,7 @@ _MEANINGS = {
     ScanWarning.SIDECAR: "the sidecar, or its RepetitionTime, cannot be used: the header's is used",
     ScanWarning.SIDECAR_REPETITION_TIME: "sidecar and header give different repetition times: the sidecar's is used",
     ScanWarning.NO_BACKGROUND: "the mean b0 has no dark background: every voxel with a signal is taken for brain",
+    ScanWarning.HIGH_B: "every shell of the DWI is above max_b: the tensor is fitted on the lowest one",
 }
 
 

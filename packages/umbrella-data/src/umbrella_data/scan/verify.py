@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.modality import find_modality
+from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B
 
 if TYPE_CHECKING:
+    from umbrella_data.scan.gradient_table import Shell
     from umbrella_data.scan.header import ScanWarning
 
 
@@ -21,12 +23,14 @@ class VerifiedScan:
     Attributes:
         num_frames: Frames of a series, None for a volume.
         num_b0: Number of b0 volumes of a diffusion series, None for any other scan.
+        shells: The b0 volumes and the shells of a diffusion series, and which of them are fitted.
         warnings: What is valid but suspicious in the header of each of its files, the mask included; warnings about
             the sidecar belong to the first file. A file without warnings is left out.
     """
 
     num_frames: int | None = None
     num_b0: int | None = None
+    shells: tuple[Shell, ...] = ()
     warnings: Mapping[Path, tuple[ScanWarning, ...]] = field(default_factory=dict)
 
 
@@ -37,6 +41,8 @@ def verify_scan(
     min_frames: int = 0,
     mask: Path | None = None,
     index_folder: Path | None = None,
+    max_b: float = MAX_B,
+    b0_threshold: float = B0_THRESHOLD,
 ) -> VerifiedScan:
     """Read and check all of a scan.
 
@@ -46,20 +52,24 @@ def verify_scan(
         min_frames: Fewest frames of a series.
         mask: Its brain mask.
         index_folder: Where to build indexes of long `.nii.gz` series.
+        max_b: Largest b-value that the tensor of a DWI is fitted on, in s/mm2.
+        b0_threshold: Largest b-value of a b0 volume of a DWI, in s/mm2.
 
     Raises:
         ScanError: If the scan cannot be used.
     """
     # Lazy: torch is not needed to list files.
-    from umbrella_data.scan.gradient_table import count_b0
+    from umbrella_data.scan.gradient_table import count_b0, read_shells
     from umbrella_data.scan.volume import load_volume, read_shape, verify_series
 
     spec = find_modality(modality)
     if not spec.is_series:
-        volume = load_volume(list(paths), modality=spec.name, mask=mask)
-        is_raw_dwi = spec.num_channels > 1 and len(paths) == 1
-        num_b0 = count_b0(paths[0]) if is_raw_dwi else None
-        return VerifiedScan(num_b0=num_b0, warnings=_warnings_by_file(volume.warnings, paths, mask))
+        volume = load_volume(list(paths), modality=spec.name, mask=mask, max_b=max_b, b0_threshold=b0_threshold)
+        warnings = _warnings_by_file(volume.warnings, paths, mask)
+        if spec.num_channels == 1 or len(paths) > 1:
+            return VerifiedScan(warnings=warnings)
+        shells = read_shells(paths[0], max_b=max_b, b0_threshold=b0_threshold)
+        return VerifiedScan(num_b0=count_b0(paths[0], b0_threshold=b0_threshold), shells=shells, warnings=warnings)
     header = read_shape(paths[0])
     num_frames = header.shape[3] if len(header.shape) == 4 else 1
     if num_frames < min_frames:

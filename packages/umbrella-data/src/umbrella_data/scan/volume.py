@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from os import PathLike
 from pathlib import Path
 
@@ -13,10 +15,23 @@ import torch
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.modality import ModalitySpec, find_modality
 from umbrella_data.scan.geometry import Reorientation, is_same_grid
+from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B
 from umbrella_data.scan.header import ScanHeader, ScanWarning
 from umbrella_data.scan.reader import open_scan
 from umbrella_data.scan.sidecar import RepetitionTime, repetition_time
 from umbrella_data.scan.voxels import MAX_VOXELS, Voxels, read_voxels, verify_voxels
+
+# Fits on noise give eigenvalues below 0 and FA up to sqrt(3/2); spline interpolation gives values somewhat below 0.
+_FA_LIMITS = (-0.1, 1.3)
+# Free water has 0.003 mm2/s at 37 C, so that 0.01 separates MD in mm2/s from FA and from MD in um2/ms.
+_MAX_MM2_PER_S = 0.01
+# MD in um2/ms: white matter has about 0.7, free water 3. The 95th percentile of FA in a brain is about 0.6.
+_UM2_PER_MS_LIMITS = (0.65, 10.0)
+_IN_ORDER = "give the maps in the order FA, MD"
+# Words of file names that say what a file has.
+_QUANTITIES = {"fa": "FA", "md": "MD", "t1w": "T1w", "t2w": "T2w", "flair": "FLAIR", "bold": "BOLD"}
+# Their labels may be any words: the subject `sub-md`, the directions `acq-MD`, the space `space-T1w`.
+_OTHER_ENTITIES = ("sub", "ses", "acq", "space")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,17 +106,22 @@ def load_volume(
     max_voxels: int = MAX_VOXELS,
     index_folder: str | PathLike[str] | None = None,
     mask: str | PathLike[str] | None = None,
+    max_b: float = MAX_B,
+    b0_threshold: float = B0_THRESHOLD,
 ) -> Volume:
     """Read a scan.
 
     Args:
-        path: The file; for dMRI a DWI with bval and bvec next to it, or its maps in the order of the channels.
+        path: The file; for dMRI a DWI with bval and bvec next to it, or its maps in the order of the channels: FA from
+            0 to 1, and MD in mm2/s or um2/ms.
         modality: A name or an alias.
         window: First frame and number of frames, for a series; None reads all of it.
         max_voxels: The most voxels to read from one file.
         index_folder: Folder of gzip indexes of long `.nii.gz` series, writable by you only: windows are then read
             without decompressing what precedes them.
         mask: The scan's brain mask, on the same grid: voxels outside are 0. A DWI is fitted inside of it.
+        max_b: Largest b-value that the tensor of a DWI is fitted on, in s/mm2, see `umbrella_data.scan.diffusion`.
+        b0_threshold: Largest b-value of a b0 volume of a DWI, in s/mm2.
 
     Raises:
         ScanError: If a file is damaged or inconsistent; see its `.path` and `.reason`.
@@ -113,15 +133,15 @@ def load_volume(
     if window is not None and not spec.is_series:
         raise ValueError(f"window {window}: {spec.name} has no frames; leave the window out")
     if len(paths) == 1 and spec.num_channels > 1:
-        return _fit_maps(paths[0], max_voxels=max_voxels, mask=mask)
+        return _fit_maps(paths[0], max_voxels=max_voxels, mask=mask, max_b=max_b, b0_threshold=b0_threshold)
     _check_count(paths, spec=spec)
     channels = [
         read_voxels(each, rank=spec.spatial_rank, window=window, max_voxels=max_voxels, index_folder=folder, mask=mask)
         for each in paths
     ]
     _check_same_grid([(channel.frames.shape, channel.affine) for channel in channels], paths, spec=spec)
-    if spec.channels[0] == "FA":
-        _check_fractions(channels[0].frames, path=paths[0])
+    if spec.num_channels > 1:
+        _check_maps(dict(zip(spec.channels, [channel.frames for channel in channels], strict=True)), paths)
     timing = _timing(paths[0], channels[0].header)
     warnings = [warning for channel in channels for warning in channel.header.warnings]
     return Volume(
@@ -154,11 +174,18 @@ def verify_series(
     _check_same_grid([((each.shape[3], *each.shape[:3]), each.affine) for each in shapes], paths, spec=spec)
 
 
-def _fit_maps(path: str | PathLike[str], *, max_voxels: int, mask: str | PathLike[str] | None) -> Volume:
+def _fit_maps(
+    path: str | PathLike[str],
+    *,
+    max_voxels: int,
+    mask: str | PathLike[str] | None,
+    max_b: float,
+    b0_threshold: float,
+) -> Volume:
     # Lazy: dipy is an extra, and only a raw diffusion series needs it.
     from umbrella_data.scan.diffusion import fit_dwi
 
-    fit = fit_dwi(path, max_voxels=max_voxels, mask=mask)
+    fit = fit_dwi(path, max_voxels=max_voxels, mask=mask, max_b=max_b, b0_threshold=b0_threshold)
     return Volume(
         data=torch.from_numpy(np.stack([fit.fa, fit.md])), affine=fit.affine, spacing=fit.spacing, warnings=fit.warnings
     )
@@ -196,11 +223,57 @@ def _check_same_grid(
             )
 
 
-def _check_fractions(values: np.ndarray, *, path: str | PathLike[str]) -> None:
-    # Fits on noise give eigenvalues below 0 and FA up to sqrt(3/2).
-    if values.min() < -0.01 or values.max() > 1.3:
-        raise ScanError(
-            f"values from {values.min():g} to {values.max():g} are not FA (0 to 1): give the maps in the order FA, MD",
-            path=path,
-            reason=ScanReason.MAPS,
+def _check_maps(maps: Mapping[str, np.ndarray], paths: Sequence[str | PathLike[str]]) -> None:
+    """Reject maps, by the names of their channels, that are equal, exchanged, or of another quantity."""
+    for (first, second), (path, other) in zip(combinations(maps, 2), combinations(paths, 2), strict=True):
+        if np.array_equal(maps[first], maps[second]):
+            raise _maps_error(f"has the same values as {path}, the map of {first}; give a map of {second}", path=other)
+    path_of = dict(zip(maps, paths, strict=True))
+    if not path_of.keys() >= {"FA", "MD"}:
+        return
+    for channel in ("FA", "MD"):
+        named = _named_quantities(path_of[channel])
+        if named and channel not in named:
+            words = " and ".join(sorted(named))
+            raise _maps_error(f"given as {channel}, but named {words}; {_IN_ORDER}", path=path_of[channel])
+    _check_quantities(maps["FA"], maps["MD"], path_of)
+
+
+def _check_quantities(fa: np.ndarray, md: np.ndarray, path_of: Mapping[str, str | PathLike[str]]) -> None:
+    """Compare FA and MD with what tissue can have, by the 95th percentile of the voxels that are not 0."""
+    low, high, fa_high, md_high = float(fa.min()), float(fa.max()), _high(fa), _high(md)
+    if low < _FA_LIMITS[0] or high > _FA_LIMITS[1] or fa_high <= _MAX_MM2_PER_S:
+        raise _maps_error(
+            f"values from {low:g} to {high:g}, 95 % up to {fa_high:g}, are not FA (0 to 1); {_IN_ORDER}",
+            path=path_of["FA"],
         )
+    least, most = _UM2_PER_MS_LIMITS
+    if not (0 < md_high <= _MAX_MM2_PER_S or least <= md_high <= most):
+        raise _maps_error(
+            f"values of which 95 % are up to {md_high:g} are not MD, in mm2/s (up to {_MAX_MM2_PER_S:g}) or in um2/ms "
+            f"({least:g} to {most:g}); {_IN_ORDER}, and convert MD from any other unit",
+            path=path_of["MD"],
+        )
+    # Where there is no fluid, MD in um2/ms is within the limits of FA, but it is higher than FA.
+    if _MAX_MM2_PER_S < md_high < 0.95 * fa_high and float(md.max()) <= _FA_LIMITS[1]:
+        raise _maps_error(
+            f"higher values than the map of MD; {_IN_ORDER}, or convert MD to mm2/s if they are", path=path_of["FA"]
+        )
+
+
+def _high(values: np.ndarray) -> float:
+    """95th percentile of the voxels that are not 0: robust to outliers of the fit, and inside of the brain."""
+    inside = values[values != 0]
+    return float(np.percentile(inside, 95)) if inside.size else 0.0
+
+
+def _named_quantities(path: str | PathLike[str]) -> set[str]:
+    """Quantities that are words of a file's name, as in `tensor_FA.nii.gz` or `sub-01_param-md_dwimap.nii.gz`."""
+    parts = Path(path).name.split("_")
+    texts = [part for part in parts if part.partition("-")[0].lower() not in _OTHER_ENTITIES]
+    words = {word.lower().removesuffix("map") for text in texts for word in re.split(r"[^A-Za-z0-9]+", text)}
+    return {name for word, name in _QUANTITIES.items() if word in words}
+
+
+def _maps_error(message: str, *, path: str | PathLike[str]) -> ScanError:
+    return ScanError(message, path=path, reason=ScanReason.MAPS)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch.distributed as dist
 from tqdm import tqdm
 
 from umbrella_data import ManifestError, read_manifest
+from umbrella_data.modality import find_modality
+from umbrella_data.scan.diffusion import needs_fit
 from umbrella_data.synthetic.cohort import find_demo_cohort, make_demo_cohort
 from umbrella_train.assembly.held_out import Overlap, check_held_out
 from umbrella_train.config import DatasetConfig, RunConfig
@@ -31,6 +34,8 @@ class Sources:
 
 # Checking takes 50 to 100 us per row: seconds for a cohort, minutes for a population.
 MAX_ROWS_CHECKED = 50_000
+# Rows with diffusion scans that are looked at: nearly always, all of a manifest are DWIs, or all are maps.
+_MAX_ROWS_OF_DWIS = 100
 
 
 def check_manifests(sources: Sequence[DatasetConfig], *, config: RunConfig) -> None:
@@ -131,3 +136,23 @@ def prepare_sources(config: RunConfig) -> Sources:
     if dist.is_initialized() and is_first:
         dist.barrier()
     return Sources([DatasetConfig(manifest=cohort.train_manifest)], [DatasetConfig(manifest=cohort.test_manifest)])
+
+
+def warn_of_repeated_fits(sources: Sources, *, config: RunConfig) -> None:
+    """Warns of each manifest to train on whose DWIs are fitted in every epoch, without a cache. No scan is opened."""
+    for source in sources.train if config.data.cache_dir is None else ():
+        manifest = read_manifest(source.manifest, data_root=source.data_root)
+        if not any(map(_has_maps, manifest.facts.modality_sets())):
+            continue
+        rows = (row for row in range(len(manifest)) if _has_maps(manifest.modalities(row)))
+        scans = (scan for row in islice(rows, _MAX_ROWS_OF_DWIS) for scan in manifest[row].scans)
+        if any(needs_fit(scan.paths, scan.modality) for scan in scans):
+            logger.warning(
+                "%s: has DWIs, and without data.cache_dir their tensors are fitted again in every epoch: set "
+                "data.cache_dir to a folder for preprocessed volumes",
+                source.manifest,
+            )
+
+
+def _has_maps(modalities: Collection[str]) -> bool:
+    return any(find_modality(name).num_channels > 1 for name in modalities)

@@ -20,7 +20,13 @@ from umbrella_train.assembly.acceleration import compile_layers
 from umbrella_train.assembly.build import TrainingComponents, build_components
 from umbrella_train.assembly.conversation_check import check_conversations
 from umbrella_train.assembly.masks import masked_modalities, warn_of_other_masks
-from umbrella_train.assembly.sources import MAX_ROWS_CHECKED, Sources, name_cohort_directory, prepare_sources
+from umbrella_train.assembly.sources import (
+    MAX_ROWS_CHECKED,
+    Sources,
+    name_cohort_directory,
+    prepare_sources,
+    warn_of_repeated_fits,
+)
 from umbrella_train.assembly.trained_model import is_trained_model, warn_of_other_pipelines
 from umbrella_train.checkpoint.resume import find_checkpoint
 from umbrella_train.config import RunConfig, dump_config
@@ -122,12 +128,13 @@ def _dry_run(config: RunConfig, scratch: Path) -> None:
 
 
 def _log_start(config: RunConfig, components: TrainingComponents, sources: Sources) -> None:
-    """Logs the table of parameters and tokens; warns of other preprocessing or masks, and untrained random weights."""
+    """Logs the table of parameters and tokens, and warns of what is probably not intended."""
     logger.info(describe_model(components.model))
     source = config.model.pretrained
     if source is not None and is_trained_model(source):
         warn_of_other_pipelines(source, components.pipelines, sources=sources.train)
     warn_of_other_masks(sources.evaluation, trained=masked_modalities(sources.train))
+    warn_of_repeated_fits(sources, config=config)
     fixed = config.model.random_and_fixed
     if fixed:
         logger.warning(
