@@ -308,6 +308,7 @@ def test_check_lists_the_shells_of_dwis_and_what_is_left_out(nifti, make_row, wr
         b = np.concatenate([[0.0], np.repeat(shells, 8)])
         series = np.full((8, 8, 8, len(b)), 1.0, dtype=np.float32)
         series[2:6, 2:6, 2:6] = 1000 * np.exp(-7e-4 * b)
+        series[0, 0, 0] += np.arange(len(b)) * 1e-3  # no two frames are identical
         path = nifti.write(series, f"{name}_0.nii.gz", repetition_time=5.0)
         for file, numbers in zip(gradient_files(path), (b[None], np.tile(directions, (len(shells), 1)).T), strict=True):
             zero = [] if numbers.shape[0] == 1 else [np.zeros((3, 1))]

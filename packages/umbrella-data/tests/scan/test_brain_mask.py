@@ -15,6 +15,7 @@ from umbrella_data.jobs.warm_cache import warm_cache
 from umbrella_data.manifest.manifest import read_manifest
 from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
 from umbrella_data.preview.page import write_preview
+from umbrella_data.scan.verify import verify_scan
 from umbrella_data.scan.volume import load_volume
 
 SHAPE = (6, 7, 8)
@@ -170,18 +171,51 @@ def test_mask_is_rejected_when_its_affine_is_not_finite(write, nifti):
         assert (caught.value.reason, caught.value.path) == ("affine", str(mask))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_scan_is_rejected_when_it_is_not_finite_outside_of_its_mask(nifti, random_voxels, brain, value):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", ["outside", "inside", "no mask"])
+@pytest.mark.parametrize("non_finite", ["reject", "outside_mask", "zero"])
+def test_voxels_that_are_not_finite_become_0_or_are_rejected(nifti, random_voxels, brain, value, place, non_finite):
     voxels = random_voxels(*SHAPE).astype(np.float32)
-    voxels[0, 0, 0] = value
+    index = (0, 0, 0) if place == "outside" else tuple(np.argwhere(brain)[0])
+    clean = voxels.copy()
+    voxels[index], clean[index] = value, 0
     scan, mask = nifti.write(voxels, "scan.nii.gz"), nifti.write(brain, "mask.nii.gz")
-    for read in (
-        lambda: load_volume(scan, modality="T1", mask=mask),
-        lambda: Pipeline(PipelineConfig(image_size=SHAPE), modality="T1")(scan, generator=None, mask=mask),
-    ):
+    mask = None if place == "no mask" else mask
+    config = PipelineConfig(image_size=SHAPE, non_finite=non_finite)
+    reads = (
+        lambda path: load_volume(path, modality="T1", mask=mask, non_finite=non_finite).data,
+        lambda path: Pipeline(config, modality="T1")(path, generator=None, mask=mask),
+    )
+    is_accepted = non_finite == "zero" or (non_finite == "outside_mask" and place == "outside")
+    for read in reads:
+        if is_accepted:
+            torch.testing.assert_close(read(scan), read(nifti.write(clean, "clean.nii.gz")))
+            continue
         with pytest.raises(ScanError) as caught:
-            read()
+            read(scan)
         assert (caught.value.reason, caught.value.path) == ("non_finite", str(scan))
+    if is_accepted:
+        found = verify_scan([scan], modality="T1", mask=mask, non_finite=non_finite)
+        assert found.warnings == {scan: ("non_finite_zeroed",)}
+
+
+@pytest.mark.parametrize("non_finite", ["outside_mask", "zero"])
+def test_series_with_nan_outside_of_its_mask_is_read_frame_by_frame(nifti, random_voxels, brain, non_finite):
+    series = random_voxels(*SHAPE, 4).astype(np.float32)
+    series[~brain.astype(bool), 2] = np.nan
+    scan, mask = nifti.write(series, "bold.nii.gz", repetition_time=2.0), nifti.write(brain, "mask.nii.gz")
+    expected = np.where(brain[..., None] > 0, np.nan_to_num(series), 0)
+    volume = load_volume(scan, modality="rsfMRI", mask=mask, non_finite=non_finite)
+    np.testing.assert_array_equal(volume.data[0].numpy(), expected)
+    assert verify_scan([scan], modality="rsfMRI", mask=mask).warnings == {scan: ("non_finite_zeroed",)}
+
+
+def test_scan_without_any_finite_voxel_is_rejected(nifti):
+    scan = nifti.write(np.full(SHAPE, np.nan, dtype=np.float32), "scan.nii.gz")
+    for non_finite in ("reject", "outside_mask", "zero"):
+        with pytest.raises(ScanError) as caught:
+            load_volume(scan, modality="T1", non_finite=non_finite)
+        assert caught.value.reason == "non_finite"
 
 
 def test_scan_is_rejected_when_its_mask_leaves_one_value(nifti, random_voxels, brain):

@@ -55,6 +55,16 @@ def add_b_limits(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_non_finite(command: argparse.ArgumentParser) -> None:
+    """`--non-finite`; its default is that of a pipeline."""
+    command.add_argument(
+        "--non-finite",
+        choices=("reject", "outside_mask", "zero"),
+        default="outside_mask",
+        help="NaN and infinite voxels: reject the scan, read those outside of its mask as 0, or read all as 0",
+    )
+
+
 def add_pipelines(command: argparse.ArgumentParser) -> None:
     """`--config`, `--size`, `--spacing`, `--set` and `--modality`."""
     command.add_argument("--config", type=Path, help="YAML file of a training run: its sizes, pipelines and manifests")

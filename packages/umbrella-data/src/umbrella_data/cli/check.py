@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from umbrella_data.cli.arguments import add_b_limits, add_manifests, add_modalities, add_workers, read_manifests
+from umbrella_data.cli.arguments import (
+    add_b_limits,
+    add_manifests,
+    add_modalities,
+    add_non_finite,
+    add_workers,
+    read_manifests,
+)
 from umbrella_data.cli.output import choose_names, print_list, print_lost_root, print_warnings, show
 
 if TYPE_CHECKING:
@@ -37,6 +44,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_modalities(command)
     add_workers(command)
     add_b_limits(command)
+    add_non_finite(command)
     command.add_argument("--out", type=Path, help="folder for check.json")
     command.add_argument("--names", action="store_true", help="write names in plain text into check.json")
     command.add_argument(
@@ -72,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
         encoder=None if options.tokenizer is None else load_encoder(options.tokenizer),
         max_b=options.max_b,
         b0_threshold=options.b0_threshold,
+        non_finite=options.non_finite,
         progress=lambda items, total, label: show(items, total, label, "scan" if "scans" in label else "row"),
     )
     if name is not None:

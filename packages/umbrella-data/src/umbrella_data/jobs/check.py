@@ -21,6 +21,7 @@ from umbrella_data.scan.diffusion import check_dipy, needs_fit
 from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B, Shell, check_b_limits
 from umbrella_data.scan.gzip_index import check_indexed_gzip
 from umbrella_data.scan.verify import VerifiedScan, verify_scan
+from umbrella_data.scan.voxels import NonFinite
 from umbrella_data.scan.warnings import WarningList
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def check_manifests(
     encoder: ChatEncoder | None = None,
     max_b: float = MAX_B,
     b0_threshold: float = B0_THRESHOLD,
+    non_finite: NonFinite = "outside_mask",
     progress: Progress = _NO_PROGRESS,
 ) -> CheckReport:
     """Read every row of every manifest, then every scan once.
@@ -129,6 +131,7 @@ def check_manifests(
         encoder: Encodes every row, as training does; None encodes none.
         max_b: Largest b-value that the tensor of a DWI is fitted on, in s/mm2.
         b0_threshold: Largest b-value of a b0 volume of a DWI, in s/mm2.
+        non_finite: What to do with voxels that are not finite.
         progress: Wraps an iterable; called with it, its length and a label.
 
     Raises:
@@ -153,7 +156,13 @@ def check_manifests(
         report.shared_scans = _shared_scans(places)
     report.copies = _copies(places, across_manifests=not may_share_subjects)
     report.num_files = len(places)
-    verify = partial(_verify, index_folder=index_folder, max_b=max_b, b0_threshold=b0_threshold)
+    verify = partial(
+        _verify,
+        index_folder=index_folder,
+        max_b=max_b,
+        b0_threshold=b0_threshold,
+        non_finite=non_finite,
+    )
     results = map_unordered(verify, list(places), num_workers=num_workers)
     for scan, outcome in progress(results, len(places), "reading scans"):
         subject, manifests_of_scan = next(iter(places[scan].values())), tuple(places[scan])
@@ -203,18 +212,9 @@ def _check_rows(
     found.scans.update(scan.modality for scan in own)
 
 
-def _verify(
-    scan: Scan, *, index_folder: Path | None, max_b: float, b0_threshold: float
-) -> tuple[Scan, ScanError | VerifiedScan]:
+def _verify(scan: Scan, **options: Any) -> tuple[Scan, ScanError | VerifiedScan]:
     try:
-        return scan, verify_scan(
-            scan.paths,
-            modality=scan.modality,
-            mask=scan.mask,
-            index_folder=index_folder,
-            max_b=max_b,
-            b0_threshold=b0_threshold,
-        )
+        return scan, verify_scan(scan.paths, modality=scan.modality, mask=scan.mask, **options)
     except ScanError as error:
         return scan, error.bare()
 

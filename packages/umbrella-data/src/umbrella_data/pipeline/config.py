@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_ACCEPTED_B, MAX_B, check_b_limits
+from umbrella_data.scan.voxels import NonFinite
 
 Interpolation = Literal["trilinear", "area"]
 """How the field of view is resized.
@@ -64,6 +65,8 @@ class PipelineSettings(BaseModel):
     """How the field of view is resized: trilinear, or area, where a new voxel is the mean of those that it covers."""
     normalise: Normalisation = "foreground_zscore"
     """Over which voxels: foreground_zscore, zscore (all), nonzero_zscore; temporal_zscore: each one over time."""
+    non_finite: NonFinite = "outside_mask"
+    """NaN and infinite voxels: reject the scan, read those outside_mask as 0 (others: reject), or read all as zero."""
     short_series: Literal["raise", "pad"] = "raise"
     """What to do with a series shorter than the window of frames."""
     max_b: float = Field(default=MAX_B, gt=0, le=MAX_ACCEPTED_B)

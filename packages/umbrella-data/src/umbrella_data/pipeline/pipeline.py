@@ -32,8 +32,9 @@ from umbrella_data.pipeline.augment import augment
 from umbrella_data.pipeline.config import PipelineConfig
 from umbrella_data.pipeline.normalise import NoContrastError, normalise
 from umbrella_data.pipeline.resample import Grid, resample
-from umbrella_data.pipeline.streaming import read_resampled
+from umbrella_data.pipeline.streaming import read_resampled, warn_of_zeroed
 from umbrella_data.scan.gzip_index import check_indexed_gzip
+from umbrella_data.scan.header import ScanWarning
 from umbrella_data.scan.reader import StoredScan, open_scan
 from umbrella_data.scan.volume import load_volume
 from umbrella_data.scan.voxels import MAX_SERIES_VOXELS, MAX_VOXELS, check_rank
@@ -111,6 +112,8 @@ class Pipeline:
         }
         if self._num_channels > 1:
             facts |= {"max_b": self.config.max_b, "b0_threshold": self.config.b0_threshold}
+        if self.config.non_finite != "outside_mask":  # caches that were filled before this key existed stay valid
+            facts["non_finite"] = self.config.non_finite
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def __call__(
@@ -204,14 +207,23 @@ class Pipeline:
             with open_scan(paths[0]) as stored:
                 frames = self._resampled(stored, mask=mask)
             return frames if self._is_series else self._normalised(frames, scan)
+        settings = self.config
         if len(paths) == 1:
             from umbrella_data.scan.diffusion import fit_dwi  # lazy: dipy is an extra
 
-            maps = fit_dwi(paths[0], mask=mask, max_b=self.config.max_b, b0_threshold=self.config.b0_threshold)
-            data, spacing = torch.from_numpy(np.stack([maps.fa, maps.md])), maps.spacing
+            maps = fit_dwi(
+                paths[0],
+                mask=mask,
+                max_b=settings.max_b,
+                b0_threshold=settings.b0_threshold,
+                non_finite=settings.non_finite,
+            )
+            data, spacing, warnings = torch.from_numpy(np.stack([maps.fa, maps.md])), maps.spacing, maps.warnings
         else:
-            volume = load_volume(paths, modality=self.spec.name, mask=mask)
-            data, spacing = volume.data, volume.spacing
+            volume = load_volume(paths, modality=self.spec.name, mask=mask, non_finite=settings.non_finite)
+            data, spacing, warnings = volume.data, volume.spacing, volume.warnings
+        if ScanWarning.NON_FINITE in warnings:
+            warn_of_zeroed()
         frames = resample(data[None], spacing=spacing, grid=self.grid, is_masked=self._is_masked(mask))
         return self._normalised(frames, scan)
 
@@ -228,6 +240,7 @@ class Pipeline:
             max_voxels=MAX_SERIES_VOXELS if is_for_cache else MAX_VOXELS,
             mask=mask,
             is_masked=self._is_masked(mask),
+            non_finite=self.config.non_finite,
             folder=self.cache.directory if self.cache is not None else None,
         )
         return torch.from_numpy(frames)[:, None]

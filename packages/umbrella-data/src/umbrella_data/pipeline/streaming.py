@@ -8,10 +8,12 @@ followed by `resample`, up to rounding (a test compares them to 1e-6).
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
 import os
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,9 @@ from umbrella_data.cache.entry import unusable
 from umbrella_data.pipeline.resample import AxisWeights, Grid, fill_outside, resample_slices
 from umbrella_data.scan.geometry import Reorientation
 from umbrella_data.scan.reader import StoredScan
-from umbrella_data.scan.voxels import MAX_VOXELS, FrameReader, check_size
+from umbrella_data.scan.voxels import MAX_VOXELS, FrameReader, NonFinite, check_size
+
+logger = logging.getLogger(__name__)
 
 MAX_IN_MEMORY = 1 << 28
 """The most voxels kept in memory: 1 GiB in float32, 300 frames of 96^3."""
@@ -35,6 +39,7 @@ def read_resampled(
     max_voxels: int = MAX_VOXELS,
     mask: Path | None = None,
     is_masked: bool = False,
+    non_finite: NonFinite = "outside_mask",
     folder: Path | None = None,
 ) -> np.ndarray:
     """Read frames on the model's grid.
@@ -48,6 +53,7 @@ def read_resampled(
         max_voxels: The most voxels to read, and of the result.
         mask: The scan's brain mask: voxels outside are 0.
         is_masked: Whether the file's own background is exactly 0.
+        non_finite: What to do with voxels that are not finite.
         folder: Folder for frames that do not fit into memory, see `empty_frames`.
 
     Returns:
@@ -56,7 +62,7 @@ def read_resampled(
     Raises:
         ScanError: As `umbrella_data.scan.voxels.FrameReader`.
     """
-    reader = FrameReader(scan, rank=rank, window=window, max_voxels=max_voxels, mask=mask)
+    reader = FrameReader(scan, rank=rank, window=window, max_voxels=max_voxels, mask=mask, non_finite=non_finite)
     shape = (reader.count, *grid.image_size)
     check_size(shape, max_voxels=max_voxels, path=scan.path)
     frames = empty_frames(shape, folder=folder)
@@ -72,11 +78,22 @@ def read_resampled(
             frame[...] = resampled.transpose(2, 1, 0).transpose(turn.order)
     next(slices, None)  # the file is validated at its end
     low, _ = reader.value_range()
+    if reader.num_zeroed:
+        warn_of_zeroed()
     if not (is_masked or reader.has_mask):
         fill_outside(frames, weights, low=low)
     if reader.has_mask:
         reader.check_contrast(float(frames.min()), float(frames.max()))
     return frames
+
+
+@lru_cache
+def warn_of_zeroed() -> None:
+    """Warn of voxels that are not finite, once per process: most scans of a cohort may have some outside of a mask."""
+    logger.warning(
+        "voxels of a scan, and maybe of others, are NaN or infinite and read as 0, as non_finite says; umbrella-data "
+        "check counts such scans (non_finite_zeroed)"
+    )
 
 
 def empty_frames(shape: tuple[int, ...], *, folder: Path | None) -> np.ndarray:

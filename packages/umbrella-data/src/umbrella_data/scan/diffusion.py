@@ -15,7 +15,7 @@ from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.modality import find_modality
 from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B, Shell, read_gradients, select_shells
 from umbrella_data.scan.header import ScanWarning
-from umbrella_data.scan.voxels import MAX_VOXELS, read_voxels
+from umbrella_data.scan.voxels import MAX_VOXELS, NonFinite, read_voxels, zeroed_warning
 
 _NEEDS_DIPY = "fitting FA and MD from a diffusion series needs dipy: pip install dipy, or give ready maps [fa, md]"
 _MIN_DIRECTIONS = 6
@@ -78,6 +78,7 @@ def fit_dwi(
     mask: str | PathLike[str] | None = None,
     max_b: float = MAX_B,
     b0_threshold: float = B0_THRESHOLD,
+    non_finite: NonFinite = "outside_mask",
 ) -> TensorMaps:
     """Fit a tensor in each voxel of the brain of a DWI, with `.bval` and `.bvec` next to it.
 
@@ -92,6 +93,7 @@ def fit_dwi(
             warning `no_background`.
         max_b: Largest b-value to fit, in s/mm2, see `umbrella_data.scan.gradient_table`.
         b0_threshold: Largest b-value of a b0 volume, in s/mm2.
+        non_finite: What to do with voxels that are not finite, see `umbrella_data.scan.voxels`.
 
     Raises:
         ScanError: If a file is damaged or inconsistent, no brain is found, or the fitted shells do not determine a
@@ -99,7 +101,7 @@ def fit_dwi(
         ImportError: Without dipy.
     """
     dipy = _import_dipy()
-    voxels = read_voxels(path, rank=4, max_voxels=max_voxels, mask=mask)
+    voxels = read_voxels(path, rank=4, max_voxels=max_voxels, mask=mask, non_finite=non_finite)
     gradients = read_gradients(path, num_volumes=len(voxels.frames), b0_threshold=b0_threshold)
     selected = select_shells(gradients.b_values, max_b=max_b, b0_threshold=b0_threshold)
     directions = gradients.world_directions(voxels.header.affine)
@@ -111,7 +113,11 @@ def fit_dwi(
         atol=0.05,
     )
     mean_b0 = voxels.frames[gradients.is_b0].mean(axis=0)
-    warnings = (*voxels.header.warnings, *([ScanWarning.HIGH_B] if selected.is_above else []))
+    warnings = (
+        *voxels.header.warnings,
+        *zeroed_warning(voxels.num_zeroed),
+        *([ScanWarning.HIGH_B] if selected.is_above else []),
+    )
     brain = mean_b0 > 0  # outside of a mask, voxels are 0
     if mask is None:
         _, found = dipy["median_otsu"](mean_b0, median_radius=_median_radius(voxels.spacing), numpass=1)

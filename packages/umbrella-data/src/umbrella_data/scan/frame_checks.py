@@ -11,7 +11,7 @@ import numpy as np
 
 from umbrella_data.scan.header import ScanWarning
 from umbrella_data.scan.reader import open_scan
-from umbrella_data.scan.voxels import FrameReader, NonFinite
+from umbrella_data.scan.voxels import FrameReader, NonFinite, zeroed_warning
 
 _MIN_REPEATED = 3
 """Consecutive identical frames that are suspicious: two could be the same by rounding in a short series."""
@@ -28,7 +28,7 @@ class FrameChecks:
         self._num_values = num_values
         self._num_read = 0
         self._sum = 0
-        self._limits: list[np.generic] = []
+        self._limits: list[float] = []
         self._last_sum: int | None = None
         self._num_same = 1
         self.has_empty = False
@@ -37,7 +37,7 @@ class FrameChecks:
     def add(self, block: np.ndarray) -> None:
         """Add the next values, at most up to the end of a frame."""
         self._sum = zlib.crc32(np.ascontiguousarray(block).data.cast("B"), self._sum)
-        self._limits += [block.min(), block.max()]
+        self._limits += [float(block.min()), float(block.max())]
         self._num_read += block.size
         if self._num_read < self._num_values:
             return
@@ -95,4 +95,4 @@ def verify_voxels(
         if not has_contrast:
             reader.check_contrast(0.0, 0.0)
         scan.ensure_index()
-    return (*checks.warnings, *([ScanWarning.NON_FINITE] if reader.num_zeroed else []))
+    return (*(checks.warnings if rank == 4 else ()), *zeroed_warning(reader.num_zeroed))

@@ -40,6 +40,9 @@ class ScanWarning(StrEnum):
     SIDECAR_REPETITION_TIME = "sidecar_repetition_time"
     NO_BACKGROUND = "no_background"
     HIGH_B = "high_b"
+    NON_FINITE = "non_finite_zeroed"
+    EMPTY_FRAMES = "empty_frames"
+    REPEATED_FRAMES = "repeated_frames"
 
     @property
     def meaning(self) -> str:
@@ -56,6 +59,9 @@ _MEANINGS = {
     ScanWarning.SIDECAR: "the sidecar, or its RepetitionTime, cannot be used: the header's is used",
     ScanWarning.SIDECAR_REPETITION_TIME: "sidecar and header give different repetition times: the sidecar's is used",
     ScanWarning.NO_BACKGROUND: "the mean b0 has no dark background: every voxel with a signal is taken for brain",
+    ScanWarning.NON_FINITE: "voxels outside of the mask, or any with non_finite: zero, are NaN or infinite: they are 0",
+    ScanWarning.EMPTY_FRAMES: "every voxel of a frame has the same value, mostly 0: the frame has no image",
+    ScanWarning.REPEATED_FRAMES: "three or more frames in a row are identical: frames were lost and filled in",
     ScanWarning.HIGH_B: "every shell of the DWI is above max_b: the tensor is fitted on the lowest one",
 }
 

@@ -14,6 +14,7 @@ from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B
 if TYPE_CHECKING:
     from umbrella_data.scan.gradient_table import Shell
     from umbrella_data.scan.header import ScanWarning
+    from umbrella_data.scan.voxels import NonFinite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ def verify_scan(
     index_folder: Path | None = None,
     max_b: float = MAX_B,
     b0_threshold: float = B0_THRESHOLD,
+    non_finite: NonFinite = "outside_mask",
 ) -> VerifiedScan:
     """Read and check all of a scan.
 
@@ -54,20 +56,30 @@ def verify_scan(
         index_folder: Where to build indexes of long `.nii.gz` series.
         max_b: Largest b-value that the tensor of a DWI is fitted on, in s/mm2.
         b0_threshold: Largest b-value of a b0 volume of a DWI, in s/mm2.
+        non_finite: What to do with voxels that are not finite, see `umbrella_data.scan.voxels`.
 
     Raises:
         ScanError: If the scan cannot be used.
     """
     # Lazy: torch is not needed to list files.
+    from umbrella_data.scan.frame_checks import verify_voxels
     from umbrella_data.scan.gradient_table import count_b0, read_shells
     from umbrella_data.scan.volume import load_volume, read_shape, verify_series
 
     spec = find_modality(modality)
     if not spec.is_series:
-        volume = load_volume(list(paths), modality=spec.name, mask=mask, max_b=max_b, b0_threshold=b0_threshold)
-        warnings = _warnings_by_file(volume.warnings, paths, mask)
+        volume = load_volume(
+            list(paths),
+            modality=spec.name,
+            mask=mask,
+            max_b=max_b,
+            b0_threshold=b0_threshold,
+            non_finite=non_finite,
+        )
         if spec.num_channels == 1 or len(paths) > 1:
-            return VerifiedScan(warnings=warnings)
+            return VerifiedScan(warnings=_warnings_by_file(volume.warnings, paths, mask))
+        found = verify_voxels(paths[0], rank=4, mask=mask, non_finite=non_finite)
+        warnings = _warnings_by_file((*volume.warnings, *found), paths, mask)
         shells = read_shells(paths[0], max_b=max_b, b0_threshold=b0_threshold)
         return VerifiedScan(num_b0=count_b0(paths[0], b0_threshold=b0_threshold), shells=shells, warnings=warnings)
     header = read_shape(paths[0])
@@ -77,8 +89,8 @@ def verify_scan(
             f"{num_frames} frames, but at least {min_frames} are needed", path=paths[0], reason=ScanReason.SHORT_SERIES
         )
     # All frames: training may draw any window.
-    verify_series(paths, spec=spec, mask=mask, index_folder=index_folder)
-    return VerifiedScan(num_frames=num_frames, warnings=_warnings_by_file(header.warnings, paths, mask))
+    found = verify_series(paths, spec=spec, mask=mask, index_folder=index_folder, non_finite=non_finite)
+    return VerifiedScan(num_frames=num_frames, warnings=_warnings_by_file((*header.warnings, *found), paths, mask))
 
 
 def _warnings_by_file(
@@ -93,5 +105,5 @@ def _warnings_by_file(
         with open_scan(file) as scan:
             found[file] = scan.header.warnings
     in_headers = {warning for path in paths for warning in found[path]}
-    found[paths[0]] += tuple(warning for warning in warnings if warning not in in_headers)
+    found[paths[0]] += tuple(dict.fromkeys(warning for warning in warnings if warning not in in_headers))
     return {file: codes for file, codes in found.items() if codes}

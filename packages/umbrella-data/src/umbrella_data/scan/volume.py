@@ -14,12 +14,13 @@ import torch
 
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.modality import ModalitySpec, find_modality
+from umbrella_data.scan.frame_checks import verify_voxels
 from umbrella_data.scan.geometry import Reorientation, is_same_grid
 from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B
 from umbrella_data.scan.header import ScanHeader, ScanWarning
 from umbrella_data.scan.reader import open_scan
 from umbrella_data.scan.sidecar import RepetitionTime, repetition_time
-from umbrella_data.scan.voxels import MAX_VOXELS, Voxels, read_voxels, verify_voxels
+from umbrella_data.scan.voxels import MAX_VOXELS, NonFinite, Voxels, read_voxels, zeroed_warning
 
 # Fits on noise give eigenvalues below 0 and FA up to sqrt(3/2); spline interpolation gives values somewhat below 0.
 _FA_LIMITS = (-0.1, 1.3)
@@ -108,6 +109,7 @@ def load_volume(
     mask: str | PathLike[str] | None = None,
     max_b: float = MAX_B,
     b0_threshold: float = B0_THRESHOLD,
+    non_finite: NonFinite = "outside_mask",
 ) -> Volume:
     """Read a scan.
 
@@ -122,6 +124,7 @@ def load_volume(
         mask: The scan's brain mask, on the same grid: voxels outside are 0. A DWI is fitted inside of it.
         max_b: Largest b-value that the tensor of a DWI is fitted on, in s/mm2, see `umbrella_data.scan.diffusion`.
         b0_threshold: Largest b-value of a b0 volume of a DWI, in s/mm2.
+        non_finite: What to do with voxels that are not finite, see `umbrella_data.scan.voxels`.
 
     Raises:
         ScanError: If a file is damaged or inconsistent; see its `.path` and `.reason`.
@@ -133,17 +136,29 @@ def load_volume(
     if window is not None and not spec.is_series:
         raise ValueError(f"window {window}: {spec.name} has no frames; leave the window out")
     if len(paths) == 1 and spec.num_channels > 1:
-        return _fit_maps(paths[0], max_voxels=max_voxels, mask=mask, max_b=max_b, b0_threshold=b0_threshold)
+        return _fit_maps(
+            paths[0], max_voxels=max_voxels, mask=mask, max_b=max_b, b0_threshold=b0_threshold, non_finite=non_finite
+        )
     _check_count(paths, spec=spec)
     channels = [
-        read_voxels(each, rank=spec.spatial_rank, window=window, max_voxels=max_voxels, index_folder=folder, mask=mask)
+        read_voxels(
+            each,
+            rank=spec.spatial_rank,
+            window=window,
+            max_voxels=max_voxels,
+            index_folder=folder,
+            mask=mask,
+            non_finite=non_finite,
+        )
         for each in paths
     ]
     _check_same_grid([(channel.frames.shape, channel.affine) for channel in channels], paths, spec=spec)
     if spec.num_channels > 1:
         _check_maps(dict(zip(spec.channels, [channel.frames for channel in channels], strict=True)), paths)
     timing = _timing(paths[0], channels[0].header)
-    warnings = [warning for channel in channels for warning in channel.header.warnings]
+    warnings = [
+        warning for channel in channels for warning in (*channel.header.warnings, *zeroed_warning(channel.num_zeroed))
+    ]
     return Volume(
         data=_stacked(channels, is_series=spec.is_series),
         affine=channels[0].affine,
@@ -154,8 +169,13 @@ def load_volume(
 
 
 def verify_series(
-    paths: Sequence[Path], *, spec: ModalitySpec, mask: Path | None = None, index_folder: Path | None = None
-) -> None:
+    paths: Sequence[Path],
+    *,
+    spec: ModalitySpec,
+    mask: Path | None = None,
+    index_folder: Path | None = None,
+    non_finite: NonFinite = "outside_mask",
+) -> tuple[ScanWarning, ...]:
     """Check all frames of a series as `load_volume` does, in one pass over each file and in little memory.
 
     Args:
@@ -163,15 +183,25 @@ def verify_series(
         spec: Its modality.
         mask: Its brain mask.
         index_folder: Where to build indexes of long `.nii.gz` series.
+        non_finite: What to do with voxels that are not finite.
+
+    Returns:
+        Warnings about the voxels.
 
     Raises:
         ScanError: As `load_volume`.
     """
     _check_count(paths, spec=spec)
-    for path in paths:
-        verify_voxels(path, rank=spec.spatial_rank, mask=mask, index_folder=index_folder)
+    warnings = [
+        warning
+        for path in paths
+        for warning in verify_voxels(
+            path, rank=spec.spatial_rank, mask=mask, index_folder=index_folder, non_finite=non_finite
+        )
+    ]
     shapes = [read_shape(path) for path in paths]
     _check_same_grid([((each.shape[3], *each.shape[:3]), each.affine) for each in shapes], paths, spec=spec)
+    return tuple(dict.fromkeys(warnings))
 
 
 def _fit_maps(
@@ -181,11 +211,12 @@ def _fit_maps(
     mask: str | PathLike[str] | None,
     max_b: float,
     b0_threshold: float,
+    non_finite: NonFinite,
 ) -> Volume:
     # Lazy: dipy is an extra, and only a raw diffusion series needs it.
     from umbrella_data.scan.diffusion import fit_dwi
 
-    fit = fit_dwi(path, max_voxels=max_voxels, mask=mask, max_b=max_b, b0_threshold=b0_threshold)
+    fit = fit_dwi(path, max_voxels=max_voxels, mask=mask, max_b=max_b, b0_threshold=b0_threshold, non_finite=non_finite)
     return Volume(
         data=torch.from_numpy(np.stack([fit.fa, fit.md])), affine=fit.affine, spacing=fit.spacing, warnings=fit.warnings
     )

@@ -7,16 +7,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.scan.geometry import Reorientation, grid_shift, is_same_grid
-from umbrella_data.scan.header import ScanHeader
+from umbrella_data.scan.header import ScanHeader, ScanWarning
 from umbrella_data.scan.reader import StoredScan, open_scan
 
 MAX_VOXELS = 1 << 30
 """Default limit of voxels read at once: 4 GiB in float32, a diffusion series of 288 volumes at 1.25 mm."""
+
+NonFinite = Literal["reject", "outside_mask", "zero"]
+"""What to do with voxels that are NaN or infinite in float32.
+
+- `reject`: the scan cannot be used.
+- `outside_mask`: outside of the scan's brain mask, where every voxel becomes 0, they are accepted with a warning;
+  inside, and in a scan without a mask, they are rejected.
+- `zero`: they become 0, with a warning.
+"""
 
 MAX_SERIES_VOXELS = 1 << 32
 """Limit of voxels of a series that is prepared for the cache, which is written to disk as it is read: 16 GiB. A header
@@ -31,8 +41,8 @@ class FrameReader:
         rank: 3 for a volume, 4 for a series; the file must have it.
         window: First frame and number of frames of a series; None reads all.
         max_voxels: The most voxels to read.
-        mask: The scan's brain mask: values outside are 0. NaN outside is an error too, since it shows that the file
-            has lost values.
+        mask: The scan's brain mask: values outside are 0.
+        non_finite: What to do with voxels that are not finite.
 
     Attributes:
         header: The scan's header.
@@ -40,6 +50,7 @@ class FrameReader:
         first: First frame.
         count: Number of frames.
         has_mask: Whether there is a mask.
+        num_zeroed: Voxels read so far that are not finite, and become 0.
 
     Raises:
         ScanError: `rank`, `window`, `too_large`, `affine`, or what is wrong with the mask.
@@ -53,6 +64,7 @@ class FrameReader:
         window: tuple[int, int] | None = None,
         max_voxels: int = MAX_VOXELS,
         mask: str | PathLike[str] | None = None,
+        non_finite: NonFinite = "outside_mask",
     ) -> None:
         self.header = header = scan.header
         self._scan = scan
@@ -70,8 +82,10 @@ class FrameReader:
         self.has_mask = mask is not None
         # (Z, Y, X) along the stored axes.
         self._outside = None if mask is None else ~_read_mask(mask, like=header).T
+        self._non_finite = non_finite
         self._limits: list[np.generic] = []
-        self._num_non_finite = 0
+        self._num_rejected = 0
+        self.num_zeroed = 0
 
     def iter_slices(self) -> Iterator[np.ndarray]:
         """Stored slices, in order; the file is validated once the iterator is exhausted.
@@ -83,16 +97,29 @@ class FrameReader:
         Raises:
             ScanError: As `StoredScan.iter_slices`.
         """
+        row = 0
         for block in self._scan.iter_slices(self.first, self.count):
             # Minimum and maximum propagate a NaN, without a temporary array of booleans.
             limits = [block.min(), block.max()]
-            self._limits += limits
             if not np.isfinite(self._scaled(limits)).all():
-                self._num_non_finite += int(block.size - np.isfinite(self._scaled(block)).sum())
+                limits = self._limits_of_finite(block, row)
+            self._limits += limits
             yield block
+            row = (row + len(block)) % self.header.shape[2]
+
+    def _limits_of_finite(self, block: np.ndarray, row: int) -> list[np.generic]:
+        """Count the voxels of stored slices that are not finite; return the limits of the others."""
+        is_finite = np.isfinite(self._scaled(block))
+        is_accepted = np.full(block.shape, self._non_finite == "zero")
+        if self._outside is not None and self._non_finite != "reject":
+            is_accepted |= self._outside[row : row + len(block)]
+        self._num_rejected += int((~is_finite & ~is_accepted).sum())
+        self.num_zeroed += int((~is_finite & is_accepted).sum())
+        finite = block[is_finite]
+        return [finite.min(), finite.max()] if finite.size else []
 
     def write_real(self, stored: np.ndarray, target: np.ndarray, row: int) -> None:
-        """Write the real values of stored slices, 0 outside of the mask.
+        """Write the real values of stored slices, 0 outside of the mask and where they are not finite but accepted.
 
         Args:
             stored: One slice (Y, X) or several (n, Y, X).
@@ -103,6 +130,8 @@ class FrameReader:
         if self._outside is not None:
             outside = self._outside[row] if stored.ndim == 2 else self._outside[row : row + len(stored)]
             np.copyto(target, 0, where=outside)
+        if self.num_zeroed and self._non_finite == "zero":
+            np.nan_to_num(target, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
 
     def value_range(self) -> tuple[float, float]:
         """Least and greatest real value of the slices read so far, also outside of the mask.
@@ -111,11 +140,14 @@ class FrameReader:
         are equal, all values are.
 
         Raises:
-            ScanError: `non_finite` if a value is not finite in float32, or `constant` if all are the same.
+            ScanError: `non_finite` if a value is not finite in float32 and not accepted, or `constant` if all others
+                are the same.
         """
-        if self._num_non_finite:
+        if self._num_rejected or not self._limits:
+            where = " inside of the mask" if self.has_mask and self._non_finite == "outside_mask" else ""
             raise ScanError(
-                f"{self._num_non_finite} voxels are NaN or infinite in float32; masked voxels should be 0",
+                f"{self._num_rejected or self.num_zeroed} voxels are NaN or infinite in float32{where}; repair the "
+                "scan, or set non_finite: zero to read them as 0",
                 path=self._scan.path,
                 reason=ScanReason.NON_FINITE,
             )
@@ -161,12 +193,14 @@ class Voxels:
         affine: (4, 4) float64, index of a RAS+ voxel to world mm.
         spacing: Voxel size in mm along X, Y, Z of RAS+.
         header: As stored.
+        num_zeroed: Number of voxels that are not finite in the file, and are 0 here.
     """
 
     frames: np.ndarray
     affine: np.ndarray
     spacing: tuple[float, float, float]
     header: ScanHeader
+    num_zeroed: int = 0
 
 
 def read_voxels(
@@ -177,10 +211,11 @@ def read_voxels(
     max_voxels: int = MAX_VOXELS,
     index_folder: Path | None = None,
     mask: str | PathLike[str] | None = None,
+    non_finite: NonFinite = "outside_mask",
 ) -> Voxels:
     """Read a file into memory; arguments and errors are those of `open_scan` and `FrameReader`."""
     with open_scan(path, index_folder=index_folder) as scan:
-        reader = FrameReader(scan, rank=rank, window=window, max_voxels=max_voxels, mask=mask)
+        reader = FrameReader(scan, rank=rank, window=window, max_voxels=max_voxels, mask=mask, non_finite=non_finite)
         x, y, z = scan.header.shape[:3]
         turn = reader.orientation
         # In memory, axes are flipped but not permuted: permuting takes longer than reading.
@@ -200,41 +235,13 @@ def read_voxels(
         affine=turn.affine(scan.header.shape),
         spacing=turn.spacing(scan.header.spacing),
         header=scan.header,
+        num_zeroed=reader.num_zeroed,
     )
 
 
-def verify_voxels(
-    path: str | PathLike[str],
-    *,
-    rank: int,
-    mask: str | PathLike[str] | None = None,
-    index_folder: Path | None = None,
-) -> None:
-    """Check all frames of a file in one pass, in the memory of a few slices.
-
-    Args:
-        path: A `.nii` or `.nii.gz` file.
-        rank: 3 for a volume, 4 for a series; the file must have it.
-        mask: The scan's brain mask.
-        index_folder: Where to build an index of a long `.nii.gz` series.
-
-    Raises:
-        ScanError: As `read_voxels`.
-    """
-    with open_scan(path, index_folder=index_folder) as scan:
-        reader = FrameReader(scan, rank=rank, max_voxels=math.prod(scan.header.shape), mask=mask)
-        has_contrast, row, num_rows = not reader.has_mask, 0, scan.header.shape[2]
-        for block in reader.iter_slices():
-            # Voxels outside of a mask are 0: any other value is contrast.
-            if not has_contrast:
-                real = np.empty(block.shape, dtype=np.float32)
-                reader.write_real(block, real, row)
-                has_contrast = bool(real.any())
-            row = (row + len(block)) % num_rows
-        reader.value_range()
-        if not has_contrast:
-            reader.check_contrast(0.0, 0.0)
-        scan.ensure_index()
+def zeroed_warning(num_zeroed: int) -> tuple[ScanWarning, ...]:
+    """The warning about voxels that are not finite and read as 0, if there are any."""
+    return (ScanWarning.NON_FINITE,) if num_zeroed else ()
 
 
 def check_size(shape: tuple[int, ...], *, max_voxels: int, path: str) -> None:
@@ -299,7 +306,7 @@ def _read_mask(path: str | PathLike[str], *, like: ScanHeader) -> np.ndarray:
                 path=scan.path,
                 reason=ScanReason.MASK,
             )
-        reader = FrameReader(scan, rank=3, max_voxels=math.prod(shape))
+        reader = FrameReader(scan, rank=3, max_voxels=math.prod(shape), non_finite="reject")
         stored = np.concatenate([block.copy() for block in reader.iter_slices()]).transpose(2, 1, 0)
         low, high = reader.value_range()
     least, greatest = stored.min(), stored.max()
