@@ -17,6 +17,8 @@ Read = Callable[..., None]
 SHAPE = (20, 20, 20)
 INSIDE = np.zeros(SHAPE, bool)
 INSIDE[3:17, 3:17, 3:17] = True
+SMALL = np.zeros(SHAPE, bool)
+SMALL[8:12, 8:12, 8:12] = True
 
 
 def fa(seed: int = 0, *, tissue: tuple[float, float] = (2, 5)) -> np.ndarray:
@@ -65,6 +67,7 @@ noise = np.random.default_rng(4)
         pytest.param(fa(), 1e-9 * md(), id="m2/s"),
         pytest.param(0.5 * fa(), 1e-3 * md(mean=1.5), id="infant"),
         pytest.param(fa(tissue=(6, 5)), md(mean=0.75, fluid=False), id="white matter"),
+        pytest.param(fa() * SMALL, md(fluid=False) * SMALL, id="small part of the field of view"),
         pytest.param(fa() + ringing * ~INSIDE, md() + ringing * ~INSIDE, id="ringing"),
         pytest.param(1.2 * fa(tissue=(4, 1)) - 0.02, 1e-3 * md(), id="overshoot"),
         pytest.param(
