@@ -23,7 +23,7 @@ class ScanReason(StrEnum):
     GZIP_LENGTH = "gzip_length"
     GZIP_TRUNCATED = "gzip_truncated"
     GZIP_TRAILING = "gzip_trailing"
-    HEADER = "header"
+    EXTENSION = "extension"
     DIMS = "dims"
     DTYPE = "dtype"
     OFFSET = "offset"

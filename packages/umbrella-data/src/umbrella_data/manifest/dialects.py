@@ -18,7 +18,7 @@ IMAGE_PLACEHOLDER = re.compile(r"<image(?:_(\w+))?>")
 """The place of a scan in a text: `<image>`, or `<image_sMRI>` in the first version of UMBRELLA JSON."""
 
 _BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)(?=[/_])")
-_BIDS_SUFFIX = re.compile(r"_([A-Za-z0-9]+)\.(?:nii(?:\.gz)?|hdr|img)$")
+_BIDS_SUFFIX = re.compile(r"_([A-Za-z0-9]+)\.(?:nii|hdr|img)(?:\.gz)?$")
 # Shown in the error message about an unknown dialect.
 _EXAMPLE_ROWS = (
     '{"id": ..., "subject": ..., "messages": [{"role": "user", "content": [{"type": "image", "modality": "T1", '
