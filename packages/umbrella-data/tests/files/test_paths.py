@@ -83,7 +83,10 @@ ROWS = {
     "voxels_empty": Row(voxels=lambda content: b"", reason=R.TRUNCATED, is_header_at_fault=False),
     "voxels_cut": Row(voxels=lambda content: content[:-1], reason=R.TRUNCATED, is_header_at_fault=False),
     "voxels_go_on": Row(voxels=append(b"\0"), reason=R.TRAILING, is_header_at_fault=False),
-    "bomb": Row(header=put(40, "8h", 3, *[30000] * 3, 1, 1, 1, 1), reason=R.TOO_LARGE, is_header_at_fault=False),
+    "bomb": Row(header=put(40, "8h", 3, *[30000] * 3, 1, 1, 1, 1), reason=R.TOO_LARGE),
+    "bomb_of_gigabytes": Row(
+        header=put(40, "8h", 3, *[1000] * 3, 1, 1, 1, 1), reason=R.TOO_LARGE, is_header_at_fault=False
+    ),
     "voxels_are_a_pointer": Row(voxels=lambda _: LFS_POINTER, reason=R.FILE_TYPE, is_header_at_fault=False),
     "header_is_a_pointer": Row(header=lambda _: LFS_POINTER, reason=R.FILE_TYPE),
     "constant": Row(voxels=lambda content: bytes(len(content)), reason=R.CONSTANT, is_header_at_fault=False),

@@ -268,8 +268,12 @@ def test_manifest_without_rows_is_rejected(tmp_path, text):
 
 
 def test_missing_manifest_is_rejected(tmp_path):
+    path = tmp_path / "rows.jsonl"
     with pytest.raises(ManifestError, match=r"rows\.jsonl"):
-        read_manifest(tmp_path / "rows.jsonl")
+        read_manifest(path)
+    path.symlink_to(".git/annex/objects/K/K")
+    with pytest.raises(ManifestError, match="datalad get"):
+        read_manifest(path)
 
 
 def test_manifest_can_be_pickled(make_row, write_manifest):

@@ -303,6 +303,7 @@ ROWS: dict[str, Row] = {
     "volume_bomb_of_gigabytes": Row(put(dim=(3, 1000, 1000, 1000, 1, 1, 1, 1)), R.TOO_LARGE),
     "series_bomb": Row(put(dim=(4, 300, 300, 300, 30000, 1, 1, 1)), R.TOO_LARGE, is_series=True),
     "gzip_bomb_in_header": Row(lambda c: packed()(put(dim=(3, 30000, 30000, 30000, 1, 1, 1, 1))(c)), R.TOO_LARGE, GZ),
+    "bomb_of_7_axes": Row(put(dim=(7, *[32767] * 7)), R.TOO_LARGE),
     "nifti2_bomb": Row(lambda c: pack_at(nifti2(c), 16, "<4q", 3, 1 << 60, 1 << 60, 1 << 60), R.TOO_LARGE),
     "size_of_a_real_scan": Row(put(dim=(3, 256, 256, 256, 1, 1, 1, 1)), R.TRUNCATED),
     "size_of_a_real_scan_gzip": Row(lambda c: packed()(put(dim=(3, 256, 256, 256, 1, 1, 1, 1))(c)), R.TRUNCATED, GZ),

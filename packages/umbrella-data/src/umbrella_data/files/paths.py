@@ -109,10 +109,9 @@ def _not_regular(path: str) -> ScanError:
 def _cannot_open(error: OSError | ValueError, *, path: str) -> ScanError:
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.ENOENT and Path(path).is_symlink():
-        if "annex/objects/" in Path(path).readlink().as_posix():
-            message = "a git-annex link without the content: fetch it with `datalad get` or `git annex get`"
-        else:
-            message = "a link to a file that does not exist: copy that file, or fix the link"
+        is_annex = "annex/objects/" in Path(path).readlink().as_posix()
+        advice = "fetch its content (datalad get, or git annex get)" if is_annex else "copy that file, or fix the link"
+        message = f"a link to a file that does not exist: {advice}"
         return ScanError(message, path=path, reason=ScanReason.MISSING)
     if number in (errno.ENOENT, errno.ENOTDIR):
         hint = "; a pair needs its .hdr and its .img, both compressed (.gz) or neither" if pair_of(path) else ""

@@ -224,8 +224,10 @@ def read_manifest(
             `validate()` validates all of them.
     """
     file = Path(path)
-    if not file.is_file():
-        raise ManifestError("no such file", path=file)
+    try:
+        stat_regular_file(file)
+    except ScanError as error:
+        raise ManifestError(error.message, path=file) from error
     root = (Path(data_root) if data_root is not None else file.parent).resolve()
     if not root.is_dir():
         raise ManifestError(f"data_root {root} is not a folder", path=file)

@@ -19,6 +19,9 @@ from umbrella_data.scan.geometry import check_affine, spacing_of
 MAX_OFFSET = 1 << 24
 """The most bytes of header extensions that are read before the voxels (16 MiB)."""
 
+MAX_DECLARED_VOXELS = 1 << 40
+"""More voxels than any scan has: such a header is damaged or malicious, whatever its rank is."""
+
 REPETITION_TIME_LIMITS = (0.01, 100.0)
 """Accepted seconds from frame to frame; files with "2000 s" mean milliseconds, or have no usable value."""
 
@@ -212,6 +215,12 @@ def _shape(fields: Nifti1Header, *, path: str) -> tuple[int, ...]:
     shape = dims[1 : rank + 1]
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()
+    if math.prod(shape) > MAX_DECLARED_VOXELS:
+        raise ScanError(
+            f"the header declares {math.prod(shape)} voxels: its dimensions are wrong",
+            path=path,
+            reason=ScanReason.TOO_LARGE,
+        )
     if not 3 <= len(shape) <= 4 or min(shape[:3]) < 2:
         raise ScanError(
             f"shape {tuple(dims[1 : rank + 1])} is neither a volume (X, Y, Z) nor a series (X, Y, Z, T) "
