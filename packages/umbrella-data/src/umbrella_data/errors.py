@@ -23,7 +23,9 @@ class ScanReason(StrEnum):
     GZIP_LENGTH = "gzip_length"
     GZIP_TRUNCATED = "gzip_truncated"
     GZIP_TRAILING = "gzip_trailing"
+    # No longer raised; in lists of bad scans that were written before `extension`.
     HEADER = "header"
+    EXTENSION = "extension"
     DIMS = "dims"
     DTYPE = "dtype"
     OFFSET = "offset"

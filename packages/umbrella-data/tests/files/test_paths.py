@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.errors import ScanReason as R
+from umbrella_data.files.look_alikes import describe_look_alike
 from umbrella_data.files.paths import scan_stem, sibling_file
 from umbrella_data.manifest.manifest import read_manifest
 from umbrella_data.pipeline.pipeline import Pipeline, PipelineConfig
@@ -23,6 +25,7 @@ from umbrella_data.scan.gradient_table import gradient_files
 from umbrella_data.scan.sidecar import sidecar_files
 from umbrella_data.scan.volume import load_volume
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"
 VOXELS = np.random.default_rng(0).integers(1, 1000, (5, 6, 7)).astype("<i2")
 AFFINE = np.diag([-2.0, 2.0, 2.0, 1.0])
 
@@ -67,7 +70,7 @@ ROWS = {
     "header_cut_in_flag": Row(header=lambda content: content[:348] + bytes(2), reason=R.TRUNCATED),
     "header_goes_on": Row(header=lambda content: content[:348] + bytes(40), reason=R.TRAILING),
     "header_of_megabytes": Row(header=lambda content: content[:348] + bytes(1 << 25), reason=R.TRAILING),
-    "extension_too_long": Row(header=lambda c: c[:348] + b"\1\0\0\0" + struct.pack("<2i", 64, 6), reason=R.HEADER),
+    "extension_too_long": Row(header=lambda c: c[:348] + b"\1\0\0\0" + struct.pack("<2i", 64, 6), reason=R.EXTENSION),
     "header_of_one_file": Row(header=put(344, "4s", b"n+1\0"), reason=R.FILE_TYPE),
     "analyze": Row(header=put(344, "4s", bytes(4)), reason=R.FILE_TYPE),
     "not_nifti": Row(header=lambda content: b"<html>" + content, reason=R.FILE_TYPE),
@@ -80,7 +83,12 @@ ROWS = {
     "voxels_empty": Row(voxels=lambda content: b"", reason=R.TRUNCATED, is_header_at_fault=False),
     "voxels_cut": Row(voxels=lambda content: content[:-1], reason=R.TRUNCATED, is_header_at_fault=False),
     "voxels_go_on": Row(voxels=append(b"\0"), reason=R.TRAILING, is_header_at_fault=False),
-    "bomb": Row(header=put(40, "8h", 3, *[30000] * 3, 1, 1, 1, 1), reason=R.TRUNCATED, is_header_at_fault=False),
+    "bomb": Row(header=put(40, "8h", 3, *[30000] * 3, 1, 1, 1, 1), reason=R.TOO_LARGE),
+    "bomb_of_gigabytes": Row(
+        header=put(40, "8h", 3, *[1000] * 3, 1, 1, 1, 1), reason=R.TOO_LARGE, is_header_at_fault=False
+    ),
+    "voxels_are_a_pointer": Row(voxels=lambda _: LFS_POINTER, reason=R.FILE_TYPE, is_header_at_fault=False),
+    "header_is_a_pointer": Row(header=lambda _: LFS_POINTER, reason=R.FILE_TYPE),
     "constant": Row(voxels=lambda content: bytes(len(content)), reason=R.CONSTANT, is_header_at_fault=False),
 }
 
@@ -113,7 +121,9 @@ def test_pair_of_nifti2_and_of_upper_case_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_volume(tmp_path / "SCAN.HDR", modality="T1").data[0].numpy(), expected)
 
 
-@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".hdr", ".img", ".NII", ".NII.GZ", ".HDR", ".IMG", ".Nii.gz"])
+@pytest.mark.parametrize(
+    "ending", [".nii", ".nii.gz", ".hdr", ".img", ".img.gz", ".NII", ".NII.GZ", ".HDR", ".HDR.GZ", ".Nii.gz"]
+)
 def test_files_next_to_a_scan_are_found_in_either_case_of_its_ending(tmp_path: Path, ending: str) -> None:
     scan = tmp_path / f"sub-01.X_dwi{ending}"
     assert scan_stem(scan.name) == "sub-01.X_dwi"
@@ -145,6 +155,83 @@ def test_incomplete_pair_is_rejected(tmp_path: Path, ending: str) -> None:
     with pytest.raises(ScanError) as caught:
         load_volume(voxels, modality="T1")
     assert (caught.value.reason, caught.value.path) == (R.MISSING, str(voxels.with_suffix(ending)))
+
+
+@pytest.mark.parametrize("ending", [".img.gz", ".hdr.gz"])
+def test_compressed_pair_is_read_as_nibabel_reads_it(tmp_path: Path, ending: str) -> None:
+    nib.save(nib.Nifti1Pair(VOXELS, AFFINE), tmp_path / "scan.img.gz")
+    path = tmp_path / f"scan{ending}"
+    expected = nib.as_closest_canonical(nib.load(path)).get_fdata().astype(np.float32)
+    np.testing.assert_array_equal(load_volume(path, modality="T1").data[0].numpy(), expected)
+
+
+COMPRESSED_ROWS: dict[str, tuple[str, Callable[[bytes], bytes], R]] = {
+    "header_cut": (".hdr.gz", lambda stream: stream[:-1], R.GZIP_TRUNCATED),
+    "header_damaged": (".hdr.gz", lambda stream: stream[:-5] + bytes([stream[-5] ^ 1]) + stream[-4:], R.GZIP_CRC),
+    "header_not_compressed": (".hdr.gz", gzip.decompress, R.GZIP_HEADER),
+    "header_goes_on": (".hdr.gz", lambda stream: stream + gzip.compress(bytes(40)), R.TRAILING),
+    "header_empty": (".hdr.gz", lambda stream: b"", R.GZIP_HEADER),
+    "voxels_cut": (".img.gz", lambda stream: stream[:-20], R.GZIP_TRUNCATED),
+    "voxels_not_compressed": (".img.gz", gzip.decompress, R.GZIP_HEADER),
+    "voxels_are_a_pointer": (".img.gz", lambda stream: LFS_POINTER, R.FILE_TYPE),
+    "voxels_go_on": (".img.gz", lambda stream: stream + gzip.compress(bytes(2)), R.TRAILING),
+}
+
+
+@pytest.mark.parametrize("name", COMPRESSED_ROWS)
+def test_damaged_compressed_pair_is_rejected(tmp_path: Path, name: str) -> None:
+    ending, change, reason = COMPRESSED_ROWS[name]
+    nib.save(nib.Nifti1Pair(VOXELS, AFFINE), tmp_path / "scan.img.gz")
+    file = tmp_path / f"scan{ending}"
+    file.write_bytes(change(file.read_bytes()))
+    with pytest.raises(ScanError) as caught:
+        load_volume(tmp_path / "scan.img.gz", modality="T1")
+    assert (caught.value.reason, caught.value.path) == (reason, str(file))
+
+
+def test_pair_with_one_compressed_file_is_rejected(tmp_path: Path) -> None:
+    voxels = write_pair(tmp_path)
+    compressed = gzip.compress(voxels.read_bytes())
+    voxels.write_bytes(compressed)
+    with pytest.raises(ScanError) as caught:
+        load_volume(voxels, modality="T1")
+    assert (caught.value.reason, caught.value.path) == (R.GZIP_HEADER, str(voxels))
+    voxels.rename(tmp_path / "scan.img.gz")
+    for path, missing in [("scan.hdr", "scan.img"), ("scan.img.gz", "scan.hdr.gz")]:
+        with pytest.raises(ScanError) as caught:
+            load_volume(tmp_path / path, modality="T1")
+        assert (caught.value.reason, caught.value.path) == (R.MISSING, str(tmp_path / missing))
+
+
+@pytest.mark.parametrize(
+    ("target", "advice"), [("../.git/annex/objects/9k/f9/K/K", "datalad get"), ("nowhere.nii.gz", "fix the link")]
+)
+def test_dangling_link_is_rejected_with_what_to_do(tmp_path: Path, target: str, advice: str) -> None:
+    path = tmp_path / "scan.nii.gz"
+    path.symlink_to(target)
+    with pytest.raises(ScanError, match=advice) as caught:
+        load_volume(path, modality="T1")
+    assert caught.value.reason == R.MISSING
+
+
+@pytest.mark.parametrize(
+    ("start", "advice"),
+    [
+        (b"", "0 bytes"),
+        (b"/annex/objects/MD5E-s9--01.nii.gz\n", "datalad get"),
+        (LFS_POINTER, "git lfs pull"),
+        (b"\xef\xbb\xbf<!doctype HTML>", "download"),
+        (bytes(128) + b"DICM", "dcm2niix"),
+        (b"PK\x03\x04", "unpack"),
+    ],
+)
+def test_look_alike_is_described_with_what_to_do(start: bytes, advice: str) -> None:
+    assert advice in (describe_look_alike(start) or "")
+
+
+def test_unknown_content_is_not_described() -> None:
+    for start in (b"\x5c\x01\0\0" + bytes(400), b"\x1f\x8b\x08", b"version 2", b"annex", b"<", bytes(512)):
+        assert describe_look_alike(start) is None
 
 
 def test_cache_distinguishes_pairs_by_both_files(tmp_path: Path) -> None:

@@ -40,6 +40,23 @@ def test_check_of_good_manifests_is_good(cohort, capsys):
     assert str(paths[0]) in printed
 
 
+def test_check_lists_all_rows_that_json_readers_repair_silently(cohort, capsys):
+    train, test = cohort[1]()
+    row = train.read_text().splitlines()[0]
+    odd = [
+        row.replace('"id": "a"', '"id": "b", "id": "a"'),
+        row.replace("What", "\\ud800"),
+        row.replace("What", "<image>"),
+        "[" * 100_000,
+    ]
+    train.write_text("\n".join([row, *odd]))
+    assert main(["check", str(train), str(test)]) == 1
+    printed = capsys.readouterr().out
+    assert all(f"line {number}: " in printed for number in (2, 3, 4, 5))
+    test.write_text(row, encoding="utf-16")
+    assert main(["check", str(test)]) != 0
+
+
 def test_check_reads_every_file_once(cohort, make_row, monkeypatch):
     rows, write = cohort
     rows["train"] += [{**make_row("a", "T1", question="And?"), "id": "a-2"}, {**make_row("a", "T1"), "id": "a-3"}]

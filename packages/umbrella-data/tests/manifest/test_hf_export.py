@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from umbrella_data.errors import ManifestError
 from umbrella_data.manifest.hf_export import to_hf_dataset, to_hf_rows
 from umbrella_data.manifest.manifest import read_manifest
 
@@ -53,5 +54,5 @@ def test_exported_dataset_is_read_as_equal_samples(manifest, tmp_path):
 
 def test_text_with_an_image_placeholder_is_rejected(make_row, write_manifest):
     manifest = read_manifest(write_manifest([make_row("a"), make_row("b", question="an <image> here")]))
-    with pytest.raises(ValueError, match=r"line 2: .*<image>"):
+    with pytest.raises(ManifestError, match=r"line 2: .*<image>"):
         list(to_hf_rows(manifest))

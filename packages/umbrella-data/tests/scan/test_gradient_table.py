@@ -186,6 +186,10 @@ def test_read_gradients_rejects_when_files_are_missing_or_not_numeric(tmp_path: 
     with pytest.raises(ScanError, match="line 1") as caught:
         read_gradients(path, num_volumes=8)
     assert caught.value.reason == ScanReason.BVEC
+    bvec.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ScanError, match="git lfs pull") as caught:
+        read_gradients(path, num_volumes=8)
+    assert caught.value.reason == ScanReason.BVEC
     bvec.unlink()
     with pytest.raises(ScanError, match=r"needs its \.bval and \.bvec") as caught:
         read_gradients(path, num_volumes=8)

@@ -77,7 +77,6 @@ WRONG = {
     "offset_fraction": (put(vox_offset=352.5), ScanReason.OFFSET),
     "offset_nan": (put(vox_offset=NAN), ScanReason.OFFSET),
     "offset_huge": (put(vox_offset=1e9), ScanReason.OFFSET),
-    "slope_inf": (put(scl_slope=np.inf), ScanReason.SCALING),
     "inter_nan": (put(scl_slope=2, scl_inter=NAN), ScanReason.SCALING),
     "sform_nan": (put(srow_x=[NAN, 0, 0, 0]), ScanReason.AFFINE),
     "sform_inf_origin": (put(srow_x=[2, 0, 0, np.inf]), ScanReason.AFFINE),
@@ -109,6 +108,10 @@ def test_parse_header_rejects_with_its_reason_when_wrong(name: str) -> None:
         (put(srow_x=[2, 0, 0, 30]), ScanWarning.FORMS_DISAGREE),
         (put(bitpix=8), ScanWarning.BITPIX),
         (put(pixdim=[1, 3, 2, 2, 1.5, 1, 1, 1]), ScanWarning.PIXDIM),
+        (put(pixdim=[1, 0, 2, 2, 1.5, 1, 1, 1]), ScanWarning.PIXDIM),
+        (put(pixdim=[1, 2, -2, 2, 1.5, 1, 1, 1]), ScanWarning.PIXDIM),
+        (put(scl_slope=NAN), ScanWarning.SCALING),
+        (put(scl_slope=np.inf), ScanWarning.SCALING),
         (put(pixdim=[1, 2, 2, 2, 2000, 1, 1, 1]), ScanWarning.REPETITION_TIME),
         (put(xyzt_units=2), ScanWarning.REPETITION_TIME),
     ],
@@ -117,7 +120,7 @@ def test_parse_header_warns_when_legal_but_suspicious(change: Callable[[Any], No
     assert warning in parse_header(block(change), path="x.nii").warnings
 
 
-@pytest.mark.parametrize("slope", [0.0, NAN])
+@pytest.mark.parametrize("slope", [0.0, NAN, np.inf, -np.inf])
 def test_parse_header_scales_nothing_when_slope_is_unset(slope: float) -> None:
     header = parse_header(block(put(scl_slope=slope, scl_inter=7)), path="x.nii")
     assert (header.slope, header.inter) == (1.0, 0.0)

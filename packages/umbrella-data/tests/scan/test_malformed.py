@@ -91,6 +91,13 @@ def put(**values: Any) -> Change:
     return change
 
 
+def pack_at(content: bytes, offset: int, kind: str, *values: object) -> bytes:
+    """Overwrite bytes at an offset."""
+    data = bytearray(content)
+    struct.pack_into(kind, data, offset, *values)
+    return bytes(data)
+
+
 def stored_as(dtype: str, code: int, *, scale: float = 1.0) -> Change:
     """Store the volume in another type."""
 
@@ -130,7 +137,7 @@ def all_voxels(value: int) -> Change:
 def big_endian(content: bytes) -> bytes:
     image = nib.Nifti1Image.from_bytes(content)
     swapped = image.header.as_byteswapped(">")
-    swapped["vox_offset"] = HEADER
+    swapped["vox_offset"], swapped["scl_slope"], swapped["scl_inter"] = HEADER, 1, 0
     return swapped.binaryblock + bytes(4) + VOLUME.astype(">i2").tobytes(order="F")
 
 
@@ -183,6 +190,20 @@ class Row:
 
 
 GZ = "scan.nii.gz"
+# Other kinds of files, by their first bytes.
+LOOK_ALIKES = {
+    "annex_pointer": b"/annex/objects/MD5E-s9123456--0123456789abcdef0123456789abcdef.nii.gz\n",
+    "annex_link_as_text": b"../../.git/annex/objects/f9/9k/MD5E-s9--01/MD5E-s9--01.nii.gz",
+    "lfs_pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n",
+    "web_page": b"\n<!DOCTYPE html>\n<html><body>404</body></html>\n",
+    "web_page_without_type": b"<HTML><head></head></HTML>",
+    "xml_error": b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+    "dicom": bytes(128) + b"DICM",
+    "zip": b"PK\x03\x04\x14\x00",
+    "tar": b"sub-01_T1w.nii".ljust(257, b"\0") + b"ustar\x0000",
+    "minc": b"\x89HDF\r\n\x1a\n",
+    "nrrd": b"NRRD0005\ntype: short\n",
+}
 BOTH_ZERO = {"srow_x": (0,) * 4, "srow_y": (0,) * 4, "srow_z": (0,) * 4}
 ROWS: dict[str, Row] = {
     # Valid, and unusual but legal
@@ -196,12 +217,16 @@ ROWS: dict[str, Row] = {
     "good_stored_blocks": Row(lambda content: gzip.compress(content, 0), name=GZ),
     "good_upper_case": Row(packed(), name="SCAN.NII.GZ"),
     "good_extension": Row(with_extension(16, text=b"comment\0")),
+    "good_extension_of_24_bytes": Row(with_extension(24, text=bytes(16))),
+    "good_padding_after_extension": Row(with_extension(16, text=bytes(8 + 12))),
     "good_gap_before_voxels": Row(lambda c: put(vox_offset=400)(c)[:HEADER] + bytes(48) + c[HEADER:]),
     "good_trailing_axes": Row(put(dim=(6, 5, 6, 7, 1, 1, 1, 1))),
     "good_scaled": Row(put(scl_slope=0.5, scl_inter=-3.0), factor=0.5, summand=-3.0),
     "good_negative_slope": Row(put(scl_slope=-1.0, scl_inter=0.0), factor=-1.0),
     "good_slope_zero": Row(put(scl_slope=0.0, scl_inter=7.0)),
-    "good_slope_nan": Row(put(scl_slope=NAN, scl_inter=NAN)),
+    "unusual_slope_nan": Row(put(scl_slope=NAN, scl_inter=NAN), warnings=(ScanWarning.SCALING,)),
+    "unusual_slope_infinite": Row(put(scl_slope=INF, scl_inter=3.0), warnings=(ScanWarning.SCALING,)),
+    "unusual_slope_minus_infinite": Row(put(scl_slope=-INF, scl_inter=NAN), warnings=(ScanWarning.SCALING,)),
     "good_uint8": Row(stored_as("u1", 2, scale=0.25), name="scan.nii", factor=0.25),
     "good_float64": Row(stored_as("<f8", 64, scale=0.5), factor=0.5),
     "good_int64": Row(stored_as("<i8", 1024)),
@@ -211,6 +236,22 @@ ROWS: dict[str, Row] = {
     "good_mirrored": Row(put(srow_x=(-2, 0, 0, 0), qform_code=0), is_mirrored=True),
     "unusual_forms_disagree": Row(put(qoffset=(30, 0, 0)), warnings=(ScanWarning.FORMS_DISAGREE,)),
     "unusual_pixdim": Row(put(qform_code=0, pixdim=(1, 5, 2, 2, 0, 0, 0, 0)), warnings=(ScanWarning.PIXDIM,)),
+    "unusual_pixdim_0": Row(
+        put(pixdim=(1, 0, 2, 2, 0, 0, 0, 0)), warnings=(ScanWarning.PIXDIM, ScanWarning.FORMS_DISAGREE)
+    ),
+    "unusual_pixdim_0_without_qform": Row(
+        put(qform_code=0, pixdim=(1, 0, 0, 0, 0, 0, 0, 0)), warnings=(ScanWarning.PIXDIM,)
+    ),
+    "unusual_pixdim_negative": Row(put(pixdim=(1, -2, 2, -2, 0, 0, 0, 0)), warnings=(ScanWarning.PIXDIM,)),
+    "unusual_pixdim_negative_of_qform": Row(
+        put(sform_code=0, pixdim=(1, -2, 2, 2, 0, 0, 0, 0)), warnings=(ScanWarning.PIXDIM,)
+    ),
+    "unusual_pixdim_negative_without_form": Row(
+        put(sform_code=0, qform_code=0, pixdim=(1, -2, 2, 2, 0, 0, 0, 0)),
+        warnings=(ScanWarning.NO_FORM, ScanWarning.PIXDIM),
+        is_mirrored=True,
+    ),
+    "good_qfac_0": Row(put(sform_code=0, pixdim=(0, 2, 2, 2, 0, 0, 0, 0))),
     "unusual_time_unit": Row(put(xyzt_units=2), warnings=(ScanWarning.REPETITION_TIME,), is_series=True),
     "unusual_time_negative": Row(
         put(pixdim=(1, 2, 2, 2, -1.5, 0, 0, 0)), warnings=(ScanWarning.REPETITION_TIME,), is_series=True
@@ -232,6 +273,12 @@ ROWS: dict[str, Row] = {
     "plain_as_gzip": Row(bytes, R.GZIP_HEADER, name=GZ),
     "gzip_as_plain": Row(packed(), R.GZIP_HEADER),
     "gzip_in_gzip": Row(packed(gzip.compress), R.FILE_TYPE, name=GZ),
+    **{
+        f"{name}_as_{ending}": Row(lambda _, start=start: start + bytes(700), R.FILE_TYPE, f"scan.{ending}")  # type: ignore[misc]
+        for name, start in LOOK_ALIKES.items()
+        for ending in ("nii", "nii.gz")
+    },
+    "web_page_in_gzip": Row(lambda content: gzip.compress(LOOK_ALIKES["web_page"]), R.FILE_TYPE, GZ),
     # Length
     "cut_in_header": Row(lambda content: content[:200], R.TRUNCATED),
     "cut_before_extension_flag": Row(lambda content: content[:348], R.TRUNCATED),
@@ -252,9 +299,14 @@ ROWS: dict[str, Row] = {
     "one_slice": Row(put(dim=(3, 30, 7, 1, 1, 1, 1, 1)), R.RANK),
     "vectors": Row(put(dim=(5, 5, 6, 7, 1, 4, 1, 1)), R.RANK, is_series=True),
     "series_as_volume": Row(put(dim=(4, 5, 6, 1, 7, 1, 1, 1)), R.RANK),
-    "volume_bomb": Row(put(dim=(3, 30000, 30000, 30000, 1, 1, 1, 1)), R.TRUNCATED),
-    "series_bomb": Row(put(dim=(4, 300, 300, 300, 30000, 1, 1, 1)), R.TRUNCATED, is_series=True),
-    "gzip_bomb_in_header": Row(lambda c: packed()(put(dim=(3, 30000, 30000, 30000, 1, 1, 1, 1))(c)), R.TRUNCATED, GZ),
+    "volume_bomb": Row(put(dim=(3, 30000, 30000, 30000, 1, 1, 1, 1)), R.TOO_LARGE),
+    "volume_bomb_of_gigabytes": Row(put(dim=(3, 1000, 1000, 1000, 1, 1, 1, 1)), R.TOO_LARGE),
+    "series_bomb": Row(put(dim=(4, 300, 300, 300, 30000, 1, 1, 1)), R.TOO_LARGE, is_series=True),
+    "gzip_bomb_in_header": Row(lambda c: packed()(put(dim=(3, 30000, 30000, 30000, 1, 1, 1, 1))(c)), R.TOO_LARGE, GZ),
+    "bomb_of_7_axes": Row(put(dim=(7, *[32767] * 7)), R.TOO_LARGE),
+    "nifti2_bomb": Row(lambda c: pack_at(nifti2(c), 16, "<4q", 3, 1 << 60, 1 << 60, 1 << 60), R.TOO_LARGE),
+    "size_of_a_real_scan": Row(put(dim=(3, 256, 256, 256, 1, 1, 1, 1)), R.TRUNCATED),
+    "size_of_a_real_scan_gzip": Row(lambda c: packed()(put(dim=(3, 256, 256, 256, 1, 1, 1, 1))(c)), R.TRUNCATED, GZ),
     # Types
     "type_0": Row(put(datatype=0), R.DTYPE),
     "type_binary": Row(put(datatype=1, bitpix=1), R.DTYPE),
@@ -276,11 +328,17 @@ ROWS: dict[str, Row] = {
     "offset_huge": Row(put(vox_offset=1e15), R.OFFSET),
     "offset_after_file": Row(put(vox_offset=100_000.0), R.TRUNCATED),
     "offset_too_small": Row(with_extension(16, text=bytes(8), offset=352.0), R.TRAILING),
-    "extension_too_long": Row(with_extension(1 << 30, text=bytes(8)), R.HEADER),
-    "extension_negative": Row(with_extension(-16, text=bytes(8)), R.HEADER),
-    "extension_of_0": Row(with_extension(0, text=bytes(8)), R.HEADER),
+    "extension_too_long": Row(with_extension(1 << 30, text=bytes(8)), R.EXTENSION),
+    "extension_negative": Row(with_extension(-16, text=bytes(8)), R.EXTENSION),
+    "extension_of_0": Row(with_extension(0, text=bytes(8)), R.EXTENSION),
+    "extension_of_4": Row(with_extension(4, text=bytes(8)), R.EXTENSION),
+    "extension_past_the_voxels": Row(with_extension(48, text=bytes(8)), R.EXTENSION),
+    "second_extension_of_0": Row(with_extension(16, text=bytes(8 + 32)), R.EXTENSION),
+    "second_extension_too_long": Row(
+        with_extension(16, text=bytes(8) + struct.pack("<2i", 64, 6) + bytes(24)), R.EXTENSION
+    ),
+    "rest_after_extension": Row(with_extension(16, text=bytes(8) + b"rest"), R.EXTENSION),
     # Scaling
-    "slope_infinite": Row(put(scl_slope=INF), R.SCALING),
     "inter_infinite": Row(put(scl_slope=1.0, scl_inter=-INF), R.SCALING),
     "inter_nan": Row(put(scl_slope=1.0, scl_inter=NAN), R.SCALING),
     "slope_overflows": Row(put(scl_slope=1e37, scl_inter=0.0), R.NON_FINITE),
@@ -296,6 +354,7 @@ ROWS: dict[str, Row] = {
     "qform_too_long": Row(put(sform_code=0, quatern=(1, 1, 0)), R.AFFINE),
     "qform_nan": Row(put(sform_code=0, quatern=(0, NAN, 0)), R.AFFINE),
     "qform_spacing_0": Row(put(sform_code=0, pixdim=(1, 0, 2, 2, 0, 0, 0, 0)), R.AFFINE),
+    "no_form_spacing_0": Row(put(sform_code=0, qform_code=0, pixdim=(1, 0, 2, 2, 0, 0, 0, 0)), R.AFFINE),
     "no_form_spacing_nan": Row(put(sform_code=0, qform_code=0, pixdim=(1, NAN, 2, 2, 0, 0, 0, 0)), R.AFFINE),
     "spacing_in_metres": Row(put(xyzt_units=1 | 8), R.SPACING),
     "spacing_in_microns": Row(put(xyzt_units=3 | 8), R.SPACING),
@@ -378,8 +437,8 @@ def test_file_is_rejected_or_read_as_its_row_says(name: str, tmp_path: Path) -> 
 def test_corpus_is_large() -> None:
     assert sum(row.reason is not None for row in ROWS.values()) >= 60
     # Every reason that one file of voxels can have is in some row; others concern paths, windows or other files.
-    elsewhere = {R.MISSING, R.NOT_REGULAR_FILE, R.UNREADABLE, R.TOO_LARGE, R.WINDOW, R.SHORT_SERIES}
-    elsewhere |= {R.MAPS, R.BVAL, R.BVEC, R.NO_BRAIN, R.MASK}
+    elsewhere = {R.MISSING, R.NOT_REGULAR_FILE, R.UNREADABLE, R.WINDOW, R.SHORT_SERIES}
+    elsewhere |= {R.MAPS, R.BVAL, R.BVEC, R.NO_BRAIN, R.MASK, R.HEADER}
     assert {row.reason for row in ROWS.values()} - {None} >= set(R) - elsewhere
 
 
@@ -500,11 +559,11 @@ def bombs() -> dict[str, tuple[bytes, R]]:
     zeros = zlib.compressobj(1, wbits=31)
     stream = zeros.compress(declared) + b"".join(zeros.compress(bytes(1 << 20)) for _ in range(458)) + zeros.flush()
     return {
-        "header.nii": (huge, R.TRUNCATED),
-        "header.nii.gz": (gzip.compress(huge), R.TRUNCATED),
+        "header.nii": (huge, R.TOO_LARGE),
+        "header.nii.gz": (gzip.compress(huge), R.TOO_LARGE),
         "zeros.nii.gz": (stream, R.TOO_LARGE),
-        "extension.nii": (long_extension, R.HEADER),
-        "extension.nii.gz": (gzip.compress(long_extension[:HEADER] + bytes(1 << 24)), R.HEADER),
+        "extension.nii": (long_extension, R.EXTENSION),
+        "extension.nii.gz": (gzip.compress(long_extension[:HEADER] + bytes(1 << 24)), R.EXTENSION),
     }
 
 

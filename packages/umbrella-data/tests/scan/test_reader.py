@@ -136,7 +136,7 @@ def test_open_scan_allocates_nothing_when_the_header_declares_terabytes(
     path = nifti.write(random_voxels(5, 6, 7), name)
     nifti.patch(path, 40, struct.pack(f"<{len(dims)}h", *dims))
     tracemalloc.start()
-    assert reason_of(path) == ScanReason.TRUNCATED
+    assert reason_of(path) == ScanReason.TOO_LARGE
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
 
@@ -163,7 +163,7 @@ def test_open_scan_skips_extensions_and_rejects_those_that_do_not_fit(nifti: Any
         assert scan.header.offset > 352
         np.testing.assert_array_equal(read_frames(scan, 0, 1)[0], voxels)
     nifti.patch(path, 352, struct.pack("<i", 100_000))
-    assert reason_of(path) == ScanReason.HEADER
+    assert reason_of(path) == ScanReason.EXTENSION
 
 
 def test_compressed_file_is_validated_once_when_windows_are_read(

@@ -13,7 +13,8 @@ from pathlib import Path
 from umbrella_data.errors import ScanError, ScanReason
 
 _HEADER, _VOXELS = ".hdr", ".img"
-_ENDINGS = (".nii.gz", ".nii", _HEADER, _VOXELS)
+_PLAIN_ENDINGS = (".nii", _HEADER, _VOXELS)
+_ENDINGS = (*_PLAIN_ENDINGS, *(f"{ending}.gz" for ending in _PLAIN_ENDINGS))
 
 
 @contextmanager
@@ -62,13 +63,22 @@ def is_lost(error: ScanError) -> bool:
 
 
 def pair_of(path: str) -> tuple[str, str] | None:
-    """The `.hdr` and the `.img` file of a pair, of which `path` is one; None for any other name."""
-    stem, ending = path[:-4], path[-4:]
+    """The `.hdr` and the `.img` file of a pair, of which `path` is one; None for any other name.
+
+    Both are compressed (`.hdr.gz`, `.img.gz`), or neither.
+    """
+    name, gzip = (path[:-3], path[-3:]) if path.lower().endswith(".gz") else (path, "")
+    stem, ending = name[:-4], name[-4:]
     if ending.lower() not in (_HEADER, _VOXELS):
         return None
     header, voxels = (_HEADER.upper(), _VOXELS.upper()) if ending.isupper() else (_HEADER, _VOXELS)
     # The given name keeps its spelling.
-    return (path, stem + voxels) if ending.lower() == _HEADER else (stem + header, path)
+    return (path, stem + voxels + gzip) if ending.lower() == _HEADER else (stem + header + gzip, path)
+
+
+def is_scan_name(name: str) -> bool:
+    """Whether a file name has the ending of a scan, in either case."""
+    return name.lower().endswith(_ENDINGS)
 
 
 def scan_stem(name: str) -> str:
@@ -99,13 +109,13 @@ def _not_regular(path: str) -> ScanError:
 def _cannot_open(error: OSError | ValueError, *, path: str) -> ScanError:
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.ENOENT and Path(path).is_symlink():
-        return ScanError(
-            "a link to a file that does not exist: fetch its content (datalad get, git annex get), or fix the link",
-            path=path,
-            reason=ScanReason.MISSING,
-        )
+        is_annex = "annex/objects/" in Path(path).readlink().as_posix()
+        advice = "fetch its content (datalad get, or git annex get)" if is_annex else "copy that file, or fix the link"
+        message = f"a link to a file that does not exist: {advice}"
+        return ScanError(message, path=path, reason=ScanReason.MISSING)
     if number in (errno.ENOENT, errno.ENOTDIR):
-        return ScanError("there is no such file", path=path, reason=ScanReason.MISSING)
+        hint = "; a pair needs its .hdr and its .img, both compressed (.gz) or neither" if pair_of(path) else ""
+        return ScanError(f"there is no such file{hint}", path=path, reason=ScanReason.MISSING)
     if number == errno.ENXIO:
         return _not_regular(path)
     return ScanError(f"cannot be opened: {error}", path=path, reason=ScanReason.UNREADABLE)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from umbrella_data.manifest.row_json import decode_row
 from umbrella_data.modality import MODALITIES, find_modality
 
 Row = Mapping[str, Any]
@@ -17,8 +18,11 @@ Adapter = Callable[[Row], dict[str, Any]]
 IMAGE_PLACEHOLDER = re.compile(r"<image(?:_(\w+))?>")
 """The place of a scan in a text: `<image>`, or `<image_sMRI>` in the first version of UMBRELLA JSON."""
 
+IMAGE_TOKEN = re.compile(r"<\|?image(?:_\w+)?\|?>")
+"""What marks a scan in a text, of any dialect or of a tokenizer, such as `<|image_pad|>`."""
+
 _BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)(?=[/_])")
-_BIDS_SUFFIX = re.compile(r"_([A-Za-z0-9]+)\.(?:nii(?:\.gz)?|hdr|img)$")
+_BIDS_SUFFIX = re.compile(r"_([A-Za-z0-9]+)\.(?:nii|hdr|img)(?:\.gz)?$")
 # Shown in the error message about an unknown dialect.
 _EXAMPLE_ROWS = (
     '{"id": ..., "subject": ..., "messages": [{"role": "user", "content": [{"type": "image", "modality": "T1", '
@@ -92,7 +96,7 @@ def from_hugging_face(row: Row) -> dict[str, Any]:
     """
     answer = row.get("answer")
     if isinstance(answer, str):
-        row = {**row, "answer": json.loads(answer)}
+        row = {**row, "answer": decode_row(answer.encode("utf-8"))}
     scans = _listed_scans(row, "images")
     masks = _expect(row, "masks", (list,), "a list with the path of a brain mask, or null, for each image") or []
     if masks and len(masks) != len(scans):

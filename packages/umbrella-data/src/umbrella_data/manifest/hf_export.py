@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from umbrella_data.manifest.dialects import IMAGE_PLACEHOLDER
 from umbrella_data.manifest.manifest import Manifest
 from umbrella_data.manifest.sample import Answer, Sample, Scan, Turn
 
@@ -23,7 +22,6 @@ def to_hf_dataset(manifest: Manifest) -> Dataset:
     Raises:
         ImportError: If the library `datasets` is missing.
         ManifestError: For an invalid row.
-        ValueError: For a text that contains `<image>`.
     """
     try:
         from datasets import Dataset
@@ -43,13 +41,8 @@ def to_hf_rows(manifest: Manifest) -> Iterator[dict[str, Any]]:
 
     Raises:
         ManifestError: For an invalid row.
-        ValueError: For a text that contains `<image>`.
     """
-    for row, sample in enumerate(manifest):
-        try:
-            yield _to_row(sample, manifest)
-        except ValueError as error:
-            raise ValueError(f"{manifest.path}, line {manifest.line(row)}: {error}") from error
+    return (_to_row(sample, manifest) for sample in manifest)
 
 
 def _to_row(sample: Sample, manifest: Manifest) -> dict[str, Any]:
@@ -66,15 +59,10 @@ def _to_row(sample: Sample, manifest: Manifest) -> dict[str, Any]:
 
 
 def _content(turn: Turn) -> list[dict[str, str | None]]:
-    items: list[dict[str, str | None]] = []
-    for item in turn.content:
-        if isinstance(item, Scan):
-            items.append({"type": "image", "text": None})
-        elif match := IMAGE_PLACEHOLDER.search(item):
-            raise ValueError(f"a text contains {match.group()!r}, which marks the place of a scan; remove it")
-        else:
-            items.append({"type": "text", "text": item})
-    return items
+    return [
+        {"type": "image", "text": None} if isinstance(item, Scan) else {"type": "text", "text": item}
+        for item in turn.content
+    ]
 
 
 def _answer(answer: Answer | None) -> str | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NoReturn, overload
+from typing import Any, overload
 
 from tqdm import tqdm
 
@@ -15,6 +14,7 @@ from umbrella_data.files.paths import is_lost, stat_regular_file
 from umbrella_data.manifest.dialects import to_canonical
 from umbrella_data.manifest.index_file import SAVE_FROM_ROWS, open_index, save_index
 from umbrella_data.manifest.row_columns import Progress, RowFacts, collect_facts, modalities_of
+from umbrella_data.manifest.row_json import TOO_DEEP, decode_row
 from umbrella_data.manifest.row_offsets import RowIndex, index_rows
 from umbrella_data.manifest.row_validation import parse_row, parse_turns
 from umbrella_data.manifest.sample import Sample, Turn
@@ -62,7 +62,10 @@ class Manifest(Sequence[Sample]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         row = self._row(range(len(self))[index])
-        sample, problems = parse_row(row, root=self.data_root)
+        try:
+            sample, problems = parse_row(row, root=self.data_root)
+        except RecursionError as error:  # nested less deeply than the decoder permits
+            raise ManifestError(self._at(index, TOO_DEEP), path=self.path) from error
         if sample is None:
             raise ManifestError([self._at(index, problem) for problem in problems], path=self.path)
         return sample
@@ -116,7 +119,10 @@ class Manifest(Sequence[Sample]):
             ManifestError: With every problem of the turns.
         """
         row = self._row(index)
-        turns, problems = parse_turns(row.get("messages") if isinstance(row, Mapping) else None)
+        try:
+            turns, problems = parse_turns(row.get("messages") if isinstance(row, Mapping) else None)
+        except RecursionError as error:
+            raise ManifestError(self._at(index, TOO_DEEP), path=self.path) from error
         if problems:
             raise ManifestError([self._at(index, problem) for problem in problems], path=self.path)
         return turns
@@ -164,17 +170,18 @@ class Manifest(Sequence[Sample]):
 
     def _row(self, index: int) -> Any:
         try:
-            text = self._index.read(index).decode("utf-8")
-            return to_canonical(_DECODER.decode(text), root=self.data_root)
-        except ValueError as error:  # includes JSONDecodeError, UnicodeDecodeError and errors of adapters
+            return to_canonical(decode_row(self._index.read(index)), root=self.data_root)
+        except ValueError as error:  # includes errors of adapters
             raise ManifestError(self._at(index, str(error)), path=self.path) from error
+        except RecursionError as error:
+            raise ManifestError(self._at(index, TOO_DEEP), path=self.path) from error
 
     def _readable_row(self, index: int) -> Any:
         """A canonical row with valid modalities; its texts, paths and answer are not validated."""
         row = self._row(index)
         try:
             modalities_of(row)
-        except (KeyError, TypeError, AttributeError, ValueError):
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
             self[index]  # raises a ManifestError with all problems of the row
             raise
         return row
@@ -217,8 +224,10 @@ def read_manifest(
             `validate()` validates all of them.
     """
     file = Path(path)
-    if not file.is_file():
-        raise ManifestError("no such file", path=file)
+    try:
+        stat_regular_file(file)
+    except ScanError as error:
+        raise ManifestError(error.message, path=file) from error
     root = (Path(data_root) if data_root is not None else file.parent).resolve()
     if not root.is_dir():
         raise ManifestError(f"data_root {root} is not a folder", path=file)
@@ -233,10 +242,3 @@ def read_manifest(
     if len(index) == 0:
         raise ManifestError("no rows", path=file)
     return Manifest(file, data_root=root, index=index, index_dir=folder)
-
-
-def _reject_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not valid JSON; remove the key if there is no number")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_reject_constant)

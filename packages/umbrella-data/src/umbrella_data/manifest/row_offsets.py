@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from umbrella_data.files.look_alikes import START_BYTES
 from umbrella_data.files.mapped_arrays import Arrays
+from umbrella_data.manifest.row_json import TOO_DEEP, check_start, decode_text
 
 _CHUNK_BYTES = 1 << 22
 _MAX_ROW_BYTES = (1 << 32) - 1
@@ -58,8 +60,10 @@ def index_rows(path: Path) -> RowIndex:
     """Index a `.json` file by the elements of its list, any other file by its lines; blank lines are skipped.
 
     Raises:
-        ValueError: If a `.json` file is neither a list nor one object.
+        ValueError: If the file is not JSON in UTF-8, or a `.json` file is neither a list nor one object.
     """
+    with path.open("rb") as file:
+        check_start(file.read(START_BYTES))
     if path.suffix == ".json":
         return _index_json_list(path)
     return _index_lines(path)
@@ -96,9 +100,9 @@ def _to_lengths(lengths: NDArray[np.int64]) -> NDArray[np.uint32]:
 
 
 def _index_json_list(path: Path) -> RowIndex:
-    text = path.read_bytes().decode("utf-8-sig")
-    shift = path.stat().st_size - len(text.encode("utf-8"))  # a byte order mark, if any
-    decoder = json.JSONDecoder()
+    content = path.read_bytes()
+    shift = len(_BYTE_ORDER_MARK) if content.startswith(_BYTE_ORDER_MARK) else 0
+    text = _decode_lines(content[shift:])
     position = _skip_blanks(text, 0)
     if text[position : position + 1] == "{":
         return _index_one_object(path, text, position, shift)
@@ -108,7 +112,7 @@ def _index_json_list(path: Path) -> RowIndex:
     position = _skip_blanks(text, position + 1)
     num_bytes, num_lines, counted = shift, 1, 0
     while text[position : position + 1] not in ("]", ""):
-        _, stop = decoder.raw_decode(text, position)
+        stop = _end_of_value(text, position)
         num_bytes += len(text[counted:position].encode("utf-8"))
         num_lines += text.count("\n", counted, position)
         row_bytes = len(text[position:stop].encode("utf-8"))
@@ -120,19 +124,45 @@ def _index_json_list(path: Path) -> RowIndex:
         counted = stop
         position = _next_element(text, stop)
     if text[position : position + 1] != "]" or text[position + 1 :].strip():
-        raise ValueError("the list of rows does not end with ']'; the file may be truncated")
+        raise ValueError(f"line {_line_of(text, position)}: the list of rows does not end with ']'; the file may be "
+                         "truncated")  # fmt: skip
     return _from_lists(path, starts, lengths, lines)
 
 
 def _index_one_object(path: Path, text: str, position: int, shift: int) -> RowIndex:
     """A file of one conversation, as in UMBRELLA JSON."""
-    _, stop = json.JSONDecoder().raw_decode(text, position)
+    stop = _end_of_value(text, position)
     if text[stop:].strip():
         raise ValueError("a .json manifest must be one list of rows or one row; rename a file of JSON Lines to .jsonl")
     start = shift + len(text[:position].encode("utf-8"))
     length = len(text[position:stop].encode("utf-8"))
-    line = text.count("\n", 0, position) + 1
-    return _from_lists(path, [start], [length], [line])
+    return _from_lists(path, [start], [length], [_line_of(text, position)])
+
+
+def _decode_lines(content: bytes) -> str:
+    """Decode UTF-8; an error has its line."""
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            decode_text(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+    return content.decode("utf-8")
+
+
+def _end_of_value(text: str, position: int) -> int:
+    """The position after the JSON value that begins at a position; its keys and texts are checked on access."""
+    try:
+        return json.JSONDecoder().raw_decode(text, position)[1]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {error.lineno}: not valid JSON: {error.msg} at character {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
+        problem = TOO_DEEP if isinstance(error, RecursionError) else error
+        raise ValueError(f"line {_line_of(text, position)}: {problem}") from error
+
+
+def _line_of(text: str, position: int) -> int:
+    return text.count("\n", 0, position) + 1
 
 
 def _from_lists(path: Path, starts: list[int], lengths: list[int], lines: list[int]) -> RowIndex:
@@ -155,7 +185,7 @@ def _next_element(text: str, stop: int) -> int:
     if text[position : position + 1] == ",":
         position = _skip_blanks(text, position + 1)
         if text[position : position + 1] == "]":
-            raise ValueError("a comma before the closing ']'; remove it")
+            raise ValueError(f"line {_line_of(text, position)}: a comma before the closing ']'; remove it")
     elif text[position : position + 1] != "]":
-        raise ValueError(f"a comma or ']' is missing after a row near character {stop}")
+        raise ValueError(f"line {_line_of(text, stop)}: a comma or ']' is missing after a row")
     return position

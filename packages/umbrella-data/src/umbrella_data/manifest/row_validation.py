@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from umbrella_data.errors import did_you_mean
+from umbrella_data.manifest.dialects import IMAGE_TOKEN
 from umbrella_data.manifest.path_safety import resolve_file, resolve_scan
 from umbrella_data.manifest.sample import ANSWER_TYPES, ROLES, Answer, Role, Sample, Scan, Turn
 from umbrella_data.modality import find_modality
@@ -138,7 +139,7 @@ def _turn(message: object, resolve: ResolveScan, *, where: str, problems: list[s
     turn = Turn(role=role, content=tuple(parsed))
     if turn.scans and role != "user":
         problems.append(f"{where}: a scan in the {role}'s turn; move it to a user turn")
-    if role == "assistant" and not turn.text.strip():
+    if role == "assistant" and not turn.text.strip() and len(parsed) == len(items):
         problems.append(f"{where}: the assistant's turn has no text; write an answer")
     return turn
 
@@ -152,6 +153,10 @@ def _item(item: object, resolve: ResolveScan) -> Scan | str:
     if kind == "text":
         if not isinstance(item.get("text"), str):
             raise ValueError(f"'text' must be a text, not {item.get('text')!r:.80}")
+        # A model would learn it as words, or a tokenizer would take it for a scan.
+        if "image" in item["text"] and (token := IMAGE_TOKEN.search(item["text"])):
+            raise ValueError(f"a text contains {token[0]!r}, which marks a scan; remove it, and give each scan as an "
+                             "item of type image")  # fmt: skip
         return cast("str", item["text"])
     modality, path = item.get("modality"), item.get("path")
     if not isinstance(modality, str):
@@ -181,13 +186,15 @@ def _answer(value: object, problems: list[str]) -> Answer | None:
 
 
 def _number(value: object, unit: object, problems: list[str]) -> Answer | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        problems.append(f"answer.value is {value!r}; a number must be finite and not in quotes")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # Comparing rejects NaN, and whole numbers that are too large for a float.
+    if not is_number or not abs(cast("float", value)) <= sys.float_info.max:
+        problems.append(f"answer.value is {value!r:.80}; a number must be finite and not in quotes")
         return None
     if unit is not None and not isinstance(unit, str):
         problems.append(f"answer.unit is {unit!r}; write it as a text, such as 'years'")
         return None
-    return Answer(type="number", value=float(value), unit=unit)
+    return Answer(type="number", value=float(cast("float", value)), unit=unit)
 
 
 def _choice(value: str, options: object, problems: list[str]) -> Answer | None:

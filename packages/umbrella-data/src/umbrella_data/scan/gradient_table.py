@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.files.look_alikes import describe_look_alike
 from umbrella_data.files.paths import open_regular_file, sibling_file
 
 MAX_B = 1500.0
@@ -210,7 +211,8 @@ def _read_numbers(path: Path, *, reason: ScanReason) -> list[list[float]]:
         try:
             numbers = [float(word) for word in words.replace(",", " ").split()]
         except ValueError as error:
-            raise ScanError(f"line {line}: {error!s:.200}; write numbers only", path=path, reason=reason) from error
+            message = describe_look_alike(content) or f"line {line}: {error!s:.200}; write numbers only"
+            raise ScanError(message, path=path, reason=reason) from error
         if numbers:
             rows.append(numbers)
     return rows

@@ -6,9 +6,12 @@ import importlib
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.files.look_alikes import START_BYTES, describe_look_alike
+from umbrella_data.files.paths import is_scan_name
 
 try:
     # ISA-L decompresses two to three times faster than zlib and has the same interface.
@@ -191,3 +194,66 @@ def check_trailer(trailer: bytes, *, crc: int, size: int, path: str) -> None:
             path=path,
             reason=ScanReason.GZIP_LENGTH,
         )
+
+
+class Filler:
+    """Copies a stream of pieces of any size into given memory."""
+
+    def __init__(self, pieces: Iterator[memoryview]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def fill(self, target: memoryview | bytearray) -> bool:
+        """Fill the memory; False if the stream ends before."""
+        position = 0
+        while position < len(target):
+            if not self._rest:
+                self._rest = next(self._pieces, memoryview(b""))
+                if not self._rest:
+                    return False
+            count = min(len(self._rest), len(target) - position)
+            target[position : position + count] = self._rest[:count]
+            self._rest = self._rest[count:]
+            position += count
+        return True
+
+    def finish(self) -> None:
+        """Continue the stream after the last byte needed, so that it validates the rest."""
+        next(self._pieces, None)
+
+
+def is_gzip_scan(file: BinaryIO, *, path: str) -> bool:
+    """Whether a scan is gzip, by its name; its content must agree.
+
+    Args:
+        file: Opened at its first byte, and still there on return.
+        path: Its name.
+
+    Raises:
+        ScanError: `file_type` for another kind of file, `gzip_header` for a scan with the wrong ending.
+    """
+    name = Path(path).name.lower()
+    if not is_scan_name(name):
+        raise ScanError(
+            "not a .nii, .nii.gz or .hdr/.img file: convert it (dcm2niix for DICOM, mri_convert for MGZ)",
+            path=path,
+            reason=ScanReason.FILE_TYPE,
+        )
+    is_gzip_name = name.endswith(".gz")
+    start = file.read(START_BYTES)
+    file.seek(0)
+    # Voxels alone may begin with any bytes.
+    if start.startswith(GZIP_MAGIC) == is_gzip_name or name.endswith(".img"):
+        return is_gzip_name
+    if not is_gzip_name:
+        raise ScanError(f"is gzip: rename it to {name[-4:]}.gz", path=path, reason=ScanReason.GZIP_HEADER)
+    if start and (look_alike := describe_look_alike(start)):
+        raise ScanError(look_alike, path=path, reason=ScanReason.FILE_TYPE)
+    raise ScanError(_not_gzip(start, ending=name[-7:-3]), path=path, reason=ScanReason.GZIP_HEADER)
+
+
+def _not_gzip(start: bytes, *, ending: str) -> str:
+    """What is wrong with a file named `.gz`."""
+    if start[344:347] in (b"n+1", b"ni1") or start[4:7] in (b"n+2", b"ni2"):
+        return f"is NIfTI that is not compressed: rename it to {ending}, or compress it with gzip"
+    return describe_look_alike(start) or f"is not gzip: it begins with {start[:4].hex(' ')}; copy or convert it again"

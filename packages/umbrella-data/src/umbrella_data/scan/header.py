@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
@@ -13,10 +13,14 @@ from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 
 from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.files.look_alikes import describe_look_alike
 from umbrella_data.scan.geometry import check_affine, spacing_of
 
 MAX_OFFSET = 1 << 24
 """The most bytes of header extensions that are read before the voxels (16 MiB)."""
+
+MAX_DECLARED_VOXELS = 1 << 40
+"""More voxels than any scan has: such a header is damaged or malicious, whatever its rank is."""
 
 REPETITION_TIME_LIMITS = (0.01, 100.0)
 """Accepted seconds from frame to frame; files with "2000 s" mean milliseconds, or have no usable value."""
@@ -35,6 +39,7 @@ class ScanWarning(StrEnum):
     FORMS_DISAGREE = "forms_disagree"
     BITPIX = "bitpix"
     PIXDIM = "pixdim"
+    SCALING = "scaling"
     REPETITION_TIME = "repetition_time"
     SIDECAR = "sidecar"
     SIDECAR_REPETITION_TIME = "sidecar_repetition_time"
@@ -54,7 +59,8 @@ _MEANINGS = {
     ScanWarning.NO_FORM: "the header has neither an sform nor a qform: left and right are a guess",
     ScanWarning.FORMS_DISAGREE: "sform and qform place the voxels differently: the sform is used",
     ScanWarning.BITPIX: "bitpix is not the size of the datatype: the datatype is used",
-    ScanWarning.PIXDIM: "pixdim and the affine give different voxel sizes: the affine's are used",
+    ScanWarning.PIXDIM: "pixdim is zero, negative or not the affine's voxel sizes: the affine's are used",
+    ScanWarning.SCALING: "the slope is infinite or NaN: the stored values are used without scaling",
     ScanWarning.REPETITION_TIME: "the header gives no usable repetition time: a sidecar's is used, if there is one",
     ScanWarning.SIDECAR: "the sidecar, or its RepetitionTime, cannot be used: the header's is used",
     ScanWarning.SIDECAR_REPETITION_TIME: "sidecar and header give different repetition times: the sidecar's is used",
@@ -112,22 +118,20 @@ def header_length(start: bytes, *, path: str) -> int:
     """Bytes of the fixed header, 348 (NIfTI-1) or 540 (NIfTI-2).
 
     Args:
-        start: At least the first 4 bytes of the decompressed file.
+        start: At least the first 4 bytes of the decompressed file; with `START_BYTES`, errors say what the file is.
         path: The file's name for errors.
 
     Raises:
         ScanError: `file_type` if the file is not NIfTI, `truncated` if it has less than 4 bytes.
     """
     if len(start) < 4:
-        raise ScanError("the file is too short for a NIfTI header", path=path, reason=ScanReason.TRUNCATED)
+        message = describe_look_alike(start) or "the file is too short for a NIfTI header"
+        raise ScanError(message, path=path, reason=ScanReason.TRUNCATED)
     for length in (348, 540):
         if length in (int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")):
             return length
-    raise ScanError(
-        f"not a NIfTI file: it begins with {start[:4].hex(' ')}; convert it to NIfTI-1 or NIfTI-2",
-        path=path,
-        reason=ScanReason.FILE_TYPE,
-    )
+    unknown = f"not a NIfTI file: it begins with {start[:4].hex(' ')}; convert it to NIfTI-1 or NIfTI-2"
+    raise ScanError(describe_look_alike(start) or unknown, path=path, reason=ScanReason.FILE_TYPE)
 
 
 def parse_header(block: bytes, *, path: str, is_pair: bool = False) -> ScanHeader:
@@ -146,7 +150,8 @@ def parse_header(block: bytes, *, path: str, is_pair: bool = False) -> ScanHeade
     shape = _shape(fields, path=path)
     dtype = _dtype(fields, warnings, path=path)
     offset = _offset(fields, least=0 if is_pair else len(block) + 4, path=path)
-    slope, inter = _scaling(fields, path=path)
+    slope, inter = _scaling(fields, warnings, path=path)
+    _repair_pixdim(fields, warnings)
     affine = _affine(fields, warnings, path=path)
     spacing = _spacing(fields, affine, warnings, path=path)
     return ScanHeader(
@@ -162,30 +167,6 @@ def parse_header(block: bytes, *, path: str, is_pair: bool = False) -> ScanHeade
     )
 
 
-def read_separate_header(file: BinaryIO, *, path: str) -> ScanHeader:
-    """Read the header file of a pair, which contains a header and extensions only.
-
-    Raises:
-        ScanError: If the header, or the size of its file, is wrong.
-    """
-    content = file.read(MAX_OFFSET + 1)
-    length = header_length(content, path=path)
-    if len(content) < length:
-        raise header_ends(len(content), path=path)
-    header = parse_header(content[:length], path=path, is_pair=True)
-    flag, extensions = content[length : length + 4], content[length + 4 :]
-    if 0 < len(flag) < 4:
-        raise header_ends(len(content), path=path)
-    if len(content) > MAX_OFFSET or (extensions and flag[0] == 0):
-        raise ScanError(
-            f"the file is longer than {length} bytes of header and the 4 that declare no extension",
-            path=path,
-            reason=ScanReason.TRAILING,
-        )
-    check_extensions(extensions, path=path)
-    return header
-
-
 def header_ends(num_bytes: int, *, path: str) -> ScanError:
     """The error for a file that is too short for its header."""
     return ScanError(
@@ -197,18 +178,19 @@ def check_extensions(block: bytes, *, path: str) -> None:
     """Reject header extensions that do not fill their block to the end.
 
     Raises:
-        ScanError: With the reason `header`.
+        ScanError: With the reason `extension`.
     """
     position = 0
-    while position < len(block):
+    # As in nibabel, sizes need not be multiples of 16, and padding that is too short for an extension is skipped.
+    while len(block) - position >= 16 or block[position:].strip(b"\0"):
         size = int.from_bytes(block[position : position + 4], "little")
         swapped = int.from_bytes(block[position : position + 4], "big")
         size = min(size, swapped) if size >= 8 and swapped >= 8 else max(size, swapped)
         if size < 8 or position + size > len(block):
             raise ScanError(
-                f"a header extension of {size} bytes does not fit before the voxels",
+                f"a header extension of {size} bytes does not fit before the voxels; write the file again with nibabel",
                 path=path,
-                reason=ScanReason.HEADER,
+                reason=ScanReason.EXTENSION,
             )
         position += size
 
@@ -241,6 +223,12 @@ def _shape(fields: Nifti1Header, *, path: str) -> tuple[int, ...]:
     shape = dims[1 : rank + 1]
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()
+    if math.prod(shape) > MAX_DECLARED_VOXELS:
+        raise ScanError(
+            f"the header declares {math.prod(shape)} voxels: its dimensions are wrong",
+            path=path,
+            reason=ScanReason.TOO_LARGE,
+        )
     if not 3 <= len(shape) <= 4 or min(shape[:3]) < 2:
         raise ScanError(
             f"shape {tuple(dims[1 : rank + 1])} is neither a volume (X, Y, Z) nor a series (X, Y, Z, T) "
@@ -279,18 +267,33 @@ def _offset(fields: Nifti1Header, *, least: int, path: str) -> int:
     return int(offset)
 
 
-def _scaling(fields: Nifti1Header, *, path: str) -> tuple[float, float]:
+def _scaling(fields: Nifti1Header, warnings: list[ScanWarning], *, path: str) -> tuple[float, float]:
     slope, inter = float(fields["scl_slope"]), float(fields["scl_inter"])
-    # 0 means "no scaling" in the standard; nibabel and others write NaN.
-    if slope == 0 or math.isnan(slope):
+    # 0 means "no scaling" in the standard. nibabel treats a slope that is not finite alike, whatever the intercept is.
+    if not math.isfinite(slope):
+        warnings.append(ScanWarning.SCALING)
+    if slope == 0 or not math.isfinite(slope):
         return 1.0, 0.0
-    if not (math.isfinite(slope) and math.isfinite(inter)):
+    if not math.isfinite(inter):
         raise ScanError(
             f"voxels cannot be scaled by slope {slope} and intercept {inter}: both must be finite",
             path=path,
             reason=ScanReason.SCALING,
         )
     return slope, inter
+
+
+def _repair_pixdim(fields: Nifti1Header, warnings: list[ScanWarning]) -> None:
+    """Ignore the sign of voxel sizes, and take a qfac of 0 for 1 (nifti1.h), as nibabel does.
+
+    nibabel also takes a size of 0 for 1 mm. Here it remains, and is rejected with the affine unless an sform gives it.
+    """
+    pixdim = fields["pixdim"]
+    if (pixdim[1:4] < 0).any():
+        warnings.append(ScanWarning.PIXDIM)
+        pixdim[1:4] = np.abs(pixdim[1:4])
+    if not pixdim[0] < 0:
+        pixdim[0] = 1
 
 
 def _affine(fields: Nifti1Header, warnings: list[ScanWarning], *, path: str) -> np.ndarray:
@@ -324,7 +327,8 @@ def _spacing(
 ) -> tuple[float, float, float]:
     spacing = spacing_of(affine, path=path)
     scale = _MM_PER_UNIT.get(int(fields["xyzt_units"]) & 7, 1.0)
-    if not np.allclose(np.abs(fields["pixdim"][1:4]) * scale, spacing, rtol=0.01):
+    is_equal = np.allclose(fields["pixdim"][1:4] * scale, spacing, rtol=0.01)
+    if not is_equal and ScanWarning.PIXDIM not in warnings:
         warnings.append(ScanWarning.PIXDIM)
     return spacing
 

@@ -1,6 +1,6 @@
 """Open a scan's file, validate it, and read its frames as stored: `.nii` by seeking, `.nii.gz` by streaming.
 
-Of a pair, the header is read from `.hdr` and the voxels from `.img`.
+Of a pair, the header is read from `.hdr` or `.hdr.gz`, the voxels from `.img` or `.img.gz`.
 """
 
 from __future__ import annotations
@@ -15,22 +15,26 @@ from typing import BinaryIO
 import numpy as np
 
 from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.files.look_alikes import START_BYTES, describe_look_alike
 from umbrella_data.files.paths import open_regular_file, pair_of
 from umbrella_data.scan.gzip_index import GzipIndex, Identity, IndexMismatchError, build_index, index_path, load_index
-from umbrella_data.scan.gzip_stream import CHUNK_BYTES, GZIP_MAGIC, MAX_DEFLATE_RATIO, inflate, iter_gzip
-from umbrella_data.scan.header import (
-    ScanHeader,
-    check_extensions,
-    header_ends,
-    header_length,
-    parse_header,
-    read_separate_header,
+from umbrella_data.scan.gzip_stream import (
+    CHUNK_BYTES,
+    GZIP_MAGIC,
+    MAX_DEFLATE_RATIO,
+    Filler,
+    inflate,
+    is_gzip_scan,
+    iter_gzip,
 )
+from umbrella_data.scan.header import MAX_OFFSET, ScanHeader, check_extensions, header_ends, header_length, parse_header
 
 MAX_PLAUSIBLE_RATIO = 200
 """Largest accepted compression ratio: even a masked map with little brain stays below 100."""
 
 _ALWAYS_ALLOWED_BYTES = 1 << 24
+# A header that declares this much and far more than the file can hold was not left by an interrupted copy.
+_BOMB_BYTES = 1 << 30
 _MAX_VERIFIED = 1 << 16
 _HEADER_CHUNK_BYTES = 1 << 13
 # Slices are yielded in blocks that fit into the processor's cache.
@@ -65,11 +69,16 @@ class StoredScan:
         self._size = status.st_size
         self._identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         self._index_path = None if index_folder is None else index_path(index_folder, path, identity=self._identity)
-        self.is_compressed = header_file is None and _is_compressed(file, path=path)
+        self._is_pair = header_file is not None
+        self.is_compressed = is_gzip_scan(file, path=path)
+        # Small chunks: voxels are not needed yet.
         if header_file is None:
-            self.header = self._read_header()
+            self.header = _read_header(self._stream(chunk_bytes=_HEADER_CHUNK_BYTES), path=path)
         else:
-            self.header = read_separate_header(header_file, path=header_path or path)
+            name = header_path or path
+            is_compressed = is_gzip_scan(header_file, path=name)
+            chunks = _iter_file(header_file, path=name, is_compressed=is_compressed, chunk_bytes=_HEADER_CHUNK_BYTES)
+            self.header = _read_separate_header(chunks, path=name)
         self._check_size()
 
     def iter_slices(self, first: int, count: int) -> Iterator[np.ndarray]:
@@ -92,7 +101,7 @@ class StoredScan:
         size = max(_SLICE_BLOCK_BYTES // slice_bytes, 1)
         buffer = bytearray(min(size, z) * slice_bytes)
         source = (
-            _Filler(self._compressed(first, count)) if self.is_compressed else _Reader(self._file, self._start(first))
+            Filler(self._compressed(first, count)) if self.is_compressed else _Reader(self._file, self._start(first))
         )
         for _ in range(count):
             for position in range(0, z, size):
@@ -105,29 +114,18 @@ class StoredScan:
         source.finish()
 
     def _stream(self, *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
-        self._file.seek(0)
-        if self.is_compressed:
-            yield from iter_gzip(self._file, path=self.path, chunk_bytes=chunk_bytes)
-        else:
-            while block := self._file.read(1 << 16):
-                yield block
-
-    def _read_header(self) -> ScanHeader:
-        # Small chunks: voxels are not needed yet.
-        stream = self._stream(chunk_bytes=_HEADER_CHUNK_BYTES)
-        start = _take(stream, b"", 4)
-        length = header_length(start, path=self.path)
-        start = _take(stream, start, length + 4)
-        if len(start) < length + 4:
-            raise header_ends(len(start), path=self.path)
-        header = parse_header(start[:length], path=self.path)
-        if start[length] != 0:
-            check_extensions(_take(stream, start, header.offset)[length + 4 : header.offset], path=self.path)
-        return header
+        return _iter_file(self._file, path=self.path, is_compressed=self.is_compressed, chunk_bytes=chunk_bytes)
 
     def _check_size(self) -> None:
         """Reject a declared size that does not fit the file's, before memory of that size is allocated."""
         declared, stored = self.header.file_bytes, self._size
+        if declared > max(stored * MAX_DEFLATE_RATIO, _BOMB_BYTES):
+            raise ScanError(
+                f"the header declares {declared} bytes, far more than a file of {stored} bytes can hold: "
+                "its dimensions are wrong",
+                path=self.path,
+                reason=ScanReason.TOO_LARGE,
+            )
         if self.is_compressed:
             if declared > stored * MAX_DEFLATE_RATIO:
                 raise ScanError(
@@ -143,7 +141,34 @@ class StoredScan:
                     reason=ScanReason.TOO_LARGE,
                 )
         elif declared != stored:
-            raise _wrong_length(stored, declared, path=self.path)
+            raise self._wrong_size(stored)
+
+    def _wrong_size(self, found: int) -> ScanError:
+        """The error for a file that does not have the declared size."""
+        declared = self.header.file_bytes
+        if self._is_pair and not self.is_compressed and (problem := self._foreign_content()) is not None:
+            return problem
+        if found < declared:
+            return ScanError(
+                f"the file ends early: the header declares {declared} bytes, the file has {found}",
+                path=self.path,
+                reason=ScanReason.TRUNCATED,
+            )
+        return ScanError(
+            f"the header declares {declared} bytes, but the file is longer: its dimensions or type are wrong",
+            path=self.path,
+            reason=ScanReason.TRAILING,
+        )
+
+    def _foreign_content(self) -> ScanError | None:
+        """The error for voxels of a pair that are another kind of file: only a wrong size tells them from voxels."""
+        self._file.seek(0)
+        start = self._file.read(START_BYTES)
+        if start.startswith(GZIP_MAGIC):
+            message = "is gzip: rename it to .img.gz, and compress its .hdr file too"
+            return ScanError(message, path=self.path, reason=ScanReason.GZIP_HEADER)
+        look_alike = describe_look_alike(start) if start else None
+        return None if look_alike is None else ScanError(look_alike, path=self.path, reason=ScanReason.FILE_TYPE)
 
     def _start(self, frame: int) -> int:
         """Number of decompressed bytes before a frame."""
@@ -167,13 +192,13 @@ class StoredScan:
             low, high = max(start - position, 0), min(start + length - position, len(chunk))
             position += len(chunk)
             if position > declared:
-                raise _wrong_length(position, declared, path=self.path)
+                raise self._wrong_size(position)
             if low < high:
                 yield memoryview(chunk)[low:high]
             if is_verified and position >= start + length:
                 return
         if position != declared:
-            raise _wrong_length(position, declared, path=self.path)
+            raise self._wrong_size(position)
         _remember(self._identity)
 
     def _indexed_range(self, first: int, count: int, *, path: Path) -> Iterator[memoryview]:
@@ -206,7 +231,7 @@ class StoredScan:
         index = load_index(path, identity=self._identity, header=header)
         if index is None:
             _verified.pop(self._identity, None)
-            frames = _Filler(self._compressed(0, header.num_frames))
+            frames = Filler(self._compressed(0, header.num_frames))
             frame, checksums = bytearray(header.frame_bytes), np.empty(header.num_frames, dtype=np.uint32)
             for position in range(header.num_frames):
                 frames.fill(frame)
@@ -229,39 +254,13 @@ def forget_verified() -> None:
     _verified.clear()
 
 
-class _Filler:
-    """Copies a stream of pieces of any size into given memory."""
-
-    def __init__(self, pieces: Iterator[memoryview]) -> None:
-        self._pieces = pieces
-        self._rest = memoryview(b"")
-
-    def fill(self, target: memoryview | bytearray) -> bool:
-        """Fill the memory; False if the stream ends before."""
-        position = 0
-        while position < len(target):
-            if not self._rest:
-                self._rest = next(self._pieces, memoryview(b""))
-                if not self._rest:
-                    return False
-            count = min(len(self._rest), len(target) - position)
-            target[position : position + count] = self._rest[:count]
-            self._rest = self._rest[count:]
-            position += count
-        return True
-
-    def finish(self) -> None:
-        """Continue the stream after the last byte needed, so that it validates the rest."""
-        next(self._pieces, None)
-
-
 @contextmanager
 def open_scan(path: str | os.PathLike[str], *, index_folder: Path | None = None) -> Iterator[StoredScan]:
-    """Open a `.nii` or `.nii.gz` file, or a pair of `.hdr` and `.img`, and check its header.
+    """Open a `.nii` file, or a pair of `.hdr` and `.img`, plain or compressed (`.gz`), and check its header.
 
     Args:
         path: The file, or either file of a pair.
-        index_folder: Folder of gzip indexes of long `.nii.gz` series, for fast reading of windows; the index of a file
+        index_folder: Folder of gzip indexes of long compressed series, for fast reading of windows; the index of a file
             is built on its first use, which needs `indexed_gzip`. None decompresses from the beginning.
 
     Raises:
@@ -275,23 +274,61 @@ def open_scan(path: str | os.PathLike[str], *, index_folder: Path | None = None)
         return
     header_name, voxels_name = pair
     with open_regular_file(header_name) as header_file, open_regular_file(voxels_name) as file:
-        yield StoredScan(file, path=voxels_name, header_file=header_file, header_path=header_name)
-
-
-def _is_compressed(file: BinaryIO, *, path: str) -> bool:
-    name = Path(path).name.lower()
-    if not name.endswith((".nii", ".nii.gz")):
-        raise ScanError(
-            "not a .nii, .nii.gz or .hdr/.img file: convert it (dcm2niix for DICOM, mri_convert for MGZ)",
-            path=path,
-            reason=ScanReason.FILE_TYPE,
+        yield StoredScan(
+            file, path=voxels_name, index_folder=index_folder, header_file=header_file, header_path=header_name
         )
-    is_gzip = file.read(2) == GZIP_MAGIC
+
+
+def _read_header(stream: Iterator[bytes], *, path: str) -> ScanHeader:
+    """Read the header of a decompressed `.nii` file; no more of the stream is read than needed."""
+    start = _take(stream, b"", START_BYTES)
+    length = header_length(start, path=path)
+    start = _take(stream, start, length + 4)
+    if len(start) < length + 4:
+        raise header_ends(len(start), path=path)
+    header = parse_header(start[:length], path=path)
+    if start[length] != 0:
+        check_extensions(_take(stream, start, header.offset)[length + 4 : header.offset], path=path)
+    return header
+
+
+def _read_separate_header(stream: Iterator[bytes], *, path: str) -> ScanHeader:
+    """Read the decompressed header file of a pair, which contains a header and extensions only."""
+    content = _take(stream, b"", MAX_OFFSET + 1)
+    length = header_length(content, path=path)
+    if len(content) < length:
+        raise header_ends(len(content), path=path)
+    header = parse_header(content[:length], path=path, is_pair=True)
+    flag, extensions = content[length : length + 4], content[length + 4 :]
+    if 0 < len(flag) < 4:
+        raise header_ends(len(content), path=path)
+    if len(content) > MAX_OFFSET or (extensions and flag[0] == 0):
+        raise ScanError(
+            f"the file is longer than {length} bytes of header and the 4 that declare no extension",
+            path=path,
+            reason=ScanReason.TRAILING,
+        )
+    check_extensions(extensions, path=path)
+    return header
+
+
+def _take(stream: Iterator[bytes], start: bytes, count: int) -> bytes:
+    """Add to `start` from the stream until it has `count` bytes, or the stream ends."""
+    parts, size = [start], len(start)
+    while size < count and (block := next(stream, b"")):
+        parts.append(block)
+        size += len(block)
+    return b"".join(parts)
+
+
+def _iter_file(file: BinaryIO, *, path: str, is_compressed: bool, chunk_bytes: int) -> Iterator[bytes]:
+    """The decompressed bytes of a file."""
     file.seek(0)
-    if is_gzip != name.endswith(".gz"):
-        message = "is gzip: rename it to .nii.gz" if is_gzip else "is not gzip: rename it to .nii, or compress it"
-        raise ScanError(message, path=path, reason=ScanReason.GZIP_HEADER)
-    return is_gzip
+    if is_compressed:
+        yield from iter_gzip(file, path=path, chunk_bytes=chunk_bytes)
+    else:
+        while block := file.read(1 << 16):
+            yield block
 
 
 class _Reader:
@@ -307,26 +344,3 @@ class _Reader:
 
     def finish(self) -> None:
         """Do nothing: the size of the file is checked already."""
-
-
-def _take(stream: Iterator[bytes], start: bytes, count: int) -> bytes:
-    """Add to `start` from the stream until it has `count` bytes, or the stream ends."""
-    parts, size = [start], len(start)
-    while size < count and (block := next(stream, b"")):
-        parts.append(block)
-        size += len(block)
-    return b"".join(parts)
-
-
-def _wrong_length(found: int, declared: int, *, path: str) -> ScanError:
-    if found < declared:
-        return ScanError(
-            f"the file ends early: the header declares {declared} bytes, the file has {found}",
-            path=path,
-            reason=ScanReason.TRUNCATED,
-        )
-    return ScanError(
-        f"the header declares {declared} bytes, but the file is longer: its dimensions or type are wrong",
-        path=path,
-        reason=ScanReason.TRAILING,
-    )
