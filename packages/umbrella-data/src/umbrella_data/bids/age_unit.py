@@ -10,7 +10,7 @@ AGE_LIMITS = (0, 120)  # years
 # How many of each unit are in a year.
 PER_YEAR = {"years": 1.0, "months": 12.0, "weeks": DAYS_PER_YEAR / 7, "days": DAYS_PER_YEAR}
 _NAMES = {
-    "years": ("year", "years", "yr", "yrs", "y", "yo"),
+    "years": ("year", "years", "yr", "yrs", "y", "yo", "a"),
     "months": ("month", "months", "mo", "mos", "mth", "mths"),
     "weeks": ("week", "weeks", "wk", "wks", "w"),
     "days": ("day", "days", "d"),
@@ -23,7 +23,7 @@ _PHRASE = re.compile(
     r"(years?|yrs?|months?|mos?|mths?|weeks?|wks?|days?)\b"
 )
 # Time since conception: the age since birth is not known from it.
-_BEFORE_BIRTH = re.compile(r"post[- ]?(?:menstrual|conception)|gestation|conceptional|\b(?:pma|pca)\b")
+_BEFORE_BIRTH = re.compile(r"\b(?:post[- ]?(?:menstrual|conception)\w*|gestation\w*|conceptional|pma|pca)\b")
 
 
 def age_unit(units: str | None, text: str) -> str | None:
@@ -38,8 +38,9 @@ def age_unit(units: str | None, text: str) -> str | None:
         unit = " or ".join(sorted({_UNIT_OF[match[1]] for match in _PHRASE.finditer(described)}))
     else:
         unit = known_unit(units) or units
-    if unit != "years" and _BEFORE_BIRTH.search(f"{unit} {described}".lower()):
-        return f"{unit or 'time'} since conception"
+    since = _BEFORE_BIRTH.search(f"{unit} {described}".lower())
+    if unit != "years" and since:
+        return unit if since[0] in unit.lower() else f"{unit or 'age'} ({since[0]})"
     return unit or None
 
 

@@ -17,8 +17,9 @@ _MISSING_KEYS = ("missing", "missingvalue", "missingvalues", "missingcode", "mis
 # Words of a level that is no value, also in "missing data", "answer refused", "not available / unknown".
 _MISSING_WORDS = re.compile(
     r"""(?:(?:data|values?|answers?|information)\s+)?
-    (?:missing|unknown|n/?a|nan|null|refused|declined|undisclosed|unspecified|unavailable|none\ given
-    |do(?:es)?\ ?n[o']t\ know|no\ (?:answer|data|response|value|information)
+    (?:missing|unknown|na|nan|null|refused|declined|undisclosed|unspecified|unavailable|none\ given
+    |do(?:es)?\ ?n[o']t\ know|did\ not\ (?:answer|respond|know)
+    |no\ (?:answer|data|response|value|information)(?:\ (?:available|given))?
     |not\ (?:available|applicable|reported|recorded|collected|known|given|provided|specified|answered|measured|assessed)
     |(?:refused|prefers?|declined)\ (?:not\ )?to\ (?:answer|say))
     (?:\s+(?:data|values?|answers?|information|response))?""",
@@ -135,9 +136,10 @@ def _split_levels(levels: Mapping[str, str]) -> tuple[dict[str, str], list[str]]
 
 
 def _means_missing(word: str) -> bool:
-    text = word.lower().strip(" .")
-    parts = [part for part in re.split(r"\s*[/,;()]\s*|\s+or\s+", text) if part] or [text]
-    return bool(_MISSING_WORDS.fullmatch(text)) or all(_MISSING_WORDS.fullmatch(part) for part in parts)
+    # "n/a" is one word, the slash of "unknown/refused" is between two.
+    text = word.lower().replace("n/a", "na")
+    parts = [part for part in re.split(r"[\s.]*(?:[/,;()]|\s+or\s+)[\s.]*", text.strip(" .")) if part]
+    return bool(parts) and all(_MISSING_WORDS.fullmatch(part) for part in parts)
 
 
 def _codes(value: object, key: str, problems: list[str]) -> list[str]:

@@ -137,7 +137,7 @@ def _units(tables: Sequence[LabelTable], numbers: Mapping[str, str | None]) -> d
     units = dict(numbers)
     for column in numbers:
         found = [table.readers[column].unit for table in tables if column in table.readers]
-        spellings = {unit_key(unit): unit for unit in found if unit is not None}
+        spellings = {unit_key(unit): unit for unit in reversed(found) if unit is not None}
         if len(spellings) > 1:
             units_text = " and ".join(map(repr, spellings.values()))
             problems.append(f"column {column!r}: units {units_text} in several tables; convert one of them")
