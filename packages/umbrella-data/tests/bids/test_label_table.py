@@ -153,6 +153,14 @@ def test_age_in_an_unknown_unit_is_left_out_unless_asked_about_in_this_unit(tree
     assert unit.startswith(described["Units"])
 
 
+def test_columns_are_described_in_another_case(tree):
+    write_table(tree, [TABLE[0].replace("age", "Age"), *TABLE[1:]])
+    write_json(tree, {"age": {"Units": "months"}})
+    assert labels(tree)[0]["sub-02", "age"] == (3.33, "years")
+    write_json(tree, {"age": {"Units": "months"}, "Age": {"Units": "days"}})
+    assert labels(tree)[0]["sub-02", "age"] == (0.11, "years")
+
+
 def test_number_has_the_declared_unit_and_another_one_is_rejected(tree):
     write_json(tree, {"age": {"Units": "months"}, "score": {"Units": "Points"}})
     rows, _ = labels(tree, numbers={"age": None, "score": None})
@@ -318,13 +326,14 @@ def test_all_problems_of_descriptions_are_reported_at_once(tree):
             "age": {"Units": 3, "Minimum": "low", "Missing": [True]},
             "sex": {"Levels": {"1": ["male"], "2": "\ud800"}},
             "dx": "a text",
+            "score": {"Levels": "0 to 30"},
             "site": 3,
         },
     )
     with pytest.raises(ManifestError) as caught:
         labels(tree)
     places = [problem.split(": ")[1] for problem in caught.value.problems]
-    assert places == ["'age'", "'age'", "'age'", "'sex'", "'sex'", "'dx' is not an object"]
+    assert places == ["'age'", "'age'", "'age'", "'sex'", "'sex'", "'dx' is not an object", "'score'"]
 
 
 def test_missing_names_a_column_of_the_table(tree):

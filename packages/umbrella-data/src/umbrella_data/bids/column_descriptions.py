@@ -49,18 +49,19 @@ class ColumnDescription:
 
 
 def read_descriptions(path: Path) -> dict[str, object]:
-    """The entries of a JSON file by column, to be parsed with `parse_description`.
+    """The entries of a JSON file by column, to be parsed with `parse_description`; also by its name in lower case.
 
     Raises:
         ManifestError: If the file cannot be read, is larger than 4 MiB or is no JSON object.
     """
     try:
-        return read_json_object(path)
+        entries = read_json_object(path)
     except ScanError as error:
         raise ManifestError(error.message, path=path) from error
     except ValueError as error:
         problem = str(error).removeprefix(f"{path} ")
         raise ManifestError(f"{problem}; write a JSON object with an entry for each column", path=path) from error
+    return {column.lower(): entry for column, entry in entries.items()} | entries
 
 
 def parse_description(entry: object, *, where: str, problems: list[str]) -> ColumnDescription:
@@ -118,6 +119,9 @@ def _levels(value: object, problems: list[str]) -> dict[str, str]:
     if isinstance(value, dict):
         codes = {_text(code, "a code of Levels", problems): word for code, word in value.items()}
         return {code: _word(word, code, problems) or code for code, word in codes.items()}
+    if not isinstance(value, list | None):
+        problems.append("Levels is not an object or a list")
+        return {}
     return {code: code for code in _codes(value, "Levels", problems)}
 
 

@@ -132,12 +132,11 @@ def read_group(files: Sequence[TableFiles], chosen: LabelColumns) -> list[LabelT
 
 
 def _entry(column: str, files: Mapping[Path, Mapping[str, object]]) -> tuple[Path | None, object]:
-    """The first file that describes a column, in this spelling or in lower case, and what it says."""
+    """The first file that describes a column, and what it says."""
     for path, entries in files.items():
-        described = {name.lower(): entry for name, entry in entries.items()} | dict(entries)
         for name in (column, column.lower()):
-            if name in described:
-                return path, described[name]
+            if name in entries:
+                return path, entries[name]
     return None, {}
 
 

@@ -50,9 +50,9 @@ class Participants:
         """Yield messages that compare the tables with the scans, given by the subject and session of each."""
         if not self.labels:
             return
-        known, scanned = (list(dict.fromkeys(subject for subject, _ in visits)) for visits in (self.labels, scans))
-        without = [subject for subject in known if subject not in set(scanned)]
-        unknown = sorted(set(scanned) - set(known))
+        known, scanned = (dict.fromkeys(subject for subject, _ in visits) for visits in (self.labels, scans))
+        without = [subject for subject in known if subject not in scanned]
+        unknown = sorted(subject for subject in scanned if subject not in known)
         message = f"{len(known) - len(without)} of {len(known)} subjects of the table have a scan"
         message += f"; without a scan: {first_of(without)}" if without else ""
         yield message + (f"; not in the table: {first_of(unknown)}" if unknown else "")
