@@ -49,6 +49,22 @@ def test_from_bids_reads_labels_of_several_tables(nifti, random_voxels, tmp_path
     assert "typo.tsv" in capsys.readouterr().err
 
 
+def test_from_bids_leaves_out_missing_values_given_as_options(nifti, random_voxels, tmp_path, capsys):
+    for i in range(4):
+        nifti.write(random_voxels(4, 5, 6), f"bids/sub-{i}/anat/sub-{i}_T1w.nii.gz")
+    (tmp_path / "bids/participants.tsv").write_text("participant_id\tage\tx\n0\t88\t1\n1\t40\t88\n2\t50\t-1\n3\t9\t7\n")
+    (tmp_path / "bids/participants.json").write_text('{"x": {"Units": "points"}}')
+    words = ["from-bids", str(tmp_path / "bids"), "--out", str(tmp_path), "--test-fraction", "0", "--number", "x"]
+    assert main([*words, "--missing", "-1", "--missing", "x=88"]) == 0
+    answers = [
+        (sample.subject, sample.answer.value, sample.answer.unit)
+        for sample in read_manifest(tmp_path / "train.jsonl", data_root=tmp_path / "bids")
+        if sample.task == "x"
+    ]
+    assert answers == [("sub-0", 1.0, "points"), ("sub-3", 7.0, "points")]
+    assert "note: values of x declared as missing, left out: 2 (sub-1: '88', sub-2: '-1')\n" in capsys.readouterr().out
+
+
 @pytest.mark.isolated
 def test_from_bids_without_dipy_ends_before_a_scan_is_read_unless_dwi_is_skipped(
     nifti, random_voxels, tmp_path, capsys, monkeypatch

@@ -39,6 +39,7 @@ def test_scans_are_found_by_suffix_and_folder(tree):
         ),
         ("sub-02_acq-b1000_dwi", "sub-02", "dMRI", "sub-02/dwi/sub-02_acq-b1000_dwi.nii.gz"),
     ]
+    assert [scan.session for scan in listing.scans] == [None, "ses-a", None]
     assert listing.messages == ()
 
 

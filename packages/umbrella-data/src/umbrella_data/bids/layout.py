@@ -53,6 +53,11 @@ class BidsScan:
     path: str
     mask: str | None = None
 
+    @property
+    def session(self) -> str | None:
+        """The session's label, such as `ses-01`; None if the file name has none."""
+        return next((part for part in self.name.split("_") if part.startswith("ses-")), None)
+
 
 @dataclass(frozen=True)
 class BidsListing:

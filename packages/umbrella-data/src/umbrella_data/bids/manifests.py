@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from umbrella_data.bids.derivatives import add_masks, choose_versions
+from umbrella_data.bids.label_files import find_label_files
 from umbrella_data.bids.layout import BidsListing, BidsScan, find_scans, keep_modalities, read_metadata
 from umbrella_data.bids.participants import read_participants
 from umbrella_data.bids.questions import METADATA_QUESTIONS, Question, ScanMetadata
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.files.atomic import write_atomically
 from umbrella_data.files.parallel import map_unordered
-from umbrella_data.manifest.path_safety import resolve_inside
 from umbrella_data.modality import find_modality
 from umbrella_data.scan.diffusion import check_dipy
 from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B, check_b_limits
@@ -66,6 +66,7 @@ def write_manifests(
     space: str | None = None,
     desc: str | None = None,
     with_masks: bool = True,
+    missing: Sequence[str] = (),
     participants: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     max_b: float = MAX_B,
     b0_threshold: float = B0_THRESHOLD,
@@ -83,21 +84,22 @@ def write_manifests(
         seed: Seed of the split and of the questions' wording.
         min_frames: Leave out series with fewer frames.
         choices: Categorical columns of `participants.tsv` to ask about.
-        numbers: Numeric columns to ask about, with their units.
+        numbers: Numeric columns to ask about, with their units; None takes that of `participants.json`.
         modalities: Only these modalities, names or aliases; None keeps all.
         space: Only this space, such as `MNI152NLin2009cAsym`; see `umbrella_data.bids.derivatives`.
         desc: Only this description, such as `preproc`.
         with_masks: Whether rows name the brain masks of derivatives, so that voxels outside of them are set to 0.
-        participants: Tables with labels, joined by subject; they may be anywhere. `participants.tsv` of the tree by
-            default.
+        missing: Codes for missing values in the tables: `-9`, or `age=-9` in one column.
+        participants: Tables with labels, joined by subject and session; they may be anywhere. `participants.tsv` of the
+            tree by default. `sub-*_sessions.tsv` and JSON files next to them are read with them.
         max_b: Largest b-value that the tensor of a DWI is fitted on, in s/mm2.
         b0_threshold: Largest b-value of a b0 volume of a DWI, in s/mm2.
         num_workers: Processes that read scans; None for one per core.
         progress: Wraps the results while scans are read, as tqdm does; called with the results and their number.
 
     Raises:
-        ManifestError: If the tree does not exist or is outside of `data_root`, or if a participants table is missing
-            or invalid, or is the tree's own and a link out of `data_root`.
+        ManifestError: If the tree does not exist or is outside of `data_root`, or if a table of labels or its
+            JSON file is missing or invalid, or is the tree's own and a link out of `data_root`.
         ValueError: For an unknown modality, or a `b0_threshold` that is not below `max_b`.
         ImportError: If a DWI must be fitted and dipy is missing, before a scan is read.
     """
@@ -113,9 +115,16 @@ def write_manifests(
     base = tree if data_root is None else Path(data_root)
     listing = _relative_to(base, listing, tree=tree)
     columns = [*choices, *(numbers or {})]
-    tables = _tables(participants, tree=tree, base=base, are_needed=bool(columns))
-    known = read_participants(tables, choices=choices, numbers=numbers)
-    compared = known.compare({scan.subject for scan in listing.scans})
+    given = [participants] if isinstance(participants, (str, PathLike)) else participants
+    files = find_label_files(
+        [Path(path) for path in given],
+        tree=tree,
+        base=base,
+        subjects={scan.subject for scan in listing.scans},
+        are_needed=bool(columns or missing),
+    )
+    known = read_participants(files, choices=choices, numbers=numbers, missing=missing)
+    compared = known.compare([(scan.subject, scan.session) for scan in listing.scans])
     report = BidsReport(messages=[*listing.messages, *compared, *known.messages])
     check_dipy(base / scan.path for scan in listing.scans if find_modality(scan.modality).num_channels > 1)
     # An output folder that cannot be created is reported before the scans are read.
@@ -130,7 +139,7 @@ def write_manifests(
             continue
         report.warnings.add(metadata.warnings, subject=scan.subject, modality=scan.modality)
         split = "test" if is_test_subject(scan.subject, fraction=test_fraction, seed=seed) else "train"
-        labelled = replace(metadata, labels=known.labels.get(scan.subject, {}))
+        labelled = replace(metadata, labels=known.labels_of(scan.subject, scan.session))
         report.scans[split].append(scan)
         report.rows[split] += make_rows(scan, labelled, questions=known.questions, seed=seed)
     report.messages += _columns_without_rows(report, columns, known.questions)
@@ -153,24 +162,6 @@ def _relative_to(base: Path, listing: BidsListing, *, tree: Path) -> BidsListing
         for scan in listing.scans
     ]
     return BidsListing(tuple(scans), listing.messages)
-
-
-def _tables(
-    given: str | PathLike[str] | Sequence[str | PathLike[str]], *, tree: Path, base: Path, are_needed: bool
-) -> list[Path]:
-    """The given tables, or the tree's own; that one may be missing unless columns of it are needed."""
-    if given:
-        return [Path(given)] if isinstance(given, (str, PathLike)) else [Path(path) for path in given]
-    own = tree / "participants.tsv"
-    if not (are_needed or own.is_file()):
-        return []
-    # Messages quote a table: one that the user did not choose must be inside of the folder, as scans must.
-    folder = base.resolve()
-    try:
-        resolve_inside((tree.resolve().relative_to(folder) / own.name).as_posix(), root=folder)
-    except ValueError as error:
-        raise ManifestError(f"{error}, or give the table (--participants)", path=own) from error
-    return [own]
 
 
 def _read(scan: BidsScan, *, read: Callable[[BidsScan], ScanMetadata]) -> tuple[BidsScan, ScanMetadata | ScanError]:

@@ -25,6 +25,11 @@ Subjects, never files, are assigned to the two splits by a seeded hash. Unreadab
 (the first 5 of missing files and of links out of ROOT); so are the first ones of each warning, such as a header
 without orientation (no_form).
 
+participants.json describes columns: Units (ages are converted to years), Levels (their words are the answers), codes
+for missing values. A visit has the labels of its line: participants.tsv with session_id, or sub-*_sessions.tsv. Values
+that are left out are counted: declared as missing (participants.json, --missing), no Level, an age outside 0 to 120
+years, or -9, -99, -999, -9999, 999, 9999 outside the range of the other values of the column.
+
 Paths in the manifests are relative to the tree: read them with data_root=ROOT (in Python: read_manifest(path,
 data_root=ROOT)), or write them into the tree itself with --out ROOT. Links to files outside of ROOT need --data-root,
 a folder that contains ROOT and these files; paths are then relative to it. Links to folders are not followed."""
@@ -50,6 +55,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--number", action="append", default=[], metavar="COLUMN[:UNIT]", help="also ask about a column of numbers"
     )
+    command.add_argument(
+        "--missing",
+        action="append",
+        default=[],
+        metavar="[COLUMN=]VALUE",
+        help="a value of the tables that means missing, in every column or in one: --missing -9 --missing dx=88",
+    )
     add_modalities(command)
     command.add_argument("--space", help="only scans in this space, such as MNI152NLin2009cAsym")
     command.add_argument("--desc", help="only scans of this description, such as preproc")
@@ -60,7 +72,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="TABLE",
-        help="file with the labels, .tsv or .csv; several are joined by subject (default: the tree's participants.tsv)",
+        help="file with the labels, .tsv or .csv; several are joined by subject and session (default: the tree's "
+        "participants.tsv)",
     )
     add_b_limits(command)
     add_workers(command)
@@ -79,6 +92,7 @@ def run(options: argparse.Namespace) -> int:
         min_frames=options.min_frames,
         choices=options.choice,
         numbers={column: unit or None for column, _, unit in (text.partition(":") for text in options.number)},
+        missing=options.missing,
         modalities=options.modality,
         space=options.space,
         desc=options.desc,

@@ -46,7 +46,7 @@ def repetition_time(path: str | PathLike[str], header: ScanHeader) -> Repetition
         if not _stays_in_tree(sidecar, Path(path)):
             return RepetitionTime(seconds=header.repetition_time, warnings=(ScanWarning.SIDECAR,))
         try:
-            content = _read_object(sidecar)
+            content = read_json_object(sidecar)
         except (ScanError, ValueError):
             return RepetitionTime(seconds=header.repetition_time, warnings=(ScanWarning.SIDECAR,))
         if "RepetitionTime" in content:
@@ -71,6 +71,26 @@ def sidecar_files(path: str | PathLike[str]) -> Iterator[Path]:
         yield from (file for name in names if (file := folder / name) != own and file.exists())
 
 
+def read_json_object(path: Path) -> dict[str, object]:
+    """The content of a JSON file of at most 4 MiB, such as a sidecar.
+
+    Raises:
+        ScanError: If the file cannot be opened or read.
+        ValueError: If it is larger, or is no JSON object.
+    """
+    with open_regular_file(str(path)) as file:
+        content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise ValueError(f"{path} has more than {_MAX_BYTES} bytes")
+    try:
+        value = json.loads(content)
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return value
+
+
 def _folders_above(scan: Path) -> list[Path]:
     """The scan's folder and those above it, up to the root of its BIDS tree; empty if it is in no such tree."""
     folders = list(scan.absolute().parents)[:_MAX_LEVELS]
@@ -85,20 +105,6 @@ def _stays_in_tree(sidecar: Path, scan: Path) -> bool:
     tree = _folders_above(scan)
     is_own = sidecar == sibling_file(scan, ".json")
     return is_own or not tree or Path(os.path.realpath(sidecar)).is_relative_to(os.path.realpath(tree[-1]))
-
-
-def _read_object(sidecar: Path) -> dict[str, object]:
-    with open_regular_file(str(sidecar)) as file:
-        content = file.read(_MAX_BYTES + 1)
-    if len(content) > _MAX_BYTES:
-        raise ValueError(f"{sidecar} has more than {_MAX_BYTES} bytes")
-    try:
-        value = json.loads(content)
-    except RecursionError as error:
-        raise ValueError(f"{sidecar} is nested too deeply") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{sidecar} is not a JSON object")
-    return value
 
 
 def _compared(value: object, header: ScanHeader) -> RepetitionTime:
