@@ -32,6 +32,17 @@ def test_from_bids_writes_manifests_and_lists_scans(nifti, random_voxels, tmp_pa
     assert "sub-0_T1w.nii.gz" in printed
 
 
+def test_from_bids_writes_a_cohort_to_test_on(nifti, random_voxels, tmp_path, capsys):
+    for i in range(3):
+        nifti.write(random_voxels(4, 5, 6), f"bids/sub-{i}/anat/sub-{i}_T1w.nii.gz")
+    out = tmp_path / "out"
+    assert main(["from-bids", str(tmp_path / "bids"), "--out", str(out), "--test-fraction", "1"]) == 0
+    assert [path.name for path in out.iterdir()] == ["test.jsonl"]
+    printed = capsys.readouterr().out
+    assert "test: 3 subjects, 3 rows" in printed
+    assert "train.jsonl" not in printed
+
+
 def test_from_bids_reads_labels_of_several_tables(nifti, random_voxels, tmp_path, capsys):
     nifti.write(random_voxels(4, 5, 6), "bids/sub-1/anat/sub-1_T1w.nii.gz")
     (tmp_path / "a.tsv").write_text("participant_id\tage\n1\t30\n")
@@ -167,6 +178,8 @@ def test_demo_writes_a_valid_cohort(tmp_path, capsys):
     assert f"wrote {tmp_path / 'train.jsonl'}" in capsys.readouterr().out
     for name in ("train", "test"):
         read_manifest(tmp_path / f"{name}.jsonl").validate()
+    assert main(["demo", "--out", str(tmp_path), "--num-train", "0", "--num-test", "1"]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'test.jsonl'}\n"
 
 
 @pytest.mark.parametrize(

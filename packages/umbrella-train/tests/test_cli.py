@@ -168,11 +168,73 @@ def test_eval_passes_its_options_and_prints_a_table(
     run: types.ModuleType, run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli.eval_command(
-        [str(run_folder), "--manifest", "a.jsonl", "--manifest", "b.jsonl", "--no-controls", "--max-samples", "3"]
+        [
+            str(run_folder),
+            "--manifest",
+            "a.jsonl",
+            "--manifest",
+            "b.jsonl",
+            "--no-controls",
+            "--max-samples",
+            "3",
+            "--out",
+            "answers.jsonl",
+        ]
     )
     options = {"manifests": [Path("a.jsonl"), Path("b.jsonl")], "data_root": None, "controls": False, "max_samples": 3}
+    options["out"] = Path("answers.jsonl")
     assert run.calls == [(run_folder, options)]
     assert capsys.readouterr().out == score_table(SCORES) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "named"),
+    [
+        ("predict", [], "--question"),
+        ("predict", ["--manifest", "a.jsonl", "--question", "?"], "--question cannot be combined with --manifest"),
+        ("predict", ["--manifest", "a.jsonl", "--scan", "T1=a.nii"], "--scan cannot be combined with --manifest"),
+        ("predict", ["--question", "?", "--out", "a.jsonl"], "--out needs --manifest"),
+        ("predict", ["--question", "?", "--data-root", "."], "--data-root needs --manifest"),
+        ("predict", ["--question", "?", "--batch-size", "2"], "--batch-size needs --manifest"),
+        ("predict", ["--manifest", "a.jsonl", "--batch-size", "0"], "--batch-size: 0"),
+        ("eval", ["--data-root", "."], "--data-root needs --manifest"),
+        ("eval", ["--max-samples", "0"], "--max-samples: 0"),
+    ],
+)
+def test_options_that_would_be_ignored_are_rejected(
+    run: types.ModuleType,
+    run_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    words: list[str],
+    named: str,
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        getattr(cli, f"{command}_command")([str(run_folder), *words])
+    assert caught.value.code == 2
+    assert named in capsys.readouterr().err
+    assert run.calls == []
+
+
+def test_answers_end_with_their_reader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = types.ModuleType("umbrella_train.assembly.answer_manifests")
+    rows = iter([{"id": "a"}, {"id": "b"}, {"id": "c"}])
+    module.answer_manifests = lambda *words, **options: rows
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        cli.predict_command([str(tmp_path), "--manifest", "a.jsonl"])
+    assert list(rows) == [{"id": "b"}, {"id": "c"}]
+
+
+def test_eval_without_scores_prints_no_table(
+    run: types.ModuleType, run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "evaluate_run", lambda folder, **options: {})
+    cli.eval_command([str(run_folder), "--manifest", "a.jsonl", "--out", "answers.jsonl"])
+    assert capsys.readouterr().out == ""
 
 
 def test_eval_reports_which_files_it_wrote(

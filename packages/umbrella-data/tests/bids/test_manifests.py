@@ -82,6 +82,16 @@ def test_test_manifest_of_an_earlier_split_is_removed(tree, tmp_path):
     assert list(report.manifests) == ["train"]
 
 
+def test_test_fraction_of_1_writes_the_test_manifest_alone(tree, tmp_path):
+    out = tmp_path / "out"
+    write_manifests(tree, out=out, test_fraction=0.5)
+    report = write_manifests(tree, out=out, test_fraction=1.0)
+    assert sorted(path.name for path in out.iterdir()) == ["test.jsonl"]
+    assert list(report.manifests) == ["test"]
+    assert len({row["subject"] for row in report.rows["test"]}) == 19
+    assert not any("train.jsonl" in message for message in report.messages)
+
+
 def test_modality_missing_in_a_split_is_reported(tree, tmp_path):
     seed = next(s for s in range(99) if not any(is_test_subject(f"sub-0{i}", fraction=0.2, seed=s) for i in range(3)))
     report = write_manifests(tree, out=tmp_path / "out", seed=seed)

@@ -21,10 +21,10 @@ def noisy_pipeline(paths, *, generator):
 
 @pytest.fixture
 def make_dataset(make_tokenizer, write_manifest):
-    def make(rows, *, pipeline=noisy_pipeline, **options):
+    def make(rows, *, pipeline=noisy_pipeline, may_end_with_user=False, **options):
         tokenizer = make_tokenizer()
         dataset = ConversationDataset(
-            read_manifest(write_manifest(rows)),
+            read_manifest(write_manifest(rows), may_end_with_user=may_end_with_user),
             tokenizer=tokenizer,
             image_token_id=tokenizer.ids["<image>"],
             num_image_tokens=NUM_TOKENS,
@@ -112,6 +112,18 @@ def test_prompt_ends_before_the_answer(make_dataset, make_row):
     assert tokenizer.decode(whole.input_ids[length:]) == "a brain<|im_end|>\n"
     assert (prompt.labels == -100).all()
     assert prompt.scans[0].volume[0, 0, 0, 0] == sum(map(ord, "a_0.nii.gz"))
+
+
+def test_prompt_of_a_row_that_ends_with_the_user_is_the_whole_conversation(make_dataset, make_row):
+    answered, asked = two_exchanges(make_row), two_exchanges(make_row)
+    del asked["messages"][-1]
+    _, dataset = make_dataset([answered, {**asked, "id": "asked"}], may_end_with_user=True)
+    prompt, same = dataset.prompt(0), dataset.prompt(1)
+    assert torch.equal(prompt.input_ids, same.input_ids)
+    assert len(same.scans) == len(prompt.scans) == 2
+    _, cut = make_dataset([asked], may_end_with_user=True, max_length=len(same.input_ids) - 1)
+    assert cut.modalities(0) == tuple(scan.modality for scan in cut.prompt(0).scans)
+    assert len(cut.modalities(0)) == 1
 
 
 def test_prompt_with_scans_of_another_sample_keeps_its_own_text(make_dataset, make_row):

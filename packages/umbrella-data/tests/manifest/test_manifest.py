@@ -235,6 +235,20 @@ def test_characters_in_surrogate_pairs_are_read(tmp_path):
     assert read_manifest(path)[0].messages[0].text == "\U0001f9e0?"
 
 
+def test_rows_that_end_with_the_user_are_valid_only_if_asked_for(make_row, write_manifest):
+    row = make_row("a", "T1")
+    del row["messages"][-1]
+    path = write_manifest([row])
+    with pytest.raises(ManifestError, match="line 1: roles are user"):
+        read_manifest(path).validate(check_files=False)
+    with pytest.raises(ManifestError, match="line 1: roles are user"):
+        read_manifest(path).turns(0)
+    manifest = read_manifest(path, may_end_with_user=True)
+    manifest.validate(check_files=False)
+    assert [turn.role for turn in manifest[0].messages] == [turn.role for turn in manifest.turns(0)] == ["user"]
+    assert manifest.modalities(0) == ("T1",)
+
+
 def test_validate_reports_a_missing_file_or_a_broken_link(make_row, write_manifest, tmp_path):
     manifest = read_manifest(write_manifest([make_row("a", "T1")]))
     manifest.validate(check_files=False)

@@ -49,6 +49,13 @@ def test_scans_are_stored_in_several_orientations(cohort: DemoCohort) -> None:
     assert len(codes) >= 5
 
 
+def test_part_without_subjects_has_no_manifest(tmp_path: Path) -> None:
+    make_demo_cohort(tmp_path, num_train=1, num_test=1, seed=0)
+    cohort = make_demo_cohort(tmp_path, num_train=0, num_test=1, seed=0)
+    assert not cohort.train_manifest.exists()
+    assert len(rows_of(cohort.test_manifest)) == 3
+
+
 def test_finished_cohort_is_reused_and_an_unfinished_one_written_again(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
 

@@ -19,11 +19,12 @@ from umbrella_train.config import RunConfig, load_config
 from umbrella_train.config.overrides import describe_keys
 from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.evaluation.score_table import score_table
-from umbrella_train.run_folder import RunFolder
+from umbrella_train.run_folder import RunFolder, check_output, json_line, write_lines
 
 # Errors that the user can fix: one message without a traceback, exit code 2.
 _USER_ERRORS = (RunError, UmbrellaDataError, FileNotFoundError, PermissionError, NotADirectoryError)
 
+_DATA_ROOT_HELP = "the folder that paths in the manifests are relative to (default: each manifest's own)"
 _OPTIONS = ("config", "dry-run", "resume", "help")
 _TRAIN_USAGE = "umbrella-train [--config FILE] [--dry-run] [--resume auto|FOLDER] [--section.key VALUE ...]"
 
@@ -58,7 +59,7 @@ def train_command(arguments: Sequence[str] | None = None) -> None:
         # Overrides are ignored here, so that help is shown even if they are wrong.
         keys = describe_keys(load_config(options.config))
         source = options.config or "the demo"
-        _print_long(f"{parser.format_help()}\nKeys to override, with the values of {source}:\n\n{keys}")
+        _print(f"{parser.format_help()}\nKeys to override, with the values of {source}:\n\n{keys}")
         return
     _check_words(overrides)
     config = load_config(options.config, overrides, to_run=True)
@@ -84,24 +85,40 @@ def eval_command(arguments: Sequence[str] | None = None) -> None:
     parser = _parser(
         "umbrella-eval",
         "Score a trained model on its held-out subjects, or on other manifests. A complete evaluation is added to the "
-        "run's files; with --manifest, --max-samples, or without the run's controls, nothing is written.",
+        "run's files, which do not change with --manifest, --max-samples, or without the run's controls.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, as in runs/demo")
     parser.add_argument(
-        "--manifest", type=Path, action="append", help="a manifest to score on instead; can be repeated"
+        "--manifest",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="a manifest to score on instead; can be repeated. Rows may end with the user's turn",
     )
-    parser.add_argument("--data-root", type=Path, help="the folder that the manifest's paths are relative to")
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help=_DATA_ROOT_HELP)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write the answers to all rows to this file (JSON Lines), scored where the row has an 'answer'; ids and "
+        "subjects are those of the manifest. An existing file is replaced",
+    )
     parser.add_argument(
         "--no-controls",
         action="store_true",
-        help="omit shuffled, swapped and absent scans; nothing is written",
+        help="omit shuffled, swapped and absent scans; the run's files do not change",
     )
     parser.add_argument(
-        "--max-samples", type=int, metavar="N", help="questions per set of modalities; nothing is written"
+        "--max-samples",
+        type=_positive,
+        metavar="N",
+        help="questions per set of modalities, those with an 'answer' first; the run's files do not change",
     )
     parser.add_argument("--json", action="store_true", help="print all metrics as JSON instead of the table")
     options = parser.parse_args(arguments)
 
+    if options.data_root and not options.manifest:
+        raise RunError("--data-root needs --manifest")
     RunFolder.open(options.run)
     from umbrella_train.run import evaluation  # late: imports torch
 
@@ -112,14 +129,20 @@ def eval_command(arguments: Sequence[str] | None = None) -> None:
         data_root=options.data_root,
         controls=False if options.no_controls else None,
         max_samples=options.max_samples,
+        out=options.out,
     )
-    print(json.dumps(metrics, indent=1) if options.json else score_table(metrics))
+    if metrics or options.json:
+        print(json.dumps(metrics, indent=1) if options.json else score_table(metrics))
 
 
 @_errors_as_messages()
 def predict_command(arguments: Sequence[str] | None = None) -> None:
-    """Ask a trained model a question about scans."""
-    parser = _parser("umbrella-predict", "Ask a trained model a question about scans; nothing is written.")
+    """Ask a trained model a question about scans, or the questions of manifests."""
+    parser = _parser(
+        "umbrella-predict",
+        "Ask a trained model a question about scans (--question, --scan), or the questions of all rows of manifests "
+        "(--manifest). Nothing is written to the run's folder.",
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run or of a model, as in RUN/model")
     parser.add_argument(
         "--scan",
@@ -132,11 +155,40 @@ def predict_command(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--mask", type=Path, action=_MaskOfLastScan, metavar="FILE", help="brain mask of the --scan before it"
     )
-    parser.add_argument("--question", required=True, help="the question")
-    parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="longest answer in tokens")
+    parser.add_argument("--question", help="the question")
+    parser.add_argument(
+        "--manifest",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="ask the questions of all rows instead, and print a line of JSON for each; can be repeated. Rows may end "
+        "with the user's turn, and need no 'answer'",
+    )
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help=_DATA_ROOT_HELP)
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write these lines to a file; an existing one is replaced"
+    )
+    parser.add_argument("--batch-size", type=_positive, metavar="N", help="rows of a manifest in a batch (default: 4)")
+    parser.add_argument(
+        "--max-new-tokens", type=_positive, default=32, metavar="N", help="longest answer in tokens (32)"
+    )
     parser.add_argument("--use-cpu", action="store_true", help="use the CPU even if there is a GPU")
     options = parser.parse_args(arguments)
 
+    # Options of the other way to ask.
+    unused = ("question", "scan") if options.manifest else ("data_root", "out", "batch_size")
+    given = [f"--{name.replace('_', '-')}" for name in unused if getattr(options, name)]
+    if given and options.manifest:
+        raise RunError(
+            f"{', '.join(given)} cannot be combined with --manifest, whose rows have the questions and scans"
+        )
+    if given:
+        raise RunError(f"{', '.join(given)} needs --manifest")
+    if options.manifest:
+        _answer_manifests(options)
+        return
+    if options.question is None:
+        raise RunError("there is no question; give --question, or --manifest")
     for scan in options.scan:
         for path in (*scan.paths, *([] if scan.mask is None else [scan.mask])):
             if not path.exists():
@@ -151,6 +203,36 @@ def predict_command(arguments: Sequence[str] | None = None) -> None:
         device="cpu" if options.use_cpu else None,
     )
     print(answer)
+
+
+def _answer_manifests(options: argparse.Namespace) -> None:
+    """Print the answers to the rows of manifests, or write them to a file."""
+    if options.out is not None:
+        check_output(options.out, inputs=options.manifest)
+    from umbrella_train.assembly.answer_manifests import answer_manifests  # late: imports torch
+
+    rows = answer_manifests(
+        options.run,
+        options.manifest,
+        data_root=options.data_root,
+        batch_size=options.batch_size or 4,
+        max_new_tokens=options.max_new_tokens,
+        device="cpu" if options.use_cpu else None,
+    )
+    if options.out is None:
+        for row in rows:
+            if not _print(json_line(row).removesuffix("\n")):
+                return
+    else:
+        write_lines(options.out, rows)
+        print(f"answers: {options.out}")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1")
+    return number
 
 
 def _read_scan(text: str) -> Scan:
@@ -200,13 +282,15 @@ def _show_messages() -> None:
         package.handlers = [logging.StreamHandler(sys.stderr)]
 
 
-def _print_long(text: str) -> None:
-    """Print text for readers that may stop before its end, such as `less` and `head`."""
+def _print(text: str) -> bool:
+    """Print text for readers that may stop before its end, such as `less` and `head`; whether it was read."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
         # Python flushes stdout at exit, and would report the broken pipe again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def _check_words(words: Sequence[str]) -> None:

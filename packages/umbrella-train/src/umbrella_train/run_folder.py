@@ -134,16 +134,43 @@ class RunFolder:
         rows, num_broken = read_lines(self.metrics)
         kept = [row for row in rows if row.get("step", 0) <= step]
         if num_broken or len(kept) < len(rows):
-            write_atomically(self.metrics, (_to_line(row).encode() for row in kept))
+            write_atomically(self.metrics, (json_line(row).encode() for row in kept))
 
     def write_predictions(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace predictions.jsonl atomically."""
-        write_atomically(self.predictions, (_to_line(row).encode() for row in rows))
+        write_lines(self.predictions, rows)
+
+
+def check_output(path: Path, *, inputs: Iterable[Path]) -> None:
+    """Rejects a file that could not be written at the end of a long command; creates its folder.
+
+    Args:
+        path: The file to write; an existing one will be replaced.
+        inputs: Files that the command reads, which it must not replace.
+
+    Raises:
+        RunError: The path is a folder, or one of the inputs, or its folder cannot be created or written to.
+    """
+    if path.is_dir():
+        raise RunError(f"{path}: is a folder; name a file, such as {path / 'answers.jsonl'}")
+    if any(path.resolve() == each.resolve() for each in inputs):
+        raise RunError(f"{path}: is the manifest that is read, and would be replaced; name another file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path}: its folder cannot be created: {error}; name another file") from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise RunError(f"{path}: its folder is not writable; name another file")
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object per line; the file appears, or is replaced, once it is complete."""
+    write_atomically(path, (json_line(row).encode() for row in rows))
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """Append one JSON object as a line, in one write; an incomplete last line is ended first."""
-    line = _to_line(row)
+    line = json_line(row)
     with path.open("ab+") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
@@ -176,7 +203,8 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     return rows, num_broken
 
 
-def _to_line(row: Mapping[str, Any]) -> str:
+def json_line(row: Mapping[str, Any]) -> str:
+    """A row as a line of JSON. Numbers that are not finite are null."""
     # NaN is not JSON: other readers would reject the whole file.
     finite = {key: value if _is_writable(value) else None for key, value in row.items()}
     return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"

@@ -46,6 +46,26 @@ def of(questions: list[Question], condition: str) -> list[Question]:
     return [question for question in questions if question.condition == condition]
 
 
+@pytest.mark.parametrize("max_samples", [None, 3])
+def test_every_row_adds_samples_without_an_answer_and_changes_no_other_question(max_samples: int | None) -> None:
+    scored = [side_sample(i, modality=modality) for i, modality in enumerate(["T1"] * 6 + ["dMRI"])]
+    samples = [replace(sample, answer=None) if i in (1, 4) else sample for i, sample in enumerate(scored)]
+    samples += [replace(side_sample(9 + i, modality="dMRI"), answer=None) for i in range(4)]
+    dataset = Questions(samples)
+    plain = plan_questions(dataset, controls=True, seed=1, max_samples=max_samples)
+    every = plan_questions(dataset, controls=True, seed=1, max_samples=max_samples, every_row=True)
+    assert every[: len(plain)] == plain
+    added = every[len(plain) :]
+    assert {question.condition for question in added} == {"accuracy"}
+    assert len({question.index for question in added}) == len(added)
+    if max_samples is None:
+        assert sorted(question.index for question in added) == [1, 4, 7, 8, 9, 10]
+    else:
+        # Of T1 there are three rows with an answer, of dMRI one.
+        assert len(added) == 2
+        assert {samples[question.index].modalities for question in added} == {("dMRI",)}
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_shuffled_questions_get_another_subjects_scan_of_the_same_task(seed: int) -> None:
     samples = [side_sample(i, task=task) for task in ("side", "size") for i in range(9)]

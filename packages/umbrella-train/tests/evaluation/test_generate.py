@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from umbrella_data.manifest.sample import Answer, Sample, Scan, Turn
 from umbrella_train.end_of_turn import EndOfTurn
-from umbrella_train.evaluation.generate import EvaluationResult, evaluate_dataset, merge_results, modality_name
+from umbrella_train.evaluation.answers import modality_name
+from umbrella_train.evaluation.generate import EvaluationResult, evaluate_dataset, generate_in_order, merge_results
 
 SIDES = ("left", "right")
 STOP = 1
@@ -156,6 +157,54 @@ def test_predictions_have_the_text_and_a_hash_of_the_subject() -> None:
     assert "sub-003" not in str(rows)
 
 
+def test_answers_to_every_row_are_in_order_and_scored_where_there_is_an_answer() -> None:
+    samples = [side_sample(0, modality=None), side_sample(1), side_sample(2, modality=None), side_sample(3)]
+    dataset = ToyDataset([samples[0], replace(samples[1], answer=None), *samples[2:]])
+    result = evaluate(ToyModel(), dataset, every_row=True)
+    assert [(row["id"], row["subject"], row["generated"]) for row in result.answers] == [
+        ("0_side", "sub-000", "left"),
+        ("1_side", "sub-001", "right"),
+        ("2_side", "sub-002", "left"),
+        ("3_side", "sub-003", "right"),
+    ]
+    assert [(row["answer"], row["parsed"], row["score"], row["is_parsed"]) for row in result.answers] == [
+        ("left", "left", 1.0, True),
+        (None, None, None, None),
+        ("left", "left", 1.0, True),
+        ("right", "right", 1.0, True),
+    ]
+    assert result.metrics == evaluate(ToyModel(), dataset).metrics
+    assert evaluate(ToyModel(), dataset).answers == []
+    assert merge_results([result, result]).answers == result.answers * 2
+
+
+def test_generate_in_order_needs_only_a_few_batches_for_the_first_answers() -> None:
+    dataset = ToyDataset([side_sample(i, modality="T1" if i % 3 else None) for i in range(100)])
+    model = ToyModel().eval()
+    sizes: list[int] = []
+
+    def collate_and_count(examples: list[Any]) -> Any:
+        assert len({number is None for _, number in examples}) == 1
+        sizes.append(len(examples))
+        return collate(examples)
+
+    answers = generate_in_order(
+        model,
+        dataset,
+        tokenizer=ByteDecoder(),
+        collator=collate_and_count,
+        batch_size=2,
+        max_new_tokens=12,
+        device="cpu",
+        end_of_turn=EndOfTurn((STOP,)),
+    )
+    assert next(answers) == (0, "left")
+    assert sum(sizes) < 50
+    assert list(answers) == [(i, SIDES[i % 2] if i % 3 else "left") for i in range(1, 100)]
+    assert sum(sizes) == 100
+    assert max(sizes) == 2
+
+
 def test_text_after_the_end_of_turn_is_dropped() -> None:
     dataset = ToyDataset([side_sample(i) for i in range(4)])
     assert evaluate(ToyModel(), dataset, end_of_turn=None).metrics["eval/unparsed/T1"] == 1
@@ -173,8 +222,10 @@ def test_the_mode_of_the_model_is_restored() -> None:
 def test_ranks_split_the_questions_and_get_the_same_result(
     num_samples: int, world_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = ToyDataset([side_sample(i) for i in range(num_samples)])
-    single = evaluate(ToyModel(), dataset, batch_size=2)
+    samples = [side_sample(i) for i in range(num_samples)]
+    dataset = ToyDataset([*samples[:-1], replace(samples[-1], answer=None)])
+    single = evaluate(ToyModel(), dataset, batch_size=2, every_row=True)
+    assert len(single.answers) == num_samples
     shares: list[Any] = []
 
     def gather(filled: list[Any], share: Any) -> None:
@@ -185,7 +236,7 @@ def test_ranks_split_the_questions_and_get_the_same_result(
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     models = [ToyModel() for _ in range(world_size)]
     for rank, model in enumerate(models):
-        together = evaluate(model, dataset, batch_size=2, rank=rank, world_size=world_size)
+        together = evaluate(model, dataset, batch_size=2, every_row=True, rank=rank, world_size=world_size)
     assert together == single
     # A sharded model needs the same number of forwards on every rank.
     assert len({model.num_batches for model in models}) == 1

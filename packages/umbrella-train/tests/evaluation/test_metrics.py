@@ -85,6 +85,22 @@ def test_unreadable_number_has_no_error(generated: str) -> None:
     assert (score.value, score.is_parsed) == (None, False)
 
 
+@pytest.mark.parametrize(
+    ("generated", "answer", "parsed"),
+    [
+        (" Male. ", SEX, "male"),
+        ("none", SEX, None),
+        ("0 years", AGE, 0.0),
+        ("old", AGE, None),
+        ("A  Scan.", Answer(type="text", value="no"), "a scan"),
+        (" . ", Answer(type="text", value="no"), None),
+    ],
+)
+def test_score_has_what_the_text_was_read_as(generated: str, answer: Answer, parsed: str | float | None) -> None:
+    score = score_answer(generated, answer)
+    assert (score.parsed, score.is_parsed) == (parsed, parsed is not None)
+
+
 def test_text_is_compared_without_case_and_punctuation() -> None:
     answer = Answer(type="text", value="A normal scan.")
     assert score_answer("a  normal scan", answer).value == 1

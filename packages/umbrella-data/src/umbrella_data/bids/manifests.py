@@ -80,7 +80,7 @@ def write_manifests(
         out: Folder for the manifests.
         data_root: Folder that paths in the manifests are relative to; it must contain the tree, and no scan may be
             outside of it, symbolic links resolved. The tree itself by default.
-        test_fraction: Fraction of the subjects in the test split.
+        test_fraction: Fraction of the subjects in the test split, 0 to 1; a split without subjects has no file.
         seed: Seed of the split and of the questions' wording.
         min_frames: Leave out series with fewer frames.
         choices: Categorical columns of `participants.tsv` to ask about.
@@ -224,7 +224,7 @@ def _columns_without_rows(report: BidsReport, columns: Sequence[str], questions:
 
 def _missing_modalities(report: BidsReport, *, test_fraction: float) -> Iterator[str]:
     modalities = {split: {scan.modality for scan in scans} for split, scans in report.scans.items()}
-    for missing, other in (SPLITS, SPLITS[::-1]) if test_fraction > 0 else ():
+    for missing, other in (SPLITS, SPLITS[::-1]) if 0 < test_fraction < 1 else ():
         for modality in sorted(modalities[other] - modalities[missing]):
             num_subjects = len({scan.subject for scan in report.scans[other] if scan.modality == modality})
             yield (f"no {modality} scan in {missing}.jsonl: all {num_subjects} subjects with one are in "

@@ -126,14 +126,15 @@ class ChatEncoder:
         return self._encode_within(messages, max_length=max_length, prompt_for=None)
 
     def encode_prompt(self, messages: Sequence[Turn], *, max_length: int | None = None) -> EncodedConversation:
-        """Encode a conversation up to its last assistant turn, without that turn, for generation.
+        """Encode a conversation for generation, without its last turn if that is the assistant's.
 
         The tokens are the first ones of what `encode` gives for the same conversation, and its first label of the last
         answer follows them. All labels are -100. Arguments and errors are those of `encode`.
         """
-        last = max((i for i, turn in enumerate(messages) if turn.role == "assistant"), default=len(messages))
-        answer = "r" if last < len(messages) and starts_with_reasoning(messages[last]) else "t"
-        return self._encode_within(messages[:last], max_length=max_length, prompt_for=answer)
+        has_answer = messages[-1].role == "assistant"
+        answer = "r" if starts_with_reasoning(messages[-1]) else "t"
+        prompt = messages[:-1] if has_answer else messages
+        return self._encode_within(prompt, max_length=max_length, prompt_for=answer)
 
     def count_text_tokens(self, conversations: Sequence[Sequence[Turn]]) -> NDArray[np.int64]:
         """The number of text tokens of each of N conversations, (N,) int64, tokenised in one batch.

@@ -37,5 +37,6 @@ def run(options: argparse.Namespace) -> int:
             seed=options.seed,
             progress=show,
         )
-    print(f"wrote {cohort.train_manifest} and {cohort.test_manifest}")
+    written = [str(path) for path in (cohort.train_manifest, cohort.test_manifest) if path.exists()]
+    print(f"wrote {' and '.join(written)}")
     return 0

@@ -46,7 +46,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder that paths are relative to and no link leads out of; ROOT is in it (default: ROOT)",
     )
-    command.add_argument("--test-fraction", type=_fraction, default=0.2, help="fraction of subjects held out (0.2)")
+    command.add_argument(
+        "--test-fraction",
+        type=_fraction,
+        default=0.2,
+        help="fraction of subjects held out (0.2); 1 writes test.jsonl alone",
+    )
     command.add_argument("--seed", type=int, default=0, help="seed of the split and of the questions' wording (0)")
     command.add_argument("--min-frames", type=int, default=0, help="leave out series with fewer frames (0)")
     command.add_argument(
@@ -141,6 +146,6 @@ def _print_report(report: BidsReport) -> None:
 
 def _fraction(text: str) -> float:
     value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to below 1")
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
     return value

@@ -165,7 +165,9 @@ class ConversationDataset(Dataset[Example]):
         if self._max_length is None:
             return self.manifest.modalities(index % len(self))
         # The scans of dropped turns are dropped too.
-        return tuple(scan.modality for scan in self._encode(index, self.sample(index).messages).scans)
+        messages = self.sample(index).messages
+        encoded = self._encode(index, messages, is_prompt=messages[-1].role == "user")
+        return tuple(scan.modality for scan in encoded.scans)
 
     def modality_sets(self) -> frozenset[frozenset[str]]:
         """The sets of modalities of the samples; the first call reads every row, unless an index is saved."""
@@ -202,7 +204,7 @@ class ConversationDataset(Dataset[Example]):
         return self._measured
 
     def prompt(self, index: int, *, scans_from: int | None = None, with_scans: bool = True) -> Example:
-        """The prompt for generation: the conversation before its last assistant turn.
+        """The prompt for generation: the conversation without its last turn if that is the assistant's.
 
         Nothing is augmented, and all labels are -100.
 

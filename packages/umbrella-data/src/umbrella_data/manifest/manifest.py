@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, overload
@@ -29,6 +30,7 @@ class Manifest(Sequence[Sample]):
         index: Byte offsets of the rows.
         facts: Modalities and lengths of the rows; None reads every row once when they are first needed.
         index_dir: Folder of the saved index; None saves that of a large manifest next to it.
+        may_end_with_user: Whether rows may end with the user's turn, to generate answers for them.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class Manifest(Sequence[Sample]):
         index: RowIndex,
         facts: RowFacts | None = None,
         index_dir: Path | None = None,
+        may_end_with_user: bool = False,
     ) -> None:
         self.path = path
         self.data_root = data_root
         self._index = index
         self._facts = facts
         self.index_dir = index_dir
+        self._may_end_with_user = may_end_with_user
 
     def __len__(self) -> int:
         return len(self._index)
@@ -63,7 +67,7 @@ class Manifest(Sequence[Sample]):
             return [self[i] for i in range(*index.indices(len(self)))]
         row = self._row(range(len(self))[index])
         try:
-            sample, problems = parse_row(row, root=self.data_root)
+            sample, problems = parse_row(row, root=self.data_root, may_end_with_user=self._may_end_with_user)
         except RecursionError as error:  # nested less deeply than the decoder permits
             raise ManifestError(self._at(index, TOO_DEEP), path=self.path) from error
         if sample is None:
@@ -119,8 +123,9 @@ class Manifest(Sequence[Sample]):
             ManifestError: With every problem of the turns.
         """
         row = self._row(index)
+        messages = row.get("messages") if isinstance(row, Mapping) else None
         try:
-            turns, problems = parse_turns(row.get("messages") if isinstance(row, Mapping) else None)
+            turns, problems = parse_turns(messages, may_end_with_user=self._may_end_with_user)
         except RecursionError as error:
             raise ManifestError(self._at(index, TOO_DEEP), path=self.path) from error
         if problems:
@@ -198,6 +203,7 @@ def read_manifest(
     *,
     data_root: str | PathLike[str] | None = None,
     index_dir: str | PathLike[str] | None = None,
+    may_end_with_user: bool = False,
 ) -> Manifest:
     """Open a manifest: `.jsonl` with one conversation per line, or `.json` with a list of them.
 
@@ -218,6 +224,8 @@ def read_manifest(
         path: The manifest.
         data_root: Folder that its paths are relative to; the manifest's folder by default.
         index_dir: Folder of its saved index; by default, only the index of a large manifest is saved, next to it.
+        may_end_with_user: Whether rows may end with the user's turn: prompts without an answer, which cannot be trained
+            on.
 
     Raises:
         ManifestError: If the file or the folder does not exist, or there is no row. Rows are validated on access;
@@ -232,13 +240,14 @@ def read_manifest(
     if not root.is_dir():
         raise ManifestError(f"data_root {root} is not a folder", path=file)
     folder = Path(index_dir) if index_dir is not None else None
+    make = partial(Manifest, file, data_root=root, index_dir=folder, may_end_with_user=may_end_with_user)
     if (saved := open_index(file, index_dir=folder)) is not None:
-        facts = RowFacts(saved, combinations=saved.facts["combinations"])
-        return Manifest(file, data_root=root, index=RowIndex(file, arrays=saved), facts=facts, index_dir=folder)
+        index, facts = RowIndex(file, arrays=saved), RowFacts(saved, combinations=saved.facts["combinations"])
+        return make(index=index, facts=facts)
     try:
         index = index_rows(file)
     except ValueError as error:
         raise ManifestError(str(error), path=file) from error
     if len(index) == 0:
         raise ManifestError("no rows", path=file)
-    return Manifest(file, data_root=root, index=index, index_dir=folder)
+    return make(index=index)

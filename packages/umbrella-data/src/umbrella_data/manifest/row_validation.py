@@ -24,12 +24,13 @@ DEFAULT_TASK = "question"
 ResolveScan = Callable[[str, Sequence[str], str | None], Scan]
 
 
-def parse_row(row: object, *, root: Path) -> tuple[Sample | None, list[str]]:
+def parse_row(row: object, *, root: Path, may_end_with_user: bool = False) -> tuple[Sample | None, list[str]]:
     """Validate one canonical row.
 
     Args:
         row: The decoded JSON value of the row.
         root: The data root, resolved; all paths are relative to it and must be inside of it.
+        may_end_with_user: Whether the last answer may be missing, as in a row to generate an answer for.
 
     Returns:
         The sample, or None if there are problems, and a message for each problem.
@@ -44,7 +45,7 @@ def parse_row(row: object, *, root: Path) -> tuple[Sample | None, list[str]]:
         own_mask = None if mask is None else resolve_file(mask, root=root)
         return Scan(modality, resolve_scan(paths, modality=modality, root=root), mask=own_mask)
 
-    messages, found = parse_turns(row.get("messages"), resolve=resolve)
+    messages, found = parse_turns(row.get("messages"), resolve=resolve, may_end_with_user=may_end_with_user)
     problems += found
     answer = _answer(row["answer"], problems) if row.get("answer") is not None else None
     if problems:

@@ -70,7 +70,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Sample:
-    """One row of a manifest. The last turn is the assistant's."""
+    """One row of a manifest. The last turn is the assistant's, or the user's in a row to generate an answer for."""
 
     id: str
     subject: str

@@ -59,8 +59,8 @@ class DemoCohort:
 
     Attributes:
         directory: A BIDS tree.
-        train_manifest: Manifest of the training subjects.
-        test_manifest: Manifest of the test subjects.
+        train_manifest: Manifest of the training subjects; not written if there are none.
+        test_manifest: Manifest of the test subjects; likewise.
     """
 
     directory: Path
@@ -139,7 +139,10 @@ def _write_subjects(
     _write_json(root / "dataset_description.json", {"Name": "UMBRELLA demo cohort", "BIDSVersion": "1.10.0"})
     for name, part in (("train", rows[:num_train]), ("test", rows[num_train:])):
         lines = [json.dumps(row) for subject_rows in part for row in subject_rows]
-        (root / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        path = root / f"{name}.jsonl"
+        path.unlink(missing_ok=True)
+        if lines:  # a manifest without rows is invalid
+            path.write_text("".join(f"{line}\n" for line in lines))
 
 
 def _draw_sides(num_train: int, num_test: int, *, seed: int) -> list[tuple[Side, ...]]:

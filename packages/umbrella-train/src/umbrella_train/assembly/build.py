@@ -75,20 +75,23 @@ class TrainingComponents:
         """
         return UmbrellaProcessor.from_parts(self.tokenizer, self.model, self.pipelines, masked=masked)
 
-    def dataset(self, source: DatasetConfig, *, config: RunConfig, augment: bool) -> ConversationDataset:
+    def dataset(
+        self, source: DatasetConfig, *, config: RunConfig, augment: bool, may_end_with_user: bool = False
+    ) -> ConversationDataset:
         """The examples of one manifest.
 
         Args:
             source: The manifest.
             config: The run.
             augment: Whether scans are augmented.
+            may_end_with_user: Whether rows may end with the user's turn, to generate answers for them.
 
         Raises:
             RunError: The tokenizer or its chat template cannot be used.
         """
         try:
             return ConversationDataset(
-                read_manifest(source.manifest, data_root=source.data_root),
+                read_manifest(source.manifest, data_root=source.data_root, may_end_with_user=may_end_with_user),
                 tokenizer=self.tokenizer,
                 image_token_id=self.model.config.image_token_id,
                 num_image_tokens={name: self.model.num_image_tokens(name) for name in self.pipelines},

@@ -40,18 +40,11 @@ def predict(
         ScanError: A scan is damaged or inconsistent.
     """
     model_folder = find_model(folder)
-    has_processor = (model_folder / "processor_config.json").is_file()
-    # As for a tokenizer: a damaged file raises errors of any class.
-    with loading("processor", key="model", source=model_folder, right=TRAINED_MODEL, errors=(Exception,)):
-        processor = AutoProcessor.from_pretrained(model_folder) if has_processor else None
-    if not isinstance(processor, UmbrellaProcessor):
-        raise RunError(f"{model_folder}: has no processor of this package; train the model with umbrella-train")
+    processor = load_processor(model_folder)
     named = [replace(scan, modality=_known_modality(scan.modality, processor)) for scan in scans]
     batch = processor(question_with_scans(question, named))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with loading("weights", key="model", source=model_folder, right=TRAINED_MODEL):
-        model: Any = AutoModelForImageTextToText.from_pretrained(model_folder)
-    model.eval().to(place)
+    model = load_model(model_folder, device=place)
     volumes = {name: volume.to(place) for name, volume in batch.pop("pixel_values").items()}
     inputs = {name: tensor.to(place) for name, tensor in batch.items()}
     stops = list(processor.end_of_turn.stop_ids)
@@ -73,6 +66,32 @@ def find_model(folder: Path) -> Path:
     if (folder / "config.yaml").is_file():
         raise RunError(f"{folder / 'model'}: has no model; the run did not finish (name a checkpoint-N instead)")
     raise RunError(f"{folder}: has no model (no config.json)")
+
+
+def load_processor(model_folder: Path) -> UmbrellaProcessor:
+    """The processor next to the weights.
+
+    Raises:
+        RunError: There is none of this package, or it is damaged.
+    """
+    has_processor = (model_folder / "processor_config.json").is_file()
+    # As for a tokenizer: a damaged file raises errors of any class.
+    with loading("processor", key="model", source=model_folder, right=TRAINED_MODEL, errors=(Exception,)):
+        processor = AutoProcessor.from_pretrained(model_folder) if has_processor else None
+    if not isinstance(processor, UmbrellaProcessor):
+        raise RunError(f"{model_folder}: has no processor of this package; train the model with umbrella-train")
+    return processor
+
+
+def load_model(model_folder: Path, *, device: torch.device) -> Any:
+    """The model on a device, in evaluation mode.
+
+    Raises:
+        RunError: It cannot be loaded.
+    """
+    with loading("weights", key="model", source=model_folder, right=TRAINED_MODEL):
+        model: Any = AutoModelForImageTextToText.from_pretrained(model_folder)
+    return model.eval().to(device)
 
 
 def _known_modality(name: str, processor: UmbrellaProcessor) -> str:

@@ -38,11 +38,12 @@ MAX_ROWS_CHECKED = 50_000
 _MAX_ROWS_OF_DWIS = 100
 
 
-def check_manifests(sources: Sequence[DatasetConfig], *, config: RunConfig) -> None:
+def check_manifests(sources: Sequence[DatasetConfig], *, config: RunConfig, may_end_with_user: bool = False) -> None:
     """Validates every row before anything is built; no scan is opened.
 
     If the config skips bad scans, a missing file is one of them. Of a manifest with more than `MAX_ROWS_CHECKED` rows,
-    only modalities are checked, with a warning: its rows are checked when they are read.
+    only modalities are checked, with a warning: its rows are checked when they are read. With `may_end_with_user`, rows
+    may end with the user's turn, to generate answers for them.
 
     Raises:
         RunError: With all problems of all rows of all manifests, and modalities that the config does not have.
@@ -50,7 +51,7 @@ def check_manifests(sources: Sequence[DatasetConfig], *, config: RunConfig) -> N
     problems = []
     for source in sources:
         try:
-            manifest = read_manifest(source.manifest, data_root=source.data_root)
+            manifest = read_manifest(source.manifest, data_root=source.data_root, may_end_with_user=may_end_with_user)
             if len(manifest) <= MAX_ROWS_CHECKED:
                 manifest.validate(check_files=config.data.on_bad_scan == "raise")
             elif is_first_rank():

@@ -29,7 +29,12 @@ class Question:
 
 
 def plan_questions(
-    dataset: ConversationDataset, *, controls: bool, seed: int, max_samples: int | None = None
+    dataset: ConversationDataset,
+    *,
+    controls: bool,
+    seed: int,
+    max_samples: int | None = None,
+    every_row: bool = False,
 ) -> list[Question]:
     """List the questions of an evaluation: a pure function of its arguments, the same on every rank.
 
@@ -42,7 +47,9 @@ def plan_questions(
         dataset: Samples with the questions.
         controls: Whether to add the three controls.
         seed: Seed of the choice of control scans and samples.
-        max_samples: Maximum number of samples for each list of modalities.
+        max_samples: Maximum number of samples for each list of modalities; those with an answer come first.
+        every_row: Whether samples without an answer are asked too, with their own scans. The questions about the others
+            do not depend on it.
 
     Returns:
         Questions, with similar prompts next to each other.
@@ -50,9 +57,12 @@ def plan_questions(
     rng = np.random.default_rng(seed)
     samples = {index: dataset.sample(index) for index in range(len(dataset))}
     by_modalities: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    without_answer: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, sample in samples.items():
         if sample.answer is not None:
             by_modalities[dataset.modalities(index)].append(index)
+        elif every_row:
+            without_answer[dataset.modalities(index)].append(index)
     questions: list[Question] = []
     for modalities, indices in sorted(by_modalities.items()):
         chosen = sorted(rng.permutation(indices)[:max_samples].tolist())
@@ -63,6 +73,9 @@ def plan_questions(
                 questions += _shuffled(selected, pool=pool, samples=samples, rng=rng)
                 questions += _swapped(selected, pool=pool, samples=samples, rng=rng)
             questions += [Question(index, "no_scan") for index in chosen]
+    for modalities, indices in sorted(without_answer.items()):
+        num_left = None if max_samples is None else max(0, max_samples - len(by_modalities[modalities]))
+        questions += [Question(index, "accuracy") for index in sorted(rng.permutation(indices)[:num_left].tolist())]
     return questions
 
 

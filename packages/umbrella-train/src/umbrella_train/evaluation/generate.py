@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -12,12 +13,16 @@ from torch import Tensor, nn
 
 from umbrella_data import ConversationDataset, ScanError
 from umbrella_data.manifest.sample import Sample
-from umbrella_data.modality import MODALITIES
 from umbrella_train.end_of_turn import EndOfTurn
+from umbrella_train.errors import RunError
+from umbrella_train.evaluation.answers import modality_name, question_text, scored_row
 from umbrella_train.evaluation.controls import Question, plan_questions
 from umbrella_train.evaluation.metrics import Prediction, score_answer, summarise
 
 Batch = Mapping[str, Any]
+
+# A batch has one list of modalities: of several batches of rows in order, few are smaller than batch_size.
+_BATCHES_AHEAD = 16
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,13 @@ class EvaluationResult:
 
     Attributes:
         metrics: As from `summarise`.
-        predictions: One per question, of all ranks, in the order of the questions.
+        predictions: One per scored question, of all ranks, in the order of the questions.
+        answers: Rows as of `scored_row`, of samples with and without an answer, in the order of the data set.
     """
 
     metrics: dict[str, float]
     predictions: list[Prediction] = field(repr=False)
+    answers: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
 def evaluate_dataset(
@@ -49,13 +56,14 @@ def evaluate_dataset(
     rank: int = 0,
     world_size: int = 1,
     max_samples: int | None = None,
+    every_row: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
     """Generate answers and score them.
 
     Args:
         model: With `generate(**batch, max_new_tokens, do_sample)`, which returns (B, L + new) token ids.
-        dataset: Samples with the questions; those without an answer are skipped.
+        dataset: Samples with the questions.
         tokenizer: Decodes the answers.
         collator: Pads prompts on the left.
         batch_size: Number of prompts in a batch.
@@ -67,38 +75,82 @@ def evaluate_dataset(
         seed: Seed of the control scans and the intervals.
         rank: Rank of this process.
         world_size: Number of processes; each generates a part, and all get the complete result.
-        max_samples: Maximum number of samples for each list of modalities.
+        max_samples: Maximum number of samples for each list of modalities; those with an answer come first.
+        every_row: Whether samples without an answer are asked too, and the result has `answers`.
         progress: Called with the numbers of completed and of all batches of this rank.
     """
-    questions = plan_questions(dataset, controls=controls, seed=seed, max_samples=max_samples)
+    questions = plan_questions(dataset, controls=controls, seed=seed, max_samples=max_samples, every_row=every_row)
     batches = list(_batches(dataset, questions, batch_size=batch_size))
-
-    def ask(positions: Sequence[int]) -> list[tuple[int, str]]:
-        examples = _prompts(dataset, {position: questions[position] for position in positions})
-        if not examples:
-            return []
-        batch = collator(list(examples.values()))
-        end = end_of_turn or EndOfTurn()
-        texts = _generate(model, batch, tokenizer, max_new_tokens=max_new_tokens, device=device, end=end)
-        return list(zip(examples, texts, strict=True))
-
+    ask = partial(
+        _ask,
+        questions=questions,
+        model=model,
+        dataset=dataset,
+        tokenizer=tokenizer,
+        collator=collator,
+        max_new_tokens=max_new_tokens,
+        device=device,
+        end=end_of_turn or EndOfTurn(),
+    )
     was_training = model.training
     model.eval()
     try:
         answers = _ask_in_rounds(ask, batches, rank=rank, world_size=world_size, progress=progress)
     finally:
         model.train(was_training)
+    texts = dict(sorted(_gather(answers, world_size=world_size)))
     predictions = [
-        _prediction(dataset.sample(questions[position].index), questions[position], text, subject_hash=subject_hash)
-        for position, text in sorted(_gather(answers, world_size=world_size))
+        _prediction(sample, questions[position], text, subject_hash=subject_hash)
+        for position, text in texts.items()
+        if (sample := dataset.sample(questions[position].index)).answer is not None
     ]
-    return EvaluationResult(summarise(predictions, seed=seed), predictions)
+    own = {question.index: position for position, question in enumerate(questions) if question.condition == "accuracy"}
+    rows = [scored_row(dataset.sample(index), texts.get(own[index])) for index in sorted(own)] if every_row else []
+    return EvaluationResult(summarise(predictions, seed=seed), predictions, rows)
 
 
 def merge_results(results: Sequence[EvaluationResult], *, seed: int = 0) -> EvaluationResult:
     """Combine the results of several data sets."""
     predictions = [prediction for result in results for prediction in result.predictions]
-    return EvaluationResult(summarise(predictions, seed=seed), predictions)
+    answers = [row for result in results for row in result.answers]
+    return EvaluationResult(summarise(predictions, seed=seed), predictions, answers)
+
+
+def generate_in_order(
+    model: nn.Module,
+    dataset: ConversationDataset,
+    *,
+    tokenizer: Any,
+    collator: Callable[[list[Any]], Batch],
+    batch_size: int,
+    max_new_tokens: int,
+    device: torch.device | str,
+    end_of_turn: EndOfTurn,
+) -> Iterator[tuple[int, str]]:
+    """Generate the answers to all samples, in order; only a few batches of them are in memory.
+
+    Arguments are those of `evaluate_dataset`; the model is in evaluation mode.
+
+    Yields:
+        Index of the sample and the text.
+    """
+    for start in range(0, len(dataset), batch_size * _BATCHES_AHEAD):
+        end = min(start + batch_size * _BATCHES_AHEAD, len(dataset))
+        questions = [Question(index, "accuracy") for index in range(start, end)]
+        texts: dict[int, str] = {}
+        for positions in _batches(dataset, questions, batch_size=batch_size):
+            texts |= _ask(
+                positions,
+                questions=questions,
+                model=model,
+                dataset=dataset,
+                tokenizer=tokenizer,
+                collator=collator,
+                max_new_tokens=max_new_tokens,
+                device=device,
+                end=end_of_turn,
+            )
+        yield from ((questions[position].index, texts[position]) for position in sorted(texts))
 
 
 def _batches(dataset: ConversationDataset, questions: Sequence[Question], *, batch_size: int) -> Iterator[list[int]]:
@@ -137,6 +189,27 @@ def _ask_in_rounds(
     return answers
 
 
+def _ask(
+    positions: Sequence[int],
+    *,
+    questions: Sequence[Question],
+    model: nn.Module,
+    dataset: ConversationDataset,
+    tokenizer: Any,
+    collator: Callable[[list[Any]], Batch],
+    max_new_tokens: int,
+    device: torch.device | str,
+    end: EndOfTurn,
+) -> list[tuple[int, str]]:
+    """Positions and answers of one batch of questions, without skipped ones."""
+    examples = _prompts(dataset, {position: questions[position] for position in positions})
+    if not examples:
+        return []
+    batch = collator(list(examples.values()))
+    texts = _generate(model, batch, tokenizer, max_new_tokens=max_new_tokens, device=device, end=end)
+    return list(zip(examples, texts, strict=True))
+
+
 def _prompts(dataset: ConversationDataset, questions: Mapping[int, Question]) -> dict[int, Any]:
     """Examples by position, without skipped ones, whose scans are unusable."""
     examples = {}
@@ -147,6 +220,8 @@ def _prompts(dataset: ConversationDataset, questions: Mapping[int, Question]) ->
             )
         except ScanError as error:
             dataset.leave_out(question.index if question.scans_from is None else question.scans_from, error)
+        except ValueError as error:  # the text has markup, or is too long
+            raise RunError("\n".join([str(error), *getattr(error, "__notes__", ())])) from error
     return examples
 
 
@@ -192,7 +267,7 @@ def _prediction(
         task=sample.task,
         modality=modality_name(sample.modalities),
         condition=question.condition,
-        question=next(turn.text for turn in reversed(sample.messages) if turn.role == "user"),
+        question=question_text(sample),
         type=answer.type,
         options=answer.options,
         answer=answer.value,
@@ -201,8 +276,3 @@ def _prediction(
         score=score.value,
         is_parsed=score.is_parsed,
     )
-
-
-def modality_name(modalities: Sequence[str]) -> str:
-    """Name of a sample's set of modalities in the metrics: `T1`, `T1+dMRI`, or `text` without any."""
-    return "+".join(name for name in MODALITIES if name in modalities) or "text"

@@ -26,11 +26,17 @@ class Score:
 
     Attributes:
         value: 1 or 0 for a hit or a miss, the absolute error for a number; None for an unreadable number.
-        is_parsed: Whether the text is readable as an answer.
+        parsed: What the text was read as: an option, a number, or the text without blanks and punctuation around it;
+            None if it is not readable as an answer.
     """
 
     value: float | None
-    is_parsed: bool
+    parsed: str | float | None
+
+    @property
+    def is_parsed(self) -> bool:
+        """Whether the text is readable as an answer."""
+        return self.parsed is not None
 
 
 @dataclass(frozen=True)
@@ -73,19 +79,19 @@ class Prediction:
 def score_choice(generated: str, answer: Answer) -> Score:
     """1 where the text is the right option, 0 where it is another one or none of them."""
     option = read_choice(generated, answer.options)
-    return Score(float(option == answer.value), is_parsed=option is not None)
+    return Score(float(option == answer.value), parsed=option)
 
 
 def score_number(generated: str, answer: Answer) -> Score:
     """Absolute error of the one number in the text; a text with no number, or with several, cannot be read."""
     number = read_number(generated)
-    return Score(None if number is None else abs(number - float(answer.value)), is_parsed=number is not None)
+    return Score(None if number is None else abs(number - float(answer.value)), parsed=number)
 
 
 def score_text(generated: str, answer: Answer) -> Score:
     """1 where the text is the right one, but for case, blanks and punctuation around it."""
     text = normalise(generated)
-    return Score(float(text == normalise(str(answer.value))), is_parsed=bool(text))
+    return Score(float(text == normalise(str(answer.value))), parsed=text or None)
 
 
 SCORERS: Mapping[str, Callable[[str, Answer], Score]] = MappingProxyType(

@@ -13,13 +13,14 @@ import torch.distributed as dist
 from tqdm import tqdm
 from transformers.utils import logging as hf_logging
 
+from umbrella_data import read_manifest
 from umbrella_train.assembly.build import TrainingComponents, build_components
 from umbrella_train.assembly.sources import check_manifests, find_evaluation
 from umbrella_train.config import DatasetConfig, RunConfig, load_config
 from umbrella_train.end_of_turn import find_end_of_turn
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation.generate import evaluate_dataset, merge_results
-from umbrella_train.run_folder import RunFolder
+from umbrella_train.run_folder import RunFolder, check_output, write_lines
 from umbrella_train.trainer.trackers import log_to_trackers
 
 logger = logging.getLogger(__name__)
@@ -32,21 +33,26 @@ def evaluate_run(
     data_root: Path | None = None,
     controls: bool | None = None,
     max_samples: int | None = None,
+    out: Path | None = None,
 ) -> dict[str, float]:
     """Scores a trained model, on its own held-out samples or on other manifests.
 
     Args:
         run_folder: The run.
-        manifests: Manifests to score on instead of the run's own.
+        manifests: Manifests to score on instead of the run's own. Their rows may end with the user's turn.
         data_root: The folder that their paths are relative to.
         controls: Whether to ask with the controls too (default: as in the run's config).
         max_samples: Questions to ask for each combination of modalities.
+        out: File to write the answers to, in JSON Lines: a row for each row of the manifests, in their order, also for
+            those without an answer, see `umbrella_train.evaluation.answers.scored_row`. It appears once it is complete.
 
     Returns:
-        The metrics. Those of a complete evaluation, as in the run's config, are also added to the run's files.
+        The metrics, of rows with an answer. Those of a complete evaluation, as in the run's config, are also added to
+        the run's files.
 
     Raises:
-        RunError: The folder has no trained model, or there is nothing to score on.
+        RunError: The folder has no trained model, `out` cannot be written, or there is nothing to score on: no rows, or
+            none with an answer and no `out`.
     """
     hf_logging.disable_progress_bar()
     folder = RunFolder.open(run_folder)
@@ -58,15 +64,20 @@ def evaluate_run(
     changes: dict[str, Any] = {"controls": controls, "max_samples": max_samples}
     report = config.report.model_copy(update={key: value for key, value in changes.items() if value is not None})
     config = config.model_copy(update={"report": report})
-    components = build_components(config, weights=folder.model)
-    device = torch.device("cpu" if config.trainer.use_cpu or not torch.cuda.is_available() else "cuda")
     if manifests:
         sources: Sequence[DatasetConfig] = [DatasetConfig(manifest=path, data_root=data_root) for path in manifests]
-        check_manifests(sources, config=config)
+        check_manifests(sources, config=config, may_end_with_user=True)
     else:
         sources = find_evaluation(config)
     if not sources:
         raise RunError(f"{run_folder}: the run has no evaluation manifests; name one with --manifest")
+    if out is not None:
+        check_output(out, inputs=[source.manifest for source in sources])
+    elif not any(_has_answer(source) for source in sources):
+        names = ", ".join(str(source.manifest) for source in sources)
+        raise RunError(f"{names}: no row has an 'answer' to score; name a file for the model's answers with --out")
+    components = build_components(config, weights=folder.model)
+    device = torch.device("cpu" if config.trainer.use_cpu or not torch.cuda.is_available() else "cuda")
     components.list_bad_scans_in(folder.path)
     metrics = evaluate_sources(
         components.model,
@@ -76,12 +87,20 @@ def evaluate_run(
         folder=folder,
         device=device,
         step=folder.last_step() if is_complete else None,
+        out=out,
     )
     if is_complete:
         logger.info("added to %s", folder.metrics)
     else:
-        logger.info("%s keeps its results: this was a partial evaluation, and nothing was written", run_folder)
+        logger.info("%s keeps its results: this was a partial evaluation, and nothing was written to it", run_folder)
+    if out is not None:
+        logger.info("answers: %s%s", out, "" if metrics else "; no row has an 'answer', so there are no scores")
     return metrics
+
+
+def _has_answer(source: DatasetConfig) -> bool:
+    manifest = read_manifest(source.manifest, data_root=source.data_root, may_end_with_user=True)
+    return any(sample.answer is not None for sample in manifest)
 
 
 def evaluate_sources(
@@ -93,6 +112,7 @@ def evaluate_sources(
     folder: RunFolder,
     device: torch.device,
     step: int | None,
+    out: Path | None = None,
 ) -> dict[str, float]:
     """Generates answers to the samples of several manifests and scores them; every rank calls it.
 
@@ -104,6 +124,7 @@ def evaluate_sources(
         folder: The run's folder.
         device: Where to compute.
         step: Optimizer steps of the model, for the metrics and predictions in the folder; None writes nothing.
+        out: File that the first rank writes the answers to, of samples with and without an answer.
 
     Returns:
         The metrics over all manifests and ranks.
@@ -120,7 +141,7 @@ def evaluate_sources(
 
             result = evaluate_dataset(
                 model,
-                components.dataset(source, config=config, augment=False),
+                components.dataset(source, config=config, augment=False, may_end_with_user=True),
                 tokenizer=components.tokenizer,
                 collator=components.collator(padding_side="left"),
                 batch_size=config.trainer.per_device_eval_batch_size,
@@ -135,6 +156,7 @@ def evaluate_sources(
                 rank=rank,
                 world_size=world_size,
                 max_samples=config.report.max_samples,
+                every_row=out is not None,
                 progress=show,
             )
         results.append(result)
@@ -143,4 +165,6 @@ def evaluate_sources(
         folder.append_metrics({"step": step, **merged.metrics})
         log_to_trackers(merged.metrics, step=step)
         folder.write_predictions(prediction.to_row() for prediction in merged.predictions)
+    if rank == 0 and out is not None:
+        write_lines(out, merged.answers)
     return merged.metrics

@@ -1,0 +1,118 @@
+"""Asks a trained model every question of manifests, row by row."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from umbrella_data import ConversationDataset, ManifestError, PaddingCollator, Pipeline, PipelineConfig, read_manifest
+from umbrella_data.manifest.manifest import Manifest
+from umbrella_train.assembly.predict import find_model, load_model, load_processor
+from umbrella_train.errors import RunError
+from umbrella_train.evaluation.answers import answer_row
+from umbrella_train.evaluation.generate import generate_in_order
+from umbrella_train.processor import UmbrellaProcessor
+
+
+def answer_manifests(
+    folder: Path,
+    manifests: Sequence[Path],
+    *,
+    data_root: Path | None = None,
+    batch_size: int = 4,
+    max_new_tokens: int = 32,
+    device: torch.device | str | None = None,
+) -> Iterator[dict[str, Any]]:
+    """The model's answers to all rows of manifests, decoded greedily; `answer` and the last answer's text are not used.
+
+    All rows are validated before the model is loaded. Only a few batches of answers are in memory.
+
+    Args:
+        folder: A run's folder, its `model/`, a checkpoint, or any folder with a model and its processor.
+        manifests: Their rows may end with the user's turn.
+        data_root: The folder that their paths are relative to.
+        batch_size: Number of prompts in a batch.
+        max_new_tokens: Longest answer in tokens.
+        device: Device to use; None takes the GPU if there is one.
+
+    Returns:
+        Rows as of `umbrella_train.evaluation.answers.answer_row`, in the order of the manifests.
+
+    Raises:
+        RunError: There is no model, it cannot be loaded, or with all problems of all rows.
+        ScanError: A scan is damaged or inconsistent; while answers are generated.
+    """
+    model_folder = find_model(folder)
+    processor = load_processor(model_folder)
+    opened = _open(manifests, data_root=data_root, modalities=processor.modality_order)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = load_model(model_folder, device=place)
+
+    def generate() -> Iterator[dict[str, Any]]:
+        with tqdm(desc="answering", total=sum(map(len, opened)), unit="row", file=sys.stderr) as bar:
+            for manifest in opened:
+                dataset = _dataset(manifest, processor)
+                answers = generate_in_order(
+                    model,
+                    dataset,
+                    tokenizer=processor.tokenizer,
+                    collator=PaddingCollator(
+                        pad_token_id=processor.tokenizer.pad_token_id,
+                        modality_order=processor.modality_order,
+                        padding_side="left",
+                    ),
+                    batch_size=batch_size,
+                    max_new_tokens=max_new_tokens,
+                    device=place,
+                    end_of_turn=processor.end_of_turn,
+                )
+                for index, text in answers:
+                    yield answer_row(dataset.sample(index), text)
+                    bar.update()
+
+    return generate()
+
+
+def _open(manifests: Sequence[Path], *, data_root: Path | None, modalities: Sequence[str]) -> list[Manifest]:
+    """The manifests, after every row was validated.
+
+    Raises:
+        RunError: With all problems of all rows of all manifests, and modalities that the model does not have.
+    """
+    opened, problems = [], []
+    for path in manifests:
+        try:
+            manifest = read_manifest(path, data_root=data_root, may_end_with_user=True)
+            manifest.validate()
+            opened.append(manifest)
+        except (ManifestError, OSError) as error:
+            problems.append(str(error))
+            continue
+        unknown = frozenset[str]().union(*manifest.facts.modality_sets()) - set(modalities)
+        if unknown:
+            problems.append(
+                f"{path}: has {', '.join(sorted(unknown))} scans, but the model was trained on "
+                f"{', '.join(modalities)} only; remove these rows"
+            )
+    if problems:
+        raise RunError("\n".join(problems))
+    return opened
+
+
+def _dataset(manifest: Manifest, processor: UmbrellaProcessor) -> ConversationDataset:
+    return ConversationDataset(
+        manifest,
+        tokenizer=processor.tokenizer,
+        image_token_id=processor.image_token_id,
+        num_image_tokens=processor.num_image_tokens,
+        pipelines={
+            name: Pipeline(PipelineConfig.model_validate(settings), modality=name)
+            for name, settings in processor.pipelines.items()
+        },
+        augment=False,
+    )
