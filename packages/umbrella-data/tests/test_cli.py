@@ -67,12 +67,10 @@ def test_from_bids_leaves_out_missing_values_given_as_options(nifti, random_voxe
     (tmp_path / "bids/participants.json").write_text('{"x": {"Units": "points"}}')
     words = ["from-bids", str(tmp_path / "bids"), "--out", str(tmp_path), "--test-fraction", "0", "--number", "x"]
     assert main([*words, "--missing", "-1", "--missing", "x=88"]) == 0
-    answers = [
-        (sample.subject, sample.answer.value, sample.answer.unit)
-        for sample in read_manifest(tmp_path / "train.jsonl", data_root=tmp_path / "bids")
-        if sample.task == "x"
-    ]
+    samples = list(read_manifest(tmp_path / "train.jsonl", data_root=tmp_path / "bids"))
+    answers = [(sample.subject, sample.answer.value, sample.answer.unit) for sample in samples if sample.task == "x"]
     assert answers == [("sub-0", 1.0, "points"), ("sub-3", 7.0, "points")]
+    assert [sample.answer.value for sample in samples if sample.task == "age"] == [88.0, 40.0, 50.0, 9.0]
     assert "note: values of x declared as missing, left out: 2 (sub-1: '88', sub-2: '-1')\n" in capsys.readouterr().out
 
 

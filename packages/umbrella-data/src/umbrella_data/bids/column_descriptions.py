@@ -67,7 +67,7 @@ def read_descriptions(path: Path) -> dict[str, object]:
 def parse_description(entry: object, *, where: str, problems: list[str]) -> ColumnDescription:
     """Parse the entry of a column; what is wrong with it is added to `problems`, each starting with `where`."""
     if not isinstance(entry, dict):
-        problems.append(f"{where} is not an object")
+        problems.append(f'{where} is not an object; write it as {{"Description": "..."}}')
         return ColumnDescription()
     keys = {re.sub("[^a-z]", "", str(key).lower()): value for key, value in entry.items()}
     own_problems: list[str] = []
