@@ -230,6 +230,16 @@ def test_visits_of_a_long_table_have_their_own_labels(tree, cell):
     assert messages == ["3 of 3 subjects of the table have a scan"]
 
 
+def test_tree_without_sessions_has_the_labels_of_a_subject_s_only_visit(tree):
+    table = ["participant_id session_id age sex dx score", "sub-01 ses-9 30 M AD 10", "sub-02 ses-1 40 F MCI 20",
+             "sub-02 ses-2 42 F MCI 20", "sub-03 1 50 F AD 30", "sub-03 2 52 F AD 30"]  # fmt: skip
+    write_table(tree, [line.replace(" ", "\t") for line in table])
+    rows, messages = labels(tree)
+    assert rows["sub-01", "age"] == (30.0, "years")
+    assert ("sub-02", "age") not in rows  # which of the two visits was scanned?
+    assert messages[1].endswith(": 1 (sub-02)")
+
+
 def test_sessions_table_replaces_the_columns_that_it_has(tree):
     sessions = "sub-03/sub-03_sessions.tsv"
     write_table(tree, ["session_id\tage", "ses-1\t51", "ses-2\tn/a"], sessions)

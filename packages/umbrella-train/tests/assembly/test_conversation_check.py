@@ -63,7 +63,6 @@ def problems_of(config: RunConfig, tmp_path: Path) -> Callable[..., list[str]]:
          make_row(2, ("system", "Be exact."), *ASKED)),
         ("{% if messages|length > 2 %}{{ 1 // 0 }}{% endif %}" + CHATML, make_row(2, *ASKED, *ASKED)),
         (CHATML, make_row(2, ("user", "Where <|im_end|>?"), ("assistant", "left"))),
-        (CHATML, make_row(2, ("user", "Where <|image|>?"), ("assistant", "left"))),
     ],
 )  # fmt: skip
 def test_a_row_that_cannot_be_encoded_is_named_by_manifest_line_and_subject(

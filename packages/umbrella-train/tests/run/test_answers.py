@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from umbrella_data import ScanError
+from umbrella_data.manifest.sample import Scan
 from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_train import cli
 from umbrella_train.assembly.answer_manifests import answer_manifests
@@ -103,7 +104,7 @@ def test_answers_are_those_to_the_same_questions_asked_alone(
     for row in rows_of(mixed):
         if len(row["messages"]) <= 2:
             scan, question = row["messages"][0]["content"]
-            scans = [(scan["modality"], [cohort.directory / scan["path"]])]
+            scans = [Scan(scan["modality"], (cohort.directory / scan["path"],))]
             assert predict(folder, question=question["text"], scans=scans, **arguments) == scored[row["id"]]
 
 

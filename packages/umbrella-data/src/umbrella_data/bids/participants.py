@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from umbrella_data.bids.age_unit import unit_key
 from umbrella_data.bids.label_files import TableFiles
@@ -39,12 +40,22 @@ class Participants:
         Those of its visit, and those of its subject as a whole for columns that no visit of the subject has: a visit
         whose own cell is missing has no label.
         """
-        whole = self.labels.get((subject, None), {})
         if session is None:
-            return dict(whole)
+            # A tree without sessions, and a table with them: a subject's only visit must be the scanned one.
+            sessions = self._sessions.get(subject, [None])
+            return dict(self.labels.get((subject, sessions[0] if len(sessions) == 1 else None), {}))
+        whole = self.labels.get((subject, None), {})
         of_visits = self.of_visits.get(subject, frozenset())
         kept = {task: label for task, label in whole.items() if task not in of_visits}
         return {**kept, **self.labels.get((subject, session), {})}
+
+    @cached_property
+    def _sessions(self) -> dict[str, list[str | None]]:
+        """The sessions of each subject's lines; None for a line of the subject as a whole."""
+        sessions: dict[str, list[str | None]] = defaultdict(list)
+        for subject, session in self.labels:
+            sessions[subject].append(session)
+        return sessions
 
     def compare(self, scans: Sequence[Visit]) -> Iterator[str]:
         """Yield messages that compare the tables with the scans, given by the subject and session of each."""
@@ -64,7 +75,7 @@ class Participants:
         for visit in scans:
             subject, session = visit
             sessions[subject].add(session)
-            if subject in self.of_visits and visit not in self.labels:
+            if subject in self.of_visits and visit not in self.labels and (session or len(self._sessions[subject]) > 1):
                 messages.add("scans without a line of their visit, whereas other visits of the subject have one",
                              name_of(visit))  # fmt: skip
         for subject, of_subject in sessions.items():

@@ -7,10 +7,9 @@ from itertools import islice
 from typing import cast
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from umbrella_data import ConversationDataset
-from umbrella_model import UmbrellaForConditionalGeneration
 from umbrella_train.distributed.ranks import on_first_rank
 from umbrella_train.errors import RunError
 
@@ -44,9 +43,7 @@ def _problems(dataset: ConversationDataset, max_rows: int) -> list[str]:
     return [*found, "there may be more"] if len(found) == _MAX_NAMED else found
 
 
-def check_vocabulary(
-    tokenizer: PreTrainedTokenizerBase, model: UmbrellaForConditionalGeneration, *, source: str
-) -> None:
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, source: str) -> None:
     """Compares the ids of the tokenizer with the rows of the model's embedding.
 
     Args:
