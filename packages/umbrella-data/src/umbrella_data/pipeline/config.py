@@ -37,6 +37,16 @@ Normalisation = Literal["foreground_zscore", "temporal_zscore", "zscore", "nonze
 """
 
 
+Crop = Literal["field_of_view", "mask", "foreground"]
+"""What the model's box is centred on, if `spacing` is given.
+
+- `field_of_view`: the centre of the scan.
+- `mask`: the middle of the scan's brain mask; a scan without one is rejected.
+- `foreground`: the middle of the voxels above the mean of the first frame, or of those that are not 0 in a masked scan;
+  the first frame is read twice.
+"""
+
+
 class AugmentConfig(BaseModel):
     """Random changes of a training scan, drawn from the sample's own generator."""
 
@@ -63,6 +73,8 @@ class PipelineSettings(BaseModel):
     """Voxel size in mm to resample to, then crop or pad (default: the whole field of view, resized)."""
     interpolation: Interpolation = "trilinear"
     """How the field of view is resized: trilinear, or area, where a new voxel is the mean of those that it covers."""
+    crop: Crop = "field_of_view"
+    """With spacing, what the model's box is centred on: the field_of_view, the brain mask, or the foreground."""
     normalise: Normalisation = "foreground_zscore"
     """Over which voxels: foreground_zscore, zscore (all), nonzero_zscore; temporal_zscore: each one over time."""
     non_finite: NonFinite = "outside_mask"
@@ -80,6 +92,8 @@ class PipelineSettings(BaseModel):
     def _has_one_way(self) -> PipelineSettings:
         if self.spacing is not None and self.interpolation != "trilinear":
             raise ValueError(f"interpolation: {self.interpolation} is for resizing; with spacing, use trilinear")
+        if self.spacing is None and self.crop != "field_of_view":
+            raise ValueError(f"crop: {self.crop} needs spacing; without it, the whole field of view is resized")
         return self
 
     @model_validator(mode="after")

@@ -39,7 +39,7 @@ def normalise(frames: torch.Tensor, *, method: Normalisation, is_masked: bool) -
         for channel in range(values.shape[1]):
             _standardise(values[:, channel], result[:, channel], keep_zero=method == "nonzero_zscore")
         return torch.from_numpy(result)
-    masked = _foreground(values, is_masked=is_masked)
+    masked = foreground(values, is_masked=is_masked)
     for channel in range(values.shape[1]):
         source, target = values[:, channel], result[:, channel]
         if method == "temporal_zscore":
@@ -65,7 +65,7 @@ def _standardise(source: np.ndarray, target: np.ndarray, *, keep_zero: bool) -> 
         target[source == 0] = 0.0
 
 
-def _foreground(values: np.ndarray, *, is_masked: bool) -> np.ndarray:
+def foreground(values: np.ndarray, *, is_masked: bool) -> np.ndarray:
     """The foreground, (C, X, Y, Z) bool, of frames (T, C, X, Y, Z)."""
     if is_masked:
         return np.broadcast_to((values != 0).any(axis=(0, 1)), values.shape[1:])

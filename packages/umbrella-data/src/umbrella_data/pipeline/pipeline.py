@@ -30,8 +30,9 @@ from umbrella_data.files.paths import pair_of
 from umbrella_data.modality import find_modality
 from umbrella_data.pipeline.augment import augment
 from umbrella_data.pipeline.config import PipelineConfig
+from umbrella_data.pipeline.crop import box_centre
 from umbrella_data.pipeline.normalise import NoContrastError, normalise
-from umbrella_data.pipeline.resample import Grid, resample
+from umbrella_data.pipeline.resample import Centre, Grid, resample
 from umbrella_data.pipeline.streaming import read_resampled, warn_of_zeroed
 from umbrella_data.scan.gzip_index import check_indexed_gzip
 from umbrella_data.scan.header import ScanWarning
@@ -112,6 +113,8 @@ class Pipeline:
         }
         if self._num_channels > 1:
             facts |= {"max_b": self.config.max_b, "b0_threshold": self.config.b0_threshold}
+        if self.config.crop != "field_of_view":
+            facts["crop"] = self.config.crop
         if self.config.non_finite != "outside_mask":  # caches that were filled before this key existed stay valid
             facts["non_finite"] = self.config.non_finite
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -224,7 +227,13 @@ class Pipeline:
             data, spacing, warnings = volume.data, volume.spacing, volume.warnings
         if ScanWarning.NON_FINITE in warnings:
             warn_of_zeroed()
-        frames = resample(data[None], spacing=spacing, grid=self.grid, is_masked=self._is_masked(mask))
+        frames = resample(
+            data[None],
+            spacing=spacing,
+            grid=self.grid,
+            is_masked=self._is_masked(mask),
+            centre=self._centre(scan, data[None].numpy()),
+        )
         return self._normalised(frames, scan)
 
     def _resampled(
@@ -241,9 +250,15 @@ class Pipeline:
             mask=mask,
             is_masked=self._is_masked(mask),
             non_finite=self.config.non_finite,
+            centre=self._centre(_Files((Path(stored.path),), mask)),
             folder=self.cache.directory if self.cache is not None else None,
         )
         return torch.from_numpy(frames)[:, None]
+
+    def _centre(self, scan: _Files, values: np.ndarray | None = None) -> Centre:
+        if self.config.crop == "field_of_view":
+            return None
+        return box_centre(scan.paths, mask=scan.mask, spec=self.spec, config=self.config, values=values)
 
     def _normalised(self, frames: torch.Tensor, scan: _Files) -> torch.Tensor:
         try:

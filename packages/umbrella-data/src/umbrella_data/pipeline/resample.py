@@ -47,6 +47,7 @@ class AxisWeights:
         return np.asarray(self.weights.sum(axis=1))
 
 
+Centre = tuple[float, float, float] | None
 GridWeights = tuple[AxisWeights, AxisWeights, AxisWeights]
 
 
@@ -77,9 +78,12 @@ def area_weights(size: int, new_size: int) -> AxisWeights:
     )
 
 
-def spaced_weights(size: int, new_size: int, *, spacing: float, new_spacing: float) -> AxisWeights:
-    """Linear weights for a new voxel size in mm, around the centre of the scan's axis; 0 outside of it."""
-    source = (np.arange(new_size) - (new_size - 1) / 2) * (new_spacing / spacing) + (size - 1) / 2
+def spaced_weights(
+    size: int, new_size: int, *, spacing: float, new_spacing: float, centre: float | None = None
+) -> AxisWeights:
+    """Linear weights for a new voxel size in mm, around `centre` (in voxels) or that of the scan's axis; 0 outside."""
+    middle = (size - 1) / 2 if centre is None else centre
+    source = (np.arange(new_size) - (new_size - 1) / 2) * (new_spacing / spacing) + middle
     # A grid that is only cropped or padded must return the scan's voxels, not mixtures due to rounding errors.
     source = np.round(source, 9)
     low = np.floor(source).astype(np.intp)
@@ -107,21 +111,36 @@ class Grid:
     spacing: tuple[float, float, float] | None = None
     interpolation: Interpolation = "trilinear"
 
-    def weights(self, shape: tuple[int, ...], *, spacing: tuple[float, float, float]) -> GridWeights:
-        """Weights along X, Y and Z of a volume of this shape and voxel size (mm)."""
+    def weights(
+        self, shape: tuple[int, ...], *, spacing: tuple[float, float, float], centre: Centre = None
+    ) -> GridWeights:
+        """Weights along X, Y and Z of a volume of this shape and voxel size (mm).
+
+        Args:
+            shape: Of the volume.
+            spacing: Its voxel size in mm.
+            centre: Centre of the grid in voxels of the volume, if the grid has a `spacing`; None for the volume's own.
+        """
         if self.spacing is None:
             make = area_weights if self.interpolation == "area" else trilinear_weights
             x, y, z = (make(size, new) for size, new in zip(shape[:3], self.image_size, strict=True))
         else:
             x, y, z = (
-                spaced_weights(size, new, spacing=step, new_spacing=new_step)
-                for size, new, step, new_step in zip(shape[:3], self.image_size, spacing, self.spacing, strict=True)
+                spaced_weights(size, new, spacing=step, new_spacing=new_step, centre=middle)
+                for size, new, step, new_step, middle in zip(
+                    shape[:3], self.image_size, spacing, self.spacing, centre or (None, None, None), strict=True
+                )
             )
         return x, y, z
 
 
 def resample(
-    frames: torch.Tensor, *, spacing: tuple[float, float, float], grid: Grid, is_masked: bool = False
+    frames: torch.Tensor,
+    *,
+    spacing: tuple[float, float, float],
+    grid: Grid,
+    is_masked: bool = False,
+    centre: Centre = None,
 ) -> torch.Tensor:
     """Resample frames in memory.
 
@@ -131,12 +150,13 @@ def resample(
         grid: The grid of the result.
         is_masked: Whether the background is exactly 0: voxels outside of the field of view are then 0 too; otherwise
             they have the minimum of their channel.
+        centre: See `Grid.weights`.
 
     Returns:
         (T, C, *grid.image_size) float32.
     """
     values = frames.numpy()
-    weights = grid.weights(values.shape[2:], spacing=spacing)
+    weights = grid.weights(values.shape[2:], spacing=spacing, centre=centre)
     result = np.empty((*values.shape[:2], *grid.image_size), dtype=np.float32)
     for source, target in zip(values.reshape(-1, *values.shape[2:]), result.reshape(-1, *grid.image_size), strict=True):
         target[...] = resample_slices(iter([source]), weights, convert=_copy)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from umbrella_data.cache.entry import unusable
-from umbrella_data.pipeline.resample import AxisWeights, Grid, fill_outside, resample_slices
+from umbrella_data.pipeline.resample import AxisWeights, Centre, Grid, fill_outside, resample_slices
 from umbrella_data.scan.geometry import Reorientation
 from umbrella_data.scan.reader import StoredScan
 from umbrella_data.scan.voxels import MAX_VOXELS, FrameReader, NonFinite, check_size
@@ -40,6 +40,7 @@ def read_resampled(
     mask: Path | None = None,
     is_masked: bool = False,
     non_finite: NonFinite = "outside_mask",
+    centre: Centre = None,
     folder: Path | None = None,
 ) -> np.ndarray:
     """Read frames on the model's grid.
@@ -54,6 +55,7 @@ def read_resampled(
         mask: The scan's brain mask: voxels outside are 0.
         is_masked: Whether the file's own background is exactly 0.
         non_finite: What to do with voxels that are not finite.
+        centre: See `Grid.weights`.
         folder: Folder for frames that do not fit into memory, see `empty_frames`.
 
     Returns:
@@ -67,7 +69,7 @@ def read_resampled(
     check_size(shape, max_voxels=max_voxels, path=scan.path)
     frames = empty_frames(shape, folder=folder)
     header, turn = reader.header, reader.orientation
-    weights = grid.weights(turn.shape(header.shape), spacing=turn.spacing(header.spacing))
+    weights = grid.weights(turn.shape(header.shape), spacing=turn.spacing(header.spacing), centre=centre)
     x, y, z = _as_stored(weights, turn)
     slices = reader.iter_slices()
     # value_range reports values that are not finite, once all are counted.

@@ -48,6 +48,7 @@ class ScanWarning(StrEnum):
     NON_FINITE = "non_finite_zeroed"
     EMPTY_FRAMES = "empty_frames"
     REPEATED_FRAMES = "repeated_frames"
+    CROPPED = "cropped"
 
     @property
     def meaning(self) -> str:
@@ -68,6 +69,7 @@ _MEANINGS = {
     ScanWarning.NON_FINITE: "voxels outside of the mask, or any with non_finite: zero, are NaN or infinite: they are 0",
     ScanWarning.EMPTY_FRAMES: "every voxel of a frame has the same value, mostly 0: the frame has no image",
     ScanWarning.REPEATED_FRAMES: "three or more frames in a row are identical: frames were lost and filled in",
+    ScanWarning.CROPPED: "more than 1 % of the mask or foreground is outside of the model's box (image_size)",
     ScanWarning.HIGH_B: "every shell of the DWI is above max_b: the tensor is fitted on the lowest one",
 }
 
