@@ -132,6 +132,13 @@ def test_brain_mask_with_its_ending_in_upper_case_is_found(tmp_path):
     assert sibling_mask(scan) == mask
 
 
+def test_brain_mask_of_ready_maps_is_that_of_their_series(tmp_path):
+    mask = tmp_path / "sub-01_space-ACPC_desc-brain_mask.nii.gz"
+    mask.touch()
+    assert sibling_mask(tmp_path / "sub-01_space-ACPC_model-tensor_param-fa_desc-x_dwimap.nii.gz") == mask
+    assert sibling_mask(tmp_path / "sub-01_FA.nii.gz") is None
+
+
 def test_manifest_of_derivatives_takes_labels_from_the_raw_tree(nifti, random_voxels, tmp_path, capsys):
     for i in range(10):  # enough for several processes
         folder = f"fmriprep/sub-{i}/anat/sub-{i}"

@@ -87,6 +87,8 @@ def test_one_version_of_maps_is_used(listing):
          [("acq-a_space-T1w_FA", "acq-a_space-T1w_MD"), ("acq-b_dwi",)], 1),
         (("run-1_FA", "run-1_MD", "run-2_dwi"), [("run-1_FA", "run-1_MD"), ("run-2_dwi",)], 0),
         (("FA", "dwi"), [("dwi",)], 0),
+        ((f"{ACPC}_param-fa_dwimap", f"{ACPC}_param-md_dwimap", "dir-AP_space-ACPC_desc-preproc_dwi"),
+         [(f"{ACPC}_param-fa_dwimap", f"{ACPC}_param-md_dwimap")], 1),
     ],
 )  # fmt: skip
 def test_series_with_ready_maps_is_left_out(listing, names, kept, num_left_out):

@@ -124,6 +124,7 @@ def test_label_that_no_scan_has_is_an_error_with_those_that_exist(tree):
         ({"t1w": {"session": "02", "datatype": "anat"}}, (DEFAULT - T1) | {path for path in T1 if "ses-02" in path}),
         ({"t1w": {"inv": "1"}}, (DEFAULT - T1) | {INVERSION}),
         ({"dwi": {"extension": ".nii"}}, DEFAULT - DWI),
+        ({"dwi": {"extension": [".nii", ".nii.gz"]}, "flair": {}}, DEFAULT),
         ({"flair": {"session": "09"}}, DEFAULT),
     ],
 )  # fmt: skip
