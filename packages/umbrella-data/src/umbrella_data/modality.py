@@ -75,7 +75,7 @@ _ROWS = (
         is_series=False,
         channels=("T1",),
         is_masked=False,
-        bids_suffixes=("T1w",),
+        bids_suffixes=("T1w", "UNIT1"),  # UNIT1: the uniform T1-weighted image of an MP2RAGE
         bids_datatype="anat",
         description="a T1-weighted structural scan",
     ),

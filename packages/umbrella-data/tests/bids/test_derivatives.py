@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from umbrella_data.bids.derivatives import choose_versions
+from umbrella_data.bids.derivatives import choose_versions, sibling_mask
 from umbrella_data.bids.layout import find_scans
 from umbrella_data.bids.manifests import write_manifests
 from umbrella_data.cli import main
@@ -62,15 +62,81 @@ def test_raw_tree_is_unchanged(choose, tmp_path):
     names = [
         "anat/sub-01_run-1_T1w.nii.gz",
         "anat/sub-01_run-2_T1w.nii.gz",
-        "func/sub-01_task-rest_echo-1_bold.nii.gz",
-        "func/sub-01_task-rest_echo-2_bold.nii.gz",
+        "anat/sub-01_UNIT1.nii.gz",
+        "func/sub-01_task-rest_run-1_bold.nii.gz",
+        "func/sub-01_task-rest_run-2_bold.nii.gz",
         "dwi/sub-01_dir-AP_dwi.nii.gz",
         "dwi/sub-01_dir-PA_dwi.nii.gz",
     ]
-    paths, messages = choose(names)
-    assert sorted(paths) == sorted(names)
+    paths, messages = choose([name for name in names if "UNIT1" not in name])
     assert messages == ()
     assert choose_versions(find_scans(tmp_path)) == find_scans(tmp_path)
+    paths, messages = choose(names)
+    assert sorted(paths) == sorted(names)
+    assert [message.rpartition(": ")[2] for message in messages] == ["1 UNIT1"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ("1 2", "echo-1"),
+        ("1 2 3", "echo-2"),
+        ("1 2 3 4", "echo-2"),
+        ("8 9 10 11 12", "echo-10"),
+        ("02 1 3", "echo-02"),
+    ],
+)
+@pytest.mark.parametrize("name", ["func/sub-01_task-rest_{}_bold.nii.gz", "anat/sub-01_{}_T1w.nii.gz"])
+def test_middle_echo_of_a_run_is_one_scan(choose, name, labels, expected):
+    echoes = [name.format(f"echo-{label}") for label in labels.split()]
+    paths, (message,) = choose(echoes)
+    assert paths == [name.format(expected)]
+    assert "--echo" in message
+    assert sorted(part.split()[1] for part in message.rpartition(": ")[2].split(", ")) == sorted(
+        f"echo-{label}" for label in labels.split() if f"echo-{label}" != expected
+    )
+    # A combination of the echoes is used instead of one of them.
+    combined = name.format("").replace("__", "_")
+    assert choose([combined])[0] == [combined]
+
+
+@pytest.mark.parametrize(
+    ("entities", "expected", "counted"),
+    [
+        (["", "rec-norm_"], "", "1 rec-norm"),
+        (["rec-norm_", "rec-dis_"], "rec-dis_", "1 rec-norm"),
+        (["rec-norm_"], "rec-norm_", None),
+        (["part-mag_"], "part-mag_", None),
+        (["", "part-mag_"], "", "1 part-mag"),
+        (["rec-a_echo-1_", "rec-a_echo-2_", "rec-a_echo-3_", "rec-b_echo-1_"], "rec-a_echo-2_", "1 echo-1, 1 echo-3"),
+    ],
+)
+def test_one_reconstruction_and_part_of_a_scan_is_used(choose, entities, expected, counted):
+    paths, messages = choose([f"anat/sub-01_{each}T1w.nii.gz" for each in entities])
+    assert paths == [f"anat/sub-01_{expected}T1w.nii.gz"]
+    assert (messages[-1].rpartition(": ")[2] if messages else None) == counted
+
+
+def test_echoes_of_derivatives_give_way_to_their_combination(choose):
+    native = [f"func/sub-01_task-rest_echo-{echo}_desc-preproc_bold.nii.gz" for echo in (1, 2, 3)]
+    combined = f"func/sub-01_task-rest_space-{MNI}_desc-preproc_bold.nii.gz"
+    assert choose(native)[0] == [native[1]]
+    assert choose([*native, combined])[0] == [combined]
+
+
+def test_brain_mask_with_its_ending_in_upper_case_is_found(tmp_path):
+    scan = tmp_path / "sub-01_desc-preproc_T1w.NII.GZ"
+    assert sibling_mask(scan) is None
+    mask = tmp_path / "sub-01_desc-brain_mask.NII.GZ"
+    mask.touch()
+    assert sibling_mask(scan) == mask
+
+
+def test_brain_mask_of_ready_maps_is_that_of_their_series(tmp_path):
+    mask = tmp_path / "sub-01_space-ACPC_desc-brain_mask.nii.gz"
+    mask.touch()
+    assert sibling_mask(tmp_path / "sub-01_space-ACPC_model-tensor_param-fa_desc-x_dwimap.nii.gz") == mask
+    assert sibling_mask(tmp_path / "sub-01_FA.nii.gz") is None
 
 
 def test_manifest_of_derivatives_takes_labels_from_the_raw_tree(nifti, random_voxels, tmp_path, capsys):

@@ -48,6 +48,11 @@ def test_other_files_are_counted_and_left_out(tree):
         "sub-01/anat/sub-01_T2w.nii.gz",
         "sub-01/func/sub-01_task-rest_sbref.nii.gz",
         "sub-01/func/sub-01_task-rest_part-phase_bold.nii.gz",
+        "sub-01/func/sub-01_task-rest_part-real_bold.nii.gz",
+        "sub-01/anat/sub-01_part-imag_T1w.nii.gz",
+        "sub-01/anat/sub-01_inv-1_MP2RAGE.nii.gz",
+        "sub-01/dwi/sub-01_model-tensor_param-rd_dwimap.nii.gz",
+        "sub-01/anat/sub-01_FA.nii.gz",
         "sub-01/func/sub-01_task-rest_bold.json",
         "sub-01/fmap/sub-01_bold.nii.gz",
         "scan.nii.gz",
@@ -56,8 +61,21 @@ def test_other_files_are_counted_and_left_out(tree):
         ".git/annex/sub-01/anat/sub-01_T1w.nii.gz",
     )
     assert listing.scans == ()
+    others, parts = listing.messages
+    assert others.endswith(": 1 FA, 1 MP2RAGE, 1 T2w, 1 bold, 1 dwimap, 1 sbref, 1 without a BIDS name")
+    assert parts.endswith(": 1 part-imag, 1 part-phase, 1 part-real")
+
+
+def test_ending_in_upper_case_is_found(tree):
+    listing = tree(
+        "sub-01/anat/sub-01_T1w.NII",
+        "sub-02/anat/sub-02_T1w.NII.GZ",
+        "sub-02/anat/sub-02_T1w.nii",
+        "sub-03/dwi/sub-03_FA.Nii.gz",
+    )
+    assert [scan.name for scan in listing.scans] == ["sub-01_T1w", "sub-02_T1w", "sub-03_FA"]
     (message,) = listing.messages
-    assert message.endswith(": 1 T2w, 2 bold, 1 sbref, 1 without a BIDS name")
+    assert message.endswith(": 1 (sub-02/anat/sub-02_T1w.nii, the same as sub-02/anat/sub-02_T1w.NII.GZ)")
 
 
 def test_scan_in_the_folder_of_another_subject_is_left_out(tree):

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from umbrella_data.bids.manifests import is_test_subject, write_manifests
+from umbrella_data.bids.selection import Selection, select_scans
 from umbrella_data.errors import ManifestError
 from umbrella_data.manifest.manifest import read_manifest
 
@@ -152,7 +153,7 @@ def test_rows_contain_no_header_text(nifti, random_voxels, tmp_path):
 
 def test_each_scan_of_a_real_tree_is_in_a_manifest_or_listed(real_data, tmp_path):
     pytest.importorskip("dipy")
-    report = write_manifests(real_data, out=tmp_path)
+    report = write_manifests(real_data, out=tmp_path, selection=Selection(labels={"task": ["*"]}))
     used = {
         scan.paths[0] for split in read_all(report, real_data).values() for sample in split for scan in sample.scans
     }
@@ -162,3 +163,10 @@ def test_each_scan_of_a_real_tree_is_in_a_manifest_or_listed(real_data, tmp_path
     kinds = {scan.modality for scans in report.scans.values() for scan in scans}
     assert kinds == {"T1", "rsfMRI", "dMRI"}
     assert len(used) >= 30
+
+
+def test_tasks_of_a_real_tree_are_listed_when_none_is_rest(real_data):
+    listing = select_scans(real_data, Selection(), modalities=["rsfMRI"])
+    assert listing.scans == ()
+    assert "--task" in listing.messages[-1]
+    assert listing.messages[-1].endswith(": 4 task-objectviewing, 2 task-oneback, 2 task-unknown")

@@ -1,22 +1,30 @@
-"""BIDS derivatives (fMRIPrep, QSIPrep): choosing one version of each scan, and finding its brain mask.
+"""Choosing one of several images of a scan, and finding its brain mask.
 
-A derivative tree has several versions of a scan: in native and template spaces, at several resolutions, before and
-after processing steps. The entities `space`, `res`, `den`, `cohort` and `desc` of the file name distinguish them (BIDS
-specification, "BIDS Derivatives").
+One run may have several echoes, reconstructions (`rec`) and parts (`part-mag`). A derivative tree (fMRIPrep, QSIPrep)
+has several versions of a scan: in native and template spaces, at several resolutions, before and after processing
+steps. The entities `space`, `res`, `den`, `cohort` and `desc` of the file name distinguish them (BIDS specification,
+"BIDS Derivatives"), and `model` those of ready maps.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from umbrella_data.bids.layout import BidsListing, BidsScan, add_counts
+from umbrella_data.bids.maps import VERSION_ENTITIES, scan_entities
 from umbrella_data.files.paths import scan_stem
 
-_VERSION_ENTITIES = ("space", "res", "den", "cohort", "desc")
+# Of several images of one scan, one without the entity is used, otherwise one by rule.
+_VARIANTS = {
+    "rec": "other reconstructions of the same scan, left out (--reconstruction chooses one)",
+    "part": "other parts of the same scan, left out",
+    "echo": "other echoes of the same run, left out (--echo chooses one)",
+}
 _PREPROCESSED = "preproc"
+_TENSOR_MODELS = ("", "tensor", "dti")
 # Native spaces, best first: no `space` entity (the acquired grid), then those of the subject's own anatomy.
 _NATIVE_SPACES = ("", "T1w", "ACPC", "orig")
 
@@ -31,26 +39,38 @@ def choose_versions(listing: BidsListing, *, space: str | None = None, desc: str
         desc: Keep only versions with this description, such as `preproc`. None prefers `preproc`, then no description.
 
     Returns:
-        The listing with messages about the versions that were left out. The listing of a raw tree is unchanged.
+        The listing with messages about the versions that were left out. Of several reconstructions, parts or echoes of
+        one scan, the one without this entity is kept, otherwise the first reconstruction by name, and the middle echo:
+        the second of three, the second of four.
     """
-    versions: dict[tuple[str, ...], list[BidsScan]] = defaultdict(list)
+    versions: dict[tuple[object, ...], list[BidsScan]] = defaultdict(list)
     for scan in listing.scans:
         versions[_identity(scan)].append(scan)
     kept: list[BidsScan] = []
     left_out: Counter[str] = Counter()
+    variants = {key: Counter[str]() for key in _VARIANTS}
     num_without = 0
     for candidates in versions.values():
         fitting = [scan for scan in candidates if _fits(scan, "space", space) and _fits(scan, "desc", desc)]
-        num_without += not fitting
-        if fitting:
-            kept.append(min(fitting, key=_rank))
-        left_out.update(_version(scan) for scan in candidates if scan not in kept[-1:])
+        left_out.update(_version(scan) for scan in candidates if scan not in fitting)
+        if not fitting:
+            num_without += 1
+            continue
+        for key, counts in variants.items():
+            label = _choose_label(key, {scan.entities.get(key) for scan in fitting})
+            counts.update(f"{key}-{scan.entities[key]}" for scan in fitting if scan.entities.get(key) != label)
+            fitting = [scan for scan in fitting if scan.entities.get(key) == label]
+        kept.append(min(fitting, key=_rank))
+        left_out.update(_version(scan) for scan in fitting if scan is not kept[-1])
     scans = tuple(sorted(kept, key=lambda scan: scan.path))
     chosen = add_counts(BidsListing(scans, listing.messages), "other versions of scans, left out", left_out)
+    for key, counts in variants.items():
+        chosen = add_counts(chosen, _VARIANTS[key], counts)
     if num_without:
         wanted = ", ".join(f"{key}-{value}" for key, value in (("space", space), ("desc", desc)) if value is not None)
         chosen = replace(chosen, messages=(*chosen.messages, f"{num_without} scans have no version with {wanted}"))
-    return chosen
+    uniform = Counter(scan.suffix for scan in scans if scan.suffix == "UNIT1")
+    return add_counts(chosen, "images taken as T1, whose background outside of the head is noise", uniform)
 
 
 def add_masks(listing: BidsListing, *, root: Path) -> BidsListing:
@@ -62,33 +82,37 @@ def add_masks(listing: BidsListing, *, root: Path) -> BidsListing:
     return BidsListing(tuple(scans), (*listing.messages, *([message] if num_masked else [])))
 
 
-def _entities(scan: BidsScan) -> dict[str, str]:
-    pairs: Sequence[tuple[str, str, str]] = [part.partition("-") for part in scan.name.split("_")[:-1]]
-    return {key: value for key, _, value in pairs}
+def _identity(scan: BidsScan) -> tuple[object, ...]:
+    """What all images of one scan share: modality, suffix and entities; maps of one scan may have several suffixes."""
+    entities = frozenset((key, label) for key, label in scan_entities(scan) if key not in _VARIANTS)
+    return (scan.modality, "maps" if len(scan.paths) > 1 else scan.suffix, entities)
 
 
-def _identity(scan: BidsScan) -> tuple[str, ...]:
-    """The modality and the entities that all versions of one scan share."""
-    entities = _entities(scan)
-    return (scan.modality, *(f"{key}-{value}" for key, value in entities.items() if key not in _VERSION_ENTITIES))
+def _choose_label(key: str, labels: Collection[str | None]) -> str | None:
+    """The label of the image to use: none if some image has none, otherwise the first one, and of echoes the middle."""
+    if None in labels:
+        return None
+    known = sorted(filter(None, labels), key=lambda label: (int(label) if label.isdecimal() else 0, label))
+    return known[(len(known) - 1) // 2 if key == "echo" else 0]
 
 
 def _version(scan: BidsScan) -> str:
-    entities = _entities(scan)
-    pairs = [f"{key}-{entities[key]}" for key in _VERSION_ENTITIES if key in entities]
+    entities = scan.entities
+    pairs = [f"{key}-{entities[key]}" for key in VERSION_ENTITIES if key in entities]
     return "_".join(pairs) or "without space and desc"
 
 
 def _fits(scan: BidsScan, key: str, wanted: str | None) -> bool:
-    return wanted is None or _entities(scan).get(key) == wanted
+    return wanted is None or scan.entities.get(key) == wanted
 
 
 def _rank(scan: BidsScan) -> tuple[object, ...]:
-    """A sort key, best version first: preprocessed, then in a native space, then by path."""
-    entities = _entities(scan)
+    """A sort key, best version first: tensor maps, preprocessed, then in a native space, then by path."""
+    entities = scan.entities
     desc, space = entities.get("desc", ""), entities.get("space", "")
     by_space = _NATIVE_SPACES.index(space) if space in _NATIVE_SPACES else len(_NATIVE_SPACES)
-    return (desc != _PREPROCESSED, desc != "", by_space, scan.path)
+    is_other_model = entities.get("model", "").lower() not in _TENSOR_MODELS
+    return (is_other_model, desc != _PREPROCESSED, desc != "", by_space, scan.path)
 
 
 def sibling_mask(scan: Path) -> Path | None:
@@ -100,6 +124,8 @@ def sibling_mask(scan: Path) -> Path | None:
     *entities, _ = scan_stem(scan.name).split("_")
     if not any(entity.startswith(("space-", "desc-")) for entity in entities):
         return None
-    stem = "_".join([*(entity for entity in entities if not entity.startswith("desc-")), "desc-brain_mask"])
-    candidates = (scan.with_name(stem + ending) for ending in (".nii.gz", ".nii"))
+    # Ready maps share the mask of their series, whose name has no `model` and `param`.
+    shared = [entity for entity in entities if not entity.startswith(("desc-", "model-", "param-"))]
+    stem = "_".join([*shared, "desc-brain_mask"])
+    candidates = (scan.with_name(stem + ending) for ending in (".nii.gz", ".nii", ".NII.GZ", ".NII"))
     return next((file for file in candidates if file.exists()), None)

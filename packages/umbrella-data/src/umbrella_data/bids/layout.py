@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from umbrella_data.bids.messages import MessageList
 from umbrella_data.bids.questions import ScanMetadata
@@ -23,15 +23,22 @@ from umbrella_data.scan.verify import verify_scan
 # Top-level folders without raw scans (BIDS specification, "Storage of derived datasets" and "Code").
 _SKIPPED_FOLDERS = ("derivatives", "sourcedata", "code", "stimuli", "phenotype")
 _SCAN_NAME = re.compile(
-    r"(?P<name>(?P<subject>sub-[A-Za-z0-9]+)(?:_[A-Za-z0-9+-]+)*_(?P<suffix>[A-Za-z0-9]+))\.nii(\.gz)?"
+    r"(?P<name>(?P<subject>sub-[A-Za-z0-9]+)(?:_[A-Za-z0-9+-]+)*_(?P<suffix>[A-Za-z0-9]+))(?i:\.nii(?:\.gz)?)"
 )
 # Phase images and the parts of complex images are skipped; magnitude images are read.
-_OTHER_PART = re.compile(r"_part-(phase|real|imag)_")
+_OTHER_PARTS = ("phase", "real", "imag")
 
 _LINKED_FOLDERS = "links to folders, not followed: copy them (cp -rL), or give their target as ROOT"
 
 _MODALITY_OF = {
     (spec.bids_datatype, suffix): spec.name for spec in MODALITIES.values() for suffix in spec.bids_suffixes
+}
+# Ready maps, the channels of a modality, by folder and `*_FA` or `*_param-fa_dwimap`.
+_MAPS = {
+    (spec.bids_datatype, channel.lower()): (spec.name, index)
+    for spec in MODALITIES.values()
+    if spec.num_channels > 1
+    for index, channel in enumerate(spec.channels)
 }
 
 
@@ -43,20 +50,42 @@ class BidsScan:
         name: The file name without its extension.
         subject: The subject's label, such as `sub-01`.
         modality: The canonical name.
-        path: Relative to the tree or to `data_root`, with forward slashes.
-        mask: Path of its brain mask, relative as `path`; None without one.
+        paths: Its file, or its maps in the order of the modality's channels; relative to the tree or to `data_root`,
+            with forward slashes.
+        mask: Path of its brain mask, relative as `paths`; None without one.
     """
 
     name: str
     subject: str
     modality: str
-    path: str
+    paths: tuple[str, ...]
     mask: str | None = None
 
     @property
     def session(self) -> str | None:
         """The session's label, such as `ses-01`; None if the file name has none."""
-        return next((part for part in self.name.split("_") if part.startswith("ses-")), None)
+        label = self.entities.get("ses")
+        return None if label is None else f"ses-{label}"
+
+    @property
+    def path(self) -> str:
+        """Its first file."""
+        return self.paths[0]
+
+    @property
+    def entities(self) -> dict[str, str]:
+        """Labels by entity, such as `{"sub": "01", "task": "rest"}`."""
+        return parse_entities(self.name)
+
+    @property
+    def suffix(self) -> str:
+        """The last word of the name, such as `T1w`."""
+        return self.name.rpartition("_")[2]
+
+    @property
+    def datatype(self) -> str:
+        """The folder of its file, such as `anat`."""
+        return PurePosixPath(self.path).parent.name
 
 
 @dataclass(frozen=True)
@@ -72,8 +101,29 @@ class BidsListing:
     messages: tuple[str, ...]
 
 
+def parse_entities(name: str) -> dict[str, str]:
+    """The labels by entity of a BIDS file name."""
+    pairs = (part.partition("-") for part in name.split("_")[:-1])
+    return {key: label for key, _, label in pairs}
+
+
+def find_map(name: str, datatype: str) -> tuple[str, int] | None:
+    """The modality and the number of the channel of a ready map; None for any other scan.
+
+    Args:
+        name: The file name without its extension: its suffix is a channel, as in `sub-01_FA`, or `dwimap` with the
+            channel as `param`, as in `sub-01_model-tensor_param-fa_dwimap`.
+        datatype: The folder.
+    """
+    suffix = name.rpartition("_")[2]
+    channel = parse_entities(name).get("param", "") if suffix == f"{datatype}map" else suffix
+    return None if (datatype, suffix) in _MODALITY_OF else _MAPS.get((datatype, channel.lower()))
+
+
 def find_scans(root: Path) -> BidsListing:
     """List the scans of the known modalities in a BIDS tree by their names; no scan is opened.
+
+    Each ready map, such as FA, is a scan of its own here, see `umbrella_data.bids.maps.join_maps`.
 
     Raises:
         ManifestError: If the folder does not exist.
@@ -83,20 +133,29 @@ def find_scans(root: Path) -> BidsListing:
     scans: dict[str, BidsScan] = {}
     messages = MessageList()
     others: Counter[str] = Counter()
+    parts: Counter[str] = Counter()
     for folder, names in _walk(root, messages):
         for name in names:
             match = _SCAN_NAME.fullmatch(name)
-            modality = _MODALITY_OF.get((folder.name, match["suffix"])) if match else None
+            modality = _find_modality(match, folder.name) if match else None
             path = (folder / name).relative_to(root).as_posix()
-            if match is None or modality is None or _OTHER_PART.search(name):
+            if match is None or modality is None:
                 others[match["suffix"] if match else "without a BIDS name"] += 1
+            elif (part := parse_entities(match["name"]).get("part")) in _OTHER_PARTS:
+                parts[f"part-{part}"] += 1
             elif not path.startswith(f"{match['subject']}/"):
                 messages.add("scans in the folder of another subject, left out", path)
             elif match["name"] in scans:
                 messages.add("duplicate scans, left out", f"{path}, the same as {scans[match['name']].path}")
             else:
-                scans[match["name"]] = BidsScan(match["name"], match["subject"], modality, path)
-    return add_counts(BidsListing(tuple(scans.values()), tuple(messages)), "other NIfTI files, left out", others)
+                scans[match["name"]] = BidsScan(match["name"], match["subject"], modality, (path,))
+    listing = add_counts(BidsListing(tuple(scans.values()), tuple(messages)), "other NIfTI files, left out", others)
+    return add_counts(listing, "phase, real and imaginary parts, left out", parts)
+
+
+def _find_modality(match: re.Match[str], datatype: str) -> str | None:
+    found = find_map(match["name"], datatype)
+    return _MODALITY_OF.get((datatype, match["suffix"])) if found is None else found[0]
 
 
 def add_counts(listing: BidsListing, kind: str, counts: Counter[str]) -> BidsListing:
@@ -150,7 +209,8 @@ def _walk(root: Path, messages: MessageList) -> Iterator[tuple[Path, list[str]]]
             if (here / name).is_symlink():
                 messages.add(_LINKED_FOLDERS, (here / name).relative_to(root).as_posix())
                 folders.remove(name)
-        yield here, sorted(name for name in files if name.endswith((".nii", ".nii.gz")) and not name.startswith("."))
+        scans = (name for name in files if name.lower().endswith((".nii", ".nii.gz")) and not name.startswith("."))
+        yield here, sorted(scans)
 
 
 def _resolve(scan: BidsScan, root: Path) -> tuple[tuple[Path, ...], Path | None]:
@@ -158,7 +218,7 @@ def _resolve(scan: BidsScan, root: Path) -> tuple[tuple[Path, ...], Path | None]
     base = root.resolve()
     try:
         mask = None if scan.mask is None else resolve_inside(scan.mask, root=base)
-        return resolve_scan([scan.path], modality=scan.modality, root=base), mask
+        return resolve_scan(scan.paths, modality=scan.modality, root=base), mask
     except ValueError as error:
         # Without the file's name, which the ScanError has, so that equal problems have equal messages.
         message = str(error).removeprefix(f"path {scan.path!r} is ")

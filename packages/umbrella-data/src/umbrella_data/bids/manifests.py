@@ -13,14 +13,16 @@ from typing import Any
 
 from umbrella_data.bids.derivatives import add_masks, choose_versions
 from umbrella_data.bids.label_files import find_label_files
-from umbrella_data.bids.layout import BidsListing, BidsScan, find_scans, keep_modalities, read_metadata
+from umbrella_data.bids.layout import BidsListing, BidsScan, read_metadata
+from umbrella_data.bids.maps import prefer_maps
 from umbrella_data.bids.participants import read_participants
 from umbrella_data.bids.questions import METADATA_QUESTIONS, Question, ScanMetadata
+from umbrella_data.bids.selection import Selection, select_scans
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.files.atomic import write_atomically
 from umbrella_data.files.parallel import map_unordered
 from umbrella_data.modality import find_modality
-from umbrella_data.scan.diffusion import check_dipy
+from umbrella_data.scan.diffusion import check_dipy, needs_fit
 from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B, check_b_limits
 from umbrella_data.scan.warnings import WarningList
 
@@ -63,6 +65,7 @@ def write_manifests(
     choices: Sequence[str] = (),
     numbers: Mapping[str, str | None] | None = None,
     modalities: Collection[str] | None = None,
+    selection: Selection | None = None,
     space: str | None = None,
     desc: str | None = None,
     with_masks: bool = True,
@@ -86,6 +89,8 @@ def write_manifests(
         choices: Categorical columns of `participants.tsv` to ask about.
         numbers: Numeric columns to ask about, with their units; None takes that of `participants.json`.
         modalities: Only these modalities, names or aliases; None keeps all.
+        selection: Which scans to use; None is `Selection()`, whose defaults leave out tasks other than rest, images
+            with contrast agent, and all but one echo of a run.
         space: Only this space, such as `MNI152NLin2009cAsym`; see `umbrella_data.bids.derivatives`.
         desc: Only this description, such as `preproc`.
         with_masks: Whether rows name the brain masks of derivatives, so that voxels outside of them are set to 0.
@@ -99,17 +104,16 @@ def write_manifests(
 
     Raises:
         ManifestError: If the tree does not exist or is outside of `data_root`, or if a table of labels or its
-            JSON file is missing or invalid, or is the tree's own and a link out of `data_root`.
+            JSON file is missing or invalid, or is the tree's own and a link out of `data_root`; or for a wrong
+            `selection`.
         ValueError: For an unknown modality, or a `b0_threshold` that is not below `max_b`.
         ImportError: If a DWI must be fitted and dipy is missing, before a scan is read.
     """
     check_b_limits(max_b=max_b, b0_threshold=b0_threshold)
     tree = Path(root)
     wanted = None if modalities is None else {find_modality(name).name for name in modalities}
-    listing = find_scans(tree)
-    if wanted is not None:
-        listing = keep_modalities(listing, wanted)
-    listing = choose_versions(listing, space=space, desc=desc)
+    listing = select_scans(tree, selection or Selection(), modalities=wanted)
+    listing = prefer_maps(choose_versions(listing, space=space, desc=desc))
     if with_masks:
         listing = add_masks(listing, root=tree)
     base = tree if data_root is None else Path(data_root)
@@ -126,7 +130,7 @@ def write_manifests(
     known = read_participants(files, choices=choices, numbers=numbers, missing=missing)
     compared = known.compare([(scan.subject, scan.session) for scan in listing.scans])
     report = BidsReport(messages=[*listing.messages, *compared, *known.messages])
-    check_dipy(base / scan.path for scan in listing.scans if find_modality(scan.modality).num_channels > 1)
+    check_dipy(base / scan.path for scan in listing.scans if needs_fit(scan.paths, scan.modality))
     # An output folder that cannot be created is reported before the scans are read.
     Path(out).mkdir(parents=True, exist_ok=True)
     read = partial(
@@ -156,7 +160,7 @@ def _relative_to(base: Path, listing: BidsListing, *, tree: Path) -> BidsListing
     scans = [
         replace(
             scan,
-            path=(prefix / scan.path).as_posix(),
+            paths=tuple((prefix / path).as_posix() for path in scan.paths),
             mask=None if scan.mask is None else (prefix / scan.mask).as_posix(),
         )
         for scan in listing.scans
@@ -179,7 +183,8 @@ def make_rows(scan: BidsScan, metadata: ScanMetadata, *, questions: Sequence[Que
         if exchange is None:
             continue
         text, answer_text, answer = exchange
-        image = {"type": "image", "modality": scan.modality, "path": scan.path}
+        path = scan.path if len(scan.paths) == 1 else list(scan.paths)
+        image: Row = {"type": "image", "modality": scan.modality, "path": path}
         image |= {"mask": scan.mask} if scan.mask is not None else {}
         yield {
             "id": row_id,

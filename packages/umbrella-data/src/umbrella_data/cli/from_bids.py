@@ -16,8 +16,17 @@ if TYPE_CHECKING:
 
 SUMMARY = "manifests from a BIDS tree"
 HELP = """\
-Finds the T1w, bold and dwi scans of a BIDS tree, reads each of them once, and writes OUT/train.jsonl and
-OUT/test.jsonl: questions about each scan's own metadata, and about age and sex where participants.tsv has them.
+Finds the T1w, UNIT1, bold and dwi scans and the FA and MD maps of a BIDS tree, reads each of them once, and writes
+OUT/train.jsonl and OUT/test.jsonl: questions about each scan's own metadata, and about age and sex where
+participants.tsv has them.
+
+Of bold series, tasks whose label starts with rest are used, or those given by --task. The echoes of one run are one
+scan. Images with contrast agent (ce-) are left out, and a DWI with ready maps. --task, --session, --run, --acquisition,
+--echo, --reconstruction and --contrast take a label (rest or task-rest; '*' takes any) and may be repeated; each
+applies to the modalities that have such labels in the tree. --filter reads the JSON file that fMRIPrep and QSIPrep take
+as --bids-filter-file. --exclude reads a list with one subject (sub-01), session (sub-01/ses-02) or file a line. What is
+left out is counted by reason.
+
 A tree of derivatives (fMRIPrep, QSIPrep) is taken as ROOT itself; of several versions of a scan one is used,
 desc-preproc in the subject's own space, or as given by --space and --desc. A brain mask next to it
 (desc-brain_mask) is written into the manifest: the model then sees 0 outside of the brain. --no-masks ignores masks.
@@ -33,6 +42,15 @@ years, or -9, -99, -999, -9999, 999, 9999 outside the range of the other values 
 Paths in the manifests are relative to the tree: read them with data_root=ROOT (in Python: read_manifest(path,
 data_root=ROOT)), or write them into the tree itself with --out ROOT. Links to files outside of ROOT need --data-root,
 a folder that contains ROOT and these files; paths are then relative to it. Links to folders are not followed."""
+_SELECTING = {
+    "task": "only series of this task (default: tasks whose label starts with rest)",
+    "session": "only this session",
+    "run": "only this run",
+    "acquisition": "only this acquisition (acq)",
+    "echo": "this echo of a run (default: the middle one)",
+    "reconstruction": "this reconstruction (rec) of a scan (default: the one without rec)",
+    "contrast": "only images with this contrast agent (ce) (default: without)",
+}
 # If the contents of a tree were not fetched, thousands of files have the same problem.
 _MAX_ALIKE = 5
 
@@ -68,6 +86,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="a value of the tables that means missing, in every column or in one: --missing -9 --missing dx=88",
     )
     add_modalities(command)
+    for option, text in _SELECTING.items():
+        # `options.run` is the function of the command.
+        command.add_argument(
+            f"--{option}", dest=f"only_{option}", action="append", default=[], metavar="LABEL", help=text
+        )
+    command.add_argument("--filter", type=Path, metavar="FILE", help="BIDS filter file (JSON) of fMRIPrep and QSIPrep")
+    command.add_argument(
+        "--exclude", type=Path, metavar="FILE", help="list of subjects, sessions and scans to leave out, one a line"
+    )
     command.add_argument("--space", help="only scans in this space, such as MNI152NLin2009cAsym")
     command.add_argument("--desc", help="only scans of this description, such as preproc")
     command.add_argument("--no-masks", action="store_true", help="ignore brain masks next to scans")
@@ -87,6 +114,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Read the tree and write the manifests."""
     from umbrella_data.bids.manifests import write_manifests
+    from umbrella_data.bids.selection import Selection
 
     report = write_manifests(
         options.root,
@@ -99,6 +127,11 @@ def run(options: argparse.Namespace) -> int:
         numbers={column: unit or None for column, _, unit in (text.partition(":") for text in options.number)},
         missing=options.missing,
         modalities=options.modality,
+        selection=Selection(
+            labels={option: getattr(options, f"only_{option}") for option in _SELECTING},
+            filter_file=options.filter,
+            exclude_file=options.exclude,
+        ),
         space=options.space,
         desc=options.desc,
         with_masks=not options.no_masks,

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from umbrella_data.files.inheritance import gradient_file
 from umbrella_data.files.paths import pair_of, sibling_file
 from umbrella_data.modality import find_modality
 
@@ -49,10 +50,13 @@ def resolve_scan(texts: Sequence[str], *, modality: str, root: Path) -> tuple[Pa
     """
     paths = tuple(resolve_file(text, root=root) for text in texts)
     spec = find_modality(modality)
-    is_dwi = spec.num_channels > 1 and len(paths) == 1
-    for ending in (".bval", ".bvec") if is_dwi else (".json",) if spec.is_series else ():
-        sibling = sibling_file(paths[0], ending)
-        _check_inside(sibling, sibling.relative_to(root).as_posix(), root=root)
+    others = [sibling_file(paths[0], ".json")] if spec.is_series else []
+    if spec.num_channels > 1 and len(paths) == 1:
+        others = [gradient_file(paths[0], ending) for ending in (".bval", ".bvec")]
+    for file in others:
+        # A root within a BIDS tree inherits files from above it; when they are read, they must be in that tree.
+        if file.is_relative_to(root):
+            _check_inside(file, file.relative_to(root).as_posix(), root=root)
     return paths
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from os import PathLike, fspath
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,7 +50,7 @@ class TensorMaps:
     warnings: tuple[ScanWarning, ...] = ()
 
 
-def needs_fit(paths: Sequence[Path], modality: str) -> bool:
+def needs_fit(paths: Sequence[str | PathLike[str]], modality: str) -> bool:
     """Whether the channels of a scan are fitted from one file; ready maps are several files."""
     return len(paths) == 1 and find_modality(modality).num_channels > 1
 

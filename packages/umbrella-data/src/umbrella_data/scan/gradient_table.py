@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from umbrella_data.errors import ScanError, ScanReason
+from umbrella_data.files.inheritance import gradient_file, stays_in_tree
 from umbrella_data.files.look_alikes import describe_look_alike
-from umbrella_data.files.paths import open_regular_file, sibling_file
+from umbrella_data.files.paths import open_regular_file
 
 MAX_B = 1500.0
 """Default largest b-value (s/mm2) that a tensor is fitted on. Above it, the signal is not mono-exponential: kurtosis
@@ -145,12 +146,12 @@ def _nominal(mean: float) -> int:
 
 
 def gradient_files(path: str | PathLike[str]) -> tuple[Path, Path]:
-    """The `.bval` and `.bvec` files next to a DWI, by BIDS name: `sub-01_dwi.nii.gz` -> `sub-01_dwi.bval`.
+    """The `.bval` and `.bvec` files of a DWI: `sub-01_dwi.nii.gz` -> `sub-01_dwi.bval`, or an inherited `dwi.bval`.
 
-    A missing file's name is in lower case, see `umbrella_data.files.paths.sibling_file`.
+    See `umbrella_data.files.inheritance.gradient_file`; a missing file's name is the one next to the DWI.
     """
     dwi = Path(path)
-    return sibling_file(dwi, ".bval"), sibling_file(dwi, ".bvec")
+    return gradient_file(dwi, ".bval"), gradient_file(dwi, ".bvec")
 
 
 def count_b0(path: str | PathLike[str], *, b0_threshold: float = B0_THRESHOLD) -> int:
@@ -170,7 +171,7 @@ def read_shells(
     Raises:
         ScanError: If the bval file is missing or wrong.
     """
-    bval, _ = gradient_files(path)
+    bval, _ = _files_in_tree(path)
     b_values = _read_b_values(bval, num_volumes=None, b0_threshold=b0_threshold)
     return select_shells(b_values, max_b=max_b, b0_threshold=b0_threshold).shells
 
@@ -186,10 +187,21 @@ def read_gradients(path: str | PathLike[str], *, num_volumes: int, b0_threshold:
     Raises:
         ScanError: `bval` or `bvec`, with that file's path.
     """
-    bval, bvec = gradient_files(path)
+    bval, bvec = _files_in_tree(path)
     b_values = _read_b_values(bval, num_volumes=num_volumes, b0_threshold=b0_threshold)
     b_vectors = _read_b_vectors(bvec, b_values=b_values, is_b0=b_values <= b0_threshold)
     return Gradients(b_values=b_values, b_vectors=b_vectors, b0_threshold=b0_threshold)
+
+
+def _files_in_tree(path: str | PathLike[str]) -> tuple[Path, Path]:
+    """As `gradient_files`; a `ScanError` if an inherited file is a link out of the BIDS tree."""
+    dwi = Path(path)
+    files = gradient_files(dwi)
+    for file, reason in zip(files, (ScanReason.BVAL, ScanReason.BVEC), strict=True):
+        # The paths of a manifest are checked against its own root, with the files next to a scan.
+        if file.parent != dwi.parent and not stays_in_tree(file, dwi):
+            raise ScanError("a link that leads out of its BIDS tree; copy the file", path=file, reason=reason)
+    return files
 
 
 def _read_numbers(path: Path, *, reason: ScanReason) -> list[list[float]]:
@@ -198,7 +210,7 @@ def _read_numbers(path: Path, *, reason: ScanReason) -> list[list[float]]:
             content = file.read(_MAX_BYTES + 1)
     except ScanError as error:
         is_missing = error.reason == ScanReason.MISSING
-        hint = "; a DWI needs its .bval and .bvec next to it" if is_missing else ""
+        hint = "; a DWI needs its .bval and .bvec next to it, or above it in its BIDS tree" if is_missing else ""
         raise ScanError(error.message + hint, path=path, reason=reason) from error
     if len(content) > _MAX_BYTES:
         raise ScanError(f"has more than {_MAX_BYTES} bytes: no series has so many volumes", path=path, reason=reason)

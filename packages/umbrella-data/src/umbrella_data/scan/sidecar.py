@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
 from os import PathLike
 from pathlib import Path
 
 from umbrella_data.errors import ScanError
-from umbrella_data.files.paths import open_regular_file, scan_stem, sibling_file
+from umbrella_data.files.inheritance import applicable_files, stays_in_tree
+from umbrella_data.files.paths import open_regular_file
 from umbrella_data.scan.header import REPETITION_TIME_LIMITS, ScanHeader, ScanWarning
 
 _MAX_BYTES = 1 << 22
-_MAX_LEVELS = 5
 # Headers have float32, or three digits if written by hand.
 _TOLERANCE = 0.005
 
@@ -43,7 +41,7 @@ def repetition_time(path: str | PathLike[str], header: ScanHeader) -> Repetition
         header: Its header.
     """
     for sidecar in sidecar_files(path):
-        if not _stays_in_tree(sidecar, Path(path)):
+        if not stays_in_tree(sidecar, Path(path)):
             return RepetitionTime(seconds=header.repetition_time, warnings=(ScanWarning.SIDECAR,))
         try:
             content = read_json_object(sidecar)
@@ -56,19 +54,7 @@ def repetition_time(path: str | PathLike[str], header: ScanHeader) -> Repetition
 
 def sidecar_files(path: str | PathLike[str]) -> Iterator[Path]:
     """The existing sidecars of a scan, by decreasing precedence (BIDS, "The inheritance principle")."""
-    scan = Path(path)
-    stem = scan_stem(scan.name)
-    own = sibling_file(scan, ".json")
-    if own.exists():
-        yield own
-    *entities, suffix = stem.split("_")
-    names = [
-        "_".join([*chosen, suffix]) + ".json"
-        for count in range(len(entities), -1, -1)
-        for chosen in combinations(entities, count)
-    ]
-    for folder in _folders_above(scan):
-        yield from (file for name in names if (file := folder / name) != own and file.exists())
+    return applicable_files(Path(path), ".json")
 
 
 def read_json_object(path: Path) -> dict[str, object]:
@@ -89,22 +75,6 @@ def read_json_object(path: Path) -> dict[str, object]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} is not a JSON object")
     return value
-
-
-def _folders_above(scan: Path) -> list[Path]:
-    """The scan's folder and those above it, up to the root of its BIDS tree; empty if it is in no such tree."""
-    folders = list(scan.absolute().parents)[:_MAX_LEVELS]
-    for level, folder in enumerate(folders):
-        if (folder / "dataset_description.json").exists():
-            return folders[: level + 1]
-    return []
-
-
-def _stays_in_tree(sidecar: Path, scan: Path) -> bool:
-    """Whether an inherited sidecar is in the tree of its scan; a manifest checks that the scan's own sidecar is."""
-    tree = _folders_above(scan)
-    is_own = sidecar == sibling_file(scan, ".json")
-    return is_own or not tree or Path(os.path.realpath(sidecar)).is_relative_to(os.path.realpath(tree[-1]))
 
 
 def _compared(value: object, header: ScanHeader) -> RepetitionTime:

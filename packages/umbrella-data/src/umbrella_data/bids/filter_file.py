@@ -1,0 +1,112 @@
+"""Files that select scans: BIDS filter files, as fMRIPrep and QSIPrep read them, and lists of excluded scans."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from umbrella_data.bids.entities import ANY, ENTITIES, Condition, without_prefix
+from umbrella_data.errors import ManifestError, did_you_mean
+from umbrella_data.modality import MODALITIES
+
+# Keys of a query that are no entities.
+_OTHER_KEYS = {"datatype": "datatype", "suffix": "suffix", "extension": "extension"}
+_KEYS = _OTHER_KEYS | ENTITIES | {key: key for key in ENTITIES.values()}
+_QUERIES: dict[str | None, Condition] = {
+    None: (None,),
+    "Query.NONE": (None,),
+    "Query.ANY": (ANY,),
+    "Query.REQUIRED": (ANY,),
+    "Query.OPTIONAL": (ANY, None),
+}
+
+
+@dataclass(frozen=True)
+class BidsFilter:
+    """The queries of a filter file.
+
+    Attributes:
+        conditions: Conditions by modality and entity (`task`, `acq`), `datatype`, `suffix` or `extension`.
+        ignored: Queries that name no modality, such as `fmap`.
+    """
+
+    conditions: Mapping[str, Mapping[str, Condition]]
+    ignored: tuple[str, ...] = ()
+
+
+def read_filter(file: str | PathLike[str]) -> BidsFilter:
+    """Read a BIDS filter file: `{"t1w": {"session": "01", "acquisition": null}, "bold": {"task": ["rest"]}}`.
+
+    A query is named as a modality (`t1w`, `bold`, `dwi`). A value is a label, a number, null for no such entity,
+    `Query.NONE`, `Query.ANY` (also `*`), `Query.OPTIONAL`, or a list of these.
+
+    Raises:
+        ManifestError: If the file is missing, or with all its problems: no JSON, unknown entities, wrong values.
+    """
+    try:
+        content = json.loads(_read_text(file))
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"not JSON: {error}", path=file) from error
+    if not isinstance(content, dict):
+        raise ManifestError('must be a JSON object of queries, such as {"bold": {"task": "rest"}}', path=file)
+    problems: list[str] = []
+    conditions: dict[str, dict[str, Condition]] = {}
+    ignored: list[str] = []
+    for name, query in content.items():
+        spec = MODALITIES.by_alias.get(name.strip().lower())
+        if spec is None:
+            ignored.append(name)
+        elif not isinstance(query, dict):
+            problems.append(f'{name}: must be an object of entities, such as {{"session": "01"}}')
+        else:
+            conditions.setdefault(spec.name, {}).update(_read_query(name, query, problems))
+    if problems:
+        raise ManifestError(problems, path=file)
+    return BidsFilter(conditions, tuple(ignored))
+
+
+def read_excluded(file: str | PathLike[str]) -> list[str]:
+    """The lines of a list of excluded subjects, sessions and scans, without comments (`#`) and blank lines.
+
+    Raises:
+        ManifestError: If the file is missing or not UTF-8.
+    """
+    lines = (line.partition("#")[0].strip() for line in _read_text(file).splitlines())
+    return [line for line in lines if line]
+
+
+def _read_text(file: str | PathLike[str]) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ManifestError(f"cannot be read: {error.strerror or error}", path=file) from error
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"not UTF-8 text: {error}", path=file) from error
+
+
+def _read_query(name: str, query: Mapping[str, object], problems: list[str]) -> Iterator[tuple[str, Condition]]:
+    """The conditions of one query by key; its problems are added to the list."""
+    for entity, value in query.items():
+        key = _KEYS.get(entity)
+        if key is None:
+            problems.append(f"{name}.{entity}: unknown entity{did_you_mean(entity, _KEYS)}")
+            continue
+        values = value if isinstance(value, list) else [value]
+        accepted = [_read_value(key, each) for each in values]
+        if not accepted or None in accepted:
+            shown = f"{json.dumps(value):.60}"
+            problems.append(f"{name}.{entity}: {shown} must be a label, a number, null or a list of these")
+            continue
+        yield key, tuple(label for labels in accepted if labels is not None for label in labels)
+
+
+def _read_value(key: str, value: object) -> Condition | None:
+    """The accepted labels; None for a value of another type."""
+    if value is None or (isinstance(value, str) and value in _QUERIES):
+        return _QUERIES[value]
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return None
+    return without_prefix(key, [str(value)])

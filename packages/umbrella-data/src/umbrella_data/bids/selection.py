@@ -1,0 +1,191 @@
+"""Selecting the scans of a BIDS tree: by options, a filter file, a list of excluded scans, and default rules."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path, PurePosixPath
+
+from umbrella_data.bids.entities import Condition, is_accepted, without_prefix
+from umbrella_data.bids.filter_file import BidsFilter, read_excluded, read_filter
+from umbrella_data.bids.layout import BidsListing, BidsScan, add_counts, find_scans, keep_modalities
+from umbrella_data.bids.maps import join_maps
+from umbrella_data.bids.messages import MessageList
+from umbrella_data.errors import ManifestError
+from umbrella_data.files.paths import scan_stem
+
+OPTIONS = {
+    "task": "task",
+    "session": "ses",
+    "run": "run",
+    "acquisition": "acq",
+    "echo": "echo",
+    "reconstruction": "rec",
+    "contrast": "ce",
+}
+"""The entity that each option selects by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which scans of a BIDS tree are used.
+
+    Attributes:
+        labels: Accepted labels by option, a key of `OPTIONS`, with or without the entity (`rest` or `task-rest`). An
+            option applies to the modalities of which some scan has its entity: `task` never to a T1w.
+        filter_file: A BIDS filter file, see `umbrella_data.bids.filter_file`.
+        exclude_file: A list of subjects (`sub-01`), sessions (`sub-01/ses-02`, `sub-01_ses-02`) and scans (a path or a
+            file name), one a line.
+    """
+
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    filter_file: str | PathLike[str] | None = None
+    exclude_file: str | PathLike[str] | None = None
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A rule that applies unless an option or the filter file names its entity."""
+
+    key: str
+    reason: str
+    accepts: Callable[[str | None], bool]
+    modality: str | None = None
+
+
+_RULES = (
+    _Rule(
+        "task",
+        "series of other tasks than rest, left out (name them with --task)",
+        lambda label: label is not None and label.lower().startswith("rest"),
+        modality="rsfMRI",
+    ),
+    _Rule("ce", "images with contrast agent, left out (name them with --contrast)", lambda label: label is None),
+    _Rule("inv", "images of one inversion time, left out", lambda label: label is None),
+)
+
+
+def select_scans(root: Path, selection: Selection, *, modalities: Collection[str] | None = None) -> BidsListing:
+    """List the selected scans of a BIDS tree, with messages that count the others by reason; ready maps are joined.
+
+    Args:
+        root: Top folder of the tree.
+        selection: Which scans to keep. What neither an option nor the filter file names is selected by rule: of
+            rsfMRI, tasks that start with `rest`; no images with contrast agent (`ce`) or of one inversion time (`inv`).
+        modalities: Only these, canonical names; None keeps all.
+
+    Raises:
+        ManifestError: If the tree or a file of the selection is missing; if that file is wrong; if no scan has a label
+            of an option, with the labels that exist.
+    """
+    listing = find_scans(root)
+    filters = BidsFilter({}) if selection.filter_file is None else read_filter(selection.filter_file)
+    if selection.exclude_file is not None:
+        listing = _exclude(listing, read_excluded(selection.exclude_file), file=selection.exclude_file)
+    listing = join_maps(listing)
+    options = {option: without_prefix(OPTIONS[option], labels) for option, labels in selection.labels.items() if labels}
+    listing = _check_labels(listing, options, root=root)
+    if modalities is not None:
+        listing = keep_modalities(listing, modalities)
+    used: dict[str, set[str]] = defaultdict(set)
+    for scan in listing.scans:
+        used[scan.modality].update(scan.entities)
+    kept: list[BidsScan] = []
+    left_out: dict[str, Counter[str]] = defaultdict(Counter)
+    for scan in listing.scans:
+        chosen = {option: labels for option, labels in options.items() if OPTIONS[option] in used[scan.modality]}
+        found = _reason(scan, chosen, filters.conditions.get(scan.modality, {}))
+        if found is None:
+            kept.append(scan)
+        else:
+            reason, key = found
+            left_out[reason][_labelled(scan, key)] += 1
+    selected = BidsListing(tuple(kept), listing.messages)
+    for reason, counts in left_out.items():
+        selected = add_counts(selected, reason, counts)
+    ignored = Counter(filters.ignored)
+    return add_counts(selected, "queries of the filter file that name no modality, ignored", ignored)
+
+
+def _reason(
+    scan: BidsScan, options: Mapping[str, Condition], conditions: Mapping[str, Condition]
+) -> tuple[str, str] | None:
+    """Why a scan is left out, and the entity that decides; None if it is kept."""
+    for option, labels in options.items():
+        if not is_accepted(OPTIONS[option], scan.entities.get(OPTIONS[option]), labels):
+            return f"scans left out by --{option}", OPTIONS[option]
+    for key, condition in conditions.items():
+        if not is_accepted(key, _value(scan, key), condition):
+            return "scans left out by --filter", key
+    named = {*conditions, *(OPTIONS[option] for option in options)}
+    for rule in _RULES:
+        applies = rule.key not in named and rule.modality in (None, scan.modality)
+        if applies and not rule.accepts(scan.entities.get(rule.key)):
+            return rule.reason, rule.key
+    return None
+
+
+def _value(scan: BidsScan, key: str) -> str | None:
+    """What a key of a filter file is compared with."""
+    if key in ("suffix", "datatype"):
+        return str(getattr(scan, key))
+    if key == "extension":
+        file = PurePosixPath(scan.path).name
+        return file.removeprefix(scan_stem(file))
+    return scan.entities.get(key)
+
+
+def _labelled(scan: BidsScan, key: str) -> str:
+    value = _value(scan, key)
+    return f"without {key}" if value is None else f"{key}-{value}"
+
+
+def _check_labels(listing: BidsListing, options: Mapping[str, Condition], *, root: Path) -> BidsListing:
+    """Add a message about labels that no scan has; an error for the options without any other label."""
+    problems: list[str] = []
+    messages: list[str] = []
+    for option, labels in options.items():
+        key = OPTIONS[option]
+        known = sorted({scan.entities[key] for scan in listing.scans if key in scan.entities})
+        without = [label for label in labels if not any(is_accepted(key, each, (label,)) for each in known)]
+        if without:
+            wanted = ", ".join(f"{key}-{label}" for label in without)
+            exist = ", ".join(f"{key}-{label}" for label in known) or f"no {key}-"
+            text = f"--{option}: no scan has {wanted}; the scans of the tree have {exist}"
+            (problems if len(without) == len(labels) else messages).append(text)
+    if problems:
+        raise ManifestError(problems, path=root)
+    return BidsListing(listing.scans, (*listing.messages, *messages))
+
+
+def _exclude(listing: BidsListing, lines: Sequence[str], *, file: str | PathLike[str]) -> BidsListing:
+    """Leave out the scans that a line names, and list the lines that name none."""
+    names = {line: line.removeprefix("./").rstrip("/") for line in lines}
+    excluded = set(names.values())
+    kept: list[BidsScan] = []
+    matched: set[str] = set()
+    num_excluded: Counter[str] = Counter()
+    for scan in listing.scans:
+        found = excluded & _names(scan)
+        matched |= found
+        if found:
+            num_excluded[scan.modality] += 1
+        else:
+            kept.append(scan)
+    messages = MessageList()
+    for line, name in names.items():
+        if name not in matched:
+            messages.add(f"lines of {Path(file).name} that name no scan", line)
+    listing = add_counts(BidsListing(tuple(kept), listing.messages), "scans left out by --exclude", num_excluded)
+    return BidsListing(listing.scans, (*listing.messages, *messages))
+
+
+def _names(scan: BidsScan) -> set[str]:
+    """What a line of a list of excluded scans may call a scan."""
+    path = PurePosixPath(scan.path)
+    names = {scan.name, scan.path, path.name, str(path.with_name(scan.name)), scan.subject}
+    if session := scan.entities.get("ses"):
+        names |= {f"{scan.subject}/ses-{session}", f"{scan.subject}_ses-{session}"}
+    return names
