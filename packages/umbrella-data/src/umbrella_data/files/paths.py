@@ -1,4 +1,4 @@
-"""Files of scans: opened safely, pairs of `.hdr` and `.img`, and files next to a scan under its name."""
+"""Files of scans: opened safely, both files of a pair, and files that belong to a scan, next to it or inherited."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
+from itertools import combinations
 from pathlib import Path
 
 from umbrella_data.errors import ScanError, ScanReason
@@ -40,6 +41,11 @@ def open_regular_file(path: str) -> Iterator[BufferedReader]:
             raise ScanError(
                 f"reading fails: {error.strerror or error}", path=path, reason=ScanReason.UNREADABLE
             ) from error
+
+
+# Levels of folders above a scan in which inherited files are searched.
+_MAX_LEVELS = 5
+_SCAN_ENDINGS = (".nii", ".nii.gz", ".img")
 
 
 def stat_regular_file(path: Path) -> os.stat_result:
@@ -119,3 +125,68 @@ def _cannot_open(error: OSError | ValueError, *, path: str) -> ScanError:
     if number == errno.ENXIO:
         return _not_regular(path)
     return ScanError(f"cannot be opened: {error}", path=path, reason=ScanReason.UNREADABLE)
+
+
+def applicable_files(scan: Path, ending: str) -> Iterator[Path]:
+    """The existing files with an ending that apply to a scan, by decreasing precedence.
+
+    Args:
+        scan: The scan.
+        ending: In lower case, such as `.bval`; the same ending in upper case has a lower precedence. A broken link
+            exists: a file of lower precedence must not silently replace it.
+    """
+    own = sibling_file(scan, ending)
+    if os.path.lexists(own):
+        yield own
+    *entities, suffix = scan_stem(scan.name).split("_")
+    stems = [
+        "_".join([*chosen, suffix])
+        for count in range(len(entities), -1, -1)
+        for chosen in combinations(entities, count)
+    ]
+    for folder in _folders_above(scan):
+        candidates = (folder / f"{stem}{each}" for stem in stems for each in (ending, ending.upper()))
+        yield from (file for file in candidates if file != own and os.path.lexists(file))
+
+
+def stays_in_tree(file: Path, scan: Path) -> bool:
+    """Whether an inherited file is in the BIDS tree of its scan, symbolic links resolved.
+
+    True for a file next to its scan: the paths of a manifest are checked against its own root.
+    """
+    tree = _folders_above(scan)
+    is_own = file.parent == scan.parent and scan_stem(file.stem) == scan_stem(scan.name)
+    return is_own or not tree or Path(os.path.realpath(file)).is_relative_to(os.path.realpath(tree[-1]))
+
+
+def gradient_file(dwi: Path, ending: str) -> Path:
+    """The `.bval` or `.bvec` file of a DWI.
+
+    The first one of: the file under its name, an inherited one, and `bvals.txt` or `bvals` (`bvecs.txt`, `bvecs`) next
+    to it if no other DWI is in the folder. Without any, the name of the first, which does not exist.
+
+    Args:
+        dwi: The series.
+        ending: `.bval` or `.bvec`.
+    """
+    found = next(applicable_files(dwi, ending), None)
+    if found is None:
+        plain = (dwi.with_name(f"{ending[1:]}s{end}") for end in (".txt", ""))
+        found = next((file for file in plain if os.path.lexists(file) and _is_only_dwi(dwi)), None)
+    return sibling_file(dwi, ending) if found is None else found
+
+
+def _folders_above(scan: Path) -> list[Path]:
+    """The scan's folder and those above it, up to the root of its BIDS tree; empty if it is in no such tree."""
+    folders = list(scan.absolute().parents)[:_MAX_LEVELS]
+    for level, folder in enumerate(folders):
+        if (folder / "dataset_description.json").exists():
+            return folders[: level + 1]
+    return []
+
+
+def _is_only_dwi(dwi: Path) -> bool:
+    """Whether no other file of the folder may be a DWI: BIDS names of other suffixes and masks are none."""
+    names = (file.name for file in dwi.parent.iterdir() if file.name.lower().endswith(_SCAN_ENDINGS))
+    others = {scan_stem(name) for name in names} - {scan_stem(dwi.name)}
+    return not any(stem.endswith("dwi") or not (stem.startswith("sub-") or stem.endswith("mask")) for stem in others)

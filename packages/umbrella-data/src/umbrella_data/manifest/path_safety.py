@@ -6,8 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from umbrella_data.files.inheritance import gradient_file
-from umbrella_data.files.paths import pair_of, sibling_file
+from umbrella_data.files.paths import gradient_file, pair_of, sibling_file
 from umbrella_data.modality import find_modality
 
 

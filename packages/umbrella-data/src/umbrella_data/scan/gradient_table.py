@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from umbrella_data.errors import ScanError, ScanReason
-from umbrella_data.files.inheritance import gradient_file, stays_in_tree
 from umbrella_data.files.look_alikes import describe_look_alike
-from umbrella_data.files.paths import open_regular_file
+from umbrella_data.files.paths import gradient_file, open_regular_file, stays_in_tree
 
 MAX_B = 1500.0
 """Default largest b-value (s/mm2) that a tensor is fitted on. Above it, the signal is not mono-exponential: kurtosis
@@ -148,7 +147,7 @@ def _nominal(mean: float) -> int:
 def gradient_files(path: str | PathLike[str]) -> tuple[Path, Path]:
     """The `.bval` and `.bvec` files of a DWI: `sub-01_dwi.nii.gz` -> `sub-01_dwi.bval`, or an inherited `dwi.bval`.
 
-    See `umbrella_data.files.inheritance.gradient_file`; a missing file's name is the one next to the DWI.
+    See `umbrella_data.files.paths.gradient_file`; a missing file's name is the one next to the DWI.
     """
     dwi = Path(path)
     return gradient_file(dwi, ".bval"), gradient_file(dwi, ".bvec")

@@ -10,8 +10,7 @@ from os import PathLike
 from pathlib import Path
 
 from umbrella_data.errors import ScanError
-from umbrella_data.files.inheritance import applicable_files, stays_in_tree
-from umbrella_data.files.paths import open_regular_file
+from umbrella_data.files.paths import applicable_files, open_regular_file, stays_in_tree
 from umbrella_data.scan.header import REPETITION_TIME_LIMITS, ScanHeader, ScanWarning
 
 _MAX_BYTES = 1 << 22

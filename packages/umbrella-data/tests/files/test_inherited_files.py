@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from umbrella_data.errors import ManifestError, ScanError, ScanReason
-from umbrella_data.files.inheritance import gradient_file
+from umbrella_data.files.paths import gradient_file
 from umbrella_data.manifest.manifest import read_manifest
 from umbrella_data.scan.gradient_table import count_b0, gradient_files, read_gradients
 
