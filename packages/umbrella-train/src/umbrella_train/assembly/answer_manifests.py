@@ -12,7 +12,9 @@ from tqdm import tqdm
 
 from umbrella_data import ConversationDataset, ManifestError, PaddingCollator, Pipeline, PipelineConfig, read_manifest
 from umbrella_data.manifest.manifest import Manifest
+from umbrella_train.assembly.masks import warn_of_other_masks
 from umbrella_train.assembly.predict import find_model, load_model, load_processor
+from umbrella_train.config import DatasetConfig
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation.answers import answer_row
 from umbrella_train.evaluation.generate import generate_in_order
@@ -50,6 +52,9 @@ def answer_manifests(
     model_folder = find_model(folder)
     processor = load_processor(model_folder)
     opened = _open(manifests, data_root=data_root, modalities=processor.modality_order)
+    warn_of_other_masks(
+        [DatasetConfig(manifest=path, data_root=data_root) for path in manifests], trained=processor.masked
+    )
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_model(model_folder, device=place)
 

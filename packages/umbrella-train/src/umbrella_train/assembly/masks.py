@@ -24,7 +24,7 @@ def masked_modalities(sources: Sequence[DatasetConfig]) -> dict[str, bool]:
     """
     found: dict[str, set[bool]] = defaultdict(set)
     for source in sources:
-        manifest = read_manifest(source.manifest, data_root=source.data_root)
+        manifest = read_manifest(source.manifest, data_root=source.data_root, may_end_with_user=True)
         for row in range(0, len(manifest), -(-len(manifest) // _MAX_ROWS)):
             for scan in manifest[row].scans:
                 found[scan.modality].add(scan.mask is not None)

@@ -15,6 +15,8 @@ from transformers.utils import logging as hf_logging
 
 from umbrella_data import read_manifest
 from umbrella_train.assembly.build import TrainingComponents, build_components
+from umbrella_train.assembly.masks import warn_of_other_masks
+from umbrella_train.assembly.predict import load_processor
 from umbrella_train.assembly.sources import check_manifests, find_evaluation
 from umbrella_train.config import DatasetConfig, RunConfig, load_config
 from umbrella_train.end_of_turn import find_end_of_turn
@@ -77,6 +79,8 @@ def evaluate_run(
         names = ", ".join(str(source.manifest) for source in sources)
         raise RunError(f"{names}: no row has an 'answer' to score; name a file for the model's answers with --out")
     components = build_components(config, weights=folder.model)
+    if manifests:
+        warn_of_other_masks(sources, trained=load_processor(folder.model).masked)
     device = torch.device("cpu" if config.trainer.use_cpu or not torch.cuda.is_available() else "cuda")
     components.list_bad_scans_in(folder.path)
     metrics = evaluate_sources(
