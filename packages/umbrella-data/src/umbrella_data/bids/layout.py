@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from umbrella_data.bids.messages import MessageList
 from umbrella_data.bids.questions import ScanMetadata
 from umbrella_data.errors import ManifestError, ScanError, ScanReason
 from umbrella_data.manifest.path_safety import resolve_inside, resolve_scan
 from umbrella_data.modality import MODALITIES
-from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B
 from umbrella_data.scan.verify import verify_scan
 
 # Top-level folders without raw scans (BIDS specification, "Storage of derived datasets" and "Code").
@@ -173,30 +173,19 @@ def keep_modalities(listing: BidsListing, modalities: Collection[str]) -> BidsLi
     return add_counts(BidsListing(kept, listing.messages), "scans of other modalities, left out", others)
 
 
-def read_metadata(
-    scan: BidsScan,
-    *,
-    root: Path,
-    min_frames: int = 0,
-    max_b: float = MAX_B,
-    b0_threshold: float = B0_THRESHOLD,
-) -> ScanMetadata:
+def read_metadata(scan: BidsScan, *, root: Path, **options: Any) -> ScanMetadata:
     """Validate a scan in full, and return its metadata for questions.
 
     Args:
         scan: The scan.
         root: Folder that its path is relative to; no file may be outside of it.
-        min_frames: Reject series with fewer frames.
-        max_b: Largest b-value that the tensor of a DWI is fitted on, in s/mm2.
-        b0_threshold: Largest b-value of a b0 volume of a DWI, in s/mm2.
+        **options: Other arguments of `umbrella_data.scan.verify.verify_scan`, such as `min_frames`.
 
     Raises:
         ScanError: If the scan cannot be used.
     """
     paths, mask = _resolve(scan, root)
-    found = verify_scan(
-        paths, modality=scan.modality, min_frames=min_frames, mask=mask, max_b=max_b, b0_threshold=b0_threshold
-    )
+    found = verify_scan(paths, modality=scan.modality, mask=mask, **options)
     return ScanMetadata(scan.modality, num_frames=found.num_frames, num_b0=found.num_b0, warnings=found.warnings)
 
 

@@ -24,6 +24,7 @@ from umbrella_data.files.parallel import map_unordered
 from umbrella_data.modality import find_modality
 from umbrella_data.scan.diffusion import check_dipy, needs_fit
 from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B, check_b_limits
+from umbrella_data.scan.voxels import NonFinite
 from umbrella_data.scan.warnings import WarningList
 
 SPLITS = ("train", "test")
@@ -73,6 +74,7 @@ def write_manifests(
     participants: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     max_b: float = MAX_B,
     b0_threshold: float = B0_THRESHOLD,
+    non_finite: NonFinite = "outside_mask",
     num_workers: int | None = 1,
     progress: Progress = lambda results, total: results,  # noqa: ARG005
 ) -> BidsReport:
@@ -99,6 +101,7 @@ def write_manifests(
             tree by default. `sub-*_sessions.tsv` and JSON files next to them are read with them.
         max_b: Largest b-value that the tensor of a DWI is fitted on, in s/mm2.
         b0_threshold: Largest b-value of a b0 volume of a DWI, in s/mm2.
+        non_finite: What to do with voxels that are not finite, see `umbrella_data.scan.voxels`.
         num_workers: Processes that read scans; None for one per core.
         progress: Wraps the results while scans are read, as tqdm does; called with the results and their number.
 
@@ -134,7 +137,15 @@ def write_manifests(
     # An output folder that cannot be created is reported before the scans are read.
     Path(out).mkdir(parents=True, exist_ok=True)
     read = partial(
-        _read, read=partial(read_metadata, root=base, min_frames=min_frames, max_b=max_b, b0_threshold=b0_threshold)
+        _read,
+        read=partial(
+            read_metadata,
+            root=base,
+            min_frames=min_frames,
+            max_b=max_b,
+            b0_threshold=b0_threshold,
+            non_finite=non_finite,
+        ),
     )
     results = progress(map_unordered(read, listing.scans, num_workers=num_workers), len(listing.scans))
     for scan, metadata in sorted(results, key=lambda result: result[0].path):

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from umbrella_data.cli.arguments import add_b_limits, add_modalities, add_workers
+from umbrella_data.cli.arguments import add_b_limits, add_modalities, add_non_finite, add_workers
 from umbrella_data.cli.output import print_warnings, show
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "participants.tsv)",
     )
     add_b_limits(command)
+    add_non_finite(command)
     add_workers(command)
 
 
@@ -138,6 +139,7 @@ def run(options: argparse.Namespace) -> int:
         participants=options.participants,
         max_b=options.max_b,
         b0_threshold=options.b0_threshold,
+        non_finite=options.non_finite,
         num_workers=options.workers,
         progress=lambda results, total: show(results, total, "reading scans", "scan"),
     )
