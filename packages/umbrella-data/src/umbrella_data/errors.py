@@ -40,6 +40,7 @@ class ScanReason(StrEnum):
     CONSTANT = "constant"
     WINDOW = "window"
     SHORT_SERIES = "short_series"
+    REPETITION_TIME = "repetition_time"
     MAPS = "maps"
     BVAL = "bval"
     BVEC = "bvec"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,10 @@ from umbrella_data.cli.output import choose_names, print_list, print_lost_root, 
 
 if TYPE_CHECKING:
     from umbrella_data.jobs.check import CheckReport
+    from umbrella_data.jobs.cohort_table import CohortNote, TaskAnswers
+
+# Options of one task in the terminal; check.json has all.
+_MAX_OPTIONS = 10
 
 SUMMARY = "validate every row and every file"
 HELP = """\
@@ -33,6 +37,8 @@ With --tokenizer, rows are reported that training with this tokenizer could not 
 rejects, a text with one of its special tokens, or a prompt that differs from the training text.
 DWIs are listed by their shells: volumes of each b-value, and those left out of the tensor fit, which is on b0 and the
 shells up to --max-b. Give the max_b and b0_threshold of the run (data.pipelines.dMRI).
+Tables count the answers of each task, and series by repetition time and by task, and scans with and without a mask.
+Notes, such as missing_codes or mixed_repetition_times, do not change the exit code either.
 With --index-dir, it also builds an index of each long .nii.gz series, with which training runs read windows faster.
 The terminal names files and subjects; check.json has hashes of the names unless --names is given.
 `umbrella-data whois HASH --in OUT` prints the name."""
@@ -118,6 +124,8 @@ def _print_report(report: CheckReport) -> None:
     _print_list(f"unusable scans ({by_reason})", [str(bad.error) for bad in report.bad_files])
     print_warnings(report.warnings)
     _print_protocols(report)
+    _print_answers(report)
+    _print_scans(report)
     _print_list(
         "subjects in more than one manifest",
         [f"{subject}: {', '.join(map(str, paths))}" for subject, paths in report.shared_subjects.items()],
@@ -138,6 +146,62 @@ def _print_protocols(report: CheckReport) -> None:
     if lines:
         print(f"\ndiffusion protocols: {len(lines):,}\n     scans  b (s/mm2) x volumes")
     print_list(lines, rest="--out FOLDER writes all")
+
+
+def _print_answers(report: CheckReport) -> None:
+    """A table of the answers of each manifest, with notes about their values."""
+    from umbrella_data.jobs.cohort_table import answer_notes
+
+    for each in report.manifests:
+        lines = [line for task, answers in sorted(each.tasks.items()) for line in _answer_lines(task, answers)]
+        if lines:
+            print(f"\nanswers of {each.path}:\n      rows  task")
+        print_list(lines, rest="--out FOLDER writes all")
+        _print_notes(answer_notes(each.tasks))
+
+
+def _answer_lines(task: str, answers: TaskAnswers) -> Iterator[str]:
+    if answers.options:
+        counts = [f"{option} {count:,}" for option, count in answers.options.most_common(_MAX_OPTIONS)]
+        num_more = len(answers.options) - len(counts)
+        more = f", and {num_more:,} more options" if num_more else ""
+        yield f"{answers.options.total():>8,}  {task}: {', '.join(counts)}{more}"
+    for unit, numbers in sorted(answers.numbers.items()):
+        values = f"{numbers.low:g} to {numbers.high:g}, mean {numbers.mean:.4g}"
+        yield f"{numbers.count:>8,}  {task}: {values} {unit}".rstrip()
+    if answers.texts:
+        yield f"{answers.texts.total():>8,}  {task}: texts"
+    if answers.num_unanswered:
+        yield f"{answers.num_unanswered:>8,}  {task}: no answer to score"
+
+
+def _print_scans(report: CheckReport) -> None:
+    """Tables of repetition times, tasks of series and masks, with notes about mixtures."""
+    cohort = report.cohort
+    times = [
+        f"{count:>8,}  {modality} {'unknown' if seconds is None else f'{seconds:g}'}"
+        for modality, counts in sorted(cohort.repetition_times.items())
+        for seconds, count in counts.most_common()
+    ]
+    tasks = [
+        f"{count:>8,}  {modality} {task or 'without task- in the name'}"
+        for modality, counts in sorted(cohort.series_tasks.items())
+        for task, count in counts.most_common()
+    ]
+    masks = [
+        f"{count:>8,}  {modality} {'with' if has_mask else 'without'} a mask"
+        for modality, counts in sorted(cohort.masks.items())
+        for has_mask, count in sorted(counts.items(), reverse=True)
+    ]
+    for head, lines in (("repetition times (s)", times), ("tasks of series", tasks), ("masks", masks)):
+        if lines:
+            print(f"\n{head}:\n     scans")
+        print_list(lines, rest="--out FOLDER writes all")
+    _print_notes(cohort.notes)
+
+
+def _print_notes(notes: Sequence[CohortNote]) -> None:
+    print_list([f"note: {note.name}: {note.words} [{note.code}]" for note in notes], rest="--out FOLDER writes all")
 
 
 def _print_row(name: str, cells: Sequence[str], widths: Sequence[int]) -> None:

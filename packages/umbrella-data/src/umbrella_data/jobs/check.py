@@ -12,6 +12,15 @@ from typing import TYPE_CHECKING, Any
 from umbrella_data.chat.row_check import encoding_problems
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.files.parallel import map_unordered
+from umbrella_data.jobs.cohort_table import (
+    CohortTable,
+    TaskAnswers,
+    add_answer,
+    answer_notes,
+    cohort_rows,
+    note_rows,
+    task_rows,
+)
 from umbrella_data.jobs.copies import find_copies
 from umbrella_data.manifest.answers import contradiction
 from umbrella_data.manifest.manifest import Manifest
@@ -42,6 +51,7 @@ class ManifestCheck:
         problems: Line and message of each problem of a row.
         subjects: Number of rows by subject.
         scans: Number of different scans by modality.
+        tasks: Answers of the usable rows, by task.
         warnings: Number of usable scans by warning code, see `umbrella_data.scan.header.ScanWarning`.
     """
 
@@ -51,6 +61,7 @@ class ManifestCheck:
     problems: list[tuple[int, str]] = field(default_factory=list)
     subjects: Counter[str] = field(default_factory=Counter)
     scans: Counter[str] = field(default_factory=Counter)
+    tasks: dict[str, TaskAnswers] = field(default_factory=dict)
     warnings: Counter[str] = field(default_factory=Counter)
 
 
@@ -83,6 +94,7 @@ class CheckReport:
         shared_subjects: Subjects that are in more than one manifest, with these manifests.
         shared_scans: Scans that are in more than one manifest under different subjects, with those.
         num_dwis: Number of usable DWIs by their shells.
+        cohort: Repetition times, tasks of series and masks of all manifests.
         copies: Groups of files with the same content, of different subjects or in different manifests.
     """
 
@@ -91,6 +103,7 @@ class CheckReport:
     num_files: int = 0
     warnings: WarningList = field(default_factory=WarningList)
     num_dwis: Counter[tuple[Shell, ...]] = field(default_factory=Counter)
+    cohort: CohortTable = field(default_factory=CohortTable)
     shared_subjects: dict[str, list[Path]] = field(default_factory=dict)
     shared_scans: dict[Path, list[Path]] = field(default_factory=dict)
     copies: list[tuple[Path, ...]] = field(default_factory=list)
@@ -156,6 +169,8 @@ def check_manifests(
         report.shared_scans = _shared_scans(places)
     report.copies = _copies(places, across_manifests=not may_share_subjects)
     report.num_files = len(places)
+    for scan in places:
+        report.cohort.add_scan(scan)
     verify = partial(
         _verify,
         index_folder=index_folder,
@@ -170,6 +185,8 @@ def check_manifests(
             report.bad_files.append(BadFile(outcome, scan.modality, subject, manifests_of_scan))
             continue
         report.warnings.add(outcome.warnings, subject=subject, modality=scan.modality, manifests=manifests_of_scan)
+        if find_modality(scan.modality).is_series:
+            report.cohort.add_repetition_time(scan.modality, outcome.repetition_time)
         if outcome.shells:
             report.num_dwis[outcome.shells] += 1
         codes = {str(warning) for warnings in outcome.warnings.values() for warning in warnings}
@@ -206,6 +223,7 @@ def _check_rows(
         if problem := contradiction(sample):
             found.problems.append((line, f"line {line}: {problem}"))
         found.subjects[sample.subject] += 1
+        add_answer(found.tasks, sample)
         own.update(sample.scans)
         for scan in sample.scans:
             places[scan].setdefault(manifest.path, sample.subject)
@@ -269,6 +287,8 @@ def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: 
                 "num_subjects": len(each.subjects),
                 "scans": dict(sorted(each.scans.items())),
                 "warnings": dict(sorted(each.warnings.items())),
+                "tasks": task_rows(each.tasks),
+                "notes": note_rows(answer_notes(each.tasks)),
                 "row_problems": list(rows(each)),
             }
             for each in report.manifests
@@ -289,6 +309,8 @@ def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: 
             {"num_scans": count, "shells": [asdict(shell) for shell in shells]}
             for shells, count in report.diffusion_protocols
         ],
+        **cohort_rows(report.cohort),
+        "notes": note_rows(report.cohort.notes),
         "shared_subjects": [
             {"subject": name(subject), "manifests": [name(str(path)) for path in paths]}
             for subject, paths in report.shared_subjects.items()

@@ -81,6 +81,8 @@ class PipelineSettings(BaseModel):
     """NaN and infinite voxels: reject the scan, read those outside_mask as 0 (others: reject), or read all as zero."""
     short_series: Literal["raise", "pad"] = "raise"
     """What to do with a series shorter than the window of frames."""
+    window_seconds: PositiveFloat | None = None
+    """Seconds that the frames of a series cover, interpolated over time: one repetition time for all series."""
     max_b: float = Field(default=MAX_B, gt=0, le=MAX_ACCEPTED_B)
     """The tensor of a DWI is fitted on b0 and the shells up to this b-value (s/mm2), else on the lowest shell."""
     b0_threshold: float = Field(default=B0_THRESHOLD, ge=0, le=MAX_ACCEPTED_B)

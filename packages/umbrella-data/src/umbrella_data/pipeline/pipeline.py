@@ -1,6 +1,7 @@
 """The pipeline of each modality, from files to the tensor that the model sees.
 
     file  -> read_resampled         frames (T, 1, *image_size[:3]), RAS+; a volume is one frame
+          -> _frames_at             with window_seconds: interpolated to the repetition time of the model's frames
     files -> load_volume, fit_dwi   (C, X, Y, Z), RAS+, the scan's own grid: ready maps, or maps fitted to a DWI
           -> resample               frames (1, C, *image_size)
           -> normalise              z-scores of the foreground
@@ -31,11 +32,12 @@ from umbrella_data.modality import find_modality
 from umbrella_data.pipeline.augment import augment
 from umbrella_data.pipeline.config import PipelineConfig
 from umbrella_data.pipeline.crop import box_centre
+from umbrella_data.pipeline.frame_times import check_window_seconds, frame_positions
 from umbrella_data.pipeline.normalise import NoContrastError, normalise
 from umbrella_data.pipeline.resample import Centre, Grid, resample
 from umbrella_data.pipeline.streaming import read_resampled, warn_of_zeroed
 from umbrella_data.scan.gzip_index import check_indexed_gzip
-from umbrella_data.scan.header import ScanWarning
+from umbrella_data.scan.header import ScanHeader, ScanWarning
 from umbrella_data.scan.reader import StoredScan, open_scan
 from umbrella_data.scan.volume import load_volume
 from umbrella_data.scan.voxels import MAX_SERIES_VOXELS, MAX_VOXELS, check_rank
@@ -93,6 +95,10 @@ class Pipeline:
             raise ValueError(f"{self.spec.name} needs an image_size {axes}, not {config.image_size}")
         if config.normalise == "temporal_zscore" and not self._is_series:
             raise ValueError(f"normalise: temporal_zscore is for series; {self.spec.name} has no frames")
+        if config.window_seconds is not None:
+            if not self._is_series:
+                raise ValueError(f"window_seconds: is for series; {self.spec.name} has no frames")
+            check_window_seconds(config.window_seconds, num_frames=config.image_size[3])
         for key in ("max_b", "b0_threshold"):
             if getattr(config, key) != PipelineConfig.model_fields[key].default and self._num_channels == 1:
                 raise ValueError(f"{key}: is for the tensor of a DWI; {self.spec.name} is not diffusion-weighted")
@@ -134,7 +140,8 @@ class Pipeline:
             (C, *image_size) float32; float16 for a volume from the cache that is not augmented.
 
         Raises:
-            ScanError: If a file is damaged or inconsistent, or the series is too short.
+            ScanError: If a file is damaged or inconsistent, or a series is too short, or, with `window_seconds`, if its
+                repetition time is unknown.
         """
         scan = _files_of(paths, mask)
         is_augmented = generator is not None and self.config.augment is not None
@@ -174,27 +181,42 @@ class Pipeline:
 
     def _window(self, scan: _Files, generator: torch.Generator | None) -> torch.Tensor:
         """The normalised window (T, C, X, Y, Z) of a series."""
-        length = self.config.image_size[3]
+        path = scan.paths[0]
         if self.cache is None:
-            with open_scan(scan.paths[0], index_folder=self.index_folder) as stored:
+            with open_scan(path, index_folder=self.index_folder) as stored:
                 check_rank(stored.header, rank=4, path=stored.path)
-                window = self._draw_window(stored.header.num_frames, length, generator, path=scan.paths[0])
+                positions = self._positions(path, stored.header)
+                window = self._draw_window(stored.header.num_frames, positions, generator, path=path)
                 frames = self._resampled(stored, mask=scan.mask, window=window)
         else:
             entry = self._entry(scan, self.cache)
-            first, count = self._draw_window(entry.num_frames, length, generator, path=scan.paths[0])
+            positions = self._positions(path)
+            first, count = self._draw_window(entry.num_frames, positions, generator, path=path)
             frames = entry.read(first, count)
-        return self._normalised(_back_and_forth(frames, length), scan)
+        return self._normalised(_frames_at(frames, positions), scan)
+
+    def _positions(self, path: Path, header: ScanHeader | None = None) -> np.ndarray:
+        """Where the T frames of the window are, in frames of the file from the first one: (T,) float64."""
+        length, seconds = self.config.image_size[3], self.config.window_seconds
+        if seconds is None:
+            return np.arange(length, dtype=np.float64)
+        return frame_positions(path, window_seconds=seconds, num_frames=length, header=header)
 
     def _draw_window(
-        self, num_frames: int, length: int, generator: torch.Generator | None, *, path: Path
+        self, num_frames: int, positions: np.ndarray, generator: torch.Generator | None, *, path: Path
     ) -> tuple[int, int]:
-        """First frame and number of frames to read."""
+        """First frame and number of frames to read, so that all positions (T,) are between frames."""
+        length = int(np.ceil(positions[-1])) + 1
         if num_frames < length:
             if self.config.short_series == "pad":
                 return 0, num_frames
+            key, more = "image_size", ""
+            if self.config.window_seconds is not None:
+                span = self.config.window_seconds * (len(positions) - 1) / len(positions)
+                own = span * (num_frames - 1) / positions[-1]
+                key, more = "window_seconds", f" ({span:g} s from the first to the last one; the series has {own:g} s)"
             raise ScanError(
-                f"{num_frames} frames, but image_size needs {length}: lower it, or set short_series: pad",
+                f"{num_frames} frames, but {key} needs {length}{more}: lower {key}, or set short_series: pad",
                 path=path,
                 reason=ScanReason.SHORT_SERIES,
             )
@@ -292,10 +314,16 @@ def _both_files(path: Path) -> tuple[Path, ...]:
     return (path,) if pair is None else (Path(pair[0]), Path(pair[1]))
 
 
-def _back_and_forth(frames: torch.Tensor, length: int) -> torch.Tensor:
-    """Extend frames (T, ...) to `length` by repeating them backwards, then forwards, and so on."""
+def _frames_at(frames: torch.Tensor, positions: np.ndarray) -> torch.Tensor:
+    """Frames (N, ...) at positions (T,), linearly interpolated; N frames repeat backwards, then forwards, and so on."""
     count = frames.shape[0]
-    if count == length:
+    if np.array_equal(positions, np.arange(count)):
         return frames
-    period = torch.cat([torch.arange(count), torch.arange(count - 2, 0, -1)])
-    return frames[period.repeat(length // len(period) + 1)[:length]]
+    period = np.concatenate([np.arange(count), np.arange(count - 2, 0, -1)])
+    before = np.floor(positions).astype(np.int64)
+    result = frames[torch.from_numpy(period[before % len(period)])]
+    weights = torch.from_numpy(positions - before).to(frames.dtype)
+    if weights.any():
+        after = frames[torch.from_numpy(period[(before + 1) % len(period)])]
+        result = result.lerp(after, weights.view(-1, *[1] * (frames.ndim - 1)))
+    return result

@@ -23,6 +23,7 @@ class VerifiedScan:
 
     Attributes:
         num_frames: Frames of a series, None for a volume.
+        repetition_time: Seconds from frame to frame of a series; None if it is unknown, and for a volume.
         num_b0: Number of b0 volumes of a diffusion series, None for any other scan.
         shells: The b0 volumes and the shells of a diffusion series, and which of them are fitted.
         warnings: What is valid but suspicious in the header of each of its files, the mask included; warnings about
@@ -30,6 +31,7 @@ class VerifiedScan:
     """
 
     num_frames: int | None = None
+    repetition_time: float | None = None
     num_b0: int | None = None
     shells: tuple[Shell, ...] = ()
     warnings: Mapping[Path, tuple[ScanWarning, ...]] = field(default_factory=dict)
@@ -90,7 +92,8 @@ def verify_scan(
         )
     # All frames: training may draw any window.
     found = verify_series(paths, spec=spec, mask=mask, index_folder=index_folder, non_finite=non_finite)
-    return VerifiedScan(num_frames=num_frames, warnings=_warnings_by_file((*header.warnings, *found), paths, mask))
+    warnings = _warnings_by_file((*header.warnings, *found), paths, mask)
+    return VerifiedScan(num_frames=num_frames, repetition_time=header.repetition_time, warnings=warnings)
 
 
 def _warnings_by_file(
