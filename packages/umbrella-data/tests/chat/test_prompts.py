@@ -109,3 +109,91 @@ def test_conversation_that_the_template_rejects_names_its_turns():
     encoder.encode(turns[1:])
     with pytest.raises(ValueError, match=r"system, user, assistant \(no system\)"):
         encoder.encode(turns)
+
+
+# As Qwen3 and DeepSeek-V3.1: the reasoning of answers before the last question is left out.
+DROPS_REASONING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and not loop.last %}{{ m.content.split('</think>')[-1].strip() }}"
+    "{% elif m.role == 'assistant' and '<think>' not in m.content %}<think>\n\n</think>\n\n{{ m.content }}"
+    "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+)
+REASONED = "<think>\nThe ventricles are wide.\n</think>\n\n"
+
+
+def test_reasoning_is_dropped_from_the_history_as_the_template_does():
+    tokenizer, encoder = make_encoder("byte level", DROPS_REASONING)
+    turns = (Turn("user", (T1, "Is it female?")), Turn("assistant", (REASONED + "female",)), Turn("user", ("Age?",)),
+             Turn("assistant", (REASONED + "41",)))  # fmt: skip
+    encoded = encoder.encode(turns)
+    own = tokenizer.apply_chat_template(
+        [{"role": turn.role, "content": turn.text} for turn in (Turn("user", ("Is it female?",)), *turns[1:])],
+        tokenize=False,
+    )
+    text = tokenizer.decode(encoded.input_ids, clean_up_tokenization_spaces=False)
+    text = text.replace("<image>" * 3 + "\n", "")
+    assert text.strip() == own.strip()
+    assert learned_answers(encoder, turns) == [3]
+    _, keeps = make_encoder("byte level", TEMPLATES["ChatML"])
+    assert learned_answers(keeps, turns) == [1, 3]
+
+
+@pytest.mark.parametrize("name", ["ChatML", "Qwen3", "DeepSeek"])
+def test_prompt_without_an_answer_asks_for_reasoning_if_training_did(name):
+    tokenizer, _ = make_encoder("byte level", TEMPLATES[name])
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    question, answer = Turn("user", (T1, "How old?")), Turn("assistant", (REASONED + "71",))
+    encoder = ChatEncoder(tokenizer, image_token_id=image, num_image_tokens={"T1": 3}, asks_for_reasoning=True)
+    asked = encoder.encode_prompt((question,)).input_ids.tolist()
+    assert asked == encoder.encode_prompt((question, answer)).input_ids.tolist()
+    assert encoder.encode((question, answer)).input_ids[: len(asked)].tolist() == asked
+
+
+def test_prompt_drops_the_turns_that_training_drops():
+    _, encoder = make_encoder("byte level", TEMPLATES["ChatML"])
+    turns = (Turn("system", ("Be brief.",)), Turn("user", (T1, "Is it female?")), Turn("assistant", ("female",)),
+             Turn("user", ("And how old?",)), Turn("assistant", ("41 years",)))  # fmt: skip
+    whole = len(encoder.encode(turns).input_ids)
+    for max_length in (whole, whole - 1, whole - 3):
+        trained = encoder.encode(turns, max_length=max_length)
+        asked = encoder.encode_prompt(turns, max_length=max_length)
+        assert trained.input_ids[: len(asked.input_ids)].tolist() == asked.input_ids.tolist()
+        assert trained.num_dropped_turns == asked.num_dropped_turns == (0 if max_length == whole else 2)
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["{{ strftime_now('%Y-%m-%d').split('-')[2] }}", "{% if strftime_now('%H')|int < 12 %}Good morning{% endif %}",
+     "{{ strftime_now('%d %b')[3:].upper() }}", "{% set day = strftime_now('%A') %}{{ day }}"],
+)  # fmt: skip
+@pytest.mark.parametrize("is_named", [False, True])
+def test_template_when_it_uses_the_date_in_any_way_is_rejected_until_it_is_pinned(call, is_named):
+    source = call + TEMPLATES["ChatML"]
+    template = {"default": source, "tool_use": TEMPLATES["ChatML"]} if is_named else source
+    with pytest.raises(ValueError, match="strftime_now"):
+        make_encoder("byte level", template)
+    make_encoder("byte level", pin_date(template, datetime.date(2024, 7, 26)))
+
+
+def test_templates_by_name_without_a_default_are_rejected():
+    with pytest.raises(ValueError, match="tool_use"):
+        make_encoder("byte level", {"tool_use": TEMPLATES["ChatML"]})
+
+
+@pytest.mark.parametrize("condition", ["m.content[0].type != 'image'", "1 // (m.content|length - 1) == 0"])
+def test_template_that_needs_an_image_is_used_for_rows_with_one(condition):
+    check = ("{% for m in messages if m.role == 'user' %}{% if " + condition
+             + " %}{{ raise_exception('no image') }}{% endif %}{% endfor %}")  # fmt: skip
+    _, encoder = make_encoder("byte level", check + TEMPLATES["ChatML"])
+    turns = (Turn("user", (T1, "How old?")), Turn("assistant", ("41",)))
+    assert learned_answers(encoder, turns) == [1]
+    with pytest.raises(ValueError, match="chat template"):
+        encoder.encode((Turn("user", ("How old?",)), turns[1]))
+
+
+def test_own_block_around_the_answer_is_rejected():
+    template = ("{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}{% else %}"
+                "<think>\n\n</think>\n<answer>{{ m.content }}</s>{% endif %}{% endfor %}")  # fmt: skip
+    _, encoder = make_encoder("byte level", template)
+    with pytest.raises(ValueError, match="reasoning"):
+        encoder.encode((Turn("user", ("How old?",)), Turn("assistant", (REASONED + "71",))))

@@ -29,7 +29,7 @@ def test_different_scans_have_no_copies(scans, tmp_path):
     assert find_copies(scans, cache=tmp_path / "cache") == []
 
 
-@pytest.mark.parametrize("form", ["same bytes", "other level", "unpacked", "two members", "pair of links"])
+@pytest.mark.parametrize("form", ["same bytes", "other level", "unpacked", "two members", "link"])
 def test_copy_is_found_under_another_name(scans, tmp_path, form):
     content = gzip.decompress(scans[3].read_bytes())
     half = len(content) // 2
@@ -44,8 +44,17 @@ def test_copy_is_found_under_another_name(scans, tmp_path, form):
     else:
         copy = tmp_path / "link.nii.gz"
         copy.symlink_to(scans[3])
-    expected = [] if form == "pair of links" else [(scans[3], copy)]
-    assert find_copies([*scans, copy], cache=tmp_path / "cache") == expected
+    assert find_copies([*scans, copy], cache=tmp_path / "cache") == [(scans[3], copy)]
+
+
+def test_links_to_one_file_and_its_copy_are_one_group(scans, tmp_path):
+    links = [tmp_path / "one.nii.gz", tmp_path / "other.nii.gz"]
+    for link in links:
+        link.symlink_to(scans[3])
+    copy = write(tmp_path / "copy.nii.gz", scans[3].read_bytes())
+    assert find_copies(links, cache=tmp_path / "cache") == [tuple(links)]
+    found = find_copies([*links, copy, scans[5]], cache=tmp_path / "cache")
+    assert {path for group in found for path in group} == {*links, copy}
 
 
 def test_whole_files_are_read_once(scans, tmp_path, monkeypatch):

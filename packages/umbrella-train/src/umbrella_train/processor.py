@@ -40,6 +40,7 @@ class UmbrellaProcessor(ProcessorMixin):
         pipelines: Fields of each modality's `umbrella_data.pipeline.config.PipelineConfig`.
         masked: By modality, whether the scans of the training data had a brain mask; a modality is absent if some had
             one and others had none. A scan that differs is read, with a warning.
+        asks_for_reasoning: Whether the answers of the training data start with a block of reasoning.
         chat_template: Kept by Hugging Face next to the tokenizer's; not used.
     """
 
@@ -51,6 +52,7 @@ class UmbrellaProcessor(ProcessorMixin):
         num_image_tokens: Mapping[str, int],
         pipelines: Mapping[str, Mapping[str, Any]],
         masked: Mapping[str, bool] | None = None,
+        asks_for_reasoning: bool = False,
         chat_template: str | None = None,
     ) -> None:
         super().__init__(tokenizer, chat_template=chat_template)
@@ -60,6 +62,7 @@ class UmbrellaProcessor(ProcessorMixin):
         self.num_image_tokens = dict(num_image_tokens)
         self.pipelines = {name: dict(settings) for name, settings in pipelines.items()}
         self.masked = dict(masked or {})
+        self.asks_for_reasoning = asks_for_reasoning
 
     @classmethod
     def from_parts(
@@ -69,8 +72,9 @@ class UmbrellaProcessor(ProcessorMixin):
         pipelines: Mapping[str, Pipeline],
         *,
         masked: Mapping[str, bool] | None = None,
+        asks_for_reasoning: bool = False,
     ) -> UmbrellaProcessor:
-        """The processor of a model that was trained with these pipelines, and these scans with or without masks."""
+        """The processor of a model that was trained with these pipelines; other arguments are those of the class."""
         return cls(
             tokenizer,
             image_token_id=model.config.image_token_id,
@@ -82,6 +86,7 @@ class UmbrellaProcessor(ProcessorMixin):
                 for name, pipeline in pipelines.items()
             },
             masked=masked,
+            asks_for_reasoning=asks_for_reasoning,
         )
 
     def __call__(self, conversations: Sequence[Message] | Sequence[Sequence[Message]]) -> dict[str, Any]:
@@ -107,7 +112,10 @@ class UmbrellaProcessor(ProcessorMixin):
             raise ValueError("conversations must all end with the user (a prompt) or all with the assistant (training)")
         is_prompt = ends == {"user"}
         encoder = ChatEncoder(
-            self.tokenizer, image_token_id=self.image_token_id, num_image_tokens=self.num_image_tokens
+            self.tokenizer,
+            image_token_id=self.image_token_id,
+            num_image_tokens=self.num_image_tokens,
+            asks_for_reasoning=self.asks_for_reasoning,
         )
         examples = [
             self._example(conversation, encoder, is_prompt=is_prompt, index=index)
@@ -139,8 +147,7 @@ class UmbrellaProcessor(ProcessorMixin):
         return [end.decode(row, self.tokenizer) for row in generated[:, prompt_length:].tolist()]
 
     def _example(self, turns: Sequence[Turn], encoder: ChatEncoder, *, is_prompt: bool, index: int) -> Example:
-        # A prompt ends in front of the last answer: an answer to leave out keeps the turns before it whole.
-        encoded = encoder.encode_prompt([*turns, Turn("assistant", ("-",))]) if is_prompt else encoder.encode(turns)
+        encoded = encoder.encode_prompt(turns) if is_prompt else encoder.encode(turns)
         scans = tuple(
             ExampleScan(scan.modality, self._load(scan), start=start, num_tokens=self.num_image_tokens[scan.modality])
             for scan, start in zip(encoded.scans, encoded.scan_starts, strict=True)

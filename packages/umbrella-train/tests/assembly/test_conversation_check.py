@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_train.assembly.build import TrainingComponents, build_components
-from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer
+from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer, image_token_id
 from umbrella_train.assembly.conversation_check import check_conversations, check_vocabulary
 from umbrella_train.config import DatasetConfig, RunConfig, load_config
 from umbrella_train.errors import RunError
@@ -111,23 +111,34 @@ def test_of_a_large_manifest_some_rows_are_checked(
     assert len(problems_of(rows, max_rows=8)) == 1
 
 
-def test_a_tokenizer_larger_than_the_vocabulary_is_rejected_with_both_sizes(config: RunConfig) -> None:
-    components = build_components(config)
-    num = components.model.get_input_embeddings().num_embeddings
-    check_vocabulary(components.tokenizer, components.model, source="a")
-    components.tokenizer.add_tokens(["lesion", "hippocampus"])
-    with pytest.raises(RunError, match=rf"a: .*\b{num + 2}\b.*\b{num}\b"):
-        check_vocabulary(components.tokenizer, components.model, source="a")
-
-
-@pytest.mark.parametrize("token_id", [10_000, -1, 65])
-def test_an_image_token_outside_of_the_vocabulary_or_an_ordinary_one_is_rejected(
-    config: RunConfig, token_id: int
+@pytest.mark.parametrize(
+    ("num_embeddings", "token_id", "numbers"),
+    [(250, 249, (250, 260)), (260, 10_000, (10_000, 260)), (260, -1, (-1, 260)), (260, 65, (65,))],
+)
+def test_tokens_without_an_embedding_are_rejected_with_the_numbers(
+    num_embeddings: int, token_id: int, numbers: tuple[int, ...]
 ) -> None:
-    components = build_components(config)
-    components.model.config.image_token_id = token_id
-    with pytest.raises(RunError, match=rf"id {token_id}\b"):
-        check_vocabulary(build_byte_tokenizer(), components.model, source="a")
+    tokenizer = build_byte_tokenizer()
+    image = image_token_id(tokenizer)
+    check_vocabulary(tokenizer, num_embeddings=260, image_token_id=image, source="a")
+    with pytest.raises(RunError) as caught:
+        check_vocabulary(tokenizer, num_embeddings=num_embeddings, image_token_id=token_id, source="a")
+    assert all(str(number) in str(caught.value) for number in numbers)
+
+
+def test_a_fresh_model_with_too_small_a_vocabulary_is_rejected_before_it_is_built(config: RunConfig) -> None:
+    text_config = {**(config.model.text_config or {}), "vocab_size": 100}
+    small = config.model_copy(update={"model": config.model.model_copy(update={"text_config": text_config})})
+    with pytest.raises(RunError, match=r"\b260\b.*\b100\b"):
+        build_components(small)
+
+
+def test_a_tokenizer_without_padding_and_end_is_rejected() -> None:
+    tokenizer = build_byte_tokenizer()
+    image = image_token_id(tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token = None
+    with pytest.raises(RunError, match="padding"):
+        check_vocabulary(tokenizer, num_embeddings=260, image_token_id=image, source="a")
 
 
 def test_a_template_that_writes_the_date_needs_a_fixed_one_which_is_saved(

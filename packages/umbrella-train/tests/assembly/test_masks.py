@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from umbrella_train.assembly.masks import masked_modalities, warn_of_other_masks
+from umbrella_train.assembly.masks import answers_start_with_reasoning, masked_modalities, warn_of_other_masks
 from umbrella_train.config import DatasetConfig
 
 
@@ -48,3 +48,16 @@ def test_each_modality_that_differs_is_one_warning(
     with caplog.at_level(logging.WARNING):
         warn_of_other_masks([source], trained={"T1": False, "rsfMRI": True, "dMRI": True})
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["T1", "rsfMRI"]
+
+
+def test_answers_start_with_reasoning_only_if_all_do(write: Callable[..., DatasetConfig]) -> None:
+    source = write("one.jsonl", ("T1", True), ("T1", True))
+    rows = [json.loads(line) for line in source.manifest.read_text().splitlines()]
+    for texts, expected in (
+        (("<think>\nwide\n</think>\n\n41", "<think>x</think>7"), True),
+        (("41", "<think>x</think>7"), False),
+    ):
+        for row, text in zip(rows, texts, strict=True):
+            row["messages"] = [*row["messages"][:1], {"role": "assistant", "content": text}]
+        source.manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert answers_start_with_reasoning([source]) is expected

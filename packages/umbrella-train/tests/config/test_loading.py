@@ -291,6 +291,7 @@ def test_a_yaml_number_is_rejected_as_text(tmp_path: Path) -> None:
         ("\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [{f'*a{i - 1},' * 10}]" for i in range(1, 10))]), "alias"),
         ("\n".join(["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {{<<: [{f'*a{i - 1},' * 9}]}}" for i in range(1, 9))]), "alias"),
         (f"a: &a [{'x,' * 1000}]\nb: [{'*a,' * 1000}]", "alias"),
+        (f"a: &a {'x' * 100_000}\nb: [{'*a,' * 1000}]", "alias"),
         ("a: &a [*a]", "alias"),
         ("a: &a {b: *a}", "alias"),
         ("[" * 3000, "nested"),
@@ -303,6 +304,29 @@ def test_aliases_that_unfold_without_end_are_rejected(tmp_path: Path, text: str,
         load_config(path)
     (problem,) = caught.value.problems
     assert word in problem
+
+
+@pytest.mark.parametrize("value", ["2024-13-45", "0x_", "!!int abc", "!!bool x", "!!timestamp x", "9" * 5000])
+def test_a_value_that_yaml_cannot_read_is_named_by_its_line(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"name: a\nseed: {value}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert any("line 2" in problem or "seed" in problem for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--trainer.report-to", "[" * 3000],
+        ["--model.text-config", "[" * 200_000],
+        ["--data.train", f"[&a [{'x,' * 1000}], [{'*a,' * 1000}]]"],
+    ],
+)
+def test_overrides_that_are_nested_or_unfold_without_end_are_one_problem(good: Path, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(good, words)
+    assert len(str(caught.value)) < 2000
 
 
 def test_aliases_and_merged_keys_are_read(tmp_path: Path) -> None:

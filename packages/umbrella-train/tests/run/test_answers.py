@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from umbrella_data import ScanError
 from umbrella_data.manifest.sample import Scan
@@ -268,3 +269,22 @@ def test_a_question_with_markup_is_one_message(
         command([str(folder), "--manifest", str(manifest), "--data-root", str(cohort.directory)])
     assert caught.value.code == 2
     assert "line 1" in capsys.readouterr().err
+
+
+def test_evaluation_data_that_are_in_the_training_data_are_named_and_recorded(
+    folder: Path, cohort: DemoCohort, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    # As if the manifest had been changed after the run.
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    sources = [{"manifest": str(cohort.train_manifest), "data_root": str(cohort.directory)}]
+    config["data"] |= {"synthetic": None, "train": sources, "evaluation": sources}
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    num_subjects = len({row["subject"] for row in rows_of(cohort.train_manifest)})
+    evaluate_run(copy, max_samples=1)
+    assert any("in common" in record.getMessage() for record in caplog.records)
+    assert not any("overlap/subjects" in row for row in rows_of(copy / "metrics.jsonl"))
+    evaluate_run(copy)
+    overlaps = [row["overlap/subjects"] for row in rows_of(copy / "metrics.jsonl") if "overlap/subjects" in row]
+    assert overlaps == [num_subjects]

@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from umbrella_data.chat.labels import make_labels
 from umbrella_data.chat.layout import (
+    DROPPED,
     REASONING_TAGS,
     Layout,
     Shape,
     Slot,
     Tokenizer,
+    drop_reasoning,
     first_exchange,
     merge_texts,
     shape_of,
@@ -27,8 +30,6 @@ from umbrella_data.chat.template import CHATML_TEMPLATE, IM_END, IM_START, ChatT
 from umbrella_data.manifest.sample import Scan, Turn
 
 __all__ = ["CHATML_TEMPLATE", "ChatEncoder", "EncodedConversation", "Tokenizer", "encode_conversation", "encode_prompt"]
-
-IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class ChatEncoder:
             its `<|im_start|>` and `<|im_end|>` should then be added tokens.
         image_token_id: The model's image token, an added token of the tokenizer.
         num_image_tokens: Number of positions of a scan, by modality.
+        asks_for_reasoning: Whether the answers of training start with a block of reasoning: where an answer is not
+            given, a prompt then ends before such a block.
 
     Attributes:
         num_image_tokens: As given.
@@ -77,7 +80,14 @@ class ChatEncoder:
         ValueError: If the tokenizer returns no offsets, or the image token is not one of its added tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, image_token_id: int, num_image_tokens: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        image_token_id: int,
+        num_image_tokens: Mapping[str, int],
+        asks_for_reasoning: bool = False,
+    ) -> None:
         if not tokenizer.is_fast:
             raise ValueError("the tokenizer returns no offsets; load a fast one (AutoTokenizer with use_fast=True)")
         added = dict(tokenizer.added_tokens_decoder)
@@ -88,6 +98,7 @@ class ChatEncoder:
         self._image_token_id = image_token_id
         self._image_token = added[image_token_id].content
         self.num_image_tokens = dict(num_image_tokens)
+        self._asks_for_reasoning = asks_for_reasoning
         self._template = ChatTemplate(tokenizer, image_token=self._image_token)
         markup = {token_id for token_id, token in added.items() if token.special} - {tokenizer.unk_token_id}
         # A lookup table of the ids up to the last markup, and one False for all others: faster than a search.
@@ -131,10 +142,17 @@ class ChatEncoder:
         The tokens are the first ones of what `encode` gives for the same conversation, and its first label of the last
         answer follows them. All labels are -100. Arguments and errors are those of `encode`.
         """
-        has_answer = messages[-1].role == "assistant"
+        if messages[-1].role != "assistant":
+            answer = "r" if self._asks_for_reasoning else "t"
+            return self._encode_within(messages, max_length=max_length, prompt_for=answer)
         answer = "r" if starts_with_reasoning(messages[-1]) else "t"
-        prompt = messages[:-1] if has_answer else messages
-        return self._encode_within(prompt, max_length=max_length, prompt_for=answer)
+        if max_length is None:
+            return self._encode_within(messages[:-1], max_length=None, prompt_for=answer)
+        # The same turns are dropped as in training, where the answer takes room.
+        num_dropped = self._encode_within(messages, max_length=max_length, prompt_for=None).num_dropped_turns
+        first = 1 if messages[0].role == "system" else 0
+        kept = [*messages[:first], *messages[first + num_dropped : -1]]
+        return replace(self._encode_within(kept, max_length=None, prompt_for=answer), num_dropped_turns=num_dropped)
 
     def count_text_tokens(self, conversations: Sequence[Sequence[Turn]]) -> NDArray[np.int64]:
         """The number of text tokens of each of N conversations, (N,) int64, tokenised in one batch.
@@ -147,8 +165,7 @@ class ChatEncoder:
         texts: list[str] = []
         num_scans = np.array([sum(len(turn.scans) for turn in messages) for messages in conversations], dtype=np.int64)
         for messages in conversations:
-            contents = [merge_texts(turn) for turn in messages]
-            shape = shape_of(messages, contents)
+            contents, shape = self._parse(messages, is_prompt=False)
             layout = self._template.layout(shape)
             texts.append(self._fill(layout, contents, shape).text)
         with _errors_of_tokenizers():
@@ -200,8 +217,7 @@ class ChatEncoder:
         self, messages: list[Turn], *, prompt_for: str | None, num_dropped_turns: int
     ) -> EncodedConversation:
         """Encode all turns; `prompt_for` is the kind of the answer that a prompt asks for, None for training."""
-        contents = [merge_texts(turn) for turn in messages]
-        shape = shape_of(messages, contents)
+        contents, shape = self._parse(messages, is_prompt=prompt_for is not None)
         template = self._template
         layout = template.prompt_layout(shape, answer=prompt_for) if prompt_for else template.layout(shape)
         chat = self._fill(layout, contents, shape)
@@ -212,8 +228,18 @@ class ChatEncoder:
         if not prompt_for and not chat.learned:
             raise ValueError("no turn of the assistant has a word, so there is nothing to learn; give it an answer "
                              "that is more than blanks")  # fmt: skip
-        labels = _labels([] if prompt_for else chat.learned, ids, offsets, text=chat.text)
+        labels = make_labels([] if prompt_for else chat.learned, ids, offsets, text=chat.text)
         return self._expand(ids, labels, scan_positions, chat.scans, num_dropped_turns)
+
+    def _parse(self, messages: Sequence[Turn], *, is_prompt: bool) -> tuple[list[list[Scan | str]], Shape]:
+        """The items of each turn, and the shape; without the reasoning of answers where the template drops it."""
+        contents = [merge_texts(turn) for turn in messages]
+        shape = list(shape_of(messages, contents))
+        history = range(len(messages) if is_prompt else len(messages) - 1)
+        reasoned = [number for number in history if shape[number] == ("assistant", "r")]
+        for number in reasoned if reasoned and self._template.drops_reasoning else ():
+            contents[number], shape[number] = drop_reasoning(contents[number]), ("assistant", DROPPED)
+        return contents, tuple(shape)
 
     def _fill(self, layout: Layout, contents: list[list[Scan | str]], shape: Shape) -> _Chat:
         """Fill the slots of a layout with texts and image tokens."""
@@ -315,24 +341,3 @@ def encode_prompt(
     """Encode one prompt for generation; for many, create one `ChatEncoder`."""
     encoder = ChatEncoder(tokenizer, image_token_id=image_token_id, num_image_tokens=num_image_tokens)
     return encoder.encode_prompt(messages, max_length=max_length)
-
-
-def _labels(
-    learned: list[tuple[int, int]], ids: NDArray[np.int64], offsets: NDArray[np.int64], *, text: str
-) -> NDArray[np.int64]:
-    labels = np.full(len(ids), IGNORE_INDEX, dtype=np.int64)
-    # Tokens of blanks may have empty ranges, which do not state their place: they belong to what is around them.
-    is_solid = offsets[:, 1] > offsets[:, 0]
-    solid = np.flatnonzero(is_solid)
-    starts, stops = offsets[solid, 0], offsets[solid, 1]
-    for begin, end in learned:
-        first = solid[np.searchsorted(stops, begin, side="right")]
-        if offsets[first, 0] < begin:
-            raise ValueError(f"the answer {text[begin:end]!r:.40} and the end of its prompt, {text[:begin][-20:]!r}, "
-                             "share a token; write the answer another way, or use a chat template with a special token "
-                             "or a line break before answers")  # fmt: skip
-        while text[begin].isspace() and first > 0 and not is_solid[first - 1]:
-            first -= 1
-        last = solid[np.searchsorted(starts, end, side="left") - 1]
-        labels[first : last + 1] = ids[first : last + 1]
-    return labels

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 from umbrella_data.manifest.sample import Scan, Turn
 
 # The shape of a conversation: for each turn its role, and a letter for each item in reading order: "s" a scan, "t" a
-# text, "r" an answer that starts with its own reasoning block.
+# text, "r" an answer that starts with its own reasoning block, "d" one whose reasoning is dropped in the history.
 Shape = tuple[tuple[str, str], ...]
 
+DROPPED = "d"
 REASONING_TAGS = ("<think>", "</think>")
 """What opens and closes the reasoning of an answer."""
 
@@ -89,6 +90,11 @@ def shape_of(messages: Sequence[Turn], contents: Sequence[Sequence[Scan | str]])
         else (turn.role, "".join("s" if isinstance(item, Scan) else "t" for item in content))
         for turn, content in zip(messages, contents, strict=True)
     )
+
+
+def drop_reasoning(content: list[Scan | str]) -> list[Scan | str]:
+    """The items of an answer without the block of reasoning that it starts with."""
+    return [item.partition(REASONING_TAGS[1])[2].strip() if isinstance(item, str) else item for item in content]
 
 
 def starts_with_reasoning(turn: Turn) -> bool:

@@ -38,14 +38,15 @@ def encoding_problems(
             encoder.encode(sample.messages, max_length=max_length)
             kind = (sample.answer.type if sample.answer else "", *(turn.role for turn in sample.messages))
             num_compared[kind] += 1
-            problem = prompt_problem(encoder, sample.messages) if num_compared[kind] <= _PER_KIND else None
+            is_compared = num_compared[kind] <= _PER_KIND
+            problem = prompt_problem(encoder, sample.messages, max_length=max_length) if is_compared else None
         except ValueError as error:
             problem = str(error)
         if problem is not None:
             yield manifest.line(row), f"{where}: {problem}"
 
 
-def prompt_problem(encoder: ChatEncoder, turns: Sequence[Turn]) -> str | None:
+def prompt_problem(encoder: ChatEncoder, turns: Sequence[Turn], *, max_length: int | None = None) -> str | None:
     """What differs between the prompts of a conversation's answers and its training text; None if nothing does.
 
     Every answer that is learned is asked for with the first tokens of the training text, and its first label follows
@@ -54,11 +55,15 @@ def prompt_problem(encoder: ChatEncoder, turns: Sequence[Turn]) -> str | None:
     Raises:
         ValueError: As `ChatEncoder.encode`.
     """
-    trained = encoder.encode(turns)
+    trained = encoder.encode(turns, max_length=max_length)
     ids, is_learned = trained.input_ids.tolist(), (trained.labels != -100).tolist()
     starts = {place for place, learned in enumerate(is_learned) if learned and not (place and is_learned[place - 1])}
-    for number in (number for number, turn in enumerate(turns) if turn.role == "assistant"):
-        prompt = encoder.encode_prompt(turns[: number + 1]).input_ids.tolist()
+    first = 1 if turns[0].role == "system" else 0
+    kept = [*turns[:first], *turns[first + trained.num_dropped_turns :]]
+    earlier = [number for number, turn in enumerate(kept[:-1]) if turn.role == "assistant"]
+    prompts = [encoder.encode_prompt(kept[: number + 1]) for number in earlier]
+    for asked in (*prompts, encoder.encode_prompt(turns, max_length=max_length)):
+        prompt = asked.input_ids.tolist()
         if ids[: len(prompt)] == prompt:
             starts.discard(len(prompt))
     if not starts:

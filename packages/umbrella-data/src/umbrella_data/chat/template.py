@@ -9,13 +9,13 @@ from __future__ import annotations
 import datetime
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from enum import Enum, auto
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
-from umbrella_data.chat.layout import Layout, Shape, Slot, Tokenizer
+from umbrella_data.chat.layout import DROPPED, REASONING_TAGS, Layout, Shape, Slot, Tokenizer
+from umbrella_data.chat.sentinels import SENTINEL, SENTINEL_PATTERN, Style, keeps_all, sentinel_messages
 
 logger = logging.getLogger(__name__)
 
@@ -28,23 +28,11 @@ CHATML_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-# Private-use characters, which no template writes or trims.
-_SENTINEL = "\ue000{}\ue001"
-_SENTINEL_PATTERN = re.compile("\ue000(\\d+)\ue001")
-
 # A block without reasoning that a template writes before an answer, in full or its end alone (DeepSeek-V3.1).
 _EMPTY_BLOCK = re.compile(r"(?:<think>\s*)?</think>\s*$")
 # How answers start: numbers and words, and what a few start with.
 _COMMON_STARTS = ("0", "7", "a", "t", "Y", "female", "é", "脳")
 _RARE_STARTS = ("-1", "+", ".5", "(", '"', "'s", "?")
-
-
-class _Style(Enum):
-    """The format of `content` that a template supports."""
-
-    IMAGE_ITEMS = auto()  # lists of items; the template writes an image token for each scan
-    STRING = auto()
-    TEXT_ITEMS = auto()  # lists of texts
 
 
 class ChatTemplate:
@@ -72,11 +60,13 @@ class ChatTemplate:
             specials |= {IM_END}
         specials |= {str(tokenizer.eos_token)} if tokenizer.eos_token else set()
         self._special_pattern = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or "(?!)")
+        self._source = self._find_source()
         self._layouts: dict[Shape, Layout] = {}
         self._leads: dict[str, int] = {}
         self._style = self._find_style()
+        self._first_shape = self._find_first_shape()
         self._terminator, self._user_end = self._find_ends()
-        self.layout((("user", "t"), ("assistant", "t")))  # every problem of the template itself is raised here
+        self.layout(self._first_shape)  # every problem of the template itself is raised here
 
     @property
     def end_of_turn(self) -> str:
@@ -95,7 +85,7 @@ class ChatTemplate:
             except Exception as error:  # jinja2's, and whatever else the expressions of a template raise
                 raise ValueError(f"the tokenizer's chat template rejects a conversation of the turns {_roles(shape)} "
                                  f"({error}); change such turns, or use another template") from error  # fmt: skip
-            if layout is not None and self._writes_date(shape):
+            if layout is not None and self._asks_for_date(shape):
                 raise ValueError("the tokenizer's chat template writes today's date (strftime_now), so that a model "
                                  "would be asked another text than it was trained on; write a fixed date into "
                                  "it (model.template_date of a run, umbrella_data.chat.template.pin_date)")  # fmt: skip
@@ -125,20 +115,58 @@ class ChatTemplate:
         assert isinstance(before, str)
         return (*layout[: place - 1], before[: len(before) - slot.lead])
 
-    def _find_style(self) -> _Style:
+    @cached_property
+    def drops_reasoning(self) -> bool:
+        """Whether the template leaves out the reasoning of answers that are followed by another turn."""
+        reasoned = f"{REASONING_TAGS[0]}\n{SENTINEL.format(0)}\n{REASONING_TAGS[1]}\n\n{SENTINEL.format(1)}"
+        (user, *_), answer, last = self._first_shape, {"role": "assistant", "content": reasoned}, SENTINEL.format(2)
+        (question,) = sentinel_messages((user,), style=self._style)
+        try:
+            text = self._write([question, answer, question, {"role": "assistant", "content": last}])
+        except Exception:  # noqa: BLE001  (such a conversation is rejected where it occurs)
+            return False
+        return SENTINEL.format(1) in text and REASONING_TAGS[0] + "\n" + SENTINEL.format(0) not in text
+
+    def _find_source(self) -> str | None:
+        """The template's Jinja source; None if it is that of the tokenizer, whatever that is."""
+        template = self._tokenizer.chat_template
+        if self.is_fallback:
+            return CHATML_TEMPLATE
+        if not isinstance(template, Mapping):
+            return None
+        if "default" not in template:
+            raise ValueError(f"the tokenizer has the chat templates {', '.join(template)}, and none called default; "
+                             "set tokenizer.chat_template to one of them")  # fmt: skip
+        return str(template["default"])
+
+    def _find_first_shape(self) -> Shape:
+        """A conversation of one question that the template accepts: with a text alone, or with a scan, too."""
+        shapes: list[Shape] = [(("user", kinds), ("assistant", "t")) for kinds in ("t", "st")]
+        for shape in shapes:
+            try:
+                self._render(shape, style=self._style)
+            except Exception as error:
+                if shape == shapes[-1]:
+                    raise ValueError(f"the tokenizer's chat template rejects a question and its answer ({error}); use "
+                                     "another template") from error  # fmt: skip
+                continue
+            return shape
+        raise AssertionError
+
+    def _find_style(self) -> Style:
         shape = (("user", "st"), ("assistant", "t"))
         # A template that knows no images may join a list to a string: only one that names them is given items.
         knows_images = not self.is_fallback and re.search("['\"]image['\"]", str(self._tokenizer.chat_template))
-        styles = [_Style.IMAGE_ITEMS] if knows_images else []
+        styles = [Style.IMAGE_ITEMS] if knows_images else []
         reason = ""
-        for style in [*styles, _Style.STRING, _Style.TEXT_ITEMS]:
+        for style in [*styles, Style.STRING, Style.TEXT_ITEMS]:
             try:
                 layout = self._render(shape, style=style)
             except Exception as error:  # noqa: BLE001  (jinja2's, and whatever else a template's expressions raise)
                 reason = f" ({error})"
                 continue
             if layout is not None:
-                if knows_images and style is not _Style.IMAGE_ITEMS:
+                if knows_images and style is not Style.IMAGE_ITEMS:
                     _warn(f"the tokenizer's chat template does not write {self._image_token!r} for an image: scans are "
                           "written as that token alone, without the template's own markup of images. A model trained "
                           "with the template needs its image token as image_token_id")  # fmt: skip
@@ -148,8 +176,8 @@ class ChatTemplate:
 
     def _find_ends(self) -> tuple[str | None, str | None]:
         """The special tokens that end the last assistant turn and a user's turn."""
-        layout = self._render((("user", "t"), ("assistant", "t")), style=self._style)
-        user, last = (str(layout[2]), str(layout[-1])) if layout else ("", "")
+        layout = self._render(self._first_shape, style=self._style)
+        user, last = (str(layout[-3]), str(layout[-1])) if layout else ("", "")
         match = self._special_pattern.search(last)
         if match is None and not self._tokenizer.eos_token:
             raise ValueError("the chat template ends no assistant turn with a special token, and the tokenizer has no "
@@ -158,37 +186,45 @@ class ChatTemplate:
         # A single token after the user's words may open the assistant's turn instead.
         return match.group() if match else None, marks[0] if len(marks) > 1 else None
 
-    def _render(self, shape: Shape, *, style: _Style, today: str | None = None) -> Layout | None:
+    def _write(self, messages: list[dict[str, Any]], *, before: str = "") -> str:
+        """Render messages, with Jinja source in front of that of the template."""
+        source = self._source
+        if before:
+            source = before + (str(self._tokenizer.chat_template) if source is None else source)
+        return str(
+            self._tokenizer.apply_chat_template(
+                messages, chat_template=source, tokenize=False, add_generation_prompt=False
+            )
+        )
+
+    def _render(self, shape: Shape, *, style: Style) -> Layout | None:
         """Lay a conversation out; None if its texts and scans are not kept, once each and in order."""
         slots = [Slot(turn, is_scan=kind == "s") for turn, (_, kinds) in enumerate(shape) for kind in kinds]
-        source = CHATML_TEMPLATE if self.is_fallback else None
-        if today is not None:
-            # transformers passes no functions on to a template; a macro hides the function of the same name.
-            source = (
-                "{%- macro strftime_now(format) -%}" + today + "{%- endmacro -%}" + str(self._tokenizer.chat_template)
-            )
-        rendered = self._tokenizer.apply_chat_template(
-            _sentinel_messages(shape, style=style), chat_template=source, tokenize=False, add_generation_prompt=False
-        )
-        pieces = _SENTINEL_PATTERN.split(rendered)
+        pieces = SENTINEL_PATTERN.split(self._write(sentinel_messages(shape, style=style)))
         layout: list[str | Slot] = []
-        scans = [slot for slot in slots if slot.is_scan] if style is _Style.IMAGE_ITEMS else []
+        scans = [slot for slot in slots if slot.is_scan] if style is Style.IMAGE_ITEMS else []
         waiting = iter(scans)
         for i, piece in enumerate(pieces):
             if i % 2 == 1:
                 layout.append(slots[int(piece)])
                 continue
-            literals = piece.split(self._image_token) if style is _Style.IMAGE_ITEMS else [piece]
+            literals = piece.split(self._image_token) if style is Style.IMAGE_ITEMS else [piece]
             for literal in literals[:-1]:
                 layout += [literal, next(waiting, Slot(-1, is_scan=True))]
             layout.append(literals[-1])
-        return tuple(layout) if _keeps_all(layout, slots, moves_scans=bool(scans)) else None
+        return tuple(layout) if keeps_all(layout, slots, moves_scans=bool(scans)) else None
 
-    def _writes_date(self, shape: Shape) -> bool:
+    def _asks_for_date(self, shape: Shape) -> bool:
+        """Whether the template calls `strftime_now` for a conversation that it accepts."""
         if "strftime_now" not in str(self._tokenizer.chat_template):
             return False
-        one, other = (self._render(shape, style=self._style, today=day) for day in ("1", "2"))
-        return one != other
+        try:
+            # transformers passes no functions on to a template; a macro hides the function of the same name.
+            before = "{%- macro strftime_now(format) -%}{{ raise_exception('date') }}{%- endmacro -%}"
+            self._write(sentinel_messages(shape, style=self._style), before=before)
+        except Exception:  # noqa: BLE001  (without the macro there was no error)
+            return True
+        return False
 
     def _mark_answers(self, layout: Layout, shape: Shape) -> Layout:
         """Mark what is learned of each answer, and end each with the end-of-turn token.
@@ -206,13 +242,17 @@ class ChatTemplate:
             assert isinstance(slot, Slot)
             if shape[slot.turn][1] == "r":
                 before = marked[i - 1] = _EMPTY_BLOCK.sub("", before)
+                if REASONING_TAGS[1] in before:
+                    raise ValueError("the tokenizer's chat template writes its own block of reasoning before an answer "
+                                     "that has one; remove it from the answers, or use another template")  # fmt: skip
             after, is_ended = self._end_turn(str(layout[i + 1]))
             marked[i + 1] = after
             marked[i] = replace(
                 slot, lead=self._num_learned_blanks(before), tail=len(self.end_of_turn), is_learned=True
             )
             own = None if slot.turn == len(shape) - 1 else self.layout(shape[: slot.turn + 1])
-            if not is_ended or (own is not None and own[: i + 1] != tuple(marked[: i + 1])):
+            is_other = shape[slot.turn][1] == DROPPED
+            if is_other or not is_ended or (own is not None and own[: i + 1] != tuple(marked[: i + 1])):
                 marked[i] = replace(slot, is_learned=False)
                 _warn("the tokenizer's chat template writes an answer within a conversation in another way than the "
                       "last one: only the last answer of such a conversation is learned. Split conversations into rows "
@@ -260,14 +300,16 @@ class ChatTemplate:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def pin_date(template: str, date: datetime.date) -> str:
+def pin_date(template: Any, date: datetime.date) -> Any:
     """Write a fixed date into a chat template that would write today's.
 
     Args:
-        template: Jinja source with calls of `strftime_now("...")`.
+        template: Jinja source with calls of `strftime_now("...")`, or several by name, as `tokenizer.chat_template`.
         date: The date to write.
     """
-    return re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: repr(date.strftime(call[2])), template)
+    if isinstance(template, Mapping):
+        return {name: pin_date(source, date) for name, source in template.items()}
+    return re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: repr(date.strftime(call[2])), str(template))
 
 
 def _roles(shape: Shape) -> str:
@@ -288,30 +330,3 @@ def _warn_of_unknown_markup(tokenizer: Tokenizer) -> None:
 def _warn(message: str) -> None:
     """Warn once per process: each data set of a mixture creates a template from the same tokenizer."""
     logger.warning(message)
-
-
-def _sentinel_messages(shape: Shape, *, style: _Style) -> list[dict[str, Any]]:
-    messages: list[dict[str, Any]] = []
-    number = 0
-    for role, kinds in shape:
-        sentinels = [_SENTINEL.format(number + i) for i in range(len(kinds))]
-        number += len(kinds)
-        if style is _Style.STRING:
-            messages.append({"role": role, "content": "\n".join(sentinels)})
-            continue
-        items = [{"type": "text", "text": sentinel} for sentinel in sentinels]
-        if style is _Style.IMAGE_ITEMS:
-            items = [{"type": "image"} if kind == "s" else item for kind, item in zip(kinds, items, strict=True)]
-        messages.append({"role": role, "content": items})
-    return messages
-
-
-def _keeps_all(layout: Sequence[str | Slot], slots: Sequence[Slot], *, moves_scans: bool) -> bool:
-    found = [piece for piece in layout if isinstance(piece, Slot)]
-    if not moves_scans:
-        return found == list(slots)
-    # LLaVA's template writes the images of a turn before its texts; the order within a turn may change.
-    return all(
-        [slot for slot in found if slot.is_scan is is_scan] == [slot for slot in slots if slot.is_scan is is_scan]
-        for is_scan in (True, False)
-    ) and [slot.turn for slot in found] == [slot.turn for slot in slots]

@@ -43,6 +43,7 @@ class ConversationDataset(Dataset[Example]):
         augment: Whether the pipelines get a generator.
         bad_scans: Records samples with unusable scans. Each is replaced by another sample of the same modalities,
             a pure function of (seed, index). With None an unusable scan raises its error.
+        asks_for_reasoning: Whether answers of training start with reasoning, see `ChatEncoder`.
     """
 
     # Every epoch holds the same samples, so the number of batches is known before training.
@@ -60,12 +61,18 @@ class ConversationDataset(Dataset[Example]):
         max_length: int | None = None,
         augment: bool = True,
         bad_scans: BadScanList | None = None,
+        asks_for_reasoning: bool = False,
     ) -> None:
         if set(pipelines) != set(num_image_tokens):
             raise ValueError(f"pipelines has keys {', '.join(sorted(pipelines))}, but num_image_tokens has "
                              f"{', '.join(sorted(num_image_tokens))}; give both the same modalities")  # fmt: skip
         self.manifest = manifest
-        self._encoder = ChatEncoder(tokenizer, image_token_id=image_token_id, num_image_tokens=num_image_tokens)
+        self._encoder = ChatEncoder(
+            tokenizer,
+            image_token_id=image_token_id,
+            num_image_tokens=num_image_tokens,
+            asks_for_reasoning=asks_for_reasoning,
+        )
         self._num_image_tokens = dict(num_image_tokens)
         self._pipelines = dict(pipelines)
         self._seed = seed

@@ -46,14 +46,16 @@ def find_copies(files: Iterable[Path], *, cache: Path | None = None) -> list[tup
     """Find files with the same uncompressed content.
 
     Args:
-        files: Scan files; one that cannot be read is skipped. Links to one file count as one name.
+        files: Scan files; one that cannot be read is skipped. Names that are links to one file are copies, too.
         cache: Folder for hashes of whole files; None takes the user's cache.
 
     Returns:
         Groups of at least two names each, in the order of `files`.
     """
     cache = cache_home() / "digests" if cache is None else cache
-    names = {file.resolve(): file for file in map(_voxel_file, files)}
+    names: dict[Path, list[Path]] = defaultdict(list)
+    for file in dict.fromkeys(files):
+        names[_voxel_file(file).resolve()].append(file)
     by_size: dict[int, list[tuple[Path, _Signature]]] = defaultdict(list)
     for file in names:
         try:
@@ -67,7 +69,9 @@ def find_copies(files: Iterable[Path], *, cache: Path | None = None) -> list[tup
         for candidates in _candidates(members)
         for group in _group(candidates, lambda file: _digest(file, cache=cache))
     ]
-    return [tuple(names[file] for file in group) for group in groups]
+    in_groups = {file for group in groups for file in group}
+    groups += [[file] for file in names if len(names[file]) > 1 and file not in in_groups]
+    return [tuple(name for file in group for name in names[file]) for group in groups]
 
 
 def _candidates(members: Sequence[tuple[Path, _Signature]]) -> list[list[Path]]:

@@ -115,6 +115,7 @@ def _dataset(manifest: Manifest, processor: UmbrellaProcessor) -> ConversationDa
         tokenizer=processor.tokenizer,
         image_token_id=processor.image_token_id,
         num_image_tokens=processor.num_image_tokens,
+        asks_for_reasoning=processor.asks_for_reasoning,
         pipelines={
             name: Pipeline(PipelineConfig.model_validate(settings), modality=name)
             for name, settings in processor.pipelines.items()

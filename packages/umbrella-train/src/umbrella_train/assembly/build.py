@@ -46,12 +46,14 @@ class TrainingComponents:
         model: On the CPU; the trainer moves it.
         pipelines: From scan files to volumes, by modality.
         bad_scans: Samples skipped for bad scans; None if they raise errors.
+        asks_for_reasoning: Whether rows without an answer are asked for one that starts with reasoning.
     """
 
     tokenizer: PreTrainedTokenizerBase
     model: UmbrellaForConditionalGeneration
     pipelines: Mapping[str, Pipeline]
     bad_scans: BadScanList | None = None
+    asks_for_reasoning: bool = False
 
     def list_bad_scans_in(self, folder: Path) -> None:
         """Sets the folder of the list of bad scans, if the config skips them."""
@@ -67,13 +69,13 @@ class TrainingComponents:
             padding_side=padding_side,
         )
 
-    def processor(self, *, masked: Mapping[str, bool] | None = None) -> UmbrellaProcessor:
-        """The processor that is saved with the weights: tokenizer, pipelines and the table of modalities.
-
-        Args:
-            masked: What `masked_modalities` returned for the training data.
-        """
-        return UmbrellaProcessor.from_parts(self.tokenizer, self.model, self.pipelines, masked=masked)
+    def processor(
+        self, *, masked: Mapping[str, bool] | None = None, asks_for_reasoning: bool = False
+    ) -> UmbrellaProcessor:
+        """The processor that is saved with the weights; arguments are those of `UmbrellaProcessor`."""
+        return UmbrellaProcessor.from_parts(
+            self.tokenizer, self.model, self.pipelines, masked=masked, asks_for_reasoning=asks_for_reasoning
+        )
 
     def dataset(
         self, source: DatasetConfig, *, config: RunConfig, augment: bool, may_end_with_user: bool = False
@@ -100,9 +102,10 @@ class TrainingComponents:
                 max_length=config.data.max_length,
                 augment=augment,
                 bad_scans=self.bad_scans,
+                asks_for_reasoning=self.asks_for_reasoning,
             )
         except ValueError as error:
-            raise RunError(f"{config.model.tokenizer or config.model.pretrained}: {error}") from error
+            raise RunError(f"{_tokenizer_source(config)}: {error}") from error
 
     def mixture(self, sources: Sequence[DatasetConfig], *, config: RunConfig, augment: bool) -> InterleaveDataset:
         """Several manifests as one data set; arguments are those of `dataset`.
@@ -143,7 +146,13 @@ def build_components(config: RunConfig, *, weights: Path | None = None) -> Train
         else:
             tokenizer = _load_tokenizer(config)
             model = _build_model(config, tokenizer)
-    check_vocabulary(tokenizer, model, source=str(weights or config.model.tokenizer or config.model.pretrained))
+    embedding = cast(torch.nn.Embedding, model.get_input_embeddings())
+    check_vocabulary(
+        tokenizer,
+        num_embeddings=embedding.num_embeddings,
+        image_token_id=model.config.image_token_id,
+        source=str(weights or _tokenizer_source(config)),
+    )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     set_attention(model, config.model.attn_implementation)
@@ -161,13 +170,17 @@ def build_components(config: RunConfig, *, weights: Path | None = None) -> Train
     )
 
 
+def _tokenizer_source(config: RunConfig) -> str:
+    return str(config.model.tokenizer or config.model.pretrained or "the built-in tokenizer")
+
+
 def _load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     section = config.model
     if section.tokenizer is not None:
         tokenizer = load_tokenizer(section.tokenizer, key="model.tokenizer")
     else:  # a LLaVA checkpoint brings its own
         tokenizer = load_tokenizer(section.pretrained, key="model.pretrained", right=f"{LLAVA} {ITS_TOKENIZER}")
-    if section.template_date is not None and isinstance(tokenizer.chat_template, str):
+    if section.template_date is not None and tokenizer.chat_template is not None:
         tokenizer.chat_template = pin_date(tokenizer.chat_template, section.template_date)
     return tokenizer
 
@@ -209,6 +222,10 @@ def _build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Umbre
         "pad_token_id": tokenizer.pad_token_id,
         **section.text_config,
     }
+    # Before the model is built: an embedding without a row for the padding token raises an error of torch.
+    check_vocabulary(
+        tokenizer, num_embeddings=text["vocab_size"], image_token_id=image_id, source=_tokenizer_source(config)
+    )
     model = UmbrellaForConditionalGeneration(
         UmbrellaConfig(
             modalities=_patch_embeds(config),

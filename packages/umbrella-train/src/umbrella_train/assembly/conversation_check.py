@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import cast
 
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from umbrella_data import ConversationDataset
 from umbrella_train.distributed.ranks import on_first_rank
@@ -43,36 +41,43 @@ def _problems(dataset: ConversationDataset, max_rows: int) -> list[str]:
     return [*found, "there may be more"] if len(found) == _MAX_NAMED else found
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, source: str) -> None:
+def check_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, *, num_embeddings: int, image_token_id: int, source: str
+) -> None:
     """Compares the ids of the tokenizer with the rows of the model's embedding.
 
     Args:
         tokenizer: Of the run.
-        model: Of the run.
+        num_embeddings: Rows of the model's embedding.
+        image_token_id: The model's image token.
         source: What the tokenizer was loaded from, for the message.
 
     Raises:
-        RunError: An id of the tokenizer, or the model's image token, has no embedding; or the image token is not an
-            added token of the tokenizer.
+        RunError: An id of the tokenizer, or the model's image token, has no embedding; the image token is not an added
+            token of the tokenizer; or the tokenizer has neither a padding nor an end-of-sequence token.
     """
-    num_embeddings = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     num_tokens = max(tokenizer.get_vocab().values()) + 1
-    image_id = model.config.image_token_id
     problems = []
     if num_tokens > num_embeddings:
         problems.append(
             f"the tokenizer has {num_tokens} tokens, and the model embeds {num_embeddings}: use the model's own "
-            "tokenizer, or resize the embedding of the checkpoint (resize_token_embeddings)"
+            "tokenizer, or resize the embedding of the checkpoint (resize_token_embeddings), or raise "
+            "model.text_config.vocab_size"
         )
-    if not 0 <= image_id < num_embeddings:
+    if not 0 <= image_token_id < num_embeddings:
         problems.append(
-            f"the model's image token has the id {image_id}, and the model embeds {num_embeddings} tokens: correct "
-            "image_token_index in the config.json of the checkpoint"
+            f"the model's image token has the id {image_token_id}, and the model embeds {num_embeddings} tokens: "
+            "correct image_token_index in the config.json of the checkpoint"
         )
-    elif image_id not in tokenizer.added_tokens_decoder:
+    elif image_token_id not in tokenizer.added_tokens_decoder:
         problems.append(
-            f"the model's image token has the id {image_id}, which is not an added token of the tokenizer: use the "
-            "model's own tokenizer"
+            f"the model's image token has the id {image_token_id}, which is not an added token of the tokenizer: use "
+            "the model's own tokenizer"
+        )
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        problems.append(
+            "the tokenizer has neither a padding nor an end-of-sequence token: set pad_token in its "
+            "tokenizer_config.json"
         )
     if problems:
         raise RunError("\n".join(f"{source}: {problem}" for problem in problems))

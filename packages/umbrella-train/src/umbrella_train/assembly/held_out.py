@@ -34,6 +34,11 @@ class Overlap:
     def __bool__(self) -> bool:
         return bool(self.subjects or self.files)
 
+    @property
+    def metrics(self) -> dict[str, int]:
+        """Its row of `metrics.jsonl`, by which the report knows that scores are not held out."""
+        return {"overlap/subjects": len(self.subjects), "overlap/files": len(self.files)}
+
     def __str__(self) -> str:
         pairs = [str(one) if one == other else f"{one} = {other}" for one, other in self.files]
         parts = [("subjects", self.subjects), ("files with the same content", pairs)]
@@ -69,7 +74,8 @@ def check_held_out(
 
 def _find_overlap(train: Sequence[DatasetConfig], evaluation: Sequence[DatasetConfig], *, max_rows: int) -> Overlap:
     manifests = [
-        [read_manifest(source.manifest, data_root=source.data_root) for source in part] for part in (train, evaluation)
+        [read_manifest(source.manifest, data_root=source.data_root, may_end_with_user=True) for source in part]
+        for part in (train, evaluation)
     ]
     num_rows = sum(len(manifest) for part in manifests for manifest in part)
     if num_rows > max_rows:

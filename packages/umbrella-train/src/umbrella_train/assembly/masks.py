@@ -1,12 +1,14 @@
-"""Whether scans have brain masks: a model is asked as it was trained."""
+"""What a model saw in training, so that it is asked in the same way: brain masks, and reasoning before answers."""
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from umbrella_data import read_manifest
+from umbrella_data.chat.layout import starts_with_reasoning
+from umbrella_data.manifest.sample import Sample
 from umbrella_train.config import DatasetConfig
 from umbrella_train.processor import other_mask
 
@@ -24,11 +26,16 @@ def masked_modalities(sources: Sequence[DatasetConfig]) -> dict[str, bool]:
     """
     found: dict[str, set[bool]] = defaultdict(set)
     for source in sources:
-        manifest = read_manifest(source.manifest, data_root=source.data_root, may_end_with_user=True)
-        for row in range(0, len(manifest), -(-len(manifest) // _MAX_ROWS)):
-            for scan in manifest[row].scans:
+        for sample in _some_rows(source):
+            for scan in sample.scans:
                 found[scan.modality].add(scan.mask is not None)
     return {modality: values.pop() for modality, values in found.items() if len(values) == 1}
+
+
+def answers_start_with_reasoning(sources: Sequence[DatasetConfig]) -> bool:
+    """Whether all answers start with a block of reasoning, see `ChatEncoder`; of each manifest, a thousand rows."""
+    rows = (sample for source in sources for sample in _some_rows(source))
+    return all(starts_with_reasoning(sample.messages[-1]) for sample in rows)
 
 
 def warn_of_other_masks(sources: Sequence[DatasetConfig], *, trained: Mapping[str, bool]) -> None:
@@ -41,3 +48,8 @@ def warn_of_other_masks(sources: Sequence[DatasetConfig], *, trained: Mapping[st
     for modality, is_masked in masked_modalities(sources).items():
         if problem := other_mask(modality, trained=trained, is_masked=is_masked):
             logger.warning("%s", problem)
+
+
+def _some_rows(source: DatasetConfig) -> Iterator[Sample]:
+    manifest = read_manifest(source.manifest, data_root=source.data_root, may_end_with_user=True)
+    return (manifest[row] for row in range(0, len(manifest), -(-len(manifest) // _MAX_ROWS)))

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from umbrella_data.modality import find_modality
@@ -31,6 +30,7 @@ from umbrella_train.config.schema import (
     is_switch,
     section_of,
 )
+from umbrella_train.config.strict_yaml import parse_yaml
 
 _NONE_WORDS = frozenset({"none", "null"})
 
@@ -143,11 +143,11 @@ def _value(values: list[str], annotation: Any) -> Any:
 
 def _from_flow_list(text: str) -> Any:
     """Read a list as in YAML or JSON, such as `[wandb]` or `[8, 8, 8]`."""
-    found = None
-    with contextlib.suppress(yaml.YAMLError):
-        found = yaml.safe_load(text)
+    found, problems = parse_yaml(text)
+    if problems:
+        raise ValueError(f"{text[:40]}: {'; '.join(problems)}")
     if not isinstance(found, list):
-        raise ValueError(f"{text} is not a list; write [a, b], or a b")
+        raise ValueError(f"{text[:40]} is not a list; write [a, b], or a b")
     return found
 
 
@@ -155,6 +155,8 @@ def _from_json(text: str) -> Any:
     """Read a value of a free table: as JSON if it is valid JSON, otherwise as text."""
     try:
         return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{text[:40]} is nested too deeply") from None
     except json.JSONDecodeError:
         return text
 

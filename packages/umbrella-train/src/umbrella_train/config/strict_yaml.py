@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 # Aliases of aliases make a file of a few lines unfold to billions of values. A run's config has a few hundred.
-MAX_VALUES = 100_000
+MAX_SIZE = 100_000
 
 SECRET_ADVICE = "looks like a secret: set keys and tokens in the environment, never in a configuration"
 # Names without "-" and "_". "pad_token" and similar keys name a word of the vocabulary.
@@ -25,6 +25,16 @@ class _StrictLoader(yaml.SafeLoader):
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self.duplicates: list[str] = []
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception as error:  # such as the date 2024-13-45
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(None, None, f"a value cannot be read as {kind} ({error})",
+                                                    node.start_mark) from error  # fmt: skip
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[Hashable, int] = {}
@@ -50,42 +60,47 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
         Its content (empty if it cannot be read), and its problems, each with its line.
     """
     try:
-        content, problems = _parse(path.read_text(encoding="utf-8"))
+        content, problems = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}, ["no such file"]
     except (OSError, UnicodeDecodeError) as error:
         return {}, [f"cannot be read: {error}"]
-    except RecursionError:
-        return {}, ["is nested too deeply: a value contains itself by an alias (*name), or brackets are not closed"]
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark else ""
-        return {}, [f"{where}not YAML: {getattr(error, 'problem', None) or error}"]
     if content is not None and not isinstance(content, dict):
         return {}, [f"contains a {type(content).__name__}; it must contain sections (model, data, ...)"]
     return content or {}, problems
 
 
-def _parse(text: str) -> tuple[Any, list[str]]:
-    loader = _StrictLoader(text)
+def parse_yaml(text: str) -> tuple[Any, list[str]]:
+    """The content of YAML (None if it cannot be read), and its problems."""
+    loader = None
     try:
+        loader = _StrictLoader(text)
         node = loader.get_single_node()
-        if node is not None and _num_values(node, {}) > MAX_VALUES:
-            return {}, [f"has more than {MAX_VALUES:,} values, those of its aliases (*name) counted each time: write "
-                        "fewer aliases"]  # fmt: skip
-        return None if node is None else loader.construct_document(node), loader.duplicates
+        if node is None:
+            return None, []
+        if _size(node, {}) > MAX_SIZE:
+            return None, [f"has more than {MAX_SIZE:,} values, or texts as long, those of its aliases (*name) counted "
+                          "each time: write fewer aliases"]  # fmt: skip
+        return loader.construct_document(node), loader.duplicates
+    except RecursionError:
+        return None, ["is nested too deeply: a value contains itself by an alias (*name), or brackets are not closed"]
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        return None, [f"{where}not YAML: {getattr(error, 'problem', None) or error}"]
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
-def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """The number of values in a node with its aliases written out; the size of each node is counted once."""
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values in a node with its aliases written out, of up to 64 characters each; a node is counted once."""
     if isinstance(node, yaml.ScalarNode):
-        return 1
+        return 1 + len(node.value) // 64
     if id(node) not in known:
         pairs = isinstance(node, yaml.MappingNode)
         children = [child for pair in node.value for child in pair] if pairs else node.value
-        known[id(node)] = 1 + sum(_num_values(child, known) for child in children)
+        known[id(node)] = 1 + sum(_size(child, known) for child in children)
     return known[id(node)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from transformers.utils import logging as hf_logging
 
 from umbrella_data import read_manifest
 from umbrella_train.assembly.build import TrainingComponents, build_components
+from umbrella_train.assembly.held_out import Overlap, check_held_out
 from umbrella_train.assembly.masks import warn_of_other_masks
 from umbrella_train.assembly.predict import load_processor
-from umbrella_train.assembly.sources import check_manifests, find_evaluation
+from umbrella_train.assembly.sources import MAX_ROWS_CHECKED, check_manifests, find_evaluation
 from umbrella_train.config import DatasetConfig, RunConfig, load_config
 from umbrella_train.end_of_turn import find_end_of_turn
 from umbrella_train.errors import RunError
@@ -78,9 +80,13 @@ def evaluate_run(
     elif not any(_has_answer(source) for source in sources):
         names = ", ".join(str(source.manifest) for source in sources)
         raise RunError(f"{names}: no row has an 'answer' to score; name a file for the model's answers with --out")
-    components = build_components(config, weights=folder.model)
+    overlap = _find_overlap(config, sources)
+    processor = load_processor(folder.model)
+    components = replace(
+        build_components(config, weights=folder.model), asks_for_reasoning=processor.asks_for_reasoning
+    )
     if manifests:
-        warn_of_other_masks(sources, trained=load_processor(folder.model).masked)
+        warn_of_other_masks(sources, trained=processor.masked)
     device = torch.device("cpu" if config.trainer.use_cpu or not torch.cuda.is_available() else "cuda")
     components.list_bad_scans_in(folder.path)
     metrics = evaluate_sources(
@@ -94,12 +100,22 @@ def evaluate_run(
         out=out,
     )
     if is_complete:
+        if overlap:
+            folder.append_metrics({"step": folder.last_step(), **overlap.metrics})
         logger.info("added to %s", folder.metrics)
     else:
         logger.info("%s keeps its results: this was a partial evaluation, and nothing was written to it", run_folder)
     if out is not None:
         logger.info("answers: %s%s", out, "" if metrics else "; no row has an 'answer', so there are no scores")
     return metrics
+
+
+def _find_overlap(config: RunConfig, sources: Sequence[DatasetConfig]) -> Overlap:
+    """What the sources have in common with the run's training data, with a warning; nothing if those are elsewhere."""
+    train = config.data.train
+    if config.data.synthetic is not None or not all(source.manifest.is_file() for source in train):
+        return Overlap()
+    return check_held_out(train, sources, max_rows=MAX_ROWS_CHECKED, allow_overlap=True)
 
 
 def _has_answer(source: DatasetConfig) -> bool:

@@ -19,7 +19,7 @@ from umbrella_model.parts import Part
 from umbrella_train.assembly.acceleration import compile_layers
 from umbrella_train.assembly.build import TrainingComponents, build_components
 from umbrella_train.assembly.conversation_check import check_conversations
-from umbrella_train.assembly.masks import masked_modalities, warn_of_other_masks
+from umbrella_train.assembly.masks import answers_start_with_reasoning, masked_modalities, warn_of_other_masks
 from umbrella_train.assembly.sources import (
     MAX_ROWS_CHECKED,
     Sources,
@@ -83,8 +83,7 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
         if checkpoint is not None:
             logger.info("resuming from %s", checkpoint)
     if sources.overlap and trainer.is_world_process_zero():
-        counts = {"overlap/subjects": len(sources.overlap.subjects), "overlap/files": len(sources.overlap.files)}
-        folder.append_metrics({"step": 0, **counts})
+        folder.append_metrics({"step": 0, **sources.overlap.metrics})
     trainer.add_callback(MetricsFile(folder))
     progress = ProgressBar()
     trainer.add_callback(progress)
@@ -165,7 +164,9 @@ def _build_trainer(
         if sources.evaluation
         else None,
         data_collator=components.collator(),
-        processing_class=components.processor(masked=masked_modalities(sources.train)),
+        processing_class=components.processor(
+            masked=masked_modalities(sources.train), asks_for_reasoning=answers_start_with_reasoning(sources.train)
+        ),
         dummy_loss=config.dummy_loss,
         batches=config.data.batches,
         max_tokens_per_batch=config.data.max_tokens_per_batch,
