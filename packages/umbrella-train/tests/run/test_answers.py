@@ -280,7 +280,7 @@ def test_evaluation_data_that_are_in_the_training_data_are_named_and_recorded(
     config = yaml.safe_load((copy / "config.yaml").read_text())
     sources = [{"manifest": str(cohort.train_manifest), "data_root": str(cohort.directory)}]
     config["data"] |= {"synthetic": None, "train": sources, "evaluation": sources}
-    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    (copy / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     num_subjects = len({row["subject"] for row in rows_of(cohort.train_manifest)})
     evaluate_run(copy, max_samples=1)
     assert any("in common" in record.getMessage() for record in caplog.records)
