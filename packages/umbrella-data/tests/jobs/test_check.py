@@ -14,6 +14,7 @@ from umbrella_data.files.parallel import map_unordered
 from umbrella_data.jobs import check as check_module
 from umbrella_data.jobs.check import check_manifests
 from umbrella_data.manifest.manifest import read_manifest
+from umbrella_data.pipeline.config import PipelineConfig
 from umbrella_data.scan import reader
 from umbrella_data.scan.gradient_table import gradient_files
 from umbrella_data.scan.reader import open_scan
@@ -357,3 +358,19 @@ def test_check_lists_the_shells_of_dwis_and_what_is_left_out(nifti, make_row, wr
     capsys.readouterr()
     assert main(["check", *paths, "--max-b", "40"]) == 1
     assert "b0_threshold" in capsys.readouterr().err
+
+
+def test_check_counts_scans_that_the_crop_of_a_run_cuts(nifti, make_row, write_manifest, random_voxels, tmp_path):
+    for name, corner in {"a": 14, "b": 2}.items():
+        voxels = random_voxels(40, 24, 20) % 10 + 1
+        voxels[corner : corner + 12, 6:18, 4:16] += 500
+        nifti.write(voxels, f"{name}_0.nii.gz")
+    manifest = read_manifest(write_manifest([make_row("a", "T1"), make_row("b", "T1")]))
+    for crop, count in (("field_of_view", 1), ("foreground", 0)):
+        config = PipelineConfig(image_size=(12, 12, 12), spacing=(2.0, 2.0, 2.0), crop=crop)
+        report = check_manifests([manifest], num_workers=1, configs={"T1": config})
+        assert report.warnings.counts.get("cropped", 0) == count
+        assert report.is_good
+    config = PipelineConfig(image_size=(12, 12, 12), spacing=(2.0, 2.0, 2.0), crop="mask")
+    report = check_manifests([manifest], num_workers=1, configs={"T1": config})
+    assert [bad.error.reason for bad in report.bad_files] == ["mask", "mask"]

@@ -51,6 +51,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_workers(command)
     add_b_limits(command)
     add_non_finite(command)
+    command.add_argument(
+        "--config",
+        type=Path,
+        help="YAML file of a training run: its pipelines replace the three options before, and scans that its crop "
+        "cuts are counted (cropped)",
+    )
     command.add_argument("--out", type=Path, help="folder for check.json")
     command.add_argument("--names", action="store_true", help="write names in plain text into check.json")
     command.add_argument(
@@ -69,6 +75,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Check, print a table, and write the report."""
     from umbrella_data.chat.load import load_encoder
+    from umbrella_data.cli.pipeline_options import options_from_run
     from umbrella_data.files.atomic import write_atomically
     from umbrella_data.jobs.check import check_manifests, report_rows
 
@@ -87,6 +94,7 @@ def run(options: argparse.Namespace) -> int:
         max_b=options.max_b,
         b0_threshold=options.b0_threshold,
         non_finite=options.non_finite,
+        configs=None if options.config is None else options_from_run(options.config).configs,
         progress=lambda items, total, label: show(items, total, label, "scan" if "scans" in label else "row"),
     )
     if name is not None:

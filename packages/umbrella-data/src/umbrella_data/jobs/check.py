@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +26,11 @@ from umbrella_data.manifest.answers import contradiction
 from umbrella_data.manifest.manifest import Manifest
 from umbrella_data.manifest.sample import Scan
 from umbrella_data.modality import find_modality
+from umbrella_data.pipeline.config import MAX_REMOVED, PipelineConfig
 from umbrella_data.scan.diffusion import check_dipy, needs_fit
 from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B, Shell, check_b_limits
 from umbrella_data.scan.gzip_index import check_indexed_gzip
+from umbrella_data.scan.header import ScanWarning
 from umbrella_data.scan.verify import VerifiedScan, verify_scan
 from umbrella_data.scan.voxels import NonFinite
 from umbrella_data.scan.warnings import WarningList
@@ -131,6 +133,7 @@ def check_manifests(
     max_b: float = MAX_B,
     b0_threshold: float = B0_THRESHOLD,
     non_finite: NonFinite = "outside_mask",
+    configs: Mapping[str, PipelineConfig] | None = None,
     progress: Progress = _NO_PROGRESS,
 ) -> CheckReport:
     """Read every row of every manifest, then every scan once.
@@ -145,6 +148,8 @@ def check_manifests(
         max_b: Largest b-value that the tensor of a DWI is fitted on, in s/mm2.
         b0_threshold: Largest b-value of a b0 volume of a DWI, in s/mm2.
         non_finite: What to do with voxels that are not finite.
+        configs: The preprocessing of a run, by modality: it replaces the three arguments before it, and scans of which
+            the model's box holds too little get the warning `cropped`.
         progress: Wraps an iterable; called with it, its length and a label.
 
     Raises:
@@ -177,6 +182,7 @@ def check_manifests(
         max_b=max_b,
         b0_threshold=b0_threshold,
         non_finite=non_finite,
+        configs=configs or {},
     )
     results = map_unordered(verify, list(places), num_workers=num_workers)
     for scan, outcome in progress(results, len(places), "reading scans"):
@@ -230,9 +236,21 @@ def _check_rows(
     found.scans.update(scan.modality for scan in own)
 
 
-def _verify(scan: Scan, **options: Any) -> tuple[Scan, ScanError | VerifiedScan]:
+def _verify(
+    scan: Scan, *, configs: Mapping[str, PipelineConfig], **options: Any
+) -> tuple[Scan, ScanError | VerifiedScan]:
+    from umbrella_data.pipeline.crop import removed_by_crop  # late: imports torch
+
+    config = configs.get(scan.modality)
+    if config is not None:
+        options |= {key: getattr(config, key) for key in ("max_b", "b0_threshold", "non_finite")}
     try:
-        return scan, verify_scan(scan.paths, modality=scan.modality, mask=scan.mask, **options)
+        verified = verify_scan(scan.paths, modality=scan.modality, mask=scan.mask, **options)
+        spec = find_modality(scan.modality)
+        if not config or removed_by_crop(scan.paths, mask=scan.mask, spec=spec, config=config) <= MAX_REMOVED:
+            return scan, verified
+        codes = (*verified.warnings.get(scan.paths[0], ()), ScanWarning.CROPPED)
+        return scan, replace(verified, warnings={**verified.warnings, scan.paths[0]: codes})
     except ScanError as error:
         return scan, error.bare()
 

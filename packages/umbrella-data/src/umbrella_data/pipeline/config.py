@@ -47,6 +47,10 @@ Crop = Literal["field_of_view", "mask", "foreground"]
 """
 
 
+MAX_REMOVED = 0.01
+"""A box outside of which there is a larger fraction of the mask or foreground gives the warning `cropped`."""
+
+
 class AugmentConfig(BaseModel):
     """Random changes of a training scan, drawn from the sample's own generator."""
 

@@ -17,8 +17,6 @@ from umbrella_data.scan.voxels import read_voxels
 
 # Of the foreground, this much on each side may be noise far away from the head.
 _TAIL = 0.005
-MAX_REMOVED = 0.01
-"""A box outside of which there is a larger fraction of the mask or foreground gives the warning `cropped`."""
 
 
 def box_centre(
