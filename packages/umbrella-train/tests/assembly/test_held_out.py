@@ -90,3 +90,17 @@ def test_report_of_a_run_with_overlap_says_that_it_is_not_held_out(plant, make_c
     page = render([run])
     assert "Answers on held-out subjects" not in page
     assert "not held out" in page
+
+
+def test_report_of_a_run_that_was_not_compared_does_not_call_it_held_out(plant, make_config, tmp_path, monkeypatch):
+    data = {name: [source.model_dump()] for name, source in zip(("train", "evaluation"), plant("nothing"), strict=True)}
+    monkeypatch.setattr("umbrella_train.assembly.sources.MAX_ROWS_CHECKED", 1)
+    folder = train(make_config(tmp_path / "runs", data=data))
+    assert folder is not None
+    first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["overlap/unchecked_rows"] == 24
+    run = read_run(folder, name="run")
+    assert run.is_held_out is None
+    page = render([run])
+    assert "Answers on evaluation subjects" in page
+    assert "held-out" not in page

@@ -26,18 +26,22 @@ class Overlap:
         subjects: Names of subjects, without a prefix `sub-`.
         files: Files of the training data, and a file of the evaluation data with the same content; one and the same
             file under two subjects counts.
+        num_unchecked: Rows, if there are too many of them to compare.
     """
 
     subjects: tuple[str, ...] = ()
     files: tuple[tuple[Path, Path], ...] = ()
+    num_unchecked: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.subjects or self.files)
 
     @property
     def metrics(self) -> dict[str, int]:
-        """Its row of `metrics.jsonl`, by which the report knows that scores are not held out."""
-        return {"overlap/subjects": len(self.subjects), "overlap/files": len(self.files)}
+        """Its row of `metrics.jsonl`, by which the report knows what is held out; empty if all is."""
+        if self.num_unchecked:
+            return {"overlap/unchecked_rows": self.num_unchecked}
+        return {"overlap/subjects": len(self.subjects), "overlap/files": len(self.files)} if self else {}
 
     def __str__(self) -> str:
         pairs = [str(one) if one == other else f"{one} = {other}" for one, other in self.files]
@@ -84,7 +88,7 @@ def _find_overlap(train: Sequence[DatasetConfig], evaluation: Sequence[DatasetCo
             "%d rows are more than the %d in which overlaps of training and evaluation data are searched before a run; "
             "search them with: umbrella-data check %s", num_rows, max_rows, paths,
         )  # fmt: skip
-        return Overlap()
+        return Overlap(num_unchecked=num_rows)
     subjects: list[set[str]] = []
     files: list[dict[Path, None]] = []
     for part in manifests:

@@ -39,7 +39,7 @@ def render(runs: Sequence[RunData]) -> str:
         runs=runs,
         title=", ".join(run.name for run in runs),
         is_comparison=len(runs) > 1,
-        is_held_out=all(run.is_held_out for run in runs),
+        answers_on=_answers_on(runs),
         figures=_figures(runs),
         tiles=tables.tiles(runs[0]) if len(runs) == 1 else [],
         tables=tables.score_tables(runs),
@@ -51,6 +51,14 @@ def render(runs: Sequence[RunData]) -> str:
             (run.name, yaml.safe_dump(config, sort_keys=False)) for run, config in zip(runs, configs, strict=True)
         ],
     )
+
+
+def _answers_on(runs: Sequence[RunData]) -> str:
+    """What the report's answers are about: nothing is called held out that was not compared."""
+    states = {run.is_held_out for run in runs}
+    if False in states:
+        return "subjects that are not held out"
+    return "evaluation subjects" if None in states else "held-out subjects"
 
 
 def without_paths(content: Any, path: tuple[str | int, ...] = ()) -> Any:

@@ -47,7 +47,8 @@ class RunData:
         predictions: Rows of predictions.jsonl.
         pictures: PNG files by modality.
         notes: Messages at the top of the report: unreadable lines, a run that did not finish, ...
-        is_held_out: Whether no subject or file of the evaluation data is known to be in the training data.
+        is_held_out: Whether no subject or file of the evaluation data is in the training data; None if this was not
+            checked.
     """
 
     name: str
@@ -58,7 +59,7 @@ class RunData:
     predictions: Sequence[Mapping[str, Any]]
     pictures: Mapping[str, Path]
     notes: Sequence[str]
-    is_held_out: bool = True
+    is_held_out: bool | None = True
 
     @property
     def modalities(self) -> list[str]:
@@ -109,20 +110,35 @@ def read_run(path: Path, *, name: str) -> RunData:
         predictions=predictions,
         pictures=_pictures(folder, config=config),
         notes=notes,
-        is_held_out=not _overlap(metrics),
+        is_held_out=_is_held_out(metrics),
     )
 
 
 def _overlap(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is in both training and evaluation data, as the newest line about it says."""
-    rows = [row for row in metrics if "overlap/subjects" in row]
+    rows = _overlap_rows(metrics)
     if not rows:
         return []
+    if "overlap/unchecked_rows" in rows[-1]:
+        number = rows[-1]["overlap/unchecked_rows"]
+        return [
+            f"Not compared: {number} rows are too many to look for subjects of the training data before a run; "
+            "umbrella-data check finds them"
+        ]
     subjects, files = (int(rows[-1].get(f"overlap/{what}") or 0) for what in ("subjects", "files"))
     return [
         f"Not held out: {subjects} subjects and the content of {files} files of the evaluation data are also in the "
         "training data (data.allow_overlap)"
     ]
+
+
+def _overlap_rows(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in metrics if "overlap/subjects" in row or "overlap/unchecked_rows" in row]
+
+
+def _is_held_out(metrics: Sequence[Mapping[str, Any]]) -> bool | None:
+    rows = _overlap_rows(metrics)
+    return True if not rows else None if "overlap/unchecked_rows" in rows[-1] else False
 
 
 def _left_out(folder: RunFolder) -> list[str]:

@@ -100,7 +100,7 @@ def evaluate_run(
         out=out,
     )
     if is_complete:
-        if overlap:
+        if overlap.metrics:
             folder.append_metrics({"step": folder.last_step(), **overlap.metrics})
         logger.info("added to %s", folder.metrics)
     else:

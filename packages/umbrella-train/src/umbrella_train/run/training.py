@@ -82,7 +82,7 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
         _log_start(config, components, sources)
         if checkpoint is not None:
             logger.info("resuming from %s", checkpoint)
-    if sources.overlap and trainer.is_world_process_zero():
+    if sources.overlap.metrics and trainer.is_world_process_zero():
         folder.append_metrics({"step": 0, **sources.overlap.metrics})
     trainer.add_callback(MetricsFile(folder))
     progress = ProgressBar()
