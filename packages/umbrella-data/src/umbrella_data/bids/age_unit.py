@@ -20,7 +20,7 @@ _OTHER_WORDS = {"age", "at", "calendar", "completed", "decimal", "full", "in", "
 # "age in months", "age (months)", "age (in decimal years)", "age [wks]", "age, days"
 _PHRASE = re.compile(
     r"(?:\bin\s+|[(\[]\s*|[,:]\s*(?=\w+\W*$))(?:(?:calendar|completed|decimal|fractional|full|rounded|whole)\s+)?"
-    r"(years?|yrs?|months?|mos?|mths?|weeks?|wks?|days?)\b"
+    r"(years?|yrs?|months?|mos?|mths?|weeks?|wks?|days?|hours?|hrs?|[ymwdh](?=\s*[)\]]))\b"
 )
 # Outside such phrases, "at the day of the scan" is no unit: plurals are. "6 months", as of a group, is not converted.
 _ELSEWHERE = re.compile(
@@ -44,9 +44,9 @@ def age_unit(units: str | None, text: str) -> str | None:
         text: The words of its description. Without `Units`, phrases such as "in months" are taken; if there is none,
             other words for time than years: one that is not converted, or several, are the unit as they are.
     """
-    described = text.lower()
+    described = text.lower().replace("_", " ")
     if units is None:
-        found = {_UNIT_OF[match[1]] for match in _PHRASE.finditer(described)}
+        found = {_UNIT_OF.get(match[1], match[1]) for match in _PHRASE.finditer(described)}
         if not found and not _YEARS.search(described):
             found = {_UNIT_OF.get(match[0], match[0]) for match in _ELSEWHERE.finditer(_SPAN.sub("", described))}
         unit = " or ".join(sorted(found))
