@@ -61,7 +61,7 @@ def test_codes_are_declared_under_each_key(key, value):
 @pytest.mark.parametrize("text", ["-1,88", "-1;88", "-1 88", " -1 , 88 "])
 def test_codes_in_one_text_are_split(text):
     assert parse({"MissingValues": text}).missing == ("-1", "88")
-    assert parse({"MissingValues": "no data, NA"}).missing == ("no data", "NA")
+    assert parse({"MissingValues": "no data, NA, *"}).missing == ("no data", "NA", "*")
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ _MISSING_KEYS = (
     "navalue", "navalues", "nodatavalue", "nodatavalues",
 )  # fmt: skip
 _WORD_KEYS = ("description", "longname", "label", "name")
-# Codes besides numbers: "NA", "not-done"; no range or condition such as "1-5" or "< 0".
-_CODE = re.compile(r"[^\W\d][\w./'-]*")
+# Codes besides numbers: "NA", "not-done", "*"; no range or condition such as "1-5" or "< 0".
+_CODE = re.compile(r"[^\W\d][\w./'-]*|[^\w\s<>=≤≥]+")
 # Words of a level that is no value, also in "missing data", "answer refused", "not available / unknown".
 _MISSING_WORDS = re.compile(
     r"""(?:(?:data|values?|answers?|information|participant|subject|patient)\s+)?
