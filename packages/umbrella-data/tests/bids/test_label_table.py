@@ -95,6 +95,21 @@ CASES = {
     "sex as a word": ("30 Woman AD 10", {}, {}, "sex", "female", None),
     "sex as a number": ("30 1 AD 10", {}, {}, "sex", None, "numbers of sex without Levels"),
     "no level": ("30 M XX 10", {"dx": {"Levels": ["AD", "MCI"]}}, {}, "dx", None, "values of dx that are none of"),
+    "age with words as levels": (
+        "1 M AD 10", {"age": {"Levels": {"1": "18-29"}}}, {}, "age", None, "levels of age are words"
+    ),
+    "number with words as reversed levels": (
+        "30 M AD 1", {"score": {"Levels": {"low": 1}}}, {}, "score", None, "levels of score are words"
+    ),
+    "number as its own level": ("30 M AD 11", {"score": {"Levels": {"11": "11.0"}}}, {}, "score", 11.0, None),
+    "sex that is negated": ("30 0 AD 10", {"sex": {"Levels": {"0": "not male", "1": "male"}}}, {}, "sex", None,
+                            "invalid values of sex"),
+    "sex that is no": ("30 0 AD 10", {"sex": {"Levels": {"0": "male = 0"}}}, {}, "sex", None, "invalid values of sex"),
+    "choice with reversed levels": ("30 M 2 10", {"dx": {"Levels": {"AD": "AD", "MCI": 2}}}, {}, "dx", "MCI", None),
+    "code beside words": ("30 M -999.0 10", {}, {}, "dx", None, "values of dx such as"),
+    "level that looks missing": (
+        "30 M - 10", {"dx": {"Levels": {"-": "none", "AD": "AD", "MCI": "MCI"}}}, {}, "dx", "none", None
+    ),
     "level by word": ("30 M mci 10", {"dx": {"Levels": {"AD": "AD", "1": "MCI"}}}, {}, "dx", "MCI", None),
 }  # fmt: skip
 
@@ -199,12 +214,64 @@ def test_numeric_choice_leaves_out_codes_and_declared_ones(tree):
     rows, messages = labels(tree)
     assert {value[0] for key, value in rows.items() if key[1] == "dx"} == {"0", "1"}
     assert any(message.startswith("values of dx such as -999") for message in messages)
-    # A level is a value, and a text column has no codes.
+    # A level is a value.
     write_json(tree, {"dx": {"Levels": {"0": "no", "1": "mild", "-9": {"LongName": "severe"}}}})
     assert {value[0] for key, value in labels(tree)[0].items() if key[1] == "dx"} == {"no", "mild", "severe"}
     write_json(tree, {})
     write_table(tree, [*table[:2], table[2].replace("\t1\t", "\tAD\t"), table[3]])
-    assert {value[0] for key, value in labels(tree)[0].items() if key[1] == "dx"} == {"0", "AD", "-9"}
+    assert {value[0] for key, value in labels(tree)[0].items() if key[1] == "dx"} == {"0", "AD"}
+
+
+@pytest.mark.parametrize("cell", ["<NA>", "NULL", "?", ".", "-", "#N/A", "NaN"])
+def test_cells_that_are_missing_in_every_column(tree, cell):
+    write_table(tree, [TABLE[0], f"sub-01\t{cell}\t{cell}\t{cell}\t{cell}", *TABLE[2:]])
+    rows, messages = labels(tree)
+    assert not any(subject == "sub-01" for subject, _ in rows)
+    assert not any(repr(cell) in message for message in messages)
+
+
+@pytest.mark.parametrize("cell", ["None", "unknown", "other"])
+def test_words_that_may_be_answers_are_kept(tree, cell):
+    write_table(tree, [TABLE[0], f"sub-01\t30\tM\t{cell}\t10", *TABLE[2:]])
+    assert labels(tree)[0]["sub-01", "dx"] == (cell, None)
+
+
+@pytest.mark.parametrize(
+    ("spellings", "kept"),
+    [
+        (("AD", "ad", "ad"), "ad"),
+        (("AD", "AD.", "x"), "AD"),
+        (("caf\xe9", "cafe\u0301", "x"), "caf\xe9"),
+        (("1.0", "1", "2"), "1.0"),
+    ],
+)
+def test_spellings_of_one_option_are_merged_and_counted(tree, spellings, kept):
+    write_table(tree, [TABLE[0], *(f"sub-0{i + 1}\t30\tM\t{cell}\t10" for i, cell in enumerate((*spellings, "z")))])
+    rows, messages = labels(tree)
+    assert rows["sub-01", "dx"] == rows["sub-02", "dx"] == (kept, None)
+    (message,) = [message for message in messages if message.startswith("spellings of dx")]
+    assert ": 1 (" in message
+    assert message.endswith(f" as {kept!r})")
+
+
+def test_two_tables_may_spell_an_option_differently(tree):
+    write_table(tree, ["participant_id\tdx", "sub-01\tad", "sub-02\tMCI"], "more.tsv")
+    assert labels(tree, participants=[tree / "participants.tsv", tree / "more.tsv"])[0]["sub-01", "dx"] == ("AD", None)
+
+
+def test_blanks_around_column_names_are_removed(tree):
+    before, _ = labels(tree)
+    write_table(tree, [TABLE[0].replace("age", "age ").replace("sex", " sex"), *TABLE[1:]])
+    write_json(tree, {" score ": {"Maximum": 20}})
+    after, _ = labels(tree)
+    assert before.keys() - after.keys() == {("sub-03_ses-1", "score"), ("sub-03_ses-2", "score")}
+    assert after.items() <= before.items()
+
+
+def test_key_that_a_json_file_has_twice_is_named(tree):
+    (tree / "participants.json").write_text('{"age": {"Units": "months"}, "age": {"Units": "years"}}')
+    with pytest.raises(ManifestError, match=r"participants\.json.*\n.*'age' more than once"):
+        labels(tree)
 
 
 def visits(rows, task="age"):

@@ -103,7 +103,7 @@ def test_check_finds_rows_files_and_leaks(cohort, make_row, tmp_path, capsys):
     (tmp_path / "e_0.nii.gz").unlink()
     rows["train"].append({**make_row("x", "T1"), "id": "a"} | {"messages": make_row("c", "T1")["messages"]})
     rows["train"].append(make_row("y", "T7"))
-    rows["test"].append({**make_row("d", "T1"), "id": "leak", "subject": "sub-a"})
+    rows["test"].append({**make_row("d", "T1"), "id": "leak", "subject": "a"})
     rows["test"].append({**make_row("c", "T1"), "id": "scan-leak", "subject": "sub-other"})
     paths = write()
     out = tmp_path / "out"

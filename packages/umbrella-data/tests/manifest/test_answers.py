@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from umbrella_data.manifest.answers import contradiction, read_number
-from umbrella_data.manifest.sample import Answer, Sample, Turn
+from umbrella_data.manifest.sample import Answer, Sample, Turn, subject_key
 
 SEX = Answer("choice", "female", options=("female", "male"))
 
@@ -23,6 +23,13 @@ def sample(words: str, answer: Answer | None) -> Sample:
         ("41", Answer("number", 41.3)),
         ("41.3", Answer("number", 41.32)),
         ("-1,200.5", Answer("number", -1200.5)),
+        ("41 years", Answer("number", 41.0, unit="yrs")),
+        ("3", Answer("number", 2.5)),
+        ("70", Answer("number", 70.4)),
+        ("0.8", Answer("number", 0.82)),
+        ("minus 41", Answer("number", -41.0)),
+        ("- 41", Answer("number", -41.0)),
+        ("\u201341 days", Answer("number", -41.0, unit="days")),
         ("left hippocampus", Answer("text", "Left hippocampus")),
         ("anything", None),
     ],
@@ -41,6 +48,25 @@ def test_words_that_agree(words, answer):
         ("41.4", Answer("number", 41.32), "41.32"),
         ("forty-one", Answer("number", 41.0), "41.0"),
         ("between 40 and 42", Answer("number", 41.0), "41.0"),
+        *(
+            (words, Answer("number", 41.0, unit="years"), "41.0")
+            for words in (
+                "41 months",
+                "41-day",
+                "minus 41",
+                "- 41",
+                "\u201341",
+                "> 41",
+                "\u2264 41",
+                "not 41",
+                "41 thousand",
+                "at least 41",
+            )
+        ),
+        ("0", Answer("number", 0.49), "0.49"),
+        ("0", Answer("number", -0.5), "-0.5"),
+        ("0.0", Answer("number", 0.04), "0.04"),
+        (".5", Answer("choice", "5", options=("5", "6")), "none of the options"),
         ("right hippocampus", Answer("text", "left hippocampus"), "left"),
     ],
 )
@@ -50,6 +76,21 @@ def test_words_that_contradict_the_value(words, answer, named):
     assert named in problem
 
 
-@pytest.mark.parametrize("text", ["1e999", "none", "1 or 2", "1aln"])
+@pytest.mark.parametrize("text", ["1e999", "none", "1 or 2", "1aln", "> 41", "not 41", "41 million"])
 def test_number_that_cannot_be_read(text):
     assert read_number(text) is None
+
+
+@pytest.mark.parametrize("text", ["41", "Age - 41", "<answer>41</answer>", "age-> 41 y", "**41 years**", "It is 41."])
+def test_number_in_an_ordinary_answer_is_read(text):
+    assert read_number(text, unit="years") == 41.0
+
+
+def test_number_in_another_unit_of_time_cannot_be_read():
+    assert read_number("41 months", unit="years") is None
+    assert read_number("41 months") == read_number("41 months", unit="mo") == read_number("41", unit="mo") == 41.0
+
+
+def test_spellings_of_a_subject_have_one_key():
+    assert {subject_key(name) for name in ("sub-cafe\u0301", " SUB-caf\xe9 ", "caf\xe9")} == {"caf\xe9"}
+    assert subject_key("sub-A") != subject_key("sub-a")

@@ -98,6 +98,10 @@ MISTAKES = {
         "messages[1]: a scan",
     ),
     "value is no option": (change("answer", "value", to="x"), "answer.value 'x'"),
+    "options that are one answer": (
+        change("answer", "options", to=["a", "b", "B."]),
+        "answer.options is ['a', 'b', 'B.']",
+    ),
     "one option": (change("answer", "options", to=["a"]), "answer.options is ['a']"),
     "number in quotes": (change("answer", to={"type": "number", "value": "41"}), "answer.value is '41'"),
     "truth value as number": (change("answer", to={"type": "number", "value": True}), "answer.value is True"),

@@ -20,8 +20,18 @@ _OTHER_WORDS = {"age", "at", "calendar", "completed", "decimal", "full", "in", "
 # "age in months", "age (months)", "age (in decimal years)", "age [wks]", "age, days"
 _PHRASE = re.compile(
     r"(?:\bin\s+|[(\[]\s*|[,:]\s*(?=\w+\W*$))(?:(?:calendar|completed|decimal|fractional|full|rounded|whole)\s+)?"
-    r"(years?|yrs?|months?|mos?|mths?|weeks?|wks?|days?)\b"
+    r"(years?|yrs?|months?|mos?|mths?|weeks?|wks?|days?|hours?|hrs?|[ymwdh](?=\s*[)\]]))\b"
 )
+# Outside such phrases, "at the day of the scan" is no unit: plurals are. "6 months", as of a group, is not converted.
+_ELSEWHERE = re.compile(
+    r"(?:\b\d+\W*)?\b(?:months|mos|mths|weeks|wks|days|hours|hrs|minutes|quarters|decades?|centur(?:y|ies)"
+    r"|z[- ]?(?:scor\w*|transformed)|percentiles?|standardi[sz]ed)\b"
+)
+# "two months after surgery" is a time, not the unit.
+_SPAN = re.compile(
+    r"\b(?:\d+|one|two|three|four|five|six|nine|ten|twelve)\W*\w+\s+(?:after|before|later|prior|ago|apart)\b"
+)
+_YEARS = re.compile(r"\b(?:years?|yrs?)\b")
 # Time since conception: the age since birth is not known from it.
 _BEFORE_BIRTH = re.compile(r"\b(?:post[- ]?(?:menstrual|conception)\w*|gestation\w*|conceptional|pma|pca)\b")
 
@@ -31,11 +41,15 @@ def age_unit(units: str | None, text: str) -> str | None:
 
     Args:
         units: `Units` of its description.
-        text: The words of its description. Without `Units`, phrases such as "in months" are taken.
+        text: The words of its description. Without `Units`, phrases such as "in months" are taken; if there is none,
+            other words for time than years: one that is not converted, or several, are the unit as they are.
     """
-    described = text.lower()
+    described = text.lower().replace("_", " ")
     if units is None:
-        unit = " or ".join(sorted({_UNIT_OF[match[1]] for match in _PHRASE.finditer(described)}))
+        found = {_UNIT_OF.get(match[1], match[1]) for match in _PHRASE.finditer(described)}
+        if not found and not _YEARS.search(described):
+            found = {_UNIT_OF.get(match[0], match[0]) for match in _ELSEWHERE.finditer(_SPAN.sub("", described))}
+        unit = " or ".join(sorted(found))
     else:
         unit = known_unit(units) or units
     since = _BEFORE_BIRTH.search(f"{unit} {described}".lower())

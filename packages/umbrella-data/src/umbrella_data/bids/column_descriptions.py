@@ -10,17 +10,26 @@ from pathlib import Path
 
 from umbrella_data.bids.participants_table import MISSING_CELLS
 from umbrella_data.errors import ManifestError, ScanError
+from umbrella_data.manifest.row_json import to_object
 from umbrella_data.scan.sidecar import read_json_object
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_MISSING_KEYS = ("missing", "missingvalue", "missingvalues", "missingcode", "missingcodes")
+_MISSING_KEYS = (
+    "missing", "missingvalue", "missingvalues", "missingcode", "missingcodes", "missingvaluecode", "missingvaluecodes",
+    "navalue", "navalues", "nodatavalue", "nodatavalues",
+)  # fmt: skip
+_WORD_KEYS = ("description", "longname", "label", "name")
+# Codes besides numbers: "NA", "not-done", "*"; no range or condition such as "1-5" or "< 0".
+_CODE = re.compile(r"[^\W\d][\w./'-]*|[^\w\s<>=≤≥]+")
 # Words of a level that is no value, also in "missing data", "answer refused", "not available / unknown".
 _MISSING_WORDS = re.compile(
-    r"""(?:(?:data|values?|answers?|information)\s+)?
-    (?:missing|unknown|na|nan|null|refused|declined|undisclosed|unspecified|unavailable|none\ given
-    |do(?:es)?\ ?n[o']t\ know|did\ not\ (?:answer|respond|know)
+    r"""(?:(?:data|values?|answers?|information|participant|subject|patient)\s+)?
+    (?:missing|unknown|na|nan|null|refused|refusal|skipped|invalid|declined|undisclosed|unspecified|unavailable
+    |none\ given
+    |do(?:es)?\ ?n[o']?t\ know|did\ not\ (?:answer|respond|know)
     |no\ (?:answer|data|response|value|information)(?:\ (?:available|given))?
-    |not\ (?:available|applicable|reported|recorded|collected|known|given|provided|specified|answered|measured|assessed)
+    |not\ (?:done|available|applicable|reported|recorded|collected|known|given|provided|specified|answered|measured
+    |assessed)
     |(?:refused|prefers?|declined)\ (?:not\ )?to\ (?:answer|say))
     (?:\s+(?:data|values?|answers?|information|response))?""",
     re.VERBOSE,
@@ -52,15 +61,16 @@ def read_descriptions(path: Path) -> dict[str, object]:
     """The entries of a JSON file by column, to be parsed with `parse_description`; also by its name in lower case.
 
     Raises:
-        ManifestError: If the file cannot be read, is larger than 4 MiB or is no JSON object.
+        ManifestError: If the file cannot be read, is larger than 4 MiB, is no JSON object or has a key twice.
     """
     try:
-        entries = read_json_object(path)
+        entries = read_json_object(path, to_object=to_object)
     except ScanError as error:
         raise ManifestError(error.message, path=path) from error
     except ValueError as error:
         problem = str(error).removeprefix(f"{path} ")
         raise ManifestError(f"{problem}; write a JSON object with an entry for each column", path=path) from error
+    entries = {column.strip(): entry for column, entry in entries.items()}
     return {column.lower(): entry for column, entry in entries.items()} | entries
 
 
@@ -75,7 +85,7 @@ def parse_description(entry: object, *, where: str, problems: list[str]) -> Colu
     units = _text(keys.get("units"), "Units", own_problems)
     levels, missing = _split_levels(_levels(keys.get("levels"), own_problems))
     for key in _MISSING_KEYS:
-        missing += _codes(keys.get(key), key, own_problems)
+        missing += _missing_codes(keys.get(key), key, own_problems)
     description = ColumnDescription(
         units=None if units.lower() in (*MISSING_CELLS, "none") else units,
         text=". ".join(filter(None, words)),
@@ -118,7 +128,7 @@ def _levels(value: object, problems: list[str]) -> dict[str, str]:
     """The words by code, from `{"1": "male"}`, `{"1": {"Description": "male"}}` or `["M", "F"]`."""
     if isinstance(value, dict):
         codes = {_text(code, "a code of Levels", problems): word for code, word in value.items()}
-        return {code: _word(word, code, problems) or code for code, word in codes.items()}
+        return _by_code({code: _word(word, code, problems) or code for code, word in codes.items()}, problems)
     if not isinstance(value, list | None):
         problems.append("Levels is not an object or a list")
         return {}
@@ -127,10 +137,24 @@ def _levels(value: object, problems: list[str]) -> dict[str, str]:
 
 def _word(value: object, code: str, problems: list[str]) -> str:
     if isinstance(value, dict):
-        keys = {str(key).lower(): word for key, word in value.items()}
-        return next((word for key in ("description", "longname", "label", "name")
-                     if (word := _text(keys.get(key), f"Levels: {key} of {code!r}", problems))), "")  # fmt: skip
+        words = {str(key).lower(): word for key, word in value.items() if str(key).lower() != "termurl"}
+        keys = _WORD_KEYS if len(words) != 1 else (*words,)  # a single one may be a language: {"en": "male"}
+        found = next(filter(None, (_text(words.get(key), f"Levels: {key} of {code!r}", problems) for key in keys)), "")
+        if words and not found and not set(words) & set(keys):
+            problems.append(f'Levels: {code!r} has no Description; write its word as {code!r}: "..."')
+        return found
     return str(value) if isinstance(value, int | float) else _text(value, f"Levels: {code!r}", problems)
+
+
+def _by_code(levels: Mapping[str, str], problems: list[str]) -> dict[str, str]:
+    """Levels with the words as keys, `{"male": 1}`, turned around."""
+    turned: dict[str, str] = {}
+    for code, word in levels.items():
+        is_reversed = parse_number(code) is None and parse_number(word) is not None
+        key, value = (word, code) if is_reversed else (code, word)
+        if turned.setdefault(key, value) != value:
+            problems.append(f"Levels: {key!r} is the code of {turned[key]!r} and {value!r}; give each its own code")
+    return turned
 
 
 def _split_levels(levels: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
@@ -140,9 +164,11 @@ def _split_levels(levels: Mapping[str, str]) -> tuple[dict[str, str], list[str]]
 
 
 def _means_missing(word: str) -> bool:
-    # "n/a" is one word, the slash of "unknown/refused" is between two.
-    text = word.lower().replace("n/a", "na")
-    parts = [part for part in re.split(r"[\s.]*(?:[/,;()]|\s+or\s+)[\s.]*", text.strip(" .")) if part]
+    # "n/a" is one word, the slash of "unknown/refused" is between two; "missing value (-1)" repeats its code.
+    text = re.sub(r"\bn[/.]\ ?a\b\.?", "na", word.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
+    text = re.sub(r"^missing:.+", "missing", text)
+    split = re.split(r"[\s.]*(?:[/,;()]|\s+or\s+|\s-\s)[\s.]*", text.strip(" ."))
+    parts = [part for part in split if part and parse_number(part) is None]
     return bool(parts) and all(_MISSING_WORDS.fullmatch(part) for part in parts)
 
 
@@ -153,6 +179,21 @@ def _codes(value: object, key: str, problems: list[str]) -> list[str]:
         problems.append(f"{key} is not a list of texts and numbers")
         return []
     return [_text(str(code), key, problems) for code in values if code is not None]
+
+
+def _missing_codes(value: object, key: str, problems: list[str]) -> list[str]:
+    """Codes as of `_codes`; a text may list several: `-1, 88`."""
+    codes: list[str] = []
+    for part in (part.strip() for text in _codes(value, key, problems) for part in re.split("[,;]", text)):
+        words = part.split()
+        if all(parse_number(word) is not None for word in words):
+            codes += words
+        elif part.lower() in MISSING_CELLS or _CODE.fullmatch(part) or _means_missing(part):
+            codes.append(part)
+        else:
+            problems.append(f"{key} has {part!r}, which is not a code; list the codes, such as [-1, 88], or give the "
+                            "valid range as Minimum and Maximum")  # fmt: skip
+    return codes
 
 
 def _limit(value: object, key: str, problems: list[str], *, default: float) -> float:

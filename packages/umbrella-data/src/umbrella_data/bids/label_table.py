@@ -12,7 +12,7 @@ from umbrella_data.bids.column_descriptions import parse_description, read_descr
 from umbrella_data.bids.label_files import TableFiles
 from umbrella_data.bids.label_values import ColumnReader, Kind, Label, LeftOut
 from umbrella_data.bids.messages import MessageList
-from umbrella_data.bids.participants_table import MISSING_CELLS, ParticipantsTable, Visit, name_of, read_table
+from umbrella_data.bids.participants_table import ParticipantsTable, Visit, name_of, read_table
 from umbrella_data.errors import ManifestError
 
 
@@ -82,7 +82,7 @@ class LabelTable:
             source: dict[str, str] = {}
             for column, reader in self.readers.items():
                 cell, task = row[column].strip(), self.chosen.task(column)
-                if cell.lower() in MISSING_CELLS:
+                if reader.is_missing(cell):
                     continue
                 label = reader.read(cell)
                 if isinstance(label, LeftOut):

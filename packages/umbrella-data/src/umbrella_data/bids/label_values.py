@@ -12,11 +12,13 @@ from itertools import chain
 from umbrella_data.bids.age_unit import AGE_LIMITS, PER_YEAR, age_unit, known_unit
 from umbrella_data.bids.column_descriptions import ColumnDescription, is_same, parse_number
 from umbrella_data.bids.participants_table import MISSING_CELLS
+from umbrella_data.manifest.answers import normalise
 
 Label = str | float
 
 # Usual codes for a missing value. 88, 99 and -1 are often real values: only a declaration makes them codes.
 MISSING_CODES = (-9, -99, -999, -9999, 999, 9999)
+_NEGATION = re.compile(r"\b(?:not|non|no|never|without|neither|isn)\b|=\s*(?:0|false)\b", re.IGNORECASE)
 _SEXES = {
     **dict.fromkeys(("m", "male", "males", "man", "men", "boy", "boys"), "male"),
     **dict.fromkeys(("f", "female", "females", "woman", "women", "girl", "girls"), "female"),
@@ -51,7 +53,6 @@ class ColumnReader:
         given_unit: The unit to ask in, which the description may leave out.
         low: Least of the column's numbers that are no code for a missing value; `inf` if there is none.
         high: The largest of them; `-inf` if there is none.
-        has_only_numbers: Whether all cells are numbers, apart from missing values.
     """
 
     column: str
@@ -61,7 +62,6 @@ class ColumnReader:
     given_unit: str | None = None
     low: float = math.inf
     high: float = -math.inf
-    has_only_numbers: bool = False
 
     @property
     def declared_unit(self) -> str | None:
@@ -78,18 +78,22 @@ class ColumnReader:
 
     def over(self, cells: Iterable[str]) -> ColumnReader:
         """The reader that compares codes for missing values with the other cells of the column."""
-        given = [cell for cell in cells if cell.lower() not in MISSING_CELLS and not self._is_declared_missing(cell)]
-        parsed = [parse_number(cell) for cell in given]
+        given = [cell for cell in cells if not self.is_missing(cell) and not self._is_declared_missing(cell)]
+        parsed = map(parse_number, given)
         numbers = [number for number in parsed if number is not None and number not in MISSING_CODES]
         valid = [number for number in numbers if self._limit_broken(number) is None]
         declared = self.description.minimum, self.description.maximum
         low, high = min(valid, default=math.inf), max(valid, default=-math.inf)
         if all(map(math.isfinite, declared)):
             low, high = declared
-        return replace(self, low=low, high=high, has_only_numbers=None not in parsed)
+        return replace(self, low=low, high=high)
+
+    def is_missing(self, cell: str) -> bool:
+        """Whether a cell is empty, `n/a` or the like, and not declared as a level, such as `-` for negative."""
+        return cell.lower() in MISSING_CELLS and cell not in self.description.levels
 
     def read(self, cell: str) -> Label | LeftOut:
-        """The label of a cell that is not empty or `n/a`: a number, or a text for a choice or a sex."""
+        """The label of a cell that is not missing: a number, or a text for a choice or a sex."""
         if self._is_declared_missing(cell):
             return LeftOut(f"values of {self.column} declared as missing, left out")
         if self.kind == Kind.SEX:
@@ -99,11 +103,12 @@ class ColumnReader:
     def _sex(self, cell: str) -> Label | LeftOut:
         level = _find_level(self.description.levels, cell)
         if level is not None:
-            # Some files have the words as keys: {"male": "1"}.
+            # Some files have the words as keys: {"male": "1"}, {"male": "H"}.
             texts: Sequence[str] = (level[1],) if is_same(cell, level[0]) else (level[1], level[0])
         else:
             texts = (cell,)
-        sex = next(filter(None, map(_sex_of, texts)), None)
+        is_negated = any(map(_NEGATION.search, texts))  # "not male"
+        sex = None if is_negated else next(filter(None, map(_sex_of, texts)), None)
         if sex is None and level is None and parse_number(cell) is not None:
             return LeftOut(
                 f"numbers of {self.column} without Levels, left out: declare their words in participants.json"
@@ -115,7 +120,7 @@ class ColumnReader:
             level = _find_level(self.description.levels, cell)
             return level[1] if level else LeftOut(f"values of {self.column} that are none of its Levels, left out")
         number = parse_number(cell)
-        if self.has_only_numbers and number is not None and self._is_code(number):
+        if number is not None and self._is_code(number):
             return self._undeclared
         return cell
 
@@ -127,6 +132,9 @@ class ColumnReader:
                            else f"invalid values of {self.column}, left out")  # fmt: skip
         if self._is_code(number):
             return self._undeclared
+        level = _find_level(self.description.levels, cell)
+        if level is not None and not is_same(*level):
+            return LeftOut(f"levels of {self.column} are words, left out: ask with --choice {self.column}")
         if limit := self._limit_broken(number):
             return LeftOut(f"values of {self.column} outside {limit}, left out")
         return self._in_years(number) if self.kind == Kind.AGE else number
@@ -144,9 +152,10 @@ class ColumnReader:
 
     @property
     def _undeclared(self) -> LeftOut:
+        kept_by = "Levels" if self.kind == Kind.CHOICE else "Minimum and Maximum"
         return LeftOut(
             f"values of {self.column} such as -999 outside the range of its other values, left out as missing "
-            "(Minimum and Maximum in participants.json keep them)"
+            f"({kept_by} in participants.json keep them)"
         )
 
     def _is_declared_missing(self, cell: str) -> bool:
@@ -164,6 +173,13 @@ class ColumnReader:
         if per_year is not None and not AGE_LIMITS[0] <= number / per_year <= AGE_LIMITS[1]:
             return f"{AGE_LIMITS[0]} to {AGE_LIMITS[1]} years"
         return None
+
+
+def option_key(label: Label) -> str | float:
+    """What is the same for spellings of one option that scoring does not tell apart: `AD.` and `ad`, `1` and `1.0`."""
+    text = normalise(str(label))
+    number = parse_number(text)
+    return text if number is None else number
 
 
 def _find_level(levels: Mapping[str, str], cell: str) -> tuple[str, str] | None:

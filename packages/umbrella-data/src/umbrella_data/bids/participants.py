@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +10,7 @@ from functools import cached_property
 from umbrella_data.bids.age_unit import unit_key
 from umbrella_data.bids.label_files import TableFiles
 from umbrella_data.bids.label_table import LabelColumns, LabelTable, read_group
-from umbrella_data.bids.label_values import Label
+from umbrella_data.bids.label_values import Label, option_key
 from umbrella_data.bids.messages import MessageList, first_of
 from umbrella_data.bids.participants_table import Visit, name_of
 from umbrella_data.bids.questions import AGE, SEX, Question, choice_question, number_question
@@ -123,16 +123,31 @@ def read_participants(
             problems += [
                 f"{name_of(visit)}: {task} is {label!r}, but {joined[task]!r} in an earlier table"
                 for task, label in found.items()
-                if joined.setdefault(task, label) != label
+                if option_key(joined.setdefault(task, label)) != option_key(label)
             ]
             if visit[1] is not None:
                 of_visits[visit[0]] |= table.tasks
         if problems:
             raise ManifestError(problems, path=table.table.path)
+    for column in columns.choices:
+        _merge_spellings(column, labels, messages)
     questions = tuple(_questions(labels, columns, _units(tables, columns.numbers)))
     return Participants(
         labels, {name: frozenset(tasks) for name, tasks in of_visits.items()}, questions, tuple(messages)
     )
+
+
+def _merge_spellings(column: str, labels: Mapping[Visit, dict[str, Label]], messages: MessageList) -> None:
+    """Replace the spellings of one option, `Control` and `control`, by the most frequent one."""
+    values = [of_visit[column] for of_visit in labels.values() if column in of_visit]
+    kept: dict[str | float, Label] = {}
+    for value, _ in Counter(values).most_common():  # equal counts: in the order of the table
+        option = kept.setdefault(option_key(value), value)
+        if option != value:
+            messages.add(f"spellings of {column} that are the same answer, merged", f"{value!r} as {option!r}")
+    for of_visit in labels.values():
+        if column in of_visit:
+            of_visit[column] = kept[option_key(of_visit[column])]
 
 
 def _check_columns(tables: Sequence[LabelTable], named: Sequence[str]) -> None:

@@ -16,7 +16,8 @@ from umbrella_data.errors import ManifestError
 # A subject, `sub-01`, and a session, `ses-02`; without a session, the subject as a whole.
 Visit = tuple[str, str | None]
 
-MISSING_CELLS = ("", "n/a", "na", "nan")
+# In lower case; a cell such as "-" that is the code of a level is a value.
+MISSING_CELLS = ("", "n/a", "na", "nan", "<na>", "#n/a", "null", "?", ".", "-")
 _SUBJECT, _SESSION = "participant_id", "session_id"
 _NAMES = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 
@@ -27,7 +28,7 @@ class ParticipantsTable:
 
     Attributes:
         path: The file.
-        columns: Column names, from its first line.
+        columns: Column names, from its first line, without blanks around them.
         rows: The cells of each visit by column. Subjects are written `sub-01`, even if the file has `Sub-01` or `01`,
             and sessions `ses-01`. The session is None if the table has no column `session_id` or no value in it.
         lines: The line number of each visit, from 1.
@@ -68,7 +69,8 @@ def read_table(path: Path, *, subject: str | None = None) -> ParticipantsTable:
                 strict=True,
                 restval="",
             )
-            columns = tuple(reader.fieldnames or ())
+            columns = tuple(name.strip() for name in reader.fieldnames or ())
+            reader.fieldnames = columns
             problems += _header_problems(columns, separator, key=_SUBJECT if subject is None else _SESSION, path=path)
             last = reader.line_num
             for row in reader:

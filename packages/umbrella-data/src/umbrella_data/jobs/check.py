@@ -24,7 +24,7 @@ from umbrella_data.jobs.cohort_table import (
 from umbrella_data.jobs.copies import find_copies
 from umbrella_data.manifest.answers import contradiction
 from umbrella_data.manifest.manifest import Manifest
-from umbrella_data.manifest.sample import Scan
+from umbrella_data.manifest.sample import Scan, subject_key
 from umbrella_data.modality import find_modality
 from umbrella_data.pipeline.config import MAX_REMOVED, PipelineConfig
 from umbrella_data.scan.diffusion import check_dipy, needs_fit
@@ -256,11 +256,13 @@ def _verify(
 
 
 def _shared_subjects(manifests: Sequence[ManifestCheck]) -> dict[str, list[Path]]:
-    homes: dict[str, list[Path]] = defaultdict(list)
+    homes: dict[str, dict[Path, None]] = defaultdict(dict)
+    names: dict[str, str] = {}  # the first spelling of each
     for manifest in manifests:
         for subject in manifest.subjects:
-            homes[subject].append(manifest.path)
-    return {subject: paths for subject, paths in sorted(homes.items()) if len(paths) > 1}
+            name = names.setdefault(subject_key(subject), subject)
+            homes[name][manifest.path] = None
+    return {subject: list(paths) for subject, paths in sorted(homes.items()) if len(paths) > 1}
 
 
 def _shared_scans(places: dict[Scan, dict[Path, str]]) -> dict[Path, list[Path]]:
@@ -270,7 +272,9 @@ def _shared_scans(places: dict[Scan, dict[Path, str]]) -> dict[Path, list[Path]]
     for scan, homes in places.items():
         homes_of[scan.paths] |= homes
     return {
-        paths[0]: list(homes) for paths, homes in homes_of.items() if len(homes) > 1 and len(set(homes.values())) > 1
+        paths[0]: list(homes)
+        for paths, homes in homes_of.items()
+        if len(homes) > 1 and len(set(map(subject_key, homes.values()))) > 1
     }
 
 
@@ -279,7 +283,7 @@ def _copies(places: dict[Scan, dict[Path, str]], *, across_manifests: bool) -> l
     homes: dict[Path, set[str | Path]] = defaultdict(set)
     for scan, subject_of in places.items():
         for path in scan.paths:
-            homes[path].update(subject_of.values())
+            homes[path].update(map(subject_key, subject_of.values()))
             homes[path].update(subject_of if across_manifests else ())
     groups = find_copies(homes)
     return [group for group in groups if any(homes[path] != homes[group[0]] for path in group)]

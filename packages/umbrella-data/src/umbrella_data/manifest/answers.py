@@ -9,11 +9,33 @@ import unicodedata
 from umbrella_data.manifest.sample import Answer, Sample
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\.?\d|[^\W\d_])")
+_DASHES = re.compile("[\u2010-\u2015\u2212]")
+# "minus 41", and "- 41" at the start: "Age - 41" is no negative number.
+_SPACED_SIGN = re.compile(r"(?:^\s*-|\b(?:minus|negative))\s+(?=\d)", re.IGNORECASE)
+# Words and signs next to a number that make it a bound, a denial or another number.
+_BEFORE = re.compile(
+    r"(?:(?<![-=\w/])[<>≤≥]=?|\b(?:not|than|over|under|above|below|at least|at most))\s*$", re.IGNORECASE
+)
+_AFTER = re.compile(r"\s*(?:hundred|thousand|million|billion)s?\b", re.IGNORECASE)
+_TIME_UNITS = {
+    "years": ("years", "year", "yrs", "yr", "y"),
+    "months": ("months", "month", "mths", "mth", "mos", "mo"),
+    "weeks": ("weeks", "week", "wks", "wk", "w"),
+    "days": ("days", "day", "d"),
+    "hours": ("hours", "hour", "hrs", "hr", "h"),
+    "minutes": ("minutes", "minute", "mins", "min"),
+    "seconds": ("seconds", "second", "secs", "sec", "s"),
+    "decades": ("decades", "decade"),
+}
+_TIME_UNIT_OF = {name: unit for unit, names in _TIME_UNITS.items() for name in names}
+# Values below 1 lose their meaning if rounded further: 0.49 is not 0.
+_MAX_ROUNDING = 0.05
 
 
 def normalise(text: str) -> str:
     """Fold what does not change an answer: case, blanks, Unicode forms, quotes and full stops around it."""
     folded = unicodedata.normalize("NFKC", text).casefold()
+    folded = re.sub(r"(?<![\w.])\.(?=\d)", "0.", folded)  # .5 is not 5
     return " ".join(folded.split()).strip(" .!?\"'`*,;:")
 
 
@@ -22,16 +44,38 @@ def read_choice(text: str, options: tuple[str, ...]) -> str | None:
     return next((option for option in options if normalise(option) == normalise(text)), None)
 
 
-def read_number(text: str) -> float | None:
-    """The one number in a text; None if there is no number, or several, or an infinite one."""
-    found = _numbers(text)
-    value = float(found[0]) if len(found) == 1 else math.nan
+def read_number(text: str, *, unit: str | None = None) -> float | None:
+    """The one number in a text.
+
+    Args:
+        text: Such as `41 years`; `minus 41` and other dashes are negative numbers.
+        unit: The unit that was asked for.
+
+    Returns:
+        None if there is no number, or several, or an infinite one; if it is a bound (`> 41`), denied (`not 41`) or in
+        words in part (`41 thousand`); if it has another unit of time than `unit`.
+    """
+    digits = _digits(text, unit)
+    value = math.nan if digits is None else float(digits)
     return value if math.isfinite(value) else None
 
 
-def _numbers(text: str) -> list[str]:
-    plain = unicodedata.normalize("NFKC", text).replace("\N{MINUS SIGN}", "-")
-    return [number.replace(",", "") for number in _NUMBER.findall(plain)]
+def _digits(text: str, unit: str | None) -> str | None:
+    plain = _SPACED_SIGN.sub("-", _DASHES.sub("-", unicodedata.normalize("NFKC", text)))
+    found = list(_NUMBER.finditer(plain))
+    if len(found) != 1:
+        return None
+    before, after = plain[: found[0].start()], plain[found[0].end() :]
+    asked, given = _time_unit(unit or ""), _time_unit(after)
+    is_other_unit = asked is not None and given is not None and asked != given
+    if is_other_unit or _BEFORE.search(before) or _AFTER.match(after):
+        return None
+    return found[0][0].replace(",", "")
+
+
+def _time_unit(text: str) -> str | None:
+    word = re.match(r"[\s(-]*([a-z]+)", text.lower())
+    return _TIME_UNIT_OF.get(word[1]) if word else None
 
 
 def contradiction(sample: Sample) -> str | None:
@@ -52,8 +96,10 @@ def _agrees(words: str, answer: Answer) -> bool:
         return read_choice(words, answer.options) == answer.value
     if answer.type == "text":
         return normalise(words) == normalise(str(answer.value))
-    number, value = read_number(words), float(answer.value)
+    number, value = read_number(words, unit=answer.unit), float(answer.value)
     if number is None:
         return False
-    digits = _numbers(words)[0].partition(".")[2]  # the words may be rounded
-    return math.isclose(number, value, rel_tol=1e-6) or number == round(value, len(digits))
+    decimals = (_digits(words, answer.unit) or "").partition(".")[2]  # the words may be rounded
+    is_rounded = abs(number - value) <= 0.5 * 10 ** -len(decimals) * (1 + 1e-6)
+    is_near = abs(value) >= 1 or math.isclose(number, value, rel_tol=_MAX_ROUNDING)
+    return math.isclose(number, value, rel_tol=1e-6) or (is_rounded and is_near)

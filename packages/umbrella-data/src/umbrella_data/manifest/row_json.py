@@ -69,8 +69,12 @@ def _check_surrogates(value: Any) -> None:
         raise ValueError(f"half of a surrogate pair, which is no character, in {near!r}; write the whole character")
 
 
-def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # json keeps the last one of equal keys: an answer or a path would silently get lost.
+def to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object for `json`, which keeps the last one of equal keys: an answer or a path would silently get lost.
+
+    Raises:
+        ValueError: If it has a key twice.
+    """
     value = dict(pairs)
     if len(value) < len(pairs):
         twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
@@ -82,4 +86,4 @@ def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not valid JSON; remove the key if there is no number")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_to_object, parse_constant=_reject_constant)
+_DECODER = json.JSONDecoder(object_pairs_hook=to_object, parse_constant=_reject_constant)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from umbrella_data.errors import did_you_mean
+from umbrella_data.manifest.answers import normalise
 from umbrella_data.manifest.dialects import IMAGE_TOKEN
 from umbrella_data.manifest.path_safety import resolve_file, resolve_scan
 from umbrella_data.manifest.sample import ANSWER_TYPES, ROLES, Answer, Role, Sample, Scan, Turn
@@ -203,6 +204,10 @@ def _choice(value: str, options: object, problems: list[str]) -> Answer | None:
     names = tuple(cast("Sequence[Any]", options)) if is_list else ()
     if len(names) < 2 or len(set(map(str, names))) < len(names) or not all(isinstance(name, str) for name in names):
         problems.append(f"answer.options is {options!r:.80}; a choice needs at least two different texts")
+        return None
+    if len({normalise(name) for name in names}) < len(names):
+        problems.append(f"answer.options is {options!r:.80}; some are the same answer: case, blanks and full stops "
+                        "do not count; keep one spelling of each")  # fmt: skip
         return None
     if value not in names:
         problems.append(f"answer.value {value!r} is not one of its options: {', '.join(names)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +13,11 @@ AnswerType = Literal["choice", "number", "text"]
 
 ROLES = ("system", "user", "assistant")
 ANSWER_TYPES = ("choice", "number", "text")
+
+
+def subject_key(name: str) -> str:
+    """What is the same for two spellings of one subject: `sub-01`, `Sub-01` and `01`. Case matters otherwise."""
+    return re.sub(r"^sub-", "", unicodedata.normalize("NFC", name.strip()), flags=re.IGNORECASE)
 
 
 @dataclass(frozen=True)

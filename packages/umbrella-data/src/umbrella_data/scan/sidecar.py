@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from umbrella_data.errors import ScanError
 from umbrella_data.files.paths import applicable_files, open_regular_file, stays_in_tree
@@ -56,8 +57,14 @@ def sidecar_files(path: str | PathLike[str]) -> Iterator[Path]:
     return applicable_files(Path(path), ".json")
 
 
-def read_json_object(path: Path) -> dict[str, object]:
+def read_json_object(
+    path: Path, *, to_object: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> dict[str, object]:
     """The content of a JSON file of at most 4 MiB, such as a sidecar.
+
+    Args:
+        path: The file.
+        to_object: Builds each object from its keys and values, and may raise a `ValueError`; None builds a `dict`.
 
     Raises:
         ScanError: If the file cannot be opened or read.
@@ -68,7 +75,7 @@ def read_json_object(path: Path) -> dict[str, object]:
     if len(content) > _MAX_BYTES:
         raise ValueError(f"{path} has more than {_MAX_BYTES} bytes")
     try:
-        value = json.loads(content)
+        value = json.loads(content, object_pairs_hook=to_object)
     except RecursionError as error:
         raise ValueError(f"{path} is nested too deeply") from error
     if not isinstance(value, dict):

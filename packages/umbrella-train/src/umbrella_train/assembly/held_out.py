@@ -9,6 +9,7 @@ from pathlib import Path
 
 from umbrella_data import read_manifest
 from umbrella_data.jobs.copies import find_copies
+from umbrella_data.manifest.sample import subject_key
 from umbrella_train.config import DatasetConfig
 from umbrella_train.distributed.ranks import is_first_rank, on_first_rank
 from umbrella_train.errors import RunError
@@ -93,7 +94,7 @@ def _find_overlap(train: Sequence[DatasetConfig], evaluation: Sequence[DatasetCo
     files: list[dict[Path, None]] = []
     for part in manifests:
         samples = [manifest[row] for manifest in part for row in range(len(manifest))]
-        subjects.append({sample.subject.removeprefix("sub-") for sample in samples})
+        subjects.append({subject_key(sample.subject) for sample in samples})
         files.append(dict.fromkeys(path for sample in samples for scan in sample.scans for path in scan.paths))
     common = [(path, path) for path in files[0] if path in files[1]]
     groups = find_copies(dict.fromkeys([*files[0], *files[1]]))

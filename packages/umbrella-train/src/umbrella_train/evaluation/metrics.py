@@ -83,8 +83,8 @@ def score_choice(generated: str, answer: Answer) -> Score:
 
 
 def score_number(generated: str, answer: Answer) -> Score:
-    """Absolute error of the one number in the text; a text with no number, or with several, cannot be read."""
-    number = read_number(generated)
+    """Absolute error of the one number in the text; see `read_number` for texts that cannot be read."""
+    number = read_number(generated, unit=answer.unit)
     return Score(None if number is None else abs(number - float(answer.value)), parsed=number)
 
 
