@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from umbrella_data.manifest.answers import contradiction, read_number
+from umbrella_data.manifest.answers import contradiction, read_choice, read_number
 from umbrella_data.manifest.sample import Answer, Sample, Turn, subject_key
 
 SEX = Answer("choice", "female", options=("female", "male"))
@@ -94,3 +94,12 @@ def test_number_in_another_unit_of_time_cannot_be_read():
 def test_spellings_of_a_subject_have_one_key():
     assert {subject_key(name) for name in ("sub-cafe\u0301", " SUB-caf\xe9 ", "caf\xe9")} == {"caf\xe9"}
     assert subject_key("sub-A") != subject_key("sub-a")
+
+
+def test_answer_is_read_after_its_reasoning():
+    reasoning = "<think>\nThe ventricles are 12 mm wide, as in men.\n</think>\n\n"
+    assert read_choice(reasoning + "female", ("female", "male")) == "female"
+    assert read_number(reasoning + "41 years", unit="years") == 41
+    # The prompt may have opened the block.
+    assert read_number("12 mm\n</think>\n\n41") == 41
+    assert read_number("<think>\n12 mm") is None

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from umbrella_data.chat.labels import make_labels
 from umbrella_data.chat.layout import (
     DROPPED,
-    REASONING_TAGS,
     Layout,
     Shape,
     Slot,
@@ -27,7 +26,7 @@ from umbrella_data.chat.layout import (
     starts_with_reasoning,
 )
 from umbrella_data.chat.template import CHATML_TEMPLATE, IM_END, IM_START, ChatTemplate
-from umbrella_data.manifest.sample import Scan, Turn
+from umbrella_data.manifest.sample import REASONING_TAGS, Scan, Turn
 
 __all__ = ["CHATML_TEMPLATE", "ChatEncoder", "EncodedConversation", "Tokenizer", "encode_conversation", "encode_prompt"]
 

@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from umbrella_data.manifest.sample import Scan, Turn
+from umbrella_data.manifest.sample import REASONING_TAGS, Scan, Turn
 
 # The shape of a conversation: for each turn its role, and a letter for each item in reading order: "s" a scan, "t" a
 # text, "r" an answer that starts with its own reasoning block, "d" one whose reasoning is dropped in the history.
 Shape = tuple[tuple[str, str], ...]
 
 DROPPED = "d"
-REASONING_TAGS = ("<think>", "</think>")
-"""What opens and closes the reasoning of an answer."""
 
 
 class AddedToken(Protocol):

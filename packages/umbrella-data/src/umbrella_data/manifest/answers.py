@@ -6,7 +6,7 @@ import math
 import re
 import unicodedata
 
-from umbrella_data.manifest.sample import Answer, Sample
+from umbrella_data.manifest.sample import REASONING_TAGS, Answer, Sample
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\.?\d|[^\W\d_])")
 _DASHES = re.compile("[\u2010-\u2015\u2212]")
@@ -39,13 +39,20 @@ def normalise(text: str) -> str:
     return " ".join(folded.split()).strip(" .!?\"'`*,;:")
 
 
+def without_reasoning(text: str) -> str:
+    """The text after its block of reasoning, if it has one; empty if the block was cut off."""
+    opening, closing = REASONING_TAGS
+    return text.rpartition(closing)[2] if closing in text else text.partition(opening)[0]
+
+
 def read_choice(text: str, options: tuple[str, ...]) -> str | None:
-    """The option that a text is; None if it is none of them."""
-    return next((option for option in options if normalise(option) == normalise(text)), None)
+    """The option that a text is after its reasoning; None if it is none of them."""
+    said = normalise(without_reasoning(text))
+    return next((option for option in options if normalise(option) == said), None)
 
 
 def read_number(text: str, *, unit: str | None = None) -> float | None:
-    """The one number in a text.
+    """The one number in a text, after its reasoning.
 
     Args:
         text: Such as `41 years`; `minus 41` and other dashes are negative numbers.
@@ -61,7 +68,7 @@ def read_number(text: str, *, unit: str | None = None) -> float | None:
 
 
 def _digits(text: str, unit: str | None) -> str | None:
-    plain = _SPACED_SIGN.sub("-", _DASHES.sub("-", unicodedata.normalize("NFKC", text)))
+    plain = _SPACED_SIGN.sub("-", _DASHES.sub("-", unicodedata.normalize("NFKC", without_reasoning(text))))
     found = list(_NUMBER.finditer(plain))
     if len(found) != 1:
         return None
@@ -95,7 +102,7 @@ def _agrees(words: str, answer: Answer) -> bool:
     if answer.type == "choice":
         return read_choice(words, answer.options) == answer.value
     if answer.type == "text":
-        return normalise(words) == normalise(str(answer.value))
+        return normalise(without_reasoning(words)) == normalise(str(answer.value))
     number, value = read_number(words, unit=answer.unit), float(answer.value)
     if number is None:
         return False

@@ -14,6 +14,9 @@ AnswerType = Literal["choice", "number", "text"]
 ROLES = ("system", "user", "assistant")
 ANSWER_TYPES = ("choice", "number", "text")
 
+REASONING_TAGS = ("<think>", "</think>")
+"""What opens and closes the reasoning of an answer."""
+
 
 def subject_key(name: str) -> str:
     """What is the same for two spellings of one subject: `sub-01`, `Sub-01` and `01`. Case matters otherwise."""

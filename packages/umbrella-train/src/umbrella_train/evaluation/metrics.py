@@ -12,7 +12,7 @@ from statistics import median
 from types import MappingProxyType
 from typing import Any, Literal
 
-from umbrella_data.manifest.answers import normalise, read_choice, read_number
+from umbrella_data.manifest.answers import normalise, read_choice, read_number, without_reasoning
 from umbrella_data.manifest.sample import Answer
 from umbrella_train.evaluation.intervals import binomial_interval, bootstrap_interval, wilson_interval
 
@@ -90,7 +90,7 @@ def score_number(generated: str, answer: Answer) -> Score:
 
 def score_text(generated: str, answer: Answer) -> Score:
     """1 where the text is the right one, but for case, blanks and punctuation around it."""
-    text = normalise(generated)
+    text = normalise(without_reasoning(generated))
     return Score(float(text == normalise(str(answer.value))), parsed=text or None)
 
 
