@@ -27,6 +27,9 @@ DRIFTING = [
     for engine in ("ddp", "fsdp2")
     for optim in ("adamw_torch_fused", "sgd", "muon", "adafactor")
 ]
+# Saved in an absence of dMRI and of rsfMRI.
+SAVED = replace(DRIFTING[4], name="saved", steps=3, arguments={"save_strategy": "steps", "save_steps": 2})
+RESUMED = replace(SAVED, name="resumed", compare_drift=False)
 CASES = [
     Case("different", "different", steps=20),
     Case("random", "random", steps=6),
@@ -40,7 +43,8 @@ CASES = [
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    launch(CASES, folder, launcher=torchrun(2), timeout=240)
+    resumed = replace(RESUMED, resume=str(folder / f"{SAVED.name}-run" / "checkpoint-2"))
+    launch([SAVED, resumed, *CASES], folder, launcher=torchrun(2), timeout=240)
     return folder
 
 
@@ -90,3 +94,14 @@ def test_logged_drift_equals_copy_and_compare(case: Case, results: Path, tmp_pat
     alone = check_drift(run_case(replace(case, engine="ddp"), output=tmp_path, simulated_world_size=2))
     for row, expected in zip(first, alone, strict=True):
         assert row == pytest.approx(expected, rel=1e-2)
+
+
+def test_sharded_run_resumed_in_an_absence_measures_what_an_unbroken_one_does(results: Path, tmp_path: Path) -> None:
+    whole, resumed = (json.loads((results / f"{name}-1.json").read_text())["log"] for name in ("saved", "resumed"))
+    keys = ("drift/rsfMRI", "drift/dMRI")
+    expected = [[row[key] for key in keys] for row in whole if "loss" in row]
+    assert [[row[key] for key in keys] for row in resumed if "loss" in row] == expected
+    checkpoint = results / "saved-run" / "checkpoint-2"
+    alone = replace(RESUMED, engine="ddp", resume=str(checkpoint))
+    row = run_case(alone, output=tmp_path, simulated_world_size=2)["log"][2]
+    assert [row[key] for key in keys] == pytest.approx(expected[2], rel=1e-2)

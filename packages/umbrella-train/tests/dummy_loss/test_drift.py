@@ -1,4 +1,4 @@
-"""The measured drift in one process; `tests/test_two_ranks.py` compares it with copies of the weights on each engine."""
+"""The measured drift in one process; `tests/test_two_ranks.py` compares it with copies of weights on each engine."""
 
 from __future__ import annotations
 
