@@ -19,6 +19,7 @@ import torch
 from engines import Case, run_case
 from launching import SCRIPT, launch
 from safetensors.torch import load_file
+from toy import ORDER
 
 import umbrella_train
 
@@ -39,6 +40,7 @@ CASES = [
 BF16 = Case("bf16", "different", steps=2, arguments={"bf16": True})
 SAVING = {"save_strategy": "steps", "save_steps": 2}
 WHOLE = Case("whole", "random", steps=4, optim="adamw_torch", arguments=SAVING)
+DRIFT = Case("drift", "returns", steps=4, optim="adamw_torch")
 SUMMED = Case("summed", "different", steps=4, sabotage="summed")
 INFINITY = Case("infinity", "absent", sabotage="infinity")
 
@@ -58,7 +60,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
         folder = tmp_path_factory.mktemp("zero")
         resumed = replace(WHOLE, name="resumed", resume=str(folder / "whole-run" / "checkpoint-2"))
         sabotaged = [SUMMED, INFINITY] if stage == 2 else [INFINITY]
-        launch([*CASES, BF16, WHOLE, resumed, *sabotaged], folder, launcher=accelerate(stage), timeout=400)
+        launch([*CASES, BF16, DRIFT, WHOLE, resumed, *sabotaged], folder, launcher=accelerate(stage), timeout=400)
         return folder
 
     return launch_once
@@ -118,6 +120,21 @@ def test_resume_under_zero_is_bit_identical(stage, launched):
     assert steps == [1, 2, 3, 4]
     whole, resumed = (load_file(folder / f"{name}-0.safetensors") for name in ("whole", "resumed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_drift_under_zero_equals_one_process_and_is_resumed(stage, launched, tmp_path):
+    def drift(result):
+        rows = [row for row in result["log"] if "loss" in row]
+        return [row[f"drift/{name}"] for row in rows for name in ORDER]
+
+    folder = launched(stage)
+    measured, alone = drift(log_of(DRIFT, folder)), drift(run_case(DRIFT, output=tmp_path, simulated_world_size=2))
+    assert sum(value > 0 for value in alone) == 6
+    assert measured == pytest.approx(alone, rel=1e-2)
+    whole, resumed = (drift(log_of(replace(WHOLE, name=name), folder)) for name in ("whole", "resumed"))
+    assert sum(value > 0 for value in whole) > 0
+    assert resumed == whole
 
 
 def test_another_order_of_summing_is_detected_under_zero_2(launched, tmp_path):

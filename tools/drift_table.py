@@ -1,140 +1,100 @@
-"""Measures how far the dummy loss moves a patch embed without scans: `uv run python tools/drift_table.py`.
+"""Measures how far an absent modality's patch embed moves: `uv run python tools/drift_table.py`.
 
-Every row trains the same elements in float64 three times: with the dummy gradient, with gradients of zero (`scale: 0`),
-and without gradients (`hold`). The distance to the second run is the effect of the dummy gradient, which the trainer
-forecasts; the distance to the third also includes momentum that continues while the modality is absent.
-
-All elements of a patch embed get the same dummy gradient, scale / sqrt(N) or, with `sum`, scale, so that a subset
-represents all N. Muon normalises whole matrices: it is measured on a matrix of full size, in float32 and for fewer
-steps.
+Each row steps the T1 patch embed of a model with random gradients while T1 is present, and with the dummy gradient
+while it is absent. The drift is what the trainer logs as `drift/T1`.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from torch import nn
+from transformers import Qwen2Config, SiglipVisionConfig
 from transformers.optimization import Adafactor
 
-from umbrella_train.dummy_loss.drift import DriftForecast, OptimizerFacts
+from umbrella_model import PatchEmbedConfig, UmbrellaConfig
+from umbrella_model.vision_tower import UmbrellaVisionTower
+from umbrella_train.dummy_loss.drift_monitor import DriftWatch
 from umbrella_train.dummy_loss.loss import DummyLoss
 
-SIZES = {50_000: (200, 250), 1_000_000: (800, 1250), 10_000_000: (2000, 5000)}
 REAL_NORM = 0.01
-INITIAL_STD = 0.02
+AFTER = (10, 100, 1000)
+Build = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+# Name, learning rate, constructor with the settings of Hugging Face's Trainer, and most steps without the modality: a
+# step of Muon takes long on a CPU.
+OPTIMIZERS: list[tuple[str, float, Build, int]] = [
+    ("AdamW", 5e-5, lambda each: torch.optim.AdamW(each, lr=5e-5, weight_decay=0.0), 1000),
+    ("AdamW", 1e-3, lambda each: torch.optim.AdamW(each, lr=1e-3, weight_decay=0.0), 1000),
+    ("SGD", 0.01, lambda each: torch.optim.SGD(each, lr=0.01), 1000),
+    ("Adafactor", 5e-5, lambda each: Adafactor(each, lr=5e-5, scale_parameter=False, relative_step=False), 1000),
+    ("Muon", 5e-5, lambda each: torch.optim.Muon([p for p in each if p.ndim == 2], lr=5e-5, weight_decay=0.0), 100),
+]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row: optimiser, number of elements, interval between steps with the modality (0: never), and reduction."""
-
-    optimizer: str
-    count: int
-    every: int
-    policy: str
-    learning_rate: float
-    steps: int
-
-    @property
-    def norm(self) -> float:
-        """L2 norm of the dummy gradient."""
-        loss = DummyLoss(reduction="sum" if self.policy == "sum" else "unit", sizes={"m": self.count})
-        return loss.weight("m")
-
-    def is_seen(self, step: int) -> bool:
-        """Whether the modality is in the batch of a step."""
-        return bool(self.every) and step % self.every == 0
-
-
-def measure(row: Row, *, elements: int) -> tuple[float, float]:
-    """Mean distance to a run with gradients of zero, and to a run without gradients."""
-    ends = [_run(row, gradient, elements=elements) for gradient in (row.norm, 0.0, None)]
-    against_zeros, against_none = ((ends[0] - other).abs().mean().item() for other in ends[1:])
-    return against_zeros, against_none
-
-
-def _run(row: Row, norm: float | None, *, elements: int) -> torch.Tensor:
-    weights, optimizer = _build(row, elements=elements)
-    generator = torch.Generator().manual_seed(0)
-    for step in range(row.steps):
-        if row.is_seen(step):
-            real = torch.randn(weights.shape, dtype=weights.dtype, generator=generator)
-            weights.grad = real * REAL_NORM / math.sqrt(row.count)
-        else:
-            weights.grad = None if norm is None else torch.full_like(weights, norm / math.sqrt(row.count))
-        optimizer.step()
-    return weights.detach()
-
-
-def forecast(row: Row) -> float | None:
-    """The drift according to `DriftForecast`; None if it does not support the optimiser."""
-    if row.optimizer == "Muon":
-        return None
-    rules = {
-        "AdamW": OptimizerFacts(),
-        "SGD": OptimizerFacts("sgd", beta1=0.9),
-        "Adafactor": OptimizerFacts("adafactor"),
-    }
-    facts = rules[row.optimizer]
-    drift = DriftForecast(num_elements=row.count, gradient_norm=row.norm, optimizer=facts)
-    for step in range(row.steps):
-        seen = REAL_NORM if row.is_seen(step) else None
-        drift.step(learning_rate=row.learning_rate, real_norm=seen)
-    return drift.total
-
-
-def _build(row: Row, *, elements: int) -> tuple[torch.Tensor, torch.optim.Optimizer]:
+def build_tower(hidden_size: int) -> UmbrellaVisionTower:
+    """A tower with one small encoder layer and a T1 patch embed for patches of 8 x 8 x 8 voxels."""
     torch.manual_seed(0)
-    if row.optimizer == "Muon":
-        weights = torch.nn.Parameter(torch.randn(SIZES[row.count]) * INITIAL_STD)
-        return weights, torch.optim.Muon([weights], lr=row.learning_rate, weight_decay=0.0)
-    weights = torch.nn.Parameter(torch.randn(elements // 50, 50, dtype=torch.float64) * INITIAL_STD)
-    if row.optimizer == "Adafactor":
-        # The settings of Hugging Face's Trainer.
-        return weights, Adafactor([weights], lr=row.learning_rate, scale_parameter=False, relative_step=False)
-    if row.optimizer == "SGD":
-        return weights, torch.optim.SGD([weights], lr=row.learning_rate, momentum=0.9)
-    return weights, torch.optim.AdamW([weights], lr=row.learning_rate, weight_decay=0.0)
+    sizes: dict[str, Any] = {"hidden_size": hidden_size, "intermediate_size": 8, "num_attention_heads": 1}
+    return UmbrellaVisionTower(
+        UmbrellaConfig(
+            modalities={"T1": PatchEmbedConfig((48, 48, 48), (8, 8, 8))},
+            vision_config=SiglipVisionConfig(num_hidden_layers=1, **sizes),
+            text_config=Qwen2Config(num_hidden_layers=1, num_key_value_heads=1, vocab_size=16, **sizes),
+            image_token_index=15,
+        )
+    )
 
 
-def rows(*, steps: int, muon_steps: int, sizes: list[int]) -> Iterator[Row]:
-    """All rows of the table."""
-    for optimizer, learning_rate in (("AdamW", 5e-5), ("SGD", 0.01), ("Adafactor", 5e-5), ("Muon", 5e-5)):
-        if optimizer == "Muon" and (not hasattr(torch.optim, "Muon") or not muon_steps):
-            continue
-        for count in sizes:
-            if optimizer == "Muon" and count > 1_000_000:
-                continue  # minutes per step on a CPU
-            for every in (0, 10, 50):
-                for policy in ("unit", "sum"):
-                    length = muon_steps if optimizer == "Muon" else steps
-                    yield Row(optimizer, count, every, policy, learning_rate, length)
+def measure(build: Build, *, num_seen: int, after: Iterable[int], scale: float, hidden_size: int) -> list[float]:
+    """Drift in standard deviations after numbers of steps without the modality.
+
+    Args:
+        build: Constructs the optimizer.
+        num_seen: Steps with the modality before these.
+        after: The numbers of steps, ascending.
+        scale: Of the dummy loss.
+        hidden_size: Of the patch embed.
+    """
+    tower = build_tower(hidden_size)
+    parameters = list(tower.patch_embed("T1").parameters())
+    count = sum(parameter.numel() for parameter in parameters)
+    optimizer, watch = build(parameters), DriftWatch(tower)
+    dummy = DummyLoss(scale=scale).weight("T1") / math.sqrt(count)
+    drift = []
+    last = max(after)
+    for step in range(num_seen + last):
+        is_seen = step < num_seen
+        for parameter in parameters:
+            real = torch.randn_like(parameter) * (REAL_NORM / math.sqrt(count)) if is_seen else None
+            parameter.grad = torch.full_like(parameter, dummy) if real is None else real
+        watch.before_step(frozenset({"T1"} if is_seen else ()), step=step)
+        optimizer.step()
+        if step + 1 - num_seen in after:
+            drift.append(watch.measure(step=step + 1)["drift/T1"])
+    return drift
 
 
 def main() -> None:
     """Print the table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--muon-steps", type=int, default=100, help="0 omits Muon")
-    parser.add_argument("--elements", type=int, default=20_000, help="size of the subset that is trained")
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--scale", type=float, default=1e-7, help="of the dummy loss")
+    parser.add_argument("--num-seen", type=int, default=50, help="steps with the modality, for half of the rows")
+    parser.add_argument("--hidden-size", type=int, default=1152)
     options = parser.parse_args()
-    print(f"torch {torch.__version__}; drift in per cent of an initial standard deviation of {INITIAL_STD}\n")
-    print("| optimiser | learning rate | steps | N | modality seen | reduction | drift | forecast | against hold |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for row in rows(steps=options.steps, muon_steps=options.muon_steps, sizes=options.sizes):
-        seen = f"1 step in {row.every}" if row.every else "never"
-        expected = forecast(row)
-        forecast_text = "–" if expected is None else f"{100 * expected / INITIAL_STD:.3g} %"
-        measured, against_hold = (100 * value / INITIAL_STD for value in measure(row, elements=options.elements))
-        print(
-            f"| {row.optimizer} | {row.learning_rate:g} | {row.steps} | {row.count:.0e} | {seen} | {row.policy} "
-            f"| {measured:.3g} % | {forecast_text} | {against_hold:.3g} % |",
-            flush=True,
-        )
+    print(f"torch {torch.__version__}\n")
+    print("| optimizer | learning rate | before | " + " | ".join(f"{steps:,} steps absent" for steps in AFTER) + " |")
+    print("|---|---|---|" + "--:|" * len(AFTER))
+    for name, learning_rate, build, most in OPTIMIZERS:
+        for num_seen in (0, options.num_seen):
+            after = [steps for steps in AFTER if steps <= most]
+            drift = measure(build, num_seen=num_seen, after=after, scale=options.scale, hidden_size=options.hidden_size)
+            cells = [f"{100 * value:.2g} %" for value in drift] + ["–"] * (len(AFTER) - len(after))
+            seen = f"{num_seen} steps" if num_seen else "never seen"
+            print(f"| {name} | {learning_rate:g} | {seen} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

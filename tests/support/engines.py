@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from toy import ORDER, ToyDataset, build_collator, build_model
 from transformers import TrainingArguments
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
 from umbrella_model import checkpoint_parts, set_trainable
 from umbrella_train.assembly.acceleration import compile_layers, set_attention
@@ -45,7 +45,7 @@ class Case:
         schedule: Which modalities each rank sees at each step; see `kinds_of`.
         steps: Optimizer steps.
         accumulation: Micro-batches per rank and step.
-        optim: Hugging Face's name of the optimizer.
+        optim: Hugging Face's name of the optimizer; or muon, which steps matrices only.
         dummy_loss: Settings of the dummy loss.
         engine: As in `UmbrellaTrainer`, like the following two.
         gradient_scale: Tokens that gradients are averaged over.
@@ -58,6 +58,7 @@ class Case:
         sabotage: A rule to break, see `sabotage.py`.
         parity_every: Steps between comparisons of the ranks.
         arguments: More training arguments.
+        compare_drift: Whether all weights are copied at every step, to compute the drift from them.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Case:
     sabotage: str | None = None
     parity_every: int = 1
     arguments: dict[str, Any] = field(default_factory=dict)
+    compare_drift: bool = False
 
 
 def kinds_of(schedule: str, *, step: int, rank: int, number: int, batch_size: int) -> list[tuple[str, ...]]:
@@ -84,7 +86,8 @@ def kinds_of(schedule: str, *, step: int, rank: int, number: int, batch_size: in
 
     Args:
         schedule: `different`: another modality on each rank; `same`: one modality on all; `text`: rank 0 has only
-            text; `absent`: no batch has dMRI; `vanishes`: only the first step has dMRI; `all`: every batch has all;
+            text; `absent`: no batch has dMRI; `vanishes`: only the first step has dMRI; `returns`: every third step has
+            dMRI, and none rsfMRI; `all`: every batch has all;
             `random`: any samples of 0 to 3 scans; `samples`: the same, random by the number of the sample, so that
             they do not depend on their distribution to batches and ranks.
         step: The optimizer step.
@@ -101,6 +104,8 @@ def kinds_of(schedule: str, *, step: int, rank: int, number: int, batch_size: in
         return [() if rank == 0 else (ORDER[step % 3],)] * batch_size
     if schedule == "absent" or (schedule == "vanishes" and step > 0):
         return [("T1",) if (step + rank) % 2 else ("rsfMRI",)] * batch_size
+    if schedule == "returns":
+        return [("T1", "dMRI") if rank and step % 3 == 0 else ("T1",)] * batch_size
     if schedule == "samples":
         draws = [random.Random(number * batch_size + place) for place in range(batch_size)]
         return [tuple(draw.choices(ORDER, k=draw.randint(0, 3))) for draw in draws]
@@ -121,6 +126,35 @@ class ScheduledTrainer(UmbrellaTrainer):
         mine = list(starts)[self.args.process_index :: self.args.world_size]
         batches = [list(range(start, start + size)) for start in mine]
         return DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
+
+
+class PlainDrift(TrainerCallback):
+    """Drift of each modality after each step, from copies of all weights and the schedule of the data set."""
+
+    def __init__(self, trainer: UmbrellaTrainer) -> None:
+        self._trainer = trainer
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._start = self._copy()
+        self._last_seen = dict.fromkeys(ORDER, self._start)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        dataset, now = self._trainer.train_dataset, self._copy()
+        size = len(dataset) // args.max_steps
+        seen = {name for kind in dataset.kinds[(state.global_step - 1) * size :][:size] for name in kind}
+        self._last_seen.update(dict.fromkeys(seen, now))
+        self.rows.append({name: self._distance(name, now) for name in ORDER})
+
+    def _copy(self) -> dict[str, Tensor]:
+        whole = whole_state_dict(self._trainer.model, keep=True)
+        return {name: tensor.double() for name, tensor in whole.items() if "_patch_embed." in name}
+
+    def _distance(self, modality: str, now: dict[str, Tensor]) -> float:
+        prefix = f"model.vision_tower.{modality}_patch_embed."
+        names = [name for name in now if name.startswith(prefix)]
+        moved = torch.cat([(now[name] - self._last_seen[modality][name]).flatten() for name in names])
+        return (moved.square().mean().sqrt() / self._start[f"{prefix}proj.weight"].std()).item()
 
 
 def build_dataset(case: Case, *, world_size: int) -> ToyDataset:
@@ -194,7 +228,7 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
         max_steps=case.steps,
         per_device_train_batch_size=case.batch_size,
         gradient_accumulation_steps=case.accumulation * ranks // world_size,
-        optim=case.optim,
+        optim="sgd" if case.optim == "muon" else case.optim,
         **{
             "learning_rate": 0.05 if case.optim == "sgd" else 1e-3,
             "lr_scheduler_type": "constant",
@@ -227,6 +261,12 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
     if case.sabotage is not None:
         SABOTAGES[case.sabotage](trainer)
     trainer.remove_callback(PrinterCallback)
+    if case.optim == "muon":
+        matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+        trainer.optimizer = torch.optim.Muon(matrices, lr=arguments.learning_rate)
+    plain = PlainDrift(trainer)
+    if case.compare_drift:
+        trainer.add_callback(plain)
     result: dict[str, Any] = {"case": asdict(case), "error": None, "warnings": []}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -237,6 +277,7 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
             traceback.print_exception(error)
     result["warnings"] = [str(item.message) for item in caught]
     result["log"] = trainer.state.log_history
+    result["drift"] = plain.rows
     rank = arguments.process_index
     result["parameters"] = [name for name, _ in model.named_parameters()]
     result["num_sharded"] = sum(isinstance(each, DTensor) or is_partitioned(each) for each in model.parameters())

@@ -1,99 +1,109 @@
-"""The forecast of drift, compared with steps of real optimizers."""
+"""The measured drift in one process; `tests/test_two_ranks.py` compares it with copies of weights on each engine."""
 
 from __future__ import annotations
 
+import json
 import logging
-import math
 
 import pytest
 import torch
-from transformers.optimization import Adafactor
+from safetensors import safe_open
+from safetensors.torch import load_file
 
-from umbrella_train.dummy_loss.drift import DriftForecast, OptimizerFacts
-from umbrella_train.dummy_loss.drift_monitor import DriftWatch
-from umbrella_train.dummy_loss.loss import DummyLoss
+from umbrella_model import set_trainable
+from umbrella_train.dummy_loss.drift_monitor import DRIFT_NAME, DriftWatch
 
-STEPS, ELEMENTS, REAL_NORM = 600, 4000, 0.01
-
-
-def measured_drift(*, count, gradient_norm, every, learning_rate, rule="adam", steps=STEPS):
-    """Mean distance between elements stepped with the dummy gradient and the same without it, in float64."""
-    ends = []
-    for gradient in (gradient_norm / math.sqrt(count), 0.0):
-        weights = torch.zeros(ELEMENTS, dtype=torch.float64, requires_grad=True)
-        kind = torch.optim.AdamW if rule == "adam" else torch.optim.SGD
-        extra = {"weight_decay": 0.0} if rule == "adam" else {"momentum": 0.9}
-        optimizer = kind([weights], lr=learning_rate, **extra)
-        generator = torch.Generator().manual_seed(0)
-        for step in range(steps):
-            weights.grad = torch.full_like(weights, gradient)
-            if every and step % every == 0:
-                real = torch.randn(ELEMENTS, dtype=torch.float64, generator=generator)
-                weights.grad = real * REAL_NORM / math.sqrt(count)
-            optimizer.step()
-        ends.append(weights.detach())
-    return (ends[0] - ends[1]).abs().mean().item()
+# dMRI is in the first step, then absent for the rest; rsfMRI is never there.
+VANISHES = [[("T1", "dMRI")], *([[("T1",)]] * 5)]
+ADAM = {"optim": "adamw_torch", "learning_rate": 1e-3, "weight_decay": 0.1}
 
 
-def forecast_drift(*, count, gradient_norm, every, learning_rate, rule="adam", steps=STEPS):
-    facts = OptimizerFacts() if rule == "adam" else OptimizerFacts("sgd", beta1=0.9)
-    forecast = DriftForecast(num_elements=count, gradient_norm=gradient_norm, optimizer=facts)
-    for step in range(steps):
-        is_seen = every and step % every == 0
-        forecast.step(learning_rate=learning_rate, real_norm=REAL_NORM if is_seen else None)
-    return forecast
+@pytest.fixture
+def tower(make_model):
+    return make_model().model.vision_tower
 
 
-@pytest.mark.parametrize("rule", ["adam", "sgd"])
-@pytest.mark.parametrize("every", [0, 10, 50], ids=["never", "1-in-10", "1-in-50"])
-@pytest.mark.parametrize("count", [50_000, 10_000_000])
-@pytest.mark.parametrize("reduction", ["unit", "sum"])
-def test_forecast_is_within_ten_per_cent(rule, every, count, reduction):
-    norm = DummyLoss(reduction=reduction, sizes={"T1": count}).weight("T1")
-    situation = {"count": count, "gradient_norm": norm, "every": every, "learning_rate": 5e-5, "rule": rule}
-    assert forecast_drift(**situation).total == pytest.approx(measured_drift(**situation), rel=0.1)
+def move(tower, modality, by):
+    with torch.no_grad():
+        for parameter in tower.patch_embed(modality).parameters():
+            parameter.add_(by)
 
 
-@pytest.mark.parametrize(("reduction", "documented"), [("unit", 0.011), ("sum", 2.27)])
-def test_documented_drift_of_a_patch_embed_of_1152_by_4096(reduction, documented):
-    count = 1152 * 4096
-    norm = DummyLoss(reduction=reduction, sizes={"T1": count}).weight("T1")
-    situation = {"count": count, "gradient_norm": norm, "every": 0, "learning_rate": 5e-5, "steps": 1000}
-    drift = measured_drift(**situation) / 0.02
-    assert drift == pytest.approx(documented, rel=0.05)
-    assert reduction == "sum" or drift < 0.02
-    assert forecast_drift(**situation).total / 0.02 == pytest.approx(drift, rel=0.01)
+def test_drift_is_the_distance_to_where_the_modality_was_last_seen(tower):
+    std = tower.patch_embed("dMRI").proj.weight.std().item()
+    watch = DriftWatch(tower)
+    measured = []
+    for step, present in enumerate([{"T1"}, {"T1"}, {"T1", "dMRI"}, {"T1"}]):
+        watch.before_step(frozenset(present), step=step)
+        move(tower, "dMRI", by=0.01)
+        measured.append(watch.measure(step=step + 1))
+    assert [row["drift/dMRI"] for row in measured] == pytest.approx([0.01 / std, 0.02 / std, 0, 0.01 / std], rel=1e-5)
+    assert all(row["drift/T1"] == row["drift/rsfMRI"] == 0 for row in measured)
 
 
-@pytest.mark.parametrize("every", [0, 10], ids=["never", "1-in-10"])
-def test_forecast_for_adafactor_is_within_ten_per_cent(every):
-    shape, norm, rate = (40, 50), 1e-7, 5e-5
-    ends = []
-    for gradient in (norm / math.sqrt(2000), 0.0):
-        weights = torch.zeros(shape, requires_grad=True)
-        optimizer = Adafactor([weights], lr=rate, scale_parameter=False, relative_step=False)
-        generator = torch.Generator().manual_seed(0)
-        for step in range(300):
-            weights.grad = torch.full(shape, gradient)
-            if every and step % every == 0:
-                weights.grad = torch.randn(shape, generator=generator) * REAL_NORM / math.sqrt(2000)
-            optimizer.step()
-        ends.append(weights.detach().clone())
-    measured = (ends[0] - ends[1]).abs().mean().item()
-    forecast = DriftForecast(num_elements=2000, gradient_norm=norm, optimizer=OptimizerFacts("adafactor"))
-    for step in range(300):
-        forecast.step(learning_rate=rate, real_norm=REAL_NORM if every and step % every == 0 else None)
-    assert forecast.total == pytest.approx(measured, rel=0.1)
+def test_drift_is_measured_if_only_some_parameters_are_trained(tower):
+    tower.patch_embed("T1").requires_grad_(False)
+    embed = tower.patch_embed("dMRI").requires_grad_(False)
+    embed.proj.weight.requires_grad_(True)
+    watch = DriftWatch(tower)
+    watch.before_step(frozenset(), step=0)
+    with torch.no_grad():
+        embed.proj.bias.add_(1.0)
+    assert watch.measure(step=1) == {"drift/rsfMRI": 0, "drift/dMRI": 0}
+    std = embed.proj.weight.std().item()
+    move(tower, "dMRI", by=0.01)
+    assert watch.measure(step=1)["drift/dMRI"] == pytest.approx(0.01 / std, rel=1e-5)
 
 
-@pytest.mark.parametrize("limit", [0.0, 1.0, 0.05], ids=["free", "clipped", "clipped-hard"])
-def test_logged_drift_is_the_distance_of_the_weights(train_batches, limit):
-    trained = train_batches([[("T1",)]] * 30, optim="adamw_torch", learning_rate=1e-3, max_grad_norm=limit)
-    name = "model.vision_tower.dMRI_patch_embed.proj.weight"
-    before, after = trained.before[name], trained.trainer.model.state_dict()[name]
-    moved = (after - before).double().mean().abs() / before.double().std()
-    assert trained.log[-1]["drift/dMRI"] == pytest.approx(moved.item(), rel=0.1)
-    assert trained.log[0]["drift/T1"] == 0
+def test_unit_is_the_spread_of_a_tensor_that_is_not_constant(tower):
+    embed = tower.patch_embed("T1")
+    with torch.no_grad():
+        embed.proj.weight.zero_()  # as the second of two adapters starts
+    watch = DriftWatch(tower)
+    watch.before_step(frozenset(), step=0)
+    std = embed.position_embedding.std().item()
+    move(tower, "T1", by=0.01)
+    assert watch.measure(step=1)["drift/T1"] == pytest.approx(0.01 / std, rel=1e-5)
+
+
+def test_adapters_are_measured(make_model):
+    model = make_model()
+    set_trainable(model, {"patch_embed": "lora"})
+    tower = model.model.vision_tower
+    trainable = {key: each for key, each in tower.patch_embed("dMRI").named_parameters() if each.requires_grad}
+    (down,) = (each for key, each in trainable.items() if "lora_A" in key)
+    std, count = down.std().item(), sum(each.numel() for each in trainable.values())
+    watch = DriftWatch(tower)
+    watch.before_step(frozenset(), step=0)
+    with torch.no_grad():
+        down.add_(0.01)
+    expected = 0.01 * (down.numel() / count) ** 0.5 / std
+    assert watch.measure(step=1)["drift/dMRI"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_copies_are_kept_only_while_a_modality_is_absent(tower, tmp_path):
+    watch = DriftWatch(tower)
+    for step, present in enumerate([{"T1"}, {"T1", "dMRI"}]):
+        watch.before_step(frozenset(present), step=step)
+    watch.save(tmp_path)
+    assert {key.split("/")[0] for key in load_file(tmp_path / DRIFT_NAME)} == {"rsfMRI"}
+
+
+# ---- warning ----
+
+
+def test_drift_is_warned_of_once_with_the_setting_that_prevents_it(tower, caplog):
+    watch = DriftWatch(tower)
+    std = tower.patch_embed("dMRI").proj.weight.std().item()
+    with caplog.at_level(logging.WARNING):
+        for step, level in enumerate([0.019, 0.021, 0.05]):
+            watch.before_step(frozenset({"T1", "rsfMRI"}), step=step)
+            move(tower, "dMRI", by=level * std)
+            watch.measure(step=step + 1)
+            assert len(caplog.records) == min(step, 1)
+    assert caplog.messages[0].startswith("dMRI has been absent for 2 steps")
+    assert "4.0 %" in caplog.messages[0]
+    assert "dummy_loss.absent: hold" in caplog.messages[0]
 
 
 def test_trainer_warns_of_a_modality_that_drifts(train_batches, caplog):
@@ -102,62 +112,53 @@ def test_trainer_warns_of_a_modality_that_drifts(train_batches, caplog):
     assert [record.getMessage().split()[0] for record in caplog.records] == ["dMRI"]
 
 
-def test_spread_is_that_of_a_tensor_that_is_not_constant(watched):
-    tower, optimizer = watched
-    embed = tower.patch_embed("T1")
-    with torch.no_grad():
-        embed.proj.weight.zero_()  # as the second of two adapters starts
-    watch = DriftWatch(tower, optimizer=optimizer, dummy_loss=DummyLoss())
-    assert watch.state_dict()["spread"]["T1"] == pytest.approx(embed.position_embedding.std().item())
+# ---- trainer ----
 
 
-def test_drift_is_reset_when_the_modality_is_present():
-    forecast = forecast_drift(count=1000, gradient_norm=1e-7, every=0, learning_rate=1e-3, steps=20)
-    assert forecast.steps_absent == 20
-    assert forecast.since_seen == forecast.total > 0
-    forecast.step(learning_rate=1e-3, real_norm=REAL_NORM)
-    assert (forecast.steps_absent, forecast.since_seen) == (0, 0.0)
-    assert forecast.total > 0
+@pytest.mark.parametrize("absent", ["update", "hold"])
+def test_hold_is_a_drift_of_exactly_zero(absent, train_batches):
+    rows = train_batches(VANISHES, dummy_loss={"absent": absent}, **ADAM).log
+    drift = [row[f"drift/{name}"] for row in rows[1:] for name in ("rsfMRI", "dMRI")]
+    assert (min(drift) > 0) == (absent == "update")
+    assert absent == "update" or set(drift) == {0.0}
 
 
-@pytest.fixture
-def watched(make_model):
-    tower = make_model().model.vision_tower
-    return tower, torch.optim.AdamW(tower.parameters(), lr=1e-2)
+def test_drift_is_that_of_the_logged_step_if_not_every_step_is_logged(train_batches):
+    every, second = (train_batches(VANISHES, logging_steps=steps, **ADAM).log for steps in (1, 2))
+    for name in ("drift/rsfMRI", "drift/dMRI"):
+        assert [row[name] for row in second] == [row[name] for row in every][1::2]
 
 
-def test_drift_is_warned_of_once_with_the_setting_that_prevents_it(watched, caplog):
-    tower, optimizer = watched
-    watch = DriftWatch(tower, optimizer=optimizer, dummy_loss=DummyLoss())
-    with caplog.at_level(logging.WARNING):
-        for _ in range(100):
-            watch.step(frozenset({"T1"}))
-            watch.learn({"T1": 0.1})
-    named = [record.getMessage() for record in caplog.records]
-    assert len(named) == 2
-    assert all("dummy_loss.absent: hold" in words for words in named)
-    assert {words.split()[0] for words in named} == {"rsfMRI", "dMRI"}
-    assert watch.as_log()["drift/T1"] == 0
-    assert watch.as_log()["drift/dMRI"] > 0.02
-
-
-def test_unknown_optimizer_has_no_forecast(watched):
-    tower, _ = watched
-    watch = DriftWatch(tower, optimizer=torch.optim.Adagrad(tower.parameters()), dummy_loss=DummyLoss())
-    watch.step(frozenset())
-    assert watch.as_log() == {}
-
-
-def test_resumed_run_continues_the_forecast(make_trainer, tmp_path):
-    batches = [[("T1",)]] * 4
-    saving = {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 2}
-    trainer = make_trainer(batches, **saving)
+@pytest.mark.parametrize("save_at", [1, 3], ids=["when-last-seen", "while-absent"])
+def test_resumed_run_measures_what_an_unbroken_one_does(save_at, make_trainer, tmp_path, caplog):
+    options = {**ADAM, "learning_rate": 5e-3, "save_strategy": "steps", "save_steps": save_at, "save_total_limit": None}
+    trainer = make_trainer(VANISHES, **options)
     trainer.train()
     whole = [row for row in trainer.state.log_history if "loss" in row]
-    resumed = make_trainer(batches, **saving)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-2"))
+    warned = [message.split()[0] for message in caplog.messages if "has been absent" in message]
+    assert sorted(warned) == ["dMRI", "rsfMRI"]
+    checkpoint = tmp_path / "trainer" / f"checkpoint-{save_at}"
+    caplog.clear()
+    resumed = make_trainer(VANISHES, **options)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
     again = [row for row in resumed.state.log_history if "loss" in row]
-    assert [row["step"] for row in again] == [1, 2, 3, 4]
     for name in ("drift/rsfMRI", "drift/dMRI"):
         assert [row[name] for row in again] == [row[name] for row in whole]
-        assert whole[3][name] > whole[1][name] > 0
+        assert whole[-1][name] > whole[save_at][name] > 0
+    with safe_open(checkpoint / DRIFT_NAME, framework="pt") as stored:
+        before = json.loads(stored.metadata()["state"])["warned"]
+    again_warned = [message.split()[0] for message in caplog.messages if "has been absent" in message]
+    assert sorted([*before, *again_warned]) == sorted(warned)
+
+
+def test_checkpoint_without_copies_is_resumed_with_a_warning(make_trainer, tmp_path, caplog):
+    options = {**ADAM, "save_strategy": "steps", "save_steps": 3}
+    make_trainer(VANISHES, **options).train()
+    checkpoint = tmp_path / "trainer" / "checkpoint-3"
+    (checkpoint / DRIFT_NAME).unlink()
+    resumed = make_trainer(VANISHES, **options)
+    with caplog.at_level(logging.WARNING):
+        resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert [message for message in caplog.messages if DRIFT_NAME in message]
+    rows = [row for row in resumed.state.log_history if "loss" in row]
+    assert 0 < rows[3]["drift/dMRI"] < rows[2]["drift/dMRI"]

@@ -43,6 +43,14 @@ def whole_gradient(parameter: nn.Parameter) -> Tensor | None:
     return gradient
 
 
+def whole_parameter(parameter: nn.Parameter) -> Tensor:
+    """The complete float32 weights that DeepSpeed steps; a collective that every rank must call."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights: Tensor = safe_get_full_fp32_param(parameter)
+    return weights.detach()
+
+
 def call_before_step(engine: Any, action: Callable[[], None]) -> None:
     """Makes a DeepSpeed engine call `action` before each optimizer step; set once per engine."""
     if "step" in vars(engine):

@@ -1,173 +1,179 @@
-"""Warns when the dummy gradient has moved an absent modality's patch embed noticeably."""
+"""Measures how far the optimizer moves the patch embed of an absent modality, and warns if it is far."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
-from statistics import fmean
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 import torch.distributed as dist
-from torch import nn
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from umbrella_model.vision_tower import UmbrellaVisionTower
-from umbrella_train.distributed.deepspeed import num_elements
-from umbrella_train.distributed.tensors import local_elements
-from umbrella_train.dummy_loss.drift import DriftForecast, OptimizerFacts, Rule
-from umbrella_train.dummy_loss.loss import DummyLoss
+from umbrella_train.distributed.deepspeed import num_elements, whole_parameter
+from umbrella_train.distributed.ranks import is_first_rank
+from umbrella_train.distributed.tensors import full, local, shard_like
 
 logger = logging.getLogger(__name__)
 
 WARNING_LEVEL = 0.02
 """Drift that is warned of, in standard deviations of the patch embed's initial weights."""
 
-_MOST_PENDING = 1000
-"""Most steps between two updates of the forecast."""
+DRIFT_NAME = "drift.safetensors"
+"""File of a checkpoint with the copies of absent modalities."""
 
-_RULES: Mapping[str, Rule] = {"AdamW": "adam", "Adam": "adam", "SGD": "sgd", "Adafactor": "adafactor"}
+
+@dataclass(frozen=True)
+class _Absence:
+    """The parameters of an absent modality when it was last seen, and the number of steps until then."""
+
+    since: int
+    copies: Mapping[str, Tensor]
 
 
 class DriftWatch:
-    """Forecasts for all modalities, computed on the host.
+    """Distance of each absent modality's trainable parameters from where they were when it was last seen.
+
+    The parameters are copied before the first optimizer step without the modality and released at the first step with
+    it: one copy per absent modality, on the parameters' device, sharded like them.
 
     Args:
         tower: The vision tower, before its first step.
-        optimizer: Its optimizer; there is no forecast except for Adam, AdamW, SGD and Adafactor.
-        dummy_loss: Gives the norm of each modality's dummy gradient.
-        groups: Number of the optimizer's group of each parameter, from `number_groups`. DeepSpeed, which steps flat
-            partitions, keeps the groups and their order, but not the parameters in them.
+        under_zero: Whether DeepSpeed steps partitions: copies are then unsharded, in float32, and each needs a
+            collective.
     """
 
-    def __init__(
-        self,
-        tower: UmbrellaVisionTower,
-        *,
-        optimizer: Any,
-        dummy_loss: DummyLoss,
-        groups: Mapping[int, int] | None = None,
-    ) -> None:
-        groups = number_groups(optimizer) if groups is None else groups
-        rule = _rule_of(optimizer)
-        self._forecasts: dict[str, DriftForecast] = {}
+    def __init__(self, tower: UmbrellaVisionTower, *, under_zero: bool = False) -> None:
+        self._under_zero = under_zero
+        self._trainable: dict[str, dict[str, nn.Parameter]] = {}
         self._spread: dict[str, float] = {}
-        self._groups: dict[str, dict[str, Any]] = {}
-        self._norms: dict[str, float] = {}
+        self._absent: dict[str, _Absence] = {}
         self._warned: set[str] = set()
-        self._pending: list[tuple[frozenset[str], dict[str, float]]] = []
-        self._clip = 1.0
-        if rule is None:
-            return
         for name in tower.modality_order:
-            trainable = [parameter for parameter in tower.patch_embed(name).parameters() if parameter.requires_grad]
-            if not trainable:
-                continue
-            group = optimizer.param_groups[groups[id(trainable[0])]]
-            beta1, beta2 = group.get("betas", (group.get("momentum", 0.0), 0.0))
-            facts = OptimizerFacts(rule, beta1, beta2, group.get("eps", 0.0))
-            self._forecasts[name] = DriftForecast(
-                num_elements=sum(map(num_elements, trainable)),
-                gradient_norm=dummy_loss.weight(name),
-                optimizer=facts,
-            )
-            self._spread[name] = _spread(trainable)
-            self._groups[name] = group
+            named = tower.patch_embed(name).named_parameters()
+            trainable = {key: parameter for key, parameter in named if parameter.requires_grad}
+            spread = _spread(full(self._values(parameter)) for parameter in trainable.values())
+            if spread > 0:
+                self._trainable[name] = trainable
+                self._spread[name] = spread
 
-    def step(self, present: frozenset[str]) -> None:
-        """Records one optimizer step with the modalities that some rank saw in its window.
-
-        It is evaluated at the next logging step, when the size of the gradients and the clipping factor are known.
-        """
-        rates = {name: float(group["lr"]) for name, group in self._groups.items()}
-        self._pending.append((present, rates))
-        if len(self._pending) >= _MOST_PENDING:
-            self._follow()
-
-    def learn(self, norms: Mapping[str, float], *, clip: float = 1.0) -> None:
-        """Evaluates the recorded steps with the gradient sizes of a logging step.
+    def before_step(self, present: frozenset[str], *, step: int) -> None:
+        """Copies the parameters of modalities that were in the last step and are not in the next one.
 
         Args:
-            norms: L2 norm of the gradient of each modality that was present, before clipping.
-            clip: Factor of gradient clipping.
+            present: Modalities that some rank saw in the window of the next step.
+            step: Optimizer steps taken so far.
         """
-        self._norms.update(norms)
-        self._clip = clip
-        self._follow()
+        for name, parameters in self._trainable.items():
+            if name in present:
+                self._absent.pop(name, None)
+            elif name not in self._absent:
+                copies = {key: self._values(parameter).clone() for key, parameter in parameters.items()}
+                self._absent[name] = _Absence(step, copies)
 
-    def _follow(self) -> None:
-        # A modality without a logged gradient gets the size of the others; before the first one, 0.01 is typical.
-        usual = fmean(self._norms.values()) if self._norms else 0.01
-        for present, rates in self._pending:
-            for name, forecast in self._forecasts.items():
-                norm = self._norms.get(name, usual) if name in present else None
-                forecast.step(learning_rate=rates[name], real_norm=norm, clip=self._clip)
-                if name not in self._warned and self.drift(name) > WARNING_LEVEL:
-                    self._warn(name, forecast.steps_absent)
-        self._pending.clear()
+    def measure(self, *, step: int) -> dict[str, float]:
+        """Measures the drift after an optimizer step; a collective if parameters are sharded.
 
-    def _warn(self, name: str, steps_absent: int) -> None:
+        Logs a warning, once per modality, if it exceeds `WARNING_LEVEL`.
+
+        Args:
+            step: Optimizer steps taken so far.
+
+        Returns:
+            `drift/{modality}` of each modality with trainable parameters: their root mean square distance in standard
+            deviations of its initial weights; 0 if the last step had it.
+        """
+        drift = dict.fromkeys(self._trainable, 0.0)
+        absent = [name for name in self._trainable if name in self._absent]
+        if absent:
+            squares = torch.stack([self._squared_distance(name) for name in absent])
+            if any(isinstance(each, DTensor) for name in absent for each in self._trainable[name].values()):
+                dist.all_reduce(squares)
+            for name, square in zip(absent, squares.tolist(), strict=True):
+                count = sum(map(num_elements, self._trainable[name].values()))
+                drift[name] = math.sqrt(square / count) / self._spread[name]
+                if drift[name] > WARNING_LEVEL and name not in self._warned:
+                    self._warn(name, drift[name], num_steps=step - self._absent[name].since)
+        return {f"drift/{name}": value for name, value in drift.items()}
+
+    def _squared_distance(self, modality: str) -> Tensor:
+        """The part of this rank's shards, 0-dim, float64."""
+        norms = [
+            torch.linalg.vector_norm(
+                local(self._values(parameter)) - local(self._absent[modality].copies[key]), dtype=torch.float64
+            )
+            for key, parameter in self._trainable[modality].items()
+        ]
+        return torch.stack(norms).square().sum()
+
+    def _values(self, parameter: nn.Parameter) -> Tensor:
+        return whole_parameter(parameter) if self._under_zero else parameter.detach()
+
+    def _warn(self, name: str, drift: float, *, num_steps: int) -> None:
         self._warned.add(name)
-        if dist.is_initialized() and dist.get_rank():
-            return  # the first rank warns
-        logger.warning(
-            "%s was absent for %s; by forecast the dummy loss has moved its patch embed by %.1f %% of its initial "
-            "standard deviation. dummy_loss.absent: hold prevents this",
-            name,
-            "1 step" if steps_absent == 1 else f"{steps_absent} steps",
-            100 * self.drift(name),
-        )
+        if is_first_rank():
+            logger.warning(
+                "%s has been absent for %s, in which its patch embed moved by %.1f %% of its initial standard "
+                "deviation. dummy_loss.absent: hold prevents this",
+                name,
+                "1 step" if num_steps == 1 else f"{num_steps} steps",
+                100 * drift,
+            )
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state for a checkpoint: a resumed run continues, relative to the initial weights of the first start."""
-        self._follow()
-        return {
-            "forecasts": {name: forecast.state_dict() for name, forecast in self._forecasts.items()},
-            "spread": self._spread,
-            "norms": self._norms,
-            "warned": sorted(self._warned),
-            "clip": self._clip,
-        }
+    def save(self, folder: Path, *, is_writer: bool = True) -> None:
+        """Writes the state to a checkpoint, with unsharded copies; if sharded, every rank must call it.
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores the state of a checkpoint."""
-        for name, forecast in self._forecasts.items():
-            if name in state["forecasts"]:
-                forecast.load_state_dict(state["forecasts"][name])
-                self._spread[name] = state["spread"][name]
-        self._norms = dict(state["norms"])
+        Args:
+            folder: The checkpoint.
+            is_writer: Whether this rank writes.
+        """
+        tensors: dict[str, Tensor] = {}
+        for name in self._trainable:
+            for key, value in self._absent[name].copies.items() if name in self._absent else ():
+                unsharded = full(value)
+                if is_writer:
+                    tensors[f"{name}/{key}"] = unsharded.to("cpu", copy=True).contiguous()
+        if is_writer:
+            state = {
+                "spread": self._spread,
+                "absent_since": {name: absence.since for name, absence in self._absent.items()},
+                "warned": sorted(self._warned),
+            }
+            save_file(tensors, folder / DRIFT_NAME, metadata={"state": json.dumps(state)})
+
+    def load(self, folder: Path) -> None:
+        """Restores the state of a checkpoint: a resumed run measures what an unbroken one does."""
+        path = folder / DRIFT_NAME
+        if not path.is_file():
+            if is_first_rank():
+                logger.warning("%s: has no %s; drift is measured from its weights", folder.name, DRIFT_NAME)
+            return
+        with safe_open(path, framework="pt") as stored:
+            state = json.loads(stored.metadata()["state"])
+            for name in self._trainable.keys() & state["absent_since"].keys():
+                copies = {
+                    key: shard_like(stored.get_tensor(f"{name}/{key}"), self._values(parameter))
+                    for key, parameter in self._trainable[name].items()
+                }
+                self._absent[name] = _Absence(state["absent_since"][name], copies)
+        self._spread.update(state["spread"])
         self._warned = set(state["warned"])
-        self._clip = float(state["clip"])
-
-    def drift(self, modality: str) -> float:
-        """Drift since the modality was last seen, in standard deviations of its initial weights."""
-        return self._forecasts[modality].since_seen / self._spread[modality]
-
-    def as_log(self) -> dict[str, float]:
-        """`drift/{modality}` of each modality with a forecast."""
-        return {f"drift/{name}": self.drift(name) for name in self._forecasts}
 
 
-def number_groups(optimizer: Any) -> dict[int, int]:
-    """The number of the group that each parameter is in, by the parameter's `id`."""
-    return {
-        id(parameter): number for number, group in enumerate(optimizer.param_groups) for parameter in group["params"]
-    }
-
-
-def _rule_of(optimizer: Any) -> Rule | None:
-    # accelerate wraps the optimizer, DeepSpeed wraps it once more.
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    return _RULES.get(type(optimizer).__name__)
-
-
-def _spread(parameters: list[nn.Parameter]) -> float:
-    """Standard deviation of the largest tensor where it is not 0; of this rank's shard if it is sharded.
+def _spread(values: Iterable[Tensor]) -> float:
+    """Standard deviation of the largest tensor where it is not 0; 0 if there is none.
 
     This is the weight of the projection, or the first of its adapters (the second starts at zero).
     """
-    for parameter in sorted(parameters, key=num_elements, reverse=True):
-        shard = local_elements(parameter)
-        spread = float(shard.float().std()) if shard.numel() > 1 else 0.0
+    for value in sorted(values, key=Tensor.numel, reverse=True):
+        spread = float(value.float().std()) if value.numel() > 1 else 0.0
         if spread > 0:
             return spread
-    return 1.0
+    return 0.0

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments
+from transformers import TrainingArguments, optimization
 
 from umbrella_model import parameter_groups
 from umbrella_model.parts import Part
 from umbrella_model.vision_tower import UmbrellaVisionTower
 from umbrella_train.batches.collators import PackedCollator
-from umbrella_train.checkpoint.logged_loss import trainer_state_entries
 from umbrella_train.config import DummyLossConfig
+from umbrella_train.distributed.adafactor import Adafactor
 from umbrella_train.distributed.deepspeed import call_before_step
 from umbrella_train.distributed.finite import NonFiniteError, describe_non_finite, has_bad_gradient
 from umbrella_train.distributed.fsdp2 import shard_model
 from umbrella_train.distributed.tensors import full
-from umbrella_train.dummy_loss.drift_monitor import DriftWatch, number_groups
+from umbrella_train.dummy_loss.drift_monitor import DriftWatch
 from umbrella_train.dummy_loss.loss import DummyLoss
 from umbrella_train.dummy_loss.patch_embed_gradients import PatchEmbedGradients
 from umbrella_train.errors import RunError
@@ -30,9 +31,6 @@ from umbrella_train.trainer.callbacks import RankParity, StepSeed, StopOnSignal
 from umbrella_train.trainer.evaluation_loss import MixedEvaluationTrainer
 from umbrella_train.trainer.loader import build_loader
 from umbrella_train.trainer.unsupported import check_trainer
-
-# Name of the state of the drift forecast in trainer_state.json.
-_DRIFT = "DriftWatch"
 
 
 class UmbrellaTrainer(MixedEvaluationTrainer):
@@ -102,9 +100,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         self.modality_order = self._tower.modality_order
         self._window = AccumulationWindow(self.modality_order)
         self._drift: DriftWatch | None = None
-        self._optimizer_groups: Mapping[int, int] = {}
         self._gradient_log: dict[str, float] = {}
-        self._active_norms: dict[str, float] = {}
         self._task_loss: Tensor | None = None
         self._stop = StopOnSignal()
         self.add_callback(self._stop)
@@ -167,6 +163,12 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
 
     # ---- optimizer ----
 
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: Any = None) -> tuple[Any, Any]:
+        """Hugging Face's choice, with an Adafactor that also steps sharded parameters."""
+        kind, options = MixedEvaluationTrainer.get_optimizer_cls_and_kwargs(args, model)
+        return Adafactor if kind is optimization.Adafactor else kind, options
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Hugging Face's optimizer, with parameter groups by learning rate if parts have their own."""
         if self.optimizer is None and self.part_learning_rates:
@@ -179,7 +181,6 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             )
             self.optimizer = kind(groups, **options)
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        self._optimizer_groups = number_groups(optimizer)
         return optimizer
 
     # ---- loss ----
@@ -260,21 +261,11 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             self.gradients.scale(factors)
         if self.dummy_loss_config.absent == "hold":
             self.gradients.clear([name for name in self.gradients.modalities if name not in facts.present])
-        self._follow_drift(facts)
+        if self._drift is None:
+            self._drift = DriftWatch(self._tower, under_zero=self.is_deepspeed_enabled)
+        self._drift.before_step(facts.present, step=self.state.global_step)
         if is_logged:
             self._set_gradient_log(facts, factors)
-
-    def _follow_drift(self, facts: WindowFacts) -> None:
-        if not self.dummy_loss_config.enabled or self.dummy_loss_config.absent == "hold":
-            return
-        if self._drift is None:
-            self._drift = DriftWatch(
-                self._tower, optimizer=self.optimizer, dummy_loss=self.dummy_loss, groups=self._optimizer_groups
-            )
-            kept = trainer_state_entries(self.state).get(_DRIFT)
-            if kept is not None:
-                self._drift.load_state_dict(kept)
-        self._drift.step(facts.present)
 
     def _layout(self) -> dict[str, Any]:
         layout = {**super()._layout(), "batches": self.batches, "max_tokens_per_batch": self.max_tokens_per_batch}
@@ -282,10 +273,16 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             layout["packing"] = self.packing  # the budget then counts no padding
         return layout
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
         if self._drift is not None:
-            trainer_state_entries(self.state)[_DRIFT] = self._drift.state_dict()
-        super()._save_checkpoint(model, trial)
+            self._drift.save(Path(output_dir), is_writer=self.args.should_save)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._drift = DriftWatch(self._tower, under_zero=self.is_deepspeed_enabled)
+            self._drift.load(Path(checkpoint))
 
     def _local_squared_norms(self) -> Tensor:
         norms = self.gradients.squared_norms()
@@ -297,15 +294,13 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
     def _set_gradient_log(self, facts: WindowFacts, factors: Mapping[str, float]) -> None:
         scaler = self.accelerator.scaler
         scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
-        self._gradient_log, self._active_norms = {}, {}
+        self._gradient_log = {}
         squares = self.gradients.add_up(facts.norms)
         for index, modality in enumerate(self.gradients.modalities):
             is_active = modality in facts.present
             keys = self.gradients.keys(modality, is_active=is_active)
             for key, square in zip(keys, squares[2 * index : 2 * index + 2], strict=True):
                 self._gradient_log[key] = math.sqrt(square) / scale * factors.get(modality, 1.0)
-            if is_active:
-                self._active_norms[modality] = self._gradient_log[keys[0]]
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         return full(super()._clip_grad_norm(model))
@@ -325,8 +320,6 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
                     if not key.endswith(".proj")
                 }
             if self._drift is not None:
-                clip = min(1.0, self.args.max_grad_norm / total) if self.args.max_grad_norm and total else 1.0
-                self._drift.learn(self._active_norms, clip=clip)
-                logs |= self._drift.as_log()
+                logs |= self._drift.measure(step=self.state.global_step)
             self._gradient_log = {}
         super().log(logs, start_time)
