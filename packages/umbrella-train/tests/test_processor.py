@@ -16,6 +16,7 @@ from transformers import AutoProcessor
 
 from umbrella_data import ScanError, read_manifest
 from umbrella_data.manifest.sample import Sample, Scan
+from umbrella_data.pipeline.config import PipelineConfig
 from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_train import cli
 from umbrella_train.assembly.build import TrainingComponents, build_components
@@ -302,3 +303,10 @@ def test_the_command_gives_a_mask_to_the_scan_before_it(
             cli.predict_command([str(run_folder), "--question", "?", *words])
         assert caught.value.code == 2
         assert "mask" in capsys.readouterr().err or "nowhere.nii" in words
+
+
+def test_pipelines_are_saved_without_augmentation(components: TrainingComponents) -> None:
+    settings = PipelineConfig(image_size=(16, 16, 16), augment=[{"name": "RandFlip"}], allow_left_right=True)
+    assert settings.preprocessing().keys().isdisjoint({"augment", "allow_left_right"})
+    saved = components.processor().pipelines
+    assert saved == {name: pipeline.config.preprocessing() for name, pipeline in components.pipelines.items()}

@@ -80,11 +80,7 @@ class UmbrellaProcessor(ProcessorMixin):
             image_token_id=model.config.image_token_id,
             modality_order=list(pipelines),
             num_image_tokens={name: model.num_image_tokens(name) for name in pipelines},
-            # Augmentation is for training.
-            pipelines={
-                name: pipeline.config.model_dump(mode="json", exclude={"augment"})
-                for name, pipeline in pipelines.items()
-            },
+            pipelines={name: pipeline.config.preprocessing() for name, pipeline in pipelines.items()},
             masked=masked,
             asks_for_reasoning=asks_for_reasoning,
         )

@@ -13,6 +13,7 @@ from umbrella_data import InterleaveDataset
 from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_train.assembly.build import build_components
 from umbrella_train.config import DatasetConfig, RunConfig
+from umbrella_train.errors import RunError
 
 MakeConfig = Callable[..., RunConfig]
 TOKENS = {"rsfMRI": 4, "T1": 8, "dMRI": 4}
@@ -114,3 +115,20 @@ def test_evaluation_has_every_sample_once_for_any_mixing(
     config = make_config(tmp_path, data={"mixing": mixing})
     sources = [DatasetConfig(manifest=path) for path in (cohort.train_manifest, cohort.test_manifest)]
     assert build_components(config).mixture(sources, config=config, augment=False).draws == (18, 6)
+
+
+def test_transforms_of_augmentation_are_built_before_workers_start(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipelines = {"T1": {"augment": [{"name": "RandZoom"}]}}
+    config = make_config(tmp_path, data={"pipelines": pipelines})
+    components = build_components(config)
+    components.mixture(config.data.train, config=config, augment=True)
+    assert vars(components.pipelines["T1"])["augmentation"] is not None
+
+    def reject(**arguments: Any) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr("monai.transforms.RandZoom", reject)
+    with pytest.raises(RunError, match=r"^data\.pipelines\.T1\.augment\.0 "):
+        build_components(config).mixture(config.data.train, config=config, augment=True)

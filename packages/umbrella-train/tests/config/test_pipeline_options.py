@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from umbrella_data.cli import main
 from umbrella_data.cli.pipeline_options import options_from_run
-from umbrella_data.pipeline.config import PipelineConfig
+from umbrella_data.pipeline.config import AugmentConfig, PipelineConfig, PipelineSettings
 from umbrella_data.synthetic.cohort import make_demo_cohort
-from umbrella_train.config import demo_config_path
+from umbrella_train.config import demo_config_path, load_config
+from umbrella_train.config.problems import ConfigError
 
 CONFIG = """
 model:
@@ -69,3 +72,55 @@ def test_commands_report_every_problem_of_the_configuration(path: Path, capsys: 
     assert "  data.pipelines.sMRI.augment.noise: no such key; did you mean 'noise_std'?\n" in error
     assert "  model.modalities.T1: " in error
     assert not Path("page").exists()
+
+
+LIST = "augment: [{name: RandFlip, spatial_axis: 1}, {name: RandGaussianNoise, std: 0.1}]"
+
+
+def test_augment_takes_a_list_and_overrides_of_its_entries(path: Path) -> None:
+    path.write_text(CONFIG.replace("augment: {noise_std: 0.1}", LIST))
+    key = "--data.pipelines.T1.augment"
+    config = load_config(path, [f"{key}.0.spatial-axis", "[1, 2]", f"{key}.1.std", "0.2"])
+    assert config.data.pipelines["T1"] == PipelineSettings(
+        normalise="zscore",
+        augment=[{"name": "RandFlip", "spatial_axis": [1, 2]}, {"name": "RandGaussianNoise", "std": 0.2}],
+    )
+    assert load_config(path, [key, '{"noise_std": 0.3}']).data.pipelines["T1"].augment == AugmentConfig(noise_std=0.3)
+
+
+def test_list_of_the_readme_is_valid() -> None:
+    readme = (Path(__file__).parents[3] / "umbrella-data" / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
+    augment = PipelineSettings(**yaml.safe_load(block)["data"]["pipelines"]["T1"]).augment
+    assert isinstance(augment, tuple)
+    assert len(augment) == 3
+
+
+def test_problems_of_augment_have_their_paths(path: Path) -> None:
+    wrong = LIST.replace("RandGaussianNoise, std", "RandGaussianNoise, stdd").replace("RandFlip", "RandFilp")
+    path.write_text(CONFIG.replace("augment: {noise_std: 0.1}", wrong))
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    name, argument = caught.value.problems
+    assert name.startswith("data.pipelines.sMRI.augment.0.name: ")
+    assert "did you mean 'RandFlip'" in name
+    assert argument.startswith("data.pipelines.sMRI.augment.1.stdd: ")
+    assert "did you mean 'std'" in argument
+
+
+@pytest.mark.parametrize(
+    ("entry", "key", "settings"),
+    [
+        ("{name: RandFlip, spatial_axis: 0}", "sMRI.augment.0.spatial_axis", "allow_left_right: true"),
+        ("{name: RandRotate90, spatial_axes: [1, 2]}", "T1.augment.0.spatial_axes", None),
+    ],
+)
+def test_augment_that_does_not_fit_is_reported(path: Path, entry: str, key: str, settings: str | None) -> None:
+    path.write_text(CONFIG.replace("augment: {noise_std: 0.1}", f"augment: [{entry}]"))
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"data.pipelines.{key}: ")
+    if settings is not None:
+        path.write_text(CONFIG.replace("augment: {noise_std: 0.1}", f"augment: [{entry}], {settings}"))
+        assert load_config(path).data.pipelines["T1"].allow_left_right

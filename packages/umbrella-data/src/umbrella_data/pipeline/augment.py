@@ -1,63 +1,73 @@
-"""Random augmentation of a training volume, drawn from the sample's own generator only."""
+"""Random augmentation of a training scan by MONAI, drawn from the sample's own generator only."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch.nn import functional as F
 
-from umbrella_data.pipeline.config import AugmentConfig
+from umbrella_data.pipeline.config import AugmentConfig, RandomTransform
 
 
-def augment(frames: torch.Tensor, *, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
-    """Augment frames (T, C, X, Y, Z) of one scan, with the same spatial change for all frames.
+class Augmentation:
+    """The random transforms of a pipeline. Imports MONAI, which takes seconds; can be pickled for loader workers.
 
     Args:
-        frames: Normalised float32.
-        config: Which changes, and how large.
-        generator: The only source of randomness; the same state gives the same result.
+        config: The transforms, in their order, or the preset.
+        image_size: Voxels (X, Y, Z).
+
+    Raises:
+        ValueError: If MONAI rejects a combination of arguments.
     """
-    # Draw all random numbers unconditionally, so that changing one option does not shift the others.
-    uniform = torch.rand(8, generator=generator, dtype=torch.float64) * 2 - 1
-    if config.max_shift or config.max_rotation:
-        frames = _move(
-            frames,
-            angles=uniform[:3] * math.radians(config.max_rotation),
-            # torch's grid extends from -1 to 1: a fraction of the field of view is twice as large there.
-            shift=uniform[3:6] * 2 * config.max_shift,
-        )
-    if config.flip_left_right and uniform[6] > 0:
-        frames = frames.flip(2)
-    if config.max_intensity_scale:
-        frames = frames * float(1 + uniform[7] * config.max_intensity_scale)
-    if config.noise_std:
-        frames = frames + config.noise_std * torch.randn(frames.shape, generator=generator)
-    return frames
+
+    def __init__(self, config: AugmentConfig | Sequence[RandomTransform], *, image_size: Sequence[int]) -> None:
+        from monai import transforms
+
+        listed = _preset(config, image_size) if isinstance(config, AugmentConfig) else config
+        self._transforms: list[Any] = []
+        for position, each in enumerate(listed):
+            try:
+                self._transforms.append(getattr(transforms, each.name)(**each.arguments))
+            except ValueError as error:
+                raise ValueError(f"augment.{position} ({each.name}): {error}") from error
+
+    def __call__(self, frames: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
+        """Augment frames (T, C, X, Y, Z) of one scan, with the same parameters for all frames; only noise differs.
+
+        Args:
+            frames: Normalised float32; not changed.
+            generator: The only source of randomness; the same state gives the same result.
+        """
+        # One seed for each transform: what one of them draws does not shift the others.
+        seeds = torch.randint(2**32, (len(self._transforms),), generator=generator).tolist()
+        # Frames as channels of one image, which have the same parameters. Some transforms write into their input.
+        image = frames.flatten(0, 1).clone()
+        for transform, seed in zip(self._transforms, seeds, strict=True):
+            image = transform.set_random_state(seed=seed)(image)
+        # Without MONAI's metadata, which would make every later operation slower.
+        return torch.as_tensor(image).as_subclass(torch.Tensor).to(frames.dtype).reshape(frames.shape)
 
 
-def _move(frames: torch.Tensor, *, angles: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Rotate by angles (radians around X, Y, Z) and shift, trilinear; voxels beyond the border have its values."""
-    num_frames, num_channels, *size = frames.shape
-    scale = torch.tensor(size, dtype=torch.float64)
-    # Rotate in voxels, not in the unit cube, which would shear a flat grid.
-    matrix = _rotation(angles) * scale[None, :] / scale[:, None]
-    # grid_sample has the last axis first.
-    theta = torch.cat([matrix.flip(0, 1), shift.flip(0)[:, None]], dim=1).float()[None]
-    stacked = frames.reshape(1, num_frames * num_channels, *size)
-    grid = F.affine_grid(theta, list(stacked.shape), align_corners=False)
-    moved = F.grid_sample(stacked, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return moved.reshape(frames.shape)
-
-
-def _rotation(angles: torch.Tensor) -> torch.Tensor:
-    """The product (3, 3) of rotations around X, Y and Z."""
-    turn = torch.eye(3, dtype=torch.float64)
-    for axis in range(3):
-        first, second = (axis + 1) % 3, (axis + 2) % 3
-        step = torch.eye(3, dtype=torch.float64)
-        step[first, first] = step[second, second] = torch.cos(angles[axis])
-        step[first, second] = -torch.sin(angles[axis])
-        step[second, first] = torch.sin(angles[axis])
-        turn = turn @ step
-    return turn
+def _preset(config: AugmentConfig, image_size: Sequence[int]) -> list[RandomTransform]:
+    """The preset's transforms. Those that are off are kept with `prob` 0, so that the seeds of the others stay."""
+    angle, shift = math.radians(config.max_rotation), config.max_shift
+    settings: list[dict[str, Any]] = [
+        {
+            "name": "RandAffine",
+            "prob": float(bool(angle or shift)),
+            "rotate_range": [angle] * 3,
+            "translate_range": [shift * size for size in image_size],
+            "padding_mode": "border",
+        },
+        {"name": "RandFlip", "prob": 0.5 * config.flip_left_right, "spatial_axis": 0},
+        {
+            "name": "RandScaleIntensity",
+            "prob": float(bool(config.max_intensity_scale)),
+            "factors": config.max_intensity_scale,
+        },
+        {"name": "RandGaussianNoise", "prob": float(bool(config.noise_std)), "std": config.noise_std,
+         "sample_std": False},
+    ]  # fmt: skip
+    return [RandomTransform(**each) for each in settings]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -11,10 +12,17 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from umbrella_data.pipeline.random_transforms import check_arguments, side_problem, turned_axes
 from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_ACCEPTED_B, MAX_B, check_b_limits
 from umbrella_data.scan.voxels import NonFinite
 
@@ -52,12 +60,12 @@ MAX_REMOVED = 0.01
 
 
 class AugmentConfig(BaseModel):
-    """Random changes of a training scan, drawn from the sample's own generator."""
+    """A preset of random changes of a training scan, drawn from the sample's own generator."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     flip_left_right: bool = False
-    """Mirror every second scan: only where the answer does not depend on the side."""
+    """Mirror half of the scans: only where the answer does not depend on the side."""
     max_shift: float = Field(default=0.03, ge=0, le=0.25)
     """Largest shift along each axis, as a fraction of the field of view."""
     max_rotation: float = Field(default=5.0, ge=0, le=45)
@@ -66,6 +74,56 @@ class AugmentConfig(BaseModel):
     """Largest relative change of contrast."""
     noise_std: NonNegativeFloat = 0.05
     """Standard deviation of Gaussian noise, in units of the normalised scan."""
+
+
+class RandomTransform(BaseModel):
+    """A random array transform of MONAI with its arguments, as in `{name: RandGaussianNoise, prob: 0.2, std: 0.05}`.
+
+    Its other keys are MONAI's arguments, with MONAI's defaults; `umbrella_data.pipeline.random_transforms` lists them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    name: str
+    """The name of the transform."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The given arguments as MONAI takes them."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check(cls, entry: Any) -> Any:
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
+            return entry  # pydantic reports it
+        arguments, problems = check_arguments(entry["name"], {key: entry[key] for key in entry if key != "name"})
+        if problems:
+            raise _errors([((key,), text) for key, text in problems])
+        return {"name": entry["name"], **arguments}
+
+
+_TRANSFORM_LIST = TypeAdapter(tuple[RandomTransform, ...])
+
+
+def _errors(problems: Sequence[tuple[tuple[str | int, ...], str]]) -> ValidationError:
+    """One error for several problems, each with its path below the value."""
+    return ValidationError.from_exception_data(
+        "augment",
+        [InitErrorDetails(type=PydanticCustomError("value_error", "{text}", {"text": text}), loc=loc, input=None)
+         for loc, text in problems],
+    )  # fmt: skip
+
+
+def _preset_or_list(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """Validate as what it is; the errors of a union would list those of each member, with other paths."""
+    if isinstance(value, Mapping):
+        return AugmentConfig.model_validate(value)
+    if isinstance(value, list | tuple):
+        return _TRANSFORM_LIST.validate_python(value)
+    if value is None or isinstance(value, AugmentConfig):
+        return validate(value)
+    raise ValueError(f"is {value!r}; write the keys of the preset, such as {{}}, or a list of transforms")
 
 
 class PipelineSettings(BaseModel):
@@ -91,8 +149,22 @@ class PipelineSettings(BaseModel):
     """The tensor of a DWI is fitted on b0 and the shells up to this b-value (s/mm2), else on the lowest shell."""
     b0_threshold: float = Field(default=B0_THRESHOLD, ge=0, le=MAX_ACCEPTED_B)
     """Volumes of a DWI with a b-value up to this (s/mm2) are b0 volumes."""
-    augment: AugmentConfig | None = None
-    """Augmentation of training scans (default: none)."""
+    allow_left_right: bool = False
+    """Transforms in augment may exchange left and right: only where no answer depends on the side."""
+    augment: Annotated[AugmentConfig | tuple[RandomTransform, ...] | None, WrapValidator(_preset_or_list)] = None
+    """Augmentation of training scans (default: none): a preset, or a list of MONAI's random transforms."""
+
+    @field_validator("augment")
+    @classmethod
+    def _keeps_the_side(
+        cls, augment: AugmentConfig | tuple[RandomTransform, ...] | None, info: ValidationInfo
+    ) -> AugmentConfig | tuple[RandomTransform, ...] | None:
+        if isinstance(augment, tuple) and not info.data.get("allow_left_right"):
+            found = [(i, side_problem(each.name, each.arguments)) for i, each in enumerate(augment)]
+            problems = [((i, problem[0]), problem[1]) for i, problem in found if problem is not None]
+            if problems:
+                raise _errors(problems)
+        return augment
 
     @model_validator(mode="after")
     def _has_one_way(self) -> PipelineSettings:
@@ -117,9 +189,27 @@ class PipelineConfig(PipelineSettings):
     image_size: tuple[PositiveInt, ...]
     """Voxels (X, Y, Z) that the model sees, and frames T for a series."""
 
+    def preprocessing(self) -> dict[str, Any]:
+        """Every key as JSON, except those of augmentation, which is for training only."""
+        return self.model_dump(mode="json", exclude={"augment", "allow_left_right"})
+
     @field_validator("image_size")
     @classmethod
     def _has_rank(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if len(value) not in (3, 4):
             raise ValueError(f"image_size {value} is neither (X, Y, Z) nor (X, Y, Z, T)")
         return value
+
+    @model_validator(mode="after")
+    def _keeps_shape(self) -> PipelineConfig:
+        listed = self.augment if isinstance(self.augment, tuple) else ()
+        turned = [(i, turned_axes(each.name, each.arguments)) for i, each in enumerate(listed)]
+        problems = [
+            (("augment", i, "spatial_axes"), f"axes {axes} of image_size {self.image_size} are not of the same length: "
+             "turned by 90 degrees, the scan would not fit; choose other axes")
+            for i, axes in turned
+            if axes is not None and self.image_size[axes[0]] != self.image_size[axes[1]]
+        ]  # fmt: skip
+        if problems:
+            raise _errors(problems)
+        return self

@@ -29,7 +29,7 @@ from umbrella_data.cache.store import VolumeCache
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.files.paths import pair_of
 from umbrella_data.modality import find_modality
-from umbrella_data.pipeline.augment import augment
+from umbrella_data.pipeline.augment import Augmentation
 from umbrella_data.pipeline.config import PipelineConfig
 from umbrella_data.pipeline.crop import box_centre
 from umbrella_data.pipeline.frame_times import check_window_seconds, frame_positions
@@ -125,6 +125,17 @@ class Pipeline:
             facts["non_finite"] = self.config.non_finite
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
+    @cached_property
+    def augmentation(self) -> Augmentation | None:
+        """The random transforms, if there are any. The first access imports MONAI: do it before workers are forked.
+
+        Raises:
+            ValueError: If MONAI rejects a combination of arguments.
+        """
+        if self.config.augment is None:
+            return None
+        return Augmentation(self.config.augment, image_size=self.grid.image_size)
+
     def __call__(
         self, paths: ScanFiles, *, generator: torch.Generator | None, mask: str | PathLike[str] | None = None
     ) -> torch.Tensor:
@@ -144,10 +155,10 @@ class Pipeline:
                 repetition time is unknown.
         """
         scan = _files_of(paths, mask)
-        is_augmented = generator is not None and self.config.augment is not None
-        frames = self._window(scan, generator) if self._is_series else self._whole(scan, as_stored=not is_augmented)
-        if generator is not None and self.config.augment is not None:
-            frames = augment(frames, config=self.config.augment, generator=generator)
+        augmentation = None if generator is None else self.augmentation
+        frames = self._window(scan, generator) if self._is_series else self._whole(scan, as_stored=augmentation is None)
+        if generator is not None and augmentation is not None:
+            frames = augmentation(frames, generator=generator)
         if self._is_series:
             return frames.permute(1, 2, 3, 4, 0).contiguous()
         return frames[0]

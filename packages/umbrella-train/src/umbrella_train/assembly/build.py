@@ -89,8 +89,10 @@ class TrainingComponents:
             may_end_with_user: Whether rows may end with the user's turn, to generate answers for them.
 
         Raises:
-            RunError: The tokenizer or its chat template cannot be used.
+            RunError: The tokenizer or its chat template cannot be used, or arguments of augmentation.
         """
+        if augment:
+            self._build_augmentation()
         try:
             return ConversationDataset(
                 read_manifest(source.manifest, data_root=source.data_root, may_end_with_user=may_end_with_user),
@@ -106,6 +108,14 @@ class TrainingComponents:
             )
         except ValueError as error:
             raise RunError(f"{_tokenizer_source(config)}: {error}") from error
+
+    def _build_augmentation(self) -> None:
+        """Import MONAI here, once, and not in each loader worker."""
+        for name, pipeline in self.pipelines.items():
+            try:
+                _ = pipeline.augmentation
+            except ValueError as error:
+                raise RunError(f"data.pipelines.{name}.{error}") from error
 
     def mixture(self, sources: Sequence[DatasetConfig], *, config: RunConfig, augment: bool) -> InterleaveDataset:
         """Several manifests as one data set; arguments are those of `dataset`.

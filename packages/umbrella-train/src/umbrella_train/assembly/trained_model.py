@@ -109,7 +109,7 @@ def warn_of_other_pipelines(
     trained_on = processor.pipelines
     for name, pipeline in pipelines.items():
         before: Mapping[str, Any] = trained_on.get(name, {})
-        now = pipeline.config.model_dump(mode="json", exclude={"augment"})
+        now = pipeline.config.preprocessing()
         changes = [
             f"{key} {now[key]} (before: {before[key]})" for key in now if key in before and before[key] != now[key]
         ]

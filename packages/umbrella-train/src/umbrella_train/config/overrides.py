@@ -100,7 +100,7 @@ def _path(flag: str, *, content: dict[str, Any], section: type[BaseModel]) -> tu
     for part in flag.split("."):
         parent = annotation_at(section, path)
         key: str | int
-        if is_sequence(parent) and part.isdigit():
+        if part.isdigit() and (is_sequence(parent) or isinstance(here, list)):
             key = int(part)
             here = here[key] if isinstance(here, list) and key < len(here) else None
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, NonNegativeInt, ValidationInfo, field_validator
+from pydantic import Field, NonNegativeInt, ValidationError, ValidationInfo, field_validator
 
 from umbrella_data.pipeline.config import PipelineConfig
 from umbrella_train.config.data import DataConfig
@@ -38,10 +38,22 @@ class RunConfig(Section):
     @classmethod
     def _check_pipelines_have_models(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
         model: ModelConfig | None = info.data.get("model")
-        unknown = [] if model is None else [name for name in data.pipelines if name not in model.modalities]
-        if model is not None and unknown:
-            known = f"(it has {', '.join(model.modalities)})"
-            raise errors_at([(f"pipelines.{name}", f"model.modalities has no {name} {known}") for name in unknown])
+        if model is None:
+            return data
+        problems = []
+        for name, settings in data.pipelines.items():
+            if name not in model.modalities:
+                known = f"(it has {', '.join(model.modalities)})"
+                problems.append((f"pipelines.{name}", f"model.modalities has no {name} {known}"))
+                continue
+            try:
+                PipelineConfig(image_size=model.modalities[name].image_size, **dict(settings))
+            except ValidationError as error:
+                problems += [
+                    (".".join(["pipelines", name, *map(str, each["loc"])]), each["msg"]) for each in error.errors()
+                ]
+        if problems:
+            raise errors_at(problems)
         return data
 
     @property

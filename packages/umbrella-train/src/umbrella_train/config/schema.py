@@ -45,9 +45,11 @@ def is_switch(annotation: Any) -> bool:
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """Return the section class of an annotation, if it is one."""
-    annotation = without_none(annotation)
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    """Return the section class of an annotation, if it is one, also of a section that may be a list instead."""
+    for member in _members(without_none(annotation)):
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            return member
+    return None
 
 
 def is_sequence(annotation: Any) -> bool:
@@ -72,10 +74,13 @@ def _without_metadata(annotation: Any) -> Any:
 
 
 def _child(annotation: Any, part: str | int) -> Any:
+    if isinstance(part, int):  # a position, also of a list that may be a section instead
+        lists = [member for member in _members(annotation) if is_sequence(member)]
+        return get_args(lists[0])[0] if lists else None
     section = section_of(annotation)
     if section is not None:
         field = section.model_fields.get(str(part))
         return None if field is None else field.annotation
     if is_mapping(annotation):
         return get_args(annotation)[1]
-    return get_args(annotation)[0] if is_sequence(annotation) else None
+    return None
