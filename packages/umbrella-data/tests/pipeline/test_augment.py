@@ -276,6 +276,14 @@ def test_transforms_of_a_list_do_not_shift_each_other() -> None:
     torch.testing.assert_close(both, first + second - volume)
 
 
+def test_transforms_of_a_list_draw_different_numbers() -> None:
+    noise = [row("RandGaussianNoise", sample_std=False), row("RandGaussianNoise", std=0, sample_std=False)]
+    volume = marked(SIZE)
+    once = augmentation(noise[0], noise[1])(volume, generator=generator(1)) - volume
+    twice = augmentation(noise[0], noise[0])(volume, generator=generator(1)) - volume
+    assert not torch.allclose(twice, 2 * once, atol=1e-3)
+
+
 def test_argument_that_only_monai_rejects_names_its_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     from monai import transforms
 

@@ -434,6 +434,33 @@ def test_file_is_rejected_or_read_as_its_row_says(name: str, tmp_path: Path) -> 
         tracemalloc.stop()
 
 
+def test_corpus_is_rejected_in_a_monai_pipeline_with_workers(tmp_path: Path) -> None:
+    from monai.data import Dataset
+    from monai.transforms import Compose, LoadImage
+    from torch.utils.data import DataLoader
+
+    from umbrella_data.monai import StrictNiftiReader
+
+    # The reader takes volumes and series.
+    rows = {name: row for name, row in ROWS.items() if row.reason not in (None, R.RANK)}
+    assert len(rows) >= 60
+    paths = []
+    for name, row in rows.items():
+        paths.append(tmp_path / name / row.name)
+        paths[-1].parent.mkdir()
+        paths[-1].write_bytes(row.change(good(SERIES if row.is_series else VOLUME)))
+    transform = Compose([LoadImage(reader=StrictNiftiReader())])
+    batches = iter(DataLoader(Dataset(paths, transform), batch_size=None, num_workers=1))
+    for path, row in zip(paths, rows.values(), strict=True):
+        with pytest.raises(RuntimeError) as in_process:
+            transform(path)
+        assert isinstance(in_process.value.__cause__, ScanError), path
+        assert in_process.value.__cause__.reason == row.reason, path
+        with pytest.raises(RuntimeError) as in_worker:
+            next(batches)
+        assert str(in_process.value.__cause__) in str(in_worker.value)
+
+
 def test_corpus_is_large() -> None:
     assert sum(row.reason is not None for row in ROWS.values()) >= 60
     # Every reason that one file of voxels can have is in some row; others concern paths, windows or other files.

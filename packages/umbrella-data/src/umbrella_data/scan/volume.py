@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from umbrella_data.scan.header import ScanHeader, ScanWarning
 from umbrella_data.scan.reader import open_scan
 from umbrella_data.scan.sidecar import RepetitionTime, repetition_time
 from umbrella_data.scan.voxels import MAX_VOXELS, NonFinite, Voxels, read_voxels, zeroed_warning
+
+if TYPE_CHECKING:
+    from monai.data.meta_tensor import MetaTensor
 
 # Fits on noise give eigenvalues below 0 and FA up to sqrt(3/2); spline interpolation gives values somewhat below 0.
 _FA_LIMITS = (-0.1, 1.3)
@@ -54,6 +58,18 @@ class Volume:
     spacing: tuple[float, float, float]
     repetition_time: float | None = None
     warnings: tuple[ScanWarning, ...] = ()
+
+    def to_metatensor(self) -> MetaTensor:
+        """The scan for MONAI's transforms: (C, X, Y, Z) float32 with its affine in RAS+ mm, without a copy.
+
+        The frames of a series are channels, (T, X, Y, Z), so that transforms treat them alike.
+        """
+        from monai.data.meta_tensor import MetaTensor  # takes seconds
+        from monai.utils.enums import MetaKeys, SpaceKeys
+
+        is_series = self.data.ndim == 5
+        image = self.data.permute(4, 0, 1, 2, 3).flatten(0, 1) if is_series else self.data
+        return MetaTensor(image, affine=torch.from_numpy(self.affine), meta={MetaKeys.SPACE: SpaceKeys.RAS})
 
 
 @dataclass(frozen=True, kw_only=True)
