@@ -96,13 +96,13 @@ def test_drift_is_warned_of_once_with_the_setting_that_prevents_it(tower, caplog
     watch = DriftWatch(tower)
     std = tower.patch_embed("dMRI").proj.weight.std().item()
     with caplog.at_level(logging.WARNING):
-        for step, level in enumerate([0.019, 0.021, 0.05]):
+        for step, distance in enumerate([0.019, 0.002, 0.03]):
             watch.before_step(frozenset({"T1", "rsfMRI"}), step=step)
-            move(tower, "dMRI", by=level * std)
+            move(tower, "dMRI", by=distance * std)
             watch.measure(step=step + 1)
             assert len(caplog.records) == min(step, 1)
     assert caplog.messages[0].startswith("dMRI has been absent for 2 steps")
-    assert "4.0 %" in caplog.messages[0]
+    assert "2.1 %" in caplog.messages[0]
     assert "dummy_loss.absent: hold" in caplog.messages[0]
 
 
