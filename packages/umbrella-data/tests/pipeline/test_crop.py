@@ -98,3 +98,12 @@ def test_centre_is_not_moved_by_a_few_voxels_far_away():
     assert centre_of(inside) == (19.5, 19.5, 19.5)
     assert removed_fraction(inside, centre=(19.5, 19.5, 19.5), sizes=(20, 20, 20)) == pytest.approx(1 / 8001)
     assert removed_fraction(inside, centre=None, sizes=(101, 50, 50)) == 0
+
+
+def test_crop_of_a_series_with_an_empty_first_frame_uses_the_middle_one(nifti, head):
+    series = np.stack([0 * head, head, head + 3, head + 1], axis=-1)
+    path = nifti.write(series, "bold.nii.gz", repetition_time=2.0)
+    pipeline = pipeline_for("foreground", modality="rsfMRI", size=(12, 12, 12, 2))
+    expected = standardised(series[24:36, 4:16, 4:16, 1:3].astype(np.float64))
+    np.testing.assert_allclose(pipeline(path, generator=None)[0].numpy(), expected, atol=1e-4)
+    assert removed(pipeline, path) == 0

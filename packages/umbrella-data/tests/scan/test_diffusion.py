@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -258,3 +259,15 @@ def test_corpus_callosum_runs_left_right_when_the_brain_is_real(real_data: Path,
     assert np.median(directions[0]) > 0.9
     assert 0.15 < maps.fa[maps.mask].mean() < 0.35
     assert 0.5e-3 < np.median(maps.md[maps.mask]) < 1.5e-3
+
+
+@pytest.mark.parametrize("lost", [0, 5])
+def test_fit_dwi_leaves_out_volumes_without_an_image(nifti: Any, lost: int) -> None:
+    expected = inner_fa(write_shells(nifti, [1000]))
+    path = write_shells(nifti, [1000])
+    image = nib.load(path)
+    series = image.get_fdata(dtype=np.float32)
+    series[..., lost] = 0
+    nib.save(nib.Nifti1Image(series, image.affine, image.header), path)
+    assert inner_fa(path) == pytest.approx(expected, abs=5e-3)
+    assert ScanWarning.EMPTY_FRAMES in fit_dwi(path).warnings

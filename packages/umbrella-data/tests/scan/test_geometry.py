@@ -48,8 +48,9 @@ def test_grid_is_the_same_when_it_moves_by_a_small_fraction_of_a_voxel() -> None
 @pytest.mark.parametrize("other", ["mask", "map"])
 def test_scan_is_rejected_with_a_mask_or_map_whose_far_corner_is_elsewhere(nifti, random_voxels, other) -> None:
     voxels = (random_voxels(*LONG) % 2).astype(np.float32)
-    scan = nifti.write(voxels, "scan.nii", affine=SCAN)
-    values = voxels if other == "mask" else 1e-3 * voxels  # MD in mm2/s, next to the scan as FA
+    fa = voxels * np.linspace(0.2, 0.8, LONG[0], dtype=np.float32)[:, None, None]
+    scan = nifti.write(fa, "scan.nii", affine=SCAN)
+    values = voxels if other == "mask" else 1e-3 * fa  # MD in mm2/s, next to the scan as FA
     near = nifti.write(values, "near.nii", affine=changed(0, 0, 0.0001))
     far = nifti.write(values, "far.nii", affine=changed(0, 0, 0.0099))
 

@@ -236,9 +236,8 @@ ROWS: dict[str, Row] = {
     "good_mirrored": Row(put(srow_x=(-2, 0, 0, 0), qform_code=0), is_mirrored=True),
     "unusual_forms_disagree": Row(put(qoffset=(30, 0, 0)), warnings=(ScanWarning.FORMS_DISAGREE,)),
     "unusual_pixdim": Row(put(qform_code=0, pixdim=(1, 5, 2, 2, 0, 0, 0, 0)), warnings=(ScanWarning.PIXDIM,)),
-    "unusual_pixdim_0": Row(
-        put(pixdim=(1, 0, 2, 2, 0, 0, 0, 0)), warnings=(ScanWarning.PIXDIM, ScanWarning.FORMS_DISAGREE)
-    ),
+    "unusual_pixdim_0": Row(put(pixdim=(1, 0, 2, 2, 0, 0, 0, 0)), warnings=(ScanWarning.PIXDIM,)),
+    "unusual_qform_no_rotation": Row(put(quatern=(0, 2, 0)), warnings=(ScanWarning.FORMS_DISAGREE,)),
     "unusual_pixdim_0_without_qform": Row(
         put(qform_code=0, pixdim=(1, 0, 0, 0, 0, 0, 0, 0)), warnings=(ScanWarning.PIXDIM,)
     ),
@@ -465,7 +464,7 @@ def test_corpus_is_large() -> None:
     assert sum(row.reason is not None for row in ROWS.values()) >= 60
     # Every reason that one file of voxels can have is in some row; others concern paths, windows or other files.
     elsewhere = {R.MISSING, R.NOT_REGULAR_FILE, R.UNREADABLE, R.WINDOW, R.SHORT_SERIES}
-    elsewhere |= {R.MAPS, R.BVAL, R.BVEC, R.NO_BRAIN, R.MASK, R.HEADER}
+    elsewhere |= {R.MAPS, R.BVAL, R.BVEC, R.NO_BRAIN, R.MASK, R.HEADER, R.REPETITION_TIME}
     assert {row.reason for row in ROWS.values()} - {None} >= set(R) - elsewhere
 
 

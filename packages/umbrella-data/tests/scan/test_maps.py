@@ -147,3 +147,17 @@ def test_load_volume_rejects_names_that_contradict_the_order(paths: Any, names: 
 )
 def test_load_volume_reads_maps_of_any_other_name(paths: Any, names: Any) -> None:
     assert load_volume(paths(fa(), 1e-3 * md(), names), modality="dMRI").data.shape == (2, *SHAPE)
+
+
+@pytest.mark.parametrize("channel", ["FA", "MD"])
+def test_load_volume_rejects_when_a_mask_is_given_as_a_map(nifti, random_voxels, channel):
+    inside = (random_voxels(6, 7, 8) % 2).astype(np.float32)
+    maps = {"FA": inside * np.linspace(0.2, 0.8, 6, dtype=np.float32)[:, None, None],
+            "MD": inside * np.linspace(6e-4, 9e-4, 7, dtype=np.float32)[:, None]}  # fmt: skip
+    files = [nifti.write(maps[name], f"{number}.nii") for number, name in enumerate(maps)]
+    load_volume(files, modality="dMRI")
+    value = 1.0 if channel == "FA" else 1e-3
+    files[channel == "MD"] = nifti.write(value * inside, "inside.nii")
+    with pytest.raises(ScanError) as caught:
+        load_volume(files, modality="dMRI")
+    assert (caught.value.reason, caught.value.path) == ("maps", str(files[channel == "MD"]))

@@ -124,8 +124,8 @@ def sibling_mask(scan: Path) -> Path | None:
     *entities, _ = scan_stem(scan.name).split("_")
     if not any(entity.startswith(("space-", "desc-")) for entity in entities):
         return None
-    # Ready maps share the mask of their series, whose name has no `model` and `param`.
-    shared = [entity for entity in entities if not entity.startswith(("desc-", "model-", "param-"))]
+    # Ready maps share the mask of their series, whose name has no `model` and `param`, and echoes that of their run.
+    shared = [entity for entity in entities if not entity.startswith(("desc-", "model-", "param-", "echo-"))]
     stem = "_".join([*shared, "desc-brain_mask"])
     candidates = (scan.with_name(stem + ending) for ending in (".nii.gz", ".nii", ".NII.GZ", ".NII"))
     return next((file for file in candidates if file.exists()), None)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from umbrella_data.bids.entities import ANY, ENTITIES, Condition, without_prefix
 from umbrella_data.errors import ManifestError, did_you_mean
+from umbrella_data.manifest.row_json import to_object
 from umbrella_data.modality import MODALITIES
 
 # Keys of a query that are no entities.
@@ -47,7 +48,7 @@ def read_filter(file: str | PathLike[str]) -> BidsFilter:
         ManifestError: If the file is missing, or with all its problems: no JSON, unknown entities, wrong values.
     """
     try:
-        content = json.loads(_read_text(file))
+        content = json.loads(_read_text(file), object_pairs_hook=to_object)
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"not JSON: {error}", path=file) from error
     if not isinstance(content, dict):

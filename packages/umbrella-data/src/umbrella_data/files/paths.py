@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -189,4 +190,5 @@ def _is_only_dwi(dwi: Path) -> bool:
     """Whether no other file of the folder may be a DWI: BIDS names of other suffixes and masks are none."""
     names = (file.name for file in dwi.parent.iterdir() if file.name.lower().endswith(_SCAN_ENDINGS))
     others = {scan_stem(name) for name in names} - {scan_stem(dwi.name)}
-    return not any(stem.endswith("dwi") or not (stem.startswith("sub-") or stem.endswith("mask")) for stem in others)
+    known = re.compile(r"sub-.*(?<!dwi)|.*mask|(.*_)?(nodif|nodif_brain|grad_dev|T1w?|T2w?|FA|MD|MO|S0|[LV][123])")
+    return all(known.fullmatch(stem) for stem in others)

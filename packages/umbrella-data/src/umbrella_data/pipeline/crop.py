@@ -12,8 +12,8 @@ from umbrella_data.modality import ModalitySpec
 from umbrella_data.pipeline.config import PipelineConfig
 from umbrella_data.pipeline.normalise import foreground
 from umbrella_data.pipeline.resample import Centre
-from umbrella_data.scan.volume import load_volume
-from umbrella_data.scan.voxels import read_voxels
+from umbrella_data.scan.volume import load_volume, read_shape
+from umbrella_data.scan.voxels import Voxels, read_voxels
 
 # Of the foreground, this much on each side may be noise far away from the head.
 _TAIL = 0.005
@@ -70,8 +70,7 @@ def _first_frame(
 ) -> tuple[np.ndarray, tuple[float, float, float]]:
     """The first frame (1, C, X, Y, Z) on the scan's own grid, and its voxel size in mm."""
     if spec.num_channels == 1:
-        window = (0, 1) if spec.is_series else None
-        found = read_voxels(paths[0], rank=spec.spatial_rank, window=window, mask=mask, non_finite=config.non_finite)
+        found = _read_frame(paths[0], mask=mask, spec=spec, config=config)
         return found.frames[:, None], found.spacing
     volume = load_volume(
         paths,
@@ -82,6 +81,22 @@ def _first_frame(
         non_finite=config.non_finite,
     )
     return volume.data[None].numpy(), volume.spacing
+
+
+def _read_frame(path: Path, *, mask: Path | None, spec: ModalitySpec, config: PipelineConfig) -> Voxels:
+    """The volume, or the first frame of a series; the middle one if the first is empty."""
+
+    def read(window: tuple[int, int] | None) -> Voxels:
+        return read_voxels(path, rank=spec.spatial_rank, window=window, mask=mask, non_finite=config.non_finite)
+
+    if not spec.is_series:
+        return read(None)
+    try:
+        return read((0, 1))
+    except ScanError as error:
+        if error.reason not in (ScanReason.CONSTANT, ScanReason.NON_FINITE):
+            raise
+        return read((read_shape(path).shape[3] // 2, 1))
 
 
 def _inside(values: np.ndarray, *, mask: Path | None, spec: ModalitySpec) -> np.ndarray:

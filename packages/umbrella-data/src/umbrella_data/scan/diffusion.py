@@ -103,18 +103,24 @@ def fit_dwi(
     voxels = read_voxels(path, rank=4, max_voxels=max_voxels, mask=mask, non_finite=non_finite)
     gradients = read_gradients(path, num_volumes=len(voxels.frames), b0_threshold=b0_threshold)
     selected = select_shells(gradients.b_values, max_b=max_b, b0_threshold=b0_threshold)
+    # A lost volume is no signal of 0, which would be a large diffusivity.
+    has_image = np.array([frame.min() < frame.max() for frame in voxels.frames])
+    is_fitted, is_b0 = selected.is_fitted & has_image, gradients.is_b0 & has_image
+    if not is_b0.any():
+        raise ScanError("every b0 volume is empty", path=path, reason=ScanReason.CONSTANT)
     directions = gradients.world_directions(voxels.header.affine)
-    _check_span(directions[selected.is_fitted & ~gradients.is_b0], shells=selected.shells, path=fspath(path))
+    _check_span(directions[is_fitted & ~gradients.is_b0], shells=selected.shells, path=fspath(path))
     table = dipy["gradient_table"](
-        gradients.b_values[selected.is_fitted],
-        bvecs=directions[selected.is_fitted],
+        gradients.b_values[is_fitted],
+        bvecs=directions[is_fitted],
         b0_threshold=b0_threshold,
         atol=0.05,
     )
-    mean_b0 = voxels.frames[gradients.is_b0].mean(axis=0)
+    mean_b0 = voxels.frames[is_b0].mean(axis=0)
     warnings = (
         *voxels.header.warnings,
         *zeroed_warning(voxels.num_zeroed),
+        *([] if has_image.all() else [ScanWarning.EMPTY_FRAMES]),
         *([ScanWarning.HIGH_B] if selected.is_above else []),
     )
     brain = mean_b0 > 0  # outside of a mask, voxels are 0
@@ -126,7 +132,7 @@ def fit_dwi(
             warnings = (*warnings, ScanWarning.NO_BACKGROUND)
     if not brain.any():
         raise ScanError("no brain is found in the mean b0 volume; give a mask", path=path, reason=ScanReason.NO_BRAIN)
-    signal = np.ascontiguousarray(voxels.frames[:, brain][selected.is_fitted].T)
+    signal = np.ascontiguousarray(voxels.frames[:, brain][is_fitted].T)
     fit = dipy["TensorModel"](table, fit_method="WLS").fit(signal)
 
     def spread(values: np.ndarray) -> np.ndarray:

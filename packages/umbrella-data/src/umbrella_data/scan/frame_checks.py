@@ -37,11 +37,15 @@ class FrameChecks:
     def add(self, block: np.ndarray) -> None:
         """Add the next values, at most up to the end of a frame."""
         self._sum = zlib.crc32(np.ascontiguousarray(block).data.cast("B"), self._sum)
-        self._limits += [float(block.min()), float(block.max())]
+        limits = [float(block.min()), float(block.max())]
+        if not all(map(math.isfinite, limits)):  # NaN outside of a mask, or read as 0
+            finite = block[np.isfinite(block)]
+            limits = [float(finite.min()), float(finite.max())] if finite.size else []
+        self._limits += limits
         self._num_read += block.size
         if self._num_read < self._num_values:
             return
-        is_empty = min(self._limits) == max(self._limits)
+        is_empty = not self._limits or min(self._limits) == max(self._limits)
         is_same = not is_empty and self._sum == self._last_sum
         self._num_same = self._num_same + 1 if is_same else 1
         self.has_empty |= is_empty

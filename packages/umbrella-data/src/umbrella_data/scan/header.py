@@ -258,8 +258,7 @@ def _dtype(fields: Nifti1Header, warnings: list[ScanWarning], *, path: str) -> n
 
 def _offset(fields: Nifti1Header, *, least: int, path: str) -> int:
     offset = float(fields["vox_offset"])
-    # Four bytes after the fixed header declare extensions: voxels cannot begin before their end. nibabel and others
-    # have 0 in memory only; in a file, the header would be read as voxels. In a pair, 0 is usual.
+    # Four bytes after the fixed header declare extensions: voxels cannot begin before their end. 0 is usual in a pair.
     if not (math.isfinite(offset) and offset == int(offset) and least <= offset <= MAX_OFFSET):
         raise ScanError(
             f"voxels cannot begin at byte {offset:g}: must be a whole number from {least} to {MAX_OFFSET}",
@@ -288,7 +287,7 @@ def _scaling(fields: Nifti1Header, warnings: list[ScanWarning], *, path: str) ->
 def _repair_pixdim(fields: Nifti1Header, warnings: list[ScanWarning]) -> None:
     """Ignore the sign of voxel sizes, and take a qfac of 0 for 1 (nifti1.h), as nibabel does.
 
-    nibabel also takes a size of 0 for 1 mm. Here it remains, and is rejected with the affine unless an sform gives it.
+    A size of 0, for which nibabel takes 1 mm, is rejected with the affine unless an sform gives it.
     """
     pixdim = fields["pixdim"]
     if (pixdim[1:4] < 0).any():
@@ -310,16 +309,20 @@ def _affine(fields: Nifti1Header, warnings: list[ScanWarning], *, path: str) -> 
     has_sform, has_qform = (code > 0 for code in codes)
     if not (has_sform or has_qform):
         warnings.append(ScanWarning.NO_FORM)
+    # Without voxel sizes, there is no qform to compare.
+    is_compared = has_sform and has_qform and bool((fields["pixdim"][1:4] > 0).all())
     try:
         affine = np.array(fields.get_best_affine(), dtype=np.float64)
-        qform = np.array(fields.get_qform()) if has_sform and has_qform else affine
+        qform = np.array(fields.get_qform()) if is_compared else affine
     except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
-        raise ScanError(f"the qform is not a rotation ({error})", path=path, reason=ScanReason.AFFINE) from error
+        if not has_sform:
+            raise ScanError(f"the qform is not a rotation ({error})", path=path, reason=ScanReason.AFFINE) from error
+        affine, qform = np.array(fields.get_sform(), dtype=np.float64), np.full((4, 4), np.nan)
     scale = _MM_PER_UNIT.get(int(fields["xyzt_units"]) & 7, 1.0)
     affine[:3] *= scale
-    qform[:3] *= scale if has_sform and has_qform else 1.0
+    qform[:3] *= scale if is_compared else 1.0
     check_affine(affine, path=path)
-    if has_sform and has_qform and not np.allclose(qform, affine, atol=0.1):
+    if is_compared and not np.allclose(qform, affine, atol=0.1):
         warnings.append(ScanWarning.FORMS_DISAGREE)
     return affine
 

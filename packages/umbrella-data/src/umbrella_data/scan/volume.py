@@ -34,7 +34,10 @@ _MAX_MM2_PER_S = 0.01
 _UM2_PER_MS_LIMITS = (0.65, 10.0)
 _IN_ORDER = "give the maps in the order FA, MD"
 # Words of file names that say what a file has.
-_QUANTITIES = {"fa": "FA", "md": "MD", "t1w": "T1w", "t2w": "T2w", "flair": "FLAIR", "bold": "BOLD"}
+_QUANTITIES = {
+    **{"fa": "FA", "md": "MD", "t2w": "T2w", "t2": "T2w", "flair": "FLAIR", "bold": "BOLD", "mask": "mask"},
+    **dict.fromkeys(("t1w", "t1", "mprage", "mp2rage"), "T1w"),
+}
 # Their labels may be any words: the subject `sub-md`, the directions `acq-MD`, the space `space-T1w`.
 _OTHER_ENTITIES = ("sub", "ses", "acq", "space")
 
@@ -294,6 +297,11 @@ def _check_quantities(fa: np.ndarray, md: np.ndarray, path_of: Mapping[str, str 
             f"values from {low:g} to {high:g}, 95 % up to {fa_high:g}, are not FA (0 to 1); {_IN_ORDER}",
             path=path_of["FA"],
         )
+    for channel, values in (("FA", fa), ("MD", md)):
+        inside = values[values != 0]
+        if inside.size and inside.min() == inside.max():
+            raise _maps_error(f"every voxel that is not 0 is {inside[0]:g}: a mask, not a map of {channel}",
+                              path=path_of[channel])  # fmt: skip
     least, most = _UM2_PER_MS_LIMITS
     if not (0 < md_high <= _MAX_MM2_PER_S or least <= md_high <= most):
         raise _maps_error(

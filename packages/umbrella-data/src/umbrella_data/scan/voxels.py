@@ -155,7 +155,9 @@ class FrameReader:
         low, high = float(values.min()), float(values.max())
         if low == high:
             raise ScanError(
-                f"every voxel is {low:g}: the file has no image", path=self._scan.path, reason=ScanReason.CONSTANT
+                f"every voxel {self._frames_read}is {low:g}: no image there",
+                path=self._scan.path,
+                reason=ScanReason.CONSTANT,
             )
         return low, high
 
@@ -175,6 +177,12 @@ class FrameReader:
                 path=self._scan.path,
                 reason=ScanReason.CONSTANT,
             )
+
+    @property
+    def _frames_read(self) -> str:
+        if self.count == self.header.num_frames:
+            return ""
+        return f"of the frames {self.first} to {self.first + self.count - 1} "
 
     def _scaled(self, stored: np.ndarray | list[np.generic]) -> np.ndarray:
         array = np.asarray(stored)
