@@ -231,7 +231,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_config(cohort: DemoCohort, cache_dir: Path) -> Callable[..., RunConfig]:
-    """A run on the cohort with dropout and augmentation; keywords replace entries of its sections."""
+    """A run on the cohort with dropout; keywords replace entries of its sections."""
 
     def make(output_dir: Path, **sections: Mapping[str, Any]) -> RunConfig:
         sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -256,7 +256,6 @@ def make_config(cohort: DemoCohort, cache_dir: Path) -> Callable[..., RunConfig]
                 "train": [{"manifest": str(cohort.train_manifest)}],
                 "evaluation": [{"manifest": str(cohort.test_manifest)}],
                 "cache_dir": str(cache_dir),
-                "pipelines": {"T1": {"augment": {}}},
             },
             "trainer": {
                 "max_steps": 4,

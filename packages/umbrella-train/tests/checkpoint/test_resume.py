@@ -102,7 +102,7 @@ def config_of(make_config: MakeConfig, output_dir: Path, *, accumulation: int = 
             "lr_scheduler_type": "cosine",
             **trainer,
         },
-        data={"evaluation": []},
+        data={"evaluation": [], "pipelines": {"T1": {"augment": {}}}},
     )
 
 

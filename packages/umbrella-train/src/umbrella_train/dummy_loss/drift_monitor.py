@@ -157,7 +157,8 @@ class DriftWatch:
             return
         with safe_open(path, framework="pt") as stored:
             state = json.loads(stored.metadata()["state"])
-            for name in self._trainable.keys() & state["absent_since"].keys():
+            # In the same order on every rank, for the collectives of DeepSpeed: the order of a set differs.
+            for name in (name for name in self._trainable if name in state["absent_since"]):
                 copies = {
                     key: shard_like(stored.get_tensor(f"{name}/{key}"), self._values(parameter))
                     for key, parameter in self._trainable[name].items()
