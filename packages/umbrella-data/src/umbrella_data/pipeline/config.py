@@ -49,9 +49,9 @@ Crop = Literal["field_of_view", "mask", "foreground"]
 """What the model's box is centred on, if `spacing` is given.
 
 - `field_of_view`: the centre of the scan.
-- `mask`: the middle of the scan's brain mask; a scan without one is rejected.
+- `mask`: the middle of the voxels in the scan's brain mask that are not 0; a scan without a mask is rejected.
 - `foreground`: the middle of the voxels above the mean of the first frame, or of those that are not 0 in a masked scan;
-  the first frame is read twice.
+  the first frame is read twice, or the middle one if the first is empty.
 """
 
 

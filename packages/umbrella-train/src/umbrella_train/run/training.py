@@ -34,6 +34,7 @@ from umbrella_train.distributed.fsdp2 import is_sharded_model
 from umbrella_train.distributed.ranks import on_first_rank
 from umbrella_train.errors import RunStoppedError
 from umbrella_train.evaluation.score_table import score_table
+from umbrella_train.processor import UmbrellaProcessor
 from umbrella_train.report import build_report
 from umbrella_train.run.evaluation import evaluate_sources
 from umbrella_train.run.pictures import draw_pictures
@@ -79,7 +80,7 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
     arguments.output_dir = str(folder.path)
     components.list_bad_scans_in(folder.path)
     if trainer.is_world_process_zero():
-        _log_start(config, components, sources)
+        _log_start(config, components, sources, trainer)
         if checkpoint is not None:
             logger.info("resuming from %s", checkpoint)
     if sources.overlap.metrics and trainer.is_world_process_zero():
@@ -122,17 +123,17 @@ def _dry_run(config: RunConfig, scratch: Path) -> None:
     components.list_bad_scans_in(scratch)
     trainer.add_callback(StepCosts())
     if trainer.is_world_process_zero():
-        _log_start(config, components, sources)
+        _log_start(config, components, sources, trainer)
     trainer.train()
 
 
-def _log_start(config: RunConfig, components: TrainingComponents, sources: Sources) -> None:
+def _log_start(config: RunConfig, components: TrainingComponents, sources: Sources, trainer: UmbrellaTrainer) -> None:
     """Logs the table of parameters and tokens, and warns of what is probably not intended."""
     logger.info(describe_model(components.model))
     source = config.model.pretrained
     if source is not None and is_trained_model(source):
         warn_of_other_pipelines(source, components.pipelines, sources=sources.train)
-    warn_of_other_masks(sources.evaluation, trained=masked_modalities(sources.train))
+    warn_of_other_masks(sources.evaluation, trained=cast(UmbrellaProcessor, trainer.processing_class).masked)
     warn_of_repeated_fits(sources, config=config)
     fixed = config.model.random_and_fixed
     if fixed:
