@@ -197,3 +197,12 @@ def test_own_block_around_the_answer_is_rejected():
     _, encoder = make_encoder("byte level", template)
     with pytest.raises(ValueError, match="reasoning"):
         encoder.encode((Turn("user", ("How old?",)), Turn("assistant", (REASONED + "71",))))
+
+
+def test_answer_whose_reasoning_is_dropped_is_not_learned_without_it():
+    template = DROPS_REASONING.replace("<think>\n\n</think>\n\n{{ m.content }}", "{{ m.content }}")
+    _, encoder = make_encoder("byte level", template)
+    question = Turn("user", (T1, "Is it female?"))
+    turns = (question, Turn("assistant", (REASONED + "female",)), Turn("user", ("Age?",)), Turn("assistant", ("41",)))
+    assert learned_answers(encoder, turns) == [3]
+    assert learned_answers(encoder, (question, Turn("assistant", ("female",)), *turns[2:])) == [1, 3]
