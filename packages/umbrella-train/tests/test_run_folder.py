@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,9 +69,49 @@ def test_lines_after_a_checkpoint_are_dropped(tmp_path: Path) -> None:
     assert folder.last_step() == 0
     for step in (1, 5, 9):
         folder.append_metrics({"step": step, "loss": float(step)})
-    folder.drop_metrics_after(5)
+    folder.cut_metrics(5)
     assert read_lines(folder.metrics)[0] == [{"step": 1, "loss": 1.0}, {"step": 5, "loss": 5.0}]
     assert folder.last_step() == 5
+
+
+def rows_after_cut(folder: RunFolder, mark: dict[str, Any], *, step: int) -> list[int]:
+    folder.cut_metrics(step, mark)
+    rows, num_broken = read_lines(folder.metrics)
+    assert num_broken == 0
+    return [row["step"] for row in rows]
+
+
+def test_metrics_are_cut_where_they_were_at_the_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = create(tmp_path)
+    empty = folder.mark_metrics()
+    for step in (1, 2):
+        folder.append_metrics({"step": step})
+    mark = folder.mark_metrics()
+    folder.append_metrics({"step": 2, "eval_loss": 1.0})  # the evaluation after the checkpoint is done again
+    folder.append_metrics({"step": 3})
+    with folder.metrics.open("ab") as file:
+        file.write(b'{"step": 4, "lo')
+    assert rows_after_cut(folder, mark, step=2) == [1, 2]
+    assert rows_after_cut(folder, empty, step=0) == []
+    assert caplog.records == []
+
+
+def test_damaged_metrics_are_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = create(tmp_path)
+    for step in (1, 2, 3):
+        folder.append_metrics({"step": step})
+    mark = folder.mark_metrics()
+    damaged = folder.metrics.read_bytes().replace(b'{"step": 2', b'{"st\xffp: 2')
+    folder.metrics.write_bytes(damaged)
+    assert rows_after_cut(folder, mark, step=3) == [1, 3]
+    assert (folder.path / "metrics-damaged.jsonl").read_bytes() == damaged
+    assert caplog.records[0].args == (folder.metrics, 3, 2, 1)
+    # Two lines are there, but the third is lost.
+    assert rows_after_cut(folder, mark, step=3) == [1, 3]
+    assert (folder.path / "metrics-damaged-2.jsonl").exists()
+    folder.metrics.unlink()
+    assert rows_after_cut(folder, mark, step=3) == []
+    assert caplog.records[2].args == (folder.metrics, 3, 0, 0)
 
 
 def test_predictions_are_replaced(tmp_path: Path) -> None:

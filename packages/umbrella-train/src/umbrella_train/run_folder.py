@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any
 from umbrella_data.files.atomic import write_atomically
 from umbrella_data.privacy import name_hasher, pseudonyms, read_or_create_salt
 from umbrella_train.errors import RunError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,7 @@ class RunFolder:
         before = self.config.read_text(encoding="utf-8")
         if before == config_text:
             return
-        ends = ("" if number == 1 else f"-{number}" for number in count(1))
-        paths = (self.path / f"config-until-{checkpoint}{end}.yaml" for end in ends)
-        kept = next(path for path in paths if not path.exists())
+        kept = next(path for path in self._numbered(f"config-until-{checkpoint}", ".yaml") if not path.exists())
         kept.write_text(before, encoding="utf-8")
         write_atomically(self.config, [config_text.encode()])
 
@@ -129,12 +131,45 @@ class RunFolder:
         rows, _ = read_lines(self.metrics)
         return max((int(row.get("step", 0)) for row in rows), default=0)
 
-    def drop_metrics_after(self, step: int) -> None:
-        """Remove the lines after a step and unreadable lines: a resumed run writes them again."""
+    def mark_metrics(self) -> dict[str, Any]:
+        """Length and hash of metrics.jsonl, for a checkpoint."""
+        content = self.metrics.read_bytes() if self.metrics.exists() else b""
+        return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    def cut_metrics(self, step: int, mark: Mapping[str, Any] | None = None) -> None:
+        """Cut metrics.jsonl to what it was at a checkpoint: a resumed run writes the rest again.
+
+        A file whose beginning has changed is set aside as metrics-damaged.jsonl, and its valid lines up to the step are
+        kept, with a warning.
+
+        Args:
+            step: The checkpoint's step.
+            mark: What `mark_metrics` returned at the checkpoint; None for a new run or an older checkpoint.
+        """
+        content = self.metrics.read_bytes() if self.metrics.exists() else b""
+        before = content if mark is None else content[: mark["bytes"]]
+        if mark is not None and hashlib.sha256(before).hexdigest() == mark["sha256"]:
+            if len(before) < len(content):
+                os.truncate(self.metrics, len(before))
+            return
         rows, num_broken = read_lines(self.metrics)
         kept = [row for row in rows if row.get("step", 0) <= step]
-        if num_broken or len(kept) < len(rows):
+        if mark is not None or num_broken:
+            logger.warning(
+                "%s: differs from what it was at step %d: %d lines are kept, %d are unreadable, others may be missing",
+                self.metrics,
+                step,
+                len(kept),
+                num_broken,
+            )
+        if content:
+            if mark is not None or num_broken:
+                aside = next(path for path in self._numbered("metrics-damaged", ".jsonl") if not path.exists())
+                aside.write_bytes(content)
             write_atomically(self.metrics, (json_line(row).encode() for row in kept))
+
+    def _numbered(self, stem: str, end: str) -> Iterator[Path]:
+        return (self.path / (f"{stem}{end}" if number == 1 else f"{stem}-{number}{end}") for number in count(1))
 
     def write_predictions(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace predictions.jsonl atomically."""

@@ -13,6 +13,8 @@ from umbrella_train.checkpoint.integrity import (
     INTEGRITY_NAME,
     checkpoint_problems,
     newest_valid_checkpoint,
+    remove_old_checkpoints,
+    set_newer_aside,
     write_integrity_manifest,
 )
 from umbrella_train.errors import RunError
@@ -138,3 +140,44 @@ def test_run_without_a_valid_checkpoint_is_rejected_with_all_problems(tmp_path: 
 def test_run_without_any_checkpoint_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"has no checkpoint to resume from$"):
         newest_valid_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keep", "best", "remaining"),
+    [
+        (None, None, {2, 4, 6, 9}),
+        (2, None, {6, 9}),
+        (1, None, {9}),
+        (1, 4, {4, 9}),
+        (2, 4, {4, 9}),
+        (3, 2, {2, 6, 9}),
+    ],
+)
+def test_only_finished_checkpoints_count_toward_the_limit(
+    tmp_path: Path, keep: int | None, best: int | None, remaining: set[int]
+) -> None:
+    for step in (2, 4, 6, 9, 12):
+        write_checkpoint(tmp_path, step, seal=step != 12)
+    remove_old_checkpoints(tmp_path, keep=keep, best=None if best is None else tmp_path / f"checkpoint-{best}")
+    assert {int(path.name.removeprefix("checkpoint-")) for path in tmp_path.iterdir()} == remaining
+
+
+def test_newer_checkpoints_are_set_aside(tmp_path: Path) -> None:
+    for step in (2, 10, 9):
+        write_checkpoint(tmp_path, step)
+    assert set_newer_aside(tmp_path, 10) == []
+    assert {path.name for path in set_newer_aside(tmp_path, 2)} == {"checkpoint-9", "checkpoint-10"}
+    write_checkpoint(tmp_path, 10)
+    assert set_newer_aside(tmp_path, 2) == [tmp_path / "set-aside-2" / "checkpoint-10"]
+    assert newest_valid_checkpoint(tmp_path).name == "checkpoint-2"
+    assert checkpoint_problems(tmp_path / "set-aside-1" / "checkpoint-9") == []
+
+
+def test_a_state_of_another_step_than_the_name_is_a_problem(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, 3, seal=False)
+    (folder / "trainer_state.json").write_text('{"global_step": 3}')
+    write_integrity_manifest(folder)
+    assert checkpoint_problems(folder) == []
+    renamed = folder.rename(tmp_path / "checkpoint-4")
+    assert [problem.split(":")[0] for problem in checkpoint_problems(renamed)] == [str(renamed / "trainer_state.json")]
+    assert checkpoint_problems(renamed.rename(tmp_path / "mine")) == []

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from umbrella_train.checkpoint.training_state import STATE_NAME, TENSORS_NAME, load_training_state, save_training_state
@@ -159,3 +159,50 @@ def test_other_parameters_are_rejected_with_their_name(tmp_path):
     (tmp_path / STATE_NAME).write_text(json.dumps(facts))
     with pytest.raises(RunError, match=r"among them 1\.bias"):
         load_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
+
+
+def put_another_shape(tensors):
+    tensors["0.weight/exp_avg"] = torch.zeros(3, 3)
+
+
+def put_a_nan(tensors):
+    tensors["1.bias/exp_avg_sq"][0] = float("nan")
+
+
+def count_too_many_steps(tensors):
+    tensors["1.bias/step"] += 1
+
+
+def drop_a_moment(tensors):
+    del tensors["1.weight/exp_avg"]
+
+
+def drop_all_of_a_kind(tensors):
+    for key in [key for key in tensors if key.endswith("/exp_avg_sq")]:
+        del tensors[key]
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (put_another_shape, {"0.weight/exp_avg"}),
+        (put_a_nan, {"1.bias/exp_avg_sq"}),
+        (count_too_many_steps, {"1.bias/step"}),
+        (drop_a_moment, {"1.weight/exp_avg"}),
+        (drop_all_of_a_kind, {f"{name}/exp_avg_sq" for name in ("0.bias", "0.weight", "1.bias", "1.weight")}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_moments_that_cannot_be_are_rejected_together(tmp_path, damage, named):
+    model, optimizer, scheduler = build()
+    train(model, optimizer, scheduler, steps=3)
+    save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler)
+    load_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler, num_steps=3)
+    tensors = load_file(tmp_path / TENSORS_NAME)
+    damage(tensors)
+    save_file(tensors, tmp_path / TENSORS_NAME)
+    with pytest.raises(RunError) as raised:
+        load_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=scheduler, num_steps=3)
+    first, *lines = str(raised.value).splitlines()
+    assert str(tmp_path / TENSORS_NAME) in first
+    assert {line.split(":")[0].strip() for line in lines} == named

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
+import os
+import shutil
+from itertools import count
 from pathlib import Path
 
 from umbrella_data.files.atomic import write_atomically
@@ -13,13 +17,21 @@ from umbrella_train.errors import RunError
 logger = logging.getLogger(__name__)
 
 INTEGRITY_NAME = "integrity.json"
+_TRAINER_STATE_NAME = "trainer_state.json"
 
 
 def write_integrity_manifest(folder: Path) -> None:
-    """Writes the hashes of all files of a finished checkpoint, atomically; a checkpoint without them is not valid."""
+    """Writes the hashes of all files of a finished checkpoint, atomically; a checkpoint without them is not valid.
+
+    Before, all files are flushed to the disk: after a power failure, a checkpoint with a manifest is complete.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != INTEGRITY_NAME)
+    for path in [*files, *{path.parent for path in files}]:
+        _flush(path)
     hashes = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
     write_atomically(folder / INTEGRITY_NAME, [json.dumps(hashes, indent=1).encode()], sync=True)
+    _flush(folder)
+    _flush(folder.parent)
 
 
 def checkpoint_problems(folder: Path) -> list[str]:
@@ -48,7 +60,29 @@ def checkpoint_problems(folder: Path) -> list[str]:
             problems.append(f"{path}: its content changed after it was written")
     # All of these are loaded, independently of their names.
     added = sorted({path.name for path in folder.glob("*.safetensors")} - listed.keys())
-    return problems + [f"{folder / name}: was not written with this checkpoint" for name in added]
+    problems += [f"{folder / name}: was not written with this checkpoint" for name in added]
+    return problems or _step_problems(folder)
+
+
+def _step_problems(folder: Path) -> list[str]:
+    """Whether the state is that of another step than the folder's name says."""
+    path = folder / _TRAINER_STATE_NAME
+    if _step_in(folder) < 0 or not path.is_file():
+        return []
+    step = json.loads(path.read_bytes()).get("global_step")
+    return [] if step == _step_in(folder) else [f"{path}: is of step {step}, unlike the name of its folder"]
+
+
+def checkpoint_folders(run_folder: Path) -> dict[int, Path]:
+    """The folders `checkpoint-N` of a run by N, the newest first; also unfinished ones."""
+    steps = {_step_in(path): path for path in run_folder.glob("checkpoint-*")}
+    return {step: path for step, path in sorted(steps.items(), reverse=True) if step >= 0}
+
+
+def _step_in(folder: Path) -> int:
+    """The N of a folder `checkpoint-N`, else -1."""
+    number = folder.name.removeprefix("checkpoint-")
+    return int(number) if number.isdecimal() and number != folder.name else -1
 
 
 def newest_valid_checkpoint(run_folder: Path) -> Path:
@@ -57,16 +91,66 @@ def newest_valid_checkpoint(run_folder: Path) -> Path:
     Raises:
         RunError: No checkpoint is valid; the message lists the problems of each.
     """
-    folders = [path for path in run_folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    folders.sort(key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
     problems: list[str] = []
-    for folder in folders:
+    for folder in checkpoint_folders(run_folder).values():
         found = checkpoint_problems(folder)
         if not found:
             return folder
         logger.warning("skipping a damaged checkpoint: %s", "; ".join(found))
         problems += found
     raise RunError(f"{run_folder}: has no checkpoint to resume from" + "".join(f"\n  {line}" for line in problems))
+
+
+def remove_old_checkpoints(run_folder: Path, *, keep: int | None, best: Path | None = None) -> None:
+    """Removes what a new checkpoint makes unnecessary: unfinished checkpoints, and the oldest finished ones.
+
+    Call it when no checkpoint is being written. Finished means with an integrity manifest: hashing every checkpoint at
+    each save would read all of them.
+
+    Args:
+        run_folder: The run's folder.
+        keep: Number of finished checkpoints to keep, the newest ones; None for all.
+        best: A checkpoint that is kept in any case, as one of these.
+    """
+    folders = checkpoint_folders(run_folder).values()
+    finished = [folder for folder in folders if (folder / INTEGRITY_NAME).is_file()]
+    kept = sorted(finished, key=lambda folder: folder != best)[:keep]  # sorted is stable: the newest first
+    if finished:
+        kept = list(dict.fromkeys([finished[0], *kept]))
+    for folder in folders:
+        if folder not in kept:
+            # A folder that is half removed must not count as finished.
+            (folder / INTEGRITY_NAME).unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def set_newer_aside(run_folder: Path, step: int) -> list[Path]:
+    """Renames the checkpoints after a step to `set-aside-K/checkpoint-N`: the run continues from an older one.
+
+    Args:
+        run_folder: The run's folder.
+        step: The step of the checkpoint that the run continues from.
+
+    Returns:
+        The new paths; empty if there is no newer checkpoint.
+    """
+    newer = [folder for number, folder in checkpoint_folders(run_folder).items() if number > step]
+    if not newer:
+        return []
+    aside = next(path for number in count(1) if not (path := run_folder / f"set-aside-{number}").exists())
+    aside.mkdir()
+    return [folder.rename(aside / folder.name) for folder in newer]
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot flush folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

@@ -24,6 +24,7 @@ from umbrella_train.errors import RunError
 
 logger = logging.getLogger(__name__)
 
+_MAX_NAMED = 8
 TENSORS_NAME, STATE_NAME = "optimizer.safetensors", "training_state.json"
 
 
@@ -65,6 +66,7 @@ def save_training_state(
         "optimizer": type(_unwrapped(optimizer)).__name__,
         "groups": _groups(model, optimizer),
         "numbers": numbers,
+        "tensors": sorted(tensors),
         "scheduler": scheduler.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
         "layout": dict(layout or {}),
@@ -81,6 +83,7 @@ def load_training_state(
     scheduler: Any,
     scaler: Any = None,
     layout: Mapping[str, Any] | None = None,
+    num_steps: int | None = None,
 ) -> None:
     """Restores a saved state; each rank reads from the file what its shards need.
 
@@ -94,9 +97,11 @@ def load_training_state(
         scheduler: The learning rate's schedule.
         scaler: The loss scaler, if there is one.
         layout: Of this run; differences are warned of.
+        num_steps: Optimizer steps of the checkpoint.
 
     Raises:
-        RunError: The checkpoint has no such state, or that of another optimizer or of other parameters.
+        RunError: The checkpoint has no such state, or that of another optimizer or of other parameters; a moment is
+            missing, is not finite, or has another shape.
     """
     if not (folder / STATE_NAME).is_file() or not (folder / TENSORS_NAME).is_file():
         raise RunError(
@@ -119,17 +124,41 @@ def load_training_state(
     settings = {name: group["settings"] for group in groups for name in group["parameters"]}
     optimizer.state.clear()
     with safe_open(folder / TENSORS_NAME, framework="pt") as stored:
-        for key in stored.keys():  # noqa: SIM118 - the handle is no mapping
+        keys = set(stored.keys())
+        problems = [f"{key}: is missing" for key in state.get("tensors", ()) if key not in keys]
+        for key in sorted(keys):
             name, entry = key.rsplit("/", 1)
+            if name not in parameters:
+                problems.append(f"{key}: the model has no such parameter")
+                continue
             parameter = parameters[name]
+            value = stored.get_tensor(key)
+            problems += _moment_problems(key, value, parameter, num_steps=num_steps)
             optimizer.state[parameter][entry] = _placed(
-                stored.get_tensor(key), entry=entry, parameter=parameter, settings=settings[name]
+                value, entry=entry, parameter=parameter, settings=settings[name]
             )
+    if problems:
+        raise RunError("\n  ".join([f"{folder / TENSORS_NAME}: cannot be resumed from", *problems[:_MAX_NAMED]]))
     for name, values in state["numbers"].items():
         optimizer.state[parameters[name]].update(values)
     _resume_schedule(scheduler, state["scheduler"], groups=optimizer.param_groups, saved=state["groups"])
     if scaler is not None and state["scaler"] is not None:
         scaler.load_state_dict(state["scaler"])
+
+
+def _moment_problems(key: str, value: Tensor, parameter: nn.Parameter, *, num_steps: int | None) -> list[str]:
+    """Why a stored tensor cannot belong to its parameter: another shape, not finite, or more steps than the run had."""
+    shape = tuple(parameter.shape)
+    # Adafactor keeps means over rows and columns.
+    shapes = {shape, (1,), ()} | ({shape[:-1], shape[:-2] + shape[-1:]} if len(shape) > 1 else set())
+    problems = []
+    if tuple(value.shape) not in shapes:
+        problems.append(f"{key}: has shape {tuple(value.shape)}, and the parameter {shape}")
+    if not bool(value.isfinite().all()):
+        problems.append(f"{key}: is not finite")
+    elif key.endswith("/step") and num_steps is not None and value.numel() == 1 and value.item() > num_steps:
+        problems.append(f"{key}: counts {round(value.item())} steps, and the checkpoint is of step {num_steps}")
+    return problems
 
 
 def _warn_of_changed_settings(groups: list[dict[str, Any]], saved: list[dict[str, Any]], *, folder: Path) -> None:

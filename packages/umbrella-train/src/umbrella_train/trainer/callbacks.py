@@ -59,7 +59,7 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Removes lines after the checkpoint that a resumed run starts from; they will be written again."""
         if state.is_world_process_zero:
-            self._folder.drop_metrics_after(state.global_step)
+            self._folder.cut_metrics(state.global_step)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
