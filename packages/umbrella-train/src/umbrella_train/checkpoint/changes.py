@@ -1,0 +1,136 @@
+"""What a resumed run would do differently than the run that wrote the checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from umbrella_data.errors import did_you_mean
+from umbrella_train.config import DatasetConfig, RunConfig
+from umbrella_train.errors import RunError
+
+SETTINGS_NAME = "run_settings.json"
+
+# Keys that do not alter the trained weights: names, folders, logging, saving, loading, evaluation and the report. A new
+# key counts as one that does.
+_HARMLESS = frozenset(
+    {
+        "data.allow_overlap",
+        "data.cache_dir",
+        "data.evaluation",  # compared by content
+        "data.index_dir",
+        "data.synthetic.directory",
+        "data.train",  # compared by content
+        "name",
+        "output_dir",
+        "report",
+        "trainer.dataloader_num_workers",
+        "trainer.eval_steps",
+        "trainer.logging_steps",
+        "trainer.parity_every",
+        "trainer.per_device_eval_batch_size",
+        "trainer.report_to",
+        "trainer.save_steps",
+        "trainer.save_total_limit",
+        "trainer.world_size",  # only expected; the number of ranks is compared
+    }
+)
+
+
+def run_settings(
+    config: RunConfig, *, train: Sequence[DatasetConfig], evaluation: Sequence[DatasetConfig], num_ranks: int
+) -> dict[str, Any]:
+    """Every setting that alters a run, by its dotted key, for a checkpoint.
+
+    Args:
+        config: The run.
+        train: Its manifests to train on; they are read whole, for a hash of content and order of their rows.
+        evaluation: Its manifests of held-out subjects.
+        num_ranks: Number of processes.
+    """
+    settings: dict[str, Any] = {"ranks": num_ranks}
+    for name, sources in (("train", train), ("evaluation", evaluation)):
+        for number, source in enumerate(sources):
+            settings[f"data.{name}.{number}.content"] = _hash(source.manifest)
+            settings[f"data.{name}.{number}.weight"] = source.weight
+    # The order of the modalities is that of their tags.
+    settings["model.modalities"] = ", ".join(config.model.modalities)
+    return settings | influential(config.model_dump(mode="json"))
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ, with both values; None where there is no such setting."""
+    keys = list(dict.fromkeys([*now, *before]))
+    return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
+
+
+def check_changes(
+    changes: Mapping[str, tuple[Any, Any]], *, allowed: Collection[str], keys: Collection[str], checkpoint: Path
+) -> None:
+    """Rejects changes that are not allowed.
+
+    Args:
+        changes: From `changed_settings`.
+        allowed: Keys and sections that may change.
+        keys: All keys.
+        checkpoint: The checkpoint, for the message.
+
+    Raises:
+        RunError: With every such change, or with a name in `allowed` that is no key or section.
+    """
+    sections = {".".join(key.split(".")[:depth]) for key in keys for depth in range(1, key.count(".") + 2)}
+    unknown = [f"{name}{did_you_mean(name, sorted(sections))}" for name in allowed if name not in sections]
+    if unknown:
+        raise RunError(f"--allow-changed: there is no key or section {', '.join(unknown)}")
+    rejected = {
+        key: values
+        for key, values in changes.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in allowed)
+    }
+    if rejected:
+        lines = [
+            f"{checkpoint}: the run would resume with other settings than those it was trained with",
+            *describe_changes(rejected),
+        ]
+        raise RunError(
+            "\n  ".join(lines) + "\nResume with the earlier settings, or allow the change; it is then listed in "
+            f"config.yaml and in the report: --allow-changed {','.join(rejected)}"
+        )
+
+
+def describe_changes(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """One line per setting."""
+    return [f"{key}: {_shown(now)} (before: {_shown(before)})" for key, (before, now) in changes.items()]
+
+
+def read_settings(checkpoint: Path) -> dict[str, Any] | None:
+    """The settings that a checkpoint was written with; None for one of an earlier version, which has none."""
+    path = checkpoint / SETTINGS_NAME
+    return json.loads(path.read_bytes()) if path.is_file() else None
+
+
+def write_settings(checkpoint: Path, settings: Mapping[str, Any]) -> None:
+    """Adds the settings to a checkpoint, before its integrity manifest is written."""
+    (checkpoint / SETTINGS_NAME).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+
+def influential(section: Mapping[str, Any], *, path: str = "") -> dict[str, Any]:
+    """The values of a dumped configuration that alter the trained weights, by dotted key."""
+    flat: dict[str, Any] = {}
+    for name, value in section.items():
+        key = f"{path}{name}"
+        if key not in _HARMLESS:
+            flat |= influential(value, path=f"{key}.") if isinstance(value, Mapping) else {key: value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else str(value)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
