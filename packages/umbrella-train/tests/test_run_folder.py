@@ -132,10 +132,10 @@ def test_predictions_remain_if_writing_new_ones_fails(tmp_path: Path) -> None:
 
 def test_resuming_with_other_settings_keeps_the_earlier_config(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, name="run", config_text="a: 1\n")
-    folder.replace_config("a: 1\n", checkpoint="checkpoint-2")
+    folder.replace_config("a: 1\n", step=2)
     assert list(folder.path.glob("config*")) == [folder.config]
-    folder.replace_config("a: 2\n", checkpoint="checkpoint-4")
-    folder.replace_config("a: 3\n", checkpoint="checkpoint-4")
+    folder.replace_config("a: 2\n", step=4)
+    folder.replace_config("a: 3\n", step=4)
     assert {path.name: path.read_text() for path in folder.path.glob("config*")} == {
         "config.yaml": "a: 3\n",
         "config-until-checkpoint-4.yaml": "a: 1\n",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import math
 import os
+import secrets
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -16,6 +20,7 @@ from typing import Any
 from umbrella_data.files.atomic import write_atomically
 from umbrella_data.privacy import name_hasher, pseudonyms, read_or_create_salt
 from umbrella_train.errors import RunError
+from umbrella_train.run_lock import RunLock
 
 logger = logging.getLogger(__name__)
 
@@ -31,28 +36,43 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, output_dir: Path, *, name: str, config_text: str) -> RunFolder:
+    def create(
+        cls, output_dir: Path, *, name: str, config_text: str, locks: ExitStack | None = None, is_only: bool = False
+    ) -> RunFolder:
         """Create a new folder; a name in use becomes NAME-2, NAME-3, ... Call it on one rank only.
 
         Args:
             output_dir: Folder of all runs; created if it is missing.
             name: Name of the run.
             config_text: The resolved configuration, written to config.yaml.
+            locks: Holds the lock of the folder; without it, it is not locked.
+            is_only: Whether another run of this name is an error.
+
+        Raises:
+            RunError: There is another run of this name, with `is_only`.
         """
         output_dir.mkdir(parents=True, exist_ok=True)
+        # The folder gets its name when it is complete and locked: runs that start together get different folders.
+        staged = cls(output_dir / f".{name}.{secrets.token_hex(8)}")
+        staged.pictures.mkdir(parents=True)
+        staged.config.write_text(config_text, encoding="utf-8")
+        read_or_create_salt(staged.salt)
+        lock = None if locks is None else locks.enter_context(RunLock(staged.path))
         for number in count(1):
             path = output_dir / (name if number == 1 else f"{name}-{number}")
-            try:
-                # mkdir fails if the folder exists, so two runs that start together get different folders.
-                path.mkdir()
-            except FileExistsError:
-                continue
-            break
-        folder = cls(path)
-        folder.pictures.mkdir()
-        folder.config.write_text(config_text, encoding="utf-8")
-        read_or_create_salt(folder.salt)
-        return folder
+            if is_only and (path / "config.yaml").exists():
+                if lock is not None:
+                    lock.release()
+                shutil.rmtree(staged.path)
+                raise RunError(f"{path}: another job has just created this run; to resume it later: --resume auto")
+            with contextlib.suppress(OSError):  # the folder exists and is not empty, or is a file
+                staged.path.rename(path)
+                break
+            if not path.exists():
+                raise RunError(f"{path}: cannot be created")
+        if lock is not None:
+            lock.move_to(path)
+        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -100,19 +120,51 @@ class RunFolder:
         """The salt of the subjects' hashes, readable by its owner only."""
         return self.path / "salt"
 
-    def replace_config(self, config_text: str, *, checkpoint: str) -> None:
-        """Write the configuration of a resumed run; one that differs is kept as config-until-CHECKPOINT.yaml.
+    @property
+    def changes(self) -> Path:
+        """Settings that were changed when the run was resumed, one JSON object per resume."""
+        return self.path / "changes.jsonl"
+
+    @property
+    def finished(self) -> Path:
+        """Exists once the run is trained, evaluated and reported."""
+        return self.path / "FINISHED"
+
+    @property
+    def requeue(self) -> Path:
+        """Exists while the run is interrupted by its scheduler, for scripts that start it again."""
+        return self.path / "REQUEUE"
+
+    def begin(self) -> None:
+        """Remove the marks of an earlier job."""
+        self.finished.unlink(missing_ok=True)
+        self.requeue.unlink(missing_ok=True)
+
+    def has_config(self, config_text: str) -> bool:
+        """Whether config.yaml holds this configuration; comments do not count."""
+        return _without_comments(self.config.read_text(encoding="utf-8")) == _without_comments(config_text)
+
+    def replace_config(self, config_text: str, *, step: int) -> None:
+        """Write the configuration of a resumed run; one that differs is kept as config-until-checkpoint-N.yaml.
 
         Args:
             config_text: The resolved configuration.
-            checkpoint: Name of the checkpoint that the run continues from.
+            step: The step that the run continues from.
         """
-        before = self.config.read_text(encoding="utf-8")
-        if before == config_text:
+        if self.has_config(config_text):
             return
-        kept = next(path for path in self._numbered(f"config-until-{checkpoint}", ".yaml") if not path.exists())
-        kept.write_text(before, encoding="utf-8")
-        write_atomically(self.config, [config_text.encode()])
+        kept = next(path for path in self._numbered(f"config-until-checkpoint-{step}", ".yaml") if not path.exists())
+        kept.write_bytes(self.config.read_bytes())
+        before = self.config.read_text(encoding="utf-8").splitlines(keepends=True)
+        comments = [line for line in before if line.startswith("#")]
+        write_atomically(self.config, ["".join([*comments, config_text]).encode()])
+
+    def add_changes(self, lines: Iterable[str], *, step: int) -> None:
+        """List settings that a resumed run changed: in config.yaml as comments, and in changes.jsonl for the report."""
+        lines = list(lines)
+        append_line(self.changes, {"step": step, "changes": lines})
+        comments = "".join(f"# Changed after step {step}: {line}\n" for line in lines)
+        write_atomically(self.config, [comments.encode(), self.config.read_bytes()])
 
     def subject_hash(self, *, is_kept: bool = True) -> Callable[[str], str]:
         """The function that hashes the name of a subject for this run.
@@ -174,6 +226,10 @@ class RunFolder:
     def write_predictions(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace predictions.jsonl atomically."""
         write_lines(self.predictions, rows)
+
+
+def _without_comments(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith("#")]
 
 
 def check_output(path: Path, *, inputs: Iterable[Path]) -> None:

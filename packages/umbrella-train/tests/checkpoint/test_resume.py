@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from transformers import TrainerCallback
 
 from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_train.checkpoint.integrity import checkpoint_problems, write_integrity_manifest
-from umbrella_train.checkpoint.resume import find_checkpoint
-from umbrella_train.config import RunConfig, dump_config
+from umbrella_train.checkpoint.resume import Start, find_start, open_folder
+from umbrella_train.config import RunConfig, dump_config, load_config
 from umbrella_train.errors import RunError
 from umbrella_train.run import training as run
+from umbrella_train.run_folder import RunFolder, read_lines
+from umbrella_train.run_lock import LOCK_NAME, RunLock
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -87,6 +89,10 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 def losses_of(folder: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["loss"]) for row in lines_of(folder) if "loss" in row]
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def weights_of(folder: Path) -> bytes:
@@ -237,7 +243,7 @@ def test_logged_loss_is_the_mean_of_steps_before_and_after_a_resume(make_config:
     kept = state["stateful_callbacks"]["losses_since_log"]
     assert kept["since"] == 3
     assert last == pytest.approx((3 * losses_of(folder)[1][1] - kept["sum"]) / 2)
-    assert run.train(config, resume="auto") == folder
+    assert run.train(config, resume=str(folder)) == folder
     assert [line["train_loss"] for line in lines_of(folder) if "train_loss" in line][-1] == pytest.approx(0, abs=1e-6)
 
 
@@ -294,11 +300,6 @@ def test_damaged_checkpoint_is_skipped_for_the_one_before(
     assert weights_of(folder) == weights_of(unbroken(1))
 
 
-def test_resume_of_a_missing_run_is_rejected(make_config: MakeConfig, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="run: there is no such run"):
-        run.train(config_of(make_config, tmp_path), resume="auto")
-
-
 @pytest.mark.parametrize("max_steps", [2, 6], ids=["mid-epoch", "end-of-epoch"])
 def test_resume_of_a_finished_run_changes_nothing(
     make_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, max_steps: int
@@ -327,14 +328,15 @@ from pathlib import Path
 import torch.distributed as dist
 from umbrella_train.config import load_config
 from umbrella_train.errors import RunError
-from umbrella_train.checkpoint.resume import find_checkpoint
+from contextlib import ExitStack
+from umbrella_train.checkpoint.resume import find_start
 config, store, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
 dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
 # The second rank's file system does not show the run yet.
 config = load_config(Path(config), ["--output-dir", "/nowhere"] if rank else [])
 for resume in ("auto", str(config.output_dir / "broken")):
     try:
-        print(find_checkpoint(config, resume))
+        print(find_start(config, resume, locks=ExitStack()).checkpoint)
     except RunError as error:
         print(error)
 dist.destroy_process_group()
@@ -345,11 +347,8 @@ def test_first_rank_finds_the_checkpoint_for_all_ranks(make_config: MakeConfig, 
     config = config_of(make_config, tmp_path)
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(config))
-    checkpoint = tmp_path / "run" / "checkpoint-7"
-    checkpoint.mkdir(parents=True)
-    (tmp_path / "run" / "config.yaml").write_text("")
+    checkpoint = write_checkpoint(write_run(tmp_path / "run"), 7)
     (tmp_path / "broken").mkdir()
-    write_integrity_manifest(checkpoint)
     words = [sys.executable, "-c", FIND_ON_TWO_RANKS, str(path), str(tmp_path / "store")]
     ranks = [subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True) for rank in (0, 1)]
     printed = [rank.communicate(timeout=120)[0].splitlines() for rank in ranks]
@@ -367,8 +366,24 @@ def test_resumed_run_uses_the_settings_of_its_config(
     changed = config.model_copy(
         update={"seed": 7, "trainer": config.trainer.model_copy(update={"learning_rate": 1e-4, "weight_decay": 0.3})}
     )
-    folder = run.train(changed, resume="auto")
+    before = contents_of(tmp_path / "run")
+    with pytest.raises(RunError, match=r"--allow-changed seed,trainer.learning_rate,trainer.weight_decay$"):
+        run.train(changed, resume="auto")
+    assert contents_of(tmp_path / "run") == before
+    folder = run.train(changed, resume="auto", allow_changed=["seed", "trainer"])
     assert folder is not None
+    (changes,) = read_lines(folder / "changes.jsonl")[0]
+    assert changes == {
+        "step": 2,
+        "changes": [
+            "seed: 7 (before: 0)",
+            "trainer.learning_rate: 0.0001 (before: 0.01)",
+            "trainer.weight_decay: 0.3 (before: 0.0)",
+        ],
+    }
+    comments = [line for line in (folder / "config.yaml").read_text().splitlines() if line.startswith("#")]
+    assert comments == [f"# Changed after step 2: {line}" for line in changes["changes"]]
+    assert load_config(folder / "config.yaml") == changed
     assert "learning_rate 0.0001 (before: 0.01)" in caplog.text
     assert "weight_decay 0.3 (before: 0.0)" in caplog.text
     # Another seed gives another order, in which the position in the epoch has no meaning.
@@ -378,32 +393,112 @@ def test_resumed_run_uses_the_settings_of_its_config(
     assert rates == pytest.approx({1: 1e-2 * cosine[0], 2: 1e-2 * cosine[1], 3: 1e-4 * cosine[2], 4: 1e-4 * cosine[3]})
 
 
-def test_auto_searches_only_the_newest_run_of_the_name(make_config: MakeConfig, tmp_path: Path) -> None:
-    for age, name in enumerate(("run-2", "run", "run-other")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yaml").write_text("")
-        os.utime(tmp_path / name / "config.yaml", (1e9 + age, 1e9 + age))
-    with pytest.raises(RunError, match=r"/run: has no checkpoint to resume from"):
-        run.train(config_of(make_config, tmp_path), resume="auto")
+def write_run(folder: Path, *, age: int = 0) -> Path:
+    folder.mkdir()
+    (folder / "config.yaml").write_text("")
+    os.utime(folder / "config.yaml", (1e9 + age, 1e9 + age))
+    return folder
 
 
-def test_auto_names_the_checkpoint_of_an_older_run_without_using_it(make_config: MakeConfig, tmp_path: Path) -> None:
-    for age, name in enumerate(("run", "run-2", "run-3")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yaml").write_text("")
-        os.utime(tmp_path / name / "config.yaml", (1e9 + age, 1e9 + age))
-    for step in (2, 4):
-        checkpoint = tmp_path / "run" / f"checkpoint-{step}"
-        checkpoint.mkdir()
-        write_integrity_manifest(checkpoint)
-    with pytest.raises(RunError, match=rf"(?s)/run-3: has no checkpoint.*--resume {tmp_path}/run/checkpoint-4$"):
-        find_checkpoint(config_of(make_config, tmp_path), "auto")
+def write_checkpoint(run: Path, step: int) -> Path:
+    checkpoint = run / f"checkpoint-{step}"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+    write_integrity_manifest(checkpoint)
+    return checkpoint
+
+
+def start_of(config: RunConfig, resume: str | None = "auto") -> Start:
+    with ExitStack() as locks:
+        return find_start(config, resume, locks=locks)
+
+
+def test_auto_starts_a_new_run_if_there_is_none(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = config_of(make_config, tmp_path)
+    assert start_of(config) == Start()
+    write_run(tmp_path / "run-other")
+    assert start_of(config) == Start()
+
+
+def test_auto_starts_the_newest_run_again_if_it_has_no_checkpoint(
+    make_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    runs = [write_run(tmp_path / name, age=age) for age, name in enumerate(("run", "run-2", "run-3"))]
+    checkpoint = write_checkpoint(runs[0], 4)
+    (runs[2] / "checkpoint-5").mkdir()  # was being written
+    config = config_of(make_config, tmp_path)
+    start = start_of(config)
+    assert start == Start(RunFolder(runs[2]))
+    # The older run is named, and not used: its settings may differ.
+    assert f"--resume {checkpoint}" in caplog.text
+    with ExitStack() as locks:
+        open_folder(config, start, changes={}, is_only=True, locks=locks)
+    assert list(runs[2].glob("checkpoint-*")) == []
+
+
+def test_auto_does_not_start_again_what_is_damaged(make_config: MakeConfig, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(write_run(tmp_path / "run"), 4)
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 5}')
+    with pytest.raises(RunError, match="its content changed"):
+        start_of(config_of(make_config, tmp_path))
+
+
+def test_a_finished_run_is_not_started_again_unless_its_config_changes(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = config_of(make_config, tmp_path)
+    folder = RunFolder(write_run(tmp_path / "run"))
+    checkpoint = write_checkpoint(folder.path, 4)
+    folder.config.write_text(f"# a comment\n{dump_config(config)}")
+    folder.finished.touch()
+    assert start_of(config) == Start(folder, is_finished=True)
+    longer = config.model_copy(update={"trainer": config.trainer.model_copy(update={"max_steps": 99})})
+    assert start_of(longer) == Start(folder, checkpoint)
+
+
+def test_a_run_in_use_cannot_be_resumed(make_config: MakeConfig, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(write_run(tmp_path / "run"), 4)
+    config = config_of(make_config, tmp_path)
+    with RunLock(tmp_path / "run"):
+        for resume in ("auto", str(tmp_path / "run"), str(checkpoint)):
+            with pytest.raises(RunError, match=f"is in use by process {os.getpid()} "):
+                start_of(config, resume)
+    assert start_of(config) == start_of(config, str(checkpoint))
+
+
+def test_of_two_new_runs_with_auto_one_is_rejected(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = config_of(make_config, tmp_path)
+    starts = [start_of(config), start_of(config)]
+    with ExitStack() as locks:
+        folder = open_folder(config, starts[0], changes={}, is_only=True, locks=locks)
+        with pytest.raises(RunError, match="another job has just created this run"):
+            open_folder(config, starts[1], changes={}, is_only=True, locks=locks)
+        assert (folder.path / LOCK_NAME).exists()
+        assert list(tmp_path.glob("run*")) == [folder.path]
+        assert open_folder(config, Start(), changes={}, is_only=False, locks=locks).path == tmp_path / "run-2"
+    assert list(tmp_path.rglob(LOCK_NAME)) == []
+
+
+def test_resume_from_an_older_checkpoint_sets_newer_ones_aside(make_config: MakeConfig, tmp_path: Path) -> None:
+    run_folder = write_run(tmp_path / "run")
+    checkpoints = [write_checkpoint(run_folder, step) for step in (2, 4, 6)]
+    config = config_of(make_config, tmp_path)
+    with ExitStack() as locks:
+        start = find_start(config, str(checkpoints[0]), locks=locks)
+        open_folder(config, start, changes={}, is_only=False, locks=locks)
+    assert start_of(config) == Start(RunFolder(run_folder), checkpoints[0])
+    assert {path.name for path in (run_folder / "set-aside-1").iterdir()} == {"checkpoint-4", "checkpoint-6"}
 
 
 def test_resume_replaces_the_config_and_keeps_the_old_one(make_config: MakeConfig, tmp_path: Path) -> None:
-    first = config_of(make_config, tmp_path)
-    folder = run._open_folder(first, None)
-    changed = first.model_copy(update={"seed": 5})
-    assert run._open_folder(changed, folder.path / "checkpoint-4") == folder
-    assert folder.config.read_text() == dump_config(changed)
-    assert (folder.path / "config-until-checkpoint-4.yaml").read_text() == dump_config(first)
+    config = config_of(make_config, tmp_path)
+    folder = RunFolder(write_run(tmp_path / "run"))
+    folder.config.write_text("a: 1\n")
+    write_checkpoint(folder.path, 4)
+    folder.requeue.touch()
+    folder.finished.touch()
+    with ExitStack() as locks:
+        open_folder(config, find_start(config, "auto", locks=locks), changes={}, is_only=True, locks=locks)
+    assert folder.config.read_text() == dump_config(config)
+    assert (folder.path / "config-until-checkpoint-4.yaml").read_text() == "a: 1\n"
+    assert not folder.requeue.exists()
+    assert not folder.finished.exists()

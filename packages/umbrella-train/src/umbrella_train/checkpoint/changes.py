@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from umbrella_data.errors import did_you_mean
 from umbrella_train.config import DatasetConfig, RunConfig
 from umbrella_train.errors import RunError
 
-SETTINGS_NAME = "run_settings.json"
+Changes = Mapping[str, tuple[Any, Any]]
+"""Values before and now, by dotted key."""
+
+RECORD_NAME = "run_record.json"
 
 # Keys that do not alter the trained weights: names, folders, logging, saving, loading, evaluation and the report. A new
 # key counts as one that does.
@@ -67,9 +71,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
 
-def check_changes(
-    changes: Mapping[str, tuple[Any, Any]], *, allowed: Collection[str], keys: Collection[str], checkpoint: Path
-) -> None:
+def check_changes(changes: Changes, *, allowed: Collection[str], keys: Collection[str], checkpoint: Path) -> None:
     """Rejects changes that are not allowed.
 
     Args:
@@ -101,20 +103,20 @@ def check_changes(
         )
 
 
-def describe_changes(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
+def describe_changes(changes: Changes) -> list[str]:
     """One line per setting."""
     return [f"{key}: {_shown(now)} (before: {_shown(before)})" for key, (before, now) in changes.items()]
 
 
-def read_settings(checkpoint: Path) -> dict[str, Any] | None:
-    """The settings that a checkpoint was written with; None for one of an earlier version, which has none."""
-    path = checkpoint / SETTINGS_NAME
-    return json.loads(path.read_bytes()) if path.is_file() else None
+def read_record(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint recorded of its run: `settings`, `metrics`; empty for one of an earlier version."""
+    path = checkpoint / RECORD_NAME
+    return json.loads(path.read_bytes()) if path.is_file() else {}
 
 
-def write_settings(checkpoint: Path, settings: Mapping[str, Any]) -> None:
-    """Adds the settings to a checkpoint, before its integrity manifest is written."""
-    (checkpoint / SETTINGS_NAME).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+def write_record(checkpoint: Path, record: Mapping[str, Any]) -> None:
+    """Adds the record to a checkpoint, before its integrity manifest is written."""
+    (checkpoint / RECORD_NAME).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def influential(section: Mapping[str, Any], *, path: str = "") -> dict[str, Any]:
@@ -128,7 +130,7 @@ def influential(section: Mapping[str, Any], *, path: str = "") -> dict[str, Any]
 
 
 def _shown(value: Any) -> str:
-    return "not set" if value is None else str(value)
+    return "not set" if value is None else reprlib.repr(value) if isinstance(value, str) else str(value)
 
 
 def _hash(path: Path) -> str:

@@ -42,7 +42,7 @@ def checkpoint_problems(folder: Path) -> list[str]:
     Returns:
         One sentence per problem; empty for a valid checkpoint.
     """
-    if not (folder / INTEGRITY_NAME).is_file():
+    if not is_finished(folder):
         return [f"{folder}: has no {INTEGRITY_NAME}: saving was not finished"]
     try:
         manifest = json.loads((folder / INTEGRITY_NAME).read_bytes())
@@ -85,6 +85,11 @@ def _step_in(folder: Path) -> int:
     return int(number) if number.isdecimal() and number != folder.name else -1
 
 
+def is_finished(checkpoint: Path) -> bool:
+    """Whether a checkpoint has an integrity manifest: it was written to its end, though it may be damaged by now."""
+    return (checkpoint / INTEGRITY_NAME).is_file()
+
+
 def newest_valid_checkpoint(run_folder: Path) -> Path:
     """The newest valid checkpoint of a run; damaged ones are skipped with a warning.
 
@@ -113,12 +118,10 @@ def remove_old_checkpoints(run_folder: Path, *, keep: int | None, best: Path | N
         best: A checkpoint that is kept in any case, as one of these.
     """
     folders = checkpoint_folders(run_folder).values()
-    finished = [folder for folder in folders if (folder / INTEGRITY_NAME).is_file()]
+    finished = [folder for folder in folders if is_finished(folder)]
     kept = sorted(finished, key=lambda folder: folder != best)[:keep]  # sorted is stable: the newest first
-    if finished:
-        kept = list(dict.fromkeys([finished[0], *kept]))
     for folder in folders:
-        if folder not in kept:
+        if folder not in kept and folder not in finished[:1]:
             # A folder that is half removed must not count as finished.
             (folder / INTEGRITY_NAME).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import Trainer
 
-from umbrella_train.checkpoint.integrity import write_integrity_manifest
+from umbrella_train.checkpoint.changes import write_record
+from umbrella_train.checkpoint.integrity import remove_old_checkpoints, write_integrity_manifest
 from umbrella_train.checkpoint.logged_loss import LossSinceLog
 from umbrella_train.checkpoint.training_state import load_training_state, save_training_state
 from umbrella_train.distributed.finite import check_finite
 from umbrella_train.distributed.fsdp2 import is_sharded_model, load_whole_state, whole_state_dict
+from umbrella_train.stop_signals import without_worker_failures
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +26,16 @@ class WholeCheckpointTrainer(Trainer):
     """Replaces what Hugging Face's Trainer pickles; loading is exact or an error.
 
     No random state is saved: a step's generator is seeded from (seed, step, rank), a sample's from its index.
+
+    Attributes:
+        run_record: Returns what a checkpoint records of its run, for `read_record`.
     """
+
+    run_record: Callable[[], Mapping[str, Any]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.run_record = dict
         self._losses = LossSinceLog(self)
         self.add_callback(self._losses)
 
@@ -55,12 +64,24 @@ class WholeCheckpointTrainer(Trainer):
             self.processing_class.save_pretrained(target)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes a checkpoint, then its integrity manifest; older checkpoints are removed only then."""
         self._losses.keep()
-        super()._save_checkpoint(model, trial)
-        if dist.is_initialized():
-            dist.barrier()
-        if self.args.should_save:
-            write_integrity_manifest(self._run_folder() / f"checkpoint-{self.state.global_step}")
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            with without_worker_failures():
+                super()._save_checkpoint(model, trial)
+                if dist.is_initialized():
+                    dist.barrier()
+                if self.args.should_save:
+                    self._finish_checkpoint(self._run_folder() / f"checkpoint-{self.state.global_step}", limit=limit)
+        finally:
+            self.args.save_total_limit = limit
+
+    def _finish_checkpoint(self, folder: Path, *, limit: int | None) -> None:
+        write_record(folder, self.run_record())
+        write_integrity_manifest(folder)
+        best = self.state.best_model_checkpoint
+        remove_old_checkpoints(folder.parent, keep=limit, best=None if best is None else Path(best))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_deepspeed_enabled:
@@ -97,6 +118,7 @@ class WholeCheckpointTrainer(Trainer):
             scheduler=self.lr_scheduler,
             scaler=self.accelerator.scaler,
             layout=self._layout(),
+            num_steps=self.state.global_step,
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -28,8 +29,15 @@ from umbrella_train.assembly.sources import (
     warn_of_repeated_fits,
 )
 from umbrella_train.assembly.trained_model import is_trained_model, warn_of_other_pipelines
-from umbrella_train.checkpoint.resume import find_checkpoint
-from umbrella_train.config import RunConfig, dump_config
+from umbrella_train.checkpoint.changes import (
+    Changes,
+    changed_settings,
+    check_changes,
+    describe_changes,
+    run_settings,
+)
+from umbrella_train.checkpoint.resume import AUTO, Start, find_start, open_folder
+from umbrella_train.config import RunConfig
 from umbrella_train.distributed.fsdp2 import is_sharded_model
 from umbrella_train.distributed.ranks import on_first_rank
 from umbrella_train.errors import RunStoppedError
@@ -48,20 +56,25 @@ from umbrella_train.trainer.trainer import UmbrellaTrainer
 logger = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None) -> Path | None:
+def train(
+    config: RunConfig, *, dry_run: bool = False, resume: str | None = None, allow_changed: Collection[str] = ()
+) -> Path | None:
     """Trains, evaluates and reports.
 
     Args:
         config: The run.
         dry_run: Two steps and a table of tokens and memory; nothing is saved.
-        resume: `auto` for the newest valid checkpoint of the newest run of this name, or the folder of a run or of a
-            checkpoint.
+        resume: `auto` for the newest valid checkpoint of the newest run of this name, or a new run without one; or the
+            folder of a run or of a checkpoint.
+        allow_changed: Keys and sections of the configuration that may differ from those of the checkpoint; `ranks` for
+            the number of processes.
 
     Returns:
         The run's folder; None for a dry run.
 
     Raises:
-        RunError: The launch does not match the config, or there is no checkpoint to resume from.
+        RunError: The launch does not match the config, or there is no checkpoint to resume from, or other settings
+            than those of the checkpoint are not allowed.
         RunStoppedError: The run was stopped by SIGTERM or Ctrl-C, after it saved a checkpoint.
     """
     hf_logging.disable_progress_bar()
@@ -69,29 +82,41 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
         with tempfile.TemporaryDirectory() as scratch:
             _dry_run(config, Path(scratch))
         return None
+    with ExitStack() as locks:
+        return _run(config, resume=resume, allow_changed=allow_changed, locks=locks)
+
+
+def _run(config: RunConfig, *, resume: str | None, allow_changed: Collection[str], locks: ExitStack) -> Path:
     config = name_cohort_directory(config)
     arguments = build_arguments(config, output_dir=config.output_dir)
-    checkpoint = None if resume is None else find_checkpoint(config, resume)
+    start = find_start(config, resume, locks=locks)
+    if start.folder is not None and start.is_finished:
+        logger.info("%s: is finished, with this configuration: nothing is left to do", start.folder.path)
+        return start.folder.path
     sources = prepare_sources(config)
+    settings, changes = on_first_rank(lambda: _compare(config, sources, start, arguments, allow_changed))
     components = build_components(config)
     # The trainer rejects unsupported settings before a folder is created or the config of a resumed run is replaced.
     trainer = _build_trainer(config, arguments, components, sources)
-    folder = on_first_rank(lambda: _open_folder(config, checkpoint))
+    folder = on_first_rank(lambda: open_folder(config, start, changes=changes, is_only=resume == AUTO, locks=locks))
     arguments.output_dir = str(folder.path)
+    trainer.run_record = lambda: {"settings": settings, "metrics": folder.mark_metrics()}
     components.list_bad_scans_in(folder.path)
     if trainer.is_world_process_zero():
         _log_start(config, components, sources, trainer)
-        if checkpoint is not None:
-            logger.info("resuming from %s", checkpoint)
+        if start.checkpoint is not None:
+            logger.info("resuming from %s", start.checkpoint)
+        for line in describe_changes(changes):
+            logger.warning("changed since the checkpoint: %s", line)
     if sources.overlap.metrics and trainer.is_world_process_zero():
         folder.append_metrics({"step": 0, **sources.overlap.metrics})
-    trainer.add_callback(MetricsFile(folder))
+    trainer.add_callback(MetricsFile(folder, start.record.get("metrics")))
     progress = ProgressBar()
     trainer.add_callback(progress)
     if config.report.pictures and trainer.is_world_process_zero():
         draw_pictures(sources.evaluation or sources.train, components=components, config=config, folder=folder.pictures)
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
     finally:
         progress.close()  # an error would otherwise be printed on the line of the bar
     if trainer.stopped_by is not None:
@@ -111,7 +136,22 @@ def train(config: RunConfig, *, dry_run: bool = False, resume: str | None = None
             logger.info("\n%s\n", score_table(scores))
     if config.report.enabled and trainer.is_world_process_zero():
         build_report([folder.path])
+    if trainer.is_world_process_zero():
+        folder.finished.touch()
     return folder.path
+
+
+def _compare(
+    config: RunConfig, sources: Sources, start: Start, arguments: TrainingArguments, allowed: Collection[str]
+) -> tuple[dict[str, Any], Changes]:
+    """The settings that alter the run, and which of them differ from the checkpoint's; rejects what is not allowed."""
+    settings = run_settings(config, train=sources.train, evaluation=sources.evaluation, num_ranks=arguments.world_size)
+    before = start.record.get("settings")
+    changes = {} if before is None else changed_settings(before, settings)
+    if start.checkpoint is not None or allowed:
+        keys = settings.keys() | (before or {}).keys()
+        check_changes(changes, allowed=allowed, keys=keys, checkpoint=start.checkpoint or config.output_dir)
+    return settings, changes
 
 
 def _dry_run(config: RunConfig, scratch: Path) -> None:
@@ -191,12 +231,3 @@ def _model_for_generation(config: RunConfig, trainer: UmbrellaTrainer, *, folder
         return model
     dist.barrier()
     return build_components(config, weights=folder.model).model
-
-
-def _open_folder(config: RunConfig, checkpoint: Path | None) -> RunFolder:
-    """Creates the run's folder, or replaces the config in the folder of a resumed run."""
-    if checkpoint is None:
-        return RunFolder.create(config.output_dir, name=config.name, config_text=dump_config(config))
-    folder = RunFolder.open(checkpoint.parent)
-    folder.replace_config(dump_config(config), checkpoint=checkpoint.name)
-    return folder

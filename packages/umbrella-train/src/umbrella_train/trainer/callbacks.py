@@ -6,6 +6,7 @@ import hashlib
 import logging
 import signal
 import sys
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -51,15 +52,17 @@ class MetricsFile(TrainerCallback):
 
     Args:
         folder: The run's folder.
+        mark: What `RunFolder.mark_metrics` returned at the checkpoint that the run resumes from.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, mark: Mapping[str, Any] | None = None) -> None:
         self._folder = folder
+        self._mark = mark
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Removes lines after the checkpoint that a resumed run starts from; they will be written again."""
         if state.is_world_process_zero:
-            self._folder.cut_metrics(state.global_step)
+            self._folder.cut_metrics(state.global_step, self._mark)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
