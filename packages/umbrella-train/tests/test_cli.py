@@ -29,6 +29,9 @@ SCORES = {
 }
 
 
+DEFAULTS = {"dry_run": False, "resume": None, "allow_changed": [], "max_time": None}
+
+
 @pytest.fixture(autouse=True)
 def _restore_logging(monkeypatch: pytest.MonkeyPatch) -> None:
     for package in map(logging.getLogger, ("umbrella_train", "umbrella_model")):
@@ -67,7 +70,7 @@ def test_train_without_arguments_runs_the_demo(
     run: types.ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     cli.train_command([])
-    assert run.calls == [(load_config(None), {"dry_run": False, "resume": None})]
+    assert run.calls == [(load_config(None), DEFAULTS)]
     assert str(tmp_path) in capsys.readouterr().out
 
 
@@ -75,7 +78,34 @@ def test_train_passes_its_options_and_overrides(run: types.ModuleType) -> None:
     cli.train_command(["--trainer.max-steps", "-1", "--dry-run", "--resume", "auto", "--trainer.learning-rate", "1e-4"])
     ((config, options),) = run.calls
     assert (config.trainer.max_steps, config.trainer.learning_rate) == (-1, 1e-4)
-    assert options == {"dry_run": True, "resume": "auto"}
+    assert options == {**DEFAULTS, "dry_run": True, "resume": "auto"}
+
+
+def test_train_passes_the_options_of_a_job(run: types.ModuleType) -> None:
+    cli.train_command(["--resume", "auto", "--allow-changed", "data,trainer.learning-rate", "--max-time", "2:30:00"])
+    ((_, options),) = run.calls
+    assert options == {
+        **DEFAULTS,
+        "resume": "auto",
+        "allow_changed": ["data", "trainer.learning_rate"],
+        "max_time": 9000,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("900", 900), ("0:01:05", 65), ("26:00:00", 93600), ("1-02:00:00", 93600)]
+)
+def test_max_time_is_a_time_of_slurm_or_seconds(run: types.ModuleType, text: str, seconds: float) -> None:
+    cli.train_command(["--max-time", text])
+    assert run.calls[0][1]["max_time"] == seconds
+
+
+@pytest.mark.parametrize("words", [["--max-time", "2h"], ["--max-time", "2:30"], ["--allow-changed", "data"]])
+def test_wrong_options_of_a_job_are_errors(run: types.ModuleType, words: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.train_command(words)
+    assert caught.value.code == 2
+    assert run.calls == []
 
 
 def test_train_prints_the_run_folder_only_on_rank_0(

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from umbrella_train.run_folder import RunFolder, check_output, json_line, write_
 _USER_ERRORS = (RunError, UmbrellaDataError, FileNotFoundError, PermissionError, NotADirectoryError)
 
 _DATA_ROOT_HELP = "the folder that paths in the manifests are relative to (default: each manifest's own)"
-_OPTIONS = ("config", "dry-run", "resume", "help")
+_OPTIONS = ("config", "dry-run", "resume", "allow-changed", "max-time", "help")
 _TRAIN_USAGE = "umbrella-train [--config FILE] [--dry-run] [--resume auto|FOLDER] [--section.key VALUE ...]"
 
 
@@ -50,8 +51,23 @@ def train_command(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--resume",
         metavar="auto|FOLDER",
-        help="resume from the newest valid checkpoint: of the newest run of this name (auto), or of this folder, which "
-        "may also be a checkpoint",
+        help="resume from the newest valid checkpoint: of the newest run of this name (auto; a new run if there is "
+        "nothing to resume), or of this folder, which may also be a checkpoint",
+    )
+    parser.add_argument(
+        "--allow-changed",
+        type=_names,
+        default=[],
+        metavar="KEY,...",
+        help="keys and sections of the configuration that may differ from those of the checkpoint, as in "
+        "data,trainer.learning_rate; ranks: the number of processes",
+    )
+    parser.add_argument(
+        "--max-time",
+        type=_duration,
+        metavar="TIME",
+        help="save and stop before this time has passed, as in 1-12:00:00 (days), 2:30:00 or 900 (seconds); a SLURM "
+        "job's end is known without it",
     )
     parser.add_argument("--help", "-h", action="store_true", help="show this help, with every key of the configuration")
     options, overrides = parser.parse_known_args(arguments)
@@ -61,13 +77,21 @@ def train_command(arguments: Sequence[str] | None = None) -> None:
         source = options.config or "the demo"
         _print(f"{parser.format_help()}\nKeys to override, with the values of {source}:\n\n{keys}")
         return
+    if options.allow_changed and options.resume is None:
+        raise RunError("--allow-changed needs --resume")
     _check_words(overrides)
     config = load_config(options.config, overrides, to_run=True)
     from umbrella_train.run import training as run  # late: imports torch
 
     _show_messages()
     try:
-        folder = run.train(config, dry_run=options.dry_run, resume=options.resume)
+        folder = run.train(
+            config,
+            dry_run=options.dry_run,
+            resume=options.resume,
+            allow_changed=options.allow_changed,
+            max_time=options.max_time,
+        )
     except RunStoppedError as stopped:
         print(stopped, file=sys.stderr)
         # As in a shell: 128 plus the signal, so that commands after "&&" do not start. But a launcher that restarts
@@ -233,6 +257,18 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 1")
     return number
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip().replace("-", "_") for name in text.split(",") if name.strip()]
+
+
+def _duration(text: str) -> float:
+    match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):(\d\d):)?(\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time, as in 1-12:00:00, 2:30:00 or 900")
+    days, hours, minutes, seconds = (int(group or 0) for group in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _read_scan(text: str) -> Scan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 
@@ -10,16 +11,21 @@ class RunError(ValueError):
 
 
 class RunStoppedError(Exception):
-    """A run that received SIGTERM or Ctrl-C, wrote a checkpoint and ended before its last step.
+    """A run that was stopped by a signal or at its deadline.
 
     Args:
-        folder: The run's folder.
-        step: Number of completed steps, which the checkpoint has.
-        signal_number: The signal; SIGTERM on a rank that received none.
+        folder: The run's folder; None if it had none yet.
+        step: Number of completed steps, which its newest checkpoint has; 0: there was nothing to save.
+        signal_number: The signal; SIGTERM on a rank that received none, SIGUSR1 for the deadline.
     """
 
-    def __init__(self, folder: Path, *, step: int, signal_number: int) -> None:
-        super().__init__(f"stopped after step {step}; resume with: --resume auto")
+    def __init__(self, folder: Path | None, *, step: int, signal_number: int) -> None:
+        name = signal.Signals(signal_number).name
+        super().__init__(
+            f"stopped after step {step} ({name}); resume with: --resume auto"
+            if step
+            else f"stopped before the first step ({name}): there is nothing to save"
+        )
         self.folder = folder
         self.step = step
         self.signal_number = signal_number

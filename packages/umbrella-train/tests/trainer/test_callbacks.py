@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from umbrella_train.run_folder import RunFolder
+from umbrella_train.stop_signals import StoppedAtOnce, StopSignals
 from umbrella_train.trainer.callbacks import MetricsFile, ProgressBar, StepSeed, StopOnSignal
 
 
@@ -82,47 +82,45 @@ def test_only_the_first_rank_writes_the_file(folder: RunFolder) -> None:
     assert steps_in(folder) == [1, 2]
 
 
-@pytest.fixture
-def stop() -> Iterator[StopOnSignal]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield StopOnSignal()
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def end_of_step(stop: StopOnSignal) -> tuple[bool, bool]:
     control = TrainerControl()
     stop.on_step_end(None, state_at(3), control)  # type: ignore[arg-type]
     return control.should_save, control.should_training_stop
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_stops_only_after_all_ranks_agree(stop: StopOnSignal, number: signal.Signals) -> None:
+def test_signal_stops_only_after_all_ranks_agree() -> None:
+    stop = StopOnSignal()
     arguments: Any = (None, state_at(0), TrainerControl())
-    before = signal.getsignal(number)
+    before = signal.getsignal(signal.SIGTERM)
     stop.on_train_begin(*arguments)
-    os.kill(os.getpid(), number)
-    assert stop.is_asked
-    assert stop.signal_number == number
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.signals.is_asked
     assert end_of_step(stop) == (False, False)
     stop.is_agreed = True
     assert end_of_step(stop) == (True, True)
     stop.on_train_end(*arguments)
-    assert signal.getsignal(number) == before
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_second_ctrl_c_interrupts_at_once(stop: StopOnSignal) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background starts without it
-    stop.on_train_begin(None, state_at(0), TrainerControl())  # type: ignore[arg-type]
-    os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
+def test_signals_of_a_command_are_still_handled_after_training() -> None:
+    signals = StopSignals()
+    signals.install()
+    try:
+        stop = StopOnSignal(signals)
+        arguments: Any = (None, state_at(0), TrainerControl())
+        stop.on_train_begin(*arguments)
+        stop.on_train_end(*arguments)
+        with pytest.raises(StoppedAtOnce):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signals.restore()
 
 
-def test_signal_on_another_rank_stops_this_one(stop: StopOnSignal) -> None:
+def test_signal_on_another_rank_stops_this_one() -> None:
+    stop = StopOnSignal()
     stop.is_agreed = True
-    assert not stop.is_asked
-    assert stop.signal_number == signal.SIGTERM
+    assert not stop.signals.is_asked
+    assert stop.signals.number == signal.SIGTERM
     assert end_of_step(stop) == (True, True)
 
 

@@ -37,6 +37,7 @@ _HARMLESS = frozenset(
         "trainer.parity_every",
         "trainer.per_device_eval_batch_size",
         "trainer.report_to",
+        "trainer.save_before_seconds",
         "trainer.save_steps",
         "trainer.save_total_limit",
         "trainer.world_size",  # only expected; the number of ranks is compared

@@ -86,6 +86,8 @@ class TrainerConfig(Section):
     """Steps between lines of metrics.jsonl."""
     save_steps: PositiveInt = 500
     """Steps between checkpoints."""
+    save_before_seconds: NonNegativeFloat = 120.0
+    """Save and stop so long before the end of a SLURM job, or before the end that the option max-time gives."""
     save_total_limit: PositiveInt | None = None
     """Checkpoints to keep (default: all)."""
     eval_steps: PositiveInt | None = None

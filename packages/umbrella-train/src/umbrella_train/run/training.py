@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
 import tempfile
+import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,7 +42,7 @@ from umbrella_train.checkpoint.changes import (
 from umbrella_train.checkpoint.resume import AUTO, Start, find_start, open_folder
 from umbrella_train.config import RunConfig
 from umbrella_train.distributed.fsdp2 import is_sharded_model
-from umbrella_train.distributed.ranks import on_first_rank
+from umbrella_train.distributed.ranks import is_first_rank, on_first_rank
 from umbrella_train.errors import RunStoppedError
 from umbrella_train.evaluation.score_table import score_table
 from umbrella_train.processor import UmbrellaProcessor
@@ -47,6 +50,7 @@ from umbrella_train.report import build_report
 from umbrella_train.run.evaluation import evaluate_sources
 from umbrella_train.run.pictures import draw_pictures
 from umbrella_train.run_folder import RunFolder
+from umbrella_train.stop_signals import StoppedAtOnce, StopSignals, end_of_job
 from umbrella_train.trainer.arguments import build_arguments
 from umbrella_train.trainer.callbacks import MetricsFile, ProgressBar
 from umbrella_train.trainer.dry_run import StepCosts, describe_model
@@ -57,7 +61,12 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    config: RunConfig, *, dry_run: bool = False, resume: str | None = None, allow_changed: Collection[str] = ()
+    config: RunConfig,
+    *,
+    dry_run: bool = False,
+    resume: str | None = None,
+    allow_changed: Collection[str] = (),
+    max_time: float | None = None,
 ) -> Path | None:
     """Trains, evaluates and reports.
 
@@ -68,6 +77,8 @@ def train(
             folder of a run or of a checkpoint.
         allow_changed: Keys and sections of the configuration that may differ from those of the checkpoint; `ranks` for
             the number of processes.
+        max_time: Seconds until the run saves and stops, if SLURM does not end it earlier; with
+            `trainer.save_before_seconds` to spare.
 
     Returns:
         The run's folder; None for a dry run.
@@ -75,18 +86,54 @@ def train(
     Raises:
         RunError: The launch does not match the config, or there is no checkpoint to resume from, or other settings
             than those of the checkpoint are not allowed.
-        RunStoppedError: The run was stopped by SIGTERM or Ctrl-C, after it saved a checkpoint.
+        RunStoppedError: The run was stopped by a signal or at its deadline, after it saved a checkpoint unless there
+            was nothing to save.
     """
     hf_logging.disable_progress_bar()
     if dry_run:
         with tempfile.TemporaryDirectory() as scratch:
             _dry_run(config, Path(scratch))
         return None
-    with ExitStack() as locks:
-        return _run(config, resume=resume, allow_changed=allow_changed, locks=locks)
+    ends = [end for end in (end_of_job(), None if max_time is None else time.time() + max_time) if end is not None]
+    signals = StopSignals(deadline=min(ends) - config.trainer.save_before_seconds if ends else None)
+    reached = _Reached()
+    signals.install()
+    try:
+        with ExitStack() as locks:
+            try:
+                return _run(
+                    config, resume=resume, allow_changed=allow_changed, locks=locks, signals=signals, reached=reached
+                )
+            except StoppedAtOnce as stopped:
+                raise reached.stopped_by(stopped.signal_number) from None
+    finally:
+        signals.restore()
 
 
-def _run(config: RunConfig, *, resume: str | None, allow_changed: Collection[str], locks: ExitStack) -> Path:
+@dataclass
+class _Reached:
+    """How far a run has come, for the message and the marks of a run that is stopped."""
+
+    folder: RunFolder | None = None
+    step: int = 0
+
+    def stopped_by(self, signal_number: int) -> RunStoppedError:
+        """Marks the folder for scripts that start the run again, unless the user stopped it."""
+        if self.folder is not None and signal_number != signal.SIGINT and is_first_rank():
+            self.folder.requeue.touch()
+        path = None if self.folder is None else self.folder.path
+        return RunStoppedError(path, step=self.step, signal_number=signal_number)
+
+
+def _run(
+    config: RunConfig,
+    *,
+    resume: str | None,
+    allow_changed: Collection[str],
+    locks: ExitStack,
+    signals: StopSignals,
+    reached: _Reached,
+) -> Path:
     config = name_cohort_directory(config)
     arguments = build_arguments(config, output_dir=config.output_dir)
     start = find_start(config, resume, locks=locks)
@@ -97,8 +144,9 @@ def _run(config: RunConfig, *, resume: str | None, allow_changed: Collection[str
     settings, changes = on_first_rank(lambda: _compare(config, sources, start, arguments, allow_changed))
     components = build_components(config)
     # The trainer rejects unsupported settings before a folder is created or the config of a resumed run is replaced.
-    trainer = _build_trainer(config, arguments, components, sources)
+    trainer = _build_trainer(config, arguments, components, sources, signals=signals)
     folder = on_first_rank(lambda: open_folder(config, start, changes=changes, is_only=resume == AUTO, locks=locks))
+    reached.folder, reached.step = folder, start.step
     arguments.output_dir = str(folder.path)
     trainer.run_record = lambda: {"settings": settings, "metrics": folder.mark_metrics()}
     components.list_bad_scans_in(folder.path)
@@ -119,8 +167,9 @@ def _run(config: RunConfig, *, resume: str | None, allow_changed: Collection[str
         trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
     finally:
         progress.close()  # an error would otherwise be printed on the line of the bar
+    reached.step = trainer.state.global_step
     if trainer.stopped_by is not None:
-        raise RunStoppedError(folder.path, step=trainer.state.global_step, signal_number=trainer.stopped_by)
+        raise reached.stopped_by(trainer.stopped_by)
     trainer.save_model(str(folder.model))
     if sources.evaluation:
         scores = evaluate_sources(
@@ -185,7 +234,12 @@ def _log_start(config: RunConfig, components: TrainingComponents, sources: Sourc
 
 
 def _build_trainer(
-    config: RunConfig, arguments: TrainingArguments, components: TrainingComponents, sources: Sources
+    config: RunConfig,
+    arguments: TrainingArguments,
+    components: TrainingComponents,
+    sources: Sources,
+    *,
+    signals: StopSignals | None = None,
 ) -> UmbrellaTrainer:
     datasets = [
         components.dataset(source, config=config, augment=False) for source in (*sources.train, *sources.evaluation)
@@ -216,6 +270,7 @@ def _build_trainer(
         gradient_scale=config.trainer.gradient_scale,
         parity_every=config.trainer.parity_every,
         part_learning_rates=cast(Mapping[Part, float], config.model.learn.learning_rates.given),
+        signals=signals,
     )
     trainer.remove_callback(PrinterCallback)
     keep_trackers_private(trainer, config)

@@ -17,7 +17,15 @@ from umbrella_train.errors import RunError
 logger = logging.getLogger(__name__)
 
 # Fields of the section that Hugging Face does not have.
-_OWN_FIELDS = {"world_size", "engine", "gradient_scale", "parity_every", "torch_compile", "gradient_checkpointing"}
+_OWN_FIELDS = {
+    "world_size",
+    "engine",
+    "gradient_scale",
+    "parity_every",
+    "save_before_seconds",
+    "torch_compile",
+    "gradient_checkpointing",
+}
 
 
 def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = False) -> TrainingArguments:

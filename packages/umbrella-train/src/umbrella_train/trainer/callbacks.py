@@ -1,13 +1,11 @@
-"""Callbacks: seeds per step, rank parity, metrics file, progress bar, stopping on SIGTERM or Ctrl-C."""
+"""Callbacks: seeds per step, rank parity, metrics file, progress bar, stopping on a signal."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import signal
 import sys
 from collections.abc import Mapping
-from types import FrameType
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from umbrella_train.distributed.parity import check_rank_parity
 from umbrella_train.run_folder import RunFolder
+from umbrella_train.stop_signals import StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -109,34 +108,30 @@ class ProgressBar(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Saves a checkpoint and stops on SIGTERM, which schedulers send before they kill a job, and on Ctrl-C.
+    """Saves a checkpoint and stops when a signal arrives, or the deadline.
 
-    A second Ctrl-C ends the run at once.
+    If one rank stopped alone, the others would wait forever: the trainer shares `signals.is_asked` with all ranks once
+    per optimizer step, and sets `is_agreed` on all of them in the same step.
 
-    If one rank stopped alone, the others would wait forever: the trainer shares `is_asked` with all ranks once per
-    optimizer step, and sets `is_agreed` on all of them in the same step.
+    Args:
+        signals: Installed by a command for its whole duration; None to handle signals during the training only.
 
     Attributes:
-        is_asked: Whether this rank received a signal.
-        is_agreed: Whether some rank did.
-        signal_number: The signal; SIGTERM on a rank that received none.
+        signals: Those of this rank.
+        is_agreed: Whether some rank is to stop.
     """
 
-    def __init__(self) -> None:
-        self.is_asked = False
+    def __init__(self, signals: StopSignals | None = None) -> None:
+        self.signals = signals or StopSignals()
         self.is_agreed = False
-        self.signal_number: int = signal.SIGTERM
-        self._previous: dict[int, Any] = {}
+        self._is_own = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the Trainer."""
-        self._previous = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.is_asked = True
-        self.signal_number = number
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
+        self._is_own = not self.signals.is_installed
+        if self._is_own:
+            self.signals.install()
+        self.signals.is_training = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the Trainer."""
@@ -146,5 +141,6 @@ class StopOnSignal(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the Trainer."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self.signals.is_training = False
+        if self._is_own:
+            self.signals.restore()

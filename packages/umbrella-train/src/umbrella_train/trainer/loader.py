@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from umbrella_data import ManifestError, ModalityBatchSampler
 from umbrella_train.errors import RunError
+from umbrella_train.stop_signals import leave_signals_to_parent
 
 
 class EpochDataLoader(DataLoader[Any]):
@@ -88,7 +88,7 @@ def build_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
-        worker_init_fn=_leave_interrupts,
+        worker_init_fn=leave_signals_to_parent,
     )
 
 
@@ -131,8 +131,3 @@ def _plan(
         raise
     except ValueError as error:
         raise RunError(f"data.batches, data.max_tokens_per_batch: {error}") from error
-
-
-def _leave_interrupts(_worker: int) -> None:
-    # Ctrl-C reaches every process of a terminal; the training process handles it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -26,6 +26,7 @@ from umbrella_train.dummy_loss.drift_monitor import DriftWatch
 from umbrella_train.dummy_loss.loss import DummyLoss
 from umbrella_train.dummy_loss.patch_embed_gradients import PatchEmbedGradients
 from umbrella_train.errors import RunError
+from umbrella_train.stop_signals import StopSignals
 from umbrella_train.trainer.accumulation import AccumulationWindow, WindowFacts
 from umbrella_train.trainer.callbacks import RankParity, StepSeed, StopOnSignal
 from umbrella_train.trainer.evaluation_loss import MixedEvaluationTrainer
@@ -49,6 +50,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             over those of the samples with its modality.
         parity_every: Steps between comparisons of the replicated parameters over ranks; 0 for none.
         part_learning_rates: Learning rates of parts of the model, instead of that of the arguments.
+        signals: Of the whole command; None to handle signals during the training only.
         **kwargs: As for `transformers.Trainer`. `train_dataset` is an `InterleaveDataset` or a `ConversationDataset`,
             `data_collator` a `PaddingCollator`.
 
@@ -69,6 +71,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         gradient_scale: Literal["mean", "present"] = "mean",
         parity_every: int = 100,
         part_learning_rates: Mapping[Part, float] | None = None,
+        signals: StopSignals | None = None,
         **kwargs: Any,
     ) -> None:
         self.dummy_loss_config = dummy_loss or DummyLossConfig()
@@ -102,7 +105,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         self._drift: DriftWatch | None = None
         self._gradient_log: dict[str, float] = {}
         self._task_loss: Tensor | None = None
-        self._stop = StopOnSignal()
+        self._stop = StopOnSignal(signals)
         self.add_callback(self._stop)
         self.add_callback(StepSeed())
         self.add_callback(RankParity(parity_every))
@@ -118,7 +121,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
     def stopped_by(self) -> int | None:
         """The signal that stopped the run before its last step; None if it trained to the end."""
         is_stopped = self._stop.is_agreed and self.state.global_step < self.state.max_steps
-        return self._stop.signal_number if is_stopped else None
+        return self._stop.signals.number if is_stopped else None
 
     # ---- data ----
 
@@ -241,7 +244,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         is_logged = (self.state.global_step + 1) % self.state.logging_steps == 0
         scaler = self.accelerator.scaler
         facts = self._window.close(
-            is_stop_asked=self._stop.is_asked,
+            is_stop_asked=self._stop.signals.is_asked,
             # A loss scaler checks gradients itself, skips such a step and reduces its scale.
             has_bad_gradient=None
             if scaler is not None and scaler.is_enabled()
