@@ -394,7 +394,13 @@ def test_trainer_keys_are_the_names_of_training_arguments() -> None:
     from transformers.training_args import OptimizerNames
 
     theirs = {field.name for field in dataclasses.fields(TrainingArguments)}
-    assert set(TrainerConfig.model_fields) - theirs == {"world_size", "engine", "gradient_scale", "parity_every"}
+    assert set(TrainerConfig.model_fields) - theirs == {
+        "world_size",
+        "engine",
+        "gradient_scale",
+        "parity_every",
+        "save_before_seconds",
+    }
     schedulers = TrainerConfig.model_fields["lr_scheduler_type"].annotation.__args__
     assert set(schedulers) <= {scheduler.value for scheduler in SchedulerType}
     optimizers = TrainerConfig.model_fields["optim"].annotation.__args__

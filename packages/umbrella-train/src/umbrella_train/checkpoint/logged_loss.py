@@ -10,6 +10,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 # Not the name of a callback class: Hugging Face's Trainer may rebuild those from their entries.
 _NAME = "losses_since_log"
+# Whether the checkpoint was saved before the evaluation of its step.
+EVALUATION_DUE = "evaluation_due"
 
 
 class LossSinceLog(TrainerCallback):
@@ -36,6 +38,23 @@ class LossSinceLog(TrainerCallback):
             self._trainer._globalstep_last_logged = kept["since"]
             # The mean training loss, logged at the end, is that of the steps after the resume.
             self._trainer._total_loss_scalar = -kept["sum"]
+
+
+class RepeatEvaluation(TrainerCallback):
+    """Does the evaluation of the step again that a run resumes from, if the checkpoint was saved before it.
+
+    Args:
+        trainer: The trainer.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Called by the Trainer."""
+        if trainer_state_entries(state).get(EVALUATION_DUE):
+            self._trainer.saved_step = state.global_step
+            self._trainer._evaluate(None, None)
 
 
 def _mean_over_ranks(value: Tensor) -> Tensor:

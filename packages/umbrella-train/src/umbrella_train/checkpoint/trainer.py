@@ -29,9 +29,11 @@ class WholeCheckpointTrainer(Trainer):
 
     Attributes:
         run_record: Returns what a checkpoint records of its run, for `read_record`.
+        saved_step: The step of the newest checkpoint that this trainer saved.
     """
 
     run_record: Callable[[], Mapping[str, Any]]
+    saved_step: int | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -74,6 +76,7 @@ class WholeCheckpointTrainer(Trainer):
                     dist.barrier()
                 if self.args.should_save:
                     self._finish_checkpoint(self._run_folder() / f"checkpoint-{self.state.global_step}", limit=limit)
+            self.saved_step = self.state.global_step
         finally:
             self.args.save_total_limit = limit
 

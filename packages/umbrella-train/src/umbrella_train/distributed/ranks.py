@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from umbrella_data.errors import UmbrellaDataError
@@ -16,6 +17,15 @@ T = TypeVar("T")
 def is_first_rank() -> bool:
     """Whether this is the first rank, or the only process."""
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def is_on_some_rank(value: bool, *, device: torch.device) -> bool:
+    """Whether a value is true on some rank; a collective if there are several."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    shared = torch.tensor(float(value), device=device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return bool(shared.item())
 
 
 def on_first_rank(function: Callable[[], T]) -> T:

@@ -39,6 +39,7 @@ from umbrella_train.checkpoint.changes import (
     describe_changes,
     run_settings,
 )
+from umbrella_train.checkpoint.logged_loss import RepeatEvaluation
 from umbrella_train.checkpoint.resume import AUTO, Start, find_start, open_folder
 from umbrella_train.config import RunConfig
 from umbrella_train.distributed.fsdp2 import is_sharded_model
@@ -106,6 +107,9 @@ def train(
                 )
             except StoppedAtOnce as stopped:
                 raise reached.stopped_by(stopped.signal_number) from None
+            except RunStoppedError as stopped:
+                reached.step = stopped.step
+                raise reached.stopped_by(stopped.signal_number) from None
     finally:
         signals.restore()
 
@@ -159,6 +163,7 @@ def _run(
     if sources.overlap.metrics and trainer.is_world_process_zero():
         folder.append_metrics({"step": 0, **sources.overlap.metrics})
     trainer.add_callback(MetricsFile(folder, start.record.get("metrics")))
+    trainer.add_callback(RepeatEvaluation(trainer))  # after the file of metrics was cut
     progress = ProgressBar()
     trainer.add_callback(progress)
     if config.report.pictures and trainer.is_world_process_zero():
@@ -169,7 +174,7 @@ def _run(
         progress.close()  # an error would otherwise be printed on the line of the bar
     reached.step = trainer.state.global_step
     if trainer.stopped_by is not None:
-        raise reached.stopped_by(trainer.stopped_by)
+        raise RunStoppedError(folder.path, step=reached.step, signal_number=trainer.stopped_by)
     trainer.save_model(str(folder.model))
     if sources.evaluation:
         scores = evaluate_sources(

@@ -14,8 +14,15 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from umbrella_train.batches.collators import num_conversations
+from umbrella_train.checkpoint.logged_loss import EVALUATION_DUE, trainer_state_entries
 from umbrella_train.checkpoint.trainer import WholeCheckpointTrainer
-from umbrella_train.errors import RunError
+from umbrella_train.distributed.ranks import is_on_some_rank
+from umbrella_train.errors import RunError, RunStoppedError
+from umbrella_train.stop_signals import StopSignals
+
+
+class EvaluationStoppedError(Exception):
+    """A signal arrived in the evaluation during a training."""
 
 
 class MixedEvaluationTrainer(WholeCheckpointTrainer):
@@ -23,20 +30,40 @@ class MixedEvaluationTrainer(WholeCheckpointTrainer):
 
     Attributes:
         modality_order: The model's modalities in order.
+        signals: Those that stop a training.
     """
 
     modality_order: Sequence[str]
+    signals: StopSignals
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
-        """Saves a due checkpoint first: an unreadable held-out scan must not lose the steps before it."""
+        """Saves a due checkpoint first: an unreadable held-out scan must not lose the steps before it.
+
+        Raises:
+            RunStoppedError: A signal arrived; after the checkpoint of this step was saved.
+        """
+        entries = trainer_state_entries(self.state)
+        entries[EVALUATION_DUE] = True
         # With metric_for_best_model, the best checkpoint is known only after the evaluation.
         if self.control.should_save and self.args.metric_for_best_model is None:
-            assert self.model is not None
-            self._save_checkpoint(self.model, trial)
-            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-            self.control.should_save = False
-        metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+            self._save_now(trial)
+        try:
+            metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        except EvaluationStoppedError:
+            self._save_now(trial)
+            raise RunStoppedError(
+                self._run_folder(), step=self.state.global_step, signal_number=self.signals.number
+            ) from None
+        entries[EVALUATION_DUE] = False
         return metrics
+
+    def _save_now(self, trial: Any) -> None:
+        if self.saved_step == self.state.global_step:
+            return
+        assert self.model is not None
+        self._save_checkpoint(self.model, trial)
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        self.control.should_save = False
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -66,6 +93,8 @@ class MixedEvaluationTrainer(WholeCheckpointTrainer):
         model.eval()
         total = EvaluationLoss(self.modality_order, device=self.args.device)
         for batch in dataloader:
+            if self.is_in_train and is_on_some_rank(self.signals.is_asked, device=self.args.device):
+                raise EvaluationStoppedError
             inputs = self._prepare_inputs(batch)
             loss, _, _ = self.prediction_step(model, inputs, prediction_loss_only=True)
             assert loss is not None

@@ -33,6 +33,9 @@ from umbrella_train.trainer.evaluation_loss import MixedEvaluationTrainer
 from umbrella_train.trainer.loader import build_loader
 from umbrella_train.trainer.unsupported import check_trainer
 
+# Hugging Face keeps every logged line in memory and in each checkpoint; metrics.jsonl has them all.
+_MAX_HISTORY = 100
+
 
 class UmbrellaTrainer(MixedEvaluationTrainer):
     """Trains an UMBRELLA model on batches of any mixture of modalities.
@@ -105,7 +108,8 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         self._drift: DriftWatch | None = None
         self._gradient_log: dict[str, float] = {}
         self._task_loss: Tensor | None = None
-        self._stop = StopOnSignal(signals)
+        self.signals = signals or StopSignals()
+        self._stop = StopOnSignal(self.signals)
         self.add_callback(self._stop)
         self.add_callback(StepSeed())
         self.add_callback(RankParity(parity_every))
@@ -121,7 +125,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
     def stopped_by(self) -> int | None:
         """The signal that stopped the run before its last step; None if it trained to the end."""
         is_stopped = self._stop.is_agreed and self.state.global_step < self.state.max_steps
-        return self._stop.signals.number if is_stopped else None
+        return self.signals.number if is_stopped else None
 
     # ---- data ----
 
@@ -244,7 +248,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         is_logged = (self.state.global_step + 1) % self.state.logging_steps == 0
         scaler = self.accelerator.scaler
         facts = self._window.close(
-            is_stop_asked=self._stop.signals.is_asked,
+            is_stop_asked=self.signals.is_asked,
             # A loss scaler checks gradients itself, skips such a step and reduces its scale.
             has_bad_gradient=None
             if scaler is not None and scaler.is_enabled()
@@ -313,6 +317,8 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the gradient norm of each patch embed, its share of the total norm and its drift to the logged line."""
+        if "train_runtime" in logs and self.stopped_by is not None:
+            return  # of a part of the run
         if "loss" in logs and self._gradient_log:
             logs = {**logs, **self._gradient_log}
             total = float(logs.get("grad_norm") or 0.0)
@@ -326,3 +332,4 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
                 logs |= self._drift.measure(step=self.state.global_step)
             self._gradient_log = {}
         super().log(logs, start_time)
+        del self.state.log_history[:-_MAX_HISTORY]
