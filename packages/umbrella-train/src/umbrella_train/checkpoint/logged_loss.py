@@ -40,23 +40,6 @@ class LossSinceLog(TrainerCallback):
             self._trainer._total_loss_scalar = -kept["sum"]
 
 
-class RepeatEvaluation(TrainerCallback):
-    """Does the evaluation of the step again that a run resumes from, if the checkpoint was saved before it.
-
-    Args:
-        trainer: The trainer.
-    """
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Called by the Trainer."""
-        if trainer_state_entries(state).get(EVALUATION_DUE):
-            self._trainer.saved_step = state.global_step
-            self._trainer._evaluate(None, None)
-
-
 def _mean_over_ranks(value: Tensor) -> Tensor:
     if not dist.is_initialized():
         return value

@@ -39,7 +39,6 @@ from umbrella_train.checkpoint.changes import (
     describe_changes,
     run_settings,
 )
-from umbrella_train.checkpoint.logged_loss import RepeatEvaluation
 from umbrella_train.checkpoint.resume import AUTO, Start, find_start, open_folder
 from umbrella_train.config import RunConfig
 from umbrella_train.distributed.fsdp2 import is_sharded_model
@@ -55,6 +54,7 @@ from umbrella_train.stop_signals import StoppedAtOnce, StopSignals, end_of_job
 from umbrella_train.trainer.arguments import build_arguments
 from umbrella_train.trainer.callbacks import MetricsFile, ProgressBar
 from umbrella_train.trainer.dry_run import StepCosts, describe_model
+from umbrella_train.trainer.evaluation_loss import RepeatEvaluation
 from umbrella_train.trainer.trackers import keep_trackers_private
 from umbrella_train.trainer.trainer import UmbrellaTrainer
 

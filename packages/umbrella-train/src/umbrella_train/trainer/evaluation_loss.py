@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from umbrella_train.batches.collators import num_conversations
@@ -77,9 +78,9 @@ class MixedEvaluationTrainer(WholeCheckpointTrainer):
     def evaluation_loop(
         self,
         dataloader: DataLoader[Any],
-        description: str,  # noqa: ARG002
-        prediction_loss_only: bool | None = None,  # noqa: ARG002
-        ignore_keys: list[str] | None = None,  # noqa: ARG002
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Mean loss per supervised token over all ranks, overall and for each set of modalities.
@@ -110,6 +111,23 @@ class MixedEvaluationTrainer(WholeCheckpointTrainer):
             RunError: Always.
         """
         raise RunError("predict is not supported; use umbrella-eval or umbrella-predict")
+
+
+class RepeatEvaluation(TrainerCallback):
+    """Does the evaluation of the step again that a run resumes from, if the checkpoint was saved before it.
+
+    Args:
+        trainer: The trainer.
+    """
+
+    def __init__(self, trainer: MixedEvaluationTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Called by the Trainer."""
+        if trainer_state_entries(state).get(EVALUATION_DUE):
+            self._trainer.saved_step = state.global_step
+            self._trainer._evaluate(None, None)
 
 
 class EvaluationLoss:
