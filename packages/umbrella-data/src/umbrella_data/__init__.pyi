@@ -47,3 +47,5 @@ __all__ = [
     "read_manifest",
     "to_hf_dataset",
 ]
+
+__version__: str

@@ -5,3 +5,5 @@ from .run.training import train
 from .trainer.trainer import UmbrellaTrainer
 
 __all__ = ["DummyLoss", "UmbrellaTrainer", "evaluate_run", "load_config", "train"]
+
+__version__: str
