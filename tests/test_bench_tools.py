@@ -95,6 +95,7 @@ def test_each_modality_has_its_batch_size_and_our_model_can_run_alone(
     arguments = ["--size", "tiny", "--presets", "align", "--batch-size", "2", "1", "--ours-only", "--compile", "eager"]
     monkeypatch.setattr(bench_step, "time_alternately", lambda steps, _: dict.fromkeys(steps, (0.5, 1.0)))
     monkeypatch.setattr(sys, "argv", ["", *arguments, "--sections", "T1", "rsfMRI", "--json", str(tmp_path / "a")])
+    monkeypatch.setattr(bench_step, "compile_layers", lambda model, *, backend: None)
     # An unknown card: without MFU.
     monkeypatch.setattr(bench_step, "find_peak", lambda _: None)
     bench_step.main()
@@ -135,13 +136,19 @@ class Check:
     parts: dict[str, str]
 
 
-def check(folder: Path, *, device: str, failing: str = "nothing") -> Check:
+def check(folder: Path, *, device: str, failing: str = "nothing", seconds: int = 500) -> Check:
     python = folder / "python"
     python.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\ncase "$*" in *{failing}*) exit 7;; esac\n')
     python.chmod(0o700)
     ran = subprocess.run(
         ["bash", str(TOOLS / "gpu_check.sh"), "run", str(folder / "out")],
-        env={**os.environ, "PYTHON": str(python), "DEVICE": device, "WHEELS": str(folder)},
+        env={
+            **os.environ,
+            "PYTHON": str(python),
+            "DEVICE": device,
+            "WHEELS": str(folder),
+            "TOTAL_SECONDS": str(seconds),
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -188,3 +195,10 @@ def test_gpu_check_keeps_the_results_of_an_earlier_one(tmp_path: Path) -> None:
     second = check(tmp_path, device="cpu")
     assert (first.status, second.status) == (0, 2)
     assert second.calls == first.calls
+
+
+def test_gpu_check_ends_in_time(tmp_path: Path) -> None:
+    found = check(tmp_path, device="cuda", seconds=0)
+    assert found.status == 1
+    assert set(found.parts.values()) == {"skipped"}
+    assert found.calls == []

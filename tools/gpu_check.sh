@@ -8,8 +8,8 @@
 # `run` uses $PYTHON (default python3); if that lacks a module, it installs $WHEELS (default .gpu-wheels) in a temporary
 # folder. The parts come in order of importance, each with a time limit, and write their results at once: OUT/log.txt,
 # OUT/figures.jsonl (a figure per line), OUT/parts.jsonl (exit status and seconds of each part) and OUT/environment.json
-# (set COMMIT if the copy of the repository has no history). If a part fails, the others still run; the script lists it
-# and exits with 1. DEVICE=cpu runs the same programs with tiny sizes as a check.
+# (set COMMIT if the copy of the repository has no history). The check ends after $TOTAL_SECONDS (default 530). If a part
+# fails, the others still run; the script lists it and exits with 1. DEVICE=cpu runs the same programs with tiny sizes.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 # Left out, as no part imports them: scipy, matplotlib, wandb and dipy, which are large, and indexed-gzip and isal.
@@ -80,7 +80,7 @@ tests() {
 }
 
 run() {
-  out=$1 python=${PYTHON:-python3} total_seconds=530 failed=()
+  out=$1 python=${PYTHON:-python3} total_seconds=${TOTAL_SECONDS:-530} failed=()
   if [ -e "$out/parts.jsonl" ]; then
     echo "$out: has the results of another check; name another folder" >&2
     exit 2
@@ -107,10 +107,11 @@ run() {
     small_patches=(--device cpu --image-size 32 --patch-size 8 --width 64 --batch-size 2 --repeats 1 --threads 1)
   fi
   local figures=(--json "$out/figures.jsonl")
-  local step=(tools/bench_step.py --device cuda --size 0.5b --batch-size 32 8 --pool 32 --repeats 8)
-  step+=("${figures[@]}" "${small[@]}")
-  local steps=("${step[@]}" --sections T1 rsfMRI mixed --ours-only)
-  local others=("${step[@]}" --sections T1 rsfMRI --presets full)
+  local step=(tools/bench_step.py --device cuda --size 0.5b --repeats 8 "${figures[@]}")
+  local steps=("${step[@]}" --sections T1 rsfMRI mixed --ours-only --batch-size 32 8 --pool 32 "${small[@]}")
+  local compiled=("${step[@]}" --sections T1 rsfMRI --presets full --ours-only --batch-size 32 8 --compile inductor)
+  # Smaller batches, as the others compute logits at all positions.
+  local others=("${step[@]}" --sections T1 rsfMRI --presets full --batch-size 16 4 "${small[@]}")
   local loss=(tools/bench_dummy_loss.py --device cuda --size 0.5b --dtype bfloat16 --batch-size 32 --pairs 20)
   local patches=(tools/bench_patch_embed.py --device cuda --batch-size 32 --repeats 20)
 
@@ -125,7 +126,7 @@ run() {
     tests "NCCL, float16, inductor" 210 tests/test_engines_gpu.py "$model_tests" \
       -k "nccl or fp16 or scaler or compiled or packed_equals_padded"
     part "training steps" 150 "${steps[@]}"
-    part "compiled layers" 90 "${others[@]}" --ours-only --compile inductor
+    part "compiled layers" 90 "${compiled[@]}"
   fi
   part "dummy loss" 60 "${loss[@]}" "${figures[@]}" "${small_loss[@]}"
   if [ "${DEVICE:-cuda}" != cpu ]; then
