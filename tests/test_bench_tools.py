@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ TOOLS = Path(__file__).parents[1] / "tools"
 
 def out_of_memory(*_: Any) -> Any:
     raise torch.OutOfMemoryError("too large")
+
+
+def figures(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture
@@ -56,8 +61,7 @@ def test_a_section_continues_without_its_baseline(
     arguments = ["--size", "tiny", "--batch-size", "1", "--pool", "2", "--peak-tflops", "1", "--presets", "align"]
     monkeypatch.setattr(sys, "argv", ["", "--sections", section, "--json", str(tmp_path / "a.json"), *arguments])
     bench_step.main()
-    figures = json.loads((tmp_path / "a.json").read_text())["figures"]
-    assert len(figures) == (2 if skipped == "ours" else 3)
+    assert len(figures(tmp_path / "a.json")) == (2 if skipped == "ours" else 3)
 
 
 @pytest.mark.usefixtures("tools")
@@ -71,7 +75,7 @@ def test_figures_are_kept_and_other_sections_run_when_one_fails(
         out_of_memory()
 
     def works(section: str, *_: Any) -> Any:
-        assert json.loads((tmp_path / "a.json").read_text())["figures"] == [{"section": "T1"}]
+        assert [figure["section"] for figure in figures(tmp_path / "a.json")] == ["T1"]
         yield {"section": section}
 
     monkeypatch.setattr(bench_step, "SECTIONS", {"T1": fails, "mixed": works})
@@ -79,21 +83,122 @@ def test_figures_are_kept_and_other_sections_run_when_one_fails(
     monkeypatch.setattr(sys, "argv", ["", *arguments])
     with pytest.raises(SystemExit, match="out of memory: T1"):
         bench_step.main()
-    assert json.loads((tmp_path / "a.json").read_text())["figures"] == [{"section": "T1"}, {"section": "mixed"}]
+    assert [figure["section"] for figure in figures(tmp_path / "a.json")] == ["T1", "mixed"]
 
 
-@pytest.mark.parametrize(("failing", "device"), [("bench_step", "cpu"), ("float32", "cuda"), ("nothing", "cpu")])
-def test_bench_gpu_runs_every_part_and_lists_failures(tmp_path: Path, failing: str, device: str) -> None:
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\ncase "$*" in *{failing}*) exit 7;; esac\n')
+@pytest.mark.usefixtures("tools")
+def test_each_modality_has_its_batch_size_and_our_model_can_run_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import bench_step
+
+    arguments = ["--size", "tiny", "--presets", "align", "--batch-size", "2", "1", "--ours-only", "--compile", "eager"]
+    monkeypatch.setattr(bench_step, "time_alternately", lambda steps, _: dict.fromkeys(steps, (0.5, 1.0)))
+    monkeypatch.setattr(sys, "argv", ["", *arguments, "--sections", "T1", "rsfMRI", "--json", str(tmp_path / "a")])
+    monkeypatch.setattr(bench_step, "compile_layers", lambda model, *, backend: None)
+    # An unknown card: without MFU.
+    monkeypatch.setattr(bench_step, "find_peak", lambda _: None)
+    bench_step.main()
+    found = [(line["section"], line["batch size"], line["step"]) for line in figures(tmp_path / "a")]
+    assert found == [(*each, step) for each in (("T1", 2), ("rsfMRI", 1)) for step in ("ours", "ours, compiled")]
+    # 8 patches and 100 words: two samples in half a second.
+    assert figures(tmp_path / "a")[0]["tokens/s"] == 2 * 108 / 0.5
+    assert [line["MFU"] for line in figures(tmp_path / "a")] == [None] * 4
+
+
+@pytest.mark.usefixtures("tools")
+@pytest.mark.parametrize(
+    ("card", "dtype", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989),
+        ("NVIDIA H200", "bfloat16", 989),
+        ("NVIDIA H100 PCIe", "bfloat16", 756),
+        ("NVIDIA H100 NVL", "bfloat16", None),
+        ("NVIDIA H200", "float32", None),
+    ],
+)
+def test_the_peak_is_that_of_a_known_card(
+    monkeypatch: pytest.MonkeyPatch, card: str, dtype: str, peak: float | None
+) -> None:
+    from step_measure import find_peak
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: card)
+    assert find_peak(argparse.Namespace(device="cuda", dtype=dtype)) == peak
+
+
+@dataclass(frozen=True)
+class Check:
+    """A run of `gpu_check.sh run` with a stub for Python."""
+
+    status: int
+    stderr: str
+    calls: list[str]
+    parts: dict[str, str]
+
+
+def check(folder: Path, *, device: str, failing: str = "nothing", seconds: int = 500) -> Check:
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\ncase "$*" in *{failing}*) exit 7;; esac\n')
     python.chmod(0o700)
     ran = subprocess.run(
-        ["bash", str(TOOLS / "bench_gpu.sh"), str(tmp_path / "figures")],
-        env={**os.environ, "PYTHON": str(python), "DEVICE": device},
+        ["bash", str(TOOLS / "gpu_check.sh"), "run", str(folder / "out")],
+        env={
+            **os.environ,
+            "PYTHON": str(python),
+            "DEVICE": device,
+            "WHEELS": str(folder),
+            "TOTAL_SECONDS": str(seconds),
+        },
         capture_output=True,
         text=True,
         check=False,
     )
-    assert len((tmp_path / "calls").read_text().splitlines()) == (3 if device == "cpu" else 9)
-    assert ran.returncode == (0 if failing == "nothing" else 1)
-    assert (failing in ran.stderr) == (failing != "nothing")
+    path = folder / "out" / "parts.jsonl"
+    parts = {line["part"]: line["status"] for line in (figures(path) if path.exists() else [])}
+    calls = [call for call in (folder / "calls").read_text().splitlines() if not call.startswith("- ")]
+    return Check(ran.returncode, ran.stderr, calls, parts)
+
+
+@pytest.mark.parametrize(("failing", "device"), [("bench_step", "cpu"), ("dummy_loss", "cuda"), ("nothing", "cpu")])
+def test_gpu_check_runs_every_part_and_lists_failures(tmp_path: Path, failing: str, device: str) -> None:
+    found = check(tmp_path, device=device, failing=failing)
+    assert len(found.calls) == len(found.parts) == (5 if device == "cpu" else 8)
+    assert found.status == (0 if failing == "nothing" else 1)
+    assert ("failed: " in found.stderr) == (failing != "nothing")
+    failed = {part for part, status in found.parts.items() if status == "7"}
+    expected = {
+        "bench_step": {"training steps", "other implementations"},
+        "dummy_loss": {"dummy loss"},
+        "nothing": set(),
+    }
+    assert failed == expected[failing]
+    assert set(found.parts.values()) <= {"0", "7"}
+
+
+def test_gpu_check_runs_the_tests_and_the_training_steps_first(tmp_path: Path) -> None:
+    _, tests, steps, *_ = check(tmp_path, device="cuda").calls
+    assert "-m gpu tests/test_engines_gpu.py" in tests
+    assert "--device cuda --size 0.5b" in steps
+    assert "--sections T1 rsfMRI mixed" in steps
+
+
+def test_gpu_check_installs_the_wheels_without_network_if_a_module_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "a.whl").touch()
+    found = check(tmp_path, device="cpu", failing="lazy_loader")
+    assert "-m pip install --quiet --no-index --no-deps" in found.calls[0]
+    assert found.calls[0].endswith("a.whl")
+    assert found.status == 0
+
+
+def test_gpu_check_keeps_the_results_of_an_earlier_one(tmp_path: Path) -> None:
+    first = check(tmp_path, device="cpu")
+    second = check(tmp_path, device="cpu")
+    assert (first.status, second.status) == (0, 2)
+    assert second.calls == first.calls
+
+
+def test_gpu_check_ends_in_time(tmp_path: Path) -> None:
+    found = check(tmp_path, device="cuda", seconds=0)
+    assert found.status == 1
+    assert set(found.parts.values()) == {"skipped"}
+    assert found.calls == []

@@ -1,12 +1,14 @@
 """The engine matrix of `test_engines.py` on GPUs with NCCL: `uv run pytest -m gpu`, two ranks if there are two GPUs.
 
 On one GPU it has one rank, which still passes through NCCL, DDP's reducer, FSDP2's sharding and the loss scaler.
+`-k` runs only the selected cases; `GPU_CASES_SECONDS` ends the ranks after that time, and keeps the cases done by then.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200)]
 
+SECONDS = float(os.environ.get("GPU_CASES_SECONDS", "1000"))
 NUM_RANKS = max(1, min(2, torch.cuda.device_count()))
 # Other shapes use other kernels, which sum in another order.
 TOLERANCE = {"float64": 1e-9, "float32": 2e-5, "half": 5e-3}
@@ -38,6 +41,7 @@ CASES += [
     on_gpu(Case("ddp-compiled", "random", steps=4, compiler="inductor")),
     on_gpu(Case("fsdp2-compiled", "random", steps=4, compiler="inductor", engine="fsdp2")),
 ]
+SHARDED = next(case for case in CASES if case.engine == "fsdp2")
 
 
 def tolerance(case: Case) -> float:
@@ -46,17 +50,19 @@ def tolerance(case: Case) -> float:
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """The results of all cases, from one process group."""
+def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """The results of the cases that tests were selected for, from one process group."""
     folder = tmp_path_factory.mktemp("gpus")
-    errors = launch(CASES, folder, launcher=torchrun(NUM_RANKS), timeout=1000)
+    parameters = [getattr(item, "callspec", None) for item in request.session.items]
+    selected = {each.params["case"].name for each in parameters if each is not None and "case" in each.params}
+    cases = [case for case in CASES if case.name in selected or case is SHARDED]
+    errors = launch(cases, folder, launcher=torchrun(NUM_RANKS), timeout=SECONDS)
     assert "unused" not in errors
     return lambda: folder
 
 
 def test_the_process_group_is_nccl(launched: Callable[[], Path]) -> None:
-    sharded = next(case for case in CASES if case.engine == "fsdp2")
-    logs, _ = results_of(sharded, launched(), world_size=NUM_RANKS)
+    logs, _ = results_of(SHARDED, launched(), world_size=NUM_RANKS)
     assert {log["device"] for log in logs} == {f"cuda:{rank}" for rank in range(NUM_RANKS)}
     assert {log["backend"] for log in logs} == {"nccl"}
 
@@ -80,7 +86,7 @@ def test_ranks_on_gpus_equal_one_process(case: Case, launched: Callable[[], Path
 
 def test_inactive_norm_on_a_gpu_is_the_scale_with_a_loss_scaler(tmp_path: Path) -> None:
     case = on_gpu(Case("scaled", "absent", steps=2, accumulation=8), fp16=True)
-    launch([case], tmp_path, launcher=torchrun(NUM_RANKS))
+    launch([case], tmp_path, launcher=torchrun(NUM_RANKS), timeout=SECONDS)
     rows = [row for row in json.loads((tmp_path / "scaled-0.json").read_text())["log"] if "loss" in row]
     key = "grad/[inactive]/vision_tower.dMRI_patch_embed"
     assert [row[key] for row in rows] == pytest.approx([1e-7] * len(rows), rel=1e-4)

@@ -28,6 +28,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Qwen2Config, SiglipVisionConfig
 
+from step_measure import write_figure
 from umbrella_model import PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration
 from umbrella_train import DummyLoss
 
@@ -226,13 +228,15 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--json", type=Path, default=None, help="append the figures to this file, as lines of JSON")
     options = parser.parse_args()
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", rank) if options.device == "cuda" else torch.device("cpu")
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    model: Any = build_model(options.size)
-    model = model.to(device, getattr(torch, options.dtype)).train()
+    with device:  # a GPU draws random weights in much less time than a CPU
+        model: Any = build_model(options.size)
+    model = model.to(getattr(torch, options.dtype)).train()
     batch = build_batch(model, batch_size=options.batch_size, device=device)
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
     variants = SEVERAL_RANKS if dist.is_initialized() else ONE_PROCESS
@@ -255,9 +259,13 @@ def main() -> None:
             ratios = [one / base for one, base in zip(seconds, times[first], strict=True)]
             low, middle, high = torch.tensor(ratios).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
             print(f"{name:<12} {1000 * median(seconds):9.1f} ms   {middle:6.3f} ({low:.3f} to {high:.3f}) of {first}")
+            figure = {"step": name, "ms": 1000 * median(seconds), f"ratio to {first}": middle, "quartiles": [low, high]}
+            write_figure(options.json, figure, options)
         for name, added_seconds in added.items():
             share = 100 * added_seconds / median(times[first])
             print(f"{name}, added work only: {1000 * added_seconds:.1f} ms, {share:.2f} % of {first}")
+            figure = {"step": f"{name}, added work only", "ms": 1000 * added_seconds, f"% of {first}": share}
+            write_figure(options.json, figure, options)
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from step_measure import time_alternately, within_memory, write_figures
+from step_measure import time_alternately, within_memory, write_figure
 from step_models import as_conv3d, frames_as_channels, tokens_of
 from umbrella_model import PatchEmbedConfig
 from umbrella_model.patch_embed import build_patch_embed
@@ -35,7 +35,6 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}  python {platform.python_version()}  {device_name(options.device)}")
     print(f"{'case':<30}{'Conv3d':>12}{'matmul':>12}{'ratio':>9}")
-    figures: dict[str, dict[str, float]] = {}
     failed = []
     for modality in options.modalities:
         for dtype in options.dtypes:
@@ -48,8 +47,8 @@ def main() -> None:
                 failed.append(name)
                 continue
             print(f"{name:<30}{1000 * conv:>9.1f} ms{1000 * matmul:>9.1f} ms{conv / matmul:>8.2f}x", flush=True)
-            figures[name] = {"conv3d_ms": 1000 * conv, "matmul_ms": 1000 * matmul, "ratio": conv / matmul}
-            write_figures(options.json, {"torch": torch.__version__, **vars(options)}, figures)
+            figure = {"case": name, "conv3d_ms": 1000 * conv, "matmul_ms": 1000 * matmul, "ratio": conv / matmul}
+            write_figure(options.json, figure, options)
     if failed:
         raise SystemExit(f"out of memory: {', '.join(failed)}")
 
@@ -66,7 +65,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=2, help="scans per step")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's)")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    parser.add_argument("--json", type=Path, default=None, help="append the figures to this file, as lines of JSON")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a shared machine")
     return parser.parse_args()
 

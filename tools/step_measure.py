@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,15 @@ from step_models import Batch
 from umbrella_model import UmbrellaForConditionalGeneration
 from umbrella_model.parts import named_part_parameters
 
-PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}
+# Dense bfloat16 rates of NVIDIA's data sheets, by the name that the driver reports.
+PEAK_TFLOPS = {
+    "NVIDIA A100-SXM4-40GB": 312.0,
+    "NVIDIA A100-SXM4-80GB": 312.0,
+    "NVIDIA A100 80GB PCIe": 312.0,
+    "NVIDIA H100 80GB HBM3": 989.0,
+    "NVIDIA H100 PCIe": 756.0,
+    "NVIDIA H200": 989.0,
+}
 
 
 def check_equal(losses: dict[str, Callable[[], Tensor]], options: argparse.Namespace) -> None:
@@ -75,16 +84,20 @@ def time_alternately(
     return {name: (statistics.median(seconds[name]), peak) for name, peak in memory.items()}
 
 
-def write_figures(path: Path | None, settings: dict[str, Any], figures: Any) -> None:
-    """Write the figures so far; called after each, so that they are kept if the run fails."""
-    if path is not None:
-        texts = {key: str(value) for key, value in settings.items() if key != "json"}
-        path.write_text(json.dumps({"settings": texts, "figures": figures}, indent=2) + "\n")
+def write_figure(path: Path | None, figure: dict[str, Any], options: argparse.Namespace) -> None:
+    """Append a figure as a line of JSON; called after each, so that they are kept if the run fails or is stopped."""
+    if path is None:
+        return
+    settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
+    line = {"tool": Path(sys.argv[0]).stem, **figure, "torch": torch.__version__, "settings": settings}
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def peak_memory(run: Callable[[], None], *, device: str) -> float:
     """Peak memory in GiB: on a GPU of all tensors including weights; on a CPU of the allocations during the step."""
     if device == "cuda":
+        run()  # the first run also loads kernels and compiles
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated() / 2**30
@@ -143,14 +156,11 @@ def _linear(products: float, *, before: bool, is_trainable: bool) -> float:
     return 2.0 * products * (1 + before + is_trainable)
 
 
-def find_peak(options: argparse.Namespace) -> float:
-    """Peak TFLOP/s of a known GPU, or else the measured rate of a large matrix product."""
+def find_peak(options: argparse.Namespace) -> float | None:
+    """Peak TFLOP/s: of a GPU by its name, or None if it is unknown; on a CPU the rate of a large matrix product."""
     if options.device == "cuda":
-        name = torch.cuda.get_device_name()
-        for card, peak in PEAK_TFLOPS.items():
-            if card in name and options.dtype == "bfloat16":
-                return peak
-    side = 8192 if options.device == "cuda" else 2048
+        return PEAK_TFLOPS.get(torch.cuda.get_device_name()) if options.dtype == "bfloat16" else None
+    side = 2048
     matrix = torch.randn(side, side, device=options.device, dtype=getattr(torch, options.dtype))
     best, _ = time_alternately({"": lambda: (matrix @ matrix, None)[1]}, options)[""]
     return 2.0 * side**3 / best / 1e12

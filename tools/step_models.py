@@ -47,7 +47,8 @@ def build_model(options: argparse.Namespace) -> UmbrellaForConditionalGeneration
         text_config=_text_config(size),
         image_token_index=size["vocabulary"] - 1,
     )
-    model = UmbrellaForConditionalGeneration(config).to(options.device, getattr(torch, options.dtype)).train()
+    with torch.device(options.device):  # a GPU draws random weights in much less time than a CPU
+        model = UmbrellaForConditionalGeneration(config).to(getattr(torch, options.dtype)).train()
     # The kernel for packed rows needs a GPU; on a CPU sdpa is as fast.
     model.set_attn_implementation("varlen" if options.device == "cuda" else "sdpa")
     return model
@@ -150,8 +151,9 @@ def build_llava(model: UmbrellaForConditionalGeneration, modality: str | None) -
         tie_word_embeddings=True,
     )
     parameter = next(model.parameters())
-    llava = LlavaForConditionalGeneration(config).train()
-    llava.to(device=parameter.device, dtype=parameter.dtype)
+    with parameter.device:
+        llava = LlavaForConditionalGeneration(config).train()
+    llava.to(dtype=parameter.dtype)
     ours = model.model
     llava.model.vision_tower.encoder.load_state_dict(ours.vision_tower.encoder.encoder.state_dict())
     llava.model.multi_modal_projector.load_state_dict(ours.multi_modal_projector.state_dict())
