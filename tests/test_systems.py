@@ -55,7 +55,14 @@ CONFIG: dict[str, Any] = {
             "dMRI": {"image_size": [8, 8, 8], "patch_size": [8, 8, 2]},
         },
     },
-    "data": {"train": [{"manifest": "cohort/train.jsonl"}], "cache_dir": "cache"},
+    "data": {
+        "train": [{"manifest": "cohort/train.jsonl"}],
+        "cache_dir": "cache",
+        "batches": "mixed",
+        "packing": True,
+        "on_bad_scan": "skip",
+        "pipelines": {name: {"augment": {}} for name in ("T1", "dMRI", "rsfMRI")},
+    },
     "trainer": {
         "max_steps": 2,
         "per_device_train_batch_size": 2,
