@@ -44,7 +44,7 @@ data=packages/umbrella-data/tests model=packages/umbrella-model/tests train=pack
   -k "not test_cli and not test_resume and not test_report or help or override or logged_loss or mid-epoch or all_its_parts" \
   "$data"/{test_monai.py,pipeline/test_augment.py,pipeline/test_resample.py,manifest/test_hf_export.py} \
   "$data"/scan/test_{reader,volume,voxels,header,gzip_index,diffusion}.py "$data"/preview/test_figure.py \
-  "$data"/chat/test_{template,prompts,hugging_face}.py tests/test_chat_templates.py \
+  "$data"/chat/test_{template,prompts,hugging_face}.py \
   "$model"/test_{modeling,generate,vision_tower,checkpoint,lora,packing}.py \
   "$train"/{test_cli.py,test_processor.py,checkpoint/test_resume.py,report/test_report.py} \
   "$train"/trainer/test_{trainer_dummy,callbacks,evaluation_loss,accumulation,trackers}.py
