@@ -70,7 +70,7 @@ CONFIG: dict[str, Any] = {
         "use_cpu": True,
         "dataloader_num_workers": 1,
     },
-    "report": {"enabled": False},
+    "report": {"enabled": False, "pictures": False},
 }
 
 
