@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,21 @@ def test_full_disk_is_an_error_of_the_cache(
     scan = nifti.write(random_voxels(8, 8, 8, NUM_FRAMES), "bold.nii", repetition_time=2.0)
     with pytest.raises(CacheError, match="No space left on device"):
         prepare(scan, tmp_path / "cache")
+
+
+def test_file_is_allocated_without_posix_fallocate(
+    tmp_path: Path, little_memory: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    monkeypatch.setattr(frame_file, "_WRITTEN_BYTES", 999_999)  # the last part is shorter
+    with tempfile.TemporaryFile(dir=tmp_path) as file:
+        frame_file._allocate(file, 2_500_000, folder=tmp_path)
+        status = os.fstat(file.fileno())
+    assert status.st_size == 2_500_000
+    assert status.st_blocks * 512 >= 2_500_000
+    frames = empty_frames((2, 64, 64, 64), folder=tmp_path)
+    frames[1] = 3
+    assert frames.sum() == 3 * 64**3
+    with pytest.raises(CacheError, match="No space left"):
+        empty_frames((2, 1 << 30, 1 << 20, 1 << 8), folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import re
+import resource
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from umbrella_train.assembly.build import TrainingComponents, build_components
 from umbrella_train.config import RunConfig
 from umbrella_train.run.training import train
+from umbrella_train.trainer import dry_run
 
 
 def test_dry_run_logs_tokens_and_memory_and_leaves_no_files(
@@ -81,3 +86,18 @@ def test_gradient_checkpointing_applies_to_the_selected_parts(
     }
     assert {part for part in layers if all(layer.gradient_checkpointing for layer in layers[part])} == parts
     assert {part for part in layers if any(layer.gradient_checkpointing for layer in layers[part])} == parts
+
+
+@pytest.mark.parametrize(
+    ("platform", "largest", "expected"),
+    [("linux", 3 * 2**20, "3.00 GiB of the process"), ("darwin", 3 * 2**30, "3.00 GiB of the process")],
+)
+def test_peak_memory_has_the_unit_of_the_system(
+    platform: str, largest: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=largest))
+    assert dry_run._peak_memory() == expected
+    monkeypatch.setattr(dry_run, "resource", None)
+    assert dry_run._peak_memory() == "unknown"

@@ -113,7 +113,7 @@ class CachedFrames:
 
     def _read_once(self, first: int, count: int) -> torch.Tensor:
         # A plain descriptor: a Python file object would take as long as all other steps except reading.
-        file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(self._path, os.O_RDONLY)
         try:
             status = os.fstat(file)
             if (status.st_ino, status.st_mtime_ns) != self._layout.key[1:]:

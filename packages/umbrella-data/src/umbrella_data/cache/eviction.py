@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from pathlib import Path
 
 from umbrella_data.files.atomic import STAGED_PREFIX
+from umbrella_data.files.locks import locked
 
 # A use is recorded if the last record is older than this, so that not every read is a write.
 _NOTE_AFTER_NS = 60 * 10**9
@@ -64,10 +64,8 @@ class SizeLimit:
         """Remove the least recently used files, unless another process does so."""
         assert self.max_bytes is not None
         self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / "lock").open("wb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with locked(self.directory / "lock", wait=False) as is_held:
+            if not is_held:
                 return
             files = self._files()
             total = sum(size for _, size, _ in files)

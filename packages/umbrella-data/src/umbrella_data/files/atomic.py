@@ -23,7 +23,7 @@ def write_atomically(path: Path, parts: Iterable[Buffer], *, sync: bool = False)
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.parent / f"{STAGED_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
     # The mode follows the umask, so that a group can share files.
-    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
             for part in parts:

@@ -19,7 +19,9 @@ _IN_FLIGHT = 4
 
 def default_workers() -> int:
     """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS
 
 
 def map_unordered(

@@ -28,7 +28,7 @@ def open_regular_file(path: str) -> Iterator[BufferedReader]:
     """
     try:
         # O_NONBLOCK: a FIFO under this name would block otherwise.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         raise _cannot_open(error, path=path) from error
     # fdopen fails on a folder with an error of its own.

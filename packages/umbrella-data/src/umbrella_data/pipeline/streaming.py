@@ -8,13 +8,16 @@ followed by `resample`, up to rounding (a test compares them to 1e-6).
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import mmap
 import os
+import shutil
 import tempfile
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -28,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 MAX_IN_MEMORY = 1 << 28
 """The most voxels kept in memory: 1 GiB in float32, 300 frames of 96^3."""
+# Zeros written at a time.
+_WRITTEN_BYTES = 1 << 20
 
 
 def read_resampled(
@@ -115,15 +120,25 @@ def empty_frames(shape: tuple[int, ...], *, folder: Path | None) -> np.ndarray:
     num_bytes = num_voxels * np.dtype(np.float32).itemsize
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            # Allocate all blocks now: if the disk is full when a mapped page is written, the process is killed.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, num_bytes)
-            else:  # macOS
-                file.truncate(num_bytes)
+            _allocate(file, num_bytes, folder=folder)
             return np.frombuffer(mmap.mmap(file.fileno(), num_bytes), dtype=np.float32).reshape(shape)
     except OSError as error:
         # Not an OSError, which would be reported as an error of the open scan.
         raise unusable(folder, error) from error
+
+
+def _allocate(file: IO[bytes], num_bytes: int, *, folder: Path) -> None:
+    """Allocate all blocks now: if the disk is full when a mapped page is written, the process is killed."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
+        return
+    # macOS: zeros are written. Not to a disk that they would fill first.
+    if shutil.disk_usage(folder).free < num_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    zeros = memoryview(bytes(_WRITTEN_BYTES))
+    for start in range(0, num_bytes, _WRITTEN_BYTES):
+        file.write(zeros[: num_bytes - start])
+    file.flush()
 
 
 def _as_stored(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from umbrella_data.errors import UmbrellaDataError
 from umbrella_data.files.atomic import write_atomically
+from umbrella_data.files.locks import locked
 from umbrella_data.synthetic.phantom import Side, draw_bold, draw_dwi, draw_t1
 
 COHORT_VERSION = 1
@@ -96,7 +95,8 @@ def make_demo_cohort(
     root = Path(directory)
     root.mkdir(parents=True, exist_ok=True)
     parameters = _parameters(num_train=num_train, num_test=num_test, seed=seed)
-    with _locked(root):
+    # All ranks of a distributed run create it at the same time.
+    with locked(root / ".lock", wait=True):
         if _is_finished(root, parameters):
             return _cohort_in(root)
         _clear(root)
@@ -235,14 +235,6 @@ def _write_gradients(path: Path, b_values: np.ndarray, directions: np.ndarray, *
     path.with_name(f"{stem}.bval").write_text(" ".join(f"{b:g}" for b in b_values) + "\n")
     rows = [" ".join(f"{number:.6f}" for number in row) for row in stored.T]
     path.with_name(f"{stem}.bvec").write_text("\n".join(rows) + "\n")
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Lock the cohort: all ranks of a distributed run create it at the same time."""
-    with (root / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _is_finished(root: Path, parameters: dict[str, int]) -> bool:
