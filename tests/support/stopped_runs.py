@@ -132,6 +132,9 @@ def _run_rank(
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     (folder / f"started-{rank}").touch()
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # for data workers; otherwise they get a warm parent of their own
 
     import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import util
 from types import FrameType
 from typing import Any
 
@@ -16,6 +18,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, s
 
 # A signal to a whole process group arrives twice: from the kernel, and from the launcher that passes it on.
 _REPEAT_SECONDS = 3.0
+_ends_workers = False
 
 
 class StoppedAtOnce(BaseException):
@@ -91,6 +94,20 @@ class StopSignals:
         self.received, self._received_at = number, time.monotonic()
         if not self.is_training:
             raise StoppedAtOnce(number)
+
+
+def end_workers_at_exit() -> None:
+    """Python ends processes that load data by one SIGTERM, which they ignore, and would wait for them forever."""
+    global _ends_workers  # noqa: PLW0603
+    if not _ends_workers:
+        _ends_workers = True
+        # Finalizers run before Python's own SIGTERM, which is then the second one.
+        util.Finalize(None, _terminate_children, exitpriority=0)
+
+
+def _terminate_children() -> None:
+    for child in multiprocessing.active_children():
+        child.terminate()
 
 
 def leave_signals_to_parent(_worker: int = 0) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from umbrella_data import ManifestError, ModalityBatchSampler
 from umbrella_train.errors import RunError
-from umbrella_train.stop_signals import leave_signals_to_parent
+from umbrella_train.stop_signals import end_workers_at_exit, leave_signals_to_parent
 
 
 class EpochDataLoader(DataLoader[Any]):
@@ -81,6 +81,8 @@ def build_loader(
         sampler = _plan(make, num_epochs=num_epochs, num_batches=None if max_tokens is None else num_batches)
     else:
         sampler = evaluation_batches(dataset, batch_size=batch_size, mode=mode, rank=rank, world_size=world_size)
+    if num_workers:
+        end_workers_at_exit()
     return EpochDataLoader(
         dataset,
         batch_sampler=sampler,
