@@ -26,6 +26,7 @@ from umbrella_train.dummy_loss.drift_monitor import DriftWatch
 from umbrella_train.dummy_loss.loss import DummyLoss
 from umbrella_train.dummy_loss.patch_embed_gradients import PatchEmbedGradients
 from umbrella_train.errors import RunError
+from umbrella_train.hf_compat import mark_as_prepared
 from umbrella_train.stop_signals import StopSignals
 from umbrella_train.trainer.accumulation import AccumulationWindow, WindowFacts
 from umbrella_train.trainer.callbacks import RankParity, StepSeed, StopOnSignal
@@ -119,7 +120,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         shard_model(model, device=self.args.device)
         # In evaluation mode accelerate adds autocast and does not wrap the model.
         self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
-        model._is_accelerate_prepared = True
+        mark_as_prepared(model)
 
     @property
     def stopped_by(self) -> int | None:
