@@ -36,7 +36,7 @@ class Numbers(Dataset):
     def __getitem__(self, number):
         tensor = recycled(SHAPE, torch.float32).fill_(number)
         assert isinstance(tensor, SharedTensor)
-        return tensor, os.fstat(tensor._block.file).st_ino
+        return tensor, os.fstat(tensor.block.file).st_ino
 
 
 def loader():
@@ -161,7 +161,7 @@ def test_forked_process_sends_a_copy(monkeypatch):
     context = multiprocessing.get_context("fork")
     result = context.SimpleQueue()
     tensor = recycled(SHAPE, torch.float32).fill_(4)
-    block = tensor._block
+    block = tensor.block
     other = context.Process(target=send, args=(tensor, result))
     other.start()
     other.join()
@@ -207,7 +207,7 @@ def test_results_of_operations_are_plain_tensors(monkeypatch):
 def test_block_of_a_tensor_sent_twice_is_free_after_two_releases(monkeypatch):
     act_as_worker(monkeypatch)
     tensor = recycled(SHAPE, torch.float32).fill_(3)
-    address, block = tensor.data_ptr(), tensor._block
+    address, block = tensor.data_ptr(), tensor.block
     received = [sent(tensor) for _ in range(2)]
     del tensor
     gc.collect()
@@ -266,7 +266,7 @@ def test_block_of_a_received_batch_that_is_sent_again_is_not_reused():
 def test_pickle_holds_the_values_and_not_the_block(monkeypatch):
     act_as_worker(monkeypatch)
     tensor = recycled(SHAPE, torch.float32).fill_(5)
-    block = tensor._block
+    block = tensor.block
     text = pickle.dumps(tensor)
     del tensor
     assert block.is_free
@@ -282,7 +282,7 @@ class Several(Numbers):
 
     def __getitem__(self, number):
         tensors = [recycled((*SHAPE, size), torch.float16).fill_(number) for size in range(1, 5)]
-        return tensors, [os.fstat(tensor._block.file).st_ino for tensor in tensors], num_open_files()
+        return tensors, [os.fstat(tensor.block.file).st_ino for tensor in tensors], num_open_files()
 
 
 def test_blocks_of_many_modalities_are_reused_and_no_file_stays_open():

@@ -20,6 +20,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from umbrella_model.hf_compat import assert_async
+
 VARLEN = "varlen"
 _VARLEN_OPTIONS = inspect.signature(varlen_attn).parameters
 
@@ -46,7 +48,7 @@ def check_right_padding(attention_mask: Tensor) -> None:
     """
     is_valid = (attention_mask[:, 1:] <= attention_mask[:, :-1]).all()
     if not _is_on_host(attention_mask):
-        torch._assert_async(is_valid, "training batches must be padded on the right")
+        assert_async(is_valid, "training batches must be padded on the right")
     elif not is_valid:
         raise ValueError(
             'attention_mask: a row has padding before a token; training with attn_implementation="varlen" needs '

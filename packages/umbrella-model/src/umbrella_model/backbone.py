@@ -16,7 +16,7 @@ from transformers.models.llava.modeling_llava import LlavaModel, LlavaMultiModal
 
 from umbrella_model.attention import VARLEN, check_right_padding, no_mask
 from umbrella_model.config import UmbrellaConfig
-from umbrella_model.hf_compat import CACHE
+from umbrella_model.hf_compat import CACHE, attention_of
 from umbrella_model.key_checks import check_loaded_keys, mute_load_report
 from umbrella_model.lora import freeze_base_weights, has_lora, is_lora_name
 from umbrella_model.packing import check_not_packed
@@ -239,7 +239,7 @@ class UmbrellaModel(UmbrellaPreTrainedModel, LlavaModel):
         self, inputs_embeds: Any, attention_mask: Tensor | None, cache: Cache | None, *, packed: bool
     ) -> Tensor | None:
         """The mask for the language model: under `varlen` none for packed rows and right-padded training batches."""
-        if self.language_model.config._attn_implementation != VARLEN or cache is not None:
+        if attention_of(self.language_model.config) != VARLEN or cache is not None:
             return attention_mask
         if not packed and not self.training:
             return attention_mask

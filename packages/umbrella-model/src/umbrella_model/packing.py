@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from umbrella_model.hf_compat import assert_async
 from umbrella_model.supervision import IGNORE_INDEX, supervised_index
 
 _PACKED = ("input_ids", "attention_mask", "modality_ids", "labels", "supervised_index")
@@ -75,6 +76,6 @@ def check_not_packed(position_ids: Tensor | None, attention_mask: Tensor | None)
         decreases = decreases & is_token[:, 1:] & is_token[:, :-1]
     message = "position_ids restart within a row, but cu_seq_lens_q is missing; pass a packed batch from pack_batch"
     if decreases.device.type != "cpu":
-        torch._assert_async(~decreases.any(), message)
+        assert_async(~decreases.any(), message)
     elif decreases.any():
         raise ValueError(message)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from umbrella_model.hf_compat import assert_async
+
 
 def splice_features(
     inputs_embeds: Tensor, features: Mapping[str, Tensor], modality_ids: Tensor, *, modality_order: Sequence[str]
@@ -77,7 +79,7 @@ def check_image_tokens(input_ids: Tensor, modality_ids: Tensor | None, *, image_
 
 def _check_count(mask: Tensor, num_features: int, name: str) -> None:
     if mask.device.type != "cpu":
-        torch._assert_async(mask.sum() == num_features, f"{name}: numbers of tagged positions and vision tokens differ")
+        assert_async(mask.sum() == num_features, f"{name}: numbers of tagged positions and vision tokens differ")
         return
     num_positions = int(mask.sum())
     if num_positions != num_features:

@@ -103,3 +103,17 @@ def test_adapters_in_patch_embeds_are_rejected_under_zero_3(make_model: Callable
     arguments.deepspeed_plugin.zero_stage = 3
     with pytest.raises(RunError, match="ZeRO-3"):
         check_trainer(model, arguments, **settings)
+
+
+def test_settings_are_checked_once_per_run(
+    make_config: Callable[..., RunConfig], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = []
+
+    def count(*args: Any, **kwargs: Any) -> None:
+        checks.append(args)
+        check_trainer(*args, **kwargs)
+
+    monkeypatch.setattr("umbrella_train.trainer.trainer.check_trainer", count)
+    train(make_config(tmp_path, trainer={"max_steps": 1, "save_steps": 1}))
+    assert len(checks) == 1

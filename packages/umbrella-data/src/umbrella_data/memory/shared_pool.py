@@ -21,6 +21,8 @@ import torch
 from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils.data import get_worker_info
 
+from umbrella_data.hf_compat import PLAIN_RESULTS
+
 # Free blocks that a process keeps for later batches.
 _MAX_SPARE = 6
 _MAX_SPARE_BYTES = 1 << 29
@@ -101,8 +103,8 @@ class SharedTensor(torch.Tensor):
     """A tensor over a shared block; sent to another process without a copy, received as a plain tensor."""
 
     # Results of operations are plain tensors, since they are not at the start of a block.
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-    _block: _Block
+    __torch_function__ = PLAIN_RESULTS
+    block: _Block
 
     def __deepcopy__(self, memo: Any) -> torch.Tensor:
         return self.clone()
@@ -115,7 +117,7 @@ class SharedTensor(torch.Tensor):
 
 def _send(tensor: SharedTensor) -> Any:
     """Reduce for `multiprocessing`: a handle of the block, or a copy if the tensor is no longer in its block."""
-    block = tensor._block
+    block = tensor.block
     is_whole = (
         tensor.data_ptr() == block.address
         and tensor.is_contiguous()
@@ -197,7 +199,7 @@ def recycled(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(tuple(shape), dtype=dtype)
     if is_shared:
         tensor = tensor.as_subclass(SharedTensor)
-        tensor._block = block
+        tensor.block = block
     return tensor
 
 

@@ -10,6 +10,7 @@ from transformers import PretrainedConfig
 
 from umbrella_model import UmbrellaForConditionalGeneration
 from umbrella_model.attention import VARLEN
+from umbrella_model.hf_compat import attention_of
 from umbrella_train.distributed.fsdp2 import transformer_layers
 from umbrella_train.errors import RunError
 
@@ -27,7 +28,7 @@ def set_attention(model: UmbrellaForConditionalGeneration, wanted: str | None) -
     """
     is_plain = _is_plain_causal(model.config.text_config)
     if wanted is None:
-        if not is_plain or model.model.language_model.config._attn_implementation != "sdpa":
+        if not is_plain or attention_of(model.model.language_model.config) != "sdpa":
             return
         wanted = VARLEN
     if wanted == VARLEN and not is_plain:

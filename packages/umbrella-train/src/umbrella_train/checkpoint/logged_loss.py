@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from umbrella_train.hf_compat import losses_since_log, set_losses_since_log
+
 # Not the name of a callback class: Hugging Face's Trainer may rebuild those from their entries.
 _NAME = "losses_since_log"
 # Whether the checkpoint was saved before the evaluation of its step.
@@ -26,18 +28,14 @@ class LossSinceLog(TrainerCallback):
 
     def keep(self) -> None:
         """Adds the sum, averaged over ranks, to the state that a checkpoint saves; called by every rank."""
-        total = _mean_over_ranks(self._trainer._tr_loss).item()
-        since = self._trainer._globalstep_last_logged
-        trainer_state_entries(self._trainer.state)[_NAME] = {"sum": total, "since": since}
+        total, since = losses_since_log(self._trainer)
+        trainer_state_entries(self._trainer.state)[_NAME] = {"sum": _mean_over_ranks(total).item(), "since": since}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the Trainer after it has set its own sum to zero."""
         kept = trainer_state_entries(state).get(_NAME)
         if kept is not None:
-            self._trainer._tr_loss.fill_(kept["sum"])
-            self._trainer._globalstep_last_logged = kept["since"]
-            # The mean training loss, logged at the end, is that of the steps after the resume.
-            self._trainer._total_loss_scalar = -kept["sum"]
+            set_losses_since_log(self._trainer, kept["sum"], since=kept["since"])
 
 
 def _mean_over_ranks(value: Tensor) -> Tensor:

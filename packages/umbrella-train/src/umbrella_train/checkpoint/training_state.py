@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from umbrella_train.distributed.tensors import full, shard_like
 from umbrella_train.errors import RunError
+from umbrella_train.hf_compat import set_last_rates
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ def _resume_schedule(
         expected = _scaled(group, before["settings"])
         if not math.isclose(rate, expected, rel_tol=1e-6):
             logger.warning("the schedule differs from before: the learning rate is %g instead of %g", rate, expected)
-    inner._last_lr = rates
+    set_last_rates(inner, rates)
 
 
 def _scaled(group: Mapping[str, Any], before: Mapping[str, Any]) -> float:

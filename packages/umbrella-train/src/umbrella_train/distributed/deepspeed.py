@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.integrations import deepspeed as hf_deepspeed
+
+from umbrella_train.hf_compat import partition_rank, without_deepspeed
 
 
 def is_partitioned(parameter: nn.Parameter) -> bool:
@@ -24,7 +25,7 @@ def partition(parameter: nn.Parameter) -> Tensor:
     """This rank's elements of a parameter of ZeRO-3, shape (n,), without padding."""
     shard: Any = parameter
     size, whole = shard.ds_tensor.ds_numel, shard.ds_numel
-    begin = size * shard._z3_optimizer._get_param_partition_rank(parameter) if hasattr(shard, "_z3_optimizer") else 0
+    begin = size * partition_rank(parameter)
     own: Tensor = shard.ds_tensor.detach().flatten()
     return own[: max(0, min(size, whole - begin))]
 
@@ -71,9 +72,5 @@ def built_whole() -> Iterator[None]:
     Under ZeRO-3 transformers partitions whatever `from_config` or `from_pretrained` builds, also parts of a model under
     construction, whose weights could then not be initialised.
     """
-    kept = hf_deepspeed._hf_deepspeed_config_weak_ref
-    hf_deepspeed.unset_hf_deepspeed_config()
-    try:
+    with without_deepspeed():
         yield
-    finally:
-        hf_deepspeed._hf_deepspeed_config_weak_ref = kept

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from umbrella_model.vision_tower import UmbrellaVisionTower
 from umbrella_train.distributed.deepspeed import whole_gradient
 from umbrella_train.distributed.tensors import local
+from umbrella_train.hf_compat import multiply, vector_norms
 
 
 class PatchEmbedGradients:
@@ -49,7 +50,7 @@ class PatchEmbedGradients:
         squares = [torch.zeros((), dtype=torch.float64, device=parameters[0].device)] * len(parameters)
         if gradients:
             is_double = any(gradient.dtype == torch.float64 for gradient in gradients)
-            norms = torch._foreach_norm(gradients, 2, dtype=torch.float64 if is_double else torch.float32)
+            norms = vector_norms(gradients, dtype=torch.float64 if is_double else torch.float32)
             for place, norm in zip(places, norms, strict=True):
                 squares[place] = norm.double().square()
         return torch.stack(squares)
@@ -86,4 +87,4 @@ class PatchEmbedGradients:
             parameters = self._tower.patch_embed(modality).parameters()
             gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
             if gradients and factor != 1:
-                torch._foreach_mul_(gradients, factor)
+                multiply(gradients, factor)

@@ -13,6 +13,7 @@ from umbrella_train.config import RunConfig
 from umbrella_train.config.run_checks import world_size_problem
 from umbrella_train.distributed.launcher import check_launcher
 from umbrella_train.errors import RunError
+from umbrella_train.hf_compat import keep_one_device
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def keep_to_one_device(arguments: TrainingArguments) -> None:
     """Prevents `DataParallel`, which Hugging Face uses over several GPUs and which assigns scans to wrong samples."""
     num_devices = arguments.n_gpu  # initialises the devices on first use
     if num_devices > 1:
-        arguments._n_gpu = 1
+        keep_one_device(arguments)
         logger.warning(
             "this process sees %d GPUs and uses one; to use all: torchrun --nproc-per-node %d -m umbrella_train ...",
             num_devices,

@@ -58,6 +58,11 @@ class MixedEvaluationTrainer(WholeCheckpointTrainer):
         entries[EVALUATION_DUE] = False
         return metrics
 
+    def repeat_evaluation(self) -> None:
+        """Does the evaluation of this step, whose checkpoint was saved before it."""
+        self.saved_step = self.state.global_step
+        self._evaluate(None, None)
+
     def _save_now(self, trial: Any) -> None:
         if self.saved_step == self.state.global_step:
             return
@@ -126,8 +131,7 @@ class RepeatEvaluation(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the Trainer."""
         if trainer_state_entries(state).get(EVALUATION_DUE):
-            self._trainer.saved_step = state.global_step
-            self._trainer._evaluate(None, None)
+            self._trainer.repeat_evaluation()
 
 
 class EvaluationLoss:

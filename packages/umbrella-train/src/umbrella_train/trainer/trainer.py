@@ -26,6 +26,7 @@ from umbrella_train.dummy_loss.drift_monitor import DriftWatch
 from umbrella_train.dummy_loss.loss import DummyLoss
 from umbrella_train.dummy_loss.patch_embed_gradients import PatchEmbedGradients
 from umbrella_train.errors import RunError
+from umbrella_train.hf_compat import mark_as_prepared
 from umbrella_train.stop_signals import StopSignals
 from umbrella_train.trainer.accumulation import AccumulationWindow, WindowFacts
 from umbrella_train.trainer.callbacks import RankParity, StepSeed, StopOnSignal
@@ -119,7 +120,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         shard_model(model, device=self.args.device)
         # In evaluation mode accelerate adds autocast and does not wrap the model.
         self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
-        model._is_accelerate_prepared = True
+        mark_as_prepared(model)
 
     @property
     def stopped_by(self) -> int | None:
@@ -190,7 +191,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         return optimizer
 
-    # ---- loss ----
+    # ---- one step, in this order: loss, backward, facts, checks, gradients, drift, log ----
 
     def compute_loss(
         self,
@@ -274,23 +275,6 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         if is_logged:
             self._set_gradient_log(facts, factors)
 
-    def _layout(self) -> dict[str, Any]:
-        layout = {**super()._layout(), "batches": self.batches, "max_tokens_per_batch": self.max_tokens_per_batch}
-        if self.max_tokens_per_batch is not None:
-            layout["packing"] = self.packing  # the budget then counts no padding
-        return layout
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self._drift is not None:
-            self._drift.save(Path(output_dir), is_writer=self.args.should_save)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self._drift = DriftWatch(self._tower, under_zero=self.is_deepspeed_enabled)
-            self._drift.load(Path(checkpoint))
-
     def _local_squared_norms(self) -> Tensor:
         norms = self.gradients.squared_norms()
         # Replicated gradients are equal on all ranks: only one rank contributes, so that the sum is exact.
@@ -333,3 +317,22 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             self._gradient_log = {}
         super().log(logs, start_time)
         del self.state.log_history[:-_MAX_HISTORY]
+
+    # ---- checkpoints ----
+
+    def _layout(self) -> dict[str, Any]:
+        layout = {**super()._layout(), "batches": self.batches, "max_tokens_per_batch": self.max_tokens_per_batch}
+        if self.max_tokens_per_batch is not None:
+            layout["packing"] = self.packing  # the budget then counts no padding
+        return layout
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._drift is not None:
+            self._drift.save(Path(output_dir), is_writer=self.args.should_save)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._drift = DriftWatch(self._tower, under_zero=self.is_deepspeed_enabled)
+            self._drift.load(Path(checkpoint))

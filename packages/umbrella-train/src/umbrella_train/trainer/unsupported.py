@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from umbrella_model import UmbrellaForConditionalGeneration
 from umbrella_model.attention import VARLEN
+from umbrella_model.hf_compat import attention_of
 from umbrella_model.vision_tower import UmbrellaVisionTower
 from umbrella_train.config import DummyLossConfig, TrainerConfig
 from umbrella_train.errors import RunError
@@ -104,7 +105,7 @@ def _deepspeed_problems(
 def _packing_problems(model: nn.Module, arguments: TrainingArguments) -> Iterator[str]:
     language_model: Any = cast(UmbrellaForConditionalGeneration, model).model.language_model
     text = language_model.config
-    attention = str(text._attn_implementation)
+    attention = attention_of(text)
     if attention in ("eager", "sdpa"):
         yield (
             f"data.packing: true with attention {attention} would compute a mask over the whole row, several times the "
