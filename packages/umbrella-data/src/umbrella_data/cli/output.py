@@ -26,10 +26,10 @@ def choose_names(folder: Path, *, are_plain: bool) -> Callable[[str], str]:
 
 
 def show(items: Iterable[Any], total: int, words: str, unit: str) -> Iterable[Any]:
-    """A progress bar on stderr."""
-    from tqdm import tqdm
+    """Progress on stderr."""
+    from umbrella_data.progress import progress_bar
 
-    return tqdm(items, total=total, desc=words, unit=unit)
+    return progress_bar(items, total=total, words=words, unit=unit)
 
 
 def print_list(items: Sequence[object], *, rest: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 from transformers.utils import logging as hf_logging
 
 from umbrella_data import read_manifest
+from umbrella_data.progress import progress_bar
 from umbrella_train.assembly.build import TrainingComponents, build_components
 from umbrella_train.assembly.held_out import Overlap, check_held_out
 from umbrella_train.assembly.masks import warn_of_other_masks
@@ -153,7 +152,7 @@ def evaluate_sources(
     model.to(device)
     results = []
     for source in sources:
-        with tqdm(desc="evaluating", file=sys.stderr, disable=rank > 0) as bar:
+        with progress_bar(words="evaluating", unit="batch") as bar:
 
             def show(done: int, total: int, bar: Any = bar) -> None:
                 bar.total = total
