@@ -14,7 +14,7 @@ from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B
 if TYPE_CHECKING:
     from umbrella_data.scan.gradient_table import Shell
     from umbrella_data.scan.header import ScanWarning
-    from umbrella_data.scan.voxels import NonFinite
+    from umbrella_data.scan.non_finite import NonFinite
 
 
 @dataclass(frozen=True, kw_only=True)
