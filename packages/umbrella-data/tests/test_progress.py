@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 
 import pytest
 
 from umbrella_data import progress
+from umbrella_data.cli import main
 from umbrella_data.progress import progress_bar, show_progress
 
 LINE = re.compile(r"reading: (\d+)/(\d+|\?) \[.*scan.*\]")
@@ -90,6 +92,16 @@ def test_a_terminal_has_a_bar(make_stderr):
     assert "100%|" in file.getvalue()
 
 
+def test_a_pseudo_terminal_has_a_bar(make_stderr):
+    reader, writer = os.openpty()
+    with os.fdopen(writer, "w") as file:
+        make_stderr(file)
+        list(progress_bar(range(3), words="reading"))
+        shown = os.read(reader, 4096)
+    os.close(reader)
+    assert b"\rreading: 100%|" in shown
+
+
 def test_a_dumb_terminal_has_lines(make_stderr, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     file = make_stderr(Terminal())
@@ -107,3 +119,27 @@ def test_other_ranks_and_quiet_commands_show_nothing(make_stderr, monkeypatch, k
     monkeypatch.setenv("RANK", "1")
     assert list(progress_bar(range(3), words="reading")) == [0, 1, 2]
     assert file.getvalue() == ""
+
+
+@pytest.fixture
+def manifest(nifti, random_voxels, make_row, write_manifest):
+    """A manifest with two scans."""
+    rows = []
+    for name in ("a", "b"):
+        nifti.write(random_voxels(6, 6, 6), f"{name}_T1.nii.gz")
+        rows.append(make_row(name, "T1"))
+    return write_manifest(rows)
+
+
+@pytest.mark.parametrize("words", [["check"], ["cache", "--size", "T1=8,8,8", "--cache-dir", "CACHE"]])
+def test_commands_write_lines_into_files_and_nothing_if_quiet(manifest, monkeypatch, tmp_path, capfd, words):
+    monkeypatch.setattr(progress, "_is_shown", True)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    words = [words[0], str(manifest), *words[1:], "--workers", "1"]
+    words = [str(tmp_path / "cache") if word == "CACHE" else word for word in words]
+    main(words)
+    out, shown = capfd.readouterr()
+    assert not {"\r", "\x1b"} & set(out + shown)
+    assert re.search(r"scans: 2/2 \[", shown)
+    main([*words, "--quiet"])
+    assert capfd.readouterr().err == ""

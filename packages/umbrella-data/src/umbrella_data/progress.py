@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from shutil import get_terminal_size
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -47,7 +48,9 @@ def progress_bar(
         "total": total, "desc": words, "unit": unit, "initial": initial, "delay": delay, "disable": is_hidden
     }  # fmt: skip
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        return tqdm(items, file=sys.stderr, **options)
+        # Unlike tqdm, this assumes 80 x 24 where the terminal does not report its size: tqdm would draw nothing.
+        columns, rows = get_terminal_size()
+        return tqdm(items, file=sys.stderr, ncols=columns, nrows=rows, **options)
     # By default tqdm measures how many items pass between two outputs, and late lines are written by a thread.
     return tqdm(items, file=_Lines(sys.stderr), bar_format=_LINE, mininterval=SECONDS_PER_LINE, miniters=1, position=0,
                 **options)  # fmt: skip
