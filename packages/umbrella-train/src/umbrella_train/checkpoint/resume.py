@@ -36,7 +36,7 @@ class Start:
     """Where a run starts.
 
     Attributes:
-        folder: The existing folder that it goes on in; None: a new one.
+        folder: The existing folder that it continues in; None: a new one.
         checkpoint: The checkpoint to resume from; None: step 0.
         is_finished: Whether the run was trained, evaluated and reported with this configuration.
     """
