@@ -21,8 +21,8 @@ import numpy as np
 from umbrella_data.cache.entry import unusable
 from umbrella_data.pipeline.resample import AxisWeights, Centre, Grid, fill_outside, resample_slices
 from umbrella_data.scan.geometry import Reorientation
-from umbrella_data.scan.non_finite import NonFinite
 from umbrella_data.scan.reader import StoredScan
+from umbrella_data.scan.settings import NonFinite
 from umbrella_data.scan.voxels import MAX_VOXELS, FrameReader, check_size
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from umbrella_data.scan.header import ScanWarning
-from umbrella_data.scan.non_finite import NonFinite
 from umbrella_data.scan.reader import open_scan
+from umbrella_data.scan.settings import NonFinite
 from umbrella_data.scan.voxels import FrameReader, zeroed_warning
 
 _MIN_REPEATED = 3

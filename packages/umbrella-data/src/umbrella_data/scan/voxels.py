@@ -13,8 +13,8 @@ import numpy as np
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.scan.geometry import Reorientation, grid_shift, is_same_grid
 from umbrella_data.scan.header import ScanHeader, ScanWarning
-from umbrella_data.scan.non_finite import NonFinite
 from umbrella_data.scan.reader import StoredScan, open_scan
+from umbrella_data.scan.settings import NonFinite
 
 MAX_VOXELS = 1 << 30
 """Default limit of voxels read at once: 4 GiB in float32, a diffusion series of 288 volumes at 1.25 mm."""
