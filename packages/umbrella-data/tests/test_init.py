@@ -11,6 +11,7 @@ import pytest
 
 import umbrella_data
 from umbrella_data import errors
+from umbrella_data.cli import COMMANDS
 
 pytestmark = pytest.mark.isolated
 
@@ -38,16 +39,30 @@ def test_name_when_unknown_is_an_attribute_error():
         umbrella_data.load_volumes  # noqa: B018
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["from-bids", "--help"], ["demo", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
 def test_help_of_the_command_imports_no_torch(arguments):
     code = (
         "import sys\nfrom umbrella_data.cli import main\n"
         f"try:\n    main({arguments!r})\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
-        "assert not {'torch', 'numpy', 'nibabel', 'monai'} & set(sys.modules), sorted(sys.modules)\n"
+        "assert not {'torch', 'numpy', 'scipy', 'nibabel', 'monai', 'tqdm'} & set(sys.modules), sorted(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage: umbrella-data" in done.stdout
+    assert ("--quiet" in done.stdout) == (len(arguments) == 2)
+
+
+def test_commands_import_only_what_they_need():
+    code = (
+        "import sys\n"
+        "import umbrella_data.bids.manifests\n"
+        "assert 'torch' not in sys.modules\n"
+        "import umbrella_data.jobs.check, umbrella_data.jobs.warm_cache, umbrella_data.preview.page\n"
+        "found = {'matplotlib', 'monai', 'scipy.ndimage', 'scipy.stats', 'dipy', 'transformers', 'datasets'}\n"
+        "assert not found & sys.modules.keys(), found & sys.modules.keys()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_module_imports_without_extras():

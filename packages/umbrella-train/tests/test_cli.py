@@ -11,10 +11,13 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from umbrella_data import progress
 from umbrella_data.pipeline.config import AugmentConfig, PipelineSettings
+from umbrella_data.progress import progress_bar
 from umbrella_train import cli
 from umbrella_train.config import DatasetConfig, RunConfig, load_config
 from umbrella_train.config.overrides import apply_overrides, describe_keys
@@ -33,7 +36,9 @@ DEFAULTS = {"dry_run": False, "resume": None, "allow_changed": [], "max_time": N
 
 
 @pytest.fixture(autouse=True)
-def _restore_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+def _restore_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_is_shown", True)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for package in map(logging.getLogger, ("umbrella_train", "umbrella_model")):
         for name in ("level", "handlers"):
             monkeypatch.setattr(package, name, getattr(package, name))
@@ -355,18 +360,91 @@ def test_a_folder_that_is_not_a_run_is_rejected(
 
 
 @pytest.mark.parametrize("command", ["train_command", "eval_command", "predict_command", "report_command"])
-def test_help_imports_no_torch(command: str) -> None:
+def test_help_imports_nothing_heavy(command: str) -> None:
+    unneeded = {"torch", "transformers", "matplotlib", "scipy", "monai", "nibabel", "numpy", "wandb", "pandas"}
+    # The keys of the configuration are described by its classes.
+    unneeded |= set() if command == "train_command" else {"pydantic"}
     code = (
         "import sys; from umbrella_train import cli\n"
         f"try: cli.{command}(['--help'])\n"
         "except SystemExit as end: assert not end.code\n"
-        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+        f"found = {unneeded!r} & sys.modules.keys()\n"
+        "assert not found, found"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage: umbrella-" in done.stdout
     if command == "train_command":
         assert "--model.modalities.T1.patch-size" in done.stdout
+
+
+def test_commands_import_only_what_they_need() -> None:
+    # In this order: what a module may import is also there for the next ones.
+    unneeded = {
+        "umbrella_train.report": {"torch", "transformers", "scipy", "nibabel", "monai"},
+        "umbrella_train.assembly.predict": {"transformers.trainer", "datasets", "scipy.stats", "monai", "wandb"},
+        "umbrella_train.assembly.answer_manifests": {"transformers.trainer", "datasets", "scipy.stats", "wandb"},
+        "umbrella_train.run.evaluation": {"transformers.trainer", "datasets", "scipy.stats", "scipy.ndimage", "wandb"},
+    }
+    code = (
+        "import importlib, sys\n"
+        f"for name, unneeded in {unneeded!r}.items():\n"
+        "    importlib.import_module(name)\n"
+        "    found = unneeded & sys.modules.keys()\n"
+        "    assert not found, (name, found)\n"
+        # Only the report draws.
+        "    for name in [name for name in sys.modules if name.split('.')[0] == 'matplotlib']: del sys.modules[name]\n"
+        "import umbrella_train.run.training\n"
+        "found = {'matplotlib', 'scipy.stats', 'monai', 'wandb', 'sklearn'} & sys.modules.keys()\n"
+        "assert not found, found"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_wrong_configuration_is_reported_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text("name: x\nunknown: 1\n")
+    code = (
+        "import sys; from umbrella_train import cli\n"
+        f"try: cli.train_command(['--config', {str(tmp_path / 'wrong.yaml')!r}])\n"
+        "except SystemExit as end: assert end.code == 2\n"
+        "assert not {'torch', 'transformers', 'nibabel', 'numpy'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "unknown" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "has_progress", "has_messages"),
+    [([], True, True), (["--quiet"], False, False), (["--quiet", "--dry-run"], False, True)],
+)
+def test_quiet_hides_progress_and_messages_but_not_the_tables_of_a_dry_run(
+    run: types.ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    *,
+    has_progress: bool,
+    has_messages: bool,
+) -> None:
+    def train(config: RunConfig, **options: object) -> None:
+        logging.getLogger("umbrella_train.run.training").info("a message")
+        logging.getLogger("umbrella_model.anything").warning("a warning")
+        list(progress_bar(range(3), words="working"))
+
+    monkeypatch.setattr(run, "train", train)
+    cli.train_command(words)
+    shown = capsys.readouterr().err
+    assert ("working: 3/3" in shown, "a message" in shown) == (has_progress, has_messages)
+    assert "a warning\n" in shown
+
+
+@pytest.mark.parametrize("command", [cli.eval_command, cli.predict_command, cli.report_command])
+def test_every_command_has_quiet(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command(["--help"])
+    assert "--quiet" in capsys.readouterr().out
 
 
 def test_module_is_the_train_command() -> None:

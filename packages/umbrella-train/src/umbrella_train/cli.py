@@ -3,47 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from umbrella_data.errors import UmbrellaDataError, did_you_mean
+from umbrella_data.errors import did_you_mean
 from umbrella_data.manifest.sample import Scan
-from umbrella_train import __version__
-from umbrella_train.config import RunConfig, load_config
-from umbrella_train.config.overrides import describe_keys
+from umbrella_train.command import errors_as_messages, make_parser, print_text, set_up_output
 from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.evaluation.score_table import score_table
 from umbrella_train.run_folder import RunFolder, check_output, json_line, write_lines
 
-# Errors that the user can fix: one message without a traceback, exit code 2.
-_USER_ERRORS = (RunError, UmbrellaDataError, FileNotFoundError, PermissionError, NotADirectoryError)
-
 _DATA_ROOT_HELP = "the folder that paths in the manifests are relative to (default: each manifest's own)"
-_OPTIONS = ("config", "dry-run", "resume", "allow-changed", "max-time", "version", "help")
-_TRAIN_USAGE = "umbrella-train [--config FILE] [--dry-run] [--resume auto|FOLDER] [--section.key VALUE ...]"
+_OPTIONS = ("config", "dry-run", "resume", "allow-changed", "max-time", "quiet", "version", "help")
+_TRAIN_USAGE = "umbrella-train [--config FILE] [--dry-run] [--resume auto|FOLDER] [--quiet] [--section.key VALUE ...]"
 
 
-@contextlib.contextmanager
-def _errors_as_messages() -> Iterator[None]:
-    try:
-        yield
-    except _USER_ERRORS as error:
-        print("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-@_errors_as_messages()
+@errors_as_messages()
 def train_command(arguments: Sequence[str] | None = None) -> None:
     """Train from a configuration; without one, the demo."""
-    parser = _parser(
+    parser = make_parser(
         "umbrella-train", "Train a model from a configuration file; without one, run the demo.", add_help=False
     )
     parser.usage = _TRAIN_USAGE
@@ -72,11 +56,14 @@ def train_command(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--help", "-h", action="store_true", help="show this help, with every key of the configuration")
     options, overrides = parser.parse_known_args(arguments)
+    from umbrella_train.config import load_config
+    from umbrella_train.config.overrides import describe_keys
+
     if options.help:
         # Overrides are ignored here, so that help is shown even if they are wrong.
         keys = describe_keys(load_config(options.config))
         source = options.config or "the demo"
-        _print(f"{parser.format_help()}\nKeys to override, with the values of {source}:\n\n{keys}")
+        print_text(f"{parser.format_help()}\nKeys to override, with the values of {source}:\n\n{keys}")
         return
     if options.allow_changed and options.resume is None:
         raise RunError("--allow-changed needs --resume")
@@ -84,7 +71,8 @@ def train_command(arguments: Sequence[str] | None = None) -> None:
     config = load_config(options.config, overrides, to_run=True)
     from umbrella_train.run import training as run  # late: imports torch
 
-    _show_messages()
+    # The tables of a dry run are its result.
+    set_up_output(is_quiet=options.quiet, has_messages=options.dry_run or not options.quiet)
     try:
         folder = run.train(
             config,
@@ -104,10 +92,10 @@ def train_command(arguments: Sequence[str] | None = None) -> None:
         print(f"run folder: {folder}" + (f"\nreport: {report}" if report.exists() else ""))
 
 
-@_errors_as_messages()
+@errors_as_messages()
 def eval_command(arguments: Sequence[str] | None = None) -> None:
     """Score a trained model on its held-out subjects or on other manifests."""
-    parser = _parser(
+    parser = make_parser(
         "umbrella-eval",
         "Score a trained model on its held-out subjects, or on other manifests. A complete evaluation is added to the "
         "run's files, which do not change with --manifest, --max-samples, or without the run's controls.",
@@ -147,7 +135,7 @@ def eval_command(arguments: Sequence[str] | None = None) -> None:
     RunFolder.open(options.run)
     from umbrella_train.run import evaluation  # late: imports torch
 
-    _show_messages()
+    set_up_output(is_quiet=options.quiet, has_messages=not options.quiet)
     metrics = evaluation.evaluate_run(
         options.run,
         manifests=options.manifest,
@@ -160,10 +148,10 @@ def eval_command(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(metrics, indent=1) if options.json else score_table(metrics))
 
 
-@_errors_as_messages()
+@errors_as_messages()
 def predict_command(arguments: Sequence[str] | None = None) -> None:
     """Ask a trained model a question about scans, or the questions of manifests."""
-    parser = _parser(
+    parser = make_parser(
         "umbrella-predict",
         "Ask a trained model a question about scans (--question, --scan), or the questions of all rows of manifests "
         "(--manifest). Nothing is written to the run's folder.",
@@ -209,6 +197,7 @@ def predict_command(arguments: Sequence[str] | None = None) -> None:
         )
     if given:
         raise RunError(f"{', '.join(given)} needs --manifest")
+    set_up_output(is_quiet=options.quiet, has_messages=False)
     if options.manifest:
         _answer_manifests(options)
         return
@@ -246,7 +235,7 @@ def _answer_manifests(options: argparse.Namespace) -> None:
     )
     if options.out is None:
         for row in rows:
-            if not _print(json_line(row).removesuffix("\n")):
+            if not print_text(json_line(row).removesuffix("\n")):
                 return
     else:
         write_lines(options.out, rows)
@@ -290,10 +279,10 @@ class _MaskOfLastScan(argparse.Action):
         namespace.scan[-1] = replace(namespace.scan[-1], mask=values)
 
 
-@_errors_as_messages()
+@errors_as_messages()
 def report_command(arguments: Sequence[str] | None = None) -> None:
     """Write the report of one run, or of several to compare."""
-    parser = _parser("umbrella-report", "Write report.html from the files of one run, or of several to compare.")
+    parser = make_parser("umbrella-report", "Write report.html from the files of one run, or of several to compare.")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder; also of a crashed run")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="where to write (default: in RUN, or next to the first RUN)"
@@ -305,39 +294,14 @@ def report_command(arguments: Sequence[str] | None = None) -> None:
     print(build_report(options.runs, output=options.output))
 
 
-def _parser(name: str, description: str, *, add_help: bool = True) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False, add_help=add_help)
-    parser.add_argument("--version", action="version", version=f"{name} {__version__}")
-    return parser
-
-
-def _show_messages() -> None:
-    """Show messages of this package, such as the table of a dry run; other libraries show only warnings."""
-    # umbrella_model reports how a checkpoint's tensors were loaded, which is the same on all ranks.
-    is_first = os.environ.get("RANK", "0") == "0"
-    for name, is_shown in (("umbrella_train", True), ("umbrella_model", is_first)):
-        package = logging.getLogger(name)
-        package.setLevel(logging.INFO if is_shown else logging.WARNING)
-        package.handlers = [logging.StreamHandler(sys.stderr)]
-
-
-def _print(text: str) -> bool:
-    """Print text for readers that may stop before its end, such as `less` and `head`; whether it was read."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # Python flushes stdout at exit, and would report the broken pipe again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
-
-
 def _check_words(words: Sequence[str]) -> None:
     """Reject overrides that are meant as options of the command: a file without --config, a misspelt option.
 
     Raises:
         RunError: With the likely option.
     """
+    from umbrella_train.config import RunConfig
+
     if words and not words[0].startswith("-"):
         hint = f"; did you mean --config {words[0]}?" if words[0].endswith((".yaml", ".yml")) else ""
         raise RunError(f"{words[0]}: does not follow a --key{hint}")

@@ -23,8 +23,7 @@ from umbrella_data.files.atomic import write_atomically
 from umbrella_data.files.parallel import map_unordered
 from umbrella_data.modality import find_modality
 from umbrella_data.scan.diffusion import check_dipy, needs_fit
-from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B, check_b_limits
-from umbrella_data.scan.voxels import NonFinite
+from umbrella_data.scan.settings import B0_THRESHOLD, MAX_B, NonFinite, check_b_limits
 from umbrella_data.scan.warnings import WarningList
 
 SPLITS = ("train", "test")

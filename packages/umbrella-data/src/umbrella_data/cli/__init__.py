@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from umbrella_data import __version__
 from umbrella_data.cli import cache, check, demo, from_bids, preview, whois
+from umbrella_data.cli.output import add_quiet, show_no_other_progress
 
 COMMANDS = {
     "check": check,
@@ -42,7 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
+    show_no_other_progress()
     from umbrella_data.errors import UmbrellaDataError
+    from umbrella_data.progress import show_progress
+
+    show_progress(not options.quiet)
 
     try:
         return int(options.run(options))
@@ -66,5 +71,6 @@ def _parser() -> argparse.ArgumentParser:
             name, help=module.SUMMARY, description=module.HELP, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         module.add_arguments(command)
+        add_quiet(command)
         command.set_defaults(run=module.run)
     return parser

@@ -20,12 +20,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the cohort."""
-    from tqdm import tqdm
-
+    from umbrella_data.progress import progress_bar
     from umbrella_data.synthetic.cohort import make_demo_cohort
 
     total = options.num_train + options.num_test
-    with tqdm(total=total, desc="writing the demo cohort", unit="subject") as bar:
+    with progress_bar(total=total, words="writing the demo cohort", unit="subject", delay=1) as bar:
 
         def show(done: int, _: int) -> None:
             bar.update(done - bar.n)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +27,21 @@ def choose_names(folder: Path, *, are_plain: bool) -> Callable[[str], str]:
     return str if are_plain else pseudonyms(folder)
 
 
-def show(items: Iterable[Any], total: int, words: str, unit: str) -> Iterable[Any]:
-    """A progress bar on stderr."""
-    from tqdm import tqdm
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """`--quiet`."""
+    parser.add_argument("--quiet", action="store_true", help="no progress and no messages, only warnings and errors")
 
-    return tqdm(items, total=total, desc=words, unit=unit)
+
+def show_no_other_progress() -> None:
+    """Keep the bars of Hugging Face's libraries hidden, which read this when they are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def show(items: Iterable[Any], total: int, words: str, unit: str) -> Iterable[Any]:
+    """Progress on stderr."""
+    from umbrella_data.progress import progress_bar
+
+    return progress_bar(items, total=total, words=words, unit=unit)
 
 
 def print_list(items: Sequence[object], *, rest: str) -> None:

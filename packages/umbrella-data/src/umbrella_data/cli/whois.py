@@ -29,6 +29,6 @@ def run(options: argparse.Namespace) -> int:
     folders = folders_with_names(Path()) if options.folder is None else [options.folder]
     name, folder = who_is(options.hash, folders=folders)
     print(name)
-    if options.folder is None:
+    if options.folder is None and not options.quiet:
         print(f"found in the table of {folder}", file=sys.stderr)
     return 0

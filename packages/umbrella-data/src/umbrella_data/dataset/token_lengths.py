@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from umbrella_data.chat.encoder import ChatEncoder
 from umbrella_data.chat.row_check import encoding_problems
@@ -16,6 +15,7 @@ from umbrella_data.manifest.index_file import SAVE_FROM_ROWS, open_index, save_i
 from umbrella_data.manifest.manifest import Manifest
 from umbrella_data.manifest.row_columns import MAX_PROBLEMS, RowFacts
 from umbrella_data.manifest.sample import Turn
+from umbrella_data.progress import progress_bar
 
 # Rows per call of the tokenizer, which processes them in parallel.
 _CHUNK = 2048
@@ -60,7 +60,7 @@ def _measure(manifest: Manifest, encoder: ChatEncoder, max_length: int | None) -
     lengths = facts.image_tokens(np.arange(num_rows), num_image_tokens=encoder.num_image_tokens)
     code_of = {names: code for code, names in enumerate(facts.combinations)}
     problems: list[str] = []
-    with tqdm(total=num_rows, desc=f"measuring {manifest.path.name}", unit="row", delay=1, disable=None) as bar:
+    with progress_bar(total=num_rows, words=f"measuring {manifest.path.name}", unit="row", delay=1) as bar:
         for first in range(0, num_rows, _CHUNK):
             rows = range(first, min(first + _CHUNK, num_rows))
             conversations = _read(manifest, rows, problems)

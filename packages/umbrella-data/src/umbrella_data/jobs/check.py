@@ -28,11 +28,11 @@ from umbrella_data.manifest.sample import Scan, subject_key
 from umbrella_data.modality import find_modality
 from umbrella_data.pipeline.config import MAX_REMOVED, PipelineConfig
 from umbrella_data.scan.diffusion import check_dipy, needs_fit
-from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B, Shell, check_b_limits
+from umbrella_data.scan.gradient_table import Shell
 from umbrella_data.scan.gzip_index import check_indexed_gzip
 from umbrella_data.scan.header import ScanWarning
+from umbrella_data.scan.settings import B0_THRESHOLD, MAX_B, NonFinite, check_b_limits
 from umbrella_data.scan.verify import VerifiedScan, verify_scan
-from umbrella_data.scan.voxels import NonFinite
 from umbrella_data.scan.warnings import WarningList
 
 if TYPE_CHECKING:

@@ -8,8 +8,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, overload
 
-from tqdm import tqdm
-
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.files.paths import is_lost, stat_regular_file
 from umbrella_data.manifest.dialects import to_canonical
@@ -19,6 +17,7 @@ from umbrella_data.manifest.row_json import TOO_DEEP, decode_row
 from umbrella_data.manifest.row_offsets import RowIndex, index_rows
 from umbrella_data.manifest.row_validation import parse_row, parse_turns
 from umbrella_data.manifest.sample import Sample, Turn
+from umbrella_data.progress import progress_bar
 
 
 class Manifest(Sequence[Sample]):
@@ -93,7 +92,7 @@ class Manifest(Sequence[Sample]):
         user's cache if that folder is not writable; all processes map the same file.
 
         Args:
-            progress: Wraps the row numbers while rows are read; None shows a progress bar on a terminal.
+            progress: Wraps the row numbers while rows are read; None: `progress_bar`, after a second.
 
         Raises:
             ManifestError: With the problems of all invalid rows.
@@ -192,7 +191,7 @@ class Manifest(Sequence[Sample]):
         return row
 
     def _show_progress(self, rows: Iterable[int]) -> Iterable[int]:
-        return tqdm(rows, desc=f"indexing {self.path.name}", unit="row", delay=1, disable=None)
+        return progress_bar(rows, words=f"indexing {self.path.name}", unit="row", delay=1)
 
     def _at(self, index: int, problem: str) -> str:
         return f"line {self.line(range(len(self))[index])}: {problem}"

@@ -23,8 +23,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from umbrella_data.pipeline.random_transforms import check_arguments, side_problem, turned_axes
-from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_ACCEPTED_B, MAX_B, check_b_limits
-from umbrella_data.scan.voxels import NonFinite
+from umbrella_data.scan.settings import B0_THRESHOLD, MAX_ACCEPTED_B, MAX_B, NonFinite, check_b_limits
 
 Interpolation = Literal["trilinear", "area"]
 """How the field of view is resized.

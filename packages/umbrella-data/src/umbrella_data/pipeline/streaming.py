@@ -25,7 +25,8 @@ from umbrella_data.cache.entry import unusable
 from umbrella_data.pipeline.resample import AxisWeights, Centre, Grid, fill_outside, resample_slices
 from umbrella_data.scan.geometry import Reorientation
 from umbrella_data.scan.reader import StoredScan
-from umbrella_data.scan.voxels import MAX_VOXELS, FrameReader, NonFinite, check_size
+from umbrella_data.scan.settings import NonFinite
+from umbrella_data.scan.voxels import MAX_VOXELS, FrameReader, check_size
 
 logger = logging.getLogger(__name__)
 

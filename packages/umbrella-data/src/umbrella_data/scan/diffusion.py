@@ -12,9 +12,10 @@ import numpy as np
 
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.modality import find_modality
-from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B, Shell, read_gradients, select_shells
+from umbrella_data.scan.gradient_table import Shell, read_gradients, select_shells
 from umbrella_data.scan.header import ScanWarning
-from umbrella_data.scan.voxels import MAX_VOXELS, NonFinite, read_voxels, zeroed_warning
+from umbrella_data.scan.settings import B0_THRESHOLD, MAX_B, NonFinite
+from umbrella_data.scan.voxels import MAX_VOXELS, read_voxels, zeroed_warning
 
 _NEEDS_DIPY = "fitting FA and MD from a diffusion series needs dipy: pip install dipy, or give ready maps [fa, md]"
 _MIN_DIRECTIONS = 6

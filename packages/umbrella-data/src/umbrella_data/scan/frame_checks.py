@@ -11,7 +11,8 @@ import numpy as np
 
 from umbrella_data.scan.header import ScanWarning
 from umbrella_data.scan.reader import open_scan
-from umbrella_data.scan.voxels import FrameReader, NonFinite, zeroed_warning
+from umbrella_data.scan.settings import NonFinite
+from umbrella_data.scan.voxels import FrameReader, zeroed_warning
 
 _MIN_REPEATED = 3
 """Consecutive identical frames that are suspicious: two could be the same by rounding in a short series."""

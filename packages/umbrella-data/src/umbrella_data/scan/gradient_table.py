@@ -11,16 +11,7 @@ import numpy as np
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.files.look_alikes import describe_look_alike
 from umbrella_data.files.paths import gradient_file, open_regular_file, stays_in_tree
-
-MAX_B = 1500.0
-"""Default largest b-value (s/mm2) that a tensor is fitted on. Above it, the signal is not mono-exponential: kurtosis
-changes FA (Jensen and Helpern, NMR Biomed 2010)."""
-
-B0_THRESHOLD = 50.0
-"""Volumes with b up to this (s/mm2) count as b0 by default: scanners write 5 or 1.25 for 0."""
-
-MAX_ACCEPTED_B = 30_000.0
-"""Largest accepted b-value in s/mm2; human scanners reach about 20,000."""
+from umbrella_data.scan.settings import B0_THRESHOLD, MAX_ACCEPTED_B, MAX_B
 
 SHELL_WIDTH = 100.0
 """Volumes within less than this (s/mm2) of the lowest b-value of a shell belong to it: scanners write 985 and 1005, or
@@ -100,16 +91,6 @@ class Gradients:
         # An affine with shear changes their length.
         lengths = np.linalg.norm(directions, axis=1, keepdims=True)
         return np.asarray(directions / np.where(lengths > 0, lengths, 1.0))
-
-
-def check_b_limits(*, max_b: float, b0_threshold: float) -> None:
-    """Check the two settings of a fit, in s/mm2.
-
-    Raises:
-        ValueError: If `b0_threshold` is negative or not below `max_b`.
-    """
-    if not 0 <= b0_threshold < max_b:
-        raise ValueError(f"b0_threshold is {b0_threshold:g}: it must be at least 0, and below max_b ({max_b:g})")
 
 
 def select_shells(b_values: np.ndarray, *, max_b: float = MAX_B, b0_threshold: float = B0_THRESHOLD) -> ShellSelection:

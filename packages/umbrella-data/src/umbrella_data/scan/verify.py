@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.modality import find_modality
-from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B
+from umbrella_data.scan.settings import B0_THRESHOLD, MAX_B
 
 if TYPE_CHECKING:
     from umbrella_data.scan.gradient_table import Shell
     from umbrella_data.scan.header import ScanWarning
-    from umbrella_data.scan.voxels import NonFinite
+    from umbrella_data.scan.settings import NonFinite
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,11 @@ from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.modality import ModalitySpec, find_modality
 from umbrella_data.scan.frame_checks import verify_voxels
 from umbrella_data.scan.geometry import Reorientation, is_same_grid
-from umbrella_data.scan.gradient_table import B0_THRESHOLD, MAX_B
 from umbrella_data.scan.header import ScanHeader, ScanWarning
 from umbrella_data.scan.reader import open_scan
+from umbrella_data.scan.settings import B0_THRESHOLD, MAX_B, NonFinite
 from umbrella_data.scan.sidecar import RepetitionTime, repetition_time
-from umbrella_data.scan.voxels import MAX_VOXELS, NonFinite, Voxels, read_voxels, zeroed_warning
+from umbrella_data.scan.voxels import MAX_VOXELS, Voxels, read_voxels, zeroed_warning
 
 if TYPE_CHECKING:
     from monai.data.meta_tensor import MetaTensor

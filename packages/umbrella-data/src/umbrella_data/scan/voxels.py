@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -15,18 +14,10 @@ from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.scan.geometry import Reorientation, grid_shift, is_same_grid
 from umbrella_data.scan.header import ScanHeader, ScanWarning
 from umbrella_data.scan.reader import StoredScan, open_scan
+from umbrella_data.scan.settings import NonFinite
 
 MAX_VOXELS = 1 << 30
 """Default limit of voxels read at once: 4 GiB in float32, a diffusion series of 288 volumes at 1.25 mm."""
-
-NonFinite = Literal["reject", "outside_mask", "zero"]
-"""What to do with voxels that are NaN or infinite in float32.
-
-- `reject`: the scan cannot be used.
-- `outside_mask`: outside of the scan's brain mask, where every voxel becomes 0, they are accepted with a warning;
-  inside, and in a scan without a mask, they are rejected.
-- `zero`: they become 0, with a warning.
-"""
 
 MAX_SERIES_VOXELS = 1 << 32
 """Limit of voxels of a series that is prepared for the cache, which is written to disk as it is read: 16 GiB. A header

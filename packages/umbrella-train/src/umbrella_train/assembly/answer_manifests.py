@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from umbrella_data import ConversationDataset, ManifestError, PaddingCollator, Pipeline, PipelineConfig, read_manifest
 from umbrella_data.manifest.manifest import Manifest
+from umbrella_data.progress import progress_bar
 from umbrella_train.assembly.masks import warn_of_other_masks
 from umbrella_train.assembly.predict import find_model, load_model, load_processor
 from umbrella_train.config import DatasetConfig
@@ -59,7 +58,7 @@ def answer_manifests(
     model = load_model(model_folder, device=place)
 
     def generate() -> Iterator[dict[str, Any]]:
-        with tqdm(desc="answering", total=sum(map(len, opened)), unit="row", file=sys.stderr) as bar:
+        with progress_bar(words="answering", total=sum(map(len, opened)), unit="row") as bar:
             for manifest in opened:
                 dataset = _dataset(manifest, processor)
                 answers = generate_in_order(

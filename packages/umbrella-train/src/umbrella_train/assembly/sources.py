@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 import torch.distributed as dist
-from tqdm import tqdm
 
 from umbrella_data import ManifestError, read_manifest
 from umbrella_data.modality import find_modality
+from umbrella_data.progress import progress_bar
 from umbrella_data.scan.diffusion import needs_fit
 from umbrella_data.synthetic.cohort import find_demo_cohort, make_demo_cohort
 from umbrella_train.assembly.held_out import Overlap, check_held_out
@@ -121,10 +120,10 @@ def prepare_sources(config: RunConfig) -> Sources:
     is_first = is_first_rank()
     if not is_first:
         dist.barrier()
-    with tqdm(desc="writing the synthetic cohort", file=sys.stderr, disable=not is_first) as bar:
+    total = synthetic.num_train + synthetic.num_test
+    with progress_bar(total=total, words="writing the synthetic cohort", unit="subject", delay=1) as bar:
 
-        def show(done: int, total: int) -> None:
-            bar.total = total
+        def show(done: int, _: int) -> None:
             bar.update(done - bar.n)
 
         cohort = make_demo_cohort(

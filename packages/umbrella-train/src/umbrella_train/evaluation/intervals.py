@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.95
 NUM_RESAMPLES = 2000
@@ -23,6 +22,8 @@ def wilson_interval(proportion: float, *, count: int) -> tuple[float, float]:
     """
     if count < 1:
         raise ValueError(f"count is {count}; an interval needs at least 1 observation")
+    from scipy import stats  # late: takes most of a second
+
     z = float(stats.norm.ppf((1 + LEVEL) / 2))
     shrink = 1 + z**2 / count
     centre = (proportion + z**2 / (2 * count)) / shrink
@@ -42,6 +43,8 @@ def binomial_interval(chance: float, *, count: int) -> tuple[float, float]:
     """
     if count < 1:
         raise ValueError(f"count is {count}; an interval needs at least 1 observation")
+    from scipy import stats  # late: takes most of a second
+
     lower, upper = stats.binom.interval(LEVEL, count, chance)
     return float(lower) / count, float(upper) / count
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 from transformers.utils import logging as hf_logging
 
 from umbrella_data import read_manifest
+from umbrella_data.progress import progress_bar
 from umbrella_train.assembly.build import TrainingComponents, build_components
 from umbrella_train.assembly.held_out import Overlap, check_held_out
 from umbrella_train.assembly.masks import warn_of_other_masks
@@ -25,7 +25,6 @@ from umbrella_train.end_of_turn import find_end_of_turn
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation.generate import evaluate_dataset, merge_results
 from umbrella_train.run_folder import RunFolder, check_output, write_lines
-from umbrella_train.trainer.trackers import log_to_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +152,7 @@ def evaluate_sources(
     model.to(device)
     results = []
     for source in sources:
-        with tqdm(desc="evaluating", file=sys.stderr, disable=rank > 0) as bar:
+        with progress_bar(words="evaluating", unit="batch") as bar:
 
             def show(done: int, total: int, bar: Any = bar) -> None:
                 bar.total = total
@@ -183,8 +182,15 @@ def evaluate_sources(
     merged = merge_results(results, seed=config.seed)
     if rank == 0 and step is not None:
         folder.append_metrics({"step": step, **merged.metrics})
-        log_to_trackers(merged.metrics, step=step)
+        _log_to_trackers(merged.metrics, step=step)
         folder.write_predictions(prediction.to_row() for prediction in merged.predictions)
     if rank == 0 and out is not None:
         write_lines(out, merged.answers)
     return merged.metrics
+
+
+def _log_to_trackers(metrics: Mapping[str, float], *, step: int) -> None:
+    """Adds metrics to the tracker's run of this process, if there is one (rank 0, if configured)."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.run.log({**metrics, "train/global_step": step})

@@ -46,7 +46,6 @@ from umbrella_train.distributed.ranks import is_first_rank, on_first_rank
 from umbrella_train.errors import RunStoppedError
 from umbrella_train.evaluation.score_table import score_table
 from umbrella_train.processor import UmbrellaProcessor
-from umbrella_train.report import build_report
 from umbrella_train.run.evaluation import evaluate_sources
 from umbrella_train.run.pictures import draw_pictures
 from umbrella_train.run_folder import RunFolder
@@ -189,6 +188,8 @@ def _run(
         if trainer.is_world_process_zero():
             logger.info("\n%s\n", score_table(scores))
     if config.report.enabled and trainer.is_world_process_zero():
+        from umbrella_train.report import build_report  # late: imports matplotlib
+
         build_report([folder.path])
     if trainer.is_world_process_zero():
         folder.finished.touch()

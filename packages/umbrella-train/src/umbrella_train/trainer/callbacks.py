@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from umbrella_data.progress import progress_bar
 from umbrella_train.distributed.parity import check_rank_parity
 from umbrella_train.run_folder import RunFolder
 from umbrella_train.stop_signals import StopSignals
@@ -72,17 +71,17 @@ class MetricsFile(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """One line with the step, the loss and the remaining time; Hugging Face's bar also prints every log line."""
+    """Progress with the step, the loss and the remaining time; Hugging Face's bar also prints every log line."""
 
     def __init__(self) -> None:
-        self._bar: tqdm[Any] | None = None
+        self._bar: Any = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the Trainer."""
         if state.is_world_process_zero:
             if state.global_step >= state.max_steps:
                 logger.info("all %d steps are done: nothing is left to train", state.max_steps)
-            self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", file=sys.stderr)
+            self._bar = progress_bar(total=state.max_steps, initial=state.global_step, words="training", unit="step")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the Trainer."""
@@ -94,7 +93,7 @@ class ProgressBar(TrainerCallback):
     ) -> None:
         """Called by the Trainer."""
         if self._bar is not None and logs and "loss" in logs:
-            self._bar.set_postfix(loss=f"{logs['loss']:.4f}")
+            self._bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)  # in a file, a refresh is another line
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the Trainer."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import netrc
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,13 +90,6 @@ def keep_trackers_private(trainer: Trainer, config: RunConfig) -> None:
         os.environ["WANDB_MODE"] = "offline"
     trainer.remove_callback(WandbCallback)
     trainer.add_callback(PrivateWandbCallback(config))
-
-
-def log_to_trackers(metrics: Mapping[str, float], *, step: int) -> None:
-    """Adds metrics to the tracker's run of this process, if there is one (rank 0, if configured)."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.run.log({**metrics, "train/global_step": step})
 
 
 def has_wandb_key() -> bool:
