@@ -3,6 +3,8 @@
 Importing this package registers the model with Hugging Face's Auto classes.
 """
 
+from importlib.metadata import version as _version
+
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from umbrella_model.activation_checkpointing import checkpoint_parts
@@ -14,6 +16,8 @@ from umbrella_model.packing import pack_batch
 from umbrella_model.patch_embed import SeriesPatchEmbed, VolumePatchEmbed
 from umbrella_model.supervision import supervised_index
 from umbrella_model.trainable import parameter_groups, parameter_table, set_trainable
+
+__version__ = _version("umbrella-model")
 
 AutoConfig.register(UmbrellaConfig.model_type, UmbrellaConfig, exist_ok=True)
 AutoModel.register(UmbrellaConfig, UmbrellaModel, exist_ok=True)

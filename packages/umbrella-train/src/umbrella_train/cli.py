@@ -15,6 +15,7 @@ from typing import Any
 
 from umbrella_data.errors import UmbrellaDataError, did_you_mean
 from umbrella_data.manifest.sample import Scan
+from umbrella_train import __version__
 from umbrella_train.config import RunConfig, load_config
 from umbrella_train.config.overrides import describe_keys
 from umbrella_train.errors import RunError, RunStoppedError
@@ -25,7 +26,7 @@ from umbrella_train.run_folder import RunFolder, check_output, json_line, write_
 _USER_ERRORS = (RunError, UmbrellaDataError, FileNotFoundError, PermissionError, NotADirectoryError)
 
 _DATA_ROOT_HELP = "the folder that paths in the manifests are relative to (default: each manifest's own)"
-_OPTIONS = ("config", "dry-run", "resume", "help")
+_OPTIONS = ("config", "dry-run", "resume", "version", "help")
 _TRAIN_USAGE = "umbrella-train [--config FILE] [--dry-run] [--resume auto|FOLDER] [--section.key VALUE ...]"
 
 
@@ -269,7 +270,9 @@ def report_command(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser(name: str, description: str, *, add_help: bool = True) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False, add_help=add_help)
+    parser = argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False, add_help=add_help)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
 
 
 def _show_messages() -> None:

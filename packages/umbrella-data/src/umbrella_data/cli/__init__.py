@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from umbrella_data import __version__
 from umbrella_data.cli import cache, check, demo, from_bids, preview, whois
 
 COMMANDS = {
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="umbrella-data", description="Validate, convert, preview and cache the data that UMBRELLA trains on."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         command = commands.add_parser(
