@@ -1,67 +1,109 @@
-"""A break of the public API since the last tag is an error unless the changelog names it."""
+"""The check of public names against the last release, in repositories with one small package."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).parents[1] / "tools" / "check_api.py"
-BEFORE = "def load(path, strict=True): ...\n"
+SCRIPT = Path(__file__).parents[1] / "tools" / "check_api.py"
+INIT = """
+import lazy_loader
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__version__ = "1"
+"""
+STUB = 'from .shapes import Cube, area\n\n__all__ = ["Cube", "area"]\n__version__: str\n'
+SHAPES = """
+class Cube:
+    def __init__(self, side: int) -> None: ...
+    def volume(self, unit: str = "mm") -> int: ...
+def area(side: int, *, unit: str = "mm") -> int: ...
+def unlisted() -> None: ...
+"""
+CHANGELOG = """
+## [Unreleased]
+### Added
+- `area`.
+### Changed
+- Nothing.
+
+## [0.1.0]
+### Removed
+- `area`.
+"""
 
 
-def git(repository: Path, *words: str) -> None:
-    who = {f"GIT_{role}_{key}": "x" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
-    subprocess.run(["git", *words], cwd=repository, env={**os.environ, **who}, check=True, capture_output=True)
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    """A repository with a released package."""
+    package = tmp_path / "packages" / "solid" / "src" / "solid"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(INIT)
+    (package / "__init__.pyi").write_text(STUB)
+    (package / "shapes.py").write_text(SHAPES)
+    (tmp_path / "CHANGELOG.md").write_text(CHANGELOG)
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "-c", "user.name=A", "-c", "user.email=a@b.c", "commit", "--quiet", "--no-gpg-sign", "-m", "first")
+    git(tmp_path, "tag", "v0.1.0")
+    return tmp_path
 
 
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three packages, one with a lazy public name, and a tag."""
-    folder = tmp_path_factory.mktemp("api")
-    for name in ("data", "model", "train"):
-        package = folder / "packages" / f"umbrella-{name}" / "src" / f"umbrella_{name}"
-        package.mkdir(parents=True)
-        (package / "__init__.py").write_text("__all__ = []\n")
-    package = folder / "packages/umbrella-data/src/umbrella_data"
-    (package / "__init__.py").write_text(
-        "import lazy_loader\n__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)\n"
-    )
-    (package / "__init__.pyi").write_text('from .reader import load\n\n__all__ = ["load"]\n')
-    (package / "reader.py").write_text(BEFORE)
-    (folder / "CHANGELOG.md").write_text("# Changelog\n\n## [Unreleased]\n\n## [0.1.0]\n- `load`.\n")
-    git(folder, "init", "-q")
-    git(folder, "add", ".")
-    git(folder, "commit", "-qm", "first")
-    return folder
+@pytest.fixture
+def change(release: Path) -> Callable[[str, str], None]:
+    """Replaces a text in all files of the package."""
+
+    def replace(old: str, new: str) -> None:
+        for path in (release / "packages" / "solid" / "src" / "solid").iterdir():
+            path.write_text(path.read_text().replace(old, new))
+
+    return replace
 
 
-def check(repository: Path) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, str(TOOL), "--repository", str(repository)], capture_output=True, text=True, check=False
-    )
-    return done.returncode, done.stdout
+def git(folder: Path, *arguments: str) -> None:
+    subprocess.run(["git", *arguments], cwd=folder, check=True)
 
 
-def test_breaks_since_the_last_tag(repository: Path) -> None:
-    package = repository / "packages/umbrella-data/src/umbrella_data"
-    assert check(repository)[0] == 0  # without a tag
-    git(repository, "tag", "v0.1.0")
-    assert check(repository)[0] == 0
-    (package / "reader.py").write_text(BEFORE.replace("strict=True", "strict=True, mask=None"))
-    assert check(repository)[0] == 0
-    (package / "reader.py").write_text(BEFORE.replace(", strict=True", ""))
-    code, printed = check(repository)
-    assert code == 1
-    assert "umbrella_data.load" in printed
-    assert "strict" in printed
-    (package / "__init__.pyi").write_text("__all__ = []\n")
-    assert check(repository) == (1, "umbrella_data.load: is gone\n")
-    changelog = repository / "CHANGELOG.md"
-    changelog.write_text(
-        changelog.read_text().replace("Unreleased]\n", "Unreleased]\n- `umbrella_data.load` is gone.\n")
-    )
-    assert check(repository)[0] == 0
+def check(folder: Path) -> tuple[int, list[str]]:
+    """Exit code, and the names that are errors."""
+    done = subprocess.run([sys.executable, str(SCRIPT), str(folder)], capture_output=True, text=True, check=False)
+    assert not done.stderr, done.stderr
+    errors = [line.split("`")[1] for line in done.stdout.splitlines() if line.startswith("error: ")]
+    return done.returncode, errors
+
+
+def test_without_a_change_or_with_a_private_one_it_passes(release: Path, change: Callable[[str, str], None]) -> None:
+    assert check(release) == (0, [])
+    change("def unlisted() -> None: ...", "")
+    change("shapes", "forms")
+    package = release / "packages" / "solid" / "src" / "solid"
+    (package / "shapes.py").rename(package / "forms.py")
+    assert check(release) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        (', "area"]', "]", "area"),
+        ('area(side: int, *, unit: str = "mm")', "area(side: int)", "area"),
+        ("self, side: int", "self, side: int, depth: int", "Cube"),
+        ("def volume", "def content", "Cube.volume"),
+    ],
+)
+def test_breaking_change_is_an_error_until_the_changelog_names_it(
+    release: Path, change: Callable[[str, str], None], old: str, new: str, name: str
+) -> None:
+    change(old, new)
+    assert check(release) == (1, [name])
+    (release / "CHANGELOG.md").write_text(CHANGELOG.replace("Nothing", f"`{name}`"))
+    assert check(release) == (0, [])
+
+
+def test_without_a_release_nothing_is_compared(release: Path, change: Callable[[str, str], None]) -> None:
+    git(release, "tag", "--delete", "v0.1.0")
+    git(release, "tag", "draft")
+    change(', "area"]', "]")
+    assert check(release) == (0, [])

@@ -1,79 +1,91 @@
-"""Compares the public names of the three packages with those of the last tag; run by `.ci/run`.
+"""Compares the public names of the packages (`__all__`, and what they refer to) with the last release.
 
-    uv run python tools/check_api.py [--repository FOLDER]
+    uv run python tools/check_api.py [ROOT]
 
-A name in `__all__` that is gone, or a signature that breaks its callers, is an error unless the section `Unreleased` of
-CHANGELOG.md names it in backticks.
+A removed name, a removed or required parameter, a changed default and the like are an error, unless the section
+`[Unreleased]` of CHANGELOG.md names the object in backticks under `Changed` or `Removed`, such as `load_volume` or
+`Pipeline.prepare`. The last release is the newest tag `v...` that the checked-out commit contains.
 """
 
 from __future__ import annotations
 
-import argparse
+import io
 import re
 import subprocess
 import sys
+import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import griffe
 
-PACKAGES = ("umbrella_data", "umbrella_model", "umbrella_train")
-
 
 def main() -> int:
-    """Print what breaks callers; 1 if the changelog does not name all of it."""
-    parser = argparse.ArgumentParser(description="Compare the public API with that of the last tag.")
-    parser.add_argument("--repository", type=Path, default=Path(__file__).parent.parent)
-    repository = parser.parse_args().repository
-    tag = last_tag(repository)
-    if tag is None:
-        print("there is no tag yet: nothing to compare with")
+    """Print every breaking change; returns 1 if the changelog misses one."""
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1]
+    # `v[0-9]*`: tags for other purposes are no releases.
+    tags = _git(root, "tag", "--merged", "HEAD", "--list", "v[0-9]*", "--sort=-creatordate").decode().split()
+    if not tags:
+        print("no public names were compared: there is no tag v... yet (a shallow clone has none, either)")
         return 0
-    named = unreleased_names(repository / "CHANGELOG.md")
-    breaks = [each for package in PACKAGES for each in breaking_changes(package, repository=repository, tag=tag)]
-    missing = [text for name, text in breaks if name not in named]
-    for _, text in breaks:
-        print(text)
+    announced = _announced((root / "CHANGELOG.md").read_text(encoding="utf-8"))
+    missing = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        with tarfile.open(fileobj=io.BytesIO(_git(root, "archive", tags[0], "packages"))) as release:
+            release.extractall(scratch, filter="data")
+        for name, explanation in _breaking_changes(Path(scratch), root):
+            is_announced = name in announced
+            missing += not is_announced
+            # Colours, and the temporary folder, say nothing to a reader of a log.
+            text = re.sub(r"\x1b\[\d+m", "", explanation).replace(f"{scratch}/", "").strip()
+            print(f"{'in the changelog' if is_announced else 'error'}: `{name}`: {text}")
+    print(f"public names compared with {tags[0]}: {missing} breaking change(s) that the changelog does not name")
     if missing:
-        print(f"{len(missing)} of {len(breaks)} changes since {tag} are not in CHANGELOG.md", file=sys.stderr)
-        return 1
-    print(f"{len(breaks)} breaking changes since {tag}, all of them in CHANGELOG.md")
-    return 0
+        print("Restore them, or name them in backticks in CHANGELOG.md, [Unreleased], under Changed or Removed.")
+    return int(missing > 0)
 
 
-def last_tag(repository: Path) -> str | None:
-    """The newest tag that the checkout descends from; None without one."""
-    done = subprocess.run(
-        ["git", "describe", "--tags", "--abbrev=0"], cwd=repository, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or None
+def _git(root: Path, *arguments: str) -> bytes:
+    return subprocess.run(["git", *arguments], cwd=root, stdout=subprocess.PIPE, check=True).stdout
 
 
-def breaking_changes(package: str, *, repository: Path, tag: str) -> Iterator[tuple[str, str]]:
-    """Public name and description of every change that can break a caller."""
-    sources = f"packages/{package.replace('_', '-')}/src"
-    before = griffe.load_git(package, ref=tag, repo=repository, search_paths=[sources])
-    now = griffe.load(package, search_paths=[repository / sources])
-    for name in map(str, before.exports or ()):
-        if name not in map(str, now.exports or ()):
-            yield name, f"{package}.{name}: is gone"
+def _announced(changelog: str) -> set[str]:
+    """Names in backticks under Changed or Removed of the section [Unreleased]; a call's parentheses are left out."""
+    unreleased = re.split(r"^## ", changelog.partition("## [Unreleased]")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    parts = re.split(r"^### ", unreleased, flags=re.MULTILINE)
+    entries = "".join(part for part in parts if part.startswith(("Changed", "Removed")))
+    return {name.partition("(")[0] for name in re.findall(r"`([^`]+)`", entries)}
+
+
+def _breaking_changes(old_root: Path, new_root: Path) -> Iterator[tuple[str, str]]:
+    """Name and explanation of each breaking change of the packages that the old release has."""
+    for init in sorted(old_root.glob("packages/*/src/*/__init__.py")):
+        package, source = init.parent.name, init.parents[1].relative_to(old_root)
+        if not (new_root / source / package).is_dir():
+            yield package, "the package was removed"
             continue
-        old, new = _target(before[name]), _target(now[name])
-        for change in griffe.find_breaking_changes(old.parent, new.parent):
-            if f"{change.obj.path}.".startswith((f"{old.path}.", f"{new.path}.")):
-                yield name, f"{package}.{name}: {change.explain(griffe.ExplanationStyle.ONE_LINE)}"
+        old, new = _load(package, old_root / source), _load(package, new_root / source)
+        for change in griffe.find_breaking_changes(old, new):
+            name = change.obj.path.removeprefix(f"{package}.")
+            if not change.obj.is_alias:
+                name = change.obj.path.removeprefix(f"{change.obj.module.path}.")
+            yield name.removesuffix(".__init__"), change.explain(griffe.ExplanationStyle.ONE_LINE)
 
 
-def unreleased_names(changelog: Path) -> set[str]:
-    """Words in backticks between the headings `Unreleased` and that of the newest release."""
-    section = re.search(r"^## \[?Unreleased\]?$(.*?)(?=^## |\Z)", changelog.read_text(encoding="utf-8"), re.M | re.S)
-    code = re.findall(r"`([^`]+)`", section[1]) if section else []
-    return {word for text in code for word in re.findall(r"\w+", text)}
-
-
-def _target(found: Any) -> Any:
-    return found.final_target if found.is_alias else found
+def _load(package: str, source: Path) -> griffe.Module:
+    """Reads the sources of a package, without importing them; only the names in `__all__` are public."""
+    module = griffe.load(package, search_paths=[source], allow_inspection=False, resolve_aliases=True)
+    assert isinstance(module, griffe.Module), module
+    if not module.exports:
+        raise SystemExit(f"{source / package}: no __all__ was found in __init__.py or __init__.pyi")
+    for name, member in list(module.members.items()):
+        if name not in module.exports:
+            # Modules are public to griffe unless they are marked; they must stay for the names that they define.
+            member.public = False
+            if member.is_alias or not member.is_module:
+                module.del_member(name)
+    return module
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from .pipeline.config import AugmentConfig, PipelineConfig
 from .pipeline.pipeline import Pipeline
 from .scan.volume import Volume, load_volume
 
+__version__: str
+
 __all__ = [
     "MODALITIES",
     "Answer",
@@ -47,5 +49,3 @@ __all__ = [
     "read_manifest",
     "to_hf_dataset",
 ]
-
-__version__: str

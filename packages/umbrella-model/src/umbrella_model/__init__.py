@@ -3,7 +3,7 @@
 Importing this package registers the model with Hugging Face's Auto classes.
 """
 
-from importlib.metadata import version
+from importlib.metadata import version as _version
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
@@ -17,7 +17,7 @@ from umbrella_model.patch_embed import SeriesPatchEmbed, VolumePatchEmbed
 from umbrella_model.supervision import supervised_index
 from umbrella_model.trainable import parameter_groups, parameter_table, set_trainable
 
-__version__ = version("umbrella-model")
+__version__ = _version("umbrella-model")
 
 AutoConfig.register(UmbrellaConfig.model_type, UmbrellaConfig, exist_ok=True)
 AutoModel.register(UmbrellaConfig, UmbrellaModel, exist_ok=True)

@@ -4,6 +4,6 @@ from .run.evaluation import evaluate_run
 from .run.training import train
 from .trainer.trainer import UmbrellaTrainer
 
-__all__ = ["DummyLoss", "UmbrellaTrainer", "evaluate_run", "load_config", "train"]
-
 __version__: str
+
+__all__ = ["DummyLoss", "UmbrellaTrainer", "evaluate_run", "load_config", "train"]
