@@ -150,7 +150,7 @@ def test_time_limit_of_a_shard_requeues_the_cache_alone(slurm, cohort, tmp_path,
 
 @pytest.fixture(scope="module")
 def config(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 60 steps with dropout, in well under a minute."""
+    """A run of 40 steps with dropout, in well under a minute."""
     folder = tmp_path_factory.mktemp("config")
     content = {
         "model": {
@@ -171,7 +171,7 @@ def config(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "data": {"train": [{"manifest": str(cohort / "train.jsonl")}], "cache_dir": str(folder / "cache")},
         "trainer": {
-            "max_steps": 60,
+            "max_steps": 40,
             "per_device_train_batch_size": 2,
             "learning_rate": 1e-2,
             "logging_steps": 1,
@@ -194,15 +194,16 @@ def unbroken(slurm: None, config: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def start(script: str, config: Path, folder: Path, *options: str) -> str:
-    """Submit a training script; returns the job once it has done ten steps."""
+    """Submit a training script; returns the job once it has done five steps."""
     variables = [f"CONFIG={config}", "RUN=runs/run"]
     job = call("env", *variables, "sbatch", "--parsable", f"--chdir={folder}", *options, SCRIPTS / script).strip()
     metrics = folder / "runs/run/metrics.jsonl"
-    wait_until(lambda: metrics.is_file() and metrics.read_text().count("\n") >= 10, what="ten steps")
+    wait_until(lambda: metrics.is_file() and metrics.read_text().count("\n") >= 5, what="five steps")
     return job
 
 
 ONE_NODE = ("train_one_node.sh",)
+TWO_RANKS = ("train_one_node.sh", "--gpus-per-node=2")
 # The script asks for two nodes with four GPUs.
 NODES = ("train_nodes.sh", "--nodes=1", "--gpus-per-node=1")
 
@@ -225,8 +226,18 @@ def test_requeued_run_ends_with_the_weights_of_an_unbroken_one(slurm, script, st
     assert job_field(job, "Restarts") == "1"
     assert (tmp_path / "runs/run/model/model.safetensors").read_bytes() == unbroken
     steps = [json.loads(line).get("loss") for line in (tmp_path / "runs/run/metrics.jsonl").read_text().splitlines()]
-    assert len([loss for loss in steps if loss is not None]) == 60
+    assert len([loss for loss in steps if loss is not None]) == 40
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
+
+
+def test_ranks_of_torchrun_save_at_the_time_limit(slurm, config, tmp_path):
+    job = start(TWO_RANKS[0], config, tmp_path, *TWO_RANKS[1:])
+    call("scancel", "--batch", "--signal=USR1", job)
+    wait_for(job, "PENDING", tmp_path)
+    (checkpoint,) = (tmp_path / "runs/run").glob("checkpoint-*")
+    assert 5 <= int(checkpoint.name.partition("-")[2]) < 40
+    assert (checkpoint / "integrity.json").is_file()
+    call("scancel", job)
 
 
 @pytest.mark.parametrize("script", [ONE_NODE, NODES], ids=["one_node", "nodes"])

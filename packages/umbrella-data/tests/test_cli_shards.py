@@ -226,3 +226,11 @@ def test_wrong_shard_ends_with_usage(text, capsys):
         main(["from-bids", "bids", "--out", "out", f"--shard={text}"])
     assert caught.value.code == 2
     assert text in capsys.readouterr().err
+
+
+def test_folder_that_cannot_be_created_ends_a_shard_before_a_scan_is_read(tree, check, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("umbrella_data.scan.shard.map_unordered", None)
+    (tmp_path / "file").touch()
+    for words in (check(tmp_path / "file/out"), from_bids(tree, tmp_path / "file/out")):
+        assert main([*words, "--shard", "1/2"]) == 2
+        assert "file/out" in capsys.readouterr().err

@@ -118,10 +118,11 @@ class ScanParts(Generic[Item]):
             return self._load(list(scans), files=files, settings=settings)
         mine = self.shard.subjects(scans.values())
         chosen = [scan for scan, subject in scans.items() if subject in mine]
+        # A folder that cannot be created is reported before scans are read.
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Before reading: a scan that changes meanwhile is then noticed by the merge.
         states = {scan: _states(files(scan)) for scan in chosen}
         outcomes = dict(progress(map_unordered(work, chosen, num_workers=num_workers), len(chosen)))
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         head = {"shard": str(self.shard), "work": _digest(scans, files=files, settings=settings)}
         numbers = {scan: number for number, scan in enumerate(scans)}
         lines = [[numbers[scan], states[scan], _to_json(outcomes[scan])] for scan in chosen]
