@@ -97,7 +97,7 @@ def wait_for(job: str, state: str, folder: Path) -> None:
 def start_again(job: str) -> None:
     """Start a job that is queued again now, not after two minutes."""
     # The controller would take the end of the first script for that of the second one.
-    wait_until(lambda: f"slurmstepd: [{job}." not in call("ps", "-eo", "args"), what="the end of the first script")
+    wait_until(lambda: f"slurmstepd: [{job}." not in call("ps", "-ewwo", "args"), what="the end of the first script")
     call("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
@@ -143,7 +143,7 @@ def test_time_limit_of_a_shard_requeues_the_cache_alone(slurm, cohort, tmp_path,
     job = call("sbatch", "--parsable", f"--chdir={tmp_path}", "--array=1-1", script, *words).strip()
     # The script has started the command, which takes seconds to import its libraries.
     running = f"umbrella-data {command} {cohort}"
-    wait_until(lambda: running in call("ps", "-eo", "args"), what="the command")
+    wait_until(lambda: running in call("ps", "-ewwo", "args"), what="the command")
     call("scancel", "--batch", "--signal=USR1", job)
     wait_for(job, "PENDING" if command == "cache" else "FAILED", tmp_path)
     if command == "cache":
