@@ -14,11 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from umbrella_data.bids.messages import MessageList
-from umbrella_data.bids.questions import ScanMetadata
 from umbrella_data.errors import ManifestError, ScanError, ScanReason
 from umbrella_data.manifest.path_safety import resolve_inside, resolve_scan
 from umbrella_data.modality import MODALITIES
-from umbrella_data.scan.verify import verify_scan
+from umbrella_data.scan.verify import VerifiedScan, verify_scan
 
 # Top-level folders without raw scans (BIDS specification, "Storage of derived datasets" and "Code").
 _SKIPPED_FOLDERS = ("derivatives", "sourcedata", "code", "stimuli", "phenotype")
@@ -71,6 +70,11 @@ class BidsScan:
     def path(self) -> str:
         """Its first file."""
         return self.paths[0]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Its files, with the mask last."""
+        return self.paths if self.mask is None else (*self.paths, self.mask)
 
     @property
     def entities(self) -> dict[str, str]:
@@ -173,8 +177,8 @@ def keep_modalities(listing: BidsListing, modalities: Collection[str]) -> BidsLi
     return add_counts(BidsListing(kept, listing.messages), "scans of other modalities, left out", others)
 
 
-def read_metadata(scan: BidsScan, *, root: Path, **options: Any) -> ScanMetadata:
-    """Validate a scan in full, and return its metadata for questions.
+def read_metadata(scan: BidsScan, *, root: Path, **options: Any) -> VerifiedScan:
+    """Validate a scan in full, and return its metadata.
 
     Args:
         scan: The scan.
@@ -185,8 +189,7 @@ def read_metadata(scan: BidsScan, *, root: Path, **options: Any) -> ScanMetadata
         ScanError: If the scan cannot be used.
     """
     paths, mask = _resolve(scan, root)
-    found = verify_scan(paths, modality=scan.modality, mask=mask, **options)
-    return ScanMetadata(scan.modality, num_frames=found.num_frames, num_b0=found.num_b0, warnings=found.warnings)
+    return verify_scan(paths, modality=scan.modality, mask=mask, **options)
 
 
 def _walk(root: Path, messages: MessageList) -> Iterator[tuple[Path, list[str]]]:

@@ -24,6 +24,8 @@ from umbrella_data.files.parallel import map_unordered
 from umbrella_data.modality import find_modality
 from umbrella_data.scan.diffusion import check_dipy, needs_fit
 from umbrella_data.scan.settings import B0_THRESHOLD, MAX_B, NonFinite, check_b_limits
+from umbrella_data.scan.shard import ScanParts
+from umbrella_data.scan.verify import VerifiedScan
 from umbrella_data.scan.warnings import WarningList
 
 SPLITS = ("train", "test")
@@ -75,6 +77,7 @@ def write_manifests(
     b0_threshold: float = B0_THRESHOLD,
     non_finite: NonFinite = "outside_mask",
     num_workers: int | None = 1,
+    parts: ScanParts[BidsScan] | None = None,
     progress: Progress = lambda results, total: results,  # noqa: ARG005
 ) -> BidsReport:
     """Read every scan of a BIDS tree once, and write `train.jsonl` and `test.jsonl`.
@@ -102,12 +105,14 @@ def write_manifests(
         b0_threshold: Largest b-value of a b0 volume of a DWI, in s/mm2.
         non_finite: What to do with voxels that are not finite, see `umbrella_data.scan.voxels`.
         num_workers: Processes that read scans; None for one per core.
+        parts: If given, only the scans of its shard are read, and no manifest is written; or if it merges, no scan is
+            read, and its folder is removed.
         progress: Wraps the results while scans are read, as tqdm does; called with the results and their number.
 
     Raises:
         ManifestError: If the tree does not exist or is outside of `data_root`, or if a table of labels or its
             JSON file is missing or invalid, or is the tree's own and a link out of `data_root`; or for a wrong
-            `selection`.
+            `selection`; or with everything that is wrong with the shards to merge.
         ValueError: For an unknown modality, or a `b0_threshold` that is not below `max_b`.
         ImportError: If a DWI must be fitted and dipy is missing, before a scan is read.
     """
@@ -135,30 +140,42 @@ def write_manifests(
     check_dipy(base / scan.path for scan in listing.scans if needs_fit(scan.paths, scan.modality))
     # An output folder that cannot be created is reported before the scans are read.
     Path(out).mkdir(parents=True, exist_ok=True)
-    read = partial(
-        _read,
-        read=partial(
-            read_metadata,
-            root=base,
-            min_frames=min_frames,
-            max_b=max_b,
-            b0_threshold=b0_threshold,
-            non_finite=non_finite,
-        ),
-    )
-    results = progress(map_unordered(read, listing.scans, num_workers=num_workers), len(listing.scans))
-    for scan, metadata in sorted(results, key=lambda result: result[0].path):
-        if isinstance(metadata, ScanError):
-            report.unreadable.append(metadata)
+    options: dict[str, Any] = {
+        "min_frames": min_frames,
+        "max_b": max_b,
+        "b0_threshold": b0_threshold,
+        "non_finite": non_finite,
+    }
+    read = partial(_read, read=partial(read_metadata, root=base, **options))
+    results: Iterable[tuple[BidsScan, VerifiedScan | ScanError]]
+    if parts is None:
+        results = progress(map_unordered(read, listing.scans, num_workers=num_workers), len(listing.scans))
+    else:
+        results = parts.read(
+            read,
+            {scan: scan.subject for scan in listing.scans},
+            files=lambda scan: [base / path for path in scan.files],
+            settings=options,
+            num_workers=num_workers,
+            progress=progress,
+        )
+    for scan, found in sorted(results, key=lambda result: result[0].path):
+        if isinstance(found, ScanError):
+            report.unreadable.append(found)
             continue
-        report.warnings.add(metadata.warnings, subject=scan.subject, modality=scan.modality)
+        report.warnings.add(found.warnings, subject=scan.subject, modality=scan.modality)
         split = "test" if is_test_subject(scan.subject, fraction=test_fraction, seed=seed) else "train"
-        labelled = replace(metadata, labels=known.labels_of(scan.subject, scan.session))
+        labels = known.labels_of(scan.subject, scan.session)
+        metadata = ScanMetadata(scan.modality, num_frames=found.num_frames, num_b0=found.num_b0, labels=labels)
         report.scans[split].append(scan)
-        report.rows[split] += make_rows(scan, labelled, questions=known.questions, seed=seed)
+        report.rows[split] += make_rows(scan, metadata, questions=known.questions, seed=seed)
+    if parts is not None and parts.shard is not None:
+        return report
     report.messages += _columns_without_rows(report, columns, known.questions)
     report.messages += _missing_modalities(report, test_fraction=test_fraction)
     report.manifests = _write_splits(report.rows, folder=Path(out))
+    if parts is not None:
+        parts.remove()
     return report
 
 
@@ -178,7 +195,7 @@ def _relative_to(base: Path, listing: BidsListing, *, tree: Path) -> BidsListing
     return BidsListing(tuple(scans), listing.messages)
 
 
-def _read(scan: BidsScan, *, read: Callable[[BidsScan], ScanMetadata]) -> tuple[BidsScan, ScanMetadata | ScanError]:
+def _read(scan: BidsScan, *, read: Callable[[BidsScan], VerifiedScan]) -> tuple[BidsScan, VerifiedScan | ScanError]:
     try:
         return scan, read(scan)
     except ScanError as error:

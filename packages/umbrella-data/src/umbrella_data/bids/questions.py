@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,14 +23,12 @@ class ScanMetadata:
         num_frames: Frames of a series.
         num_b0: Volumes of a diffusion series without diffusion weighting.
         labels: The subject's labels by task: a text for a choice, a number for a number.
-        warnings: Warning codes by file; no question is about them.
     """
 
     modality: str
     num_frames: int | None = None
     num_b0: int | None = None
     labels: Labels = field(default_factory=dict)
-    warnings: Mapping[Path, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

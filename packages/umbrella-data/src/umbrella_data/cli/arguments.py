@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from umbrella_data.modality import find_modality
 
 if TYPE_CHECKING:
     from umbrella_data.manifest.manifest import Manifest
     from umbrella_data.pipeline.config import PipelineConfig
+    from umbrella_data.scan.shard import ScanParts, Shard
 
 
 def add_manifests(command: argparse.ArgumentParser, *, are_needed: bool = True) -> None:
@@ -43,6 +44,37 @@ def _modality(text: str) -> str:
 def add_workers(command: argparse.ArgumentParser) -> None:
     """`--workers`."""
     command.add_argument("--workers", type=int, help="processes that read scans (default: one per core)")
+
+
+def add_shard(command: argparse.ArgumentParser, *, needs_merge: bool = True) -> None:
+    """`--shard` and, unless the shards of the command are independent, `--merge`."""
+    group = command.add_mutually_exclusive_group()
+    group.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="only the scans of part I of N of the subjects, I from 1 to N: $SLURM_ARRAY_TASK_ID/N in a job array",
+    )
+    if needs_merge:
+        group.add_argument("--merge", action="store_true", help="read no scan, but the results of all shards")
+
+
+def choose_parts(options: argparse.Namespace, *, command: str) -> ScanParts[Any] | None:
+    """Where the results of shards are, below --out; None without `--shard` and `--merge`."""
+    from umbrella_data.scan.shard import ScanParts
+
+    if options.shard is None and not options.merge:
+        return None
+    return ScanParts(options.out / f"shards-of-{command}", options.shard)
+
+
+def _shard(text: str) -> Shard:
+    from umbrella_data.scan.shard import parse_shard
+
+    try:
+        return parse_shard(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_b_limits(command: argparse.ArgumentParser) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from umbrella_data.cli.arguments import add_manifests, add_pipelines, add_workers, choose_configs
+from umbrella_data.cli.arguments import add_manifests, add_pipelines, add_shard, add_workers, choose_configs
 from umbrella_data.cli.output import print_list, print_lost_root, show
 
 SUMMARY = "preprocess all scans ahead of a run"
 HELP = """\
 Reads every scan of the manifests, preprocesses it as the run would, and stores the result in the cache: training then
 reads preprocessed volumes from the first step. If it was stopped, start it again: it continues where it stopped.
+--shard I/N prepares one of N parts of the subjects; the shards may run at the same time, and need no --merge.
 
   umbrella-data cache --config my.yaml
   umbrella-data cache train.jsonl --cache-dir /scratch/cache --size T1=96,96,96 --size rsfMRI=96,96,96,24"""
@@ -22,6 +23,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_manifests(command, are_needed=False)
     add_pipelines(command)
     add_workers(command)
+    add_shard(command, needs_merge=False)
     command.add_argument("--cache-dir", type=Path, help="folder of the cache (default: the config's)")
     command.add_argument("--max-gb", type=float, help="maximum size of the cache in 10^9 bytes (default: no limit)")
 
@@ -47,9 +49,10 @@ def run(options: argparse.Namespace) -> int:
         manifests,
         pipelines={name: Pipeline(config, modality=name, cache=cache) for name, config in configs.items()},
         num_workers=options.workers,
+        shard=options.shard,
         progress=lambda results, total: show(results, total, "preprocessing scans", "scan"),
     )
-    if not report.num_scans:
+    if not report.has_scans:
         raise ValueError(f"no scan of {', '.join(configs)} in {', '.join(str(path) for path, _ in sources)}")
     num_prepared = report.num_scans - len(report.failed)
     has_lost = report.num_kept < num_prepared

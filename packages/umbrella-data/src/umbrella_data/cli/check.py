@@ -14,10 +14,12 @@ from umbrella_data.cli.arguments import (
     add_manifests,
     add_modalities,
     add_non_finite,
+    add_shard,
     add_workers,
+    choose_parts,
     read_manifests,
 )
-from umbrella_data.cli.output import choose_names, print_list, print_lost_root, print_warnings, show
+from umbrella_data.cli.output import choose_names, print_list, print_lost_root, print_shard, print_warnings, show
 
 if TYPE_CHECKING:
     from umbrella_data.jobs.check import CheckReport
@@ -41,7 +43,9 @@ Tables count the answers of each task, and series by repetition time and by task
 Notes, such as missing_codes or mixed_repetition_times, do not change the exit code either.
 With --index-dir, it also builds an index of each long .nii.gz series, with which training runs read windows faster.
 The terminal names files and subjects; check.json has hashes of the names unless --names is given.
-`umbrella-data whois HASH --in OUT` prints the name."""
+`umbrella-data whois HASH --in OUT` prints the name.
+--shard I/N reads the scans of one of N parts of the subjects only, in a job of its own; the same command with --merge
+then writes the report that one job would have written."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -58,6 +62,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "cuts are counted (cropped)",
     )
     command.add_argument("--out", type=Path, help="folder for check.json")
+    add_shard(command)
     command.add_argument("--names", action="store_true", help="write names in plain text into check.json")
     command.add_argument(
         "--index-dir",
@@ -77,11 +82,15 @@ def run(options: argparse.Namespace) -> int:
     from umbrella_data.chat.load import load_encoder
     from umbrella_data.cli.pipeline_options import options_from_run
     from umbrella_data.files.atomic import write_atomically
-    from umbrella_data.jobs.check import check_manifests, report_rows
+    from umbrella_data.jobs.check import check_manifests
+    from umbrella_data.jobs.check_rows import report_rows
 
     manifests = read_manifests(options)
+    if options.out is None and (options.shard or options.merge):
+        raise ValueError("--shard and --merge need --out, the folder of check.json")
+    parts = choose_parts(options, command="check")
     # Before scans are read: a folder that cannot be created ends the command here.
-    name = None if options.out is None else choose_names(options.out, are_plain=options.names)
+    name = None if options.out is None or options.shard else choose_names(options.out, are_plain=options.names)
     if options.index_dir is not None:
         options.index_dir.mkdir(parents=True, exist_ok=True)
     report = check_manifests(
@@ -95,12 +104,18 @@ def run(options: argparse.Namespace) -> int:
         b0_threshold=options.b0_threshold,
         non_finite=options.non_finite,
         configs=None if options.config is None else options_from_run(options.config).configs,
+        parts=parts,
         progress=lambda items, total, label: show(items, total, label, "scan" if "scans" in label else "row"),
     )
+    if options.shard:
+        print_shard(options.shard, num_scans=report.num_files, errors=[bad.error for bad in report.bad_files])
+        return 0
     if name is not None:
         rows = report_rows(report, name=name, with_words=options.names)
         path = options.out / "check.json"
         write_atomically(path, [json.dumps(rows, indent=1, ensure_ascii=False).encode()])
+    if parts is not None:
+        parts.remove()
     _print_report(report)
     if options.modality and not report.num_files:
         raise ValueError(f"no scan of {', '.join(options.modality)} in the manifests")

@@ -8,8 +8,15 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from umbrella_data.cli.arguments import add_b_limits, add_modalities, add_non_finite, add_workers
-from umbrella_data.cli.output import print_warnings, show
+from umbrella_data.cli.arguments import (
+    add_b_limits,
+    add_modalities,
+    add_non_finite,
+    add_shard,
+    add_workers,
+    choose_parts,
+)
+from umbrella_data.cli.output import print_shard, print_warnings, show
 
 if TYPE_CHECKING:
     from umbrella_data.bids.manifests import BidsReport
@@ -41,7 +48,10 @@ years, or -9, -99, -999, -9999, 999, 9999 outside the range of the other values 
 
 Paths in the manifests are relative to the tree: read them with data_root=ROOT (in Python: read_manifest(path,
 data_root=ROOT)), or write them into the tree itself with --out ROOT. Links to files outside of ROOT need --data-root,
-a folder that contains ROOT and these files; paths are then relative to it. Links to folders are not followed."""
+a folder that contains ROOT and these files; paths are then relative to it. Links to folders are not followed.
+
+--shard I/N reads the scans of one of N parts of the subjects only, in a job of its own; the same command with --merge
+then writes the manifests that one job would have written."""
 _SELECTING = {
     "task": "only series of this task (default: tasks whose label starts with rest)",
     "session": "only this session",
@@ -110,6 +120,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_b_limits(command)
     add_non_finite(command)
     add_workers(command)
+    add_shard(command)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -141,8 +152,13 @@ def run(options: argparse.Namespace) -> int:
         b0_threshold=options.b0_threshold,
         non_finite=options.non_finite,
         num_workers=options.workers,
+        parts=choose_parts(options, command="from-bids"),
         progress=lambda results, total: show(results, total, "reading scans", "scan"),
     )
+    if options.shard:
+        num_scans = sum(map(len, report.scans.values())) + len(report.unreadable)
+        print_shard(options.shard, num_scans=num_scans, errors=report.unreadable)
+        return 0
     _print_report(report)
     if not report.manifests:
         print(f"error: no readable scan below {options.root}; see the lists above", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from umbrella_data.errors import ScanError
     from umbrella_data.manifest.manifest import Manifest
+    from umbrella_data.scan.shard import Shard
     from umbrella_data.scan.warnings import WarningList
 
 _MAX_LINES = 50
@@ -42,6 +43,13 @@ def show(items: Iterable[Any], total: int, words: str, unit: str) -> Iterable[An
     from umbrella_data.progress import progress_bar
 
     return progress_bar(items, total=total, words=words, unit=unit)
+
+
+def print_shard(shard: Shard, *, num_scans: int, errors: Sequence[ScanError]) -> None:
+    """Print what a shard has read, and its unusable scans."""
+    print(f"shard {shard}: read {num_scans:,} scans, {len(errors):,} of them unusable; when all shards are done, run "
+          "the same command with --merge instead of --shard")  # fmt: skip
+    print_list(errors, rest="--merge lists all")
 
 
 def print_list(items: Sequence[object], *, rest: str) -> None:

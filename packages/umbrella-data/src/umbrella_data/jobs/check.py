@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,6 @@ from umbrella_data.jobs.cohort_table import (
     CohortTable,
     TaskAnswers,
     add_answer,
-    answer_notes,
-    cohort_rows,
-    note_rows,
-    task_rows,
 )
 from umbrella_data.jobs.copies import find_copies
 from umbrella_data.manifest.answers import contradiction
@@ -32,6 +28,7 @@ from umbrella_data.scan.gradient_table import Shell
 from umbrella_data.scan.gzip_index import check_indexed_gzip
 from umbrella_data.scan.header import ScanWarning
 from umbrella_data.scan.settings import B0_THRESHOLD, MAX_B, NonFinite, check_b_limits
+from umbrella_data.scan.shard import ScanParts
 from umbrella_data.scan.verify import VerifiedScan, verify_scan
 from umbrella_data.scan.warnings import WarningList
 
@@ -134,6 +131,7 @@ def check_manifests(
     b0_threshold: float = B0_THRESHOLD,
     non_finite: NonFinite = "outside_mask",
     configs: Mapping[str, PipelineConfig] | None = None,
+    parts: ScanParts[Scan] | None = None,
     progress: Progress = _NO_PROGRESS,
 ) -> CheckReport:
     """Read every row of every manifest, then every scan once.
@@ -150,12 +148,15 @@ def check_manifests(
         non_finite: What to do with voxels that are not finite.
         configs: The preprocessing of a run, by modality: it replaces the three arguments before it, and scans of which
             the model's box holds too little get the warning `cropped`.
+        parts: If given, only the scans of its shard are read; rows are not encoded, and neither subjects nor scans are
+            compared. Or if it merges, no scan is read.
         progress: Wraps an iterable; called with it, its length and a label.
 
     Raises:
         ValueError: For an unknown modality, or a `b0_threshold` that is not below `max_b`.
         ImportError: If dipy is missing and a DWI must be fitted, or `indexed_gzip` is missing and an index folder is
             given. Raised before a scan is read.
+        ManifestError: With everything that is wrong with the shards to merge.
         CacheError: If an index cannot be written.
     """
     if index_folder is not None:
@@ -164,28 +165,50 @@ def check_manifests(
     wanted = None if modalities is None else {find_modality(name).name for name in modalities}
     report = CheckReport([ManifestCheck(manifest.path, len(manifest)) for manifest in manifests])
     places: dict[Scan, dict[Path, str]] = defaultdict(dict)
+    is_shard = parts is not None and parts.shard is not None
     for manifest, found in zip(manifests, report.manifests, strict=True):
         _check_rows(manifest, found, places, progress, modalities=wanted)
-        if encoder is not None:
+        if encoder is not None and not is_shard:
             found.problems = sorted([*found.problems, *encoding_problems(manifest, encoder)])
     check_dipy(scan.paths[0] for scan in places if needs_fit(scan.paths, scan.modality))
-    if not may_share_subjects:
-        report.shared_subjects = _shared_subjects(report.manifests)
-        report.shared_scans = _shared_scans(places)
-    report.copies = _copies(places, across_manifests=not may_share_subjects)
-    report.num_files = len(places)
+    if not is_shard:
+        if not may_share_subjects:
+            report.shared_subjects = _shared_subjects(report.manifests)
+            report.shared_scans = _shared_scans(places)
+        report.copies = _copies(places, across_manifests=not may_share_subjects)
     for scan in places:
         report.cohort.add_scan(scan)
-    verify = partial(
-        _verify,
-        index_folder=index_folder,
-        max_b=max_b,
-        b0_threshold=b0_threshold,
-        non_finite=non_finite,
-        configs=configs or {},
-    )
-    results = map_unordered(verify, list(places), num_workers=num_workers)
-    for scan, outcome in progress(results, len(places), "reading scans"):
+    limits: dict[str, Any] = {"max_b": max_b, "b0_threshold": b0_threshold, "non_finite": non_finite}
+    verify = partial(_verify, index_folder=index_folder, configs=configs or {}, **limits)
+    show = partial(_label, progress)
+    if parts is None:
+        # In the order of the rows: equal counts are then listed in the same order in every run.
+        found_first = {scan: number for number, scan in enumerate(places)}
+        results = sorted(
+            show(map_unordered(verify, list(places), num_workers=num_workers), len(places)),
+            key=lambda result: found_first[result[0]],
+        )
+    else:
+        dumped = {name: config.model_dump(mode="json") for name, config in (configs or {}).items()}
+        results = parts.read(
+            verify,
+            {scan: next(iter(homes.values())) for scan, homes in places.items()},
+            files=lambda scan: scan.files,
+            settings={**limits, "configs": dumped, "with_index": index_folder is not None},
+            num_workers=num_workers,
+            progress=show,
+        )
+    _add_results(report, results, places)
+    return report
+
+
+def _add_results(
+    report: CheckReport,
+    results: Iterable[tuple[Scan, ScanError | VerifiedScan]],
+    places: Mapping[Scan, Mapping[Path, str]],
+) -> None:
+    for scan, outcome in results:
+        report.num_files += 1
         subject, manifests_of_scan = next(iter(places[scan].values())), tuple(places[scan])
         if isinstance(outcome, ScanError):
             report.bad_files.append(BadFile(outcome, scan.modality, subject, manifests_of_scan))
@@ -200,7 +223,10 @@ def check_manifests(
             if found.path in manifests_of_scan:
                 found.warnings.update(codes)
     report.bad_files.sort(key=lambda bad: bad.error.path)
-    return report
+
+
+def _label(progress: Progress, items: Iterable[Any], total: int) -> Iterable[Any]:
+    return progress(items, total, "reading scans")
 
 
 def _check_rows(
@@ -287,64 +313,3 @@ def _copies(places: dict[Scan, dict[Path, str]], *, across_manifests: bool) -> l
             homes[path].update(subject_of if across_manifests else ())
     groups = find_copies(homes)
     return [group for group in groups if any(homes[path] != homes[group[0]] for path in group)]
-
-
-def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: bool) -> dict[str, Any]:
-    """The report as JSON values.
-
-    Args:
-        report: The result.
-        name: Returns the name of a subject or file in the report: a hash, or the name itself.
-        with_words: Whether messages are included, which name files and subjects in plain text.
-    """
-    rows = partial(_row_problems, with_words=with_words)
-    return {
-        "is_good": report.is_good,
-        "num_files": report.num_files,
-        "manifests": [
-            {
-                "manifest": name(str(each.path)),
-                "num_rows": each.num_rows,
-                "num_left_out": each.num_left_out,
-                "num_subjects": len(each.subjects),
-                "scans": dict(sorted(each.scans.items())),
-                "warnings": dict(sorted(each.warnings.items())),
-                "tasks": task_rows(each.tasks),
-                "notes": note_rows(answer_notes(each.tasks)),
-                "row_problems": list(rows(each)),
-            }
-            for each in report.manifests
-        ],
-        "bad_files": [
-            {
-                "scan": name(bad.error.path),
-                "subject": name(bad.subject),
-                "modality": bad.modality,
-                "reason": str(bad.error.reason),
-                "manifests": [name(str(path)) for path in bad.manifests],
-                **({"words": str(bad.error)} if with_words else {}),
-            }
-            for bad in report.bad_files
-        ],
-        "warnings": report.warnings.rows(name=name),
-        "diffusion_protocols": [
-            {"num_scans": count, "shells": [asdict(shell) for shell in shells]}
-            for shells, count in report.diffusion_protocols
-        ],
-        **cohort_rows(report.cohort),
-        "notes": note_rows(report.cohort.notes),
-        "shared_subjects": [
-            {"subject": name(subject), "manifests": [name(str(path)) for path in paths]}
-            for subject, paths in report.shared_subjects.items()
-        ],
-        "shared_scans": [
-            {"scan": name(str(scan)), "manifests": [name(str(path)) for path in paths]}
-            for scan, paths in report.shared_scans.items()
-        ],
-        "copies": [[name(str(path)) for path in group] for group in report.copies],
-    }
-
-
-def _row_problems(manifest: ManifestCheck, *, with_words: bool) -> Iterator[dict[str, Any]]:
-    for line, words in manifest.problems:
-        yield {"line": line, "words": words} if with_words else {"line": line}

@@ -12,6 +12,7 @@ from umbrella_data.files.parallel import map_unordered
 from umbrella_data.manifest.sample import Scan
 from umbrella_data.pipeline.pipeline import Pipeline
 from umbrella_data.scan.diffusion import check_dipy, needs_fit
+from umbrella_data.scan.shard import Shard
 
 if TYPE_CHECKING:
     from umbrella_data.manifest.manifest import Manifest
@@ -22,12 +23,14 @@ class WarmReport:
     """Result of `warm_cache`.
 
     Attributes:
-        num_scans: Number of scans that have a pipeline.
+        has_scans: Whether any scan of the manifests, in this shard or another, has a pipeline.
+        num_scans: Number of scans that have a pipeline, of this shard.
         num_kept: How many of them are in the cache at the end; a size limit may have evicted others.
         failed: Errors of unusable scans.
-        skipped: Number of scans without a pipeline, by modality.
+        skipped: Number of scans without a pipeline, of this shard, by modality.
     """
 
+    has_scans: bool = True
     num_scans: int = 0
     num_kept: int = 0
     failed: list[ScanError] = field(default_factory=list)
@@ -39,6 +42,7 @@ def warm_cache(
     *,
     pipelines: Mapping[str, Pipeline],
     num_workers: int | None = None,
+    shard: Shard | None = None,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items,  # noqa: ARG005
 ) -> WarmReport:
     """Put every scan into the cache of its pipeline, unless it is there already.
@@ -47,6 +51,7 @@ def warm_cache(
         manifests: Manifests with the scans.
         pipelines: By modality, each with a cache.
         num_workers: Number of processes; None for one per core.
+        shard: Only the scans of these subjects; shards may be run at the same time.
         progress: Wraps the results, as tqdm does; called with their number.
 
     Raises:
@@ -57,8 +62,15 @@ def warm_cache(
     uncached = sorted(name for name, pipeline in pipelines.items() if pipeline.cache is None)
     if uncached:
         raise ValueError(f"the pipelines of {', '.join(uncached)} have no cache")
-    scans = dict.fromkeys(scan for manifest in manifests for sample in manifest for scan in sample.scans)
-    report = WarmReport()
+    scans: dict[Scan, str] = {}
+    for manifest in manifests:
+        for sample in manifest:
+            for scan in sample.scans:
+                scans.setdefault(scan, sample.subject)
+    report = WarmReport(has_scans=any(scan.modality in pipelines for scan in scans))
+    if shard is not None:
+        mine = shard.subjects(scans.values())
+        scans = {scan: subject for scan, subject in scans.items() if subject in mine}
     chosen = []
     for scan in scans:
         if scan.modality in pipelines:
