@@ -80,7 +80,7 @@ def wait_until(is_done: Callable[[], bool], *, what: str, seconds: float = 240) 
     end = time.monotonic() + seconds
     while not is_done():
         assert time.monotonic() < end, f"{what} did not happen; {call('squeue')}"
-        time.sleep(0.5)
+        time.sleep(0.1)
 
 
 def wait_for(job: str, state: str, folder: Path) -> None:
@@ -98,6 +98,7 @@ def start_again(job: str) -> None:
     """Start a job that is queued again now, not after two minutes."""
     # The controller would take the end of the first script for that of the second one.
     wait_until(lambda: f"slurmstepd: [{job}." not in call("ps", "-ewwo", "args"), what="the end of the first script")
+    time.sleep(10)
     call("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
@@ -157,7 +158,7 @@ def test_time_limit_of_a_shard_requeues_the_cache_alone(slurm, cohort, tmp_path,
 
 @pytest.fixture(scope="module")
 def config(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 40 steps with dropout, in well under a minute."""
+    """A run of 120 steps with dropout: ten seconds on an idle machine, enough to be stopped in between."""
     folder = tmp_path_factory.mktemp("config")
     content = {
         "model": {
@@ -178,7 +179,7 @@ def config(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "data": {"train": [{"manifest": str(cohort / "train.jsonl")}], "cache_dir": str(folder / "cache")},
         "trainer": {
-            "max_steps": 40,
+            "max_steps": 120,
             "per_device_train_batch_size": 2,
             "learning_rate": 1e-2,
             "logging_steps": 1,
@@ -232,7 +233,7 @@ def test_requeued_run_ends_with_the_weights_of_an_unbroken_one(slurm, script, st
     assert job_field(job, "Restarts") == "1"
     assert (tmp_path / "runs/run/model/model.safetensors").read_bytes() == unbroken
     steps = [json.loads(line).get("loss") for line in (tmp_path / "runs/run/metrics.jsonl").read_text().splitlines()]
-    assert len([loss for loss in steps if loss is not None]) == 40
+    assert len([loss for loss in steps if loss is not None]) == 120
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
 
 
@@ -241,7 +242,7 @@ def test_ranks_of_torchrun_save_at_the_time_limit(slurm, config, tmp_path):
     call("scancel", "--batch", "--signal=USR1", job)
     wait_for(job, "PENDING", tmp_path)
     (checkpoint,) = (tmp_path / "runs/run").glob("checkpoint-*")
-    assert 5 <= int(checkpoint.name.partition("-")[2]) < 40
+    assert 5 <= int(checkpoint.name.partition("-")[2]) < 120
     assert (checkpoint / "integrity.json").is_file()
     call("scancel", job)
     wait_until(lambda: not call("squeue", "--noheader"), what="an empty queue")
