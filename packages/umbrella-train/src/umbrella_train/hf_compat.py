@@ -33,8 +33,6 @@ PRIVATE_NAMES: Mapping[str, tuple[str, ...]] = {
     "transformers:Trainer._save": ("output_dir", "state_dict"),
     "transformers:Trainer._save_checkpoint": ("model", "trial"),
     "transformers:Trainer._save_optimizer_and_scheduler": ("output_dir",),
-    "transformers:Trainer._save_rng_state": ("output_dir",),
-    "transformers:Trainer._save_scaler": ("output_dir",),
     "transformers:Trainer._total_loss_scalar": (),
     "transformers:Trainer._tr_loss": (),
     "transformers:Trainer._train_batch_size": (),

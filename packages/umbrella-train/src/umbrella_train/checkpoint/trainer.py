@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,31 +69,42 @@ class WholeCheckpointTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Writes a checkpoint, then its integrity manifest; older checkpoints are removed only then."""
         self._losses.keep()
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            with without_worker_failures():
+        folder = self._run_folder() / f"checkpoint-{self.state.global_step}"
+        with without_worker_failures():
+            with self._leaving_the_rest():
                 super()._save_checkpoint(model, trial)
-                if dist.is_initialized():
-                    dist.barrier()
-                if self.args.should_save:
-                    self._finish_checkpoint(self._run_folder() / f"checkpoint-{self.state.global_step}", limit=limit)
-            self.saved_step = self.state.global_step
-        finally:
-            self.args.save_total_limit = limit
+            self.save_training_state(folder)
+            if dist.is_initialized():
+                dist.barrier()
+            if self.args.should_save:
+                self._finish_checkpoint(folder)
+        self.saved_step = self.state.global_step
 
-    def _finish_checkpoint(self, folder: Path, *, limit: int | None) -> None:
+    @contextmanager
+    def _leaving_the_rest(self) -> Iterator[None]:
+        """Hugging Face's Trainer saves weights and its own state; it pickles nothing and removes no checkpoint."""
+        before = self.args.save_only_model, self.args.save_total_limit
+        self.args.save_only_model, self.args.save_total_limit = True, None
+        try:
+            yield
+        finally:
+            self.args.save_only_model, self.args.save_total_limit = before
+
+    def _finish_checkpoint(self, folder: Path) -> None:
         write_record(folder, self.run_record())
         write_integrity_manifest(folder)
         best = self.state.best_model_checkpoint
+        limit = self.args.save_total_limit
         remove_old_checkpoints(folder.parent, keep=limit, best=None if best is None else Path(best))
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+    def save_training_state(self, folder: Path) -> None:
+        """Writes optimizer, schedule and scaler; every rank must call it. DeepSpeed writes its own format."""
         if self.is_deepspeed_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
+            self._save_optimizer_and_scheduler(str(folder))
             return
         assert self.optimizer is not None
         save_training_state(
-            Path(output_dir),
+            folder,
             model=self._unwrapped(),
             optimizer=self.optimizer,
             scheduler=self.lr_scheduler,
@@ -129,14 +141,8 @@ class WholeCheckpointTrainer(Trainer):
         target = self._unwrapped() if model is None else model
         load_whole_state(target, sorted(Path(resume_from_checkpoint).glob("model*.safetensors")))
 
-    def _save_scaler(self, output_dir: str) -> None:
-        """Part of the training state."""
-
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Part of the training state."""
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """No random state is saved."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """No random state is saved."""

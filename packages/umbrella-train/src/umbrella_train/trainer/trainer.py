@@ -326,10 +326,11 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             layout["packing"] = self.packing  # the budget then counts no padding
         return layout
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
+    def save_training_state(self, folder: Path) -> None:
+        """Writes optimizer, schedule and scaler, and the state of the drift."""
+        super().save_training_state(folder)
         if self._drift is not None:
-            self._drift.save(Path(output_dir), is_writer=self.args.should_save)
+            self._drift.save(folder, is_writer=self.args.should_save)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
