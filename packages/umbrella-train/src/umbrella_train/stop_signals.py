@@ -101,13 +101,16 @@ def end_workers_at_exit() -> None:
     global _ends_workers  # noqa: PLW0603
     if not _ends_workers:
         _ends_workers = True
-        # Finalizers run before Python's own SIGTERM, which is then the second one.
-        util.Finalize(None, _terminate_children, exitpriority=0)
+        # Finalizers run before Python waits.
+        util.Finalize(None, _kill_workers, exitpriority=0)
 
 
-def _terminate_children() -> None:
+def _kill_workers() -> None:
+    # PyTorch's handler raises when a worker is killed.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
-        child.terminate()
+        if child.daemon:
+            child.kill()
 
 
 def leave_signals_to_parent(_worker: int = 0) -> None:
