@@ -99,13 +99,14 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in map(json.loads, metrics.read_text().splitlines()) if "loss" in line]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+# Processes start by spawn on macOS; each of them imports everything again, which takes a minute.
+@pytest.fixture(scope="module", params=["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     """Folders of the commands with and without the names, and what the second wrote to stderr."""
     here = tmp_path_factory.mktemp("systems")
     started = {
         "with": start(here / "with", "fork", "--workers", "1", without=""),
-        "without": start(here / "without", "spawn", without=WITHOUT),
+        "without": start(here / "without", request.param, without=WITHOUT),
     }
     written = {name: process.communicate(timeout=280) for name, process in started.items()}
     for name, process in started.items():

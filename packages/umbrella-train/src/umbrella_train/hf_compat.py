@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
 from transformers.integrations import deepspeed as hf_deepspeed
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
 
 PRIVATE_NAMES: Mapping[str, tuple[str, ...]] = {
     "accelerate:Accelerator._is_accelerate_prepared": (),
