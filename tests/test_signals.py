@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,3 +104,39 @@ def test_signal_to_the_process_group_in_all_combinations(
     row: dict[str, Any], cohort: DemoCohort, unbroken: Callable[[int], Path], tmp_path: Path
 ) -> None:
     check(row, cohort, unbroken, tmp_path)
+
+
+COMMANDS = [
+    (signal.SIGTERM, 2, ["-m", "umbrella_train"]),
+    (signal.SIGHUP, 0, ["-m", "umbrella_train"]),
+    (
+        signal.SIGTERM,
+        2,
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "umbrella_train"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("number", "workers", "command"), COMMANDS, ids=["term", "hup", "torchrun"])
+def test_signal_to_the_process_group_of_a_command(
+    number: int, workers: int, launcher: list[str], cohort: DemoCohort, tmp_path: Path
+) -> None:
+    num_ranks = 2 if launcher else 1
+    steps = {"max_steps": 150, "eval_steps": None}
+    words = ["--config", str(write_config(tmp_path / "unbroken", cohort, **steps))]
+    assert exit_codes(start_ranks(words, tmp_path / "log", num_ranks=num_ranks)) == [0] * num_ranks
+    words = ["--config", str(write_config(tmp_path, cohort, num_workers=workers, **steps)), "--resume", "auto"]
+    command = [sys.executable, *launcher, "-m", "umbrella_train", *words]
+    run = tmp_path / "runs" / "run"
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        wait_for(run / "metrics.jsonl")
+        os.killpg(process.pid, number)
+        code = process.wait(90)
+    # torchrun has an exit code of its own.
+    assert code == (1 if launcher else 128 + number), (tmp_path / "output").read_text()
+    (checkpoint,) = run.glob("checkpoint-*")
+    assert 0 < int(checkpoint.name.removeprefix("checkpoint-")) < 150
+    assert (run / "REQUEUE").exists()
+    assert exit_codes(start_ranks(words, tmp_path / "resumed", num_ranks=num_ranks)) == [0] * num_ranks
+    assert results_of(run) == results_of(tmp_path / "unbroken" / "runs" / "run")

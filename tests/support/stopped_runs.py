@@ -64,6 +64,7 @@ def write_config(folder: Path, cohort: DemoCohort, *, num_workers: int = 0, **tr
         },
         "report": {"enabled": False, "pictures": False, "controls": False, "max_new_tokens": 2},
     }
+    folder.mkdir(exist_ok=True)
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path

@@ -339,3 +339,12 @@ def test_a_modality_has_one_colour_in_all_figures() -> None:
     assert gradients == answers
     assert len(set(gradients.values())) == 3
     assert list(modality_colours([], ["dMRI", "T1"])) == ["T1", "dMRI"]
+
+
+def test_changes_at_a_resume_are_listed_without_paths(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.add_changes(["seed: 7 (before: 0)", "model.pretrained: '/secret/model' (before: not set)"], step=20)
+    page = build_report([run.path]).read_text()
+    assert "resumed after step 20 with another setting: seed: 7 (before: 0)" in page
+    assert "resumed after step 20 with another setting: model.pretrained (see config.yaml)" in page
+    assert "/secret" not in page

@@ -1,11 +1,19 @@
-"""Checks settings of `accelerate launch` in the environment against the config, so that none is silently ignored."""
+"""What a rank has to know of its launcher: settings in the environment, and whether it still lives."""
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
+import threading
+import time
 
 from umbrella_train.config import RunConfig
 from umbrella_train.errors import RunError
+
+logger = logging.getLogger(__name__)
+
+_WATCH_SECONDS, _GRACE_SECONDS = 5.0, 60.0
 
 
 def check_launcher(config: RunConfig) -> None:
@@ -46,6 +54,24 @@ def check_launcher(config: RunConfig) -> None:
         )
     if problems:
         raise RunError("the launcher and the config do not match:\n  " + "\n  ".join(problems))
+
+
+def stop_with_launcher() -> None:
+    """Stops this rank if torchrun or accelerate, which started it, is gone: nobody else would end it.
+
+    As after SIGTERM, the run is saved if all ranks can. A rank that waits for another one ends after a minute.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_watch, args=(os.getppid(),), name="launcher watch", daemon=True).start()
+
+
+def _watch(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(_WATCH_SECONDS)
+    logger.error("the launcher of this rank is gone: the rank stops")
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE_SECONDS)
+    os._exit(128 + signal.SIGTERM)
 
 
 def _is_on(variable: str) -> bool:

@@ -98,6 +98,7 @@ def read_run(path: Path, *, name: str) -> RunData:
             notes.append(f"{file.name}: {lines} unreadable; the run was interrupted while writing")
     training = [row for row in metrics if "loss" in row]
     evaluations = [row for row in metrics if any(str(key).startswith("eval/questions/") for key in row)]
+    notes += _changes(folder)
     notes += _left_out(folder)
     notes += _overlap(metrics)
     notes += _state(folder, training=training, is_evaluated=bool(evaluations))
@@ -112,6 +113,17 @@ def read_run(path: Path, *, name: str) -> RunData:
         notes=notes,
         is_held_out=_is_held_out(metrics),
     )
+
+
+def _changes(folder: RunFolder) -> list[str]:
+    """Settings that were changed when the run was resumed; paths must not leave the machine with a shared report."""
+    rows, _ = read_lines(folder.changes)
+    return [
+        f"resumed after step {row.get('step')} with another setting: "
+        + (line if "/" not in line and "\\" not in line else f"{line.partition(':')[0]} (see config.yaml)")
+        for row in rows
+        for line in row.get("changes", ())
+    ]
 
 
 def _overlap(metrics: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -42,6 +42,7 @@ from umbrella_train.checkpoint.changes import (
 from umbrella_train.checkpoint.resume import AUTO, Start, find_start, open_folder
 from umbrella_train.config import RunConfig
 from umbrella_train.distributed.fsdp2 import is_sharded_model
+from umbrella_train.distributed.launcher import stop_with_launcher
 from umbrella_train.distributed.ranks import is_first_rank, on_first_rank
 from umbrella_train.errors import RunStoppedError
 from umbrella_train.evaluation.score_table import score_table
@@ -98,6 +99,7 @@ def train(
     signals = StopSignals(deadline=min(ends) - config.trainer.save_before_seconds if ends else None)
     reached = _Reached()
     signals.install()
+    stop_with_launcher()
     try:
         with ExitStack() as locks:
             try:
