@@ -106,18 +106,11 @@ def test_signal_to_the_process_group_in_all_combinations(
     check(row, cohort, unbroken, tmp_path)
 
 
-COMMANDS = [
-    (signal.SIGTERM, 2, ["-m", "umbrella_train"]),
-    (signal.SIGHUP, 0, ["-m", "umbrella_train"]),
-    (
-        signal.SIGTERM,
-        2,
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "umbrella_train"],
-    ),
-]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+COMMANDS = [(signal.SIGTERM, 2, []), (signal.SIGHUP, 0, []), (signal.SIGTERM, 2, TORCHRUN)]
 
 
-@pytest.mark.parametrize(("number", "workers", "command"), COMMANDS, ids=["term", "hup", "torchrun"])
+@pytest.mark.parametrize(("number", "workers", "launcher"), COMMANDS, ids=["term", "hup", "torchrun"])
 def test_signal_to_the_process_group_of_a_command(
     number: int, workers: int, launcher: list[str], cohort: DemoCohort, tmp_path: Path
 ) -> None:
