@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Qwen2Config, SiglipVisionConfig, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from umbrella_data import Example, ExampleScan, PaddingCollator
+from umbrella_data import Example, ExampleScan, PaddingCollator, progress
 from umbrella_data.synthetic.cohort import DemoCohort, make_demo_cohort
 from umbrella_model import PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration
 from umbrella_train.batches.collators import SupervisedCollator
@@ -34,6 +35,18 @@ PATCH_EMBEDS = {
     "dMRI": PatchEmbedConfig((8, 8, 8), (4, 4, 8), in_channels=2),
 }
 Kind = tuple[str, ...]
+
+
+@pytest.fixture(autouse=True)
+def _restore_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What commands set for their process: which messages are shown, and whether progress is."""
+    monkeypatch.setattr(progress, "_is_shown", True)
+    loggers = [logging.getLogger(name) for name in ("umbrella_train", "umbrella_model")]
+    before = [(logger.level, logger.handlers) for logger in loggers]
+    yield
+    for logger, (level, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)  # an assignment would not reset what the loggers below have cached
+        logger.handlers = handlers
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from umbrella_data import progress
 from umbrella_data.pipeline.config import AugmentConfig, PipelineSettings
 from umbrella_data.progress import progress_bar
 from umbrella_train import cli
@@ -36,12 +35,8 @@ DEFAULTS = {"dry_run": False, "resume": None, "allow_changed": [], "max_time": N
 
 
 @pytest.fixture(autouse=True)
-def _restore_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_is_shown", True)
+def _hide_other_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for package in map(logging.getLogger, ("umbrella_train", "umbrella_model")):
-        for name in ("level", "handlers"):
-            monkeypatch.setattr(package, name, getattr(package, name))
 
 
 @pytest.fixture

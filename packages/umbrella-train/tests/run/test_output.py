@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from umbrella_data import progress
 from umbrella_train import cli
 from umbrella_train.config import RunConfig, dump_config
 
 
 @pytest.fixture(autouse=True)
-def _restore_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_is_shown", True)
+def _hide_other_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for package in map(logging.getLogger, ("umbrella_train", "umbrella_model")):
-        for name in ("level", "handlers"):
-            monkeypatch.setattr(package, name, getattr(package, name))
 
 
 def test_log_file_of_a_run(
