@@ -107,10 +107,15 @@ def test_signal_to_the_process_group_in_all_combinations(
 
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-COMMANDS = [(signal.SIGTERM, 2, []), (signal.SIGHUP, 0, []), (signal.SIGTERM, 2, TORCHRUN)]
+COMMANDS = [
+    pytest.param(signal.SIGTERM, 2, [], id="term"),
+    pytest.param(signal.SIGHUP, 0, [], id="hup"),
+    # torchrun and two ranks import everything: too long for two cores in each run of the tests.
+    pytest.param(signal.SIGTERM, 2, TORCHRUN, id="torchrun", marks=pytest.mark.slow),
+]
 
 
-@pytest.mark.parametrize(("number", "workers", "launcher"), COMMANDS, ids=["term", "hup", "torchrun"])
+@pytest.mark.parametrize(("number", "workers", "launcher"), COMMANDS)
 def test_signal_to_the_process_group_of_a_command(
     number: int, workers: int, launcher: list[str], cohort: DemoCohort, tmp_path: Path
 ) -> None:
