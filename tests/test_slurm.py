@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_model import MODEL
 
 from umbrella_data.cli import main
 
@@ -27,7 +28,6 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "examples/slurm"
 LOOPBACK = ROOT / "tests/support/loopback_slurm.sh"
-SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -161,22 +161,7 @@ def config(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 120 steps with dropout: ten seconds on an idle machine, enough to be stopped in between."""
     folder = tmp_path_factory.mktemp("config")
     content = {
-        "model": {
-            "vision_config": {"model_type": "siglip_vision_model", **SIZES, "vision_use_head": False},
-            "text_config": {
-                "model_type": "qwen2",
-                **SIZES,
-                "num_key_value_heads": 1,
-                "attention_dropout": 0.1,
-                "max_position_embeddings": 512,
-            },
-            "vision_feature_layer": -1,
-            "modalities": {
-                "T1": {"image_size": [16, 16, 16], "patch_size": [8, 8, 8]},
-                "rsfMRI": {"image_size": [8, 8, 8, 8], "patch_size": [8, 8, 4, 4]},
-                "dMRI": {"image_size": [8, 8, 8], "patch_size": [8, 8, 2]},
-            },
-        },
+        "model": MODEL,
         "data": {"train": [{"manifest": str(cohort / "train.jsonl")}], "cache_dir": str(folder / "cache")},
         "trainer": {
             "max_steps": 120,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny_model import MODEL
 
 # Python imports it in every process, also in those that it starts.
 WITHOUT = """
@@ -41,20 +42,10 @@ if __name__ == "__main__":
     assert main(["cache", "--config", "run.yaml", "--max-gb", "1", "--workers", "1"]) == 0
     train_command(["--config", "run.yaml"])
 """
-TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 CONFIG: dict[str, Any] = {
     "name": "run",
     "output_dir": "runs",
-    "model": {
-        "vision_config": {"model_type": "siglip_vision_model", **TINY, "vision_use_head": False},
-        "text_config": {"model_type": "qwen2", **TINY, "num_key_value_heads": 1, "max_position_embeddings": 512},
-        "vision_feature_layer": -1,
-        "modalities": {
-            "rsfMRI": {"image_size": [8, 8, 8, 8], "patch_size": [8, 8, 4, 4]},
-            "T1": {"image_size": [16, 16, 16], "patch_size": [8, 8, 8]},
-            "dMRI": {"image_size": [8, 8, 8], "patch_size": [8, 8, 2]},
-        },
-    },
+    "model": {**MODEL, "text_config": {**MODEL["text_config"], "attention_dropout": 0.0}},  # as packing needs
     "data": {
         "train": [{"manifest": "cohort/train.jsonl"}],
         "cache_dir": "cache",

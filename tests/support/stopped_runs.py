@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tiny_model import MODEL
 
 from umbrella_data.synthetic.cohort import DemoCohort
 
@@ -26,26 +27,10 @@ _context.set_forkserver_preload(["umbrella_train.run.training", "umbrella_train.
 
 def write_config(folder: Path, cohort: DemoCohort, *, num_workers: int = 0, **trainer: Any) -> Path:
     """A config of five steps with dropout, an evaluation after each second one, and no checkpoint before the last."""
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     content = {
         "name": "run",
         "output_dir": str(folder / "runs"),
-        "model": {
-            "vision_config": {"model_type": "siglip_vision_model", **sizes, "vision_use_head": False},
-            "text_config": {
-                "model_type": "qwen2",
-                **sizes,
-                "num_key_value_heads": 1,
-                "attention_dropout": 0.1,
-                "max_position_embeddings": 512,
-            },
-            "vision_feature_layer": -1,
-            "modalities": {
-                "rsfMRI": {"image_size": [8, 8, 8, 8], "patch_size": [8, 8, 4, 4]},
-                "T1": {"image_size": [16, 16, 16], "patch_size": [8, 8, 8]},
-                "dMRI": {"image_size": [8, 8, 8], "patch_size": [8, 8, 2]},
-            },
-        },
+        "model": MODEL,
         "data": {
             "train": [{"manifest": str(cohort.train_manifest)}],
             "evaluation": [{"manifest": str(cohort.test_manifest)}],
