@@ -11,11 +11,12 @@ from collections.abc import Iterator
 
 from umbrella_data.cli.output import add_quiet, show_no_other_progress
 from umbrella_data.errors import UmbrellaDataError
+from umbrella_data.files.faults import describe_os_error
 from umbrella_train import __version__
 from umbrella_train.errors import RunError
 
 # Errors that the user can fix: one message without a traceback, exit code 2.
-_USER_ERRORS = (RunError, UmbrellaDataError, FileNotFoundError, PermissionError, NotADirectoryError)
+_USER_ERRORS = (RunError, UmbrellaDataError, OSError)
 
 
 @contextlib.contextmanager
@@ -24,7 +25,10 @@ def errors_as_messages() -> Iterator[None]:
     try:
         yield
     except _USER_ERRORS as error:
-        print("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+        message = describe_os_error(error) if isinstance(error, OSError) else str(error)
+        if message is None:
+            raise
+        print("\n".join([f"error: {message}", *getattr(error, "__notes__", ())]), file=sys.stderr)
         raise SystemExit(2) from None
 
 

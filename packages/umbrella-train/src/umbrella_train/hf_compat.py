@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 from transformers.integrations import deepspeed as hf_deepspeed
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ PRIVATE_NAMES: Mapping[str, tuple[str, ...]] = {
     "accelerate:Accelerator._is_accelerate_prepared": (),
     "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3._get_param_partition_rank": ("param",),
     "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3._z3_optimizer": (),
+    "torch.distributed.distributed_c10d:_get_default_store": (),
     "torch.optim.lr_scheduler:LRScheduler._last_lr": (),
     "torch:_foreach_mul_": (),
     "torch:_foreach_norm": (),
@@ -83,6 +85,11 @@ def vector_norms(tensors: list[Tensor], *, dtype: torch.dtype) -> Sequence[Tenso
 def multiply(tensors: list[Tensor], factor: float) -> None:
     """Multiplies tensors in place in one fused call."""
     torch._foreach_mul_(tensors, factor)
+
+
+def default_store() -> distributed_c10d.Store:
+    """The store over which the ranks of torch.distributed have found each other."""
+    return distributed_c10d._get_default_store()
 
 
 def partition_rank(parameter: nn.Parameter) -> int:

@@ -21,13 +21,14 @@ def window_with(*losses: float) -> AccumulationWindow:
 
 def test_present_modalities_are_those_of_all_batches_of_the_window() -> None:
     window = window_with(1.0, 1.0)
-    window.see([{"pixel_values": {"T1": None}}, {"pixel_values": {"dMRI": None}}, {"pixel_values": {}}])
+    for names in (["T1"], ["dMRI"], []):
+        window.see({"pixel_values": dict.fromkeys(names)})
     assert window.close().present == {"T1", "dMRI"}
 
 
 def test_window_is_reset_when_it_is_closed() -> None:
     window = window_with(math.nan)
-    window.see([{"pixel_values": {"T1": None}}])
+    window.see({"pixel_values": {"T1": None}})
     assert not window.close().is_loss_finite
     window.add_loss(torch.tensor(1.0))
     facts = window.close()
@@ -59,7 +60,7 @@ def test_supervised_tokens_are_counted_for_each_modality(
     window = window_with(1.0)
     kinds = [("T1",), ("T1", "dMRI"), (), ("T1", "T1")]
     # The answer of example i has 2 + i % 4 tokens.
-    window.see([collate([make_example(kind, index) for index, kind in enumerate(kinds)])])
+    window.see(collate([make_example(kind, index) for index, kind in enumerate(kinds)]))
     facts = window.close()
     assert facts.num_tokens == 2 + 3 + 4 + 5
     assert {name: facts.tokens_with.get(name, 0) for name in ("T1", "dMRI", "rsfMRI")} == {
@@ -80,7 +81,7 @@ def test_non_finite_gradient_is_reported_separately_from_the_loss() -> None:
 def test_facts_of_all_ranks_are_summed(monkeypatch: pytest.MonkeyPatch) -> None:
     def all_reduce(facts: torch.Tensor) -> None:
         other = window_with(1.0)
-        other.see([{"pixel_values": {"dMRI": None}}])
+        other.see({"pixel_values": {"dMRI": None}})
         with monkeypatch.context() as patch:
             patch.setattr(torch.distributed, "is_initialized", lambda: False)
             there: list[torch.Tensor] = []
@@ -89,7 +90,7 @@ def test_facts_of_all_ranks_are_summed(monkeypatch: pytest.MonkeyPatch) -> None:
         facts += there[0]
 
     window = window_with(1.0)
-    window.see([{"pixel_values": {"T1": None}}])
+    window.see({"pixel_values": {"T1": None}})
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)

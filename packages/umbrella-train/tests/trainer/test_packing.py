@@ -52,7 +52,7 @@ def test_tokens_of_each_modality_are_counted_by_conversation(both: list[dict[str
     for batch in both:
         window = AccumulationWindow(["rsfMRI", "T1", "dMRI"])
         window.add_loss(torch.tensor(1.0))
-        window.see([batch])
+        window.see(batch)
         facts = window.close()
         # The answer of conversation i has 2 + i tokens.
         assert facts.num_tokens == 2 + 3 + 4 + 5

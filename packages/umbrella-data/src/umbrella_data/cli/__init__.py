@@ -22,9 +22,6 @@ COMMANDS = {
 }
 """Each module has SUMMARY, HELP, add_arguments() and run()."""
 
-# Wrong paths. Any other OSError keeps its traceback.
-_PATH_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
@@ -54,8 +51,12 @@ def _run(arguments: Sequence[str] | None) -> int:
     except (UmbrellaDataError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except _PATH_ERRORS as error:
-        message = f"{error.filename}: {error.strerror}" if error.filename is not None else error
+    except OSError as error:
+        from umbrella_data.files.faults import describe_os_error
+
+        message = describe_os_error(error, folder=getattr(options, "out", None))
+        if message is None or isinstance(error, BrokenPipeError):
+            raise
         print(f"error: {message}", file=sys.stderr)
         return 2
 

@@ -32,6 +32,7 @@ _HARMLESS = frozenset(
         "output_dir",
         "report",
         "trainer.dataloader_num_workers",
+        "trainer.ddp_timeout",
         "trainer.eval_steps",
         "trainer.logging_steps",
         "trainer.parity_every",

@@ -104,6 +104,8 @@ class TrainerConfig(Section):
     """mean: over all supervised tokens; present: a patch embed's gradient over those of samples with its modality."""
     parity_every: NonNegativeInt = 100
     """Steps between comparisons of the parameters over ranks; 0: never."""
+    ddp_timeout: PositiveInt = 1800
+    """Seconds that a process waits for the others before the run ends."""
     world_size: PositiveInt | None = None
     """Expected number of processes; a launch with another number is an error."""
 

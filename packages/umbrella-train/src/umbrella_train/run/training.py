@@ -43,11 +43,13 @@ from umbrella_train.checkpoint.resume import AUTO, Start, find_start, open_folde
 from umbrella_train.config import RunConfig
 from umbrella_train.distributed.fsdp2 import is_sharded_model
 from umbrella_train.distributed.launcher import stop_with_launcher
+from umbrella_train.distributed.rank_watch import RankWatch
 from umbrella_train.distributed.ranks import is_first_rank, on_first_rank
 from umbrella_train.errors import RunStoppedError
 from umbrella_train.evaluation.score_table import score_table
 from umbrella_train.processor import UmbrellaProcessor
 from umbrella_train.run.evaluation import evaluate_sources
+from umbrella_train.run.faults import as_run_error
 from umbrella_train.run.pictures import draw_pictures
 from umbrella_train.run_folder import RunFolder
 from umbrella_train.stop_signals import StoppedAtOnce, StopSignals, end_of_job
@@ -111,16 +113,22 @@ def train(
             except RunStoppedError as stopped:
                 reached.step = stopped.step
                 raise reached.stopped_by(stopped.signal_number) from None
+            except Exception as error:
+                folder = config.output_dir if reached.folder is None else reached.folder.path
+                raise as_run_error(error, folder=folder, watch=reached.watch) from error
     finally:
+        if reached.watch is not None:
+            reached.watch.stop()
         signals.restore()
 
 
 @dataclass
 class _Reached:
-    """How far a run has come, for the message and the marks of a run that is stopped."""
+    """How far a run has come, for the message and the marks of a run that ends early."""
 
     folder: RunFolder | None = None
     step: int = 0
+    watch: RankWatch | None = None
 
     def stopped_by(self, signal_number: int) -> RunStoppedError:
         """Marks the folder for scripts that start the run again, unless the user stopped it."""
@@ -141,6 +149,7 @@ def _run(
 ) -> Path:
     config = name_cohort_directory(config)
     arguments = build_arguments(config, output_dir=config.output_dir)
+    reached.watch = RankWatch(arguments.ddp_timeout)
     start = find_start(config, resume, locks=locks)
     if start.folder is not None and start.is_finished:
         logger.info("%s: is finished, with this configuration: nothing is left to do", start.folder.path)
@@ -149,7 +158,7 @@ def _run(
     settings, changes = on_first_rank(lambda: _compare(config, sources, start, arguments, allow_changed))
     components = build_components(config)
     # The trainer rejects unsupported settings before a folder is created or the config of a resumed run is replaced.
-    trainer = _build_trainer(config, arguments, components, sources, signals=signals)
+    trainer = _build_trainer(config, arguments, components, sources, signals=signals, watch=reached.watch)
     folder = on_first_rank(lambda: open_folder(config, start, changes=changes, is_only=resume == AUTO, locks=locks))
     reached.folder, reached.step = folder, start.step
     arguments.output_dir = str(folder.path)
@@ -248,6 +257,7 @@ def _build_trainer(
     sources: Sources,
     *,
     signals: StopSignals | None = None,
+    watch: RankWatch | None = None,
 ) -> UmbrellaTrainer:
     datasets = [
         components.dataset(source, config=config, augment=False) for source in (*sources.train, *sources.evaluation)
@@ -279,6 +289,7 @@ def _build_trainer(
         parity_every=config.trainer.parity_every,
         part_learning_rates=cast(Mapping[Part, float], config.model.learn.learning_rates.given),
         signals=signals,
+        watch=watch,
     )
     trainer.remove_callback(PrinterCallback)
     keep_trackers_private(trainer, config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,23 +52,22 @@ class AccumulationWindow:
         self._num_tokens = 0
         self._tokens_with = dict.fromkeys(self._modalities, 0)
 
-    def see(self, batches: Iterable[Mapping[str, object]]) -> None:
-        """Records modalities and supervised tokens of batches that are still on the host."""
-        for batch in batches:
-            pixel_values = batch.get("pixel_values")
-            present = set(pixel_values) if isinstance(pixel_values, Mapping) else set()
-            self._seen |= present
-            labels, modality_ids = batch.get("labels"), batch.get("modality_ids")
-            if not isinstance(labels, Tensor) or not isinstance(modality_ids, Tensor):
-                continue
-            # The model shifts labels by one: the first position is not predicted.
-            is_supervised = labels[:, 1:].ne(-100)
-            self._num_tokens += int(is_supervised.sum())
-            index = conversation_index(batch)
-            tokens = index[:, 1:][is_supervised].bincount(minlength=num_conversations(batch))
-            for tag, name in enumerate(self._modalities, start=1):
-                if name in present:
-                    self._tokens_with[name] += int(tokens[index[modality_ids.eq(tag)].unique()].sum())
+    def see(self, batch: Mapping[str, object]) -> None:
+        """Records modalities and supervised tokens of a batch that is still on the host."""
+        pixel_values = batch.get("pixel_values")
+        present = set(pixel_values) if isinstance(pixel_values, Mapping) else set()
+        self._seen |= present
+        labels, modality_ids = batch.get("labels"), batch.get("modality_ids")
+        if not isinstance(labels, Tensor) or not isinstance(modality_ids, Tensor):
+            return
+        # The model shifts labels by one: the first position is not predicted.
+        is_supervised = labels[:, 1:].ne(-100)
+        self._num_tokens += int(is_supervised.sum())
+        index = conversation_index(batch)
+        tokens = index[:, 1:][is_supervised].bincount(minlength=num_conversations(batch))
+        for tag, name in enumerate(self._modalities, start=1):
+            if name in present:
+                self._tokens_with[name] += int(tokens[index[modality_ids.eq(tag)].unique()].sum())
 
     def add_loss(self, loss: Tensor) -> None:
         """Records the loss of one micro-batch, a 0-dim tensor on the device."""

@@ -21,6 +21,7 @@ from umbrella_train.distributed.adafactor import Adafactor
 from umbrella_train.distributed.deepspeed import call_before_step
 from umbrella_train.distributed.finite import NonFiniteError, describe_non_finite, has_bad_gradient
 from umbrella_train.distributed.fsdp2 import shard_model
+from umbrella_train.distributed.rank_watch import RankWatch
 from umbrella_train.distributed.tensors import full
 from umbrella_train.dummy_loss.drift_monitor import DriftWatch
 from umbrella_train.dummy_loss.loss import DummyLoss
@@ -55,6 +56,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         parity_every: Steps between comparisons of the replicated parameters over ranks; 0 for none.
         part_learning_rates: Learning rates of parts of the model, instead of that of the arguments.
         signals: Of the whole command; None to handle signals during the training only.
+        watch: Of the other ranks.
         **kwargs: As for `transformers.Trainer`. `train_dataset` is an `InterleaveDataset` or a `ConversationDataset`,
             `data_collator` a `PaddingCollator`.
 
@@ -76,6 +78,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         parity_every: int = 100,
         part_learning_rates: Mapping[Part, float] | None = None,
         signals: StopSignals | None = None,
+        watch: RankWatch | None = None,
         **kwargs: Any,
     ) -> None:
         self.dummy_loss_config = dummy_loss or DummyLossConfig()
@@ -112,6 +115,9 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         self.signals = signals or StopSignals()
         self._stop = StopOnSignal(self.signals)
         self.add_callback(self._stop)
+        self._watch = watch
+        if watch is not None:
+            self.add_callback(watch)
         self.add_callback(StepSeed())
         self.add_callback(RankParity(parity_every))
 
@@ -165,9 +171,13 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             # Resumed from its last step: Hugging Face compares the number of steps only after one more.
             self.control.should_training_stop = True
             return [], None
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._window.see(batches)
-        return batches, num_items
+        return super().get_batch_samples(map(self._see, epoch_iterator), num_batches, device)
+
+    def _see(self, batch: dict[str, Any]) -> dict[str, Any]:
+        self._window.see(batch)
+        if self._watch is not None:
+            self._watch.has_read_batch()
+        return batch
 
     # ---- optimizer ----
 
