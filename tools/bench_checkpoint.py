@@ -1,0 +1,136 @@
+"""Training time lost to a checkpoint, against Hugging Face's own: `uv run python tools/bench_checkpoint.py`.
+
+Each round trains the same model with UMBRELLA's trainer and with transformers' Trainer, in turns: a few steps, each
+second one with a checkpoint (weights, optimizer and schedule; the last two are kept, so that rotation is included). What
+a checkpoint costs is the time of the whole training beyond that of its steps without one, divided by the checkpoints: it
+includes whatever goes on in the background. The table has the medians over the rounds.
+
+Checkpoints are written under TMPDIR: choose a disk like that of your runs. UMBRELLA's are flushed to the disk and have
+an integrity manifest; Hugging Face's are neither flushed nor checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging as hf_logging
+
+from step_data import collate, make_sample
+from step_models import SIZES, build_model
+from umbrella_train import UmbrellaTrainer
+
+
+class StepTimes(TrainerCallback):
+    """Seconds from the begin of each step to that of the next one."""
+
+    def __init__(self) -> None:
+        self.begins: list[float] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Called by the Trainer."""
+        self.begins.append(time.perf_counter())
+
+
+class OneBatch:
+    """A training loader with the same batch for every step."""
+
+    batch: dict[str, Any]
+    num_batches: int
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Called by the Trainer."""
+        return DataLoader([self.batch] * self.num_batches, batch_size=None)  # type: ignore[arg-type]
+
+
+class OurTrainer(OneBatch, UmbrellaTrainer):
+    """UMBRELLA's trainer."""
+
+
+class TheirTrainer(OneBatch, Trainer):
+    """Hugging Face's trainer."""
+
+
+def time_saves(kind: type[Any], options: argparse.Namespace, folder: Path) -> tuple[float, float, int]:
+    """Train in a folder, which is removed afterwards.
+
+    Returns:
+        Seconds per checkpoint, seconds per step, and bytes of a checkpoint.
+    """
+    model: Any = build_model(options)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=2 * options.saves + 1,
+        save_steps=2,
+        save_total_limit=2,
+        report_to=[],
+        disable_tqdm=True,
+        logging_strategy="no",
+        use_cpu=options.device == "cpu",
+        remove_unused_columns=False,
+        average_tokens_across_devices=False,
+        ddp_find_unused_parameters=False,
+        label_names=["labels"],
+    )
+    trainer = kind(model=model, args=arguments, train_dataset=[0])
+    trainer.batch = collate([make_sample(model, "T1", num_words=64, seed=0)], options)
+    trainer.num_batches = 2 * options.saves + 1
+    trainer.remove_callback(PrinterCallback)
+    times = StepTimes()
+    trainer.add_callback(times)
+    trainer.train()
+    # Steps are counted from 1: a checkpoint follows the second, the fourth and so on. The first one also warms up.
+    spans = [after - before for before, after in zip(times.begins, times.begins[1:], strict=False)]
+    step = median(spans[2::2])
+    saved = spans[1::2]
+    size = sum(path.stat().st_size for path in (folder / "checkpoint-2").glob("*")) if options.saves == 2 else 0
+    size = size or sum(path.stat().st_size for path in sorted(folder.glob("checkpoint-*"))[-1].glob("*"))
+    shutil.rmtree(folder)
+    return (sum(saved) + sum(spans[2::2]) - step * (len(spans) - 1)) / len(saved), step, size
+
+
+def main() -> None:
+    """Run the rounds and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=sorted(SIZES), default="toy", help="architecture (toy)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds (5)")
+    parser.add_argument("--saves", type=int, default=4, help="checkpoints of a round (4)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device")
+    parser.add_argument("--dtype", default="float32", help="type of the weights (float32)")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    results: dict[str, list[tuple[float, float, int]]] = {"ours": [], "Hugging Face": []}
+    kinds = {"ours": OurTrainer, "Hugging Face": TheirTrainer}
+    for number in range(options.rounds):
+        # The second of a round finds a warmer disk: take turns.
+        for name in sorted(kinds, reverse=number % 2 == 1):
+            with tempfile.TemporaryDirectory() as folder:
+                results[name].append(time_saves(kinds[name], options, Path(folder) / "run"))
+    saves = {name: median(seconds for seconds, _, _ in rounds) for name, rounds in results.items()}
+    ratios = [ours[0] / theirs[0] for ours, theirs in zip(results["ours"], results["Hugging Face"], strict=True)]
+    print(f"{options.size}, {options.dtype}, {options.device}; {options.rounds} rounds of {options.saves} checkpoints")
+    for name, rounds in results.items():
+        step, size = median(each[1] for each in rounds), rounds[0][2]
+        print(f"  {name:14} {1e3 * saves[name]:9.1f} ms per checkpoint of {size / 1e6:,.1f} MB, step {1e3 * step:.1f} ms")
+    print(f"  ratio: median {median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
+    if options.json is not None:
+        figures = {"size": options.size, "seconds": saves, "ratio": median(ratios), "ratios": ratios}
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
