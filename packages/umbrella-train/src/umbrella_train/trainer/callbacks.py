@@ -1,4 +1,4 @@
-"""Callbacks: seeds per step, rank parity, metrics file, progress bar, stopping on a signal."""
+"""Callbacks: seeds per step, rank parity, metrics file, late evaluation, progress bar, stopping on a signal."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from umbrella_data.progress import progress_bar
+from umbrella_train.checkpoint.logged_loss import EVALUATION_DUE, trainer_state_entries
 from umbrella_train.distributed.parity import check_rank_parity
 from umbrella_train.run_folder import RunFolder
 from umbrella_train.stop_signals import StopSignals
@@ -68,6 +69,22 @@ class MetricsFile(TrainerCallback):
         """Called by the Trainer."""
         if state.is_world_process_zero and logs:
             self._folder.append_metrics({"step": state.global_step, **logs})
+
+
+class RepeatEvaluation(TrainerCallback):
+    """Does the evaluation of the step again that a run resumes from, if the checkpoint was saved before it.
+
+    Args:
+        trainer: The trainer.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Called by the Trainer."""
+        if trainer_state_entries(state).get(EVALUATION_DUE):
+            self._trainer.evaluate()
 
 
 class ProgressBar(TrainerCallback):
