@@ -131,11 +131,7 @@ def remove_old_checkpoints(run_folder: Path, *, keep: int | None, best: Path | N
 
 
 def set_newer_aside(run_folder: Path, step: int) -> list[Path]:
-    """Renames the checkpoints after a step to `set-aside-K/checkpoint-N`: the run continues from an older one.
-
-    Args:
-        run_folder: The run's folder.
-        step: The step of the checkpoint that the run continues from.
+    """Renames the checkpoints after the step that a run continues from to `set-aside-K/checkpoint-N`.
 
     Returns:
         The new paths; empty if there is no newer checkpoint.

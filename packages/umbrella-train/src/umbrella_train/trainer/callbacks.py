@@ -29,11 +29,7 @@ class StepSeed(TrainerCallback):
 
 
 class RankParity(TrainerCallback):
-    """Compares the parameters over ranks every few steps.
-
-    Args:
-        every: Steps between two comparisons; 0 for none.
-    """
+    """Compares the parameters over ranks every few steps; 0: never."""
 
     def __init__(self, every: int) -> None:
         self._every = every
@@ -49,9 +45,7 @@ class RankParity(TrainerCallback):
 class MetricsFile(TrainerCallback):
     """Appends every logged line to `metrics.jsonl`, independently of trackers.
 
-    Args:
-        folder: The run's folder.
-        mark: What `RunFolder.mark_metrics` returned at the checkpoint that the run resumes from.
+    A run that resumes passes the `mark` of `RunFolder.mark_metrics` at its checkpoint.
     """
 
     def __init__(self, folder: RunFolder, mark: Mapping[str, Any] | None = None) -> None:
@@ -72,11 +66,7 @@ class MetricsFile(TrainerCallback):
 
 
 class RepeatEvaluation(TrainerCallback):
-    """Does the evaluation of the step again that a run resumes from, if the checkpoint was saved before it.
-
-    Args:
-        trainer: The trainer.
-    """
+    """Does the evaluation of the step again that a run resumes from, if the checkpoint was saved before it."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer

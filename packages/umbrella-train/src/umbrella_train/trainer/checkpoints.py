@@ -102,9 +102,7 @@ class Checkpoints(TrainerCallback):
     def write_model(self, folder: Path, *, is_checkpoint: bool) -> None:
         """Writes the unsharded model, if it is finite, and the processor; every rank must call it.
 
-        Args:
-            folder: Where to.
-            is_checkpoint: Whether Hugging Face's Trainer begins a checkpoint, which `on_save` ends.
+        As the start of a checkpoint, Hugging Face's Trainer continues it, and `on_save` ends it.
         """
         trainer = self._trainer
         model = trainer.accelerator.unwrap_model(trainer.model)

@@ -28,14 +28,7 @@ def evaluation_loss(
 ) -> EvalLoopOutput:
     """Mean loss per supervised token over all ranks, overall and for each set of modalities.
 
-    Only sums are shared, and no logits: ranks may have batches of different shapes and modalities.
-
-    Args:
-        trainer: Its model is evaluated by its `prediction_step`.
-        dataloader: This rank's batches; every rank has as many.
-        modalities: The model's modalities in order.
-        signals: Those that stop a training.
-        prefix: First word of the keys.
+    Only sums are shared, and no logits: ranks, which have as many batches each, may have other shapes and modalities.
 
     Raises:
         EvaluationStoppedError: On every rank, if a signal arrives in the evaluation during a training.

@@ -20,12 +20,8 @@ from umbrella_train.trainer.accumulation import WindowFacts
 class PatchEmbedLog(TrainerCallback):
     """Keeps the gradient norms of a step until they are logged, and the drift.
 
-    Args:
-        tower: The vision tower.
-        under_zero: Whether DeepSpeed partitions gradients.
-
     Attributes:
-        gradients: Those of all patch embeds.
+        gradients: Those of all patch embeds, which DeepSpeed partitions if `under_zero`.
         drift: Of absent modalities, measured from the start of a training.
     """
 
@@ -48,12 +44,9 @@ class PatchEmbedLog(TrainerCallback):
         return norms if is_first_rank() or self.gradients.is_sharded else torch.zeros_like(norms)
 
     def keep(self, facts: WindowFacts, *, factors: Mapping[str, float], scaler: Any) -> None:
-        """Keeps the norms of a step.
+        """Keeps the norms of a step, from the sums of `squared_norms` over ranks in `facts`.
 
-        Args:
-            facts: With the sums of `squared_norms` over ranks.
-            factors: What the gradients of modalities were multiplied by since.
-            scaler: The loss scaler, whose scale the gradients still have; or None.
+        Since then, gradients of modalities were multiplied by `factors`; they still have the scale of the loss scaler.
         """
         scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
         squares = self.gradients.add_up(facts.norms)
@@ -64,11 +57,9 @@ class PatchEmbedLog(TrainerCallback):
                 self._norms[key] = math.sqrt(square) / scale * factors.get(modality, 1.0)
 
     def take(self, total: float, *, step: int) -> dict[str, float]:
-        """The entries of a logged line; empty if no norms were kept since the last one.
+        """The entries of a logged line after `step` steps, with shares of the total norm if that is known (above 0).
 
-        Args:
-            total: Norm of all gradients; 0 if it is not known.
-            step: Optimizer steps done.
+        Empty if no norms were kept since the last line.
         """
         if not self._norms:
             return {}
