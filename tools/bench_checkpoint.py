@@ -1,8 +1,8 @@
 """Training time lost to a checkpoint, against Hugging Face's own: `uv run python tools/bench_checkpoint.py`.
 
 Each round trains the same model with UMBRELLA's trainer and with transformers' Trainer, in turns: a few steps, each
-second one with a checkpoint (weights, optimizer and schedule; the last two are kept, so that rotation is included). What
-a checkpoint costs is the time of the whole training beyond that of its steps without one, divided by the checkpoints: it
+second one with a checkpoint (weights, optimizer and schedule). The last two are kept, so that rotation is included. What
+a checkpoint costs is the time of the training beyond that of its steps without one, divided by the checkpoints: it
 includes whatever goes on in the background. The table has the medians over the rounds.
 
 Checkpoints are written under TMPDIR: choose a disk like that of your runs. UMBRELLA's are flushed to the disk and have
@@ -94,8 +94,7 @@ def time_saves(kind: type[Any], options: argparse.Namespace, folder: Path) -> tu
     spans = [after - before for before, after in zip(times.begins, times.begins[1:], strict=False)]
     step = median(spans[2::2])
     saved = spans[1::2]
-    size = sum(path.stat().st_size for path in (folder / "checkpoint-2").glob("*")) if options.saves == 2 else 0
-    size = size or sum(path.stat().st_size for path in sorted(folder.glob("checkpoint-*"))[-1].glob("*"))
+    size = sum(path.stat().st_size for path in (folder / f"checkpoint-{2 * options.saves}").glob("*"))
     shutil.rmtree(folder)
     return (sum(saved) + sum(spans[2::2]) - step * (len(spans) - 1)) / len(saved), step, size
 
@@ -125,7 +124,9 @@ def main() -> None:
     print(f"{options.size}, {options.dtype}, {options.device}; {options.rounds} rounds of {options.saves} checkpoints")
     for name, rounds in results.items():
         step, size = median(each[1] for each in rounds), rounds[0][2]
-        print(f"  {name:14} {1e3 * saves[name]:9.1f} ms per checkpoint of {size / 1e6:,.1f} MB, step {1e3 * step:.1f} ms")
+        print(
+            f"  {name:14} {1e3 * saves[name]:9.1f} ms per checkpoint of {size / 1e6:,.1f} MB, step {1e3 * step:.1f} ms"
+        )
     print(f"  ratio: median {median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
     if options.json is not None:
         figures = {"size": options.size, "seconds": saves, "ratio": median(ratios), "ratios": ratios}

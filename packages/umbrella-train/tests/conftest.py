@@ -117,7 +117,9 @@ class ToyDataset(Dataset[Example]):
 
 
 class ToyTrainer(UmbrellaTrainer):
-    """Uses the batches of its data sets in their order."""
+    """Uses the batches of its data sets in their order; `given` are the arguments that it was built with."""
+
+    given: TrainingArguments
 
     def _build_loader(self, dataset: Any, batch_size: int, *, shuffle: bool) -> DataLoader[Any]:
         return DataLoader(dataset, batch_sampler=dataset.batches, collate_fn=self.data_collator)
@@ -178,6 +180,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., ToyTrainer]:
         engine: Any = "ddp",
         gradient_scale: Any = "mean",
         packing: bool = False,
+        callbacks: Sequence[TrainerCallback] = (),
         **arguments: Any,
     ) -> ToyTrainer:
         settings = {
@@ -196,9 +199,10 @@ def make_trainer(tmp_path: Path) -> Callable[..., ToyTrainer]:
             "use_cpu": True,
             "dataloader_pin_memory": False,
         }
+        given = TrainingArguments(output_dir=str(tmp_path / "trainer"), **(settings | arguments))
         trainer = ToyTrainer(
             model=model or build_model(),
-            args=TrainingArguments(output_dir=str(tmp_path / "trainer"), **(settings | arguments)),
+            args=given,
             train_dataset=ToyDataset(batches),
             eval_dataset=ToyDataset(evaluation),
             data_collator=SupervisedCollator(pad_token_id=PADDING, modality_order=list(ORDER)),
@@ -207,7 +211,9 @@ def make_trainer(tmp_path: Path) -> Callable[..., ToyTrainer]:
             engine=engine,
             gradient_scale=gradient_scale,
             packing=packing,
+            callbacks=callbacks,
         )
+        trainer.given = given
         trainer.remove_callback(PrinterCallback)
         return trainer
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -14,17 +13,6 @@ from transformers.models.llava.modeling_llava import LlavaModel
 CACHE: Literal["cache", "past_key_values"] = (
     "cache" if "cache" in inspect.signature(LlavaModel.forward).parameters else "past_key_values"
 )
-
-PRIVATE_NAMES: Mapping[str, tuple[str, ...]] = {
-    "torch:_assert_async": (),
-    "transformers:PreTrainedConfig._attn_implementation": (),
-    "transformers:PreTrainedModel._init_weights": ("module",),
-    "transformers:PreTrainedModel._no_split_modules": (),
-}
-"""`module:name` or `module:Class.name` of each, with the parameters that are relied on.
-
-Overridden ones are used where they are overridden, the others here only.
-"""
 
 
 def attention_of(config: Any) -> str:

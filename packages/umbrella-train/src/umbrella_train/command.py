@@ -43,9 +43,7 @@ def make_parser(name: str, description: str, *, add_help: bool = True) -> argpar
 def set_up_output(*, is_quiet: bool, has_messages: bool) -> None:
     """Set what the command shows on stderr; of other libraries, only warnings.
 
-    Args:
-        is_quiet: Whether no progress is shown.
-        has_messages: Whether messages of this package are shown, such as the table of a dry run; warnings always are.
+    Without messages of this package, such as the table of a dry run, its warnings are still shown.
     """
     show_no_other_progress()
     from umbrella_data.progress import show_progress

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,40 +13,6 @@ from transformers.integrations import deepspeed as hf_deepspeed
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
-
-PRIVATE_NAMES: Mapping[str, tuple[str, ...]] = {
-    "accelerate:Accelerator._is_accelerate_prepared": (),
-    "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3._get_param_partition_rank": ("param",),
-    "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3._z3_optimizer": (),
-    "torch.distributed.distributed_c10d:_get_default_store": (),
-    "torch.optim.lr_scheduler:LRScheduler._last_lr": (),
-    "torch:_foreach_mul_": (),
-    "torch:_foreach_norm": (),
-    "transformers.integrations.deepspeed:_hf_deepspeed_config_weak_ref": (),
-    "transformers.integrations:WandbCallback._initialized": (),
-    "transformers.integrations:WandbCallback._wandb": (),
-    "transformers:Trainer._clip_grad_norm": ("model",),
-    "transformers:Trainer._evaluate": ("trial", "ignore_keys_for_eval", "skip_scheduler"),
-    "transformers:Trainer._get_grad_norm": ("model", "grad_norm"),
-    "transformers:Trainer._globalstep_last_logged": (),
-    "transformers:Trainer._load_from_checkpoint": ("resume_from_checkpoint", "model"),
-    "transformers:Trainer._load_optimizer_and_scheduler": ("checkpoint",),
-    "transformers:Trainer._load_rng_state": ("checkpoint",),
-    "transformers:Trainer._load_scaler": ("checkpoint",),
-    "transformers:Trainer._prepare_inputs": ("inputs",),
-    "transformers:Trainer._save": ("output_dir", "state_dict"),
-    "transformers:Trainer._save_checkpoint": ("model", "trial"),
-    "transformers:Trainer._save_optimizer_and_scheduler": ("output_dir",),
-    "transformers:Trainer._total_loss_scalar": (),
-    "transformers:Trainer._tr_loss": (),
-    "transformers:Trainer._train_batch_size": (),
-    "transformers:Trainer._wrap_model": ("model", "training", "dataloader"),
-    "transformers:TrainingArguments._n_gpu": (),
-}
-"""`module:name` or `module:Class.name` of each, with the parameters that are relied on.
-
-Those of base classes are used by our subclasses, the others here only.
-"""
 
 
 def losses_since_log(trainer: Trainer) -> tuple[Tensor, int]:
@@ -60,6 +26,12 @@ def set_losses_since_log(trainer: Trainer, total: float, *, since: int) -> None:
     trainer._globalstep_last_logged = since
     # The mean training loss, logged at the end, is that of the steps after the resume.
     trainer._total_loss_scalar = -total
+
+
+def save_checkpoint(trainer: Trainer) -> None:
+    """Begins a checkpoint of this step before Hugging Face's Trainer would, which is after an evaluation."""
+    assert trainer.model is not None
+    trainer._save_checkpoint(trainer.model, None)
 
 
 def keep_one_device(arguments: TrainingArguments) -> None:

@@ -22,7 +22,7 @@ from umbrella_data.manifest.row_validation import parse_turns
 from umbrella_data.manifest.sample import Scan, Turn
 from umbrella_data.pipeline.config import PipelineConfig
 from umbrella_data.pipeline.pipeline import Pipeline
-from umbrella_model import UmbrellaConfig, UmbrellaForConditionalGeneration
+from umbrella_model import UmbrellaConfig
 from umbrella_train.end_of_turn import EndOfTurn, find_end_of_turn
 
 Message = Mapping[str, Any]
@@ -63,27 +63,6 @@ class UmbrellaProcessor(ProcessorMixin):
         self.pipelines = {name: dict(settings) for name, settings in pipelines.items()}
         self.masked = dict(masked or {})
         self.asks_for_reasoning = asks_for_reasoning
-
-    @classmethod
-    def from_parts(
-        cls,
-        tokenizer: PreTrainedTokenizerBase,
-        model: UmbrellaForConditionalGeneration,
-        pipelines: Mapping[str, Pipeline],
-        *,
-        masked: Mapping[str, bool] | None = None,
-        asks_for_reasoning: bool = False,
-    ) -> UmbrellaProcessor:
-        """The processor of a model that was trained with these pipelines; other arguments are those of the class."""
-        return cls(
-            tokenizer,
-            image_token_id=model.config.image_token_id,
-            modality_order=list(pipelines),
-            num_image_tokens={name: model.num_image_tokens(name) for name in pipelines},
-            pipelines={name: pipeline.config.preprocessing() for name, pipeline in pipelines.items()},
-            masked=masked,
-            asks_for_reasoning=asks_for_reasoning,
-        )
 
     def __call__(self, conversations: Sequence[Message] | Sequence[Sequence[Message]]) -> dict[str, Any]:
         """Prompts for generation, or training examples, from one conversation or several.
@@ -158,12 +137,9 @@ class UmbrellaProcessor(ProcessorMixin):
 
 
 def other_mask(modality: str, *, trained: Mapping[str, bool], is_masked: bool) -> str | None:
-    """A warning about a scan that has a brain mask, or none, unlike the scans of training; None if it is alike.
+    """A warning about a scan that has a brain mask, or none, unlike those of training (`masked` of the processor).
 
-    Args:
-        modality: Of the scan.
-        trained: `masked` of the processor.
-        is_masked: Whether the scan has a mask.
+    None if it is alike.
     """
     if trained.get(modality, is_masked) == is_masked:
         return None
@@ -176,12 +152,7 @@ def other_mask(modality: str, *, trained: Mapping[str, bool], is_masked: bool) -
 
 
 def question_with_scans(question: str, scans: Sequence[Scan]) -> list[Message]:
-    """One user turn: the scans in their order, then the question.
-
-    Args:
-        question: Text of the question.
-        scans: The scans; the paths may be relative to the current folder.
-    """
+    """One user turn: the scans in their order, then the question. Paths may be relative to the current folder."""
     images = [
         {
             "type": "image",

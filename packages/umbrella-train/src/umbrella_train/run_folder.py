@@ -25,6 +25,16 @@ from umbrella_train.run_lock import RunLock
 logger = logging.getLogger(__name__)
 
 
+class _File:
+    """The path of a file, or folder, of a run."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, folder: RunFolder, _: type[RunFolder]) -> Path:
+        return folder.path / self._name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """`runs/NAME/` and the paths in it.
@@ -34,6 +44,26 @@ class RunFolder:
     """
 
     path: Path
+    config = _File("config.yaml")
+    """The resolved configuration."""
+    metrics = _File("metrics.jsonl")
+    """Training and evaluation metrics, one JSON object per line."""
+    predictions = _File("predictions.jsonl")
+    """Answers of the newest evaluation, one JSON object per line."""
+    model = _File("model")
+    """Weights, config and tokenizer at the end of the run."""
+    report = _File("report.html")
+    """The report."""
+    pictures = _File("pictures")
+    """Pictures of what the model sees, one PNG per modality."""
+    salt = _File("salt")
+    """The salt of the subjects' hashes, readable by its owner only."""
+    changes = _File("changes.jsonl")
+    """Settings that were changed when the run was resumed, one JSON object per resume."""
+    finished = _File("FINISHED")
+    """Exists once the run is trained, evaluated and reported."""
+    requeue = _File("REQUEUE")
+    """Exists while the run is interrupted by its scheduler, for scripts that start it again."""
 
     @classmethod
     def create(
@@ -41,12 +71,7 @@ class RunFolder:
     ) -> RunFolder:
         """Create a new folder; a name in use becomes NAME-2, NAME-3, ... Call it on one rank only.
 
-        Args:
-            output_dir: Folder of all runs; created if it is missing.
-            name: Name of the run.
-            config_text: The resolved configuration, written to config.yaml.
-            locks: Holds the lock of the folder; without it, it is not locked.
-            is_only: Whether another run of this name is an error.
+        Without `locks`, which hold its lock, the folder is not locked.
 
         Raises:
             RunError: There is another run of this name, with `is_only`.
@@ -85,56 +110,6 @@ class RunFolder:
             raise RunError(f"{path}: not a run's folder (it has no config.yaml)")
         return cls(path)
 
-    @property
-    def config(self) -> Path:
-        """The resolved configuration."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """Training and evaluation metrics, one JSON object per line."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def predictions(self) -> Path:
-        """Answers of the newest evaluation, one JSON object per line."""
-        return self.path / "predictions.jsonl"
-
-    @property
-    def model(self) -> Path:
-        """Weights, config and tokenizer at the end of the run."""
-        return self.path / "model"
-
-    @property
-    def report(self) -> Path:
-        """The report."""
-        return self.path / "report.html"
-
-    @property
-    def pictures(self) -> Path:
-        """Pictures of what the model sees, one PNG per modality."""
-        return self.path / "pictures"
-
-    @property
-    def salt(self) -> Path:
-        """The salt of the subjects' hashes, readable by its owner only."""
-        return self.path / "salt"
-
-    @property
-    def changes(self) -> Path:
-        """Settings that were changed when the run was resumed, one JSON object per resume."""
-        return self.path / "changes.jsonl"
-
-    @property
-    def finished(self) -> Path:
-        """Exists once the run is trained, evaluated and reported."""
-        return self.path / "FINISHED"
-
-    @property
-    def requeue(self) -> Path:
-        """Exists while the run is interrupted by its scheduler, for scripts that start it again."""
-        return self.path / "REQUEUE"
-
     def begin(self) -> None:
         """Remove the marks of an earlier job."""
         self.finished.unlink(missing_ok=True)
@@ -145,12 +120,7 @@ class RunFolder:
         return _without_comments(self.config.read_text(encoding="utf-8")) == _without_comments(config_text)
 
     def replace_config(self, config_text: str, *, step: int) -> None:
-        """Write the configuration of a resumed run; one that differs is kept as config-until-checkpoint-N.yaml.
-
-        Args:
-            config_text: The resolved configuration.
-            step: The step that the run continues from.
-        """
+        """Write the configuration of a resumed run; one that differs is kept as config-until-checkpoint-N.yaml."""
         if self.has_config(config_text):
             return
         kept = next(path for path in self._numbered(f"config-until-checkpoint-{step}", ".yaml") if not path.exists())
@@ -169,8 +139,7 @@ class RunFolder:
     def subject_hash(self, *, is_kept: bool = True) -> Callable[[str], str]:
         """The function that hashes the name of a subject for this run.
 
-        Args:
-            is_kept: Whether the hashes are written to files, so that the run's table of names needs them.
+        If hashes are written to files (`is_kept`), the run's table of names gets them.
         """
         return pseudonyms(self.path) if is_kept else name_hasher(read_or_create_salt(self.salt))
 
@@ -235,12 +204,9 @@ def _without_comments(text: str) -> list[str]:
 def check_output(path: Path, *, inputs: Iterable[Path]) -> None:
     """Rejects a file that could not be written at the end of a long command; creates its folder.
 
-    Args:
-        path: The file to write; an existing one will be replaced.
-        inputs: Files that the command reads, which it must not replace.
-
     Raises:
-        RunError: The path is a folder, or one of the inputs, or its folder cannot be created or written to.
+        RunError: The path is a folder, or one of the inputs, which would be replaced, or its folder cannot be created
+            or written to.
     """
     if path.is_dir():
         raise RunError(f"{path}: is a folder; name a file, such as {path / 'answers.jsonl'}")
@@ -271,13 +237,9 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Read a file of JSON lines; a crash may have left an incomplete line.
+    """The rows of a file of JSON lines, and the number of unreadable ones: a crash may have left an incomplete line.
 
-    Args:
-        path: The file; without it there are no rows.
-
-    Returns:
-        The rows, and the number of unreadable lines.
+    Without the file there are no rows.
     """
     if not path.exists():
         return [], 0

@@ -74,12 +74,7 @@ class LockOwner:
         )
 
     def is_gone(self, *, silent_seconds: float, seen_from: LockOwner) -> bool:
-        """Whether this owner has ended, as far as another process can tell.
-
-        Args:
-            silent_seconds: How long ago it last touched the lock.
-            seen_from: The other process.
-        """
+        """Whether this owner, whose lock is silent for so long, has ended, as far as another process can tell."""
         if self.job is not None and self.job == seen_from.job and self.restarts < seen_from.restarts:
             return True  # the scheduler restarts a job only after it has ended
         if (self.host, self.processes) != (seen_from.host, seen_from.processes):

@@ -22,11 +22,7 @@ _ends_workers = False
 
 
 class StoppedAtOnce(BaseException):
-    """Raised where a signal arrives outside of training; like KeyboardInterrupt, no `except Exception` swallows it.
-
-    Args:
-        signal_number: The signal.
-    """
+    """Raised where a signal arrives outside of training; like KeyboardInterrupt, no `except Exception` swallows it."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)

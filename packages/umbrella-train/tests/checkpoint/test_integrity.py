@@ -93,11 +93,12 @@ def test_added_file_is_ignored(tmp_path: Path) -> None:
     assert checkpoint_problems(folder) == []
 
 
-def test_added_weights_are_reported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model-00001.safetensors", "optimizer.pt", "rng_state_1.pth", "pytorch_model.bin"])
+def test_added_weights_and_pickles_are_reported(tmp_path: Path, name: str) -> None:
     folder = write_checkpoint(tmp_path, 3)
-    (folder / "model-00001.safetensors").write_bytes(b"others")
+    (folder / name).write_bytes(b"others")
     (problem,) = checkpoint_problems(folder)
-    assert "model-00001.safetensors: was not written with this checkpoint" in problem
+    assert f"{name}: was not written with this checkpoint" in problem
 
 
 def test_manifest_can_be_written_again(tmp_path: Path) -> None:

@@ -97,10 +97,10 @@ def test_packing_fills_rows_and_the_budget_counts_no_padding(build: Callable[...
 
 
 def test_the_layout_depends_on_the_token_budget(build: Callable[..., Any]) -> None:
-    layouts = [build(**data)._layout() for data in ({}, {"max_tokens_per_batch": 4000}, {"batches": "mixed"})]
+    layouts = [build(**data).checkpoints.layout for data in ({}, {"max_tokens_per_batch": 4000}, {"batches": "mixed"})]
     assert all(first != second for first, second in itertools.combinations(layouts, 2))
-    assert build(packing=True)._layout() == layouts[0]
-    assert build(packing=True, max_tokens_per_batch=4000)._layout() != layouts[1]
+    assert build(packing=True).checkpoints.layout == layouts[0]
+    assert build(packing=True, max_tokens_per_batch=4000).checkpoints.layout != layouts[1]
 
 
 def test_batches_by_length_mix_modalities_of_similar_length(build: Callable[..., Any]) -> None:

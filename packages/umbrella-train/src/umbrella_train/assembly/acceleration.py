@@ -16,12 +16,10 @@ from umbrella_train.errors import RunError
 
 
 def set_attention(model: UmbrellaForConditionalGeneration, wanted: str | None) -> None:
-    """Sets the attention of the encoder and of the language model.
+    """Sets the attention of the encoder and of the language model, before the model is wrapped.
 
-    Args:
-        model: The model, before it is wrapped.
-        wanted: As in `model.attn_implementation`; None takes `varlen` if it computes what `sdpa` does, and otherwise
-            keeps the attention of the model.
+    `wanted` is `model.attn_implementation`; None takes `varlen` if it computes what `sdpa` does, and otherwise keeps
+    the attention of the model.
 
     Raises:
         RunError: `varlen` is requested for a language model that needs a mask.
@@ -46,14 +44,10 @@ def _is_plain_causal(config: PretrainedConfig) -> bool:
 
 
 def compile_layers(model: nn.Module, *, backend: str = "inductor") -> None:
-    """Compiles every transformer layer in place; names in the state dict do not change.
+    """Compiles every transformer layer in place, before the model is wrapped; names in the state dict do not change.
 
     Layers of one kind share their code. Lengths are symbolic from the start: a batch of another length does not compile
     again. Code around the layers uses Python dicts of modalities and stays eager.
-
-    Args:
-        model: An UMBRELLA model, before it is wrapped or sharded.
-        backend: As in `torch.compile`.
     """
     for layer in transformer_layers(model):
         # `forward` rather than the module: hooks of a sharded engine stay outside and are not traced.

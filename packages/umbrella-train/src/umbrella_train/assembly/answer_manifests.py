@@ -31,15 +31,8 @@ def answer_manifests(
 ) -> Iterator[dict[str, Any]]:
     """The model's answers to all rows of manifests, decoded greedily; `answer` and the last answer's text are not used.
 
-    All rows are validated before the model is loaded. Only a few batches of answers are in memory.
-
-    Args:
-        folder: A run's folder, its `model/`, a checkpoint, or any folder with a model and its processor.
-        manifests: Their rows may end with the user's turn.
-        data_root: The folder that their paths are relative to.
-        batch_size: Number of prompts in a batch.
-        max_new_tokens: Longest answer in tokens.
-        device: Device to use; None takes the GPU if there is one.
+    All rows are validated before the model is loaded; they may end with the user's turn. Only a few batches of answers,
+    of `batch_size` prompts each, are in memory. The folder, the longest answer and the device are as in `predict`.
 
     Returns:
         Rows as of `umbrella_train.evaluation.answers.answer_row`, in the order of the manifests.
@@ -54,8 +47,7 @@ def answer_manifests(
     warn_of_other_masks(
         [DatasetConfig(manifest=path, data_root=data_root) for path in manifests], trained=processor.masked
     )
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = load_model(model_folder, device=place)
+    model = load_model(model_folder, device=device)
 
     def generate() -> Iterator[dict[str, Any]]:
         with progress_bar(words="answering", total=sum(map(len, opened)), unit="row") as bar:
@@ -72,7 +64,7 @@ def answer_manifests(
                     ),
                     batch_size=batch_size,
                     max_new_tokens=max_new_tokens,
-                    device=place,
+                    device=model.device,
                     end_of_turn=processor.end_of_turn,
                 )
                 for index, text in answers:

@@ -73,20 +73,24 @@ class TrainingComponents:
         self, *, masked: Mapping[str, bool] | None = None, asks_for_reasoning: bool = False
     ) -> UmbrellaProcessor:
         """The processor that is saved with the weights; arguments are those of `UmbrellaProcessor`."""
-        return UmbrellaProcessor.from_parts(
-            self.tokenizer, self.model, self.pipelines, masked=masked, asks_for_reasoning=asks_for_reasoning
+        return UmbrellaProcessor(
+            self.tokenizer,
+            image_token_id=self.model.config.image_token_id,
+            modality_order=list(self.pipelines),
+            num_image_tokens=self._num_image_tokens,
+            pipelines={name: pipeline.config.preprocessing() for name, pipeline in self.pipelines.items()},
+            masked=masked,
+            asks_for_reasoning=asks_for_reasoning,
         )
+
+    @property
+    def _num_image_tokens(self) -> dict[str, int]:
+        return {name: self.model.num_image_tokens(name) for name in self.pipelines}
 
     def dataset(
         self, source: DatasetConfig, *, config: RunConfig, augment: bool, may_end_with_user: bool = False
     ) -> ConversationDataset:
-        """The examples of one manifest.
-
-        Args:
-            source: The manifest.
-            config: The run.
-            augment: Whether scans are augmented.
-            may_end_with_user: Whether rows may end with the user's turn, to generate answers for them.
+        """The examples of one manifest, whose rows may end with the user's turn if answers are generated for them.
 
         Raises:
             RunError: The tokenizer or its chat template cannot be used, or arguments of augmentation.
@@ -98,7 +102,7 @@ class TrainingComponents:
                 read_manifest(source.manifest, data_root=source.data_root, may_end_with_user=may_end_with_user),
                 tokenizer=self.tokenizer,
                 image_token_id=self.model.config.image_token_id,
-                num_image_tokens={name: self.model.num_image_tokens(name) for name in self.pipelines},
+                num_image_tokens=self._num_image_tokens,
                 pipelines=self.pipelines,
                 seed=config.seed,
                 max_length=config.data.max_length,
@@ -140,10 +144,7 @@ def build_components(config: RunConfig, *, weights: Path | None = None) -> Train
 
     The model is float32, whatever the dtype of the checkpoint: in half precision small optimizer steps would not change
     weights, and the gradient of an absent modality would be zero. `trainer.bf16` sets the precision of the computation.
-
-    Args:
-        config: The run.
-        weights: A folder with a trained model and its tokenizer, instead of what the config starts from.
+    `weights` is a folder with a trained model and its tokenizer, instead of what the config starts from.
 
     Raises:
         RunError: Weights or tokenizer cannot be loaded, or the language model does not support `varlen`.

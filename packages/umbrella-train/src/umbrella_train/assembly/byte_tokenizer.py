@@ -31,15 +31,10 @@ def build_byte_tokenizer() -> PreTrainedTokenizerFast:
 def load_tokenizer(
     name_or_path: str | None, *, key: str = "tokenizer", right: str = TOKENIZER
 ) -> PreTrainedTokenizerBase:
-    """A pretrained tokenizer, or the byte-level one if no name is given.
-
-    Args:
-        name_or_path: A folder, or a name on the hub.
-        key: The config key of the name, for error messages.
-        right: What the name must be, for error messages.
+    """A pretrained tokenizer, from a folder or the hub; the byte-level one if no name is given.
 
     Raises:
-        RunError: It does not exist or cannot be read.
+        RunError: It does not exist or cannot be read; with `key` and `right` as in `loading`.
     """
     if name_or_path is None:
         return build_byte_tokenizer()
@@ -50,11 +45,7 @@ def load_tokenizer(
 
 
 def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token id of scan positions; `<|image|>` is added to a tokenizer without one.
-
-    Args:
-        tokenizer: A token may be added to it.
-    """
+    """The token id of scan positions; `<|image|>` is added to a tokenizer without one."""
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)

@@ -19,9 +19,7 @@ _SOME_ROWS = 1_000
 def check_conversations(datasets: Sequence[ConversationDataset], *, max_rows: int) -> None:
     """Encodes the rows of data sets as training and as evaluation do; no scan is opened. Called by every rank.
 
-    Args:
-        datasets: Their rows are valid.
-        max_rows: Of a data set with more rows, a thousand are checked.
+    Of a data set with more than `max_rows` valid rows, a thousand are checked.
 
     Raises:
         RunError: With manifest, line and subject of rows that cannot be encoded, or whose prompt differs from what is
@@ -44,13 +42,7 @@ def _problems(dataset: ConversationDataset, max_rows: int) -> list[str]:
 def check_vocabulary(
     tokenizer: PreTrainedTokenizerBase, *, num_embeddings: int, image_token_id: int, source: str
 ) -> None:
-    """Compares the ids of the tokenizer with the rows of the model's embedding.
-
-    Args:
-        tokenizer: Of the run.
-        num_embeddings: Rows of the model's embedding.
-        image_token_id: The model's image token.
-        source: What the tokenizer was loaded from, for the message.
+    """Compares the ids of a tokenizer, loaded from `source`, with the rows of the model's embedding.
 
     Raises:
         RunError: An id of the tokenizer, or the model's image token, has no embedding; the image token is not an added

@@ -55,16 +55,11 @@ def check_held_out(
 ) -> Overlap:
     """Compare subjects, and the content of files, of the training and the evaluation data; called by every rank.
 
-    The first rank reads a few hundred bytes of each file, and of candidates all, see `umbrella_data.jobs.copies`.
-
-    Args:
-        train: Manifests to train on; their rows are valid.
-        evaluation: Manifests to evaluate on.
-        max_rows: With more rows in all, nothing is compared, and a warning names the command that does.
-        allow_overlap: Whether an overlap is a warning and no error.
+    The first rank reads a few hundred bytes of each file, and of candidates all, see `umbrella_data.jobs.copies`. With
+    more than `max_rows` rows in all, nothing is compared, and a warning names the command that does.
 
     Raises:
-        RunError: Something is in both.
+        RunError: Something is in both; with `allow_overlap`, this is a warning.
     """
     overlap = on_first_rank(lambda: _find_overlap(train, evaluation, max_rows=max_rows))
     if overlap and not allow_overlap:

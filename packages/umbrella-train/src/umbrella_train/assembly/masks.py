@@ -21,8 +21,7 @@ _MAX_ROWS = 1_000
 def masked_modalities(sources: Sequence[DatasetConfig]) -> dict[str, bool]:
     """By modality, whether its scans have brain masks; a modality is absent if some have one and others have none.
 
-    Args:
-        sources: Manifests with valid rows; of each, a thousand rows are looked at, and no scan is opened.
+    Of each manifest, a thousand rows are looked at, and no scan is opened.
     """
     found: dict[str, set[bool]] = defaultdict(set)
     for source in sources:
@@ -39,12 +38,7 @@ def answers_start_with_reasoning(sources: Sequence[DatasetConfig]) -> bool:
 
 
 def warn_of_other_masks(sources: Sequence[DatasetConfig], *, trained: Mapping[str, bool]) -> None:
-    """Warns of modalities whose scans have masks here and had none in training, or the other way round.
-
-    Args:
-        sources: Manifests to ask about.
-        trained: What `masked_modalities` returned for the training data.
-    """
+    """Warns of modalities whose scans have masks here and had none in training (`trained`), or the other way round."""
     for modality, is_masked in masked_modalities(sources).items():
         if problem := other_mask(modality, trained=trained, is_masked=is_masked):
             logger.warning("%s", problem)

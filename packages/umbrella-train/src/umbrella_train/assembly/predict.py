@@ -43,10 +43,9 @@ def predict(
     processor = load_processor(model_folder)
     named = [replace(scan, modality=_known_modality(scan.modality, processor)) for scan in scans]
     batch = processor(question_with_scans(question, named))
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = load_model(model_folder, device=place)
-    volumes = {name: volume.to(place) for name, volume in batch.pop("pixel_values").items()}
-    inputs = {name: tensor.to(place) for name, tensor in batch.items()}
+    model = load_model(model_folder, device=device)
+    volumes = {name: volume.to(model.device) for name, volume in batch.pop("pixel_values").items()}
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
     stops = list(processor.end_of_turn.stop_ids)
     generated = model.generate(
         **inputs, pixel_values=volumes, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops
@@ -83,15 +82,15 @@ def load_processor(model_folder: Path) -> UmbrellaProcessor:
     return processor
 
 
-def load_model(model_folder: Path, *, device: torch.device) -> Any:
-    """The model on a device, in evaluation mode.
+def load_model(model_folder: Path, *, device: torch.device | str | None) -> Any:
+    """The model on a device, in evaluation mode; None takes the GPU if there is one.
 
     Raises:
         RunError: It cannot be loaded.
     """
     with loading("weights", key="model", source=model_folder, right=TRAINED_MODEL):
         model: Any = AutoModelForImageTextToText.from_pretrained(model_folder)
-    return model.eval().to(device)
+    return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _known_modality(name: str, processor: UmbrellaProcessor) -> str:

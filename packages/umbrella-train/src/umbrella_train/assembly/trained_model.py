@@ -34,12 +34,8 @@ def load_trained_model(
 ) -> UmbrellaForConditionalGeneration:
     """The model, in float32; adapters are kept if this run trains the same ones, and merged otherwise.
 
-    Modalities that follow those of the model in the config get patch embeds with random weights.
-
-    Args:
-        source: A folder, such as RUN/model, or a hub repository.
-        section: The model section of the run's config.
-        patch_embeds: Patch embeds of the run's modalities, in order.
+    The patch embeds are those of the run's modalities, in order; modalities that follow those of the model get random
+    weights. The source is a folder, such as RUN/model, or a hub repository.
 
     Raises:
         RunError: With every difference of modalities, sizes or pools between model and config; or if a tensor is
@@ -93,13 +89,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *, source: str) -> None:
 def warn_of_other_pipelines(
     source: str, pipelines: Mapping[str, Pipeline], *, sources: Sequence[DatasetConfig]
 ) -> None:
-    """Warns when preprocessing, or brain masks, differ from those that a checkpoint was trained with.
-
-    Args:
-        source: The checkpoint.
-        pipelines: Of this run.
-        sources: Manifests that this run trains on.
-    """
+    """Warns when preprocessing, or brain masks of manifests, differ from those that a checkpoint was trained with."""
     try:
         processor = UmbrellaProcessor.from_pretrained(source)
     except (OSError, ValueError):

@@ -52,11 +52,7 @@ def conversation_index(batch: Mapping[str, Any]) -> Tensor:
 
 
 class PackedCollator:
-    """Collates as another collator does, then packs.
-
-    Args:
-        collate: Examples to a padded batch, as `PaddingCollator`.
-    """
+    """Collates as another collator does, to a padded batch, then packs."""
 
     def __init__(self, collate: Callable[[Any], dict[str, Any]]) -> None:
         self._collate = collate

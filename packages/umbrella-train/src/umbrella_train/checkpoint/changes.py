@@ -51,11 +51,7 @@ def run_settings(
 ) -> dict[str, Any]:
     """Every setting that alters a run, by its dotted key, for a checkpoint.
 
-    Args:
-        config: The run.
-        train: Its manifests to train on; they are read whole, for a hash of content and order of their rows.
-        evaluation: Its manifests of held-out subjects.
-        num_ranks: Number of processes.
+    Manifests are read whole, for a hash of content and order of their rows.
     """
     settings: dict[str, Any] = {"ranks": num_ranks}
     for name, sources in (("train", train), ("evaluation", evaluation)):
@@ -74,13 +70,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[
 
 
 def check_changes(changes: Changes, *, allowed: Collection[str], keys: Collection[str], checkpoint: Path) -> None:
-    """Rejects changes that are not allowed.
-
-    Args:
-        changes: From `changed_settings`.
-        allowed: Keys and sections that may change.
-        keys: All keys.
-        checkpoint: The checkpoint, for the message.
+    """Rejects changes, of the settings named by `keys`, that are in no key or section of `allowed`.
 
     Raises:
         RunError: With every such change, or with a name in `allowed` that is no key or section.

@@ -17,7 +17,9 @@ from umbrella_train.errors import RunError
 logger = logging.getLogger(__name__)
 
 INTEGRITY_NAME = "integrity.json"
-_TRAINER_STATE_NAME = "trainer_state.json"
+TRAINER_STATE_NAME = "trainer_state.json"
+PICKLES = frozenset({".bin", ".pkl", ".pt", ".pth"})
+"""Endings of files that Hugging Face's Trainer or torch unpickle."""
 
 
 def write_integrity_manifest(folder: Path) -> None:
@@ -35,7 +37,7 @@ def write_integrity_manifest(folder: Path) -> None:
 
 
 def checkpoint_problems(folder: Path) -> list[str]:
-    """Why a checkpoint cannot be resumed: no integrity manifest, missing or changed files, or added weights.
+    """Why a checkpoint cannot be resumed: no integrity manifest, missing or changed files, added weights or pickles.
 
     Other added files are ignored, since nothing reads them.
 
@@ -58,15 +60,16 @@ def checkpoint_problems(folder: Path) -> list[str]:
             problems.append(f"{path}: has {path.stat().st_size} bytes instead of {size}")
         elif _sha256(path) != digest:
             problems.append(f"{path}: its content changed after it was written")
-    # All of these are loaded, independently of their names.
-    added = sorted({path.name for path in folder.glob("*.safetensors")} - listed.keys())
+    # All safetensors are loaded, independently of their names; of pickles, Hugging Face's Trainer loads some.
+    loaded = {path.name for path in folder.iterdir() if path.suffix in PICKLES | {".safetensors"}}
+    added = sorted(loaded - listed.keys())
     problems += [f"{folder / name}: was not written with this checkpoint" for name in added]
     return problems or _step_problems(folder)
 
 
 def _step_problems(folder: Path) -> list[str]:
     """Whether the state is that of another step than the folder's name says."""
-    path = folder / _TRAINER_STATE_NAME
+    path = folder / TRAINER_STATE_NAME
     if _step_in(folder) < 0 or not path.is_file():
         return []
     step = json.loads(path.read_bytes()).get("global_step")
@@ -128,11 +131,7 @@ def remove_old_checkpoints(run_folder: Path, *, keep: int | None, best: Path | N
 
 
 def set_newer_aside(run_folder: Path, step: int) -> list[Path]:
-    """Renames the checkpoints after a step to `set-aside-K/checkpoint-N`: the run continues from an older one.
-
-    Args:
-        run_folder: The run's folder.
-        step: The step of the checkpoint that the run continues from.
+    """Renames the checkpoints after the step that a run continues from to `set-aside-K/checkpoint-N`.
 
     Returns:
         The new paths; empty if there is no newer checkpoint.

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch.distributed as dist
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerState
 
 from umbrella_train.hf_compat import losses_since_log, set_losses_since_log
 
@@ -16,26 +16,17 @@ _NAME = "losses_since_log"
 EVALUATION_DUE = "evaluation_due"
 
 
-class LossSinceLog(TrainerCallback):
-    """Saves the sum of losses since the last logged line, which Hugging Face's Trainer does not.
+def keep_losses(trainer: Trainer) -> None:
+    """Adds the sum of losses since the last logged line, averaged over ranks, to trainer_state.json; a collective."""
+    total, since = losses_since_log(trainer)
+    trainer_state_entries(trainer.state)[_NAME] = {"sum": _mean_over_ranks(total).item(), "since": since}
 
-    Args:
-        trainer: The trainer.
-    """
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-
-    def keep(self) -> None:
-        """Adds the sum, averaged over ranks, to the state that a checkpoint saves; called by every rank."""
-        total, since = losses_since_log(self._trainer)
-        trainer_state_entries(self._trainer.state)[_NAME] = {"sum": _mean_over_ranks(total).item(), "since": since}
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Called by the Trainer after it has set its own sum to zero."""
-        kept = trainer_state_entries(state).get(_NAME)
-        if kept is not None:
-            set_losses_since_log(self._trainer, kept["sum"], since=kept["since"])
+def restore_losses(trainer: Trainer) -> None:
+    """Sets the sum to that of the checkpoint; call it after Hugging Face's Trainer has set its own to zero."""
+    kept = trainer_state_entries(trainer.state).get(_NAME)
+    if kept is not None:
+        set_losses_since_log(trainer, kept["sum"], since=kept["since"])
 
 
 def _mean_over_ranks(value: Tensor) -> Tensor:

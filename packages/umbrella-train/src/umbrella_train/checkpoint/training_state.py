@@ -41,14 +41,8 @@ def save_training_state(
 ) -> None:
     """Writes the state; under a sharded engine every rank must call it, and one of them writes.
 
-    Args:
-        folder: The checkpoint.
-        model: The model whose parameters are optimized; not wrapped.
-        optimizer: Its moments are gathered one parameter at a time.
-        scheduler: The learning rate's schedule.
-        scaler: The loss scaler, if there is one.
-        layout: Settings that determine the samples of a step (ranks, batch, accumulation, token budget, ...).
-        is_writer: Whether this rank writes.
+    Moments are gathered one parameter at a time. `layout` has the settings that determine the samples of a step (ranks,
+    batch, accumulation, token budget, ...).
     """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, dict[str, Any]] = {}
@@ -86,19 +80,11 @@ def load_training_state(
     layout: Mapping[str, Any] | None = None,
     num_steps: int | None = None,
 ) -> None:
-    """Restores a saved state; each rank reads from the file what its shards need.
+    """Restores a saved state, on any number of ranks; each reads from the file what its shards need.
 
     Settings of the optimizer and its schedule are those of this run's config. If they equal the checkpoint's, the
-    resumed run is bit-identical; changed optimizer settings and a jump of the schedule are logged as warnings.
-
-    Args:
-        folder: The checkpoint.
-        model: As when it was saved, on any number of ranks.
-        optimizer: Of the same kind and over the same parameters.
-        scheduler: The learning rate's schedule.
-        scaler: The loss scaler, if there is one.
-        layout: Of this run; differences are warned of.
-        num_steps: Optimizer steps of the checkpoint.
+    resumed run is bit-identical; changed optimizer settings, another layout and a jump of the schedule are logged as
+    warnings. `num_steps` are the optimizer steps of the checkpoint.
 
     Raises:
         RunError: The checkpoint has no such state, or that of another optimizer or of other parameters; a moment is

@@ -44,12 +44,9 @@ class _Override:
 def apply_overrides(
     content: dict[str, Any], *, overrides: Sequence[str], section: type[BaseModel]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Apply overrides to a configuration's raw content.
+    """Apply overrides, the arguments of the command line, to a copy of a configuration's raw content.
 
-    Args:
-        content: The content of the file; it is not changed.
-        overrides: Arguments of the command line: `--dotted.key` (or `--dotted.key=value`), each followed by its values.
-        section: The schema, which defines whether a key takes one value or several.
+    Each is `--dotted.key` (or `--dotted.key=value`), followed by as many values as the schema defines.
 
     Returns:
         The new content, and the problems.

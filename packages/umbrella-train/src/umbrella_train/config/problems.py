@@ -30,12 +30,7 @@ class ConfigError(RunError):
 
 
 def validation_problems(error: ValidationError, *, section: type[BaseModel]) -> list[str]:
-    """Turn pydantic's errors into sentences.
-
-    Args:
-        error: What pydantic raised.
-        section: The model that was validated.
-    """
+    """Turn pydantic's errors in a section into sentences."""
     # pydantic appends "[key]" to the path of an invalid key of a table.
     found = [(tuple(part for part in details["loc"] if part != "[key]"), details) for details in error.errors()]
     return [

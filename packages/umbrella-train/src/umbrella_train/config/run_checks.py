@@ -14,13 +14,9 @@ from umbrella_data.errors import did_you_mean
 
 
 def run_problems(content: Mapping[str, Any]) -> list[str]:
-    """List what would prevent this configuration from starting on this machine.
+    """List what would prevent a configuration from starting on this machine, each with its dotted path.
 
-    Args:
-        content: The raw content with overrides applied; values that the schema rejects are skipped.
-
-    Returns:
-        One sentence per problem, each with its dotted path.
+    The content is raw, with overrides applied; values that the schema rejects are skipped.
     """
     model = _table(content, "model")
     problems = []

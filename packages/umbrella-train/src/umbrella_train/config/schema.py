@@ -10,14 +10,9 @@ from pydantic import BaseModel
 
 
 def annotation_at(section: type[BaseModel], path: Sequence[str | int]) -> Any:
-    """Return the annotation of a key, without `Annotated`.
+    """Return the annotation of a key, or list position, below a section, without `Annotated`.
 
-    Args:
-        section: Where the path starts.
-        path: Keys and list positions below it.
-
-    Returns:
-        The annotation, or None if the schema has no such key or does not restrict it.
+    None if the schema has no such key or does not restrict it.
     """
     annotation: Any = section
     for part in path:

@@ -51,14 +51,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Read a YAML file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its content (empty if it cannot be read), and its problems, each with its line.
-    """
+    """The content of a YAML file (empty if it cannot be read), and its problems, each with its line."""
     try:
         content, problems = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -7,8 +7,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -65,12 +64,7 @@ def call_before_step(engine: Any, action: Callable[[], None]) -> None:
     engine.step = step_after_action
 
 
-@contextmanager
-def built_whole() -> Iterator[None]:
-    """Models built in this context are complete on every rank; DeepSpeed partitions them when it wraps them.
-
-    Under ZeRO-3 transformers partitions whatever `from_config` or `from_pretrained` builds, also parts of a model under
-    construction, whose weights could then not be initialised.
-    """
-    with without_deepspeed():
-        yield
+# Models built in this context are complete on every rank; DeepSpeed partitions them when it wraps them. Under ZeRO-3
+# transformers partitions whatever `from_config` or `from_pretrained` builds, also parts of a model under construction,
+# whose weights could then not be initialised.
+built_whole = without_deepspeed

@@ -66,12 +66,7 @@ def is_sharded_model(model: nn.Module) -> bool:
 
 
 def whole_state_dict(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """The unsharded state dict on the CPU; a collective that every rank must call.
-
-    Args:
-        model: Sharded or not.
-        keep: Whether this rank needs it; the others only take part.
-    """
+    """The unsharded state dict on the CPU, on the ranks that `keep` it; a collective that every rank must call."""
     whole: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         unsharded = full(tensor)

@@ -26,10 +26,6 @@ def check_rank_parity(model: nn.Module, *, step: int) -> None:
 
     Sharded parameters are skipped: each rank has another part of them.
 
-    Args:
-        model: The model, wrapped or not.
-        step: For the message.
-
     Raises:
         RankParityError: On every rank, if a parameter differs.
     """

@@ -67,9 +67,7 @@ class DriftWatch:
     def before_step(self, present: frozenset[str], *, step: int) -> None:
         """Copies the parameters of modalities that were in the last step and are not in the next one.
 
-        Args:
-            present: Modalities that some rank saw in the window of the next step.
-            step: Optimizer steps taken so far.
+        `present` are those that some rank saw in the window of the next step, `step` the steps taken so far.
         """
         for name, parameters in self._trainable.items():
             if name in present:
@@ -79,12 +77,9 @@ class DriftWatch:
                 self._absent[name] = _Absence(step, copies)
 
     def measure(self, *, step: int) -> dict[str, float]:
-        """Measures the drift after an optimizer step; a collective if parameters are sharded.
+        """Measures the drift after optimizer step `step`; a collective if parameters are sharded.
 
         Logs a warning, once per modality, if it exceeds `WARNING_LEVEL`.
-
-        Args:
-            step: Optimizer steps taken so far.
 
         Returns:
             `drift/{modality}` of each modality with trainable parameters: their root mean square distance in standard
@@ -128,12 +123,7 @@ class DriftWatch:
             )
 
     def save(self, folder: Path, *, is_writer: bool = True) -> None:
-        """Writes the state to a checkpoint, with unsharded copies; if sharded, every rank must call it.
-
-        Args:
-            folder: The checkpoint.
-            is_writer: Whether this rank writes.
-        """
+        """Writes the state to a checkpoint, with unsharded copies; if sharded, every rank must call it."""
         tensors: dict[str, Tensor] = {}
         for name in self._trainable:
             for key, value in self._absent[name].copies.items() if name in self._absent else ():

@@ -80,21 +80,12 @@ def evaluate_dataset(
         progress: Called with the numbers of completed and of all batches of this rank.
     """
     questions = plan_questions(dataset, controls=controls, seed=seed, max_samples=max_samples, every_row=every_row)
+    asker = _Asker(model, dataset, tokenizer, collator, max_new_tokens, device, end_of_turn or EndOfTurn())
     batches = list(_batches(dataset, questions, batch_size=batch_size))
-    ask = partial(
-        _ask,
-        questions=questions,
-        model=model,
-        dataset=dataset,
-        tokenizer=tokenizer,
-        collator=collator,
-        max_new_tokens=max_new_tokens,
-        device=device,
-        end=end_of_turn or EndOfTurn(),
-    )
     was_training = model.training
     model.eval()
     try:
+        ask = partial(asker.ask, questions)
         answers = _ask_in_rounds(ask, batches, rank=rank, world_size=world_size, progress=progress)
     finally:
         model.train(was_training)
@@ -134,23 +125,41 @@ def generate_in_order(
     Yields:
         Index of the sample and the text.
     """
+    asker = _Asker(model, dataset, tokenizer, collator, max_new_tokens, device, end_of_turn)
     for start in range(0, len(dataset), batch_size * _BATCHES_AHEAD):
         end = min(start + batch_size * _BATCHES_AHEAD, len(dataset))
         questions = [Question(index, "accuracy") for index in range(start, end)]
         texts: dict[int, str] = {}
         for positions in _batches(dataset, questions, batch_size=batch_size):
-            texts |= _ask(
-                positions,
-                questions=questions,
-                model=model,
-                dataset=dataset,
-                tokenizer=tokenizer,
-                collator=collator,
-                max_new_tokens=max_new_tokens,
-                device=device,
-                end=end_of_turn,
-            )
+            texts |= asker.ask(questions, positions)
         yield from ((questions[position].index, texts[position]) for position in sorted(texts))
+
+
+@dataclass(frozen=True)
+class _Asker:
+    """Asks questions about one data set; the fields are arguments of `evaluate_dataset`."""
+
+    model: Any
+    dataset: ConversationDataset
+    tokenizer: Any
+    collator: Callable[[list[Any]], Batch]
+    max_new_tokens: int
+    device: torch.device | str
+    end: EndOfTurn
+
+    @torch.no_grad()
+    def ask(self, questions: Sequence[Question], positions: Sequence[int]) -> list[tuple[int, str]]:
+        """Positions and answers of one batch of questions, without skipped ones."""
+        examples = _prompts(self.dataset, {position: questions[position] for position in positions})
+        if not examples:
+            return []
+        batch = self.collator(list(examples.values()))
+        inputs = {key: _to_device(value, self.device) for key, value in batch.items() if key != "labels"}
+        stops = {"eos_token_id": list(self.end.stop_ids)} if self.end.stop_ids else {}
+        output = self.model.generate(**inputs, **stops, max_new_tokens=self.max_new_tokens, do_sample=False)
+        new = output[:, inputs["input_ids"].shape[1] :].tolist()
+        texts = [self.end.decode(tokens, self.tokenizer) for tokens in new]
+        return list(zip(examples, texts, strict=True))
 
 
 def _batches(dataset: ConversationDataset, questions: Sequence[Question], *, batch_size: int) -> Iterator[list[int]]:
@@ -189,27 +198,6 @@ def _ask_in_rounds(
     return answers
 
 
-def _ask(
-    positions: Sequence[int],
-    *,
-    questions: Sequence[Question],
-    model: nn.Module,
-    dataset: ConversationDataset,
-    tokenizer: Any,
-    collator: Callable[[list[Any]], Batch],
-    max_new_tokens: int,
-    device: torch.device | str,
-    end: EndOfTurn,
-) -> list[tuple[int, str]]:
-    """Positions and answers of one batch of questions, without skipped ones."""
-    examples = _prompts(dataset, {position: questions[position] for position in positions})
-    if not examples:
-        return []
-    batch = collator(list(examples.values()))
-    texts = _generate(model, batch, tokenizer, max_new_tokens=max_new_tokens, device=device, end=end)
-    return list(zip(examples, texts, strict=True))
-
-
 def _prompts(dataset: ConversationDataset, questions: Mapping[int, Question]) -> dict[int, Any]:
     """Examples by position, without skipped ones, whose scans are unusable."""
     examples = {}
@@ -223,23 +211,6 @@ def _prompts(dataset: ConversationDataset, questions: Mapping[int, Question]) ->
         except ValueError as error:  # the text has markup, or is too long
             raise RunError("\n".join([str(error), *getattr(error, "__notes__", ())])) from error
     return examples
-
-
-@torch.no_grad()
-def _generate(
-    model: Any,
-    batch: Batch,
-    tokenizer: Any,
-    *,
-    max_new_tokens: int,
-    device: torch.device | str,
-    end: EndOfTurn,
-) -> list[str]:
-    inputs = {key: _to_device(value, device) for key, value in batch.items() if key != "labels"}
-    stops = {"eos_token_id": list(end.stop_ids)} if end.stop_ids else {}
-    output: Tensor = model.generate(**inputs, **stops, max_new_tokens=max_new_tokens, do_sample=False)
-    new: list[list[int]] = output[:, inputs["input_ids"].shape[1] :].tolist()
-    return [end.decode(tokens, tokenizer) for tokens in new]
 
 
 def _to_device(value: Any, device: torch.device | str) -> Any:

@@ -13,9 +13,7 @@ NUM_RESAMPLES = 2000
 def wilson_interval(proportion: float, *, count: int) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson 1927), always within 0 and 1.
 
-    Args:
-        proportion: The observed proportion.
-        count: Number of independent observations, that is of subjects.
+    The count is that of independent observations, that is of subjects.
 
     Raises:
         ValueError: For a count below 1.
@@ -32,11 +30,7 @@ def wilson_interval(proportion: float, *, count: int) -> tuple[float, float]:
 
 
 def binomial_interval(chance: float, *, count: int) -> tuple[float, float]:
-    """Central interval of the proportion of hits by guessing.
-
-    Args:
-        chance: Probability of a hit.
-        count: Number of independent guesses.
+    """Central interval of the proportion of hits in `count` independent guesses.
 
     Raises:
         ValueError: For a count below 1.
@@ -51,11 +45,6 @@ def binomial_interval(chance: float, *, count: int) -> tuple[float, float]:
 
 def bootstrap_interval(values: Sequence[float], *, subjects: Sequence[str], seed: int) -> tuple[float, float]:
     """Percentile interval of a mean by cluster bootstrap: subjects are resampled with all their values.
-
-    Args:
-        values: One value per question.
-        subjects: The subject of each value.
-        seed: Seed of the resampling.
 
     Raises:
         ValueError: Without values.

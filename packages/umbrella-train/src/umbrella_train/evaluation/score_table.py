@@ -66,10 +66,7 @@ class ScoreTable:
 
 
 def score_table(metrics: Mapping[str, float]) -> str:
-    """The main scores as text; `metrics.jsonl` has all of them.
-
-    Args:
-        metrics: As from `umbrella_train.evaluation.metrics.summarise`.
+    """The main scores of `summarise` as text; `metrics.jsonl` has all of them.
 
     Returns:
         A table of right answers, one of errors, or both. Empty without scores.
@@ -79,31 +76,21 @@ def score_table(metrics: Mapping[str, float]) -> str:
 
 
 def hit_table(metrics: Mapping[str, float], modalities: Sequence[str] = ()) -> ScoreTable:
-    """Fractions of right answers, without the total of a modality that has one task only.
-
-    Args:
-        metrics: As from `umbrella_train.evaluation.metrics.summarise`.
-        modalities: Order of the rows; other modalities follow, sorted.
-    """
+    """Fractions of right answers, without the total of a modality that has one task only; rows as in `names_below`."""
     names = names_below(metrics, "accuracy", modalities)
     names = [name for name in names if "/" in name or sum(other.startswith(f"{name}/") for other in names) != 1]
     return _table("right answers", _HIT_COLUMNS, metrics, names)
 
 
 def error_table(metrics: Mapping[str, float], modalities: Sequence[str] = ()) -> ScoreTable:
-    """Mean absolute errors of questions about numbers, also if no answer could be read.
-
-    Args:
-        metrics: As from `umbrella_train.evaluation.metrics.summarise`.
-        modalities: Order of the rows; other modalities follow, sorted.
-    """
+    """Mean absolute errors of questions about numbers, also if no answer could be read; rows as in `names_below`."""
     # The constant guess does not need readable answers.
     names = names_below(metrics, "error_constant", modalities)
     return _table("mean error", _ERROR_COLUMNS, metrics, names)
 
 
 def names_below(metrics: Mapping[str, float], label: str, modalities: Sequence[str] = ()) -> list[str]:
-    """The names below `eval/LABEL/`: modalities (`T1`) in the given order, each before its tasks (`T1/sex`)."""
+    """The names below `eval/LABEL/`: modalities (`T1`), in the given order, each before its tasks (`T1/sex`)."""
     prefix = f"eval/{label}/"
     names = [key.removeprefix(prefix) for key in metrics if key.startswith(prefix)]
     rank = {name: position for position, name in enumerate(modalities)}

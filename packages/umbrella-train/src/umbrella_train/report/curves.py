@@ -32,9 +32,7 @@ def loss_figure(runs: Sequence[RunData]) -> Figure:
 def gradient_figure(runs: Sequence[RunData], *, scale: float | None) -> Figure:
     """Gradient norm of each modality's patch embed over the steps, one panel per modality, one logarithmic axis.
 
-    Args:
-        runs: The runs; one run is coloured by modality, several by run.
-        scale: Expected norm of dummy gradients, drawn as a line; None if the runs differ.
+    One run is coloured by modality, several by run. `scale`, the expected norm of dummy gradients, is a line.
     """
     norms = [gradient_norms(run.training) for run in runs]
     modalities = _modalities(runs, norms)

@@ -22,11 +22,7 @@ _HIDDEN = "(see config.yaml)"
 
 
 def render(runs: Sequence[RunData]) -> str:
-    """The HTML of a report, which needs no other file and no network.
-
-    Args:
-        runs: One run, or several to compare.
-    """
+    """The HTML of a report of one run, or several to compare; it needs no other file and no network."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("umbrella_train"),
         autoescape=True,

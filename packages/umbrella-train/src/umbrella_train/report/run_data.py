@@ -78,11 +78,7 @@ class RunData:
 
 
 def read_run(path: Path, *, name: str) -> RunData:
-    """Read a run folder.
-
-    Args:
-        path: The folder.
-        name: Name in the report.
+    """Read a run folder, under a name for the report.
 
     Raises:
         RunError: If the folder is not a run's folder.

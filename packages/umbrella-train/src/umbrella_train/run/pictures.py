@@ -14,14 +14,7 @@ from umbrella_train.config import DatasetConfig, RunConfig
 def draw_pictures(
     sources: Sequence[DatasetConfig], *, components: TrainingComponents, config: RunConfig, folder: Path
 ) -> None:
-    """Draws the first scan of each modality after its pipeline.
-
-    Args:
-        sources: Manifests whose scans are drawn.
-        components: Pipelines and data sets.
-        config: The run.
-        folder: Folder for `T1.png` and the others.
-    """
+    """Draws the first scan of each modality after its pipeline, as `T1.png` and so on."""
     missing = dict(config.model.modalities)
     for source in sources:
         dataset = components.dataset(source, config=config, augment=False)

@@ -54,9 +54,8 @@ from umbrella_train.run.pictures import draw_pictures
 from umbrella_train.run_folder import RunFolder
 from umbrella_train.stop_signals import StoppedAtOnce, StopSignals, end_of_job
 from umbrella_train.trainer.arguments import build_arguments
-from umbrella_train.trainer.callbacks import MetricsFile, ProgressBar
+from umbrella_train.trainer.callbacks import MetricsFile, ProgressBar, RepeatEvaluation
 from umbrella_train.trainer.dry_run import StepCosts, describe_model
-from umbrella_train.trainer.evaluation_loss import RepeatEvaluation
 from umbrella_train.trainer.trackers import keep_trackers_private
 from umbrella_train.trainer.trainer import UmbrellaTrainer
 
@@ -161,8 +160,8 @@ def _run(
     trainer = _build_trainer(config, arguments, components, sources, signals=signals, watch=reached.watch)
     folder = on_first_rank(lambda: open_folder(config, start, changes=changes, is_only=resume == AUTO, locks=locks))
     reached.folder, reached.step = folder, start.step
-    arguments.output_dir = str(folder.path)
-    trainer.run_record = lambda: {"settings": settings, "metrics": folder.mark_metrics()}
+    trainer.args.output_dir = str(folder.path)
+    trainer.checkpoints.run_record = lambda: {"settings": settings, "metrics": folder.mark_metrics()}
     components.list_bad_scans_in(folder.path)
     if trainer.is_world_process_zero():
         _log_start(config, components, sources, trainer)

@@ -30,14 +30,9 @@ _OWN_FIELDS = {
 
 
 def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = False) -> TrainingArguments:
-    """Training arguments, with defaults that would train wrongly replaced.
+    """Training arguments, with defaults that would train wrongly replaced; a dry run saves and tracks nothing.
 
     Initialises the process group if several processes were launched.
-
-    Args:
-        config: The run.
-        output_dir: The run's folder.
-        dry_run: Two steps, nothing saved or tracked.
 
     Raises:
         RunError: The number of processes differs from the launched or the configured one, or the launcher has

@@ -1,4 +1,4 @@
-"""Callbacks: seeds per step, rank parity, metrics file, progress bar, stopping on a signal."""
+"""Callbacks: seeds per step, rank parity, metrics file, late evaluation, progress bar, stopping on a signal."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from umbrella_data.progress import progress_bar
+from umbrella_train.checkpoint.logged_loss import EVALUATION_DUE, trainer_state_entries
 from umbrella_train.distributed.parity import check_rank_parity
 from umbrella_train.run_folder import RunFolder
 from umbrella_train.stop_signals import StopSignals
@@ -28,11 +29,7 @@ class StepSeed(TrainerCallback):
 
 
 class RankParity(TrainerCallback):
-    """Compares the parameters over ranks every few steps.
-
-    Args:
-        every: Steps between two comparisons; 0 for none.
-    """
+    """Compares the parameters over ranks every few steps; 0: never."""
 
     def __init__(self, every: int) -> None:
         self._every = every
@@ -48,9 +45,7 @@ class RankParity(TrainerCallback):
 class MetricsFile(TrainerCallback):
     """Appends every logged line to `metrics.jsonl`, independently of trackers.
 
-    Args:
-        folder: The run's folder.
-        mark: What `RunFolder.mark_metrics` returned at the checkpoint that the run resumes from.
+    A run that resumes passes the `mark` of `RunFolder.mark_metrics` at its checkpoint.
     """
 
     def __init__(self, folder: RunFolder, mark: Mapping[str, Any] | None = None) -> None:
@@ -68,6 +63,18 @@ class MetricsFile(TrainerCallback):
         """Called by the Trainer."""
         if state.is_world_process_zero and logs:
             self._folder.append_metrics({"step": state.global_step, **logs})
+
+
+class RepeatEvaluation(TrainerCallback):
+    """Does the evaluation of the step again that a run resumes from, if the checkpoint was saved before it."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Called by the Trainer."""
+        if trainer_state_entries(state).get(EVALUATION_DUE):
+            self._trainer.evaluate()
 
 
 class ProgressBar(TrainerCallback):

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from umbrella_train.batches.collators import num_conversations
-from umbrella_train.checkpoint.logged_loss import EVALUATION_DUE, trainer_state_entries
-from umbrella_train.checkpoint.trainer import WholeCheckpointTrainer
 from umbrella_train.distributed.ranks import is_on_some_rank
-from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.stop_signals import StopSignals
 
 
@@ -26,112 +23,32 @@ class EvaluationStoppedError(Exception):
     """A signal arrived in the evaluation during a training."""
 
 
-class MixedEvaluationTrainer(WholeCheckpointTrainer):
-    """Sums losses by token and set of modalities; logits are not gathered.
+def evaluation_loss(
+    trainer: Trainer, dataloader: DataLoader[Any], *, modalities: Sequence[str], signals: StopSignals, prefix: str
+) -> EvalLoopOutput:
+    """Mean loss per supervised token over all ranks, overall and for each set of modalities.
 
-    Attributes:
-        modality_order: The model's modalities in order.
-        signals: Those that stop a training.
+    Only sums are shared, and no logits: ranks, which have as many batches each, may have other shapes and modalities.
+
+    Raises:
+        EvaluationStoppedError: On every rank, if a signal arrives in the evaluation during a training.
     """
-
-    modality_order: Sequence[str]
-    signals: StopSignals
-
-    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
-        """Saves a due checkpoint first: an unreadable held-out scan must not lose the steps before it.
-
-        Raises:
-            RunStoppedError: A signal arrived; after the checkpoint of this step was saved.
-        """
-        entries = trainer_state_entries(self.state)
-        entries[EVALUATION_DUE] = True
-        # With metric_for_best_model, the best checkpoint is known only after the evaluation.
-        if self.control.should_save and self.args.metric_for_best_model is None:
-            self._save_now(trial)
-        try:
-            metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-        except EvaluationStoppedError:
-            self._save_now(trial)
-            raise RunStoppedError(
-                self._run_folder(), step=self.state.global_step, signal_number=self.signals.number
-            ) from None
-        entries[EVALUATION_DUE] = False
-        return metrics
-
-    def repeat_evaluation(self) -> None:
-        """Does the evaluation of this step, whose checkpoint was saved before it."""
-        self.saved_step = self.state.global_step
-        self._evaluate(None, None)
-
-    def _save_now(self, trial: Any) -> None:
-        if self.saved_step == self.state.global_step:
-            return
-        assert self.model is not None
-        self._save_checkpoint(self.model, trial)
-        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        self.control.should_save = False
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Loss, logits and labels of one batch of any mixture, without dummy terms."""
-        if not prediction_loss_only:  # logits at all positions are requested
-            inputs = {key: value for key, value in inputs.items() if key != "supervised_index"}
-        ignored = [*(ignore_keys or ["past_key_values"]), "dummy_terms"]
-        return super().prediction_step(model, inputs, prediction_loss_only, ignored)
-
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader[Any],
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Mean loss per supervised token over all ranks, overall and for each set of modalities.
-
-        Only sums are shared: ranks may have batches of different shapes and modalities.
-        """
-        assert self.model is not None
-        model: nn.Module = self._wrap_model(self.model, training=False, dataloader=dataloader)
-        if not self.is_in_train:
-            model = self.accelerator.prepare_model(model, evaluation_mode=True)
-        model.eval()
-        total = EvaluationLoss(self.modality_order, device=self.args.device)
-        for batch in dataloader:
-            if self.is_in_train and is_on_some_rank(self.signals.is_asked, device=self.args.device):
-                raise EvaluationStoppedError
-            inputs = self._prepare_inputs(batch)
-            loss, _, _ = self.prediction_step(model, inputs, prediction_loss_only=True)
-            assert loss is not None
-            total.add(loss, inputs)
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        metrics, num_samples = total.reduce(prefix=metric_key_prefix)
-        return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=num_samples)
-
-    def predict(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Not supported: logits of batches of different lengths and modalities do not form an array.
-
-        Raises:
-            RunError: Always.
-        """
-        raise RunError("predict is not supported; use umbrella-eval or umbrella-predict")
-
-
-class RepeatEvaluation(TrainerCallback):
-    """Does the evaluation of the step again that a run resumes from, if the checkpoint was saved before it.
-
-    Args:
-        trainer: The trainer.
-    """
-
-    def __init__(self, trainer: MixedEvaluationTrainer) -> None:
-        self._trainer = trainer
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Called by the Trainer."""
-        if trainer_state_entries(state).get(EVALUATION_DUE):
-            self._trainer.repeat_evaluation()
+    assert trainer.model is not None
+    model: nn.Module = trainer.model
+    if not trainer.is_in_train:
+        model = trainer.accelerator.prepare_model(model, evaluation_mode=True)
+    model.eval()
+    device = trainer.args.device
+    total = EvaluationLoss(modalities, device=device)
+    for batch in dataloader:
+        if trainer.is_in_train and is_on_some_rank(signals.is_asked, device=device):
+            raise EvaluationStoppedError
+        loss, _, _ = trainer.prediction_step(model, batch, prediction_loss_only=True)
+        assert loss is not None
+        total.add(loss, {**batch, "labels": batch["labels"].to(device)})
+        trainer.control = trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
+    metrics, num_samples = total.reduce(prefix=prefix)
+    return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=num_samples)
 
 
 class EvaluationLoss:

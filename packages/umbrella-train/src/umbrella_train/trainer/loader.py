@@ -40,24 +40,11 @@ def build_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> EpochDataLoader:
-    """A loader of this rank's batches.
+    """A loader of this rank's batches; other arguments are those of `ModalityBatchSampler` and `DataLoader`.
 
-    Args:
-        dataset: An `InterleaveDataset` or `ConversationDataset`.
-        collate: Examples to a batch, as `PaddingCollator`.
-        batch_size: Samples per rank and batch.
-        mode: Whether a batch has one set of modalities, any, or any of similar length. Evaluation takes any if there
-            are too few samples to distribute them by modality.
-        seed: Seed of the order.
-        rank: This process.
-        world_size: All processes.
-        shuffle: Whether batches are in random order, for training; otherwise they are those of an evaluation.
-        max_tokens: Token budget of a batch, instead of `batch_size`.
-        padded: Whether the budget counts padding; False if `collate` packs.
-        num_epochs: Epochs that batches by token budget are planned for.
-        num_batches: Batches to plan for if `num_epochs` is None.
-        num_workers: Loader processes.
-        pin_memory: Whether batches are copied to page-locked memory for the GPU.
+    A batch has one set of modalities, any, or any of similar length (`mode`). For training (`shuffle`), batches are in
+    random order, and may have a token budget, `max_tokens`, which counts padding unless `collate` packs. They are
+    planned for `num_epochs`, or if that is None for `num_batches`.
 
     Returns:
         The loader; its length is the same on every rank.

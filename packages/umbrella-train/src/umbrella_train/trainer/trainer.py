@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from copy import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments, optimization
+from transformers import Trainer, TrainingArguments, optimization
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from umbrella_model import parameter_groups
 from umbrella_model.parts import Part
@@ -20,31 +22,31 @@ from umbrella_train.config import DummyLossConfig
 from umbrella_train.distributed.adafactor import Adafactor
 from umbrella_train.distributed.deepspeed import call_before_step
 from umbrella_train.distributed.finite import NonFiniteError, describe_non_finite, has_bad_gradient
-from umbrella_train.distributed.fsdp2 import shard_model
+from umbrella_train.distributed.fsdp2 import load_whole_state, shard_model
 from umbrella_train.distributed.rank_watch import RankWatch
 from umbrella_train.distributed.tensors import full
-from umbrella_train.dummy_loss.drift_monitor import DriftWatch
 from umbrella_train.dummy_loss.loss import DummyLoss
-from umbrella_train.dummy_loss.patch_embed_gradients import PatchEmbedGradients
 from umbrella_train.errors import RunError
 from umbrella_train.hf_compat import mark_as_prepared
 from umbrella_train.stop_signals import StopSignals
-from umbrella_train.trainer.accumulation import AccumulationWindow, WindowFacts
+from umbrella_train.trainer.accumulation import AccumulationWindow
 from umbrella_train.trainer.callbacks import RankParity, StepSeed, StopOnSignal
-from umbrella_train.trainer.evaluation_loss import MixedEvaluationTrainer
+from umbrella_train.trainer.checkpoints import Checkpoints
+from umbrella_train.trainer.evaluation_loss import evaluation_loss
 from umbrella_train.trainer.loader import build_loader
+from umbrella_train.trainer.patch_embed_log import PatchEmbedLog
 from umbrella_train.trainer.unsupported import check_trainer
 
 # Hugging Face keeps every logged line in memory and in each checkpoint; metrics.jsonl has them all.
 _MAX_HISTORY = 100
 
 
-class UmbrellaTrainer(MixedEvaluationTrainer):
+class UmbrellaTrainer(Trainer):
     """Trains an UMBRELLA model on batches of any mixture of modalities.
 
     Args:
         model: The model, not wrapped.
-        args: Hugging Face's training arguments.
+        args: Hugging Face's training arguments, which are copied.
         dummy_loss: How absent modalities are kept in the graph.
         batches: Whether a batch has one set of modalities (`by_modality`), any (`mixed`), or any of similar length
             (`by_length`).
@@ -81,52 +83,41 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         watch: RankWatch | None = None,
         **kwargs: Any,
     ) -> None:
-        self.dummy_loss_config = dummy_loss or DummyLossConfig()
-        check_trainer(
-            model,
-            args,
-            dummy_loss=self.dummy_loss_config,
-            engine=engine,
-            gradient_scale=gradient_scale,
-            packing=packing,
-        )
-        super().__init__(model, args, **kwargs)
-        self.part_learning_rates = part_learning_rates or {}
+        self.dummy_loss_config = dummy_loss = dummy_loss or DummyLossConfig()
+        check_trainer(model, args, dummy_loss=dummy_loss, engine=engine, gradient_scale=gradient_scale, packing=packing)
         self.batches = batches
         self.max_tokens_per_batch = max_tokens_per_batch
         self.packing = packing
+        self.gradient_scale = gradient_scale
+        self.part_learning_rates = part_learning_rates or {}
+        tower = next(module for module in model.modules() if isinstance(module, UmbrellaVisionTower))
+        self.patch_embeds = PatchEmbedLog(tower, under_zero=args.deepspeed_plugin is not None)
+        layout = {"batches": batches, "max_tokens_per_batch": max_tokens_per_batch}
+        if max_tokens_per_batch is not None:
+            layout["packing"] = packing  # the budget then counts no padding
+        self.checkpoints = Checkpoints(self, args, patch_embeds=self.patch_embeds, layout=layout)
+        # Before other callbacks, which may use a finished checkpoint.
+        callbacks = [self.patch_embeds, self.checkpoints, *(kwargs.pop("callbacks", None) or ())]
+        super().__init__(model, copy(args), callbacks=callbacks, **kwargs)
+        # Hugging Face's Trainer writes weights and its own state, and removes nothing: the rest is in `Checkpoints`.
+        self.args.save_only_model, self.args.save_total_limit = True, None
         if packing:
             self.data_collator = PackedCollator(self.data_collator)
-        self.dummy_loss = DummyLoss(
-            scale=self.dummy_loss_config.scale,
-            reduction=self.dummy_loss_config.reduction,
-            sizes=self._unwrapped().dummy_sizes() if self.dummy_loss_config.reduction == "sum" else {},
-        )
-        self.gradient_scale = gradient_scale
+        sizes = self._unwrapped().dummy_sizes() if dummy_loss.reduction == "sum" else {}
+        self.dummy_loss = DummyLoss(scale=dummy_loss.scale, reduction=dummy_loss.reduction, sizes=sizes)
         if engine == "fsdp2":
-            self._shard()
-        self._tower = next(module for module in self._unwrapped().modules() if isinstance(module, UmbrellaVisionTower))
-        self.gradients = PatchEmbedGradients(self._tower, under_zero=self.is_deepspeed_enabled)
-        self.modality_order = self._tower.modality_order
+            shard_model(model, device=self.args.device)
+            # In evaluation mode accelerate adds autocast and does not wrap the model.
+            self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+            mark_as_prepared(model)
+        self.modality_order = tower.modality_order
         self._window = AccumulationWindow(self.modality_order)
-        self._drift: DriftWatch | None = None
-        self._gradient_log: dict[str, float] = {}
-        self._task_loss: Tensor | None = None
+        self._task_loss: Tensor
         self.signals = signals or StopSignals()
         self._stop = StopOnSignal(self.signals)
-        self.add_callback(self._stop)
         self._watch = watch
-        if watch is not None:
-            self.add_callback(watch)
-        self.add_callback(StepSeed())
-        self.add_callback(RankParity(parity_every))
-
-    def _shard(self) -> None:
-        model = self._unwrapped()
-        shard_model(model, device=self.args.device)
-        # In evaluation mode accelerate adds autocast and does not wrap the model.
-        self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
-        mark_as_prepared(model)
+        for callback in (self._stop, StepSeed(), RankParity(parity_every), *([] if watch is None else [watch])):
+            self.add_callback(callback)
 
     @property
     def stopped_by(self) -> int | None:
@@ -184,7 +175,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: Any = None) -> tuple[Any, Any]:
         """Hugging Face's choice, with an Adafactor that also steps sharded parameters."""
-        kind, options = MixedEvaluationTrainer.get_optimizer_cls_and_kwargs(args, model)
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
         return Adafactor if kind is optimization.Adafactor else kind, options
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -198,17 +189,12 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
                 weight_decay=self.args.weight_decay,
             )
             self.optimizer = kind(groups, **options)
-        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        return optimizer
+        return super().create_optimizer(model)
 
     # ---- one step, in this order: loss, backward, facts, checks, gradients, drift, log ----
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Task loss plus the dummy loss of the modalities absent from this batch.
 
@@ -251,7 +237,6 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             raise
         if self.accelerator.sync_gradients and not self.is_deepspeed_enabled:
             self._before_optimizer_step()
-        assert self._task_loss is not None
         return self._task_loss
 
     def _before_optimizer_step(self) -> None:
@@ -264,7 +249,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             has_bad_gradient=None
             if scaler is not None and scaler.is_enabled()
             else has_bad_gradient(self._unwrapped()),
-            norms=self._local_squared_norms() if is_logged else None,
+            norms=self.patch_embeds.squared_norms() if is_logged else None,
         )
         self._stop.is_agreed = facts.is_stop_asked
         if not (facts.is_loss_finite and facts.is_gradient_finite):
@@ -273,77 +258,100 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
                     self._unwrapped(), step=self.state.global_step + 1, is_loss_finite=facts.is_loss_finite
                 )
             )
-        factors = {}
+        gradients, factors = self.patch_embeds.gradients, {}
         if self.gradient_scale == "present":
             factors = {name: facts.num_tokens / tokens for name, tokens in facts.tokens_with.items() if tokens}
-            self.gradients.scale(factors)
+            gradients.scale(factors)
         if self.dummy_loss_config.absent == "hold":
-            self.gradients.clear([name for name in self.gradients.modalities if name not in facts.present])
-        if self._drift is None:
-            self._drift = DriftWatch(self._tower, under_zero=self.is_deepspeed_enabled)
-        self._drift.before_step(facts.present, step=self.state.global_step)
+            gradients.clear([name for name in self.modality_order if name not in facts.present])
+        self.patch_embeds.drift.before_step(facts.present, step=self.state.global_step)
         if is_logged:
-            self._set_gradient_log(facts, factors)
-
-    def _local_squared_norms(self) -> Tensor:
-        norms = self.gradients.squared_norms()
-        # Replicated gradients are equal on all ranks: only one rank contributes, so that the sum is exact.
-        if self.args.process_index and not self.gradients.is_sharded:
-            norms = torch.zeros_like(norms)
-        return norms
-
-    def _set_gradient_log(self, facts: WindowFacts, factors: Mapping[str, float]) -> None:
-        scaler = self.accelerator.scaler
-        scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
-        self._gradient_log = {}
-        squares = self.gradients.add_up(facts.norms)
-        for index, modality in enumerate(self.gradients.modalities):
-            is_active = modality in facts.present
-            keys = self.gradients.keys(modality, is_active=is_active)
-            for key, square in zip(keys, squares[2 * index : 2 * index + 2], strict=True):
-                self._gradient_log[key] = math.sqrt(square) / scale * factors.get(modality, 1.0)
-
-    def _clip_grad_norm(self, model: nn.Module) -> Any:
-        return full(super()._clip_grad_norm(model))
+            self.patch_embeds.keep(facts, factors=factors, scaler=scaler)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm as Hugging Face's Trainer logs it, unsharded; there is no hook for it."""
         return full(super()._get_grad_norm(model, grad_norm=grad_norm))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the gradient norm of each patch embed, its share of the total norm and its drift to the logged line."""
         if "train_runtime" in logs and self.stopped_by is not None:
             return  # of a part of the run
-        if "loss" in logs and self._gradient_log:
-            logs = {**logs, **self._gradient_log}
+        if "loss" in logs:
             total = float(logs.get("grad_norm") or 0.0)
-            if total > 0:
-                logs |= {
-                    key.replace("grad/", "grad_share/", 1): norm / total
-                    for key, norm in self._gradient_log.items()
-                    if not key.endswith(".proj")
-                }
-            if self._drift is not None:
-                logs |= self._drift.measure(step=self.state.global_step)
-            self._gradient_log = {}
+            logs = logs | self.patch_embeds.take(total, step=self.state.global_step)
         super().log(logs, start_time)
         del self.state.log_history[:-_MAX_HISTORY]
 
-    # ---- checkpoints ----
+    # ---- evaluation ----
 
-    def _layout(self) -> dict[str, Any]:
-        layout = {**super()._layout(), "batches": self.batches, "max_tokens_per_batch": self.max_tokens_per_batch}
-        if self.max_tokens_per_batch is not None:
-            layout["packing"] = self.packing  # the budget then counts no padding
-        return layout
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The evaluation loss, overall and for each set of modalities, of each data set.
 
-    def save_training_state(self, folder: Path) -> None:
-        """Writes optimizer, schedule and scaler, and the state of the drift."""
-        super().save_training_state(folder)
-        if self._drift is not None:
-            self._drift.save(folder, is_writer=self.args.should_save)
+        During a training, a due checkpoint is saved first: an unreadable held-out scan must not lose the steps before.
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self._drift = DriftWatch(self._tower, under_zero=self.is_deepspeed_enabled)
-            self._drift.load(Path(checkpoint))
+        Raises:
+            RunStoppedError: A signal arrived during a training; after the checkpoint of this step was saved.
+        """
+        with self.checkpoints.saved_around_evaluation(self.signals):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def evaluation_loop(
+        self, dataloader: DataLoader[Any], *_: Any, metric_key_prefix: str = "eval", **__: Any
+    ) -> EvalLoopOutput:
+        """The sums of `evaluation_loss`, without logits."""
+        return evaluation_loss(
+            self, dataloader, modalities=self.modality_order, signals=self.signals, prefix=metric_key_prefix
+        )
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Loss, logits and labels of one batch of any mixture, without dummy terms."""
+        if not prediction_loss_only:  # logits at all positions are requested
+            inputs = {key: value for key, value in inputs.items() if key != "supervised_index"}
+        ignore_keys = [*(ignore_keys or ["past_key_values"]), "dummy_terms"]
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def predict(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        """Not supported: logits of batches of different lengths and modalities do not form an array.
+
+        Raises:
+            RunError: Always.
+        """
+        raise RunError("predict is not supported; use umbrella-eval or umbrella-predict")
+
+    # ---- checkpoints: see also `Checkpoints` ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trains, from a checkpoint if one is given; True: from the newest valid one of the output folder.
+
+        Raises:
+            RunError: The checkpoint cannot be resumed from.
+        """
+        checkpoint = self.checkpoints.choose(resume_from_checkpoint)
+        try:
+            return super().train(checkpoint, *args, **kwargs)
+        finally:
+            self.is_in_train = False  # also after an error
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the unsharded model as safetensors, if it is finite, and the processor; every rank must call it.
+
+        Raises:
+            NonFiniteError: A parameter is NaN or infinite. Its checkpoint would be the newest, but unusable.
+        """
+        folder = Path(output_dir or str(self.args.output_dir))
+        self.checkpoints.write_model(folder, is_checkpoint=_internal_call and output_dir is not None)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Loads the weights, also into shards; there is no hook for it.
+
+        Missing and unexpected keys are errors (Hugging Face's Trainer warns, and would also read pickles).
+        """
+        target = self._unwrapped() if model is None else model
+        load_whole_state(target, sorted(Path(resume_from_checkpoint).glob("model*.safetensors")))
+
+    def _unwrapped(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)

@@ -26,15 +26,7 @@ def check_trainer(
     gradient_scale: str,
     packing: bool = False,
 ) -> None:
-    """Checks the trainer's settings against each other, the model and the device.
-
-    Args:
-        model: Not wrapped.
-        arguments: Hugging Face's training arguments.
-        dummy_loss: As in `UmbrellaTrainer`, like the following ones.
-        engine: Distributed training.
-        gradient_scale: Tokens that gradients are averaged over.
-        packing: Whether batches are packed.
+    """Checks the trainer's settings, those of `UmbrellaTrainer`, against each other, the model and the device.
 
     Raises:
         RunError: With every unsupported combination.
