@@ -27,6 +27,7 @@ PRIVATE_NAMES: Mapping[str, tuple[str, ...]] = {
     "transformers:Trainer._evaluate": ("trial", "ignore_keys_for_eval", "skip_scheduler"),
     "transformers:Trainer._get_grad_norm": ("model", "grad_norm"),
     "transformers:Trainer._globalstep_last_logged": (),
+    "transformers:Trainer._initial_global_step": (),
     "transformers:Trainer._load_from_checkpoint": ("resume_from_checkpoint", "model"),
     "transformers:Trainer._load_optimizer_and_scheduler": ("checkpoint",),
     "transformers:Trainer._load_rng_state": ("checkpoint",),
@@ -58,6 +59,19 @@ def set_losses_since_log(trainer: Trainer, total: float, *, since: int) -> None:
     trainer._globalstep_last_logged = since
     # The mean training loss, logged at the end, is that of the steps after the resume.
     trainer._total_loss_scalar = -total
+
+
+def leave_step_out_of_means(trainer: Trainer, *, total_before: Tensor) -> None:
+    """Takes a step that is about to end out of the logged mean losses, of the next line and of the whole training.
+
+    Args:
+        trainer: In the step.
+        total_before: The sum of losses before the step, a copy of the first value of `losses_since_log`.
+    """
+    trainer._tr_loss.copy_(total_before)
+    # Hugging Face divides the sums by the number of steps since these.
+    trainer._globalstep_last_logged += 1
+    trainer._initial_global_step += 1
 
 
 def keep_one_device(arguments: TrainingArguments) -> None:

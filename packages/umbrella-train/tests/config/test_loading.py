@@ -399,6 +399,8 @@ def test_trainer_keys_are_the_names_of_training_arguments() -> None:
         "engine",
         "gradient_scale",
         "parity_every",
+        "on_non_finite",
+        "max_skipped_steps",
         "save_before_seconds",
     }
     schedulers = TrainerConfig.model_fields["lr_scheduler_type"].annotation.__args__

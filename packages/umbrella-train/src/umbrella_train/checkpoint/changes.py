@@ -34,6 +34,7 @@ _HARMLESS = frozenset(
         "trainer.dataloader_num_workers",
         "trainer.eval_steps",
         "trainer.logging_steps",
+        "trainer.max_skipped_steps",
         "trainer.parity_every",
         "trainer.per_device_eval_batch_size",
         "trainer.report_to",

@@ -155,6 +155,7 @@ def _run(
     arguments.output_dir = str(folder.path)
     trainer.run_record = lambda: {"settings": settings, "metrics": folder.mark_metrics()}
     components.list_bad_scans_in(folder.path)
+    trainer.non_finite.folder = folder.path
     if trainer.is_world_process_zero():
         _log_start(config, components, sources, trainer)
         if start.checkpoint is not None:
@@ -277,6 +278,8 @@ def _build_trainer(
         engine=config.trainer.engine,
         gradient_scale=config.trainer.gradient_scale,
         parity_every=config.trainer.parity_every,
+        on_non_finite=config.trainer.on_non_finite,
+        max_skipped_steps=config.trainer.max_skipped_steps,
         part_learning_rates=cast(Mapping[Part, float], config.model.learn.learning_rates.given),
         signals=signals,
     )

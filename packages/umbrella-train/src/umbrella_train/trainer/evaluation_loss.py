@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ from umbrella_train.checkpoint.trainer import WholeCheckpointTrainer
 from umbrella_train.distributed.ranks import is_on_some_rank
 from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.stop_signals import StopSignals
+from umbrella_train.trainer.non_finite import NonFiniteSteps
 
 
 class EvaluationStoppedError(Exception):
@@ -32,10 +34,12 @@ class MixedEvaluationTrainer(WholeCheckpointTrainer):
     Attributes:
         modality_order: The model's modalities in order.
         signals: Those that stop a training.
+        non_finite: Names the samples of a loss that is not finite.
     """
 
     modality_order: Sequence[str]
     signals: StopSignals
+    non_finite: NonFiniteSteps
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         """Saves a due checkpoint first: an unreadable held-out scan must not lose the steps before it.
@@ -98,6 +102,7 @@ class MixedEvaluationTrainer(WholeCheckpointTrainer):
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
         model.eval()
         total = EvaluationLoss(self.modality_order, device=self.args.device)
+        is_bad: list[Tensor] = []
         for batch in dataloader:
             if self.is_in_train and is_on_some_rank(self.signals.is_asked, device=self.args.device):
                 raise EvaluationStoppedError
@@ -105,8 +110,11 @@ class MixedEvaluationTrainer(WholeCheckpointTrainer):
             loss, _, _ = self.prediction_step(model, inputs, prediction_loss_only=True)
             assert loss is not None
             total.add(loss, inputs)
+            is_bad.append(~loss.isfinite())
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         metrics, num_samples = total.reduce(prefix=metric_key_prefix)
+        if is_bad and not math.isfinite(metrics[f"{metric_key_prefix}_loss"]):
+            self.non_finite.warn_of_evaluation(model, dataloader, is_bad)
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=num_samples)
 
     def predict(self, *_args: Any, **_kwargs: Any) -> NoReturn:

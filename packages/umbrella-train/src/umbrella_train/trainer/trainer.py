@@ -15,11 +15,11 @@ from transformers import TrainingArguments, optimization
 from umbrella_model import parameter_groups
 from umbrella_model.parts import Part
 from umbrella_model.vision_tower import UmbrellaVisionTower
-from umbrella_train.batches.collators import PackedCollator
+from umbrella_train.batches.collators import NamedCollator, PackedCollator
 from umbrella_train.config import DummyLossConfig
 from umbrella_train.distributed.adafactor import Adafactor
 from umbrella_train.distributed.deepspeed import call_before_step
-from umbrella_train.distributed.finite import NonFiniteError, describe_non_finite, has_bad_gradient
+from umbrella_train.distributed.finite import has_bad_gradient
 from umbrella_train.distributed.fsdp2 import shard_model
 from umbrella_train.distributed.tensors import full
 from umbrella_train.dummy_loss.drift_monitor import DriftWatch
@@ -32,6 +32,7 @@ from umbrella_train.trainer.accumulation import AccumulationWindow, WindowFacts
 from umbrella_train.trainer.callbacks import RankParity, StepSeed, StopOnSignal
 from umbrella_train.trainer.evaluation_loss import MixedEvaluationTrainer
 from umbrella_train.trainer.loader import build_loader
+from umbrella_train.trainer.non_finite import NonFiniteSteps
 from umbrella_train.trainer.unsupported import check_trainer
 
 # Hugging Face keeps every logged line in memory and in each checkpoint; metrics.jsonl has them all.
@@ -53,6 +54,8 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         gradient_scale: `mean`: a patch embed's gradient is averaged over all supervised tokens of a step; `present`:
             over those of the samples with its modality.
         parity_every: Steps between comparisons of the replicated parameters over ranks; 0 for none.
+        on_non_finite: `stop`: a loss or gradient that is not finite stops the run; `skip`: the step is skipped.
+        max_skipped_steps: Steps that may be skipped; one more stops the run.
         part_learning_rates: Learning rates of parts of the model, instead of that of the arguments.
         signals: Of the whole command; None to handle signals during the training only.
         **kwargs: As for `transformers.Trainer`. `train_dataset` is an `InterleaveDataset` or a `ConversationDataset`,
@@ -74,6 +77,8 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         engine: Literal["ddp", "fsdp2"] = "ddp",
         gradient_scale: Literal["mean", "present"] = "mean",
         parity_every: int = 100,
+        on_non_finite: Literal["stop", "skip"] = "stop",
+        max_skipped_steps: int = 10,
         part_learning_rates: Mapping[Part, float] | None = None,
         signals: StopSignals | None = None,
         **kwargs: Any,
@@ -86,6 +91,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             engine=engine,
             gradient_scale=gradient_scale,
             packing=packing,
+            on_non_finite=on_non_finite,
         )
         super().__init__(model, args, **kwargs)
         self.part_learning_rates = part_learning_rates or {}
@@ -94,6 +100,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         self.packing = packing
         if packing:
             self.data_collator = PackedCollator(self.data_collator)
+        self.data_collator = NamedCollator(self.data_collator)
         self.dummy_loss = DummyLoss(
             scale=self.dummy_loss_config.scale,
             reduction=self.dummy_loss_config.reduction,
@@ -114,6 +121,8 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         self.add_callback(self._stop)
         self.add_callback(StepSeed())
         self.add_callback(RankParity(parity_every))
+        self.non_finite = NonFiniteSteps(self, action=on_non_finite, max_skipped=max_skipped_steps)
+        self.add_callback(self.non_finite)
 
     def _shard(self) -> None:
         model = self._unwrapped()
@@ -167,6 +176,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             return [], None
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._window.see(batches)
+        self.non_finite.begin(batches)
         return batches, num_items
 
     # ---- optimizer ----
@@ -225,7 +235,8 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             The task loss, detached and without the dummy loss.
 
         Raises:
-            NonFiniteError: A loss or a gradient of some rank is not finite; raised before the optimizer step.
+            NonFiniteError: A loss or a gradient of some rank is not finite, and the step is not skipped; or a
+                parameter; raised before the optimizer step.
             RunError: A modality was absent under DDP with the dummy loss off.
         """
         if self.is_deepspeed_enabled:
@@ -257,20 +268,18 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
             norms=self._local_squared_norms() if is_logged else None,
         )
         self._stop.is_agreed = facts.is_stop_asked
+        if self._drift is None:
+            self._drift = DriftWatch(self._tower, under_zero=self.is_deepspeed_enabled)
         if not (facts.is_loss_finite and facts.is_gradient_finite):
-            raise NonFiniteError(
-                describe_non_finite(
-                    self._unwrapped(), step=self.state.global_step + 1, is_loss_finite=facts.is_loss_finite
-                )
-            )
+            self.non_finite.handle(is_loss_finite=facts.is_loss_finite)
+            self._task_loss = torch.zeros((), device=self.args.device)
+            return
         factors = {}
         if self.gradient_scale == "present":
             factors = {name: facts.num_tokens / tokens for name, tokens in facts.tokens_with.items() if tokens}
             self.gradients.scale(factors)
         if self.dummy_loss_config.absent == "hold":
             self.gradients.clear([name for name in self.gradients.modalities if name not in facts.present])
-        if self._drift is None:
-            self._drift = DriftWatch(self._tower, under_zero=self.is_deepspeed_enabled)
         self._drift.before_step(facts.present, step=self.state.global_step)
         if is_logged:
             self._set_gradient_log(facts, factors)
@@ -303,6 +312,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         """Adds the gradient norm of each patch embed, its share of the total norm and its drift to the logged line."""
         if "train_runtime" in logs and self.stopped_by is not None:
             return  # of a part of the run
+        logs = self.non_finite.complete(logs)
         if "loss" in logs and self._gradient_log:
             logs = {**logs, **self._gradient_log}
             total = float(logs.get("grad_norm") or 0.0)

@@ -25,6 +25,7 @@ def check_trainer(
     engine: str,
     gradient_scale: str,
     packing: bool = False,
+    on_non_finite: str = "stop",
 ) -> None:
     """Checks the trainer's settings against each other, the model and the device.
 
@@ -35,17 +36,27 @@ def check_trainer(
         engine: Distributed training.
         gradient_scale: Tokens that gradients are averaged over.
         packing: Whether batches are packed.
+        on_non_finite: What happens at a loss or gradient that is not finite.
 
     Raises:
         RunError: With every unsupported combination.
     """
-    problems = [*_unknown_values(engine=engine, gradient_scale=gradient_scale)]
+    problems = [*_unknown_values(engine=engine, gradient_scale=gradient_scale, on_non_finite=on_non_finite)]
     plugin: Any = arguments.deepspeed_plugin
     zero_stage = 0 if plugin is None else plugin.zero_stage
     if zero_stage:
         problems += _deepspeed_problems(arguments, dummy_loss=dummy_loss, engine=engine, gradient_scale=gradient_scale)
     elif arguments.fp16 and engine == "fsdp2":
         problems.append("fp16 cannot be combined with engine fsdp2: its loss scaler sees one shard; use bf16")
+    if on_non_finite == "skip" and arguments.fp16:
+        problems.append(
+            "trainer.on_non_finite: skip cannot be combined with fp16, whose loss scaler drops steps itself; use bf16"
+        )
+    elif on_non_finite == "skip" and zero_stage:
+        problems.append(
+            "trainer.on_non_finite: skip is not supported with DeepSpeed, whose gradients cannot be dropped; use stop, "
+            "or trainer.engine: fsdp2"
+        )
     if arguments.fp16 and arguments.device.type == "cpu":
         problems.append("fp16 needs a GPU: a CPU would silently compute in float32; use bf16")
     if not dummy_loss.enabled and (zero_stage or engine == "fsdp2"):
