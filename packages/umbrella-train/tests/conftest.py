@@ -178,6 +178,8 @@ def make_trainer(tmp_path: Path) -> Callable[..., ToyTrainer]:
         engine: Any = "ddp",
         gradient_scale: Any = "mean",
         packing: bool = False,
+        on_non_finite: Any = "stop",
+        max_skipped_steps: int = 10,
         **arguments: Any,
     ) -> ToyTrainer:
         settings = {
@@ -207,6 +209,8 @@ def make_trainer(tmp_path: Path) -> Callable[..., ToyTrainer]:
             engine=engine,
             gradient_scale=gradient_scale,
             packing=packing,
+            on_non_finite=on_non_finite,
+            max_skipped_steps=max_skipped_steps,
         )
         trainer.remove_callback(PrinterCallback)
         return trainer

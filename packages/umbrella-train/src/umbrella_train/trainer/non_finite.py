@@ -111,8 +111,11 @@ class NonFiniteSteps(TrainerCallback):
     def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
         """Called by the Trainer. A skipped step has its own line in the log, since it has no loss."""
         self._batches = ()
-        if self._trainer.state.global_step == self._skipped_step:
-            self._trainer.log({"non_finite/skipped": self.num_skipped})
+        trainer = self._trainer
+        if trainer.state.global_step == self._skipped_step:
+            is_loss_due = trainer.control.should_log
+            trainer.log({"non_finite/skipped": self.num_skipped})
+            trainer.control.should_log = is_loss_due
 
     def complete(self, logs: dict[str, float]) -> dict[str, float]:
         """Adds the numbers of skipped steps to a line with a training loss."""
