@@ -61,6 +61,12 @@ def set_losses_since_log(trainer: Trainer, total: float, *, since: int) -> None:
     trainer._total_loss_scalar = -total
 
 
+def on_device(trainer: Trainer, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A batch as the trainer passes it to the model."""
+    inputs: Mapping[str, Any] = trainer._prepare_inputs(dict(batch))
+    return inputs
+
+
 def leave_step_out_of_means(trainer: Trainer, *, total_before: Tensor) -> None:
     """Takes a step that is about to end out of the logged mean losses, of the next line and of the whole training.
 

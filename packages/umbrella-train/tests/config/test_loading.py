@@ -133,6 +133,10 @@ PROBLEMS: list[tuple[list[str], list[str]]] = [
         ["trainer.engine", "trainer.logging_steps", "trainer.use_cpu"],
     ),
     (
+        ["--trainer.fp16", "--trainer.on-non-finite", "skip", "--trainer.max-skipped-steps", "-1"],
+        ["trainer.max_skipped_steps", "trainer.on_non_finite"],
+    ),
+    (
         ["--data.pipelines.T1.spacing", "x", "1", "1", "--data.pipelines.T3", "{}", "--seed", "-1"],
         ["data.pipelines.T1.spacing.0", "data.pipelines.T3", "seed"],
     ),

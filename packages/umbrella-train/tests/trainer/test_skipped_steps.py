@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 import logging
 import math
+import pickle
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -18,7 +21,7 @@ from torch import Tensor
 
 from umbrella_data.batch.example import SampleOrigin
 from umbrella_data.privacy import who_is
-from umbrella_train.batches.collators import NamedCollator
+from umbrella_train.batches.collators import NamedCollator, SupervisedCollator
 from umbrella_train.config import RunConfig
 from umbrella_train.distributed.finite import NonFiniteError
 from umbrella_train.errors import RunError
@@ -141,6 +144,9 @@ def test_batch_of_the_loader_keeps_its_names_and_the_model_does_not_get_them(
     batch = NamedCollator(collate)([example])
     assert batch.samples == (origin,)
     assert str(origin) == "train.jsonl, line 3, subject sub-1"
+    # As from a worker of the loader, in page-locked memory.
+    for copied in (pickle.loads(pickle.dumps(batch)), copy.copy(batch)):
+        assert copied.samples == (origin,)
     moved = make_trainer()._prepare_inputs(batch)
     assert moved.keys() == batch.keys()
     assert moved.samples == ()
@@ -163,7 +169,7 @@ def test_skipped_step_changes_neither_parameters_nor_moments(make_trainer: MakeT
     trainer = make_trainer([T1] * 4, on_non_finite="skip", optim=optim, **options)
     spoil(trainer, {2 * bad})
     states = states_after_steps(trainer)
-    same = [equal(before, after) for before, after in zip(states, states[1:], strict=False)]
+    same = [equal(before, after) for before, after in itertools.pairwise(states)]
     assert same == [step == bad for step in range(4)]
     assert trainer.state.global_step == 4
     assert all(bool(tensor.isfinite().all()) for tensor in states[-1].values())
@@ -240,15 +246,28 @@ def test_skip_is_logged_for_the_first_rank_with_the_names(
 def test_steps_that_deepspeed_skips_are_logged(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer()
     trainer.is_deepspeed_enabled, trainer.deepspeed = True, SimpleNamespace(skipped_steps=3)
-    assert trainer.non_finite.complete({"loss": 1.0}) == {"loss": 1.0, "non_finite/skipped_by_deepspeed": 3}
-    assert trainer.non_finite.complete({"eval_loss": 1.0}) == {"eval_loss": 1.0}
+    assert trainer.non_finite.add_counts({"loss": 1.0}) == {"loss": 1.0, "non_finite/skipped_by_deepspeed": 3}
+    assert trainer.non_finite.add_counts({"eval_loss": 1.0}) == {"eval_loss": 1.0}
     trainer.deepspeed.skipped_steps = 0
-    assert trainer.non_finite.complete({"loss": 1.0}) == {"loss": 1.0}
+    assert trainer.non_finite.add_counts({"loss": 1.0}) == {"loss": 1.0}
 
 
 def test_unknown_action_is_rejected(make_trainer: MakeTrainer) -> None:
     with pytest.raises(RunError, match="on_non_finite is 'ignore'; it must be one of stop, skip"):
         make_trainer(on_non_finite="ignore")
+
+
+def test_run_whose_first_step_was_skipped_resumes_without_moments(make_trainer: MakeTrainer) -> None:
+    options = {"on_non_finite": "skip", "optim": "adamw_torch", "save_strategy": "steps", "save_steps": 1}
+    weights = []
+    for resume in (None, "checkpoint-1"):
+        trainer = make_trainer([T1] * 3, **options)
+        spoil(trainer, {0})
+        folder = Path(trainer.args.output_dir)
+        trainer.train(resume_from_checkpoint=resume and str(folder / resume))
+        assert (trainer.non_finite.num_skipped, trainer.state.global_step) == (1, 3)
+        weights.append(state_of(trainer))
+    assert equal(*weights)
 
 
 # ---- evaluation ----
@@ -272,9 +291,7 @@ def test_non_finite_evaluation_loss_is_a_warning_with_the_samples(
     assert all(math.isfinite(row["eval/loss/dMRI"]) for row in rows)
 
 
-def test_few_batches_of_an_evaluation_are_repeated(
-    make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_few_batches_of_an_evaluation_are_repeated(make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture) -> None:
     trainer = make_trainer(evaluation=[[("T1",)]] * 10)
     spoil(trainer, set(range(10)))
     forwards: list[None] = []
@@ -283,6 +300,39 @@ def test_few_batches_of_an_evaluation_are_repeated(
     assert len(forwards) == 10 + 8
     assert named_in(caplog.records[-1].getMessage()) == [f"sample {index}" for index in range(8)]
     assert "the first 8 of 10 batches" in caplog.records[-1].getMessage()
+
+
+def test_run_continues_after_a_non_finite_evaluation_loss(
+    make_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = make_config(tmp_path, trainer={"max_steps": 2, "eval_steps": 1})
+    manifest = config.data.evaluation[0].manifest
+    collate = SupervisedCollator.__call__
+    spoilt: list[str] = []
+
+    def with_nan(self: Any, examples: Any) -> Any:
+        batch = collate(self, examples)
+        if examples[0].origin.manifest == str(manifest):
+            (voxels, *_) = batch["pixel_values"].values()
+            voxels[0] = math.nan
+            spoilt.append(str(examples[0].origin))
+        return batch
+
+    monkeypatch.setattr(SupervisedCollator, "__call__", with_nan)
+    folder = run.train(config)
+    assert folder is not None
+    rows = rows_of(folder / "metrics.jsonl")
+    assert [row["eval_loss"] for row in rows if "eval_loss" in row] == [None, None]
+    assert max(row["step"] for row in rows if "loss" in row) == 2
+    texts = [record.getMessage() for record in caplog.records if "evaluation loss" in record.getMessage()]
+    assert [set(named_in(text)) for text in texts] == [set(spoilt)] * 2
+    listed = rows_of(folder / LIST_NAME)
+    assert [(row["event"], row["loss"]) for row in listed] == [("evaluation", None)] * 2 * len(set(spoilt))
+    names = {(who_is(row["subject"], folders=[folder])[0], row["line"]) for row in listed}
+    assert {f"{manifest}, line {line}, subject {subject}" for subject, line in names} == set(spoilt)
 
 
 # ---- a run, its folder and its resume ----

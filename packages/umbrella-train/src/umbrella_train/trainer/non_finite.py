@@ -24,7 +24,7 @@ from umbrella_train.batches.collators import NamedBatch, conversation_index, num
 from umbrella_train.checkpoint.logged_loss import trainer_state_entries
 from umbrella_train.distributed.finite import NonFiniteError, describe_non_finite
 from umbrella_train.distributed.ranks import from_all_ranks, is_first_rank
-from umbrella_train.hf_compat import leave_step_out_of_means, losses_since_log
+from umbrella_train.hf_compat import leave_step_out_of_means, losses_since_log, on_device
 from umbrella_train.run_folder import append_line, read_lines
 from umbrella_train.trainer.callbacks import seed_step
 
@@ -87,7 +87,8 @@ class NonFiniteSteps(TrainerCallback):
         """
         trainer = self._trainer
         step = trainer.state.global_step + 1
-        message = describe_non_finite(trainer._unwrapped(), step=step, is_loss_finite=is_loss_finite)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        message = describe_non_finite(model, step=step, is_loss_finite=is_loss_finite)
         samples = from_all_ranks(self._window_losses())
         is_skipped = self._action == "skip" and self.num_skipped < self._max_skipped
         self._list(samples, step=step, event="skipped" if is_skipped else "stopped")
@@ -99,7 +100,7 @@ class NonFiniteSteps(TrainerCallback):
                 )
             raise NonFiniteError(message)
         # Optimizers leave parameters without a gradient unchanged, with their moments and weight decay.
-        for parameter in trainer._unwrapped().parameters():
+        for parameter in model.parameters():
             parameter.grad = None
         assert self._total_before is not None
         leave_step_out_of_means(trainer, total_before=self._total_before)
@@ -117,7 +118,7 @@ class NonFiniteSteps(TrainerCallback):
             trainer.log({"non_finite/skipped": self.num_skipped})
             trainer.control.should_log = is_loss_due
 
-    def complete(self, logs: dict[str, float]) -> dict[str, float]:
+    def add_counts(self, logs: dict[str, float]) -> dict[str, float]:
         """Adds the numbers of skipped steps to a line with a training loss."""
         if "loss" not in logs:
             return logs
@@ -159,13 +160,13 @@ class NonFiniteSteps(TrainerCallback):
         """Losses of this rank's samples, with the dropout of the step; the random state is restored."""
         trainer = self._trainer
         device = trainer.args.device
-        model = trainer.deepspeed if trainer.is_deepspeed_enabled else trainer._unwrapped()
+        model = trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.accelerator.unwrap_model(trainer.model)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             seed_step(trainer.args, trainer.state)
             return [pair for batch in self._batches for pair in self._losses(model, batch)]
 
     def _losses(self, model: nn.Module, batch: Mapping[str, Any]) -> SampleLosses:
-        losses = sample_losses(model, batch, self._trainer._prepare_inputs(batch))
+        losses = sample_losses(model, batch, on_device(self._trainer, batch))
         named = batch.samples if isinstance(batch, NamedBatch) else ()
         names = named or [
             f"sample {number} of a batch of rank {self._trainer.args.process_index}" for number in range(len(losses))

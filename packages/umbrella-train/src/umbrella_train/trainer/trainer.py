@@ -312,7 +312,7 @@ class UmbrellaTrainer(MixedEvaluationTrainer):
         """Adds the gradient norm of each patch embed, its share of the total norm and its drift to the logged line."""
         if "train_runtime" in logs and self.stopped_by is not None:
             return  # of a part of the run
-        logs = self.non_finite.complete(logs)
+        logs = self.non_finite.add_counts(logs)
         if "loss" in logs and self._gradient_log:
             logs = {**logs, **self._gradient_log}
             total = float(logs.get("grad_norm") or 0.0)
