@@ -135,6 +135,30 @@ def test_losses_are_computed_once_and_only_for_a_step_that_is_not_finite(make_tr
     assert trainer.non_finite._batches == ()
 
 
+def test_losses_have_the_dropout_of_the_step_and_leave_the_random_state(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer([[("T1",)]], on_non_finite="skip")
+    for layer in trainer.model.model.language_model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    next(trainer.model.parameters()).register_hook(lambda gradient: torch.full_like(gradient, math.inf))
+    seen: list[Any] = []
+    handle, keep = trainer.non_finite.handle, trainer.non_finite._list
+
+    def watched(**options: Any) -> None:
+        loss, state = trainer._task_loss.item(), torch.get_rng_state()
+        handle(**options)
+        seen.extend([loss, torch.equal(torch.get_rng_state(), state)])
+
+    def listed(samples: Any, **options: Any) -> None:
+        seen.append([loss for _, loss in samples])
+        keep(samples, **options)
+
+    trainer.non_finite.handle, trainer.non_finite._list = watched, listed
+    trainer.train()
+    (again,), loss, is_same_state = seen
+    assert again == pytest.approx(loss, rel=1e-6)
+    assert is_same_state
+
+
 def test_batch_of_the_loader_keeps_its_names_and_the_model_does_not_get_them(
     make_trainer: MakeTrainer, make_example: Any, collate: Any
 ) -> None:
