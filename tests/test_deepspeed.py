@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,6 +44,7 @@ WHOLE = Case("whole", "random", steps=4, optim="adamw_torch", arguments=SAVING)
 DRIFT = Case("drift", "returns", steps=4, optim="adamw_torch")
 SUMMED = Case("summed", "different", steps=4, sabotage="summed")
 INFINITY = Case("infinity", "absent", sabotage="infinity")
+NAN = Case("nan", "different", accumulation=2, sabotage="nan")
 
 
 def accelerate(stage: int) -> list[str]:
@@ -165,3 +167,26 @@ def test_infinity_under_zero_stops_the_run_before_a_step(stage, launched):
         error = log_of(INFINITY, launched(stage), rank=rank)["error"]
         assert error is not None
         assert "NonFiniteError: step 1: parameter model.vision_tower.dMRI_patch_embed" in error
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_sample_of_a_non_finite_loss_is_named_under_zero(stage, tmp_path):
+    launch([NAN], tmp_path, launcher=accelerate(stage), timeout=120)
+    for rank in range(2):
+        error = log_of(NAN, tmp_path, rank=rank)["error"]
+        assert "NonFiniteError: step 2: the loss" in error
+        assert re.findall(r"    (.*): loss nan", error) == ["sample 10"]
+
+
+def test_skip_is_rejected_by_the_trainer(tmp_path):
+    (tmp_path / "cases.json").write_text(json.dumps([asdict(Case("skip", on_non_finite="skip"))]))
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), str(tmp_path / "cases.json"), str(tmp_path)],
+        env={**os.environ, "ACCELERATE_USE_DEEPSPEED": "true"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode
+    assert "RunError: trainer.on_non_finite: skip is not supported with DeepSpeed" in result.stderr

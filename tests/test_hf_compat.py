@@ -39,6 +39,7 @@ PRIVATE_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "transformers.integrations:WandbCallback._wandb": (),
         "transformers:Trainer._get_grad_norm": ("model", "grad_norm"),
         "transformers:Trainer._globalstep_last_logged": (),
+        "transformers:Trainer._initial_global_step": (),
         "transformers:Trainer._load_from_checkpoint": ("resume_from_checkpoint", "model"),
         "transformers:Trainer._save_checkpoint": ("model", "trial"),
         "transformers:Trainer._total_loss_scalar": (),

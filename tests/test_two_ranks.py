@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,32 @@ CASES = [
     *DRIFTING,
     Case("off", "different", steps=4, dummy_loss={"enabled": False}),
 ]
+# The second step is not finite on one rank.
+PLAIN = [
+    Case(
+        f"one-step-{engine}",
+        "different",
+        steps=1,
+        accumulation=2,
+        optim="adamw_torch_fused",
+        engine=engine,
+        arguments={"weight_decay": 0.1, "max_grad_norm": 1.0},
+    )
+    for engine in ("ddp", "fsdp2")
+]
+SKIPPING = [
+    replace(case, name=f"skip-{steps}-{case.engine}", steps=steps, sabotage="nan", on_non_finite="skip")
+    for case in PLAIN
+    for steps in (2, 3)
+]
+STOPPED = replace(PLAIN[0], name="stopped", steps=3, sabotage="nan")
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     resumed = replace(RESUMED, resume=str(folder / f"{SAVED.name}-run" / "checkpoint-2"))
-    launch([SAVED, resumed, *CASES], folder, launcher=torchrun(2), timeout=240)
+    launch([SAVED, resumed, *PLAIN, *SKIPPING, STOPPED, *CASES], folder, launcher=torchrun(2), timeout=240)
     return folder
 
 
@@ -105,3 +125,38 @@ def test_sharded_run_resumed_in_an_absence_measures_what_an_unbroken_one_does(re
     alone = replace(RESUMED, engine="ddp", resume=str(checkpoint))
     row = run_case(alone, output=tmp_path, simulated_world_size=2)["log"][2]
     assert [row[key] for key in keys] == pytest.approx(expected[2], rel=1e-2)
+
+
+# ---- a loss that is not finite on one rank ----
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_step_is_skipped_on_all_ranks_alike(engine: str, results: Path) -> None:
+    def states(name: str) -> list[dict[str, torch.Tensor]]:
+        return [load_file(results / f"{name}-{engine}-{rank}.safetensors") for rank in (0, 1)]
+
+    def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+        return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+    (plain, _), skipped, continued = (states(name) for name in ("one-step", "skip-2", "skip-3"))
+    assert all(equal(plain, state) for state in skipped)
+    assert equal(*continued)
+    assert not any(torch.equal(plain[name], continued[0][name]) for name in plain if name.endswith("/step"))
+    for rank in (0, 1):
+        result = json.loads((results / f"skip-3-{engine}-{rank}.json").read_text())
+        assert result["error"] is None
+        assert (result["num_sharded"] > 0) == (engine == "fsdp2")
+        rows = result["log"]
+        assert [row["step"] for row in rows if "loss" in row] == [1, 3]
+        assert [row["step"] for row in rows if "non_finite/skipped" in row] == [2, 3]
+
+
+def test_all_ranks_name_the_sample_of_one_rank(results: Path) -> None:
+    # Batches of two samples in the order (step, micro-batch, rank).
+    first, second = (json.loads((results / f"stopped-{rank}.json").read_text())["error"] for rank in (0, 1))
+    assert first == second
+    assert re.findall(r"    (.*): loss nan", first) == ["sample 10"]
+    assert "1 of 8 samples" in first
+    # In the case that stops, and in four that skip the step.
+    skipped = [line for line in (results / "stderr").read_text().splitlines() if line.endswith("sample 10: loss nan")]
+    assert len(skipped) >= 1 + len(SKIPPING)

@@ -1,8 +1,8 @@
 """Training time lost to a checkpoint, against Hugging Face's own: `uv run python tools/bench_checkpoint.py`.
 
-Each round trains the same model with UMBRELLA's trainer and with transformers' Trainer, in turns: a few steps, each
-second one with a checkpoint (weights, optimizer and schedule). The last two are kept, so that rotation is included. What
-a checkpoint costs is the time of the training beyond that of its steps without one, divided by the checkpoints: it
+Each round trains the same model with UMBRELLA's trainer and with transformers' Trainer, in turns: a few steps,
+each second one with a checkpoint (weights, optimizer and schedule). The last two are kept: rotation is included. What a
+checkpoint costs is the time of the training beyond that of its steps without one, divided by the checkpoints: it
 includes whatever goes on in the background. The table has the medians over the rounds.
 
 Checkpoints are written under TMPDIR: choose a disk like that of your runs. UMBRELLA's are flushed to the disk and have

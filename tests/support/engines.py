@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -58,6 +58,7 @@ class Case:
         sabotage: A rule to break, see `sabotage.py`.
         parity_every: Steps between comparisons of the ranks.
         arguments: More training arguments.
+        on_non_finite: As in `UmbrellaTrainer`.
         compare_drift: Whether all weights are copied at every step, to compute the drift from them.
     """
 
@@ -78,6 +79,7 @@ class Case:
     sabotage: str | None = None
     parity_every: int = 1
     arguments: dict[str, Any] = field(default_factory=dict)
+    on_non_finite: Literal["stop", "skip"] = "stop"
     compare_drift: bool = False
 
 
@@ -257,6 +259,7 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
         gradient_scale=case.gradient_scale,
         packing=case.packing,
         parity_every=case.parity_every,
+        on_non_finite=case.on_non_finite,
     )
     if case.sabotage is not None:
         SABOTAGES[case.sabotage](trainer)

@@ -77,6 +77,20 @@ def plant_infinity(trainer: UmbrellaTrainer) -> None:
         next(_tower(trainer).patch_embed("dMRI").parameters()).view(-1)[0] = float("inf")
 
 
+def spoil_scans(trainer: UmbrellaTrainer) -> None:
+    """Sets the scans of one sample to NaN: the first of the second step on the last rank."""
+    get = trainer.get_batch_samples
+
+    def spoiled(*args: Any, **kwargs: Any) -> Any:
+        batches, num_items = get(*args, **kwargs)
+        if trainer.state.global_step == 1 and trainer.args.process_index == trainer.args.world_size - 1:
+            for voxels in batches[0]["pixel_values"].values():
+                voxels[0] = float("nan")
+        return batches, num_items
+
+    trainer.get_batch_samples = spoiled
+
+
 SABOTAGES: dict[str, Callable[[UmbrellaTrainer], None]] = {
     "order": break_call_order,
     "outside": compute_outside_forward,
@@ -84,6 +98,7 @@ SABOTAGES: dict[str, Callable[[UmbrellaTrainer], None]] = {
     "window": forget_the_window,
     "infinity": plant_infinity,
     "summed": sum_in_another_order,
+    "nan": spoil_scans,
 }
 
 

@@ -181,6 +181,8 @@ def make_trainer(tmp_path: Path) -> Callable[..., ToyTrainer]:
         gradient_scale: Any = "mean",
         packing: bool = False,
         callbacks: Sequence[TrainerCallback] = (),
+        on_non_finite: Any = "stop",
+        max_skipped_steps: int = 10,
         **arguments: Any,
     ) -> ToyTrainer:
         settings = {
@@ -212,6 +214,8 @@ def make_trainer(tmp_path: Path) -> Callable[..., ToyTrainer]:
             gradient_scale=gradient_scale,
             packing=packing,
             callbacks=callbacks,
+            on_non_finite=on_non_finite,
+            max_skipped_steps=max_skipped_steps,
         )
         trainer.given = given
         trainer.remove_callback(PrinterCallback)

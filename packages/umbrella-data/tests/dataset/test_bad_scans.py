@@ -92,6 +92,8 @@ def test_bad_scan_when_skipped_is_replaced_by_another_of_the_same_modalities(mak
         assert found <= {i for i in range(30) if i % 3 == bad % 3 and i != bad}
         assert len(found) > 4  # the replacement differs by epoch
         assert dataset[bad].index == bad
+        # The row that was read instead.
+        assert dataset[bad].origin.line == dataset.manifest.line(number(dataset[bad]))
         assert tuple(scan.modality for scan in dataset[bad].scans) == dataset.modalities(bad)
     assert number(dataset[5]) == 5
 

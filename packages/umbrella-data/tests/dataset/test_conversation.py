@@ -48,6 +48,15 @@ def test_example_holds_tokens_and_scans_of_its_sample(make_dataset, make_row):
     assert example.scans[0].volume[0, 0, 0, 0] == sum(map(ord, "b_0.nii.gz"))
 
 
+def test_example_names_its_row(make_dataset, make_row):
+    _, dataset = make_dataset([make_row("a", "T1"), make_row("b", "T1")])
+    origin = dataset[3].origin
+    assert origin == dataset.prompt(1).origin
+    assert (origin.manifest, origin.line) == (str(dataset.manifest.path), dataset.manifest.line(1))
+    assert origin.subject == dataset.manifest[1].subject
+    assert str(origin) == f"{origin.manifest}, line {origin.line}, subject {origin.subject}"
+
+
 def test_example_is_a_function_of_seed_and_virtual_index(make_dataset, make_row):
     rows = [make_row("a", "T1"), make_row("b", "T1")]
     _, dataset = make_dataset(rows, seed=1)

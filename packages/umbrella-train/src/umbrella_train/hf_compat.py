@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,25 @@ def save_checkpoint(trainer: Trainer) -> None:
     """Begins a checkpoint of this step before Hugging Face's Trainer would, which is after an evaluation."""
     assert trainer.model is not None
     trainer._save_checkpoint(trainer.model, None)
+
+
+def on_device(trainer: Trainer, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A batch as the trainer passes it to the model."""
+    inputs: Mapping[str, Any] = trainer._prepare_inputs(dict(batch))
+    return inputs
+
+
+def leave_step_out_of_means(trainer: Trainer, *, total_before: Tensor) -> None:
+    """Takes a step that is about to end out of the logged mean losses, of the next line and of the whole training.
+
+    Args:
+        trainer: In the step.
+        total_before: The sum of losses before the step, a copy of the first value of `losses_since_log`.
+    """
+    trainer._tr_loss.copy_(total_before)
+    # Hugging Face divides the sums by the number of steps since these.
+    trainer._globalstep_last_logged += 1
+    trainer._initial_global_step += 1
 
 
 def keep_one_device(arguments: TrainingArguments) -> None:

@@ -133,6 +133,10 @@ PROBLEMS: list[tuple[list[str], list[str]]] = [
         ["trainer.engine", "trainer.logging_steps", "trainer.use_cpu"],
     ),
     (
+        ["--trainer.fp16", "--trainer.on-non-finite", "skip", "--trainer.max-skipped-steps", "-1"],
+        ["trainer.max_skipped_steps", "trainer.on_non_finite"],
+    ),
+    (
         ["--data.pipelines.T1.spacing", "x", "1", "1", "--data.pipelines.T3", "{}", "--seed", "-1"],
         ["data.pipelines.T1.spacing.0", "data.pipelines.T3", "seed"],
     ),
@@ -399,6 +403,8 @@ def test_trainer_keys_are_the_names_of_training_arguments() -> None:
         "engine",
         "gradient_scale",
         "parity_every",
+        "on_non_finite",
+        "max_skipped_steps",
         "save_before_seconds",
     }
     schedulers = TrainerConfig.model_fields["lr_scheduler_type"].annotation.__args__

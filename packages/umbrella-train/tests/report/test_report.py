@@ -233,6 +233,15 @@ def test_non_finite_losses_are_counted_and_marked(tmp_path: Path) -> None:
     assert sum(list(line.get_xdata()) == [65, 65] for line in axes.lines) == 1
 
 
+def test_skipped_steps_are_noted_once(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert not [note for note in read_run(run.path, name="demo").notes if "skipped" in note]
+    for step, counts in ((61, {"non_finite/skipped": 1}), (62, {"non_finite/skipped": 2, "loss": 1.0})):
+        run.append_metrics({"step": step, **counts})
+    (note,) = [note for note in read_run(run.path, name="demo").notes if "skipped" in note]
+    assert note.startswith("non_finite.jsonl: 2 steps")
+
+
 def test_a_folder_without_a_run_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run's folder"):
         build_report([tmp_path])

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from umbrella_data.errors import ScanError, ScanReason
+from umbrella_train.distributed.finite import NonFiniteError
 from umbrella_train.errors import RunError
 from umbrella_train.run.faults import as_run_error, describe_fault, is_lost_connection
 
@@ -61,9 +62,9 @@ def test_a_scan_error_keeps_its_notes(tmp_path: Path) -> None:
     assert describe_fault(error, folder=tmp_path) == f"{error}\nwhile reading line 3"
 
 
-def test_errors_of_the_code_are_raised_as_they_are(tmp_path: Path) -> None:
-    error = KeyError("name")
-    assert as_run_error(error, folder=tmp_path, watch=None) is error
+def test_errors_of_the_code_and_of_ours_are_raised_as_they_are(tmp_path: Path) -> None:
+    for error in (KeyError("name"), NonFiniteError("a loss is not finite")):
+        assert as_run_error(error, folder=tmp_path, watch=None) is error
 
 
 def test_an_error_of_the_system_names_the_folder_of_the_run(tmp_path: Path) -> None:

@@ -60,11 +60,21 @@ def check(make_model: Callable[..., Any], tmp_path: Any) -> Callable[..., None]:
         ({"zero_stage": 2}, "fp16 is not supported with DeepSpeed"),
         ({"zero_stage": 2, "gradient_scale": "present"}, "gradient_scale: present"),
         ({"zero_stage": 2, "engine": "fsdp2"}, "fsdp2 and DeepSpeed"),
+        ({"on_non_finite": "skip"}, "on_non_finite: skip cannot be combined with fp16"),
     ],
 )
 def test_unsupported_combination_is_rejected(check: Callable[..., None], settings: dict[str, Any], says: str) -> None:
     with pytest.raises(RunError, match=says):
         check(**settings)
+
+
+def test_skipped_steps_are_rejected_with_deepspeed(make_model: Callable[..., Any], tmp_path: Any) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    settings = {"dummy_loss": DummyLossConfig(), "engine": "ddp", "gradient_scale": "mean", "on_non_finite": "skip"}
+    check_trainer(make_model(), arguments, **settings)
+    arguments.deepspeed_plugin = SimpleNamespace(zero_stage=2)
+    with pytest.raises(RunError, match="on_non_finite: skip is not supported with DeepSpeed"):
+        check_trainer(make_model(), arguments, **settings)
 
 
 def test_run_with_fp16_and_no_gpu_is_rejected_before_a_folder_is_created(

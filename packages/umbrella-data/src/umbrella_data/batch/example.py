@@ -40,6 +40,24 @@ class ExampleScan:
 
 
 @dataclass(frozen=True)
+class SampleOrigin:
+    """Where a sample comes from; as text, how messages name it.
+
+    Attributes:
+        manifest: Path of its manifest.
+        line: Its line in the manifest.
+        subject: Subject as named in the manifest.
+    """
+
+    manifest: str
+    line: int
+    subject: str
+
+    def __str__(self) -> str:
+        return f"{self.manifest}, line {self.line}, subject {self.subject}"
+
+
+@dataclass(frozen=True)
 class Example:
     """One encoded conversation with its scans.
 
@@ -48,9 +66,11 @@ class Example:
         labels: (L,) int64, -100 at positions without loss.
         scans: The scans in reading order.
         index: Virtual index in its data set.
+        origin: The row that was read, which differs from the index's own if that has an unusable scan.
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
     scans: tuple[ExampleScan, ...]
     index: int
+    origin: SampleOrigin | None = None

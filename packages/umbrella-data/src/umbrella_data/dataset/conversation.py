@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from umbrella_data.batch.example import Example, ExampleScan, ScanPipeline
+from umbrella_data.batch.example import Example, ExampleScan, SampleOrigin, ScanPipeline
 from umbrella_data.chat.encoder import ChatEncoder, EncodedConversation, Tokenizer
 from umbrella_data.chat.row_check import encoding_problems
 from umbrella_data.dataset.bad_scans import BadScan, BadScanList
@@ -108,7 +108,8 @@ class ConversationDataset(Dataset[Example]):
         generator = None
         if self._augment:
             generator = torch.Generator().manual_seed(derive_seed(self._seed, index))
-        return self._example(index, encoded, encoded.scans, generator=generator, row=row)
+        origin = self._origin(row, sample)
+        return self._example(index, encoded, encoded.scans, generator=generator, row=row, origin=origin)
 
     def _read_or_replace(self, index: int, bad_scans: BadScanList) -> Example:
         first = index % len(self)
@@ -238,7 +239,8 @@ class ConversationDataset(Dataset[Example]):
             # Scans of dropped turns, and of turns after the prompt, are skipped in both samples.
             skipped = sum(len(turn.scans) for turn in _dropped(messages, encoded.num_dropped_turns))
             scans = other.scans[skipped : skipped + len(scans)]
-        return self._example(index, encoded, scans, generator=None)
+        origin = self._origin(index % len(self), sample)
+        return self._example(index, encoded, scans, generator=None, origin=origin)
 
     def _encode(self, index: int, messages: Sequence[Turn], *, is_prompt: bool = False) -> EncodedConversation:
         encode: Callable[..., EncodedConversation] = self._encoder.encode_prompt if is_prompt else self._encoder.encode
@@ -255,6 +257,7 @@ class ConversationDataset(Dataset[Example]):
         *,
         generator: torch.Generator | None,
         row: int | None = None,
+        origin: SampleOrigin,
     ) -> Example:
         return Example(
             input_ids=encoded.input_ids,
@@ -269,6 +272,7 @@ class ConversationDataset(Dataset[Example]):
                 for scan, start in zip(scans, encoded.scan_starts, strict=True)
             ),
             index=index,
+            origin=origin,
         )
 
     def _load(self, index: int, scan: Scan, *, generator: torch.Generator | None) -> torch.Tensor:
@@ -282,7 +286,10 @@ class ConversationDataset(Dataset[Example]):
 
     def _where(self, index: int) -> str:
         row = index % len(self)
-        return f"{self.manifest.path}, line {self.manifest.line(row)}, subject {self.manifest[row].subject}"
+        return str(self._origin(row, self.manifest[row]))
+
+    def _origin(self, row: int, sample: Sample) -> SampleOrigin:
+        return SampleOrigin(str(self.manifest.path), line=self.manifest.line(row), subject=sample.subject)
 
 
 def _texts_of(turn: Turn) -> tuple[str, ...]:

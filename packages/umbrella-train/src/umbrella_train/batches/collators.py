@@ -1,4 +1,4 @@
-"""Collators of training: supervised positions, packed rows, and which conversation a position belongs to."""
+"""Collators of training: supervised positions, packed rows, names of samples, the conversation of a position."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from umbrella_data import PaddingCollator
-from umbrella_data.batch.example import Example
+from umbrella_data.batch.example import Example, SampleOrigin
 from umbrella_model import pack_batch, supervised_index
 
 
@@ -64,3 +64,36 @@ class PackedCollator:
             The padded batch, packed by `pack_batch`.
         """
         return pack_batch(self._collate(examples))
+
+
+class NamedBatch(dict[str, Any]):
+    """A batch on the host that names its samples; its copy on the device, which the model receives, does not.
+
+    Attributes:
+        samples: The origin of each sample in the order of the batch, or its index in the data set as text.
+    """
+
+    samples: tuple[SampleOrigin | str, ...] = ()
+
+
+class NamedCollator:
+    """Collates as another collator does, and adds the names of the samples.
+
+    Args:
+        collate: Examples to a batch, padded or packed.
+    """
+
+    def __init__(self, collate: Callable[[Any], dict[str, Any]]) -> None:
+        self._collate = collate
+
+    def __call__(self, examples: Sequence[Any]) -> NamedBatch:
+        """Collate examples.
+
+        Returns:
+            The batch, with an attribute `samples`.
+        """
+        batch = NamedBatch(self._collate(examples))
+        batch.samples = tuple(
+            example.origin if example.origin is not None else f"sample {example.index}" for example in examples
+        )
+        return batch

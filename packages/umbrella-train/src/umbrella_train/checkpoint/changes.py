@@ -35,6 +35,7 @@ _HARMLESS = frozenset(
         "trainer.ddp_timeout",
         "trainer.eval_steps",
         "trainer.logging_steps",
+        "trainer.max_skipped_steps",
         "trainer.parity_every",
         "trainer.per_device_eval_batch_size",
         "trainer.report_to",

@@ -33,7 +33,7 @@ class DummyLossConfig(Section):
 class TrainerConfig(Section):
     """Training options with the names and meanings of transformers' TrainingArguments.
 
-    The last four are our own; gradient_checkpointing also takes a part's name, and torch_compile means single layers.
+    The last six are our own; gradient_checkpointing also takes a part's name, and torch_compile means single layers.
     """
 
     max_steps: int = -1
@@ -106,6 +106,10 @@ class TrainerConfig(Section):
     """Steps between comparisons of the parameters over ranks; 0: never."""
     ddp_timeout: PositiveInt = 1800
     """Seconds that a process waits for the others before the run ends."""
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """What happens at a loss or gradient that is NaN or infinite; stop: the run stops; skip: the step is dropped."""
+    max_skipped_steps: NonNegativeInt = 10
+    """Steps that on_non_finite: skip may drop in the whole run; one more stops it."""
     world_size: PositiveInt | None = None
     """Expected number of processes; a launch with another number is an error."""
 
@@ -123,13 +127,15 @@ class TrainerConfig(Section):
             raise ValueError("cannot be combined with bf16: choose one")
         return fp16
 
-    @field_validator("use_cpu", "engine")
+    @field_validator("use_cpu", "engine", "on_non_finite")
     @classmethod
     def _check_loss_scaler(cls, value: bool | str, info: ValidationInfo) -> bool | str:
         if info.data.get("fp16") and value is True:
             raise ValueError("cannot be combined with fp16, which needs a GPU; use bf16")
         if info.data.get("fp16") and value == "fsdp2":
             raise ValueError("fsdp2 cannot be combined with fp16, whose loss scaler sees one shard; use bf16")
+        if info.data.get("fp16") and value == "skip":
+            raise ValueError("skip cannot be combined with fp16, whose loss scaler drops steps itself; use bf16")
         return value
 
 

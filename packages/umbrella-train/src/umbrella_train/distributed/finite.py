@@ -23,10 +23,13 @@ def describe_non_finite(model: nn.Module, *, step: int, is_loss_finite: bool) ->
         model: Not wrapped.
         step: Number of the step that is not taken.
         is_loss_finite: Whether the loss is finite.
+
+    Raises:
+        NonFiniteError: A parameter is not finite: no step can be taken any more.
     """
     name = first_non_finite(model)
     if name is not None:
-        return f"step {step}: parameter {name} is not finite; the step was not taken"
+        raise NonFiniteError(f"step {step}: parameter {name} is not finite; the step was not taken")
     name = _first_bad_gradient(model)
     what = (
         "the loss" if not is_loss_finite else "the norm of all gradients" if name is None else f"the gradient of {name}"

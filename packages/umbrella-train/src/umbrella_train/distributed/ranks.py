@@ -28,6 +28,15 @@ def is_on_some_rank(value: bool, *, device: torch.device) -> bool:
     return bool(shared.item())
 
 
+def from_all_ranks(values: list[T]) -> list[T]:
+    """The values of all ranks, in the order of the ranks; a collective if there are several."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    shared: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(shared, values)
+    return [value for part in shared for value in part]
+
+
 def on_first_rank(function: Callable[[], T]) -> T:
     """Calls a function on the first rank only; every rank gets its result, or its error; a collective."""
     if not dist.is_initialized():

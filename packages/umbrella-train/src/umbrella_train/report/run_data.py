@@ -96,6 +96,7 @@ def read_run(path: Path, *, name: str) -> RunData:
     evaluations = [row for row in metrics if any(str(key).startswith("eval/questions/") for key in row)]
     notes += _changes(folder)
     notes += _left_out(folder)
+    notes += _skipped(metrics)
     notes += _overlap(metrics)
     notes += _state(folder, training=training, is_evaluated=bool(evaluations))
     return RunData(
@@ -158,6 +159,17 @@ def _left_out(folder: RunFolder) -> list[str]:
     listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     samples = "1 sample was" if len(rows) == 1 else f"{len(rows)} samples were"
     return [f"{LIST_NAME}: {samples} skipped for unusable scans ({listed})"]
+
+
+def _skipped(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Number of steps that were skipped for a loss or gradient that is not finite."""
+    notes = []
+    for key, where in (("non_finite/skipped", "non_finite.jsonl"), ("non_finite/skipped_by_deepspeed", "DeepSpeed")):
+        count = max((int(row.get(key) or 0) for row in metrics), default=0)
+        if count:
+            steps = "1 step was" if count == 1 else f"{count} steps were"
+            notes.append(f"{where}: {steps} skipped: the loss or a gradient was not finite")
+    return notes
 
 
 def points(rows: Sequence[Mapping[str, Any]], key: str) -> Points:

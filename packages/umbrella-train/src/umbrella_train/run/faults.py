@@ -24,17 +24,17 @@ def as_run_error(error: Exception, *, folder: Path, watch: RankWatch | None) -> 
         watch: Of the ranks; None before there are any.
 
     Returns:
-        A `RunError` with a message for known faults, or if another rank failed first; otherwise the same error.
+        A `RunError` with a message for known faults, or if another rank failed first; otherwise the error itself.
     """
-    if watch is None:
-        return error if (message := describe_fault(error, folder=folder)) is None else RunError(message)
     is_lost = is_lost_connection(error)
-    first = watch.failure_of_another(is_lost=is_lost)
+    first = None if watch is None else watch.failure_of_another(is_lost=is_lost)
     if first is None and is_lost:
-        first = "the connection to another rank is lost, which is named in the log of that rank"
+        first = "the connection to another rank is lost; the log of that rank says why"
     message = first or describe_fault(error, folder=folder)
-    watch.fail(message or f"{type(error).__name__}: {error}")
-    return error if message is None else RunError(message)
+    if watch is not None:
+        watch.fail(message or f"{type(error).__name__}: {error}")
+    is_own = first is None and isinstance(error, (RunError, UmbrellaDataError))
+    return error if message is None or is_own else RunError(message)
 
 
 def describe_fault(error: Exception, *, folder: Path) -> str | None:

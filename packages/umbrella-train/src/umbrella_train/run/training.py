@@ -114,7 +114,10 @@ def train(
                 raise reached.stopped_by(stopped.signal_number) from None
             except Exception as error:
                 folder = config.output_dir if reached.folder is None else reached.folder.path
-                raise as_run_error(error, folder=folder, watch=reached.watch) from error
+                shown = as_run_error(error, folder=folder, watch=reached.watch)
+                if shown is error:
+                    raise
+                raise shown from error
     finally:
         if reached.watch is not None:
             reached.watch.stop()
@@ -163,6 +166,7 @@ def _run(
     trainer.args.output_dir = str(folder.path)
     trainer.checkpoints.run_record = lambda: {"settings": settings, "metrics": folder.mark_metrics()}
     components.list_bad_scans_in(folder.path)
+    trainer.non_finite.folder = folder.path
     if trainer.is_world_process_zero():
         _log_start(config, components, sources, trainer)
         if start.checkpoint is not None:
@@ -286,6 +290,8 @@ def _build_trainer(
         engine=config.trainer.engine,
         gradient_scale=config.trainer.gradient_scale,
         parity_every=config.trainer.parity_every,
+        on_non_finite=config.trainer.on_non_finite,
+        max_skipped_steps=config.trainer.max_skipped_steps,
         part_learning_rates=cast(Mapping[Part, float], config.model.learn.learning_rates.given),
         signals=signals,
         watch=watch,

@@ -23,6 +23,8 @@ _OWN_FIELDS = {
     "engine",
     "gradient_scale",
     "parity_every",
+    "on_non_finite",
+    "max_skipped_steps",
     "save_before_seconds",
     "torch_compile",
     "gradient_checkpointing",

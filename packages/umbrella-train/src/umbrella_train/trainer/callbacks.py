@@ -19,13 +19,18 @@ from umbrella_train.stop_signals import StopSignals
 logger = logging.getLogger(__name__)
 
 
+def seed_step(args: TrainingArguments, state: TrainerState) -> None:
+    """Seeds torch from (seed, step, rank), for the next step."""
+    words = f"{args.seed}/{state.global_step}/{args.process_index}".encode()
+    torch.manual_seed(int.from_bytes(hashlib.sha256(words).digest()[:8], "big") >> 1)
+
+
 class StepSeed(TrainerCallback):
     """Seeds torch from (seed, step, rank) before every step: a resumed run has the dropout of an unbroken one."""
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the Trainer."""
-        words = f"{args.seed}/{state.global_step}/{args.process_index}".encode()
-        torch.manual_seed(int.from_bytes(hashlib.sha256(words).digest()[:8], "big") >> 1)
+        seed_step(args, state)
 
 
 class RankParity(TrainerCallback):

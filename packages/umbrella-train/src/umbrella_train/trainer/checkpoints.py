@@ -33,6 +33,8 @@ from umbrella_train.trainer.patch_embed_log import PatchEmbedLog
 
 logger = logging.getLogger(__name__)
 
+_MAX_HISTORY = 100
+
 # Hugging Face's Trainer reads it under DeepSpeed, whose own files are pickles too.
 _DEEPSPEED_SCHEDULE = "scheduler.pt"
 
@@ -135,6 +137,10 @@ class Checkpoints(TrainerCallback):
                 best = state.best_model_checkpoint
                 remove_old_checkpoints(folder.parent, keep=self._limit, best=None if best is None else Path(best))
         self.saved_step = state.global_step
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Bounds what Hugging Face keeps in memory and in each checkpoint; metrics.jsonl has all logged lines."""
+        del state.log_history[:-_MAX_HISTORY]
 
     @contextmanager
     def saved_around_evaluation(self, signals: StopSignals) -> Iterator[None]:

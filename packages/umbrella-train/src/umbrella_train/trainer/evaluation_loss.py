@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -17,6 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from umbrella_train.batches.collators import num_conversations
 from umbrella_train.distributed.ranks import is_on_some_rank
 from umbrella_train.stop_signals import StopSignals
+from umbrella_train.trainer.non_finite import NonFiniteSteps
 
 
 class EvaluationStoppedError(Exception):
@@ -24,7 +26,13 @@ class EvaluationStoppedError(Exception):
 
 
 def evaluation_loss(
-    trainer: Trainer, dataloader: DataLoader[Any], *, modalities: Sequence[str], signals: StopSignals, prefix: str
+    trainer: Trainer,
+    dataloader: DataLoader[Any],
+    *,
+    modalities: Sequence[str],
+    signals: StopSignals,
+    non_finite: NonFiniteSteps,
+    prefix: str,
 ) -> EvalLoopOutput:
     """Mean loss per supervised token over all ranks, overall and for each set of modalities.
 
@@ -40,14 +48,18 @@ def evaluation_loss(
     model.eval()
     device = trainer.args.device
     total = EvaluationLoss(modalities, device=device)
+    is_bad: list[Tensor] = []
     for batch in dataloader:
         if trainer.is_in_train and is_on_some_rank(signals.is_asked, device=device):
             raise EvaluationStoppedError
         loss, _, _ = trainer.prediction_step(model, batch, prediction_loss_only=True)
         assert loss is not None
         total.add(loss, {**batch, "labels": batch["labels"].to(device)})
+        is_bad.append(~loss.isfinite())
         trainer.control = trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
     metrics, num_samples = total.reduce(prefix=prefix)
+    if is_bad and not math.isfinite(metrics[f"{prefix}_loss"]):
+        non_finite.warn_of_evaluation(model, dataloader, is_bad)
     return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=num_samples)
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 from torch.utils.data import DataLoader
+from transformers import TrainingArguments
 
 from umbrella_data import ManifestError, ModalityBatchSampler
 from umbrella_train.errors import RunError
@@ -79,6 +80,19 @@ def build_loader(
         persistent_workers=num_workers > 0,
         worker_init_fn=leave_signals_to_parent,
     )
+
+
+def loader_settings(arguments: TrainingArguments) -> dict[str, Any]:
+    """The arguments of `build_loader` that Hugging Face's training arguments have."""
+    return {
+        "seed": arguments.seed,
+        "rank": arguments.process_index,
+        "world_size": arguments.world_size,
+        "num_epochs": math.ceil(arguments.num_train_epochs) if arguments.max_steps <= 0 else None,
+        "num_batches": arguments.max_steps * arguments.gradient_accumulation_steps,
+        "num_workers": arguments.dataloader_num_workers,
+        "pin_memory": arguments.dataloader_pin_memory and arguments.device.type == "cuda",
+    }
 
 
 def evaluation_batches(

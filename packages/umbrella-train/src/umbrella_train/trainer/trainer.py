@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from copy import copy
 from pathlib import Path
@@ -17,11 +16,11 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from umbrella_model import parameter_groups
 from umbrella_model.parts import Part
 from umbrella_model.vision_tower import UmbrellaVisionTower
-from umbrella_train.batches.collators import PackedCollator
+from umbrella_train.batches.collators import NamedCollator, PackedCollator
 from umbrella_train.config import DummyLossConfig
 from umbrella_train.distributed.adafactor import Adafactor
 from umbrella_train.distributed.deepspeed import call_before_step
-from umbrella_train.distributed.finite import NonFiniteError, describe_non_finite, has_bad_gradient
+from umbrella_train.distributed.finite import has_bad_gradient
 from umbrella_train.distributed.fsdp2 import load_whole_state, shard_model
 from umbrella_train.distributed.rank_watch import RankWatch
 from umbrella_train.distributed.tensors import full
@@ -33,12 +32,10 @@ from umbrella_train.trainer.accumulation import AccumulationWindow
 from umbrella_train.trainer.callbacks import RankParity, StepSeed, StopOnSignal
 from umbrella_train.trainer.checkpoints import Checkpoints
 from umbrella_train.trainer.evaluation_loss import evaluation_loss
-from umbrella_train.trainer.loader import build_loader
+from umbrella_train.trainer.loader import build_loader, loader_settings
+from umbrella_train.trainer.non_finite import NonFiniteSteps
 from umbrella_train.trainer.patch_embed_log import PatchEmbedLog
-from umbrella_train.trainer.unsupported import check_trainer
-
-# Hugging Face keeps every logged line in memory and in each checkpoint; metrics.jsonl has them all.
-_MAX_HISTORY = 100
+from umbrella_train.trainer.unsupported import ABSENT_WITHOUT_DUMMY_LOSS, check_trainer
 
 
 class UmbrellaTrainer(Trainer):
@@ -56,6 +53,8 @@ class UmbrellaTrainer(Trainer):
         gradient_scale: `mean`: a patch embed's gradient is averaged over all supervised tokens of a step; `present`:
             over those of the samples with its modality.
         parity_every: Steps between comparisons of the replicated parameters over ranks; 0 for none.
+        on_non_finite: `stop`: a loss or gradient that is not finite stops the run; `skip`: the step is skipped.
+        max_skipped_steps: Steps that may be skipped; one more stops the run.
         part_learning_rates: Learning rates of parts of the model, instead of that of the arguments.
         signals: Of the whole command; None to handle signals during the training only.
         watch: Of the other ranks.
@@ -78,13 +77,23 @@ class UmbrellaTrainer(Trainer):
         engine: Literal["ddp", "fsdp2"] = "ddp",
         gradient_scale: Literal["mean", "present"] = "mean",
         parity_every: int = 100,
+        on_non_finite: Literal["stop", "skip"] = "stop",
+        max_skipped_steps: int = 10,
         part_learning_rates: Mapping[Part, float] | None = None,
         signals: StopSignals | None = None,
         watch: RankWatch | None = None,
         **kwargs: Any,
     ) -> None:
         self.dummy_loss_config = dummy_loss = dummy_loss or DummyLossConfig()
-        check_trainer(model, args, dummy_loss=dummy_loss, engine=engine, gradient_scale=gradient_scale, packing=packing)
+        check_trainer(
+            model,
+            args,
+            dummy_loss=dummy_loss,
+            engine=engine,
+            gradient_scale=gradient_scale,
+            packing=packing,
+            on_non_finite=on_non_finite,
+        )
         self.batches = batches
         self.max_tokens_per_batch = max_tokens_per_batch
         self.packing = packing
@@ -103,6 +112,7 @@ class UmbrellaTrainer(Trainer):
         self.args.save_only_model, self.args.save_total_limit = True, None
         if packing:
             self.data_collator = PackedCollator(self.data_collator)
+        self.data_collator = NamedCollator(self.data_collator)
         sizes = self._unwrapped().dummy_sizes() if dummy_loss.reduction == "sum" else {}
         self.dummy_loss = DummyLoss(scale=dummy_loss.scale, reduction=dummy_loss.reduction, sizes=sizes)
         if engine == "fsdp2":
@@ -115,8 +125,9 @@ class UmbrellaTrainer(Trainer):
         self._task_loss: Tensor
         self.signals = signals or StopSignals()
         self._stop = StopOnSignal(self.signals)
+        self.non_finite = NonFiniteSteps(self, action=on_non_finite, max_skipped=max_skipped_steps)
         self._watch = watch
-        for callback in (self._stop, StepSeed(), RankParity(parity_every), *([] if watch is None else [watch])):
+        for callback in filter(None, (self._stop, StepSeed(), RankParity(parity_every), self.non_finite, watch)):
             self.add_callback(callback)
 
     @property
@@ -142,16 +153,10 @@ class UmbrellaTrainer(Trainer):
             collate=self.data_collator,
             batch_size=batch_size,
             mode=self.batches,
-            seed=self.args.seed,
-            rank=self.args.process_index,
-            world_size=self.args.world_size,
             shuffle=shuffle,
             max_tokens=self.max_tokens_per_batch if shuffle else None,
             padded=not self.packing,
-            num_epochs=math.ceil(self.args.num_train_epochs) if self.args.max_steps <= 0 else None,
-            num_batches=self.args.max_steps * self.args.gradient_accumulation_steps,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            **loader_settings(self.args),
         )
 
     def get_batch_samples(
@@ -162,7 +167,9 @@ class UmbrellaTrainer(Trainer):
             # Resumed from its last step: Hugging Face compares the number of steps only after one more.
             self.control.should_training_stop = True
             return [], None
-        return super().get_batch_samples(map(self._see, epoch_iterator), num_batches, device)
+        batches, num_items = super().get_batch_samples(map(self._see, epoch_iterator), num_batches, device)
+        self.non_finite.begin(batches)
+        return batches, num_items
 
     def _see(self, batch: dict[str, Any]) -> dict[str, Any]:
         self._window.see(batch)
@@ -182,11 +189,9 @@ class UmbrellaTrainer(Trainer):
         """Hugging Face's optimizer, with parameter groups by learning rate if parts have their own."""
         if self.optimizer is None and self.part_learning_rates:
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, self._unwrapped())
+            rates, decay = self.part_learning_rates, self.args.weight_decay
             groups = parameter_groups(
-                self._unwrapped(),
-                learning_rate=self.args.learning_rate,
-                part_learning_rates=self.part_learning_rates,
-                weight_decay=self.args.weight_decay,
+                self._unwrapped(), learning_rate=self.args.learning_rate, part_learning_rates=rates, weight_decay=decay
             )
             self.optimizer = kind(groups, **options)
         return super().create_optimizer(model)
@@ -221,7 +226,7 @@ class UmbrellaTrainer(Trainer):
             The task loss, detached and without the dummy loss.
 
         Raises:
-            NonFiniteError: A loss or a gradient of some rank is not finite; raised before the optimizer step.
+            NonFiniteError: Before a step with a loss, gradient or parameter that is not finite, unless it is skipped.
             RunError: A modality was absent under DDP with the dummy loss off.
         """
         if self.is_deepspeed_enabled:
@@ -230,10 +235,7 @@ class UmbrellaTrainer(Trainer):
             super().training_step(model, inputs, num_items_in_batch)
         except RuntimeError as error:
             if "Expected to have finished reduction" in str(error) and not self.dummy_loss_config.enabled:
-                raise RunError(
-                    "DDP found parameters without a gradient: a modality was absent from a batch and the dummy loss is "
-                    "off; set dummy_loss.enabled: true"
-                ) from error
+                raise RunError(ABSENT_WITHOUT_DUMMY_LOSS) from error
             raise
         if self.accelerator.sync_gradients and not self.is_deepspeed_enabled:
             self._before_optimizer_step()
@@ -243,21 +245,18 @@ class UmbrellaTrainer(Trainer):
         """Shares the facts of the accumulation window between ranks, then checks, scales and clears gradients."""
         is_logged = (self.state.global_step + 1) % self.state.logging_steps == 0
         scaler = self.accelerator.scaler
+        # A loss scaler checks gradients itself, skips such a step and reduces its scale.
+        is_checked = scaler is None or not scaler.is_enabled()
         facts = self._window.close(
             is_stop_asked=self.signals.is_asked,
-            # A loss scaler checks gradients itself, skips such a step and reduces its scale.
-            has_bad_gradient=None
-            if scaler is not None and scaler.is_enabled()
-            else has_bad_gradient(self._unwrapped()),
+            has_bad_gradient=has_bad_gradient(self._unwrapped()) if is_checked else None,
             norms=self.patch_embeds.squared_norms() if is_logged else None,
         )
         self._stop.is_agreed = facts.is_stop_asked
         if not (facts.is_loss_finite and facts.is_gradient_finite):
-            raise NonFiniteError(
-                describe_non_finite(
-                    self._unwrapped(), step=self.state.global_step + 1, is_loss_finite=facts.is_loss_finite
-                )
-            )
+            self.non_finite.handle(is_loss_finite=facts.is_loss_finite)
+            self._task_loss = torch.zeros((), device=self.args.device)
+            return
         gradients, factors = self.patch_embeds.gradients, {}
         if self.gradient_scale == "present":
             factors = {name: facts.num_tokens / tokens for name, tokens in facts.tokens_with.items() if tokens}
@@ -276,11 +275,11 @@ class UmbrellaTrainer(Trainer):
         """Adds the gradient norm of each patch embed, its share of the total norm and its drift to the logged line."""
         if "train_runtime" in logs and self.stopped_by is not None:
             return  # of a part of the run
+        logs = self.non_finite.add_counts(logs)
         if "loss" in logs:
             total = float(logs.get("grad_norm") or 0.0)
             logs = logs | self.patch_embeds.take(total, step=self.state.global_step)
         super().log(logs, start_time)
-        del self.state.log_history[:-_MAX_HISTORY]
 
     # ---- evaluation ----
 
@@ -290,9 +289,7 @@ class UmbrellaTrainer(Trainer):
         """The evaluation loss, overall and for each set of modalities, of each data set.
 
         During a training, a due checkpoint is saved first: an unreadable held-out scan must not lose the steps before.
-
-        Raises:
-            RunStoppedError: A signal arrived during a training; after the checkpoint of this step was saved.
+        A signal then raises `RunStoppedError`, after the checkpoint of this step was saved.
         """
         with self.checkpoints.saved_around_evaluation(self.signals):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
@@ -301,9 +298,12 @@ class UmbrellaTrainer(Trainer):
         self, dataloader: DataLoader[Any], *_: Any, metric_key_prefix: str = "eval", **__: Any
     ) -> EvalLoopOutput:
         """The sums of `evaluation_loss`, without logits."""
-        return evaluation_loss(
-            self, dataloader, modalities=self.modality_order, signals=self.signals, prefix=metric_key_prefix
-        )
+        parts: dict[str, Any] = {
+            "modalities": self.modality_order,
+            "signals": self.signals,
+            "non_finite": self.non_finite,
+        }
+        return evaluation_loss(self, dataloader, **parts, prefix=metric_key_prefix)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -315,11 +315,7 @@ class UmbrellaTrainer(Trainer):
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def predict(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Not supported: logits of batches of different lengths and modalities do not form an array.
-
-        Raises:
-            RunError: Always.
-        """
+        """Not supported: logits of batches of different lengths and modalities do not form an array."""
         raise RunError("predict is not supported; use umbrella-eval or umbrella-predict")
 
     # ---- checkpoints: see also `Checkpoints` ----
@@ -346,10 +342,7 @@ class UmbrellaTrainer(Trainer):
         self.checkpoints.write_model(folder, is_checkpoint=_internal_call and output_dir is not None)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Loads the weights, also into shards; there is no hook for it.
-
-        Missing and unexpected keys are errors (Hugging Face's Trainer warns, and would also read pickles).
-        """
+        """Loads the weights, also into shards; Hugging Face's Trainer would only warn of missing and other keys."""
         target = self._unwrapped() if model is None else model
         load_whole_state(target, sorted(Path(resume_from_checkpoint).glob("model*.safetensors")))
 

@@ -16,6 +16,11 @@ from umbrella_model.vision_tower import UmbrellaVisionTower
 from umbrella_train.config import DummyLossConfig, TrainerConfig
 from umbrella_train.errors import RunError
 
+ABSENT_WITHOUT_DUMMY_LOSS = (
+    "DDP found parameters without a gradient: a modality was absent from a batch and the dummy loss is off; set "
+    "dummy_loss.enabled: true"
+)
+
 
 def check_trainer(
     model: nn.Module,
@@ -25,19 +30,29 @@ def check_trainer(
     engine: str,
     gradient_scale: str,
     packing: bool = False,
+    on_non_finite: str = "stop",
 ) -> None:
     """Checks the trainer's settings, those of `UmbrellaTrainer`, against each other, the model and the device.
 
     Raises:
         RunError: With every unsupported combination.
     """
-    problems = [*_unknown_values(engine=engine, gradient_scale=gradient_scale)]
+    problems = [*_unknown_values(engine=engine, gradient_scale=gradient_scale, on_non_finite=on_non_finite)]
     plugin: Any = arguments.deepspeed_plugin
     zero_stage = 0 if plugin is None else plugin.zero_stage
     if zero_stage:
         problems += _deepspeed_problems(arguments, dummy_loss=dummy_loss, engine=engine, gradient_scale=gradient_scale)
     elif arguments.fp16 and engine == "fsdp2":
         problems.append("fp16 cannot be combined with engine fsdp2: its loss scaler sees one shard; use bf16")
+    if on_non_finite == "skip" and arguments.fp16:
+        problems.append(
+            "trainer.on_non_finite: skip cannot be combined with fp16, whose loss scaler drops steps itself; use bf16"
+        )
+    elif on_non_finite == "skip" and zero_stage:
+        problems.append(
+            "trainer.on_non_finite: skip is not supported with DeepSpeed, whose gradients cannot be dropped; use stop, "
+            "or trainer.engine: fsdp2"
+        )
     if arguments.fp16 and arguments.device.type == "cpu":
         problems.append("fp16 needs a GPU: a CPU would silently compute in float32; use bf16")
     if not dummy_loss.enabled and (zero_stage or engine == "fsdp2"):
