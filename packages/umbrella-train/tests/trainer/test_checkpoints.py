@@ -55,6 +55,7 @@ def test_checkpoint_with_a_pickle_is_rejected_unread(
 def test_checkpoint_is_not_valid_until_its_training_state_is_written(
     make: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    make().train()  # leaves valid checkpoints where others are written now
     trainer = make()
 
     def stop(folder: Path, **_: Any) -> None:

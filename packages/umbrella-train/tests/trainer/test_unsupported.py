@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +36,10 @@ def test_fsdp2_needs_the_dummy_loss(make_trainer: Callable[..., Any]) -> None:
         make_trainer(engine="fsdp2", dummy_loss={"enabled": False})
 
 
+def plugin_of(zero_stage: int, *, gathers: Any = True) -> SimpleNamespace:
+    return SimpleNamespace(zero_stage=zero_stage, hf_ds_config=SimpleNamespace(get_value=lambda key: gathers))
+
+
 @pytest.fixture
 def check(make_model: Callable[..., Any], tmp_path: Any) -> Callable[..., None]:
     """Checks settings as the trainer does, for a model of which only the patch embeds are trained."""
@@ -44,7 +49,7 @@ def check(make_model: Callable[..., Any], tmp_path: Any) -> Callable[..., None]:
     set_trainable(model, "patch_embed_only")
 
     def run(*, absent: str = "update", zero_stage: int | None = None, **settings: Any) -> None:
-        arguments.deepspeed_plugin = None if zero_stage is None else SimpleNamespace(zero_stage=zero_stage)
+        arguments.deepspeed_plugin = None if zero_stage is None else plugin_of(zero_stage)
         options = {"engine": "ddp", "gradient_scale": "mean", **settings}
         check_trainer(model, arguments, dummy_loss=DummyLossConfig(absent=absent), **options)
 
@@ -108,11 +113,24 @@ def test_adapters_in_patch_embeds_are_rejected_under_zero_3(make_model: Callable
     embed.proj = nn.Sequential(embed.proj)  # not a Linear, as with adapters
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     settings = {"dummy_loss": DummyLossConfig(), "engine": "ddp", "gradient_scale": "mean"}
-    arguments.deepspeed_plugin = SimpleNamespace(zero_stage=2)
+    arguments.deepspeed_plugin = plugin_of(2)
     check_trainer(model, arguments, **settings)
     arguments.deepspeed_plugin.zero_stage = 3
     with pytest.raises(RunError, match="ZeRO-3"):
         check_trainer(model, arguments, **settings)
+
+
+@pytest.mark.parametrize("gathers", [True, False, None, "auto"])
+def test_zero_3_must_gather_the_weights_that_it_saves(
+    make_model: Callable[..., Any], tmp_path: Any, gathers: Any
+) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    settings = {"dummy_loss": DummyLossConfig(), "engine": "ddp", "gradient_scale": "mean"}
+    arguments.deepspeed_plugin = plugin_of(3, gathers=gathers)
+    with nullcontext() if gathers is True else pytest.raises(RunError, match="zero3_save_16bit_model: true"):
+        check_trainer(make_model(), arguments, **settings)
+    arguments.deepspeed_plugin.zero_stage = 2
+    check_trainer(make_model(), arguments, **settings)
 
 
 def test_settings_are_checked_once_per_run(

@@ -14,6 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from umbrella_train.checkpoint.changes import write_record
 from umbrella_train.checkpoint.integrity import (
+    INTEGRITY_NAME,
     PICKLES,
     TRAINER_STATE_NAME,
     newest_valid_checkpoint,
@@ -112,6 +113,8 @@ class Checkpoints(TrainerCallback):
         if is_checkpoint:
             self._saving.enter_context(without_worker_failures())
             keep_losses(trainer)
+            if trainer.args.should_save:
+                (folder / INTEGRITY_NAME).unlink(missing_ok=True)  # of an earlier training into this folder
         state = None
         if trainer.is_deepspeed_enabled:
             state = trainer.accelerator.get_state_dict(trainer.deepspeed)

@@ -20,6 +20,7 @@ ABSENT_WITHOUT_DUMMY_LOSS = (
     "DDP found parameters without a gradient: a modality was absent from a batch and the dummy loss is off; set "
     "dummy_loss.enabled: true"
 )
+_GATHERS_WEIGHTS = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
 
 
 def check_trainer(
@@ -64,6 +65,11 @@ def check_trainer(
         problems.append(
             "dummy_loss.absent: hold with fp16 leaves the loss scaler without gradients if only patch embeds are "
             "trained and a batch has no scan; use bf16, or absent: update"
+        )
+    if zero_stage == 3 and plugin.hf_ds_config.get_value(_GATHERS_WEIGHTS) is not True:
+        problems.append(
+            "DeepSpeed ZeRO-3 must gather the weights to save them: set zero3_save_16bit_model: true in accelerate's "
+            f"config, or {_GATHERS_WEIGHTS}: true in DeepSpeed's"
         )
     if zero_stage == 3 and not all(type(each.proj) is nn.Linear for each in _patch_embeds(model)):
         problems.append("model.learn.patch_embed: lora is not supported by DeepSpeed ZeRO-3; use ZeRO-2, fsdp2 or DDP")
