@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from umbrella_data.bids.layout import BidsListing, BidsScan, add_counts
+from umbrella_data.bids.layout import BidsListing, BidsScan
 from umbrella_data.bids.maps import VERSION_ENTITIES, scan_entities
 from umbrella_data.files.paths import scan_stem
 
@@ -63,14 +63,14 @@ def choose_versions(listing: BidsListing, *, space: str | None = None, desc: str
         kept.append(min(fitting, key=_rank))
         left_out.update(_version(scan) for scan in fitting if scan is not kept[-1])
     scans = tuple(sorted(kept, key=lambda scan: scan.path))
-    chosen = add_counts(BidsListing(scans, listing.messages), "other versions of scans, left out", left_out)
+    chosen = replace(listing, scans=scans).count("other versions of scans, left out", left_out)
     for key, counts in variants.items():
-        chosen = add_counts(chosen, _VARIANTS[key], counts)
+        chosen = chosen.count(_VARIANTS[key], counts)
     if num_without:
         wanted = ", ".join(f"{key}-{value}" for key, value in (("space", space), ("desc", desc)) if value is not None)
-        chosen = replace(chosen, messages=(*chosen.messages, f"{num_without} scans have no version with {wanted}"))
+        chosen = chosen.say(f"{num_without} scans have no version with {wanted}")
     uniform = Counter(scan.suffix for scan in scans if scan.suffix == "UNIT1")
-    return add_counts(chosen, "images taken as T1, whose background outside of the head is noise", uniform)
+    return chosen.count("images taken as T1, whose background outside of the head is noise", uniform)
 
 
 def add_masks(listing: BidsListing, *, root: Path) -> BidsListing:
@@ -79,7 +79,7 @@ def add_masks(listing: BidsListing, *, root: Path) -> BidsListing:
     scans = [scan if mask is None else replace(scan, mask=mask.relative_to(root).as_posix()) for scan, mask in found]
     num_masked = sum(scan.mask is not None for scan in scans)
     message = f"{num_masked} of {len(scans)} scans have a brain mask: voxels outside of it are set to 0"
-    return BidsListing(tuple(scans), (*listing.messages, *([message] if num_masked else [])))
+    return replace(listing, scans=tuple(scans)).say(*([message] if num_masked else []))
 
 
 def _identity(scan: BidsScan) -> tuple[object, ...]:

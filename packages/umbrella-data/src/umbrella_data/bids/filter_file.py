@@ -13,9 +13,8 @@ from umbrella_data.errors import ManifestError, did_you_mean
 from umbrella_data.manifest.row_json import to_object
 from umbrella_data.modality import MODALITIES
 
-# Keys of a query that are no entities.
-_OTHER_KEYS = {"datatype": "datatype", "suffix": "suffix", "extension": "extension"}
-_KEYS = _OTHER_KEYS | ENTITIES | {key: key for key in ENTITIES.values()}
+# A query may also name what is no entity.
+_KEYS = ENTITIES | {key: key for key in (*ENTITIES.values(), "datatype", "suffix", "extension")}
 _QUERIES: dict[str | None, Condition] = {
     None: (None,),
     "Query.NONE": (None,),

@@ -133,11 +133,8 @@ def read_group(files: Sequence[TableFiles], chosen: LabelColumns) -> list[LabelT
 
 def _entry(column: str, files: Mapping[Path, Mapping[str, object]]) -> tuple[Path | None, object]:
     """The first file that describes a column, and what it says."""
-    for path, entries in files.items():
-        for name in (column, column.lower()):
-            if name in entries:
-                return path, entries[name]
-    return None, {}
+    named = ((path, entries, name) for path, entries in files.items() for name in (column, column.lower()))
+    return next(((path, entries[name]) for path, entries, name in named if name in entries), (None, {}))
 
 
 def _reader(column: str, entry: object, chosen: LabelColumns, *, where: str, problems: list[str]) -> ColumnReader:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
-from collections.abc import Collection, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -104,6 +104,29 @@ class BidsListing:
     scans: tuple[BidsScan, ...]
     messages: tuple[str, ...]
 
+    def leave_out(self, reason: Callable[[BidsScan], tuple[str, str] | None]) -> BidsListing:
+        """Leave out the scans with a reason: the kind of a message, and the name that it counts the scan under."""
+        kept: list[BidsScan] = []
+        left_out: dict[str, Counter[str]] = defaultdict(Counter)
+        for scan in self.scans:
+            if (found := reason(scan)) is None:
+                kept.append(scan)
+            else:
+                left_out[found[0]][found[1]] += 1
+        listing = replace(self, scans=tuple(kept))
+        for kind, counts in left_out.items():
+            listing = listing.count(kind, counts)
+        return listing
+
+    def count(self, kind: str, counts: Counter[str]) -> BidsListing:
+        """Add a message that lists the counts of a kind of skipped files, if there are any."""
+        counted = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        return self.say(f"{kind}: {counted}") if counts else self
+
+    def say(self, *messages: str) -> BidsListing:
+        """Add messages."""
+        return replace(self, messages=(*self.messages, *messages))
+
 
 def parse_entities(name: str) -> dict[str, str]:
     """The labels by entity of a BIDS file name."""
@@ -153,28 +176,13 @@ def find_scans(root: Path) -> BidsListing:
                 messages.add("duplicate scans, left out", f"{path}, the same as {scans[match['name']].path}")
             else:
                 scans[match["name"]] = BidsScan(match["name"], match["subject"], modality, (path,))
-    listing = add_counts(BidsListing(tuple(scans.values()), tuple(messages)), "other NIfTI files, left out", others)
-    return add_counts(listing, "phase, real and imaginary parts, left out", parts)
+    listing = BidsListing(tuple(scans.values()), tuple(messages)).count("other NIfTI files, left out", others)
+    return listing.count("phase, real and imaginary parts, left out", parts)
 
 
 def _find_modality(match: re.Match[str], datatype: str) -> str | None:
     found = find_map(match["name"], datatype)
     return _MODALITY_OF.get((datatype, match["suffix"])) if found is None else found[0]
-
-
-def add_counts(listing: BidsListing, kind: str, counts: Counter[str]) -> BidsListing:
-    """Add a message that lists the counts of a kind of skipped files, if there are any."""
-    if not counts:
-        return listing
-    counted = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-    return replace(listing, messages=(*listing.messages, f"{kind}: {counted}"))
-
-
-def keep_modalities(listing: BidsListing, modalities: Collection[str]) -> BidsListing:
-    """Keep the scans of these modalities (canonical names), with a message that counts the others."""
-    others = Counter(scan.modality for scan in listing.scans if scan.modality not in modalities)
-    kept = tuple(scan for scan in listing.scans if scan.modality in modalities)
-    return add_counts(BidsListing(kept, listing.messages), "scans of other modalities, left out", others)
 
 
 def read_metadata(scan: BidsScan, *, root: Path, **options: Any) -> VerifiedScan:

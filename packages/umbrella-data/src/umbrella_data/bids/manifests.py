@@ -20,12 +20,10 @@ from umbrella_data.bids.questions import METADATA_QUESTIONS, Question, ScanMetad
 from umbrella_data.bids.selection import Selection, select_scans
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.files.atomic import write_atomically
-from umbrella_data.files.parallel import map_unordered
 from umbrella_data.modality import find_modality
 from umbrella_data.scan.diffusion import check_dipy, needs_fit
 from umbrella_data.scan.settings import B0_THRESHOLD, MAX_B, NonFinite, check_b_limits
-from umbrella_data.scan.shard import ScanParts
-from umbrella_data.scan.verify import VerifiedScan
+from umbrella_data.scan.shard import ScanParts, read_scans
 from umbrella_data.scan.warnings import WarningList
 
 SPLITS = ("train", "test")
@@ -146,19 +144,15 @@ def write_manifests(
         "b0_threshold": b0_threshold,
         "non_finite": non_finite,
     }
-    read = partial(_read, read=partial(read_metadata, root=base, **options))
-    results: Iterable[tuple[BidsScan, VerifiedScan | ScanError]]
-    if parts is None:
-        results = progress(map_unordered(read, listing.scans, num_workers=num_workers), len(listing.scans))
-    else:
-        results = parts.read(
-            read,
-            {scan: scan.subject for scan in listing.scans},
-            files=lambda scan: [base / path for path in scan.files],
-            settings=options,
-            num_workers=num_workers,
-            progress=progress,
-        )
+    results = read_scans(
+        partial(read_metadata, root=base, **options),
+        {scan: scan.subject for scan in listing.scans},
+        parts=parts,
+        files=lambda scan: [base / path for path in scan.files],
+        settings=options,
+        num_workers=num_workers,
+        progress=progress,
+    )
     for scan, found in sorted(results, key=lambda result: result[0].path):
         if isinstance(found, ScanError):
             report.unreadable.append(found)
@@ -184,22 +178,11 @@ def _relative_to(base: Path, listing: BidsListing, *, tree: Path) -> BidsListing
     if not tree.resolve().is_relative_to(base.resolve()):
         raise ManifestError(f"not in data_root {base}; give a data_root that contains it", path=tree)
     prefix = tree.resolve().relative_to(base.resolve())
-    scans = [
-        replace(
-            scan,
-            paths=tuple((prefix / path).as_posix() for path in scan.paths),
-            mask=None if scan.mask is None else (prefix / scan.mask).as_posix(),
-        )
-        for scan in listing.scans
-    ]
-    return BidsListing(tuple(scans), listing.messages)
-
-
-def _read(scan: BidsScan, *, read: Callable[[BidsScan], VerifiedScan]) -> tuple[BidsScan, VerifiedScan | ScanError]:
-    try:
-        return scan, read(scan)
-    except ScanError as error:
-        return scan, error.bare()
+    scans = []
+    for scan in listing.scans:
+        mask = None if scan.mask is None else (prefix / scan.mask).as_posix()
+        scans.append(replace(scan, paths=tuple((prefix / path).as_posix() for path in scan.paths), mask=mask))
+    return replace(listing, scans=tuple(scans))
 
 
 def make_rows(scan: BidsScan, metadata: ScanMetadata, *, questions: Sequence[Question], seed: int = 0) -> Iterator[Row]:

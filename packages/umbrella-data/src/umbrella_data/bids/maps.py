@@ -5,10 +5,10 @@ They are named `sub-01_FA.nii.gz`, or `sub-01_model-tensor_param-fa_dwimap.nii.g
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import replace
 
-from umbrella_data.bids.layout import BidsListing, BidsScan, add_counts, find_map
+from umbrella_data.bids.layout import BidsListing, BidsScan, find_map
 from umbrella_data.bids.messages import MessageList
 from umbrella_data.modality import find_modality
 
@@ -41,7 +41,7 @@ def join_maps(listing: BidsListing) -> BidsListing:
         for scan in maps.values():
             messages.add(kind, scan.path)
     ordered = tuple(sorted(scans, key=lambda scan: scan.path))
-    return BidsListing(ordered, (*listing.messages, *messages))
+    return replace(listing, scans=ordered).say(*messages)
 
 
 def prefer_maps(listing: BidsListing) -> BidsListing:
@@ -50,15 +50,13 @@ def prefer_maps(listing: BidsListing) -> BidsListing:
     for scan in listing.scans:
         if len(scan.paths) > 1:
             ready[scan.subject, scan.modality].append(scan_entities(scan))
-    kept: list[BidsScan] = []
-    left_out: Counter[str] = Counter()
-    for scan in listing.scans:
+
+    def reason(scan: BidsScan) -> tuple[str, str] | None:
         entities = scan_entities(scan)
-        if len(scan.paths) == 1 and any(maps <= entities for maps in ready[scan.subject, scan.modality]):
-            left_out[scan.suffix] += 1
-        else:
-            kept.append(scan)
-    return add_counts(BidsListing(tuple(kept), listing.messages), "series with ready maps, left out", left_out)
+        has_maps = len(scan.paths) == 1 and any(maps <= entities for maps in ready[scan.subject, scan.modality])
+        return ("series with ready maps, left out", scan.suffix) if has_maps else None
+
+    return listing.leave_out(reason)
 
 
 def scan_entities(scan: BidsScan) -> frozenset[tuple[str, str]]:

@@ -153,6 +153,11 @@ class PipelineSettings(BaseModel):
     augment: Annotated[AugmentConfig | tuple[RandomTransform, ...] | None, WrapValidator(_preset_or_list)] = None
     """Augmentation of training scans (default: none): a preset, or a list of MONAI's random transforms."""
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The settings of how scans are read, as arguments of `load_volume` and `verify_scan`."""
+        return {"max_b": self.max_b, "b0_threshold": self.b0_threshold, "non_finite": self.non_finite}
+
     @field_validator("augment")
     @classmethod
     def _keeps_the_side(

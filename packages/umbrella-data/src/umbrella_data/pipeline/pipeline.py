@@ -87,10 +87,8 @@ class Pipeline:
         self.index_folder = None if index_folder is None else Path(index_folder)
         if index_folder is not None:
             check_indexed_gzip()
-        self._is_series, self._rank, self._num_channels = (
-            self.spec.is_series, self.spec.spatial_rank, self.spec.num_channels,
-        )  # fmt: skip
-        if len(config.image_size) != self._rank:
+        self._is_series, self._num_channels = self.spec.is_series, self.spec.num_channels
+        if len(config.image_size) != self.spec.spatial_rank:
             axes = "(X, Y, Z, T)" if self._is_series else "(X, Y, Z)"
             raise ValueError(f"{self.spec.name} needs an image_size {axes}, not {config.image_size}")
         if config.normalise == "temporal_zscore" and not self._is_series:
@@ -276,7 +274,7 @@ class Pipeline:
         is_for_cache = self.cache is not None and self._is_series
         frames = read_resampled(
             stored,
-            rank=self._rank,
+            rank=self.spec.spatial_rank,
             grid=self.grid,
             window=window,
             max_voxels=MAX_SERIES_VOXELS if is_for_cache else MAX_VOXELS,
