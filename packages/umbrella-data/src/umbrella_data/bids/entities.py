@@ -9,49 +9,19 @@ Condition = tuple[str | None, ...]
 
 ANY = "*"
 
-# The long names of the BIDS schema and of pybids.
+# By the long names of the BIDS schema and of pybids.
 ENTITIES = {
-    "subject": "sub",
-    "session": "ses",
-    "sample": "sample",
-    "task": "task",
-    "tracksys": "tracksys",
-    "acquisition": "acq",
-    "ceagent": "ce",
-    "stain": "stain",
-    "tracer": "trc",
-    "reconstruction": "rec",
-    "direction": "dir",
-    "run": "run",
-    "modality": "mod",
-    "echo": "echo",
-    "flip": "flip",
-    "inv": "inv",
-    "inversion": "inv",
-    "mt": "mt",
-    "mtransfer": "mt",
-    "part": "part",
-    "proc": "proc",
-    "processing": "proc",
-    "hemi": "hemi",
-    "hemisphere": "hemi",
-    "space": "space",
-    "split": "split",
-    "recording": "recording",
-    "chunk": "chunk",
-    "atlas": "atlas",
-    "res": "res",
-    "resolution": "res",
-    "den": "den",
-    "density": "den",
-    "cohort": "cohort",
-    "label": "label",
-    "model": "model",
-    "param": "param",
-    "desc": "desc",
-    "description": "desc",
+    **{"subject": "sub", "session": "ses", "acquisition": "acq", "ceagent": "ce", "tracer": "trc", "direction": "dir"},
+    **{"reconstruction": "rec", "modality": "mod", "inversion": "inv", "mtransfer": "mt", "processing": "proc"},
+    **{"hemisphere": "hemi", "resolution": "res", "density": "den", "description": "desc"},
 }
-"""Entities by their long names."""
+"""Entities by their long names, where these differ."""
+
+OTHER_ENTITIES = (
+    "sample", "task", "tracksys", "stain", "run", "echo", "flip", "part", "space", "split", "recording", "chunk",
+    "atlas", "cohort", "label", "model", "param",
+)  # fmt: skip
+"""Entities whose long names are their names."""
 
 # BIDS compares these as numbers: run-1 is run-01.
 _INDEXES = ("run", "echo", "flip", "inv", "split", "chunk")

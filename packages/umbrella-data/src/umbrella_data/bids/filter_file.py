@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from umbrella_data.bids.entities import ANY, ENTITIES, Condition, without_prefix
+from umbrella_data.bids.entities import ANY, ENTITIES, OTHER_ENTITIES, Condition, without_prefix
 from umbrella_data.errors import ManifestError, did_you_mean
 from umbrella_data.manifest.row_json import to_object
 from umbrella_data.modality import MODALITIES
 
 # A query may also name what is no entity.
-_KEYS = ENTITIES | {key: key for key in (*ENTITIES.values(), "datatype", "suffix", "extension")}
+_KEYS = ENTITIES | {key: key for key in (*ENTITIES.values(), *OTHER_ENTITIES, "datatype", "suffix", "extension")}
 _QUERIES: dict[str | None, Condition] = {
     None: (None,),
     "Query.NONE": (None,),

@@ -200,16 +200,16 @@ def _answer_lines(task: str, answers: TaskAnswers) -> Iterator[str]:
 
 def _print_scans(report: CheckReport) -> None:
     """Tables of repetition times, tasks of series and masks, with notes about mixtures."""
+    from umbrella_data.jobs.cohort_table import ordered
+
     cohort = report.cohort
     times = [
         f"{count:>8,}  {modality} {'unknown' if seconds is None else f'{seconds:g}'}"
-        for modality, counts in sorted(cohort.repetition_times.items())
-        for seconds, count in counts.most_common()
+        for modality, seconds, count in ordered(cohort.repetition_times)
     ]
     tasks = [
         f"{count:>8,}  {modality} {task or 'without task- in the name'}"
-        for modality, counts in sorted(cohort.series_tasks.items())
-        for task, count in counts.most_common()
+        for modality, task, count in ordered(cohort.series_tasks)
     ]
     masks = [
         f"{count:>8,}  {modality} {'with' if has_mask else 'without'} a mask"
