@@ -11,7 +11,7 @@ from umbrella_data.bids.age_unit import unit_key
 from umbrella_data.bids.column_descriptions import parse_description, read_descriptions
 from umbrella_data.bids.label_files import TableFiles
 from umbrella_data.bids.label_values import ColumnReader, Kind, Label, LeftOut
-from umbrella_data.bids.messages import MessageList
+from umbrella_data.bids.layout import MessageList
 from umbrella_data.bids.participants_table import ParticipantsTable, Visit, name_of, read_table
 from umbrella_data.errors import ManifestError
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from umbrella_data.bids.messages import MessageList
 from umbrella_data.errors import ManifestError, ScanError, ScanReason
 from umbrella_data.manifest.path_safety import resolve_inside, resolve_scan
 from umbrella_data.modality import MODALITIES
@@ -27,6 +26,7 @@ _SCAN_NAME = re.compile(
 # Phase images and the parts of complex images are skipped; magnitude images are read.
 _OTHER_PARTS = ("phase", "real", "imag")
 
+_MAX_NAMED = 5
 _LINKED_FOLDERS = "links to folders, not followed: copy them (cp -rL), or give their target as ROOT"
 
 _MODALITY_OF = {
@@ -126,6 +126,27 @@ class BidsListing:
     def say(self, *messages: str) -> BidsListing:
         """Add messages."""
         return replace(self, messages=(*self.messages, *messages))
+
+
+class MessageList:
+    """Skipped items, grouped by kind: in a tree of a thousand subjects, a thousand may be of one kind."""
+
+    def __init__(self) -> None:
+        self._items: dict[str, list[str]] = defaultdict(list)
+
+    def add(self, kind: str, item: str) -> None:
+        """Add an item, such as a path, to a kind, such as `links to folders, not followed`."""
+        self._items[kind].append(item)
+
+    def __iter__(self) -> Iterator[str]:
+        """One message for each kind, in the order of their first items."""
+        return (f"{kind}: {len(items):,} ({first_of(items)})" for kind, items in self._items.items())
+
+
+def first_of(items: Sequence[str]) -> str:
+    """The first five items, and how many more there are."""
+    more = len(items) - _MAX_NAMED
+    return ", ".join(items[:_MAX_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def parse_entities(name: str) -> dict[str, str]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import replace
 
-from umbrella_data.bids.layout import BidsListing, BidsScan, find_map
-from umbrella_data.bids.messages import MessageList
+from umbrella_data.bids.layout import BidsListing, BidsScan, MessageList, find_map
 from umbrella_data.modality import find_modality
 
 VERSION_ENTITIES = ("space", "res", "den", "cohort", "desc", "model")

@@ -11,7 +11,7 @@ from umbrella_data.bids.age_unit import unit_key
 from umbrella_data.bids.label_files import TableFiles
 from umbrella_data.bids.label_table import LabelColumns, LabelTable, read_group
 from umbrella_data.bids.label_values import Label, option_key
-from umbrella_data.bids.messages import MessageList, first_of
+from umbrella_data.bids.layout import MessageList, first_of
 from umbrella_data.bids.participants_table import Visit, name_of
 from umbrella_data.bids.questions import AGE, SEX, Question, choice_question, number_question
 from umbrella_data.errors import ManifestError

@@ -8,11 +8,16 @@ from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path, PurePosixPath
 
-from umbrella_data.bids.entities import Condition, is_accepted, without_prefix
-from umbrella_data.bids.filter_file import BidsFilter, read_excluded, read_filter
-from umbrella_data.bids.layout import BidsListing, BidsScan, find_scans
+from umbrella_data.bids.filter_file import (
+    BidsFilter,
+    Condition,
+    is_accepted,
+    read_excluded,
+    read_filter,
+    without_prefix,
+)
+from umbrella_data.bids.layout import BidsListing, BidsScan, MessageList, find_scans
 from umbrella_data.bids.maps import join_maps
-from umbrella_data.bids.messages import MessageList
 from umbrella_data.errors import ManifestError
 from umbrella_data.files.paths import scan_stem
 

@@ -79,7 +79,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check, print a table, and write the report."""
-    from umbrella_data.chat.load import load_encoder
+    from umbrella_data.chat.row_check import load_encoder
     from umbrella_data.cli.pipeline_options import options_from_run
     from umbrella_data.files.atomic import write_atomically
     from umbrella_data.jobs.check import check_manifests

@@ -12,9 +12,8 @@ from torch.utils.data import Dataset
 from umbrella_data.batch.example import Example, ExampleScan, ScanPipeline
 from umbrella_data.chat.encoder import ChatEncoder, EncodedConversation, Tokenizer
 from umbrella_data.chat.row_check import encoding_problems
-from umbrella_data.dataset.bad_scans import BadScan, BadScanList
+from umbrella_data.dataset.bad_scans import BadScan, BadScanList, replacements
 from umbrella_data.dataset.batch_plan import Indices
-from umbrella_data.dataset.replacement import replacements
 from umbrella_data.dataset.token_lengths import measure_samples
 from umbrella_data.errors import ScanError, UmbrellaDataError
 from umbrella_data.manifest.manifest import Manifest
