@@ -17,7 +17,6 @@ from umbrella_data.cli.arguments import (
     add_shard,
     add_workers,
     choose_parts,
-    read_manifests,
 )
 from umbrella_data.cli.output import choose_names, print_list, print_lost_root, print_shard, print_warnings, show
 
@@ -84,8 +83,9 @@ def run(options: argparse.Namespace) -> int:
     from umbrella_data.files.atomic import write_atomically
     from umbrella_data.jobs.check import check_manifests
     from umbrella_data.jobs.check_rows import report_rows
+    from umbrella_data.manifest.manifest import read_manifest
 
-    manifests = read_manifests(options)
+    manifests = [read_manifest(path, data_root=options.data_root) for path in options.manifests]
     if options.out is None and (options.shard or options.merge):
         raise ValueError("--shard and --merge need --out, the folder of check.json")
     parts = choose_parts(options, command="check")

@@ -27,7 +27,7 @@ import torch
 from umbrella_data.cache.entry import CachedFrames
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.errors import ScanError, ScanReason
-from umbrella_data.files.paths import pair_of
+from umbrella_data.files.paths import both_files
 from umbrella_data.modality import find_modality
 from umbrella_data.pipeline.augment import Augmentation
 from umbrella_data.pipeline.config import PipelineConfig
@@ -308,19 +308,13 @@ class Pipeline:
             from umbrella_data.scan.gradient_table import gradient_files
 
             more += gradient_files(scan.paths[0])
-        return [file for path in (*scan.paths, *more) for file in _both_files(path)]
+        return [file for path in (*scan.paths, *more) for file in both_files(path)]
 
 
 def _files_of(paths: ScanFiles, mask: str | PathLike[str] | None) -> _Files:
     # A str is a sequence of characters.
     listed = [paths] if isinstance(paths, str | PathLike) else paths
     return _Files(tuple(map(Path, listed)), None if mask is None else Path(mask))
-
-
-def _both_files(path: Path) -> tuple[Path, ...]:
-    """Both files of a pair, or the one file of any other scan."""
-    pair = pair_of(str(path))
-    return (path,) if pair is None else (Path(pair[0]), Path(pair[1]))
 
 
 def _frames_at(frames: torch.Tensor, positions: np.ndarray) -> torch.Tensor:

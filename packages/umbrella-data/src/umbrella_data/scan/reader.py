@@ -108,8 +108,7 @@ class StoredScan:
                 num_slices = min(size, z - position)
                 view = memoryview(buffer)[: num_slices * slice_bytes]
                 if not source.fill(view):
-                    raise ScanError("the file ends early: it was truncated while it was read",
-                                    path=self.path, reason=ScanReason.TRUNCATED)  # fmt: skip
+                    raise self._error(ScanReason.TRUNCATED, "the file ends early: it was truncated while it was read")
                 yield np.frombuffer(view, dtype=header.dtype).reshape(num_slices, y, x)
         source.finish()
 
@@ -120,26 +119,21 @@ class StoredScan:
         """Reject a declared size that does not fit the file's, before memory of that size is allocated."""
         declared, stored = self.header.file_bytes, self._size
         if declared > max(stored * MAX_DEFLATE_RATIO, _BOMB_BYTES):
-            raise ScanError(
+            raise self._error(
+                ScanReason.TOO_LARGE,
                 f"the header declares {declared} bytes, far more than a file of {stored} bytes can hold: "
                 "its dimensions are wrong",
-                path=self.path,
-                reason=ScanReason.TOO_LARGE,
             )
         if self.is_compressed:
             if declared > stored * MAX_DEFLATE_RATIO:
-                raise ScanError(
+                raise self._error(
+                    ScanReason.TRUNCATED,
                     f"the header declares {declared} bytes, more than {stored} bytes of gzip can expand to: "
                     "the file was truncated or its header is damaged",
-                    path=self.path,
-                    reason=ScanReason.TRUNCATED,
                 )
             if declared > max(stored * MAX_PLAUSIBLE_RATIO, _ALWAYS_ALLOWED_BYTES):
-                raise ScanError(
-                    f"{stored} bytes of gzip declare {declared} bytes of voxels: no scan compresses that well",
-                    path=self.path,
-                    reason=ScanReason.TOO_LARGE,
-                )
+                text = f"{stored} bytes of gzip declare {declared} bytes of voxels: no scan compresses that well"
+                raise self._error(ScanReason.TOO_LARGE, text)
         elif declared != stored:
             raise self._wrong_size(stored)
 
@@ -149,26 +143,23 @@ class StoredScan:
         if self._is_pair and not self.is_compressed and (problem := self._foreign_content()) is not None:
             return problem
         if found < declared:
-            return ScanError(
-                f"the file ends early: the header declares {declared} bytes, the file has {found}",
-                path=self.path,
-                reason=ScanReason.TRUNCATED,
-            )
-        return ScanError(
-            f"the header declares {declared} bytes, but the file is longer: its dimensions or type are wrong",
-            path=self.path,
-            reason=ScanReason.TRAILING,
-        )
+            text = f"the file ends early: the header declares {declared} bytes, the file has {found}"
+            return self._error(ScanReason.TRUNCATED, text)
+        text = f"the header declares {declared} bytes, but the file is longer: its dimensions or type are wrong"
+        return self._error(ScanReason.TRAILING, text)
+
+    def _error(self, reason: ScanReason, text: str) -> ScanError:
+        return ScanError(text, path=self.path, reason=reason)
 
     def _foreign_content(self) -> ScanError | None:
         """The error for voxels of a pair that are another kind of file: only a wrong size tells them from voxels."""
         self._file.seek(0)
         start = self._file.read(START_BYTES)
         if start.startswith(GZIP_MAGIC):
-            message = "is gzip: rename it to .img.gz, and compress its .hdr file too"
-            return ScanError(message, path=self.path, reason=ScanReason.GZIP_HEADER)
+            text = "is gzip: rename it to .img.gz, and compress its .hdr file too"
+            return self._error(ScanReason.GZIP_HEADER, text)
         look_alike = describe_look_alike(start) if start else None
-        return None if look_alike is None else ScanError(look_alike, path=self.path, reason=ScanReason.FILE_TYPE)
+        return None if look_alike is None else self._error(ScanReason.FILE_TYPE, look_alike)
 
     def _start(self, frame: int) -> int:
         """Number of decompressed bytes before a frame."""
