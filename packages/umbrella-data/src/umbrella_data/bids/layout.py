@@ -171,7 +171,7 @@ def find_map(name: str, datatype: str) -> tuple[str, int] | None:
 def find_scans(root: Path) -> BidsListing:
     """List the scans of the known modalities in a BIDS tree by their names; no scan is opened.
 
-    Each ready map, such as FA, is a scan of its own here, see `umbrella_data.bids.maps.join_maps`.
+    Each ready map, such as FA, is a scan of its own here, see `umbrella_data.bids.derivatives.join_maps`.
 
     Raises:
         ManifestError: If the folder does not exist.
@@ -217,7 +217,14 @@ def read_metadata(scan: BidsScan, *, root: Path, **options: Any) -> VerifiedScan
     Raises:
         ScanError: If the scan cannot be used.
     """
-    paths, mask = _resolve(scan, root)
+    base = root.resolve()
+    try:
+        mask = None if scan.mask is None else resolve_inside(scan.mask, root=base)
+        paths = resolve_scan(scan.paths, modality=scan.modality, root=base)
+    except ValueError as error:
+        # Without the file's name, which the ScanError has, so that equal problems have equal messages.
+        message = str(error).removeprefix(f"path {scan.path!r} is ")
+        raise ScanError(message, path=root / scan.path, reason=ScanReason.UNREADABLE) from error
     return verify_scan(paths, modality=scan.modality, mask=mask, **options)
 
 
@@ -232,15 +239,3 @@ def _walk(root: Path, messages: MessageList) -> Iterator[tuple[Path, list[str]]]
                 folders.remove(name)
         scans = (name for name in files if name.lower().endswith((".nii", ".nii.gz")) and not name.startswith("."))
         yield here, sorted(scans)
-
-
-def _resolve(scan: BidsScan, root: Path) -> tuple[tuple[Path, ...], Path | None]:
-    """The files of a scan, and its mask; a `ScanError` if one is outside of the root."""
-    base = root.resolve()
-    try:
-        mask = None if scan.mask is None else resolve_inside(scan.mask, root=base)
-        return resolve_scan(scan.paths, modality=scan.modality, root=base), mask
-    except ValueError as error:
-        # Without the file's name, which the ScanError has, so that equal problems have equal messages.
-        message = str(error).removeprefix(f"path {scan.path!r} is ")
-        raise ScanError(message, path=root / scan.path, reason=ScanReason.UNREADABLE) from error

@@ -11,10 +11,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from umbrella_data.bids.derivatives import add_masks, choose_versions
+from umbrella_data.bids.derivatives import add_masks, choose_versions, prefer_maps
 from umbrella_data.bids.label_files import find_label_files
 from umbrella_data.bids.layout import BidsListing, BidsScan, read_metadata
-from umbrella_data.bids.maps import prefer_maps
 from umbrella_data.bids.participants import read_participants
 from umbrella_data.bids.questions import METADATA_QUESTIONS, Question, ScanMetadata
 from umbrella_data.bids.selection import Selection, select_scans

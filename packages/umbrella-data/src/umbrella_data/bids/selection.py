@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path, PurePosixPath
 
+from umbrella_data.bids.derivatives import join_maps
 from umbrella_data.bids.filter_file import (
     BidsFilter,
     Condition,
@@ -17,7 +18,6 @@ from umbrella_data.bids.filter_file import (
     without_prefix,
 )
 from umbrella_data.bids.layout import BidsListing, BidsScan, MessageList, find_scans
-from umbrella_data.bids.maps import join_maps
 from umbrella_data.errors import ManifestError
 from umbrella_data.files.paths import scan_stem
 
