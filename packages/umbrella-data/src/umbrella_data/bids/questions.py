@@ -38,7 +38,8 @@ class Question:
     Attributes:
         task: Its name in the results.
         texts: Wordings; one is drawn for each row.
-        answer: Returns the right answer about a scan, or None if the question does not apply; None takes the label.
+        answer: Returns the right answer about a scan, or None if the question does not apply; by default the subject's
+            label of the task.
         options: The choices of a `choice` question; empty for a `number`.
         unit: The unit of a number.
     """

@@ -79,16 +79,16 @@ class BadScanList:
         self._seen.add((str(bad.manifest), bad.line))
         # As text: a log handler that stores records would keep the traceback of the error, and so its voxels, alive.
         logger.warning("skipped: %s, line %d, subject %s: %s", bad.manifest, bad.line, bad.subject, str(bad.error))
-        count = self._count_own(bad) if self.folder is None else self._append(self.folder, bad)
+        if self.folder is None:
+            count = sum(manifest == str(bad.manifest) for manifest, _ in self._seen)
+        else:
+            count = self._append(self.folder, bad)
         if count > self.max_fraction * bad.num_rows:
             raise TooManyBadScansError(
                 f"{bad.manifest}: {count} of {bad.num_rows} samples have unusable scans, more than max_fraction "
                 f"{self.max_fraction:g} (data.max_bad_fraction in a run's config); latest: {bad.error}. "
                 "List all with `umbrella-data check`, then fix or remove them"
             ) from bad.error
-
-    def _count_own(self, bad: BadScan) -> int:
-        return sum(manifest == str(bad.manifest) for manifest, _ in self._seen)
 
     def _append(self, folder: Path, bad: BadScan) -> int:
         """Append a line, and return the number of samples of this manifest in the file."""

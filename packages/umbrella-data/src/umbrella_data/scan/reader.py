@@ -60,8 +60,7 @@ class StoredScan:
         *,
         path: str,
         index_folder: Path | None = None,
-        header_file: BinaryIO | None = None,
-        header_path: str | None = None,
+        header: tuple[BinaryIO, str] | None = None,
     ) -> None:
         self.path = path
         self._file = file
@@ -69,13 +68,13 @@ class StoredScan:
         self._size = status.st_size
         self._identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         self._index_path = None if index_folder is None else index_path(index_folder, path, identity=self._identity)
-        self._is_pair = header_file is not None
+        self._is_pair = header is not None
         self.is_compressed = is_gzip_scan(file, path=path)
         # Small chunks: voxels are not needed yet.
-        if header_file is None:
+        if header is None:
             self.header = _read_header(self._stream(chunk_bytes=_HEADER_CHUNK_BYTES), path=path)
         else:
-            name = header_path or path
+            header_file, name = header
             is_compressed = is_gzip_scan(header_file, path=name)
             chunks = _iter_file(header_file, path=name, is_compressed=is_compressed, chunk_bytes=_HEADER_CHUNK_BYTES)
             self.header = _read_separate_header(chunks, path=name)
@@ -265,9 +264,7 @@ def open_scan(path: str | os.PathLike[str], *, index_folder: Path | None = None)
         return
     header_name, voxels_name = pair
     with open_regular_file(header_name) as header_file, open_regular_file(voxels_name) as file:
-        yield StoredScan(
-            file, path=voxels_name, index_folder=index_folder, header_file=header_file, header_path=header_name
-        )
+        yield StoredScan(file, path=voxels_name, index_folder=index_folder, header=(header_file, header_name))
 
 
 def _read_header(stream: Iterator[bytes], *, path: str) -> ScanHeader:
