@@ -14,7 +14,7 @@ from typing import Any
 from umbrella_data.bids.derivatives import add_masks, choose_versions, prefer_maps
 from umbrella_data.bids.label_files import find_label_files
 from umbrella_data.bids.layout import BidsListing, BidsScan, read_metadata
-from umbrella_data.bids.participants import read_participants
+from umbrella_data.bids.participants import Participants, read_participants
 from umbrella_data.bids.questions import METADATA_QUESTIONS, Question, ScanMetadata
 from umbrella_data.bids.selection import Selection, select_scans
 from umbrella_data.errors import ManifestError, ScanError
@@ -23,6 +23,7 @@ from umbrella_data.modality import find_modality
 from umbrella_data.scan.diffusion import check_dipy, needs_fit
 from umbrella_data.scan.settings import B0_THRESHOLD, MAX_B, NonFinite, check_b_limits
 from umbrella_data.scan.shard import ScanParts, read_scans
+from umbrella_data.scan.verify import VerifiedScan
 from umbrella_data.scan.warnings import WarningList
 
 SPLITS = ("train", "test")
@@ -152,6 +153,25 @@ def write_manifests(
         num_workers=num_workers,
         progress=progress,
     )
+    _add_results(report, results, known=known, test_fraction=test_fraction, seed=seed)
+    if parts is not None and parts.shard is not None:
+        return report
+    report.messages += _columns_without_rows(report, columns, known.questions)
+    report.messages += _missing_modalities(report, test_fraction=test_fraction)
+    report.manifests = _write_splits(report.rows, folder=Path(out))
+    if parts is not None:
+        parts.remove()
+    return report
+
+
+def _add_results(
+    report: BidsReport,
+    results: Iterable[tuple[BidsScan, VerifiedScan | ScanError]],
+    *,
+    known: Participants,
+    test_fraction: float,
+    seed: int,
+) -> None:
     for scan, found in sorted(results, key=lambda result: result[0].path):
         if isinstance(found, ScanError):
             report.unreadable.append(found)
@@ -162,14 +182,6 @@ def write_manifests(
         metadata = ScanMetadata(scan.modality, num_frames=found.num_frames, num_b0=found.num_b0, labels=labels)
         report.scans[split].append(scan)
         report.rows[split] += make_rows(scan, metadata, questions=known.questions, seed=seed)
-    if parts is not None and parts.shard is not None:
-        return report
-    report.messages += _columns_without_rows(report, columns, known.questions)
-    report.messages += _missing_modalities(report, test_fraction=test_fraction)
-    report.manifests = _write_splits(report.rows, folder=Path(out))
-    if parts is not None:
-        parts.remove()
-    return report
 
 
 def _relative_to(base: Path, listing: BidsListing, *, tree: Path) -> BidsListing:
