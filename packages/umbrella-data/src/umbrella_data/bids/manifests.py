@@ -75,7 +75,7 @@ def write_manifests(
     b0_threshold: float = B0_THRESHOLD,
     non_finite: NonFinite = "outside_mask",
     num_workers: int | None = 1,
-    parts: ScanParts[BidsScan] | None = None,
+    parts: ScanParts | None = None,
     progress: Progress = lambda results, total: results,  # noqa: ARG005
 ) -> BidsReport:
     """Read every scan of a BIDS tree once, and write `train.jsonl` and `test.jsonl`.

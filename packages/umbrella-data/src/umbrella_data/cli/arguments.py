@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from umbrella_data.modality import find_modality
 
@@ -58,7 +58,7 @@ def add_shard(command: argparse.ArgumentParser, *, needs_merge: bool = True) -> 
         group.add_argument("--merge", action="store_true", help="read no scan, but the results of all shards")
 
 
-def choose_parts(options: argparse.Namespace, *, command: str) -> ScanParts[Any] | None:
+def choose_parts(options: argparse.Namespace, *, command: str) -> ScanParts | None:
     """Where the results of shards are, below --out; None without `--shard` and `--merge`."""
     from umbrella_data.scan.shard import ScanParts
 

@@ -126,7 +126,7 @@ def check_manifests(
     b0_threshold: float = B0_THRESHOLD,
     non_finite: NonFinite = "outside_mask",
     configs: Mapping[str, PipelineConfig] | None = None,
-    parts: ScanParts[Scan] | None = None,
+    parts: ScanParts | None = None,
     progress: Progress = _NO_PROGRESS,
 ) -> CheckReport:
     """Read every row of every manifest, then every scan once.

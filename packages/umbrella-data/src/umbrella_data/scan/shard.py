@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.files.atomic import write_atomically
@@ -77,7 +77,7 @@ def parse_shard(text: str) -> Shard:
 
 
 @dataclass(frozen=True)
-class ScanParts(Generic[Item]):
+class ScanParts:
     """Results of scans in a folder, one file for each shard.
 
     Attributes:
@@ -97,7 +97,7 @@ def read_scans(
     work: Callable[[Item], VerifiedScan],
     scans: Mapping[Item, str],
     *,
-    parts: ScanParts[Item] | None,
+    parts: ScanParts | None,
     files: Callable[[Item], Iterable[Path]],
     settings: Mapping[str, Any],
     num_workers: int | None,
