@@ -197,8 +197,7 @@ def test_wrong_path_ends_with_one_message_before_a_scan_is_read(
 ):
     monkeypatch.chdir(tmp_path)
     write_manifest([make_row("a", "T1")], "a.jsonl")
-    monkeypatch.setattr("umbrella_data.jobs.check.map_unordered", None)
-    monkeypatch.setattr("umbrella_data.bids.manifests.map_unordered", None)
+    monkeypatch.setattr("umbrella_data.scan.shard.map_unordered", None)
     assert main(words) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert line.startswith(f"error: {path}: ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,39 +69,25 @@ class Permutation:
         return self._walk(positions.astype(np.uint64))
 
     def _walk(self, positions: NDArray[np.uint64]) -> NDArray[np.int64]:
-        values = self._encrypt_array(positions)
+        values = self._encrypt(positions)
         outside = np.flatnonzero(values >= self.size)
         while outside.size:
-            values[outside] = self._encrypt_array(values[outside])
+            values[outside] = self._encrypt(values[outside])
             outside = outside[values[outside] >= self.size]
         return values.astype(np.int64)
 
-    def _encrypt(self, value: int) -> int:
-        low, high = value & self._low_mask, value >> self._low_bits
+    def _encrypt(self, values: Any) -> Any:
+        """The network applied once to one integer, or of an array of uint64, which wraps as the mask does."""
+        low, high = values & self._low_mask, values >> self._low_bits
         for number, round_key in enumerate(self._round_keys):
             if number % 2 == 0:
-                high ^= _mix((low + round_key) & _MASK64) & self._high_mask
+                high = high ^ _mix(low + round_key) & self._high_mask
             else:
-                low ^= _mix((high + round_key) & _MASK64) & self._low_mask
+                low = low ^ _mix(high + round_key) & self._low_mask
         return high << self._low_bits | low
 
-    def _encrypt_array(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        low, high = values & np.uint64(self._low_mask), values >> np.uint64(self._low_bits)
-        for number, round_key in enumerate(self._round_keys):
-            if number % 2 == 0:
-                high ^= _mix_array(low + np.uint64(round_key)) & np.uint64(self._high_mask)
-            else:
-                low ^= _mix_array(high + np.uint64(round_key)) & np.uint64(self._low_mask)
-        return high << np.uint64(self._low_bits) | low
 
-
-def _mix(value: int) -> int:
-    value = (value ^ value >> 30) * _MULTIPLIER_1 & _MASK64
-    value = (value ^ value >> 27) * _MULTIPLIER_2 & _MASK64
-    return value ^ value >> 31
-
-
-def _mix_array(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    values = (values ^ values >> np.uint64(30)) * np.uint64(_MULTIPLIER_1)
-    values = (values ^ values >> np.uint64(27)) * np.uint64(_MULTIPLIER_2)
-    return values ^ values >> np.uint64(31)
+def _mix(values: Any) -> Any:
+    values = (values ^ values >> 30) * _MULTIPLIER_1 & _MASK64
+    values = (values ^ values >> 27) * _MULTIPLIER_2 & _MASK64
+    return values ^ values >> 31

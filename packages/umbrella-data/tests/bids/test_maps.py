@@ -7,10 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from umbrella_data.bids.derivatives import choose_versions
+from umbrella_data.bids.derivatives import choose_versions, join_maps, prefer_maps
 from umbrella_data.bids.layout import find_scans
 from umbrella_data.bids.manifests import write_manifests
-from umbrella_data.bids.maps import join_maps, prefer_maps
 from umbrella_data.manifest.manifest import read_manifest
 
 ACPC = "space-ACPC_model-tensor"

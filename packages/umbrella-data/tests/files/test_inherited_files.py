@@ -10,7 +10,7 @@ import pytest
 from umbrella_data.errors import ManifestError, ScanError, ScanReason
 from umbrella_data.files.paths import gradient_file
 from umbrella_data.manifest.manifest import read_manifest
-from umbrella_data.scan.gradient_table import count_b0, gradient_files, read_gradients
+from umbrella_data.scan.gradient_table import gradient_files, read_gradients, read_shells
 
 NAME = "sub-01/ses-a/dwi/sub-01_ses-a_dir-AP_run-1_dwi"
 BVEC = "0 1 0\n0 0 1\n0 0 0\n"
@@ -47,7 +47,7 @@ def test_gradients_are_inherited_by_decreasing_precedence(dwi: Path, tmp_path: P
         assert gradient_file(dwi, ".bvec") == dwi.with_name("sub-01_ses-a_dir-AP_run-1_dwi.bvec")
     (tmp_path / "dwi.bvec").write_text(BVEC)
     assert read_gradients(dwi, num_volumes=3).b_values.tolist() == [0, 1000, 1000]
-    assert count_b0(dwi) == 1
+    assert read_shells(dwi)[0].num_volumes == 1
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_inherited_link_out_of_the_tree_is_rejected(
 ) -> None:
     (tmp_path / "dwi.bval").write_text("0 1000 1000\n")
     (tmp_path / "dwi.bvec").write_text(BVEC)
-    assert count_b0(dwi) == 1
+    assert read_shells(dwi)[0].num_volumes == 1
     outside = tmp_path_factory.mktemp("outside") / "x"
     outside.write_text("0 1000 1000\n")
     (tmp_path / name).unlink(missing_ok=True)

@@ -9,7 +9,8 @@ import pytest
 from umbrella_data.cli import main
 from umbrella_data.jobs import cohort_table
 from umbrella_data.jobs.check import check_manifests
-from umbrella_data.jobs.cohort_table import OTHERS, NumberSummary, TaskAnswers, add_answer, answer_notes, task_rows
+from umbrella_data.jobs.check_rows import task_rows
+from umbrella_data.jobs.cohort_table import OTHERS, NumberSummary, TaskAnswers, add_answer, answer_notes
 from umbrella_data.manifest.manifest import read_manifest
 from umbrella_data.manifest.sample import Answer, Sample
 

@@ -15,7 +15,6 @@ import pytest
 from umbrella_data.errors import ScanError, ScanReason
 from umbrella_data.scan.gradient_table import (
     Shell,
-    count_b0,
     gradient_files,
     read_gradients,
     read_shells,
@@ -66,9 +65,9 @@ def test_read_gradients_reads_both_layouts(tmp_path: Path, rows: bool) -> None:
     assert gradients.is_b0.tolist() == [True] + [False] * 6 + [True]
 
 
-def test_count_b0_counts_low_b_values(tmp_path: Path) -> None:
-    assert count_b0(write(tmp_path)) == 2
-    assert count_b0(write(tmp_path, b_values=[50, 1.25, 51, 1000])) == 2
+def test_low_b_values_are_b0(tmp_path: Path) -> None:
+    assert read_shells(write(tmp_path))[0].num_volumes == 2
+    assert read_shells(write(tmp_path, b_values=[50, 1.25, 51, 1000]))[0].num_volumes == 2
 
 
 @pytest.mark.parametrize("nothing", [NAN, 0.3])
@@ -196,7 +195,7 @@ def test_read_gradients_rejects_when_files_are_missing_or_not_numeric(tmp_path: 
     assert caught.value.path == str(bvec)
     bval.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ScanError) as caught:
-        count_b0(path)
+        read_shells(path)
     assert caught.value.reason == ScanReason.BVAL
 
 

@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from umbrella_model.hf_compat import assert_async
+from umbrella_model.hf_compat import require
 
 VARLEN = "varlen"
 _VARLEN_OPTIONS = inspect.signature(varlen_attn).parameters
@@ -46,14 +46,11 @@ def check_right_padding(attention_mask: Tensor) -> None:
     Raises:
         ValueError: A row has padding before a token.
     """
-    is_valid = (attention_mask[:, 1:] <= attention_mask[:, :-1]).all()
-    if not _is_on_host(attention_mask):
-        assert_async(is_valid, "training batches must be padded on the right")
-    elif not is_valid:
-        raise ValueError(
-            'attention_mask: a row has padding before a token; training with attn_implementation="varlen" needs '
-            'padding_side="right"'
-        )
+    require(
+        (attention_mask[:, 1:] <= attention_mask[:, :-1]).all(),
+        'attention_mask: a row has padding before a token; with attn_implementation="varlen", training batches must be '
+        'padded on the right (padding_side="right")',
+    )
 
 
 def varlen_mask(

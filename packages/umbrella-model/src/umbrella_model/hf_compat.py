@@ -20,6 +20,9 @@ def attention_of(config: Any) -> str:
     return str(config._attn_implementation)
 
 
-def assert_async(condition: Tensor, message: str) -> None:
-    """Fails on the device if a 0-dim tensor is false, without waiting for it."""
-    torch._assert_async(condition, message)
+def require(condition: Tensor, message: str) -> None:
+    """Raises a ValueError if a 0-dim tensor is false; on a GPU, an asynchronous assertion does not wait for it."""
+    if condition.device.type != "cpu":
+        torch._assert_async(condition, message)
+    elif not condition:
+        raise ValueError(message)

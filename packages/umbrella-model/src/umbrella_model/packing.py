@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from umbrella_model.hf_compat import assert_async
+from umbrella_model.hf_compat import require
 from umbrella_model.supervision import IGNORE_INDEX, supervised_index
 
 _PACKED = ("input_ids", "attention_mask", "modality_ids", "labels", "supervised_index")
@@ -74,8 +74,7 @@ def check_not_packed(position_ids: Tensor | None, attention_mask: Tensor | None)
         # Positions of padding are irrelevant.
         is_token = attention_mask.bool()
         decreases = decreases & is_token[:, 1:] & is_token[:, :-1]
-    message = "position_ids restart within a row, but cu_seq_lens_q is missing; pass a packed batch from pack_batch"
-    if decreases.device.type != "cpu":
-        assert_async(~decreases.any(), message)
-    elif decreases.any():
-        raise ValueError(message)
+    require(
+        ~decreases.any(),
+        "position_ids restart within a row, but cu_seq_lens_q is missing; pass a packed batch from pack_batch",
+    )

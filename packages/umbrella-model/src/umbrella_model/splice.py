@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from umbrella_model.hf_compat import assert_async
+from umbrella_model.hf_compat import require
 
 
 def splice_features(
@@ -79,7 +79,7 @@ def check_image_tokens(input_ids: Tensor, modality_ids: Tensor | None, *, image_
 
 def _check_count(mask: Tensor, num_features: int, name: str) -> None:
     if mask.device.type != "cpu":
-        assert_async(mask.sum() == num_features, f"{name}: numbers of tagged positions and vision tokens differ")
+        require(mask.sum() == num_features, f"{name}: numbers of tagged positions and vision tokens differ")
         return
     num_positions = int(mask.sum())
     if num_positions != num_features:

@@ -152,11 +152,5 @@ class UmbrellaVisionTower(nn.Module):
     def _zero_token(self) -> Tensor:
         parameter = next(self.parameters())
         # FSDP2 reduces the gradients of a layer when its input gets a gradient, so that the zero token requires one.
-        return torch.zeros(
-            1,
-            1,
-            self.hidden_size,
-            dtype=parameter.dtype,
-            device=parameter.device,
-            requires_grad=torch.is_grad_enabled(),
-        )
+        learns = torch.is_grad_enabled()
+        return torch.zeros(1, 1, self.hidden_size, dtype=parameter.dtype, device=parameter.device, requires_grad=learns)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from umbrella_data.batch.example import Example, ExampleScan
-from umbrella_data.chat.labels import IGNORE_INDEX
+from umbrella_data.chat.layout import IGNORE_INDEX
 from umbrella_data.memory.shared_pool import stack
 
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import re
 
+from umbrella_data.manifest.answers import TIME_UNITS
+
 DAYS_PER_YEAR = 365.25
 AGE_LIMITS = (0, 120)  # years
 
 # How many of each unit are in a year.
 PER_YEAR = {"years": 1.0, "months": 12.0, "weeks": DAYS_PER_YEAR / 7, "days": DAYS_PER_YEAR}
-_NAMES = {
-    "years": ("year", "years", "yr", "yrs", "y", "yo", "a"),
-    "months": ("month", "months", "mo", "mos", "mth", "mths"),
-    "weeks": ("week", "weeks", "wk", "wks", "w"),
-    "days": ("day", "days", "d"),
-}
-_UNIT_OF = {name: unit for unit, names in _NAMES.items() for name in names}
+_UNIT_OF = {name: unit for unit in PER_YEAR for name in TIME_UNITS[unit]} | {"yo": "years", "a": "years"}
 _OTHER_WORDS = {"age", "at", "calendar", "completed", "decimal", "full", "in", "o", "of", "old", "scan", "the"}
 # "age in months", "age (months)", "age (in decimal years)", "age [wks]", "age, days"
 _PHRASE = re.compile(

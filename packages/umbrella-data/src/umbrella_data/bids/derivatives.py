@@ -1,9 +1,12 @@
-"""Choosing one of several images of a scan, and finding its brain mask.
+"""Choosing one of several images of a scan, joining its ready maps, and finding its brain mask.
 
 One run may have several echoes, reconstructions (`rec`) and parts (`part-mag`). A derivative tree (fMRIPrep, QSIPrep)
 has several versions of a scan: in native and template spaces, at several resolutions, before and after processing
 steps. The entities `space`, `res`, `den`, `cohort` and `desc` of the file name distinguish them (BIDS specification,
 "BIDS Derivatives"), and `model` those of ready maps.
+
+Ready FA and MD maps with the same entities are one dMRI scan. They are named `sub-01_FA.nii.gz`, or
+`sub-01_model-tensor_param-fa_dwimap.nii.gz` as QSIRecon writes them.
 """
 
 from __future__ import annotations
@@ -13,10 +16,12 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from umbrella_data.bids.layout import BidsListing, BidsScan, add_counts
-from umbrella_data.bids.maps import VERSION_ENTITIES, scan_entities
+from umbrella_data.bids.layout import BidsListing, BidsScan, MessageList, find_map
 from umbrella_data.files.paths import scan_stem
+from umbrella_data.modality import find_modality
 
+# Entities that distinguish the versions of one scan: its grid, its processing and the model of its maps.
+_VERSION_ENTITIES = ("space", "res", "den", "cohort", "desc", "model")
 # Of several images of one scan, one without the entity is used, otherwise one by rule.
 _VARIANTS = {
     "rec": "other reconstructions of the same scan, left out (--reconstruction chooses one)",
@@ -63,14 +68,14 @@ def choose_versions(listing: BidsListing, *, space: str | None = None, desc: str
         kept.append(min(fitting, key=_rank))
         left_out.update(_version(scan) for scan in fitting if scan is not kept[-1])
     scans = tuple(sorted(kept, key=lambda scan: scan.path))
-    chosen = add_counts(BidsListing(scans, listing.messages), "other versions of scans, left out", left_out)
+    chosen = replace(listing, scans=scans).count("other versions of scans, left out", left_out)
     for key, counts in variants.items():
-        chosen = add_counts(chosen, _VARIANTS[key], counts)
+        chosen = chosen.count(_VARIANTS[key], counts)
     if num_without:
         wanted = ", ".join(f"{key}-{value}" for key, value in (("space", space), ("desc", desc)) if value is not None)
-        chosen = replace(chosen, messages=(*chosen.messages, f"{num_without} scans have no version with {wanted}"))
+        chosen = chosen.say(f"{num_without} scans have no version with {wanted}")
     uniform = Counter(scan.suffix for scan in scans if scan.suffix == "UNIT1")
-    return add_counts(chosen, "images taken as T1, whose background outside of the head is noise", uniform)
+    return chosen.count("images taken as T1, whose background outside of the head is noise", uniform)
 
 
 def add_masks(listing: BidsListing, *, root: Path) -> BidsListing:
@@ -79,12 +84,12 @@ def add_masks(listing: BidsListing, *, root: Path) -> BidsListing:
     scans = [scan if mask is None else replace(scan, mask=mask.relative_to(root).as_posix()) for scan, mask in found]
     num_masked = sum(scan.mask is not None for scan in scans)
     message = f"{num_masked} of {len(scans)} scans have a brain mask: voxels outside of it are set to 0"
-    return BidsListing(tuple(scans), (*listing.messages, *([message] if num_masked else [])))
+    return replace(listing, scans=tuple(scans)).say(*([message] if num_masked else []))
 
 
 def _identity(scan: BidsScan) -> tuple[object, ...]:
     """What all images of one scan share: modality, suffix and entities; maps of one scan may have several suffixes."""
-    entities = frozenset((key, label) for key, label in scan_entities(scan) if key not in _VARIANTS)
+    entities = frozenset((key, label) for key, label in _entities(scan) if key not in _VARIANTS)
     return (scan.modality, "maps" if len(scan.paths) > 1 else scan.suffix, entities)
 
 
@@ -98,7 +103,7 @@ def _choose_label(key: str, labels: Collection[str | None]) -> str | None:
 
 def _version(scan: BidsScan) -> str:
     entities = scan.entities
-    pairs = [f"{key}-{entities[key]}" for key in VERSION_ENTITIES if key in entities]
+    pairs = [f"{key}-{entities[key]}" for key in _VERSION_ENTITIES if key in entities]
     return "_".join(pairs) or "without space and desc"
 
 
@@ -129,3 +134,59 @@ def sibling_mask(scan: Path) -> Path | None:
     stem = "_".join([*shared, "desc-brain_mask"])
     candidates = (scan.with_name(stem + ending) for ending in (".nii.gz", ".nii", ".NII.GZ", ".NII"))
     return next((file for file in candidates if file.exists()), None)
+
+
+def join_maps(listing: BidsListing) -> BidsListing:
+    """Join the maps of each scan, in the order of the modality's channels; incomplete ones are listed and left out.
+
+    Args:
+        listing: Scans of one file, as `find_scans` returns them.
+    """
+    scans: list[BidsScan] = []
+    groups: dict[tuple[str, ...], dict[int, BidsScan]] = defaultdict(dict)
+    messages = MessageList()
+    for scan in listing.scans:
+        found = find_map(scan.name, scan.datatype)
+        if found is None:
+            scans.append(scan)
+        elif (same := groups[_map_identity(scan)].setdefault(found[1], scan)) is not scan:
+            messages.add("duplicate maps, left out", f"{scan.path}, the same as {same.path}")
+    for maps in groups.values():
+        first = next(iter(maps.values()))
+        channels = find_modality(first.modality).channels
+        if len(maps) == len(channels):
+            scans.append(replace(maps[0], paths=tuple(maps[index].path for index in range(len(channels)))))
+            continue
+        kind = f"{first.modality} maps without the others of {', '.join(channels)}, left out"
+        for scan in maps.values():
+            messages.add(kind, scan.path)
+    ordered = tuple(sorted(scans, key=lambda scan: scan.path))
+    return replace(listing, scans=ordered).say(*messages)
+
+
+def prefer_maps(listing: BidsListing) -> BidsListing:
+    """Leave out each series with ready maps: those whose entities it has all, apart from space, desc and model."""
+    ready: dict[tuple[str, str], list[frozenset[tuple[str, str]]]] = defaultdict(list)
+    for scan in listing.scans:
+        if len(scan.paths) > 1:
+            ready[scan.subject, scan.modality].append(_entities(scan))
+
+    def reason(scan: BidsScan) -> tuple[str, str] | None:
+        entities = _entities(scan)
+        has_maps = len(scan.paths) == 1 and any(maps <= entities for maps in ready[scan.subject, scan.modality])
+        return ("series with ready maps, left out", scan.suffix) if has_maps else None
+
+    return listing.leave_out(reason)
+
+
+def _entities(scan: BidsScan) -> frozenset[tuple[str, str]]:
+    """The entities that all versions of one scan share; maps of one scan differ in `param`."""
+    return frozenset((key, label) for key, label in scan.entities.items() if key not in (*_VERSION_ENTITIES, "param"))
+
+
+def _map_identity(scan: BidsScan) -> tuple[str, ...]:
+    """What all maps of one scan share; `FA` and `MD` are the suffix, or the label of `param`."""
+    folder = scan.path.rpartition("/")[0]
+    is_param = scan.suffix == f"{scan.datatype}map"
+    entities = (f"{key}-{label}" for key, label in scan.entities.items() if key != "param")
+    return (scan.modality, folder, str(is_param), *entities)

@@ -1,27 +1,48 @@
-"""Files that select scans: BIDS filter files, as fMRIPrep and QSIPrep read them, and lists of excluded scans."""
+"""Conditions on the entities of BIDS file names, and files that select scans.
+
+These are BIDS filter files, as fMRIPrep and QSIPrep read them, and lists of excluded scans.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from umbrella_data.bids.entities import ANY, ENTITIES, Condition, without_prefix
 from umbrella_data.errors import ManifestError, did_you_mean
 from umbrella_data.manifest.row_json import to_object
 from umbrella_data.modality import MODALITIES
 
-# Keys of a query that are no entities.
-_OTHER_KEYS = {"datatype": "datatype", "suffix": "suffix", "extension": "extension"}
-_KEYS = _OTHER_KEYS | ENTITIES | {key: key for key in ENTITIES.values()}
+Condition = tuple[str | None, ...]
+"""Accepted labels of an entity; None accepts its absence, `*` any label."""
+
+_ANY = "*"
+
+# By the long names of the BIDS schema and of pybids, where these differ.
+_ENTITIES = {
+    **{"subject": "sub", "session": "ses", "acquisition": "acq", "ceagent": "ce", "tracer": "trc", "direction": "dir"},
+    **{"reconstruction": "rec", "modality": "mod", "inversion": "inv", "mtransfer": "mt", "processing": "proc"},
+    **{"hemisphere": "hemi", "resolution": "res", "density": "den", "description": "desc"},
+}
+
+# Entities whose long names are their names.
+_OTHER_ENTITIES = (
+    "sample", "task", "tracksys", "stain", "run", "echo", "flip", "part", "space", "split", "recording", "chunk",
+    "atlas", "cohort", "label", "model", "param",
+)  # fmt: skip
+
+# BIDS compares these as numbers: run-1 is run-01.
+_INDEXES = ("run", "echo", "flip", "inv", "split", "chunk")
+# A query may also name what is no entity.
+_KEYS = _ENTITIES | {key: key for key in (*_ENTITIES.values(), *_OTHER_ENTITIES, "datatype", "suffix", "extension")}
 _QUERIES: dict[str | None, Condition] = {
     None: (None,),
     "Query.NONE": (None,),
-    "Query.ANY": (ANY,),
-    "Query.REQUIRED": (ANY,),
-    "Query.OPTIONAL": (ANY, None),
+    "Query.ANY": (_ANY,),
+    "Query.REQUIRED": (_ANY,),
+    "Query.OPTIONAL": (_ANY, None),
 }
 
 
@@ -111,3 +132,27 @@ def _read_value(key: str, value: object) -> Condition | None:
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
     return without_prefix(key, [str(value)])
+
+
+def is_accepted(key: str, label: str | None, condition: Condition) -> bool:
+    """Whether a label meets a condition.
+
+    Args:
+        key: The entity, such as `run`.
+        label: Its label; None without the entity.
+        condition: The accepted labels.
+    """
+    if label is None:
+        return None in condition
+    return any(wanted == _ANY or _is_same(key, label, wanted) for wanted in condition if wanted is not None)
+
+
+def without_prefix(key: str, labels: Iterable[str]) -> Condition:
+    """The labels without the entity: `rest` for `task-rest`."""
+    return tuple(label.removeprefix(f"{key}-") for label in labels)
+
+
+def _is_same(key: str, label: str, wanted: str) -> bool:
+    if key in _INDEXES and label.isdecimal() and wanted.isdecimal():
+        return int(label) == int(wanted)
+    return label == wanted

@@ -11,7 +11,7 @@ from umbrella_data.bids.age_unit import unit_key
 from umbrella_data.bids.column_descriptions import parse_description, read_descriptions
 from umbrella_data.bids.label_files import TableFiles
 from umbrella_data.bids.label_values import ColumnReader, Kind, Label, LeftOut
-from umbrella_data.bids.messages import MessageList
+from umbrella_data.bids.layout import MessageList
 from umbrella_data.bids.participants_table import ParticipantsTable, Visit, name_of, read_table
 from umbrella_data.errors import ManifestError
 
@@ -133,11 +133,8 @@ def read_group(files: Sequence[TableFiles], chosen: LabelColumns) -> list[LabelT
 
 def _entry(column: str, files: Mapping[Path, Mapping[str, object]]) -> tuple[Path | None, object]:
     """The first file that describes a column, and what it says."""
-    for path, entries in files.items():
-        for name in (column, column.lower()):
-            if name in entries:
-                return path, entries[name]
-    return None, {}
+    named = ((path, entries, name) for path, entries in files.items() for name in (column, column.lower()))
+    return next(((path, entries[name]) for path, entries, name in named if name in entries), (None, {}))
 
 
 def _reader(column: str, entry: object, chosen: LabelColumns, *, where: str, problems: list[str]) -> ColumnReader:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
-from collections.abc import Collection, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from umbrella_data.bids.messages import MessageList
 from umbrella_data.errors import ManifestError, ScanError, ScanReason
 from umbrella_data.manifest.path_safety import resolve_inside, resolve_scan
 from umbrella_data.modality import MODALITIES
@@ -27,6 +26,7 @@ _SCAN_NAME = re.compile(
 # Phase images and the parts of complex images are skipped; magnitude images are read.
 _OTHER_PARTS = ("phase", "real", "imag")
 
+_MAX_NAMED = 5
 _LINKED_FOLDERS = "links to folders, not followed: copy them (cp -rL), or give their target as ROOT"
 
 _MODALITY_OF = {
@@ -104,6 +104,50 @@ class BidsListing:
     scans: tuple[BidsScan, ...]
     messages: tuple[str, ...]
 
+    def leave_out(self, reason: Callable[[BidsScan], tuple[str, str] | None]) -> BidsListing:
+        """Leave out the scans with a reason: the kind of a message, and the name that it counts the scan under."""
+        kept: list[BidsScan] = []
+        left_out: dict[str, Counter[str]] = defaultdict(Counter)
+        for scan in self.scans:
+            if (found := reason(scan)) is None:
+                kept.append(scan)
+            else:
+                left_out[found[0]][found[1]] += 1
+        listing = replace(self, scans=tuple(kept))
+        for kind, counts in left_out.items():
+            listing = listing.count(kind, counts)
+        return listing
+
+    def count(self, kind: str, counts: Counter[str]) -> BidsListing:
+        """Add a message that lists the counts of a kind of skipped files, if there are any."""
+        counted = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        return self.say(f"{kind}: {counted}") if counts else self
+
+    def say(self, *messages: str) -> BidsListing:
+        """Add messages."""
+        return replace(self, messages=(*self.messages, *messages))
+
+
+class MessageList:
+    """Skipped items, grouped by kind: in a tree of a thousand subjects, a thousand may be of one kind."""
+
+    def __init__(self) -> None:
+        self._items: dict[str, list[str]] = defaultdict(list)
+
+    def add(self, kind: str, item: str) -> None:
+        """Add an item, such as a path, to a kind, such as `links to folders, not followed`."""
+        self._items[kind].append(item)
+
+    def __iter__(self) -> Iterator[str]:
+        """One message for each kind, in the order of their first items."""
+        return (f"{kind}: {len(items):,} ({first_of(items)})" for kind, items in self._items.items())
+
+
+def first_of(items: Sequence[str]) -> str:
+    """The first five items, and how many more there are."""
+    more = len(items) - _MAX_NAMED
+    return ", ".join(items[:_MAX_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+
 
 def parse_entities(name: str) -> dict[str, str]:
     """The labels by entity of a BIDS file name."""
@@ -127,7 +171,7 @@ def find_map(name: str, datatype: str) -> tuple[str, int] | None:
 def find_scans(root: Path) -> BidsListing:
     """List the scans of the known modalities in a BIDS tree by their names; no scan is opened.
 
-    Each ready map, such as FA, is a scan of its own here, see `umbrella_data.bids.maps.join_maps`.
+    Each ready map, such as FA, is a scan of its own here, see `umbrella_data.bids.derivatives.join_maps`.
 
     Raises:
         ManifestError: If the folder does not exist.
@@ -153,28 +197,13 @@ def find_scans(root: Path) -> BidsListing:
                 messages.add("duplicate scans, left out", f"{path}, the same as {scans[match['name']].path}")
             else:
                 scans[match["name"]] = BidsScan(match["name"], match["subject"], modality, (path,))
-    listing = add_counts(BidsListing(tuple(scans.values()), tuple(messages)), "other NIfTI files, left out", others)
-    return add_counts(listing, "phase, real and imaginary parts, left out", parts)
+    listing = BidsListing(tuple(scans.values()), tuple(messages)).count("other NIfTI files, left out", others)
+    return listing.count("phase, real and imaginary parts, left out", parts)
 
 
 def _find_modality(match: re.Match[str], datatype: str) -> str | None:
     found = find_map(match["name"], datatype)
     return _MODALITY_OF.get((datatype, match["suffix"])) if found is None else found[0]
-
-
-def add_counts(listing: BidsListing, kind: str, counts: Counter[str]) -> BidsListing:
-    """Add a message that lists the counts of a kind of skipped files, if there are any."""
-    if not counts:
-        return listing
-    counted = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-    return replace(listing, messages=(*listing.messages, f"{kind}: {counted}"))
-
-
-def keep_modalities(listing: BidsListing, modalities: Collection[str]) -> BidsListing:
-    """Keep the scans of these modalities (canonical names), with a message that counts the others."""
-    others = Counter(scan.modality for scan in listing.scans if scan.modality not in modalities)
-    kept = tuple(scan for scan in listing.scans if scan.modality in modalities)
-    return add_counts(BidsListing(kept, listing.messages), "scans of other modalities, left out", others)
 
 
 def read_metadata(scan: BidsScan, *, root: Path, **options: Any) -> VerifiedScan:
@@ -188,7 +217,14 @@ def read_metadata(scan: BidsScan, *, root: Path, **options: Any) -> VerifiedScan
     Raises:
         ScanError: If the scan cannot be used.
     """
-    paths, mask = _resolve(scan, root)
+    base = root.resolve()
+    try:
+        mask = None if scan.mask is None else resolve_inside(scan.mask, root=base)
+        paths = resolve_scan(scan.paths, modality=scan.modality, root=base)
+    except ValueError as error:
+        # Without the file's name, which the ScanError has, so that equal problems have equal messages.
+        message = str(error).removeprefix(f"path {scan.path!r} is ")
+        raise ScanError(message, path=root / scan.path, reason=ScanReason.UNREADABLE) from error
     return verify_scan(paths, modality=scan.modality, mask=mask, **options)
 
 
@@ -203,15 +239,3 @@ def _walk(root: Path, messages: MessageList) -> Iterator[tuple[Path, list[str]]]
                 folders.remove(name)
         scans = (name for name in files if name.lower().endswith((".nii", ".nii.gz")) and not name.startswith("."))
         yield here, sorted(scans)
-
-
-def _resolve(scan: BidsScan, root: Path) -> tuple[tuple[Path, ...], Path | None]:
-    """The files of a scan, and its mask; a `ScanError` if one is outside of the root."""
-    base = root.resolve()
-    try:
-        mask = None if scan.mask is None else resolve_inside(scan.mask, root=base)
-        return resolve_scan(scan.paths, modality=scan.modality, root=base), mask
-    except ValueError as error:
-        # Without the file's name, which the ScanError has, so that equal problems have equal messages.
-        message = str(error).removeprefix(f"path {scan.path!r} is ")
-        raise ScanError(message, path=root / scan.path, reason=ScanReason.UNREADABLE) from error

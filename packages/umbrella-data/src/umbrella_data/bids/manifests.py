@@ -11,20 +11,18 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from umbrella_data.bids.derivatives import add_masks, choose_versions
+from umbrella_data.bids.derivatives import add_masks, choose_versions, prefer_maps
 from umbrella_data.bids.label_files import find_label_files
 from umbrella_data.bids.layout import BidsListing, BidsScan, read_metadata
-from umbrella_data.bids.maps import prefer_maps
-from umbrella_data.bids.participants import read_participants
+from umbrella_data.bids.participants import Participants, read_participants
 from umbrella_data.bids.questions import METADATA_QUESTIONS, Question, ScanMetadata
 from umbrella_data.bids.selection import Selection, select_scans
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.files.atomic import write_atomically
-from umbrella_data.files.parallel import map_unordered
 from umbrella_data.modality import find_modality
 from umbrella_data.scan.diffusion import check_dipy, needs_fit
 from umbrella_data.scan.settings import B0_THRESHOLD, MAX_B, NonFinite, check_b_limits
-from umbrella_data.scan.shard import ScanParts
+from umbrella_data.scan.shard import ScanParts, read_scans
 from umbrella_data.scan.verify import VerifiedScan
 from umbrella_data.scan.warnings import WarningList
 
@@ -77,7 +75,7 @@ def write_manifests(
     b0_threshold: float = B0_THRESHOLD,
     non_finite: NonFinite = "outside_mask",
     num_workers: int | None = 1,
-    parts: ScanParts[BidsScan] | None = None,
+    parts: ScanParts | None = None,
     progress: Progress = lambda results, total: results,  # noqa: ARG005
 ) -> BidsReport:
     """Read every scan of a BIDS tree once, and write `train.jsonl` and `test.jsonl`.
@@ -146,29 +144,16 @@ def write_manifests(
         "b0_threshold": b0_threshold,
         "non_finite": non_finite,
     }
-    read = partial(_read, read=partial(read_metadata, root=base, **options))
-    results: Iterable[tuple[BidsScan, VerifiedScan | ScanError]]
-    if parts is None:
-        results = progress(map_unordered(read, listing.scans, num_workers=num_workers), len(listing.scans))
-    else:
-        results = parts.read(
-            read,
-            {scan: scan.subject for scan in listing.scans},
-            files=lambda scan: [base / path for path in scan.files],
-            settings=options,
-            num_workers=num_workers,
-            progress=progress,
-        )
-    for scan, found in sorted(results, key=lambda result: result[0].path):
-        if isinstance(found, ScanError):
-            report.unreadable.append(found)
-            continue
-        report.warnings.add(found.warnings, subject=scan.subject, modality=scan.modality)
-        split = "test" if is_test_subject(scan.subject, fraction=test_fraction, seed=seed) else "train"
-        labels = known.labels_of(scan.subject, scan.session)
-        metadata = ScanMetadata(scan.modality, num_frames=found.num_frames, num_b0=found.num_b0, labels=labels)
-        report.scans[split].append(scan)
-        report.rows[split] += make_rows(scan, metadata, questions=known.questions, seed=seed)
+    results = read_scans(
+        partial(read_metadata, root=base, **options),
+        {scan: scan.subject for scan in listing.scans},
+        parts=parts,
+        files=lambda scan: [base / path for path in scan.files],
+        settings=options,
+        num_workers=num_workers,
+        progress=progress,
+    )
+    _add_results(report, results, known=known, test_fraction=test_fraction, seed=seed)
     if parts is not None and parts.shard is not None:
         return report
     report.messages += _columns_without_rows(report, columns, known.questions)
@@ -179,27 +164,36 @@ def write_manifests(
     return report
 
 
+def _add_results(
+    report: BidsReport,
+    results: Iterable[tuple[BidsScan, VerifiedScan | ScanError]],
+    *,
+    known: Participants,
+    test_fraction: float,
+    seed: int,
+) -> None:
+    for scan, found in sorted(results, key=lambda result: result[0].path):
+        if isinstance(found, ScanError):
+            report.unreadable.append(found)
+            continue
+        report.warnings.add(found.warnings, subject=scan.subject, modality=scan.modality)
+        split = "test" if is_test_subject(scan.subject, fraction=test_fraction, seed=seed) else "train"
+        labels = known.labels_of(scan.subject, scan.session)
+        metadata = ScanMetadata(scan.modality, num_frames=found.num_frames, num_b0=found.num_b0, labels=labels)
+        report.scans[split].append(scan)
+        report.rows[split] += make_rows(scan, metadata, questions=known.questions, seed=seed)
+
+
 def _relative_to(base: Path, listing: BidsListing, *, tree: Path) -> BidsListing:
     """The listing with paths relative to `base`, a folder that contains the tree."""
     if not tree.resolve().is_relative_to(base.resolve()):
         raise ManifestError(f"not in data_root {base}; give a data_root that contains it", path=tree)
     prefix = tree.resolve().relative_to(base.resolve())
-    scans = [
-        replace(
-            scan,
-            paths=tuple((prefix / path).as_posix() for path in scan.paths),
-            mask=None if scan.mask is None else (prefix / scan.mask).as_posix(),
-        )
-        for scan in listing.scans
-    ]
-    return BidsListing(tuple(scans), listing.messages)
-
-
-def _read(scan: BidsScan, *, read: Callable[[BidsScan], VerifiedScan]) -> tuple[BidsScan, VerifiedScan | ScanError]:
-    try:
-        return scan, read(scan)
-    except ScanError as error:
-        return scan, error.bare()
+    scans = []
+    for scan in listing.scans:
+        mask = None if scan.mask is None else (prefix / scan.mask).as_posix()
+        scans.append(replace(scan, paths=tuple((prefix / path).as_posix() for path in scan.paths), mask=mask))
+    return replace(listing, scans=tuple(scans))
 
 
 def make_rows(scan: BidsScan, metadata: ScanMetadata, *, questions: Sequence[Question], seed: int = 0) -> Iterator[Row]:

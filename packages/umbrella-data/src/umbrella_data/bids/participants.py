@@ -11,7 +11,7 @@ from umbrella_data.bids.age_unit import unit_key
 from umbrella_data.bids.label_files import TableFiles
 from umbrella_data.bids.label_table import LabelColumns, LabelTable, read_group
 from umbrella_data.bids.label_values import Label, option_key
-from umbrella_data.bids.messages import MessageList, first_of
+from umbrella_data.bids.layout import MessageList, first_of
 from umbrella_data.bids.participants_table import Visit, name_of
 from umbrella_data.bids.questions import AGE, SEX, Question, choice_question, number_question
 from umbrella_data.errors import ManifestError
@@ -107,10 +107,8 @@ def read_participants(
             another one than that of its JSON file or of another table; if two tables, or two equivalent columns of one
             (`sex` and `gender`), disagree about a visit.
     """
-    codes = [
-        (column, code) if equals else ("", column) for column, equals, code in (text.partition("=") for text in missing)
-    ]
-    columns = LabelColumns(tuple(choices), dict(numbers or {}), tuple(codes))
+    codes = [text.split("=", maxsplit=1) if "=" in text else ("", text) for text in missing]
+    columns = LabelColumns(tuple(choices), dict(numbers or {}), tuple((column, code) for column, code in codes))
     tables = [table for group in groups for table in read_group(group, columns)]
     _check_columns(tables, [*columns.named, *dict.fromkeys(column for column, _ in columns.missing if column)])
     labels: dict[Visit, dict[str, Label]] = {}

@@ -38,14 +38,15 @@ class Question:
     Attributes:
         task: Its name in the results.
         texts: Wordings; one is drawn for each row.
-        answer: Returns the right answer about a scan, or None if the question does not apply.
+        answer: Returns the right answer about a scan, or None if the question does not apply; by default the subject's
+            label of the task.
         options: The choices of a `choice` question; empty for a `number`.
         unit: The unit of a number.
     """
 
     task: str
     texts: tuple[str, ...]
-    answer: Callable[[ScanMetadata], str | float | None]
+    answer: Callable[[ScanMetadata], str | float | None] | None = None
     options: tuple[str, ...] = ()
     unit: str | None = None
 
@@ -59,7 +60,7 @@ class Question:
         Returns:
             The question, the text of the answer and the manifest's `answer`; None if the question does not apply.
         """
-        value = self.answer(scan)
+        value = scan.labels.get(self.task) if self.answer is None else self.answer(scan)
         if value is None:
             return None
         text = self.texts[derive_seed(draw) % len(self.texts)]
@@ -70,16 +71,14 @@ class Question:
         return text, digits, {"type": "number", "value": value, "unit": self.unit}
 
 
-def _kinds() -> tuple[str, ...]:
-    return tuple(spec.description for spec in MODALITIES.values())
-
+_KINDS = tuple(spec.description for spec in MODALITIES.values())
 
 METADATA_QUESTIONS: tuple[Question, ...] = (
     Question(
         task="modality",
-        texts=("What kind of scan is this?", f"Which is this: {', '.join(_kinds()[:-1])}, or {_kinds()[-1]}?"),
+        texts=("What kind of scan is this?", f"Which is this: {', '.join(_KINDS[:-1])}, or {_KINDS[-1]}?"),
         answer=lambda scan: MODALITIES[scan.modality].description,
-        options=_kinds(),
+        options=_KINDS,
     ),
     Question(
         task="num_frames",
@@ -96,20 +95,14 @@ METADATA_QUESTIONS: tuple[Question, ...] = (
 )
 
 
-def _label_of(task: str) -> Callable[[ScanMetadata], str | float | None]:
-    return lambda scan: scan.labels.get(task)
-
-
 AGE = Question(
     task="age",
     texts=("How old is this person, in years?", "What is the age of this person in years?"),
-    answer=_label_of("age"),
     unit="years",
 )
 SEX = Question(
     task="sex",
     texts=("What is the sex of this person?", "Is this person female or male?"),
-    answer=_label_of("sex"),
     options=("female", "male"),
 )
 
@@ -121,7 +114,6 @@ def choice_question(column: str, *, options: tuple[str, ...]) -> Question:
     return Question(
         task=column,
         texts=(f"What is the {name} of this person?", f"What is the {name} of this person: {listed}?"),
-        answer=_label_of(column),
         options=options,
     )
 
@@ -130,4 +122,4 @@ def number_question(column: str, *, unit: str | None) -> Question:
     """A question about a numeric column of `participants.tsv`."""
     name = column.replace("_", " ")
     text = f"What is the {name} of this person" + (f", in {unit}?" if unit else "?")
-    return Question(task=column, texts=(text,), answer=_label_of(column), unit=unit)
+    return Question(task=column, texts=(text,), unit=unit)

@@ -8,11 +8,16 @@ from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path, PurePosixPath
 
-from umbrella_data.bids.entities import Condition, is_accepted, without_prefix
-from umbrella_data.bids.filter_file import BidsFilter, read_excluded, read_filter
-from umbrella_data.bids.layout import BidsListing, BidsScan, add_counts, find_scans, keep_modalities
-from umbrella_data.bids.maps import join_maps
-from umbrella_data.bids.messages import MessageList
+from umbrella_data.bids.derivatives import join_maps
+from umbrella_data.bids.filter_file import (
+    BidsFilter,
+    Condition,
+    is_accepted,
+    read_excluded,
+    read_filter,
+    without_prefix,
+)
+from umbrella_data.bids.layout import BidsListing, BidsScan, MessageList, find_scans
 from umbrella_data.errors import ManifestError
 from umbrella_data.files.paths import scan_stem
 
@@ -88,42 +93,35 @@ def select_scans(root: Path, selection: Selection, *, modalities: Collection[str
     options = {option: without_prefix(OPTIONS[option], labels) for option, labels in selection.labels.items() if labels}
     listing = _check_labels(listing, options, root=root)
     if modalities is not None:
-        listing = keep_modalities(listing, modalities)
+        others = "scans of other modalities, left out"
+        listing = listing.leave_out(lambda scan: None if scan.modality in modalities else (others, scan.modality))
     used: dict[str, set[str]] = defaultdict(set)
     for scan in listing.scans:
         used[scan.modality].update(scan.entities)
-    kept: list[BidsScan] = []
-    left_out: dict[str, Counter[str]] = defaultdict(Counter)
-    for scan in listing.scans:
+
+    def reason(scan: BidsScan) -> tuple[str, str] | None:
         chosen = {option: labels for option, labels in options.items() if OPTIONS[option] in used[scan.modality]}
-        found = _reason(scan, chosen, filters.conditions.get(scan.modality, {}))
-        if found is None:
-            kept.append(scan)
-        else:
-            reason, key = found
-            left_out[reason][_labelled(scan, key)] += 1
-    selected = BidsListing(tuple(kept), listing.messages)
-    for reason, counts in left_out.items():
-        selected = add_counts(selected, reason, counts)
+        return _reason(scan, chosen, filters.conditions.get(scan.modality, {}))
+
     ignored = Counter(filters.ignored)
-    return add_counts(selected, "queries of the filter file that name no modality, ignored", ignored)
+    return listing.leave_out(reason).count("queries of the filter file that name no modality, ignored", ignored)
 
 
 def _reason(
     scan: BidsScan, options: Mapping[str, Condition], conditions: Mapping[str, Condition]
 ) -> tuple[str, str] | None:
-    """Why a scan is left out, and the entity that decides; None if it is kept."""
+    """Why a scan is left out, and its label of the entity that decides; None if it is kept."""
     for option, labels in options.items():
         if not is_accepted(OPTIONS[option], scan.entities.get(OPTIONS[option]), labels):
-            return f"scans left out by --{option}", OPTIONS[option]
+            return f"scans left out by --{option}", _labelled(scan, OPTIONS[option])
     for key, condition in conditions.items():
         if not is_accepted(key, _value(scan, key), condition):
-            return "scans left out by --filter", key
+            return "scans left out by --filter", _labelled(scan, key)
     named = {*conditions, *(OPTIONS[option] for option in options)}
     for rule in _RULES:
         applies = rule.key not in named and rule.modality in (None, scan.modality)
         if applies and not rule.accepts(scan.entities.get(rule.key)):
-            return rule.reason, rule.key
+            return rule.reason, _labelled(scan, rule.key)
     return None
 
 
@@ -157,29 +155,25 @@ def _check_labels(listing: BidsListing, options: Mapping[str, Condition], *, roo
             (problems if len(without) == len(labels) else messages).append(text)
     if problems:
         raise ManifestError(problems, path=root)
-    return BidsListing(listing.scans, (*listing.messages, *messages))
+    return listing.say(*messages)
 
 
 def _exclude(listing: BidsListing, lines: Sequence[str], *, file: str | PathLike[str]) -> BidsListing:
     """Leave out the scans that a line names, and list the lines that name none."""
     names = {line: line.removeprefix("./").rstrip("/") for line in lines}
-    excluded = set(names.values())
-    kept: list[BidsScan] = []
     matched: set[str] = set()
-    num_excluded: Counter[str] = Counter()
-    for scan in listing.scans:
-        found = excluded & _names(scan)
-        matched |= found
-        if found:
-            num_excluded[scan.modality] += 1
-        else:
-            kept.append(scan)
+
+    def reason(scan: BidsScan) -> tuple[str, str] | None:
+        found = _names(scan).intersection(names.values())
+        matched.update(found)
+        return ("scans left out by --exclude", scan.modality) if found else None
+
+    listing = listing.leave_out(reason)
     messages = MessageList()
     for line, name in names.items():
         if name not in matched:
             messages.add(f"lines of {Path(file).name} that name no scan", line)
-    listing = add_counts(BidsListing(tuple(kept), listing.messages), "scans left out by --exclude", num_excluded)
-    return BidsListing(listing.scans, (*listing.messages, *messages))
+    return listing.say(*messages)
 
 
 def _names(scan: BidsScan) -> set[str]:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from umbrella_data.chat.labels import make_labels
 from umbrella_data.chat.layout import (
     DROPPED,
     Layout,
@@ -21,6 +20,7 @@ from umbrella_data.chat.layout import (
     Tokenizer,
     drop_reasoning,
     first_exchange,
+    make_labels,
     merge_texts,
     shape_of,
     starts_with_reasoning,

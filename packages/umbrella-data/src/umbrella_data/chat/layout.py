@@ -1,10 +1,18 @@
-"""Shapes and layouts of conversations, and the part of a tokenizer that determines them."""
+"""Shapes and layouts of conversations: what is before a chat template, what it writes, and which tokens are learned.
+
+Sentinels are texts that stand for a user's texts and scans while a chat template is rendered.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from umbrella_data.manifest.sample import REASONING_TAGS, Scan, Turn
 
@@ -13,6 +21,12 @@ from umbrella_data.manifest.sample import REASONING_TAGS, Scan, Turn
 Shape = tuple[tuple[str, str], ...]
 
 DROPPED = "d"
+
+IGNORE_INDEX = -100
+
+# Private-use characters, which no template writes or trims.
+SENTINEL = "\ue000{}\ue001"
+SENTINEL_PATTERN = re.compile("\ue000(\\d+)\ue001")
 
 
 class AddedToken(Protocol):
@@ -128,3 +142,72 @@ def merge_texts(turn: Turn) -> list[Scan | str]:
             else:
                 merged.append(text)
     return merged
+
+
+class Style(Enum):
+    """The format of `content` that a template supports."""
+
+    IMAGE_ITEMS = auto()  # lists of items; the template writes an image token for each scan
+    STRING = auto()
+    TEXT_ITEMS = auto()  # lists of texts
+
+
+def sentinel_messages(shape: Shape, *, style: Style) -> list[dict[str, Any]]:
+    """A conversation of this shape for a chat template, with a numbered sentinel for each text and scan."""
+    messages: list[dict[str, Any]] = []
+    number = 0
+    for role, kinds in shape:
+        sentinels = [SENTINEL.format(number + i) for i in range(len(kinds))]
+        number += len(kinds)
+        if style is Style.STRING:
+            messages.append({"role": role, "content": "\n".join(sentinels)})
+            continue
+        items = [{"type": "text", "text": sentinel} for sentinel in sentinels]
+        if style is Style.IMAGE_ITEMS:
+            items = [{"type": "image"} if kind == "s" else item for kind, item in zip(kinds, items, strict=True)]
+        messages.append({"role": role, "content": items})
+    return messages
+
+
+def keeps_all(layout: Sequence[str | Slot], slots: Sequence[Slot], *, moves_scans: bool) -> bool:
+    """Whether a rendered layout has all slots once and in order; scans may move within a turn if `moves_scans`."""
+    found = [piece for piece in layout if isinstance(piece, Slot)]
+    if not moves_scans:
+        return found == list(slots)
+    # LLaVA's template writes the images of a turn before its texts; the order within a turn may change.
+    return all(
+        [slot for slot in found if slot.is_scan is is_scan] == [slot for slot in slots if slot.is_scan is is_scan]
+        for is_scan in (True, False)
+    ) and [slot.turn for slot in found] == [slot.turn for slot in slots]
+
+
+def make_labels(
+    learned: list[tuple[int, int]], ids: NDArray[np.int64], offsets: NDArray[np.int64], *, text: str
+) -> NDArray[np.int64]:
+    """The labels (L,) of tokens: their ids in the learned ranges of characters, and -100 elsewhere.
+
+    Args:
+        learned: Begin and end of each range.
+        ids: (L,) token ids.
+        offsets: (L, 2) range of characters of each token.
+        text: The text.
+
+    Raises:
+        ValueError: If a token is only partly in a range.
+    """
+    labels = np.full(len(ids), IGNORE_INDEX, dtype=np.int64)
+    # Tokens of blanks may have empty ranges, which do not state their place: they belong to what is around them.
+    is_solid = offsets[:, 1] > offsets[:, 0]
+    solid = np.flatnonzero(is_solid)
+    starts, stops = offsets[solid, 0], offsets[solid, 1]
+    for begin, end in learned:
+        first = solid[np.searchsorted(stops, begin, side="right")]
+        if offsets[first, 0] < begin:
+            raise ValueError(f"the answer {text[begin:end]!r:.40} and the end of its prompt, {text[:begin][-20:]!r}, "
+                             "share a token; write the answer another way, or use a chat template with a special token "
+                             "or a line break before answers")  # fmt: skip
+        while text[begin].isspace() and first > 0 and not is_solid[first - 1]:
+            first -= 1
+        last = solid[np.searchsorted(starts, end, side="left") - 1]
+        labels[first : last + 1] = ids[first : last + 1]
+    return labels

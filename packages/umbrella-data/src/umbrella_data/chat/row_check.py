@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 from umbrella_data.chat.encoder import ChatEncoder
 from umbrella_data.errors import ManifestError
 from umbrella_data.manifest.manifest import Manifest
 from umbrella_data.manifest.sample import Turn
+from umbrella_data.modality import MODALITIES
 
 # Rows of each kind of answer whose prompts are compared; the others have the same layout.
 _PER_KIND = 3
+# Names of the image token, by decreasing preference; the first is added to a tokenizer without any.
+_IMAGE_TOKENS = ("<|image|>", "<image>", "<|image_pad|>", "<image_soft_token>", "[IMG]")
 
 
 def encoding_problems(
@@ -70,3 +74,35 @@ def prompt_problem(encoder: ChatEncoder, turns: Sequence[Turn], *, max_length: i
         return None
     return ("an answer is trained after other tokens than those that a prompt ends with, so that the model is never "
             "asked as it was trained; use another chat template (tokenizer.chat_template)")  # fmt: skip
+
+
+def load_encoder(name: str) -> ChatEncoder:
+    """Load a Hugging Face tokenizer to check manifests without a model; each scan takes one position.
+
+    Args:
+        name: A folder, or a name on the hub.
+
+    Raises:
+        ImportError: If transformers is not installed.
+        ValueError: If the tokenizer cannot be loaded or used.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ImportError("--tokenizer needs transformers; install it with: pip install transformers") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # damaged files raise errors of any class
+        raise ValueError(f"{name}: the tokenizer cannot be loaded: {error}") from error
+    token = next((token for token in _IMAGE_TOKENS if token in tokenizer.get_vocab()), None)
+    if token is None:
+        token = _IMAGE_TOKENS[0]
+        tokenizer.add_special_tokens({"additional_special_tokens": [token]})
+    try:
+        return ChatEncoder(
+            tokenizer,
+            image_token_id=cast(int, tokenizer.convert_tokens_to_ids(token)),
+            num_image_tokens=dict.fromkeys(MODALITIES, 1),
+        )
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error

@@ -14,8 +14,18 @@ from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
-from umbrella_data.chat.layout import DROPPED, Layout, Shape, Slot, Tokenizer
-from umbrella_data.chat.sentinels import SENTINEL, SENTINEL_PATTERN, Style, keeps_all, sentinel_messages
+from umbrella_data.chat.layout import (
+    DROPPED,
+    SENTINEL,
+    SENTINEL_PATTERN,
+    Layout,
+    Shape,
+    Slot,
+    Style,
+    Tokenizer,
+    keeps_all,
+    sentinel_messages,
+)
 from umbrella_data.manifest.sample import REASONING_TAGS
 
 logger = logging.getLogger(__name__)

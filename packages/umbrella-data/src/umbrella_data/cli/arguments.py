@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from umbrella_data.modality import find_modality
 
 if TYPE_CHECKING:
-    from umbrella_data.manifest.manifest import Manifest
     from umbrella_data.pipeline.config import PipelineConfig
     from umbrella_data.scan.shard import ScanParts, Shard
 
@@ -59,7 +58,7 @@ def add_shard(command: argparse.ArgumentParser, *, needs_merge: bool = True) -> 
         group.add_argument("--merge", action="store_true", help="read no scan, but the results of all shards")
 
 
-def choose_parts(options: argparse.Namespace, *, command: str) -> ScanParts[Any] | None:
+def choose_parts(options: argparse.Namespace, *, command: str) -> ScanParts | None:
     """Where the results of shards are, below --out; None without `--shard` and `--merge`."""
     from umbrella_data.scan.shard import ScanParts
 
@@ -118,10 +117,3 @@ def choose_configs(configs: Mapping[str, PipelineConfig], options: argparse.Name
     if without := [name for name in chosen if name not in configs]:
         raise ValueError(f"{', '.join(without)} has no size; give --size, or remove it from --modality")
     return {name: config for name, config in configs.items() if name in chosen}
-
-
-def read_manifests(options: argparse.Namespace) -> list[Manifest]:
-    """The manifests of the command line."""
-    from umbrella_data.manifest.manifest import read_manifest
-
-    return [read_manifest(path, data_root=options.data_root) for path in options.manifests]

@@ -17,7 +17,6 @@ from umbrella_data.cli.arguments import (
     add_shard,
     add_workers,
     choose_parts,
-    read_manifests,
 )
 from umbrella_data.cli.output import choose_names, print_list, print_lost_root, print_shard, print_warnings, show
 
@@ -79,13 +78,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check, print a table, and write the report."""
-    from umbrella_data.chat.load import load_encoder
+    from umbrella_data.chat.row_check import load_encoder
     from umbrella_data.cli.pipeline_options import options_from_run
     from umbrella_data.files.atomic import write_atomically
     from umbrella_data.jobs.check import check_manifests
     from umbrella_data.jobs.check_rows import report_rows
+    from umbrella_data.manifest.manifest import read_manifest
 
-    manifests = read_manifests(options)
+    manifests = [read_manifest(path, data_root=options.data_root) for path in options.manifests]
     if options.out is None and (options.shard or options.merge):
         raise ValueError("--shard and --merge need --out, the folder of check.json")
     parts = choose_parts(options, command="check")
@@ -200,16 +200,16 @@ def _answer_lines(task: str, answers: TaskAnswers) -> Iterator[str]:
 
 def _print_scans(report: CheckReport) -> None:
     """Tables of repetition times, tasks of series and masks, with notes about mixtures."""
+    from umbrella_data.jobs.cohort_table import ordered
+
     cohort = report.cohort
     times = [
         f"{count:>8,}  {modality} {'unknown' if seconds is None else f'{seconds:g}'}"
-        for modality, counts in sorted(cohort.repetition_times.items())
-        for seconds, count in counts.most_common()
+        for modality, seconds, count in ordered(cohort.repetition_times)
     ]
     tasks = [
         f"{count:>8,}  {modality} {task or 'without task- in the name'}"
-        for modality, counts in sorted(cohort.series_tasks.items())
-        for task, count in counts.most_common()
+        for modality, task, count in ordered(cohort.series_tasks)
     ]
     masks = [
         f"{count:>8,}  {modality} {'with' if has_mask else 'without'} a mask"

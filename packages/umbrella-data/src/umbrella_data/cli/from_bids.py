@@ -67,28 +67,25 @@ _MAX_ALIKE = 5
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    command.add_argument("root", type=Path, help="top folder of the BIDS tree")
-    command.add_argument("--out", type=Path, required=True, help="folder for train.jsonl and test.jsonl")
-    command.add_argument(
+    add = command.add_argument
+    add("root", type=Path, help="top folder of the BIDS tree")
+    add("--out", type=Path, required=True, help="folder for train.jsonl and test.jsonl")
+    add(
         "--data-root",
         type=Path,
         help="folder that paths are relative to and no link leads out of; ROOT is in it (default: ROOT)",
     )
-    command.add_argument(
+    add(
         "--test-fraction",
         type=_fraction,
         default=0.2,
         help="fraction of subjects held out (0.2); 1 writes test.jsonl alone",
     )
-    command.add_argument("--seed", type=int, default=0, help="seed of the split and of the questions' wording (0)")
-    command.add_argument("--min-frames", type=int, default=0, help="leave out series with fewer frames (0)")
-    command.add_argument(
-        "--choice", action="append", default=[], metavar="COLUMN", help="also ask about a column of a few texts"
-    )
-    command.add_argument(
-        "--number", action="append", default=[], metavar="COLUMN[:UNIT]", help="also ask about a column of numbers"
-    )
-    command.add_argument(
+    add("--seed", type=int, default=0, help="seed of the split and of the questions' wording (0)")
+    add("--min-frames", type=int, default=0, help="leave out series with fewer frames (0)")
+    add("--choice", action="append", default=[], metavar="COLUMN", help="also ask about a column of a few texts")
+    add("--number", action="append", default=[], metavar="COLUMN[:UNIT]", help="also ask about a column of numbers")
+    add(
         "--missing",
         action="append",
         default=[],
@@ -98,17 +95,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_modalities(command)
     for option, text in _SELECTING.items():
         # `options.run` is the function of the command.
-        command.add_argument(
-            f"--{option}", dest=f"only_{option}", action="append", default=[], metavar="LABEL", help=text
-        )
-    command.add_argument("--filter", type=Path, metavar="FILE", help="BIDS filter file (JSON) of fMRIPrep and QSIPrep")
-    command.add_argument(
-        "--exclude", type=Path, metavar="FILE", help="list of subjects, sessions and scans to leave out, one a line"
-    )
-    command.add_argument("--space", help="only scans in this space, such as MNI152NLin2009cAsym")
-    command.add_argument("--desc", help="only scans of this description, such as preproc")
-    command.add_argument("--no-masks", action="store_true", help="ignore brain masks next to scans")
-    command.add_argument(
+        add(f"--{option}", dest=f"only_{option}", action="append", default=[], metavar="LABEL", help=text)
+    add("--filter", type=Path, metavar="FILE", help="BIDS filter file (JSON) of fMRIPrep and QSIPrep")
+    add("--exclude", type=Path, metavar="FILE", help="list of subjects, sessions and scans to leave out, one a line")
+    add("--space", help="only scans in this space, such as MNI152NLin2009cAsym")
+    add("--desc", help="only scans of this description, such as preproc")
+    add("--no-masks", action="store_true", help="ignore brain masks next to scans")
+    add(
         "--participants",
         action="append",
         type=Path,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from umbrella_data.errors import did_you_mean
 from umbrella_data.modality import find_modality
 from umbrella_data.pipeline.config import AugmentConfig, PipelineConfig
-from umbrella_data.pipeline.patch_grid import check_size, patch_grid
+from umbrella_data.pipeline.patch_grid import check_size
 
 ENTRY_POINTS = "umbrella_data.run_config"
 """Group of the function that reads a run's file: from its path to `PipelineOptions`. umbrella_train provides one."""
@@ -78,21 +78,6 @@ def read_options(
         raise ValueError(f"{name} has no size; give --size {name}={axes}")
     known.configs |= _configs(content)
     return known
-
-
-def check_patches(options: PipelineOptions, *, modalities: Iterable[str]) -> None:
-    """Check that patches divide their images.
-
-    Args:
-        options: With the patches.
-        modalities: Those to check.
-
-    Raises:
-        ValueError: For a patch that does not divide its image.
-    """
-    for name in modalities:
-        if name in options.patch_sizes:
-            patch_grid(options.configs[name].image_size, options.patch_sizes[name], modality=name)
 
 
 def options_from_run(path: Path) -> PipelineOptions:

@@ -30,8 +30,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Draw the scans and write the page."""
-    from umbrella_data.cli.pipeline_options import check_patches, read_options
+    from umbrella_data.cli.pipeline_options import read_options
     from umbrella_data.manifest.manifest import read_manifest
+    from umbrella_data.pipeline.patch_grid import patch_grid
     from umbrella_data.pipeline.pipeline import Pipeline
     from umbrella_data.preview.page import write_preview
 
@@ -46,7 +47,9 @@ def run(options: argparse.Namespace) -> int:
     if not sources or not known.configs:
         raise ValueError("manifests and --size are needed, or a --config that has them")
     configs = choose_configs(known.configs, options)
-    check_patches(known, modalities=configs)
+    for name, config in configs.items():
+        if name in known.patch_sizes:
+            patch_grid(config.image_size, known.patch_sizes[name], modality=name)
     manifests = [read_manifest(path, data_root=root) for path, root in sources]
     report = write_preview(
         manifests,

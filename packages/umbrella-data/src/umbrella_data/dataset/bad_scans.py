@@ -1,19 +1,28 @@
-"""Samples skipped for unusable scans: logged by name, listed by hash in a file, counted over all processes."""
+"""Samples with unusable scans: logged by name, listed by hash in a file, counted over all processes, and replaced."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from umbrella_data.errors import ScanError, UmbrellaDataError
+from umbrella_data.manifest.row_columns import RowFacts
 from umbrella_data.privacy import pseudonyms
+from umbrella_data.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
 
 LIST_NAME = "bad_scans.jsonl"
+
+_WINDOW = 65_536  # rows searched at a time
+_MAX_MEASURED = 64  # candidates among which a short one is preferred
+_STREAM = 2
 
 
 class TooManyBadScansError(UmbrellaDataError):
@@ -70,16 +79,16 @@ class BadScanList:
         self._seen.add((str(bad.manifest), bad.line))
         # As text: a log handler that stores records would keep the traceback of the error, and so its voxels, alive.
         logger.warning("skipped: %s, line %d, subject %s: %s", bad.manifest, bad.line, bad.subject, str(bad.error))
-        count = self._count_own(bad) if self.folder is None else self._append(self.folder, bad)
+        if self.folder is None:
+            count = sum(manifest == str(bad.manifest) for manifest, _ in self._seen)
+        else:
+            count = self._append(self.folder, bad)
         if count > self.max_fraction * bad.num_rows:
             raise TooManyBadScansError(
                 f"{bad.manifest}: {count} of {bad.num_rows} samples have unusable scans, more than max_fraction "
                 f"{self.max_fraction:g} (data.max_bad_fraction in a run's config); latest: {bad.error}. "
                 "List all with `umbrella-data check`, then fix or remove them"
             ) from bad.error
-
-    def _count_own(self, bad: BadScan) -> int:
-        return sum(manifest == str(bad.manifest) for manifest, _ in self._seen)
 
     def _append(self, folder: Path, bad: BadScan) -> int:
         """Append a line, and return the number of samples of this manifest in the file."""
@@ -116,3 +125,50 @@ def _keys(path: Path) -> list[list[str | int]]:
         except (ValueError, KeyError, TypeError):
             continue  # truncated by a crash
     return keys
+
+
+def replacements(row: int, *, index: int, facts: RowFacts, seed: int, length: Callable[[int], int]) -> Iterator[int]:
+    """Rows that can replace one with an unusable scan, best first, each once: a pure function of seed and index.
+
+    They hold the same modalities in the same order, so that batches by modality stay valid. Among each 64 candidates,
+    those that are not longer than the replaced row come first, so that the batch stays within its token budget.
+
+    Args:
+        row: The row to replace.
+        index: The virtual index that was requested; in another epoch the replacement differs.
+        facts: The modalities of all rows.
+        seed: Seed of the data set.
+        length: Returns the number of tokens of a row.
+    """
+    codes = facts.arrays["codes"]
+    size = len(codes)
+    start = derive_seed(seed, index, _STREAM) % size
+    waiting: list[int] = []
+    limit = length(row)
+    for candidate in _same(codes, int(codes[row]), start=start, size=size):
+        if candidate == row:
+            continue
+        waiting.append(candidate)
+        if len(waiting) == _MAX_MEASURED:
+            yield from _shortest_first(waiting, limit, length)
+            waiting = []
+    yield from _shortest_first(waiting, limit, length)
+
+
+def _same(codes: np.ndarray, code: int, *, start: int, size: int) -> Iterator[int]:
+    """The rows with a code, from `start` to the end, then from 0 to `start`."""
+    for first, last in ((start, size), (0, start)):
+        for low in range(first, last, _WINDOW):
+            high = min(low + _WINDOW, last)
+            yield from (np.flatnonzero(codes[low:high] == code) + low).tolist()
+
+
+def _shortest_first(rows: list[int], limit: int, length: Callable[[int], int]) -> Iterator[int]:
+    longer: list[tuple[int, int]] = []
+    for row in rows:
+        measured = length(row)
+        if measured <= limit:
+            yield row
+        else:
+            longer.append((measured, row))
+    yield from (row for _, row in sorted(longer))

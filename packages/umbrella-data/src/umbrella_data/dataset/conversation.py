@@ -12,9 +12,8 @@ from torch.utils.data import Dataset
 from umbrella_data.batch.example import Example, ExampleScan, SampleOrigin, ScanPipeline
 from umbrella_data.chat.encoder import ChatEncoder, EncodedConversation, Tokenizer
 from umbrella_data.chat.row_check import encoding_problems
-from umbrella_data.dataset.bad_scans import BadScan, BadScanList
+from umbrella_data.dataset.bad_scans import BadScan, BadScanList, replacements
 from umbrella_data.dataset.batch_plan import Indices
-from umbrella_data.dataset.replacement import replacements
 from umbrella_data.dataset.token_lengths import measure_samples
 from umbrella_data.errors import ScanError, UmbrellaDataError
 from umbrella_data.manifest.manifest import Manifest
@@ -97,9 +96,20 @@ class ConversationDataset(Dataset[Example]):
             TooManyBadScansError: If more scans than allowed are unusable.
             ValueError: If the conversation cannot be encoded, or does not fit into `max_length`.
         """
+        first = index % len(self)
         if self._bad_scans is None:
-            return self._read(index, row=index % len(self))
-        return self._read_or_replace(index, self._bad_scans)
+            return self._read(index, row=first)
+        try:
+            return self._read_good(index, first, self._bad_scans)
+        except ScanError as error:
+            rows = replacements(first, index=index, facts=self._facts, seed=self._seed, length=self.num_tokens)
+            for row in rows:
+                try:
+                    return self._read_good(index, row, self._bad_scans)
+                except ScanError:
+                    continue
+            error.add_note("no replacement: no other sample of the same modalities has usable scans")
+            raise
 
     def _read(self, index: int, *, row: int) -> Example:
         """The example of a row, with the augmentation of the index."""
@@ -110,20 +120,6 @@ class ConversationDataset(Dataset[Example]):
             generator = torch.Generator().manual_seed(derive_seed(self._seed, index))
         origin = self._origin(row, sample)
         return self._example(index, encoded, encoded.scans, generator=generator, row=row, origin=origin)
-
-    def _read_or_replace(self, index: int, bad_scans: BadScanList) -> Example:
-        first = index % len(self)
-        try:
-            return self._read_good(index, first, bad_scans)
-        except ScanError as error:
-            rows = replacements(first, index=index, facts=self._facts, seed=self._seed, length=self.num_tokens)
-            for row in rows:
-                try:
-                    return self._read_good(index, row, bad_scans)
-                except ScanError:
-                    continue
-            error.add_note("no replacement: no other sample of the same modalities has usable scans")
-            raise
 
     def _read_good(self, index: int, row: int, bad_scans: BadScanList) -> Example:
         """`_read`, but a row that failed before raises its error without reading again."""
@@ -228,7 +224,8 @@ class ConversationDataset(Dataset[Example]):
         sample = self.sample(index)
         messages = sample.messages
         if not with_scans:
-            messages = tuple(replace(turn, content=_texts_of(turn)) for turn in messages)
+            texts = (tuple(item for item in turn.content if isinstance(item, str)) for turn in messages)
+            messages = tuple(replace(turn, content=each) for turn, each in zip(messages, texts, strict=True))
         encoded = self._encode(index, messages, is_prompt=True)
         scans = encoded.scans
         if scans_from is not None and with_scans:
@@ -237,7 +234,9 @@ class ConversationDataset(Dataset[Example]):
                 raise ValueError(f"sample {sample.id!r} has {_listed(sample.modalities)}, but {other.id!r} has "
                                  f"{_listed(other.modalities)}; both need the same modalities")  # fmt: skip
             # Scans of dropped turns, and of turns after the prompt, are skipped in both samples.
-            skipped = sum(len(turn.scans) for turn in _dropped(messages, encoded.num_dropped_turns))
+            first = 1 if messages[0].role == "system" else 0
+            dropped = messages[first : first + encoded.num_dropped_turns]
+            skipped = sum(len(turn.scans) for turn in dropped)
             scans = other.scans[skipped : skipped + len(scans)]
         origin = self._origin(index % len(self), sample)
         return self._example(index, encoded, scans, generator=None, origin=origin)
@@ -290,15 +289,6 @@ class ConversationDataset(Dataset[Example]):
 
     def _origin(self, row: int, sample: Sample) -> SampleOrigin:
         return SampleOrigin(str(self.manifest.path), line=self.manifest.line(row), subject=sample.subject)
-
-
-def _texts_of(turn: Turn) -> tuple[str, ...]:
-    return tuple(item for item in turn.content if isinstance(item, str))
-
-
-def _dropped(messages: Sequence[Turn], num_dropped: int) -> Sequence[Turn]:
-    first = 1 if messages[0].role == "system" else 0
-    return messages[first : first + num_dropped]
 
 
 def _listed(modalities: Sequence[str]) -> str:

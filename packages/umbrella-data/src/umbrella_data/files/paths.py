@@ -83,6 +83,11 @@ def pair_of(path: str) -> tuple[str, str] | None:
     return (path, stem + voxels + gzip) if ending.lower() == _HEADER else (stem + header + gzip, path)
 
 
+def both_files(path: Path) -> tuple[Path, ...]:
+    """The header and the voxels of a pair, or the one file of any other scan."""
+    return tuple(map(Path, pair_of(str(path)) or (path,)))
+
+
 def is_scan_name(name: str) -> bool:
     """Whether a file name has the ending of a scan, in either case."""
     return name.lower().endswith(_ENDINGS)

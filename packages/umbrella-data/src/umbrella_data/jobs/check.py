@@ -11,12 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from umbrella_data.chat.row_check import encoding_problems
 from umbrella_data.errors import ManifestError, ScanError
-from umbrella_data.files.parallel import map_unordered
-from umbrella_data.jobs.cohort_table import (
-    CohortTable,
-    TaskAnswers,
-    add_answer,
-)
+from umbrella_data.jobs.cohort_table import CohortTable, TaskAnswers, add_answer
 from umbrella_data.jobs.copies import find_copies
 from umbrella_data.manifest.answers import contradiction
 from umbrella_data.manifest.manifest import Manifest
@@ -28,7 +23,7 @@ from umbrella_data.scan.gradient_table import Shell
 from umbrella_data.scan.gzip_index import check_indexed_gzip
 from umbrella_data.scan.header import ScanWarning
 from umbrella_data.scan.settings import B0_THRESHOLD, MAX_B, NonFinite, check_b_limits
-from umbrella_data.scan.shard import ScanParts
+from umbrella_data.scan.shard import ScanParts, read_scans
 from umbrella_data.scan.verify import VerifiedScan, verify_scan
 from umbrella_data.scan.warnings import WarningList
 
@@ -131,7 +126,7 @@ def check_manifests(
     b0_threshold: float = B0_THRESHOLD,
     non_finite: NonFinite = "outside_mask",
     configs: Mapping[str, PipelineConfig] | None = None,
-    parts: ScanParts[Scan] | None = None,
+    parts: ScanParts | None = None,
     progress: Progress = _NO_PROGRESS,
 ) -> CheckReport:
     """Read every row of every manifest, then every scan once.
@@ -180,24 +175,17 @@ def check_manifests(
         report.cohort.add_scan(scan)
     limits: dict[str, Any] = {"max_b": max_b, "b0_threshold": b0_threshold, "non_finite": non_finite}
     verify = partial(_verify, index_folder=index_folder, configs=configs or {}, **limits)
-    show = partial(_label, progress)
-    if parts is None:
-        # In the order of the rows: equal counts are then listed in the same order in every run.
-        found_first = {scan: number for number, scan in enumerate(places)}
-        results = sorted(
-            show(map_unordered(verify, list(places), num_workers=num_workers), len(places)),
-            key=lambda result: found_first[result[0]],
-        )
-    else:
-        dumped = {name: config.model_dump(mode="json") for name, config in (configs or {}).items()}
-        results = parts.read(
-            verify,
-            {scan: next(iter(homes.values())) for scan, homes in places.items()},
-            files=lambda scan: scan.files,
-            settings={**limits, "configs": dumped, "with_index": index_folder is not None},
-            num_workers=num_workers,
-            progress=show,
-        )
+    dumped = {name: config.model_dump(mode="json") for name, config in (configs or {}).items()}
+    # In the order of the rows: equal counts are then listed in the same order in every run.
+    results = read_scans(
+        verify,
+        {scan: next(iter(homes.values())) for scan, homes in places.items()},
+        parts=parts,
+        files=lambda scan: scan.files,
+        settings={**limits, "configs": dumped, "with_index": index_folder is not None},
+        num_workers=num_workers,
+        progress=lambda items, total: progress(items, total, "reading scans"),
+    )
     _add_results(report, results, places)
     return report
 
@@ -223,10 +211,6 @@ def _add_results(
             if found.path in manifests_of_scan:
                 found.warnings.update(codes)
     report.bad_files.sort(key=lambda bad: bad.error.path)
-
-
-def _label(progress: Progress, items: Iterable[Any], total: int) -> Iterable[Any]:
-    return progress(items, total, "reading scans")
 
 
 def _check_rows(
@@ -262,23 +246,18 @@ def _check_rows(
     found.scans.update(scan.modality for scan in own)
 
 
-def _verify(
-    scan: Scan, *, configs: Mapping[str, PipelineConfig], **options: Any
-) -> tuple[Scan, ScanError | VerifiedScan]:
+def _verify(scan: Scan, *, configs: Mapping[str, PipelineConfig], **options: Any) -> VerifiedScan:
     from umbrella_data.pipeline.crop import removed_by_crop  # late: imports torch
 
     config = configs.get(scan.modality)
     if config is not None:
-        options |= {key: getattr(config, key) for key in ("max_b", "b0_threshold", "non_finite")}
-    try:
-        verified = verify_scan(scan.paths, modality=scan.modality, mask=scan.mask, **options)
-        spec = find_modality(scan.modality)
-        if not config or removed_by_crop(scan.paths, mask=scan.mask, spec=spec, config=config) <= MAX_REMOVED:
-            return scan, verified
-        codes = (*verified.warnings.get(scan.paths[0], ()), ScanWarning.CROPPED)
-        return scan, replace(verified, warnings={**verified.warnings, scan.paths[0]: codes})
-    except ScanError as error:
-        return scan, error.bare()
+        options |= config.reading
+    verified = verify_scan(scan.paths, modality=scan.modality, mask=scan.mask, **options)
+    spec = find_modality(scan.modality)
+    if not config or removed_by_crop(scan.paths, mask=scan.mask, spec=spec, config=config) <= MAX_REMOVED:
+        return verified
+    codes = (*verified.warnings.get(scan.paths[0], ()), ScanWarning.CROPPED)
+    return replace(verified, warnings={**verified.warnings, scan.paths[0]: codes})
 
 
 def _shared_subjects(manifests: Sequence[ManifestCheck]) -> dict[str, list[Path]]:

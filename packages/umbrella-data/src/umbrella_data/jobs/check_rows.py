@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from umbrella_data.jobs.cohort_table import answer_notes, cohort_rows, note_rows, task_rows
+from umbrella_data.jobs.cohort_table import CohortNote, TaskAnswers, answer_notes, ordered
 
 if TYPE_CHECKING:
-    from umbrella_data.jobs.check import CheckReport, ManifestCheck
+    from umbrella_data.jobs.check import CheckReport
 
 
 def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: bool) -> dict[str, Any]:
@@ -21,7 +20,6 @@ def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: 
         name: Returns the name of a subject or file in the report: a hash, or the name itself.
         with_words: Whether messages are included, which name files and subjects in plain text.
     """
-    rows = partial(_row_problems, with_words=with_words)
     return {
         "is_good": report.is_good,
         "num_files": report.num_files,
@@ -34,8 +32,10 @@ def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: 
                 "scans": dict(sorted(each.scans.items())),
                 "warnings": dict(sorted(each.warnings.items())),
                 "tasks": task_rows(each.tasks),
-                "notes": note_rows(answer_notes(each.tasks)),
-                "row_problems": list(rows(each)),
+                "notes": _note_rows(answer_notes(each.tasks)),
+                "row_problems": [
+                    {"line": line, **({"words": words} if with_words else {})} for line, words in each.problems
+                ],
             }
             for each in report.manifests
         ],
@@ -55,8 +55,19 @@ def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: 
             {"num_scans": count, "shells": [asdict(shell) for shell in shells]}
             for shells, count in report.diffusion_protocols
         ],
-        **cohort_rows(report.cohort),
-        "notes": note_rows(report.cohort.notes),
+        "repetition_times": [
+            {"modality": modality, "seconds": seconds, "num_scans": count}
+            for modality, seconds, count in ordered(report.cohort.repetition_times)
+        ],
+        "series_tasks": [
+            {"modality": modality, "task": task or None, "num_scans": count}
+            for modality, task, count in ordered(report.cohort.series_tasks)
+        ],
+        "masks": [
+            {"modality": modality, "with_mask": masks[True], "without_mask": masks[False]}
+            for modality, masks in sorted(report.cohort.masks.items())
+        ],
+        "notes": _note_rows(report.cohort.notes),
         "shared_subjects": [
             {"subject": name(subject), "manifests": [name(str(path)) for path in paths]}
             for subject, paths in report.shared_subjects.items()
@@ -69,6 +80,24 @@ def report_rows(report: CheckReport, *, name: Callable[[str], str], with_words: 
     }
 
 
-def _row_problems(manifest: ManifestCheck, *, with_words: bool) -> Iterator[dict[str, Any]]:
-    for line, words in manifest.problems:
-        yield {"line": line, "words": words} if with_words else {"line": line}
+def task_rows(tasks: Mapping[str, TaskAnswers]) -> list[dict[str, Any]]:
+    """The answers as JSON values."""
+    return [
+        {
+            "task": task,
+            "num_unanswered": answers.num_unanswered,
+            "num_texts": answers.texts.total(),
+            "options": dict(sorted(answers.options.items())),
+            "numbers": [
+                {"unit": unit or None, "count": each.count, "min": each.low, "mean": each.mean, "max": each.high}
+                for unit, each in sorted(answers.numbers.items())
+            ],
+            "missing_codes": answers.missing_codes,
+            "num_impossible_ages": answers.num_impossible,
+        }
+        for task, answers in sorted(tasks.items())
+    ]
+
+
+def _note_rows(notes: Iterable[CohortNote]) -> list[dict[str, Any]]:
+    return [{"code": note.code, "name": note.name, "count": note.count} for note in notes]

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 from umbrella_data.bids.age_unit import AGE_LIMITS, PER_YEAR, known_unit
 from umbrella_data.bids.column_descriptions import parse_number
@@ -18,6 +18,8 @@ from umbrella_data.bids.label_values import MISSING_CODES
 from umbrella_data.bids.participants_table import MISSING_CELLS
 from umbrella_data.manifest.sample import Answer, Sample, Scan
 from umbrella_data.modality import find_modality
+
+Value = TypeVar("Value")
 
 MAX_NAMES = 1000
 """The most names of one kind that are counted separately."""
@@ -162,35 +164,32 @@ class CohortTable:
         masks: Scans with (True) and without a mask.
     """
 
-    repetition_times: dict[str, Counter[float | None]] = field(default_factory=dict)
-    series_tasks: dict[str, Counter[str]] = field(default_factory=dict)
-    masks: dict[str, Counter[bool]] = field(default_factory=dict)
+    repetition_times: dict[str, Counter[float | None]] = field(default_factory=lambda: defaultdict(Counter))
+    series_tasks: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    masks: dict[str, Counter[bool]] = field(default_factory=lambda: defaultdict(Counter))
 
     def add_scan(self, scan: Scan) -> None:
         """Count a scan, by its names only."""
-        self.masks.setdefault(scan.modality, Counter())[scan.mask is not None] += 1
+        self.masks[scan.modality][scan.mask is not None] += 1
         if find_modality(scan.modality).is_series:
             found = _TASK_ENTITY.search(scan.paths[0].name)
-            tasks = self.series_tasks.setdefault(scan.modality, Counter())
+            tasks = self.series_tasks[scan.modality]
             tasks[bounded(found[1] if found else "", tasks)] += 1
 
     def add_repetition_time(self, modality: str, seconds: float | None) -> None:
         """Count a series that was read."""
-        rounded = None if seconds is None else round(seconds, 3)
         # Bounded: times are at most 100 s.
-        self.repetition_times.setdefault(modality, Counter())[rounded] += 1
+        self.repetition_times[modality][None if seconds is None else round(seconds, 3)] += 1
 
     @property
     def notes(self) -> list[CohortNote]:
         """Modalities whose scans differ in repetition time, or of which some only have a mask."""
         found = []
         for modality, times in sorted(self.repetition_times.items()):
-            if len(times.keys() - {None}) > 1:
-                words = (
-                    "several repetition times: windows of as many frames differ in seconds; window_seconds of "
-                    f"data.pipelines.{modality} interpolates to one"
-                )
-                found.append(CohortNote("mixed_repetition_times", modality, len(times.keys() - {None}), words))
+            if (num_times := len(times.keys() - {None})) > 1:
+                words = ("several repetition times: windows of as many frames differ in seconds; window_seconds of "
+                         f"data.pipelines.{modality} interpolates to one")  # fmt: skip
+                found.append(CohortNote("mixed_repetition_times", modality, num_times, words))
         for modality, masks in sorted(self.masks.items()):
             if len(masks) > 1:
                 words = "scans with and without a mask: a model may learn the difference; give all of them one, or none"
@@ -222,45 +221,6 @@ def answer_notes(tasks: Mapping[str, TaskAnswers]) -> list[CohortNote]:
     return found
 
 
-def task_rows(tasks: Mapping[str, TaskAnswers]) -> list[dict[str, Any]]:
-    """The answers as JSON values."""
-    return [
-        {
-            "task": task,
-            "num_unanswered": answers.num_unanswered,
-            "num_texts": answers.texts.total(),
-            "options": dict(sorted(answers.options.items())),
-            "numbers": [
-                {"unit": unit or None, "count": each.count, "min": each.low, "mean": each.mean, "max": each.high}
-                for unit, each in sorted(answers.numbers.items())
-            ],
-            "missing_codes": answers.missing_codes,
-            "num_impossible_ages": answers.num_impossible,
-        }
-        for task, answers in sorted(tasks.items())
-    ]
-
-
-def cohort_rows(table: CohortTable) -> dict[str, Any]:
-    """The facts about scans as JSON values."""
-    return {
-        "repetition_times": [
-            {"modality": modality, "seconds": seconds, "num_scans": count}
-            for modality, times in sorted(table.repetition_times.items())
-            for seconds, count in times.most_common()
-        ],
-        "series_tasks": [
-            {"modality": modality, "task": task or None, "num_scans": count}
-            for modality, tasks in sorted(table.series_tasks.items())
-            for task, count in tasks.most_common()
-        ],
-        "masks": [
-            {"modality": modality, "with_mask": masks[True], "without_mask": masks[False]}
-            for modality, masks in sorted(table.masks.items())
-        ],
-    }
-
-
-def note_rows(notes: list[CohortNote]) -> list[dict[str, Any]]:
-    """Notes as JSON values, without their words."""
-    return [{"code": note.code, "name": note.name, "count": note.count} for note in notes]
+def ordered(counts: Mapping[str, Counter[Value]]) -> Iterator[tuple[str, Value, int]]:
+    """Modality, value and count of each entry of a `CohortTable`, the most frequent values of a modality first."""
+    return ((name, value, count) for name, of_name in sorted(counts.items()) for value, count in of_name.most_common())

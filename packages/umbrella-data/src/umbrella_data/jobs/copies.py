@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeVar
 
 from umbrella_data.errors import ScanError
 from umbrella_data.files.atomic import write_atomically
-from umbrella_data.files.paths import open_regular_file, pair_of
+from umbrella_data.files.paths import both_files, open_regular_file
 from umbrella_data.manifest.index_file import cache_home
 from umbrella_data.scan.header import header_length, parse_header
 
@@ -55,7 +55,7 @@ def find_copies(files: Iterable[Path], *, cache: Path | None = None) -> list[tup
     cache = cache_home() / "digests" if cache is None else cache
     names: dict[Path, list[Path]] = defaultdict(list)
     for file in dict.fromkeys(files):
-        names[_voxel_file(file).resolve()].append(file)
+        names[both_files(file)[-1].resolve()].append(file)
     by_size: dict[int, list[tuple[Path, _Signature]]] = defaultdict(list)
     for file in names:
         try:
@@ -95,11 +95,6 @@ def _group(files: Sequence[Path], key: Callable[[Path], Key | None]) -> list[lis
         if value is not None:
             found[value].append(file)
     return [group for group in found.values() if len(group) > 1]
-
-
-def _voxel_file(path: Path) -> Path:
-    pair = pair_of(str(path))
-    return path if pair is None else Path(pair[1])
 
 
 def _read_signature(path: Path) -> _Signature:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -71,12 +72,8 @@ def warm_cache(
     if shard is not None:
         mine = shard.subjects(scans.values())
         scans = {scan: subject for scan, subject in scans.items() if subject in mine}
-    chosen = []
-    for scan in scans:
-        if scan.modality in pipelines:
-            chosen.append(scan)
-        else:
-            report.skipped[scan.modality] = report.skipped.get(scan.modality, 0) + 1
+    chosen = [scan for scan in scans if scan.modality in pipelines]
+    report.skipped = dict(Counter(scan.modality for scan in scans if scan.modality not in pipelines))
     report.num_scans = len(chosen)
     is_kept = partial(_is_kept, pipelines=dict(pipelines))
     check_dipy(scan.paths[0] for scan in chosen if needs_fit(scan.paths, scan.modality) and not is_kept(scan))

@@ -17,7 +17,7 @@ _BEFORE = re.compile(
     r"(?:(?<![-=\w/])[<>≤≥]=?|\b(?:not|than|over|under|above|below|at least|at most))\s*$", re.IGNORECASE
 )
 _AFTER = re.compile(r"\s*(?:hundred|thousand|million|billion)s?\b", re.IGNORECASE)
-_TIME_UNITS = {
+TIME_UNITS: dict[str, tuple[str, ...]] = {
     "years": ("years", "year", "yrs", "yr", "y"),
     "months": ("months", "month", "mths", "mth", "mos", "mo"),
     "weeks": ("weeks", "week", "wks", "wk", "w"),
@@ -27,7 +27,8 @@ _TIME_UNITS = {
     "seconds": ("seconds", "second", "secs", "sec", "s"),
     "decades": ("decades", "decade"),
 }
-_TIME_UNIT_OF = {name: unit for unit, names in _TIME_UNITS.items() for name in names}
+"""Names of each unit of time."""
+_TIME_UNIT_OF = {name: unit for unit, names in TIME_UNITS.items() for name in names}
 # Values below 1 lose their meaning if rounded further: 0.49 is not 0.
 _MAX_ROUNDING = 0.05
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from umbrella_data.manifest.manifest import Manifest
-from umbrella_data.manifest.sample import Answer, Sample, Scan, Turn
+from umbrella_data.manifest.sample import Answer, Scan, Turn
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,20 +42,18 @@ def to_hf_rows(manifest: Manifest) -> Iterator[dict[str, Any]]:
     Raises:
         ManifestError: For an invalid row.
     """
-    return (_to_row(sample, manifest) for sample in manifest)
-
-
-def _to_row(sample: Sample, manifest: Manifest) -> dict[str, Any]:
-    return {
-        "id": sample.id,
-        "subject": sample.subject,
-        "task": sample.task,
-        "messages": [{"role": turn.role, "content": _content(turn)} for turn in sample.messages],
-        "images": [[path.relative_to(manifest.data_root).as_posix() for path in scan.paths] for scan in sample.scans],
-        "modalities": list(sample.modalities),
-        "masks": [scan.mask and scan.mask.relative_to(manifest.data_root).as_posix() for scan in sample.scans],
-        "answer": _answer(sample.answer),
-    }
+    root = manifest.data_root
+    for sample in manifest:
+        yield {
+            "id": sample.id,
+            "subject": sample.subject,
+            "task": sample.task,
+            "messages": [{"role": turn.role, "content": _content(turn)} for turn in sample.messages],
+            "images": [[path.relative_to(root).as_posix() for path in scan.paths] for scan in sample.scans],
+            "modalities": list(sample.modalities),
+            "masks": [scan.mask and scan.mask.relative_to(root).as_posix() for scan in sample.scans],
+            "answer": _answer(sample.answer),
+        }
 
 
 def _content(turn: Turn) -> list[dict[str, str | None]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,6 @@ INDEX_VERSION = 1
 
 SAVE_FROM_ROWS = 20_000
 """Indexes of smaller manifests are not saved: they are built quickly."""
-
-Identity = dict[str, Any]
 
 
 def open_index(path: Path, *, kind: str = "index", index_dir: Path | None) -> MappedArrays | None:
@@ -52,7 +51,9 @@ def save_index(
         combinations: See `RowFacts`.
         index_dir: Folder of the indexes; None writes next to the manifest, or else to the user's cache.
     """
-    facts = {"version": INDEX_VERSION, "manifest": identify(path), "combinations": combinations}
+    status = path.stat()
+    identity = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": _hash(path)}
+    facts = {"version": INDEX_VERSION, "manifest": identity, "combinations": combinations}
     for place in _places(path, kind, index_dir):
         try:
             write_arrays(place, arrays, facts=facts)
@@ -61,12 +62,6 @@ def save_index(
             continue
         return MappedArrays(place)
     return None
-
-
-def identify(path: Path) -> Identity:
-    """Size, time and hash of a file, to detect changes."""
-    status = path.stat()
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": _hash(path)}
 
 
 def cache_home() -> Path:
@@ -81,7 +76,7 @@ def _places(path: Path, kind: str, index_dir: Path | None) -> list[Path]:
     return [path.with_name(f".{path.name}.{kind}"), cache_home() / "indexes" / name]
 
 
-def _is_same(path: Path, identity: Identity) -> bool:
+def _is_same(path: Path, identity: Mapping[str, Any]) -> bool:
     status = path.stat()
     if status.st_size != identity["size"]:
         return False

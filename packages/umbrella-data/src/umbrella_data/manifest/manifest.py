@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -98,8 +98,9 @@ class Manifest(Sequence[Sample]):
             ManifestError: With the problems of all invalid rows.
         """
         if self._facts is None:
-            self._facts = collect_facts(len(self), read=self._readable_row, path=str(self.path),
-                                        progress=progress or self._show_progress)  # fmt: skip
+            if progress is None:
+                progress = partial(progress_bar, words=f"indexing {self.path.name}", unit="row", delay=1)
+            self._facts = collect_facts(len(self), read=self._readable_row, path=str(self.path), progress=progress)
             if self.index_dir is not None or len(self) >= SAVE_FROM_ROWS:
                 arrays = {**self._index.arrays, **self._facts.arrays}
                 combinations = self._facts.combinations
@@ -189,9 +190,6 @@ class Manifest(Sequence[Sample]):
             self[index]  # raises a ManifestError with all problems of the row
             raise
         return row
-
-    def _show_progress(self, rows: Iterable[int]) -> Iterable[int]:
-        return progress_bar(rows, words=f"indexing {self.path.name}", unit="row", delay=1)
 
     def _at(self, index: int, problem: str) -> str:
         return f"line {self.line(range(len(self))[index])}: {problem}"

@@ -104,39 +104,38 @@ def _index_json_list(path: Path) -> RowIndex:
     shift = len(_BYTE_ORDER_MARK) if content.startswith(_BYTE_ORDER_MARK) else 0
     text = _decode_lines(content[shift:])
     position = _skip_blanks(text, 0)
-    if text[position : position + 1] == "{":
-        return _index_one_object(path, text, position, shift)
-    if text[position : position + 1] != "[":
+    is_list = text[position : position + 1] == "["
+    spans: list[tuple[int, int]] = []
+    if is_list:
+        position = _skip_blanks(text, position + 1)
+        while text[position : position + 1] not in ("]", ""):
+            stop = _end_of_value(text, position)
+            spans.append((position, stop))
+            position = _next_element(text, stop)
+        if text[position : position + 1] != "]" or text[position + 1 :].strip():
+            raise ValueError(f"line {_line_of(text, position)}: the list of rows does not end with ']'; the file may "
+                             "be truncated")  # fmt: skip
+    elif text[position : position + 1] == "{":  # one conversation, as in UMBRELLA JSON
+        spans.append((position, _end_of_value(text, position)))
+    if not is_list and (not spans or text[spans[0][1] :].strip()):
         raise ValueError("a .json manifest must be one list of rows or one row; rename a file of JSON Lines to .jsonl")
     starts, lengths, lines = [], [], []
-    position = _skip_blanks(text, position + 1)
     num_bytes, num_lines, counted = shift, 1, 0
-    while text[position : position + 1] not in ("]", ""):
-        stop = _end_of_value(text, position)
-        num_bytes += len(text[counted:position].encode("utf-8"))
-        num_lines += text.count("\n", counted, position)
-        row_bytes = len(text[position:stop].encode("utf-8"))
+    for start, stop in spans:
+        num_bytes += len(text[counted:start].encode("utf-8"))
+        num_lines += text.count("\n", counted, start)
         starts.append(num_bytes)
-        lengths.append(row_bytes)
+        lengths.append(len(text[start:stop].encode("utf-8")))
         lines.append(num_lines)
-        num_bytes += row_bytes
-        num_lines += text.count("\n", position, stop)
+        num_bytes += lengths[-1]
+        num_lines += text.count("\n", start, stop)
         counted = stop
-        position = _next_element(text, stop)
-    if text[position : position + 1] != "]" or text[position + 1 :].strip():
-        raise ValueError(f"line {_line_of(text, position)}: the list of rows does not end with ']'; the file may be "
-                         "truncated")  # fmt: skip
-    return _from_lists(path, starts, lengths, lines)
-
-
-def _index_one_object(path: Path, text: str, position: int, shift: int) -> RowIndex:
-    """A file of one conversation, as in UMBRELLA JSON."""
-    stop = _end_of_value(text, position)
-    if text[stop:].strip():
-        raise ValueError("a .json manifest must be one list of rows or one row; rename a file of JSON Lines to .jsonl")
-    start = shift + len(text[:position].encode("utf-8"))
-    length = len(text[position:stop].encode("utf-8"))
-    return _from_lists(path, [start], [length], [_line_of(text, position)])
+    arrays: Arrays = {
+        "starts": np.array(starts, dtype=np.int64),
+        "lengths": _to_lengths(np.array(lengths, dtype=np.int64)),
+        "lines": np.array(lines, dtype=np.int64),
+    }
+    return RowIndex(path, arrays=arrays)
 
 
 def _decode_lines(content: bytes) -> str:
@@ -163,15 +162,6 @@ def _end_of_value(text: str, position: int) -> int:
 
 def _line_of(text: str, position: int) -> int:
     return text.count("\n", 0, position) + 1
-
-
-def _from_lists(path: Path, starts: list[int], lengths: list[int], lines: list[int]) -> RowIndex:
-    arrays: Arrays = {
-        "starts": np.array(starts, dtype=np.int64),
-        "lengths": _to_lengths(np.array(lengths, dtype=np.int64)),
-        "lines": np.array(lines, dtype=np.int64),
-    }
-    return RowIndex(path, arrays=arrays)
 
 
 def _skip_blanks(text: str, position: int) -> int:

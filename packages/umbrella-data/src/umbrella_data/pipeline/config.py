@@ -125,6 +125,9 @@ def _preset_or_list(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     raise ValueError(f"is {value!r}; write the keys of the preset, such as {{}}, or a list of transforms")
 
 
+Augment = AugmentConfig | tuple[RandomTransform, ...] | None
+
+
 class PipelineSettings(BaseModel):
     """How scans of one modality become the model's input; the image size is the model's."""
 
@@ -150,14 +153,17 @@ class PipelineSettings(BaseModel):
     """Volumes of a DWI with a b-value up to this (s/mm2) are b0 volumes."""
     allow_left_right: bool = False
     """Transforms in augment may exchange left and right: only where no answer depends on the side."""
-    augment: Annotated[AugmentConfig | tuple[RandomTransform, ...] | None, WrapValidator(_preset_or_list)] = None
+    augment: Annotated[Augment, WrapValidator(_preset_or_list)] = None
     """Augmentation of training scans (default: none): a preset, or a list of MONAI's random transforms."""
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The settings of how scans are read, as arguments of `load_volume` and `verify_scan`."""
+        return {"max_b": self.max_b, "b0_threshold": self.b0_threshold, "non_finite": self.non_finite}
 
     @field_validator("augment")
     @classmethod
-    def _keeps_the_side(
-        cls, augment: AugmentConfig | tuple[RandomTransform, ...] | None, info: ValidationInfo
-    ) -> AugmentConfig | tuple[RandomTransform, ...] | None:
+    def _keeps_the_side(cls, augment: Augment, info: ValidationInfo) -> Augment:
         if isinstance(augment, tuple) and not info.data.get("allow_left_right"):
             found = [(i, side_problem(each.name, each.arguments)) for i, each in enumerate(augment)]
             problems = [((i, problem[0]), problem[1]) for i, problem in found if problem is not None]
@@ -166,15 +172,11 @@ class PipelineSettings(BaseModel):
         return augment
 
     @model_validator(mode="after")
-    def _has_one_way(self) -> PipelineSettings:
+    def _fits_together(self) -> PipelineSettings:
         if self.spacing is not None and self.interpolation != "trilinear":
             raise ValueError(f"interpolation: {self.interpolation} is for resizing; with spacing, use trilinear")
         if self.spacing is None and self.crop != "field_of_view":
             raise ValueError(f"crop: {self.crop} needs spacing; without it, the whole field of view is resized")
-        return self
-
-    @model_validator(mode="after")
-    def _has_weighted_volumes(self) -> PipelineSettings:
         check_b_limits(max_b=self.max_b, b0_threshold=self.b0_threshold)
         return self
 

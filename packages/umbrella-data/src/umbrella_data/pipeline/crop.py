@@ -72,14 +72,7 @@ def _first_frame(
     if spec.num_channels == 1:
         found = _read_frame(paths[0], mask=mask, spec=spec, config=config)
         return found.frames[:, None], found.spacing
-    volume = load_volume(
-        paths,
-        modality=spec.name,
-        mask=mask,
-        max_b=config.max_b,
-        b0_threshold=config.b0_threshold,
-        non_finite=config.non_finite,
-    )
+    volume = load_volume(paths, modality=spec.name, mask=mask, **config.reading)
     return volume.data[None].numpy(), volume.spacing
 
 

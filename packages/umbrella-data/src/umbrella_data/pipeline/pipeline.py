@@ -27,7 +27,7 @@ import torch
 from umbrella_data.cache.entry import CachedFrames
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.errors import ScanError, ScanReason
-from umbrella_data.files.paths import pair_of
+from umbrella_data.files.paths import both_files
 from umbrella_data.modality import find_modality
 from umbrella_data.pipeline.augment import Augmentation
 from umbrella_data.pipeline.config import PipelineConfig
@@ -87,10 +87,8 @@ class Pipeline:
         self.index_folder = None if index_folder is None else Path(index_folder)
         if index_folder is not None:
             check_indexed_gzip()
-        self._is_series, self._rank, self._num_channels = (
-            self.spec.is_series, self.spec.spatial_rank, self.spec.num_channels,
-        )  # fmt: skip
-        if len(config.image_size) != self._rank:
+        self._is_series, self._num_channels = self.spec.is_series, self.spec.num_channels
+        if len(config.image_size) != self.spec.spatial_rank:
             axes = "(X, Y, Z, T)" if self._is_series else "(X, Y, Z)"
             raise ValueError(f"{self.spec.name} needs an image_size {axes}, not {config.image_size}")
         if config.normalise == "temporal_zscore" and not self._is_series:
@@ -276,7 +274,7 @@ class Pipeline:
         is_for_cache = self.cache is not None and self._is_series
         frames = read_resampled(
             stored,
-            rank=self._rank,
+            rank=self.spec.spatial_rank,
             grid=self.grid,
             window=window,
             max_voxels=MAX_SERIES_VOXELS if is_for_cache else MAX_VOXELS,
@@ -310,19 +308,13 @@ class Pipeline:
             from umbrella_data.scan.gradient_table import gradient_files
 
             more += gradient_files(scan.paths[0])
-        return [file for path in (*scan.paths, *more) for file in _both_files(path)]
+        return [file for path in (*scan.paths, *more) for file in both_files(path)]
 
 
 def _files_of(paths: ScanFiles, mask: str | PathLike[str] | None) -> _Files:
     # A str is a sequence of characters.
     listed = [paths] if isinstance(paths, str | PathLike) else paths
     return _Files(tuple(map(Path, listed)), None if mask is None else Path(mask))
-
-
-def _both_files(path: Path) -> tuple[Path, ...]:
-    """Both files of a pair, or the one file of any other scan."""
-    pair = pair_of(str(path))
-    return (path,) if pair is None else (Path(pair[0]), Path(pair[1]))
 
 
 def _frames_at(frames: torch.Tensor, positions: np.ndarray) -> torch.Tensor:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
@@ -17,41 +16,11 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from umbrella_data.errors import did_you_mean
 
 
-@dataclass(frozen=True)
-class Kind:
-    """Which values an argument takes.
-
-    Attributes:
-        words: The end of "must be ...".
-        annotation: The type that pydantic checks.
-    """
+class Kind(NamedTuple):
+    """Which values an argument takes: the end of "must be ...", and the type that pydantic checks."""
 
     words: str
     annotation: Any
-
-    @cached_property
-    def _adapter(self) -> TypeAdapter[Any]:
-        return TypeAdapter(self.annotation)
-
-    def check(self, value: Any) -> Any:
-        """The value as MONAI takes it.
-
-        Raises:
-            ValueError: If the value is of another kind.
-        """
-        try:
-            return self._adapter.validate_python(value)
-        except ValidationError:
-            raise ValueError(f"must be {self.words} (it is {value!r})") from None
-
-
-class Order(NamedTuple):
-    """Two arguments, the second of which must not be smaller, each with MONAI's default (None: not compared)."""
-
-    low: str
-    high: str
-    low_default: float | None = None
-    high_default: float | None = None
 
 
 Arguments = Mapping[str, Any]
@@ -64,13 +33,13 @@ class SupportedTransform:
     Attributes:
         arguments: The kind of each argument other than `prob`.
         required: Those without a default.
-        order: Pairs of arguments.
+        order: Two arguments with MONAI's defaults, the second of which must not be smaller; None is not compared.
         swaps: The argument with which left and right could be exchanged, or None.
     """
 
     arguments: Mapping[str, Kind]
     required: Sequence[str] = ()
-    order: Sequence[Order] = ()
+    order: Mapping[tuple[str, str], tuple[float | None, float | None]] = field(default_factory=dict)
     swaps: Callable[[Arguments], str | None] = lambda _: None
 
 
@@ -114,7 +83,8 @@ _PROB = Kind("a number from 0 to 1", _number(ge=0, le=1))
 _NUMBER = Kind("a number", _number())
 _NON_NEGATIVE = Kind("a number of at least 0", _number(ge=0))
 _SWITCH = Kind("true or false", bool)
-_COUNT = Kind("a whole number of at least 1", Annotated[int, Field(ge=1)])
+_SIZE = Annotated[int, Field(ge=1)]
+_COUNT = Kind("a whole number of at least 1", _SIZE)
 _PAIR = Kind("[low, high]", _pair(_number()))
 _POSITIVE_PAIR = Kind("[low, high], above 0", _pair(_number(gt=0)))
 _NON_NEGATIVE_PAIR = Kind("[low, high] of at least 0", _pair(_number(ge=0)))
@@ -134,23 +104,16 @@ _SHEARS = Kind(
     "a number, or a list of up to 6 numbers or [low, high], between -0.5 and 0.5",
     _per_axis(_number(gt=-0.5, lt=0.5), length=6),
 )
-_SIZE = Annotated[int, Field(ge=1)]
 _SIZES = Kind("a whole number of voxels, or three", _or_three(_SIZE))
 _ZOOMS = Kind("a number above 0, or three", _or_three(_number(gt=0)))
 _CELLS = Kind("a whole number of at least 1, or three", _or_three(_SIZE))
-_POINTS = Kind(
-    "a whole number of at least 3, or two",
-    Annotated[int, Field(ge=3)] | _pair(Annotated[int, Field(ge=3)]),
-)
+_POINT = Annotated[int, Field(ge=3)]
+_POINTS = Kind("a whole number of at least 3, or two", _POINT | _pair(_POINT))
 _AXIS = Annotated[int, Field(ge=-3, le=2)]
 _AXES = Kind("an axis from 0 to 2, or a list of axes", _AXIS | Annotated[tuple[_AXIS, ...], Field(min_length=1)] | None)
-_AXIS_PAIR = Kind(
-    "two different axes from 0 to 2",
-    Annotated[tuple[_AXIS, _AXIS], AfterValidator(_differ)],
-)
+_AXIS_PAIR = Kind("two different axes from 0 to 2", Annotated[tuple[_AXIS, _AXIS], AfterValidator(_differ)])
 _ROTATE90_AXES = (0, 1)
-_GRID_MODE = _one_of("bilinear", "nearest")
-_GRID_PADDING = _one_of("zeros", "border", "reflection")
+_ON_GRID = {"mode": _one_of("bilinear", "nearest"), "padding_mode": _one_of("zeros", "border", "reflection")}
 _RESIZE_MODE = _one_of("nearest", "nearest-exact", "trilinear", "area")
 _APPROX = _one_of("erf", "sampled", "scalespace")
 
@@ -197,8 +160,7 @@ _AFFINE = {
     "shear_range": _SHEARS,
     "translate_range": _PER_AXIS,
     "scale_range": _SCALES,
-    "mode": _GRID_MODE,
-    "padding_mode": _GRID_PADDING,
+    **_ON_GRID,
 }
 
 TRANSFORMS: Mapping[str, SupportedTransform] = {
@@ -208,22 +170,11 @@ TRANSFORMS: Mapping[str, SupportedTransform] = {
         required=("sigma_range", "magnitude_range"),
         swaps=_affine_swaps,
     ),
-    "RandGridDistortion": SupportedTransform(
-        {"num_cells": _CELLS, "distort_limit": _DISTORTION, "mode": _GRID_MODE, "padding_mode": _GRID_PADDING}
-    ),
-    "RandRotate": SupportedTransform(
-        {
-            "range_x": _SPREAD,
-            "range_y": _SPREAD,
-            "range_z": _SPREAD,
-            "mode": _GRID_MODE,
-            "padding_mode": _GRID_PADDING,
-        },
-        swaps=_rotate_swaps,
-    ),
+    "RandGridDistortion": SupportedTransform({"num_cells": _CELLS, "distort_limit": _DISTORTION, **_ON_GRID}),
+    "RandRotate": SupportedTransform({**{f"range_{axis}": _SPREAD for axis in "xyz"}, **_ON_GRID}, swaps=_rotate_swaps),
     "RandZoom": SupportedTransform(
         {"min_zoom": _ZOOMS, "max_zoom": _ZOOMS, "mode": _RESIZE_MODE, "padding_mode": _one_of("edge", "constant")},
-        order=(Order("min_zoom", "max_zoom", 0.9, 1.1),),
+        order={("min_zoom", "max_zoom"): (0.9, 1.1)},
     ),
     "RandFlip": SupportedTransform({"spatial_axis": _AXES}, swaps=_flip_swaps),
     "RandAxisFlip": SupportedTransform({}, swaps=lambda _: "name"),
@@ -259,7 +210,7 @@ TRANSFORMS: Mapping[str, SupportedTransform] = {
             "max_spatial_size": _SIZES,
         },
         required=("holes", "spatial_size"),
-        order=(Order("holes", "max_holes"), Order("spatial_size", "max_spatial_size")),
+        order={("holes", "max_holes"): (None, None), ("spatial_size", "max_spatial_size"): (None, None)},
     ),
 }
 """The supported transforms by name. Each treats all channels, here frames and maps, alike; noise differs."""
@@ -277,22 +228,22 @@ def check_arguments(name: str, given: Arguments) -> tuple[dict[str, Any], list[t
     """
     row = TRANSFORMS.get(name)
     if row is None:
-        return {}, [("name", f"{name!r} is not supported{did_you_mean(name, TRANSFORMS) or _known(TRANSFORMS)}")]
+        return {}, [("name", f"{name!r} is not supported{_suggest(name, TRANSFORMS)}")]
     kinds = {"prob": _PROB, **row.arguments}
     checked, problems = {}, []
     for key, value in given.items():
         if key not in kinds:
-            problems.append((key, f"is not an argument of {name} here{did_you_mean(key, kinds) or _known(kinds)}"))
+            problems.append((key, f"is not an argument of {name} here{_suggest(key, kinds)}"))
             continue
         try:
-            checked[key] = kinds[key].check(value)
-        except ValueError as error:
-            problems.append((key, str(error)))
+            checked[key] = TypeAdapter(kinds[key].annotation).validate_python(value)
+        except ValidationError:
+            problems.append((key, f"must be {kinds[key].words} (it is {value!r})"))
     problems += [(key, f"is missing: {name} needs it") for key in row.required if key not in given]
-    for order in row.order:
-        low, high = checked.get(order.low, order.low_default), checked.get(order.high, order.high_default)
+    for (low_key, high_key), defaults in row.order.items():
+        low, high = checked.get(low_key, defaults[0]), checked.get(high_key, defaults[1])
         if low is not None and high is not None and not _is_ordered(low, high):
-            problems.append((order.high, f"{high} is not at least {order.low} {low}, or is for other axes"))
+            problems.append((high_key, f"{high} is not at least {low_key} {low}, or is for other axes"))
     return checked, problems
 
 
@@ -314,11 +265,11 @@ def turned_axes(name: str, arguments: Arguments) -> tuple[int, int] | None:
     return first % 3, second % 3
 
 
-def _known(words: Mapping[str, object]) -> str:
-    return f"; known are {', '.join(words)}"
+def _suggest(word: str, known: Mapping[str, object]) -> str:
+    return did_you_mean(word, known) or f"; known are {', '.join(known)}"
 
 
 def _is_ordered(low: Any, high: Any) -> bool:
-    if isinstance(low, tuple) != isinstance(high, tuple):
-        return False
-    return all(a <= b for a, b in zip(low, high, strict=True)) if isinstance(low, tuple) else bool(low <= high)
+    if isinstance(low, tuple) and isinstance(high, tuple):
+        return all(a <= b for a, b in zip(low, high, strict=True))
+    return not isinstance(low, tuple) and not isinstance(high, tuple) and bool(low <= high)

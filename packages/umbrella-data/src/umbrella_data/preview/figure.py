@@ -55,7 +55,12 @@ def draw_volume(
     patches = None if patch_size is None else patch_grid(volume.shape[1:], patch_size, modality=spec.name)
     values = volume.detach().float().cpu().numpy()
     num_rows = spec.num_channels + int(spec.is_series)
-    figure = _new_figure(num_rows)
+    try:
+        # The class without pyplot has no window and no global state.
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install matplotlib") from error
+    figure = Figure(figsize=(7.5, 0.5 + 2.5 * num_rows), layout="constrained")
     grid = figure.add_gridspec(num_rows, 3)
     for row, channel in enumerate(values):
         frame = channel[..., channel.shape[-1] // 2] if spec.is_series else channel
@@ -69,15 +74,6 @@ def draw_volume(
         _draw_carpet(figure.add_subplot(grid[-1, :]), values[0], frames_a_patch=frames_a_patch)
     figure.suptitle(_caption(spec, volume, patches=patches, title=title), fontsize=10)
     return figure
-
-
-def _new_figure(num_rows: int) -> Figure:
-    try:
-        # The class without pyplot has no window and no global state.
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install matplotlib") from error
-    return Figure(figsize=(7.5, 0.5 + 2.5 * num_rows), layout="constrained")
 
 
 def _draw_plane(

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from os import PathLike, fspath
-from typing import Any
 
 import numpy as np
 
@@ -100,7 +99,11 @@ def fit_dwi(
             tensor.
         ImportError: Without dipy.
     """
-    dipy = _import_dipy()
+    try:
+        from dipy.core.gradients import gradient_table
+        from dipy.reconst.dti import TensorModel
+    except ImportError as error:
+        raise ImportError(_NEEDS_DIPY) from error
     voxels = read_voxels(path, rank=4, max_voxels=max_voxels, mask=mask, non_finite=non_finite)
     gradients = read_gradients(path, num_volumes=len(voxels.frames), b0_threshold=b0_threshold)
     selected = select_shells(gradients.b_values, max_b=max_b, b0_threshold=b0_threshold)
@@ -111,30 +114,22 @@ def fit_dwi(
         raise ScanError("every b0 volume is empty", path=path, reason=ScanReason.CONSTANT)
     directions = gradients.world_directions(voxels.header.affine)
     _check_span(directions[is_fitted & ~gradients.is_b0], shells=selected.shells, path=fspath(path))
-    table = dipy["gradient_table"](
-        gradients.b_values[is_fitted],
-        bvecs=directions[is_fitted],
-        b0_threshold=b0_threshold,
-        atol=0.05,
+    table = gradient_table(
+        gradients.b_values[is_fitted], bvecs=directions[is_fitted], b0_threshold=b0_threshold, atol=0.05
     )
     mean_b0 = voxels.frames[is_b0].mean(axis=0)
+    brain, has_background = (mean_b0 > 0, True) if mask is not None else _find_brain(mean_b0, spacing=voxels.spacing)
     warnings = (
         *voxels.header.warnings,
         *zeroed_warning(voxels.num_zeroed),
         *([] if has_image.all() else [ScanWarning.EMPTY_FRAMES]),
         *([ScanWarning.HIGH_B] if selected.is_above else []),
+        *([] if has_background else [ScanWarning.NO_BACKGROUND]),
     )
-    brain = mean_b0 > 0  # outside of a mask, voxels are 0
-    if mask is None:
-        _, found = dipy["median_otsu"](mean_b0, median_radius=_median_radius(voxels.spacing), numpass=1)
-        if _has_background(found, mean_b0):
-            brain = found
-        else:
-            warnings = (*warnings, ScanWarning.NO_BACKGROUND)
     if not brain.any():
         raise ScanError("no brain is found in the mean b0 volume; give a mask", path=path, reason=ScanReason.NO_BRAIN)
     signal = np.ascontiguousarray(voxels.frames[:, brain][is_fitted].T)
-    fit = dipy["TensorModel"](table, fit_method="WLS").fit(signal)
+    fit = TensorModel(table, fit_method="WLS").fit(signal)
 
     def spread(values: np.ndarray) -> np.ndarray:
         volume = np.zeros((*values.shape[1:], *brain.shape), dtype=np.float32)
@@ -153,26 +148,17 @@ def fit_dwi(
     )
 
 
-def _has_background(brain: np.ndarray, mean_b0: np.ndarray) -> bool:
-    """Whether voxels outside of a brain are a dark background, not tissue, which must not be set to 0."""
-    if not brain.any() or brain.all():
-        return True
-    return float(mean_b0[brain].mean()) >= _MIN_CONTRAST * float(mean_b0[~brain].mean())
+def _find_brain(mean_b0: np.ndarray, *, spacing: tuple[float, float, float]) -> tuple[np.ndarray, bool]:
+    """The brain (X, Y, Z), and whether voxels outside are a dark background, not tissue, which must not become 0."""
+    from dipy.segment.mask import median_otsu
 
-
-def _median_radius(spacing: tuple[float, float, float]) -> int:
-    """Radius in voxels of the median filter before Otsu's threshold: about 6 mm, at most dipy's default of 4."""
-    return int(np.clip(round(6.0 / float(np.mean(spacing))), 1, 4))
-
-
-def _import_dipy() -> dict[str, Any]:
-    try:
-        from dipy.core.gradients import gradient_table
-        from dipy.reconst.dti import TensorModel
-        from dipy.segment.mask import median_otsu
-    except ImportError as error:
-        raise ImportError(_NEEDS_DIPY) from error
-    return {"gradient_table": gradient_table, "TensorModel": TensorModel, "median_otsu": median_otsu}
+    # About 6 mm, at most dipy's default of 4 voxels.
+    radius = int(np.clip(round(6.0 / float(np.mean(spacing))), 1, 4))
+    _, found = median_otsu(mean_b0, median_radius=radius, numpass=1)
+    is_mixed = found.any() and not found.all()
+    if is_mixed and float(mean_b0[found].mean()) < _MIN_CONTRAST * float(mean_b0[~found].mean()):
+        return mean_b0 > 0, False
+    return found, True
 
 
 def _check_span(directions: np.ndarray, *, shells: tuple[Shell, ...], path: str) -> None:

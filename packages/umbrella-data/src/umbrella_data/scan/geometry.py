@@ -39,17 +39,15 @@ def check_affine(affine: np.ndarray, *, path: str) -> None:
         ScanError: With the reason `affine`.
     """
     if not np.isfinite(affine).all():
-        raise ScanError(
-            "the affine has values that are not finite: set sform or qform again", path=path, reason=ScanReason.AFFINE
-        )
+        raise _affine_error("the affine has values that are not finite", path=path)
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     # Volume spanned by the three unit vectors: 1 for right angles, 0 if they are in one plane.
     if (lengths == 0).any() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
-        raise ScanError(
-            "the affine cannot be inverted: its axes are in one plane; set sform or qform again",
-            path=path,
-            reason=ScanReason.AFFINE,
-        )
+        raise _affine_error("the affine cannot be inverted, because its axes are in one plane", path=path)
+
+
+def _affine_error(problem: str, *, path: str) -> ScanError:
+    return ScanError(f"{problem}: set sform or qform again", path=path, reason=ScanReason.AFFINE)
 
 
 def spacing_of(affine: np.ndarray, *, path: str) -> tuple[float, float, float]:
@@ -88,11 +86,7 @@ class Reorientation:
     def __init__(self, affine: np.ndarray, *, path: str) -> None:
         self._ornt = io_orientation(affine)
         if not np.isfinite(self._ornt).all():
-            raise ScanError(
-                "two axes of the affine point in the same direction: set sform or qform again",
-                path=path,
-                reason=ScanReason.AFFINE,
-            )
+            raise _affine_error("two axes of the affine point in the same direction", path=path)
         self.order: tuple[int, int, int] = tuple(int(axis) for axis in np.argsort(self._ornt[:, 0]))  # type: ignore[assignment]
         self.flips: tuple[bool, bool, bool] = tuple(bool(self._ornt[axis, 1] < 0) for axis in self.order)  # type: ignore[assignment]
         self._affine = affine

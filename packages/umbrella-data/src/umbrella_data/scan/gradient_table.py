@@ -134,15 +134,6 @@ def gradient_files(path: str | PathLike[str]) -> tuple[Path, Path]:
     return gradient_file(dwi, ".bval"), gradient_file(dwi, ".bvec")
 
 
-def count_b0(path: str | PathLike[str], *, b0_threshold: float = B0_THRESHOLD) -> int:
-    """Number of b0 volumes of a DWI, from its bval file.
-
-    Raises:
-        ScanError: If the bval file is missing or wrong.
-    """
-    return read_shells(path, b0_threshold=b0_threshold)[0].num_volumes
-
-
 def read_shells(
     path: str | PathLike[str], *, max_b: float = MAX_B, b0_threshold: float = B0_THRESHOLD
 ) -> tuple[Shell, ...]:
@@ -212,31 +203,25 @@ def _read_numbers(path: Path, *, reason: ScanReason) -> list[list[float]]:
 
 def _read_b_values(path: Path, *, num_volumes: int | None, b0_threshold: float) -> np.ndarray:
     rows = _read_numbers(path, reason=ScanReason.BVAL)
+    values = np.array([number for row in rows for number in row])
+    problem = None
     # The standard is one row; some tools write one column.
     if len(rows) > 1 and any(len(row) != 1 for row in rows):
-        raise _bval_error(f"{len(rows)} rows of b-values; write one row", path=path)
-    values = np.array([number for row in rows for number in row])
-    if num_volumes is not None and len(values) != num_volumes:
-        raise _bval_error(f"{len(values)} b-values for {num_volumes} volumes", path=path)
-    if not len(values) or not np.isfinite(values).all() or values.min() < 0:
-        raise _bval_error("must have b-values, all finite and none negative", path=path)
-    if values.max() > MAX_ACCEPTED_B:
-        raise _bval_error(
-            f"b up to {values.max():g}: must be at most {MAX_ACCEPTED_B:g} s/mm2; is the unit s/m2?", path=path
-        )
-    if 0 < values.max() <= b0_threshold:
-        raise _bval_error(f"b up to {values.max():g} only: must be in s/mm2; is the unit ms/um2?", path=path)
-    if not (values <= b0_threshold).any():
-        raise _bval_error(
-            f"no b0 volume: the lowest b is {values.min():g}; at least one must be at most {b0_threshold:g}: if these "
-            "are b0 volumes, raise b0_threshold",
-            path=path,
-        )
+        problem = f"{len(rows)} rows of b-values; write one row"
+    elif num_volumes is not None and len(values) != num_volumes:
+        problem = f"{len(values)} b-values for {num_volumes} volumes"
+    elif not len(values) or not np.isfinite(values).all() or values.min() < 0:
+        problem = "must have b-values, all finite and none negative"
+    elif values.max() > MAX_ACCEPTED_B:
+        problem = f"b up to {values.max():g}: must be at most {MAX_ACCEPTED_B:g} s/mm2; is the unit s/m2?"
+    elif 0 < values.max() <= b0_threshold:
+        problem = f"b up to {values.max():g} only: must be in s/mm2; is the unit ms/um2?"
+    elif not (values <= b0_threshold).any():
+        problem = (f"no b0 volume: the lowest b is {values.min():g}; at least one must be at most {b0_threshold:g}: if "
+                   "these are b0 volumes, raise b0_threshold")  # fmt: skip
+    if problem is not None:
+        raise ScanError(problem, path=path, reason=ScanReason.BVAL)
     return values
-
-
-def _bval_error(message: str, *, path: Path) -> ScanError:
-    return ScanError(message, path=path, reason=ScanReason.BVAL)
 
 
 def _read_b_vectors(path: Path, *, b_values: np.ndarray, is_b0: np.ndarray) -> np.ndarray:

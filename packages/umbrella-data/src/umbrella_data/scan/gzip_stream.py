@@ -39,6 +39,10 @@ class GzipSource:
         self._path = path
         self._pending = b""
 
+    def error(self, reason: ScanReason, message: str) -> ScanError:
+        """An error of this file."""
+        return ScanError(message, path=self._path, reason=reason)
+
     def block(self) -> bytes:
         """The next bytes, about 256 KiB; empty at the end of the file."""
         pending, self._pending = self._pending, b""
@@ -58,10 +62,9 @@ class GzipSource:
         while len(data) < count:
             more = self._file.read(_BLOCK_BYTES)
             if not more:
-                raise ScanError(
+                raise self.error(
+                    ScanReason.GZIP_TRUNCATED,
                     "the gzip stream ends inside a member's header or trailer; copy or convert the file again",
-                    path=self._path,
-                    reason=ScanReason.GZIP_TRUNCATED,
                 )
             data += more
         self._pending = data[count:]
@@ -76,21 +79,14 @@ class GzipSource:
         for _ in range(_MAX_NAME_BYTES):
             if self.take(1) == b"\0":
                 return
-        raise ScanError(
-            "a name in the gzip header does not end; not a gzip file, or a damaged one",
-            path=self._path,
-            reason=ScanReason.GZIP_HEADER,
+        raise self.error(
+            ScanReason.GZIP_HEADER, "a name in the gzip header does not end; not a gzip file, or a damaged one"
         )
-
-    def at_end(self) -> bool:
-        """Whether all bytes were read."""
-        if not self._pending:
-            self._pending = self._file.read(_BLOCK_BYTES)
-        return not self._pending
 
     def peek(self) -> bytes:
         """The next byte, without reading past it; empty at the end of the file."""
-        return b"" if self.at_end() else self._pending[:1]
+        self._pending = self._pending or self._file.read(_BLOCK_BYTES)
+        return self._pending[:1]
 
 
 def iter_gzip(file: BinaryIO, *, path: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
@@ -105,33 +101,25 @@ def iter_gzip(file: BinaryIO, *, path: str, chunk_bytes: int = CHUNK_BYTES) -> I
         ScanError: `gzip_header`, `gzip_data`, `gzip_crc`, `gzip_length`, `gzip_truncated` or `gzip_trailing`.
     """
     source = GzipSource(file, path=path)
-    skip_member_header(source, path=path)
     while True:
-        yield from _iter_member(source, path=path, chunk_bytes=chunk_bytes)
-        if source.at_end():
+        _skip_member_header(source)
+        yield from _iter_member(source, chunk_bytes=chunk_bytes)
+        following = source.peek()
+        if not following:
             return
-        if source.peek() != GZIP_MAGIC[:1]:
-            raise ScanError(
+        if following != GZIP_MAGIC[:1]:
+            raise source.error(
+                ScanReason.GZIP_TRAILING,
                 "bytes that are not gzip follow the end of the gzip stream: damaged, or joined with another file",
-                path=path,
-                reason=ScanReason.GZIP_TRAILING,
             )
-        skip_member_header(source, path=path)
 
 
-def skip_member_header(source: GzipSource, *, path: str) -> None:
-    """Skip the header of a member.
-
-    Raises:
-        ScanError: `gzip_header` or `gzip_truncated`.
-    """
+def _skip_member_header(source: GzipSource) -> None:
     header = source.take(10)
     flags = header[3]
     if header[:2] != GZIP_MAGIC or header[2] != 8 or flags & _RESERVED:
-        raise ScanError(
-            f"not a gzip member: it begins with {header[:4].hex(' ')} and not 1f 8b 08",
-            path=path,
-            reason=ScanReason.GZIP_HEADER,
+        raise source.error(
+            ScanReason.GZIP_HEADER, f"not a gzip member: it begins with {header[:4].hex(' ')} and not 1f 8b 08"
         )
     if flags & _FEXTRA:
         source.take(struct.unpack("<H", source.take(2))[0])
@@ -143,7 +131,7 @@ def skip_member_header(source: GzipSource, *, path: str) -> None:
         source.take(2)
 
 
-def _iter_member(source: GzipSource, *, path: str, chunk_bytes: int) -> Iterator[bytes]:
+def _iter_member(source: GzipSource, *, chunk_bytes: int) -> Iterator[bytes]:
     """Yield one member's bytes and check its trailer."""
     decompressor = inflate.decompressobj(-15)
     crc, size = 0, 0
@@ -151,18 +139,16 @@ def _iter_member(source: GzipSource, *, path: str, chunk_bytes: int) -> Iterator
     while not decompressor.eof:
         block = block or source.block()
         if not block:
-            raise ScanError(
+            raise source.error(
+                ScanReason.GZIP_TRUNCATED,
                 f"the gzip stream ends early, after {size} decompressed bytes; copy or convert the file again",
-                path=path,
-                reason=ScanReason.GZIP_TRUNCATED,
             )
         try:
             chunk = decompressor.decompress(block, chunk_bytes)
         except (zlib.error, inflate.error) as error:
-            raise ScanError(
+            raise source.error(
+                ScanReason.GZIP_DATA,
                 f"the gzip stream is damaged after {size} decompressed bytes ({error}); copy or convert the file again",
-                path=path,
-                reason=ScanReason.GZIP_DATA,
             ) from error
         block = decompressor.unconsumed_tail
         if chunk:
@@ -170,29 +156,18 @@ def _iter_member(source: GzipSource, *, path: str, chunk_bytes: int) -> Iterator
             size += len(chunk)
             yield chunk
     source.push_back(decompressor.unused_data)
-    check_trailer(source.take(8), crc=crc, size=size, path=path)
-
-
-def check_trailer(trailer: bytes, *, crc: int, size: int, path: str) -> None:
-    """Compare a member's stored checksum and length (8 bytes) with what was found.
-
-    Raises:
-        ScanError: `gzip_crc` or `gzip_length`.
-    """
-    stored_crc, stored_size = struct.unpack("<II", trailer)
+    stored_crc, stored_size = struct.unpack("<II", source.take(8))
     if stored_crc != crc:
-        raise ScanError(
+        raise source.error(
+            ScanReason.GZIP_CRC,
             f"the gzip checksum does not match ({stored_crc:08x} stored, {crc:08x} found): the data are damaged; "
             "copy or convert the file again",
-            path=path,
-            reason=ScanReason.GZIP_CRC,
         )
     if stored_size != size & 0xFFFFFFFF:
-        raise ScanError(
+        raise source.error(
+            ScanReason.GZIP_LENGTH,
             f"the gzip length does not match ({stored_size} bytes stored, {size} found); "
             "copy or convert the file again",
-            path=path,
-            reason=ScanReason.GZIP_LENGTH,
         )
 
 

@@ -60,8 +60,7 @@ class StoredScan:
         *,
         path: str,
         index_folder: Path | None = None,
-        header_file: BinaryIO | None = None,
-        header_path: str | None = None,
+        header: tuple[BinaryIO, str] | None = None,
     ) -> None:
         self.path = path
         self._file = file
@@ -69,13 +68,13 @@ class StoredScan:
         self._size = status.st_size
         self._identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         self._index_path = None if index_folder is None else index_path(index_folder, path, identity=self._identity)
-        self._is_pair = header_file is not None
+        self._is_pair = header is not None
         self.is_compressed = is_gzip_scan(file, path=path)
         # Small chunks: voxels are not needed yet.
-        if header_file is None:
+        if header is None:
             self.header = _read_header(self._stream(chunk_bytes=_HEADER_CHUNK_BYTES), path=path)
         else:
-            name = header_path or path
+            header_file, name = header
             is_compressed = is_gzip_scan(header_file, path=name)
             chunks = _iter_file(header_file, path=name, is_compressed=is_compressed, chunk_bytes=_HEADER_CHUNK_BYTES)
             self.header = _read_separate_header(chunks, path=name)
@@ -108,8 +107,7 @@ class StoredScan:
                 num_slices = min(size, z - position)
                 view = memoryview(buffer)[: num_slices * slice_bytes]
                 if not source.fill(view):
-                    raise ScanError("the file ends early: it was truncated while it was read",
-                                    path=self.path, reason=ScanReason.TRUNCATED)  # fmt: skip
+                    raise self._error(ScanReason.TRUNCATED, "the file ends early: it was truncated while it was read")
                 yield np.frombuffer(view, dtype=header.dtype).reshape(num_slices, y, x)
         source.finish()
 
@@ -120,26 +118,21 @@ class StoredScan:
         """Reject a declared size that does not fit the file's, before memory of that size is allocated."""
         declared, stored = self.header.file_bytes, self._size
         if declared > max(stored * MAX_DEFLATE_RATIO, _BOMB_BYTES):
-            raise ScanError(
+            raise self._error(
+                ScanReason.TOO_LARGE,
                 f"the header declares {declared} bytes, far more than a file of {stored} bytes can hold: "
                 "its dimensions are wrong",
-                path=self.path,
-                reason=ScanReason.TOO_LARGE,
             )
         if self.is_compressed:
             if declared > stored * MAX_DEFLATE_RATIO:
-                raise ScanError(
+                raise self._error(
+                    ScanReason.TRUNCATED,
                     f"the header declares {declared} bytes, more than {stored} bytes of gzip can expand to: "
                     "the file was truncated or its header is damaged",
-                    path=self.path,
-                    reason=ScanReason.TRUNCATED,
                 )
             if declared > max(stored * MAX_PLAUSIBLE_RATIO, _ALWAYS_ALLOWED_BYTES):
-                raise ScanError(
-                    f"{stored} bytes of gzip declare {declared} bytes of voxels: no scan compresses that well",
-                    path=self.path,
-                    reason=ScanReason.TOO_LARGE,
-                )
+                text = f"{stored} bytes of gzip declare {declared} bytes of voxels: no scan compresses that well"
+                raise self._error(ScanReason.TOO_LARGE, text)
         elif declared != stored:
             raise self._wrong_size(stored)
 
@@ -149,26 +142,23 @@ class StoredScan:
         if self._is_pair and not self.is_compressed and (problem := self._foreign_content()) is not None:
             return problem
         if found < declared:
-            return ScanError(
-                f"the file ends early: the header declares {declared} bytes, the file has {found}",
-                path=self.path,
-                reason=ScanReason.TRUNCATED,
-            )
-        return ScanError(
-            f"the header declares {declared} bytes, but the file is longer: its dimensions or type are wrong",
-            path=self.path,
-            reason=ScanReason.TRAILING,
-        )
+            text = f"the file ends early: the header declares {declared} bytes, the file has {found}"
+            return self._error(ScanReason.TRUNCATED, text)
+        text = f"the header declares {declared} bytes, but the file is longer: its dimensions or type are wrong"
+        return self._error(ScanReason.TRAILING, text)
+
+    def _error(self, reason: ScanReason, text: str) -> ScanError:
+        return ScanError(text, path=self.path, reason=reason)
 
     def _foreign_content(self) -> ScanError | None:
         """The error for voxels of a pair that are another kind of file: only a wrong size tells them from voxels."""
         self._file.seek(0)
         start = self._file.read(START_BYTES)
         if start.startswith(GZIP_MAGIC):
-            message = "is gzip: rename it to .img.gz, and compress its .hdr file too"
-            return ScanError(message, path=self.path, reason=ScanReason.GZIP_HEADER)
+            text = "is gzip: rename it to .img.gz, and compress its .hdr file too"
+            return self._error(ScanReason.GZIP_HEADER, text)
         look_alike = describe_look_alike(start) if start else None
-        return None if look_alike is None else ScanError(look_alike, path=self.path, reason=ScanReason.FILE_TYPE)
+        return None if look_alike is None else self._error(ScanReason.FILE_TYPE, look_alike)
 
     def _start(self, frame: int) -> int:
         """Number of decompressed bytes before a frame."""
@@ -274,9 +264,7 @@ def open_scan(path: str | os.PathLike[str], *, index_folder: Path | None = None)
         return
     header_name, voxels_name = pair
     with open_regular_file(header_name) as header_file, open_regular_file(voxels_name) as file:
-        yield StoredScan(
-            file, path=voxels_name, index_folder=index_folder, header_file=header_file, header_path=header_name
-        )
+        yield StoredScan(file, path=voxels_name, index_folder=index_folder, header=(header_file, header_name))
 
 
 def _read_header(stream: Iterator[bytes], *, path: str) -> ScanHeader:

@@ -16,8 +16,9 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.files.atomic import write_atomically
@@ -76,7 +77,7 @@ def parse_shard(text: str) -> Shard:
 
 
 @dataclass(frozen=True)
-class ScanParts(Generic[Item]):
+class ScanParts:
     """Results of scans in a folder, one file for each shard.
 
     Attributes:
@@ -87,80 +88,96 @@ class ScanParts(Generic[Item]):
     folder: Path
     shard: Shard | None
 
-    def read(
-        self,
-        work: Callable[[Item], tuple[Item, Outcome]],
-        scans: Mapping[Item, str],
-        *,
-        files: Callable[[Item], Iterable[Path]],
-        settings: Mapping[str, Any],
-        num_workers: int | None,
-        progress: Callable[[Iterable[Any], int], Iterable[Any]],
-    ) -> list[tuple[Item, Outcome]]:
-        """Read the scans of the shard and write its file, or load all scans from the files.
-
-        Args:
-            work: Validates a scan. Not called by the merge.
-            scans: All scans of the command with their subjects, in an order that is the same for each shard.
-            files: The files of a scan.
-            settings: Options that change the result of `work`, as JSON values.
-            num_workers: Processes that read scans; None for one per core.
-            progress: Wraps the results, as tqdm does; called with their number.
-
-        Returns:
-            Scans and their results in the order of `scans`: those of the shard, or all.
-
-        Raises:
-            ManifestError: With all problems of the files: shards that are missing, or were read with other options,
-                from other scans or with another number of shards, and scans that have changed since.
-        """
-        if self.shard is None:
-            return self._load(list(scans), files=files, settings=settings)
-        mine = self.shard.subjects(scans.values())
-        chosen = [scan for scan, subject in scans.items() if subject in mine]
-        # A folder that cannot be created is reported before scans are read.
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Before reading: a scan that changes meanwhile is then noticed by the merge.
-        states = {scan: _states(files(scan)) for scan in chosen}
-        outcomes = dict(progress(map_unordered(work, chosen, num_workers=num_workers), len(chosen)))
-        head = {"shard": str(self.shard), "work": _digest(scans, files=files, settings=settings)}
-        numbers = {scan: number for number, scan in enumerate(scans)}
-        lines = [[numbers[scan], states[scan], _to_json(outcomes[scan])] for scan in chosen]
-        write_atomically(self._path(self.shard), (f"{json.dumps(line)}\n".encode() for line in (head, *lines)))
-        return [(scan, outcomes[scan]) for scan in chosen]
-
     def remove(self) -> None:
         """Remove the folder after its shards were merged."""
         shutil.rmtree(self.folder)
 
-    def _path(self, shard: Shard) -> Path:
-        return self.folder / f"{shard.number}-of-{shard.count}.jsonl"
 
-    def _load(
-        self, scans: Sequence[Item], *, files: Callable[[Item], Iterable[Path]], settings: Mapping[str, Any]
-    ) -> list[tuple[Item, Outcome]]:
-        heads: dict[Path, dict[str, str]] = {}
-        for path in sorted(self.folder.glob("*.jsonl")):
-            with path.open(encoding="utf-8") as file:
-                heads[path] = json.loads(file.readline())
-        shards = {path: parse_shard(head["shard"]) for path, head in heads.items()}
-        digest = _digest(scans, files=files, settings=settings)
-        stale = {shards[path].number for path, head in heads.items() if head["work"] != digest}
-        if problems := [*_wrong_shards(list(shards.values())), *_other_work(stale)]:
-            raise ManifestError(problems, path=self.folder)
-        found: dict[int, Outcome] = {}
-        changed: set[int] = set()
-        for path, shard in shards.items():
-            with path.open(encoding="utf-8") as file:
-                file.readline()
-                for number, states, outcome in map(json.loads, file):
-                    found[number] = _from_json(outcome)
-                    if states != _states(files(scans[number])):
-                        changed.add(shard.number)
-        if changed:
-            words = f"files have changed since shards {_listed(changed)} read them; run these again"
-            raise ManifestError(words, path=self.folder)
-        return [(scan, found[number]) for number, scan in enumerate(scans)]
+def read_scans(
+    work: Callable[[Item], VerifiedScan],
+    scans: Mapping[Item, str],
+    *,
+    parts: ScanParts | None,
+    files: Callable[[Item], Iterable[Path]],
+    settings: Mapping[str, Any],
+    num_workers: int | None,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]],
+) -> list[tuple[Item, Outcome]]:
+    """Read all scans, or those of a shard, whose file is then written; or load all scans from the files of the shards.
+
+    Args:
+        work: Validates a scan, or raises a `ScanError`. Not called by the merge.
+        scans: All scans of the command with their subjects, in an order that is the same for each shard.
+        parts: Where the files of the shards are; None reads all scans and writes no file.
+        files: The files of a scan.
+        settings: Options that change the result of `work`, as JSON values.
+        num_workers: Processes that read scans; None for one per core.
+        progress: Wraps the results, as tqdm does; called with their number.
+
+    Returns:
+        Scans and their results in the order of `scans`: those of the shard, or all.
+
+    Raises:
+        ManifestError: With all problems of the files: shards that are missing, or were read with other options, from
+            other scans or with another number of shards, and scans that have changed since.
+    """
+    if parts is not None and parts.shard is None:
+        return _load(parts.folder, list(scans), files=files, settings=settings)
+    chosen, states = list(scans), {}
+    if parts is not None and parts.shard is not None:
+        mine = parts.shard.subjects(scans.values())
+        chosen = [scan for scan, subject in scans.items() if subject in mine]
+        # A folder that cannot be created is reported before scans are read.
+        parts.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Before reading: a scan that changes meanwhile is then noticed by the merge.
+        states = {scan: _states(files(scan)) for scan in chosen}
+    results = map_unordered(partial(_attempt, work=work), chosen, num_workers=num_workers)
+    outcomes = dict(progress(results, len(chosen)))
+    if parts is not None and parts.shard is not None:
+        head = {"shard": str(parts.shard), "work": _digest(scans, files=files, settings=settings)}
+        numbers = {scan: number for number, scan in enumerate(scans)}
+        lines = [[numbers[scan], states[scan], _to_json(outcomes[scan])] for scan in chosen]
+        path = parts.folder / f"{parts.shard.number}-of-{parts.shard.count}.jsonl"
+        write_atomically(path, (f"{json.dumps(line)}\n".encode() for line in (head, *lines)))
+    return [(scan, outcomes[scan]) for scan in chosen]
+
+
+def _attempt(scan: Item, *, work: Callable[[Item], VerifiedScan]) -> tuple[Item, Outcome]:
+    try:
+        return scan, work(scan)
+    except ScanError as error:
+        return scan, error.bare()
+
+
+def _load(
+    folder: Path, scans: Sequence[Item], *, files: Callable[[Item], Iterable[Path]], settings: Mapping[str, Any]
+) -> list[tuple[Item, Outcome]]:
+    heads: dict[Path, dict[str, str]] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        with path.open(encoding="utf-8") as file:
+            heads[path] = json.loads(file.readline())
+    shards = {path: parse_shard(head["shard"]) for path, head in heads.items()}
+    digest = _digest(scans, files=files, settings=settings)
+    stale = {shards[path].number for path, head in heads.items() if head["work"] != digest}
+    problems = list(_wrong_shards(list(shards.values())))
+    if stale:
+        problems.append(f"shards {_listed(stale)} were read with other options, or before scans were added or removed; "
+                        "run them again with the options of --merge")  # fmt: skip
+    if problems:
+        raise ManifestError(problems, path=folder)
+    found: dict[int, Outcome] = {}
+    changed: set[int] = set()
+    for path, shard in shards.items():
+        with path.open(encoding="utf-8") as file:
+            file.readline()
+            for number, states, outcome in map(json.loads, file):
+                found[number] = _from_json(outcome)
+                if states != _states(files(scans[number])):
+                    changed.add(shard.number)
+    if changed:
+        words = f"files have changed since shards {_listed(changed)} read them; run these again"
+        raise ManifestError(words, path=folder)
+    return [(scan, found[number]) for number, scan in enumerate(scans)]
 
 
 def _wrong_shards(shards: Sequence[Shard]) -> Iterator[str]:
@@ -179,12 +196,6 @@ def _wrong_shards(shards: Sequence[Shard]) -> Iterator[str]:
         yield f"missing shards of {count}: {_listed(missing)}; run them, then --merge again"
     if repeated := {number for number, times in present.items() if times > 1}:
         yield f"repeated shards of {count}: {_listed(repeated)}; remove all but one file of each"
-
-
-def _other_work(stale: set[int]) -> Iterator[str]:
-    if stale:
-        yield (f"shards {_listed(stale)} were read with other options, or before scans were added or removed; run them "
-               "again with the options of --merge")  # fmt: skip
 
 
 def _listed(numbers: Iterable[int]) -> str:

@@ -40,16 +40,17 @@ def repetition_time(path: str | PathLike[str], header: ScanHeader) -> Repetition
         path: The series; its sidecar is next to it, or in a folder above by BIDS' inheritance principle.
         header: Its header.
     """
+    known = header.repetition_time
     for sidecar in sidecar_files(path):
-        if not stays_in_tree(sidecar, Path(path)):
-            return RepetitionTime(seconds=header.repetition_time, warnings=(ScanWarning.SIDECAR,))
         try:
-            content = read_json_object(sidecar)
+            content = read_json_object(sidecar) if stays_in_tree(sidecar, Path(path)) else None
         except (ScanError, ValueError):
-            return RepetitionTime(seconds=header.repetition_time, warnings=(ScanWarning.SIDECAR,))
+            content = None
+        if content is None:
+            return RepetitionTime(seconds=known, warnings=(ScanWarning.SIDECAR,))
         if "RepetitionTime" in content:
-            return _compared(content["RepetitionTime"], header)
-    return RepetitionTime(seconds=header.repetition_time)
+            return _compared(content["RepetitionTime"], known)
+    return RepetitionTime(seconds=known)
 
 
 def sidecar_files(path: str | PathLike[str]) -> Iterator[Path]:
@@ -83,11 +84,9 @@ def read_json_object(
     return value
 
 
-def _compared(value: object, header: ScanHeader) -> RepetitionTime:
+def _compared(value: object, known: float | None) -> RepetitionTime:
     low, high = REPETITION_TIME_LIMITS
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        return RepetitionTime(seconds=header.repetition_time, warnings=(ScanWarning.SIDECAR,))
-    known = header.repetition_time
-    if known is not None and not math.isclose(known, value, rel_tol=_TOLERANCE):
-        return RepetitionTime(seconds=float(value), warnings=(ScanWarning.SIDECAR_REPETITION_TIME,))
-    return RepetitionTime(seconds=float(value))
+        return RepetitionTime(seconds=known, warnings=(ScanWarning.SIDECAR,))
+    is_other = known is not None and not math.isclose(known, value, rel_tol=_TOLERANCE)
+    return RepetitionTime(seconds=float(value), warnings=(ScanWarning.SIDECAR_REPETITION_TIME,) if is_other else ())

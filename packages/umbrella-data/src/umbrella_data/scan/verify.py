@@ -65,7 +65,7 @@ def verify_scan(
     """
     # Lazy: torch is not needed to list files.
     from umbrella_data.scan.frame_checks import verify_voxels
-    from umbrella_data.scan.gradient_table import count_b0, read_shells
+    from umbrella_data.scan.gradient_table import read_shells
     from umbrella_data.scan.volume import load_volume, read_shape, verify_series
 
     spec = find_modality(modality)
@@ -83,7 +83,7 @@ def verify_scan(
         found = verify_voxels(paths[0], rank=4, mask=mask, non_finite=non_finite)
         warnings = _warnings_by_file((*volume.warnings, *found), paths, mask)
         shells = read_shells(paths[0], max_b=max_b, b0_threshold=b0_threshold)
-        return VerifiedScan(num_b0=count_b0(paths[0], b0_threshold=b0_threshold), shells=shells, warnings=warnings)
+        return VerifiedScan(num_b0=shells[0].num_volumes, shells=shells, warnings=warnings)
     header = read_shape(paths[0])
     num_frames = header.shape[3] if len(header.shape) == 4 else 1
     if num_frames < min_frames:

@@ -155,9 +155,12 @@ def load_volume(
     if window is not None and not spec.is_series:
         raise ValueError(f"window {window}: {spec.name} has no frames; leave the window out")
     if len(paths) == 1 and spec.num_channels > 1:
-        return _fit_maps(
-            paths[0], max_voxels=max_voxels, mask=mask, max_b=max_b, b0_threshold=b0_threshold, non_finite=non_finite
-        )
+        from umbrella_data.scan.diffusion import fit_dwi  # lazy: dipy is an extra
+
+        fit = fit_dwi(paths[0], max_voxels=max_voxels, mask=mask, max_b=max_b, b0_threshold=b0_threshold,
+                      non_finite=non_finite)  # fmt: skip
+        data = torch.from_numpy(np.stack([fit.fa, fit.md]))
+        return Volume(data=data, affine=fit.affine, spacing=fit.spacing, warnings=fit.warnings)
     _check_count(paths, spec=spec)
     channels = [
         read_voxels(
@@ -221,24 +224,6 @@ def verify_series(
     shapes = [read_shape(path) for path in paths]
     _check_same_grid([((each.shape[3], *each.shape[:3]), each.affine) for each in shapes], paths, spec=spec)
     return tuple(dict.fromkeys(warnings))
-
-
-def _fit_maps(
-    path: str | PathLike[str],
-    *,
-    max_voxels: int,
-    mask: str | PathLike[str] | None,
-    max_b: float,
-    b0_threshold: float,
-    non_finite: NonFinite,
-) -> Volume:
-    # Lazy: dipy is an extra, and only a raw diffusion series needs it.
-    from umbrella_data.scan.diffusion import fit_dwi
-
-    fit = fit_dwi(path, max_voxels=max_voxels, mask=mask, max_b=max_b, b0_threshold=b0_threshold, non_finite=non_finite)
-    return Volume(
-        data=torch.from_numpy(np.stack([fit.fa, fit.md])), affine=fit.affine, spacing=fit.spacing, warnings=fit.warnings
-    )
 
 
 def _stacked(channels: list[Voxels], *, is_series: bool) -> torch.Tensor:

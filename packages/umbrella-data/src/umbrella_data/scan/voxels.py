@@ -62,12 +62,9 @@ class FrameReader:
         check_rank(header, rank=rank, path=scan.path)
         self.first, self.count = window if window is not None else (0, header.num_frames)
         if self.first < 0 or self.count < 1 or self.first + self.count > header.num_frames:
-            raise ScanError(
-                f"frames {self.first} to {self.first + self.count - 1} are requested; the series has "
-                f"{header.num_frames}",
-                path=scan.path,
-                reason=ScanReason.WINDOW,
-            )
+            last = self.first + self.count - 1
+            text = f"frames {self.first} to {last} are requested; the series has {header.num_frames}"
+            raise ScanError(text, path=scan.path, reason=ScanReason.WINDOW)
         check_size((*header.shape[:3], self.count), max_voxels=max_voxels, path=scan.path)
         self.orientation = Reorientation(header.affine, path=scan.path)
         self.has_mask = mask is not None
@@ -145,11 +142,10 @@ class FrameReader:
         values = self._scaled(self._limits)
         low, high = float(values.min()), float(values.max())
         if low == high:
-            raise ScanError(
-                f"every voxel {self._frames_read}is {low:g}: no image there",
-                path=self._scan.path,
-                reason=ScanReason.CONSTANT,
-            )
+            is_whole = self.count == self.header.num_frames
+            frames = "" if is_whole else f"of the frames {self.first} to {self.first + self.count - 1} "
+            text = f"every voxel {frames}is {low:g}: no image there"
+            raise ScanError(text, path=self._scan.path, reason=ScanReason.CONSTANT)
         return low, high
 
     def check_contrast(self, low: float, high: float) -> None:
@@ -168,12 +164,6 @@ class FrameReader:
                 path=self._scan.path,
                 reason=ScanReason.CONSTANT,
             )
-
-    @property
-    def _frames_read(self) -> str:
-        if self.count == self.header.num_frames:
-            return ""
-        return f"of the frames {self.first} to {self.first + self.count - 1} "
 
     def _scaled(self, stored: np.ndarray | list[np.generic]) -> np.ndarray:
         array = np.asarray(stored)
@@ -251,11 +241,8 @@ def check_size(shape: tuple[int, ...], *, max_voxels: int, path: str) -> None:
     """
     num_voxels = math.prod(shape)
     if num_voxels > max_voxels:
-        raise ScanError(
-            f"{num_voxels} voxels (shape {shape}) are more than max_voxels = {max_voxels}",
-            path=path,
-            reason=ScanReason.TOO_LARGE,
-        )
+        text = f"{num_voxels} voxels (shape {shape}) are more than max_voxels = {max_voxels}"
+        raise ScanError(text, path=path, reason=ScanReason.TOO_LARGE)
 
 
 def check_rank(header: ScanHeader, *, rank: int, path: str) -> None:
@@ -293,18 +280,15 @@ def _read_mask(path: str | PathLike[str], *, like: ScanHeader) -> np.ndarray:
     """
     with open_scan(path) as scan:
         header, shape = scan.header, like.shape[:3]
-        problem = ""
+        problem = None
         if header.shape != shape:
             problem = f"shape {header.shape} differs from the scan's, {shape}"
         elif not is_same_grid(like.affine, header.affine, shape=shape):
             shift = grid_shift(like.affine, header.affine, shape=shape)
             problem = f"its affine places a corner {shift:.3g} mm away from the scan's"
-        if problem:
-            raise ScanError(
-                f"{problem}: a mask must be stored on the grid of its scan; resample it",
-                path=scan.path,
-                reason=ScanReason.MASK,
-            )
+        if problem is not None:
+            text = f"{problem}: a mask must be stored on the grid of its scan; resample it"
+            raise ScanError(text, path=scan.path, reason=ScanReason.MASK)
         reader = FrameReader(scan, rank=3, max_voxels=math.prod(shape), non_finite="reject")
         stored = np.concatenate([block.copy() for block in reader.iter_slices()]).transpose(2, 1, 0)
         low, high = reader.value_range()
