@@ -21,8 +21,6 @@ PRIVATE_NAMES: Mapping[str, tuple[str, ...]] = {
     "torch:_foreach_mul_": (),
     "torch:_foreach_norm": (),
     "transformers.integrations.deepspeed:_hf_deepspeed_config_weak_ref": (),
-    "transformers.integrations:WandbCallback._initialized": (),
-    "transformers.integrations:WandbCallback._wandb": (),
     "transformers:Trainer._clip_grad_norm": ("model",),
     "transformers:Trainer._evaluate": ("trial", "ignore_keys_for_eval", "skip_scheduler"),
     "transformers:Trainer._get_grad_norm": ("model", "grad_norm"),

@@ -26,6 +26,7 @@ _OWN_FIELDS = {
     "save_before_seconds",
     "torch_compile",
     "gradient_checkpointing",
+    "report_to",
 }
 
 
@@ -37,7 +38,7 @@ def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = Fals
     Args:
         config: The run.
         output_dir: The run's folder.
-        dry_run: Two steps, nothing saved or tracked.
+        dry_run: Two steps, nothing saved.
 
     Raises:
         RunError: The number of processes differs from the launched or the configured one, or the launcher has
@@ -49,7 +50,7 @@ def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = Fals
     section["use_cpu"] = section["use_cpu"] or not torch.cuda.is_available()
     section["eval_strategy"] = "no" if section["eval_steps"] is None else "steps"
     if dry_run:
-        section |= {"max_steps": 2, "logging_steps": 1, "eval_strategy": "no", "report_to": []}
+        section |= {"max_steps": 2, "logging_steps": 1, "eval_strategy": "no"}
     arguments = TrainingArguments(
         **section,
         output_dir=str(output_dir),
@@ -64,6 +65,8 @@ def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = Fals
         run_name=config.name,
         disable_tqdm=True,
     )
+    # Trackers are called by `trainer.tracking`; Hugging Face would add its own, also by itself (Kubeflow's).
+    arguments.report_to = []
     _check_world_size(config, arguments)
     keep_to_one_device(arguments)
     return arguments
