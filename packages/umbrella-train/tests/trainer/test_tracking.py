@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -125,8 +126,8 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorder]:
     for name, fake in FAKES.items():
         for path, made in fake(recorders[name]).items():
             monkeypatch.setitem(sys.modules, path, made)
-    for name in ("WANDB_MODE", "TRACKIO_DIR", "MLFLOW_TRACKING_URI", "_MLFLOW_SERVER_ARTIFACT_ROOT"):
-        monkeypatch.setenv(name, "")
+    for name in ("WANDB_MODE", "TRACKIO_DIR", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "somewhere")
     monkeypatch.setattr(tracking, "START_SECONDS", 0.1)
     monkeypatch.setattr(tracking, "FINISH_SECONDS", 0.5)
     monkeypatch.setattr(tracking, "guard_exit", lambda: None)  # it would end pytest
@@ -218,6 +219,26 @@ def test_a_tracker_that_is_not_there_is_given_up(
     monkeypatch.setitem(sys.modules, "trackio", None)
     train(make_trackers("trackio"))
     assert ["start failed: ModuleNotFoundError" in warning for warning in warnings_of(caplog)] == [True]
+
+
+@pytest.mark.skipif(
+    not hasattr(time, "pthread_getcpuclockid"), reason="the system does not measure CPU time of threads"
+)
+def test_a_tracker_that_computes_has_more_time(
+    make_trackers: Callable[..., Trackers],
+    recorders: dict[str, Recorder],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def compute() -> None:
+        while time.thread_time() < 0.4:
+            pass
+
+    monkeypatch.setattr(tracking, "FINISH_SECONDS", 0.1)
+    recorders["mlflow"].faults["finish"] = compute
+    train(make_trackers("mlflow"))
+    assert warnings_of(caplog) == []
+    assert recorders["mlflow"].state == "FINISHED"
 
 
 def test_lines_that_wait_are_limited(

@@ -193,7 +193,8 @@ class MlflowTracker:
 
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # names each table that it creates
         self._entities = mlflow.entities
-        self._client = mlflow.MlflowClient(None if os.environ.get("MLFLOW_TRACKING_URI") else _local_store(run.folder))
+        has_server = os.environ.get("MLFLOW_TRACKING_URI")
+        self._client = mlflow.MlflowClient(None if has_server else self._local_store(run.folder / "mlflow"))
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
         experiment = self._client.get_experiment_by_name(name)
         number = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
@@ -211,6 +212,22 @@ class MlflowTracker:
     def finish(self, *, has_failed: bool) -> None:
         """Sets the state of the run."""
         self._client.set_terminated(self._run_id, status="FAILED" if has_failed else "FINISHED")
+
+    @staticmethod
+    def _local_store(folder: Path) -> str:
+        """The address of a local database; a store of files could not have the metrics `a` and `a/b`."""
+        import mlflow
+
+        # mlflow would write the path of a folder for artifacts, of which there are none.
+        os.environ.setdefault("_MLFLOW_SERVER_ARTIFACT_ROOT", "mlflow-artifacts:/")
+        file, unfinished = folder / "mlflow.db", folder / "unfinished.db"
+        if not file.exists():
+            # Takes seconds: a run that ends in between must not leave a database that cannot be opened.
+            folder.mkdir(exist_ok=True)
+            unfinished.unlink(missing_ok=True)
+            mlflow.MlflowClient(f"sqlite:///{unfinished}")
+            unfinished.rename(file)
+        return f"sqlite:///{file}"
 
 
 TRACKERS: Mapping[str, Callable[[], Tracker]] = {
@@ -245,14 +262,6 @@ def _names_host(path: Path, host: str) -> bool:
 
 def _is_warning(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING
-
-
-def _local_store(folder: Path) -> str:
-    """The address of mlflow's local store; not of files, in which the names of two metrics cannot be `a` and `a/b`."""
-    (folder / "mlflow").mkdir(exist_ok=True)
-    # mlflow would write the path of a folder for artifacts, of which there are none.
-    os.environ.setdefault("_MLFLOW_SERVER_ARTIFACT_ROOT", "mlflow-artifacts:/")
-    return f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}"
 
 
 def _mlflow_name(key: str) -> str:

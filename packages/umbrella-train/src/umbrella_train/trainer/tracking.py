@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 # How long all trackers together are waited for, in seconds.
 START_SECONDS = 3.0
 FINISH_SECONDS = 5.0
+# A tracker that computes does not hang: mlflow needs seconds for a new database, and longer on a busy machine. It has
+# this factor of its CPU time in addition, up to a limit.
+BUSY_FACTOR = 5.0
+MAX_FINISH_SECONDS = 30.0
 # A tracker is given up if one of its calls takes longer (s), or if this many lines wait for it.
 CALL_SECONDS = 120.0
 MAX_LINES = 1000
@@ -69,9 +73,10 @@ class Trackers:
     ) -> None:
         for thread in self._threads:
             thread.put(kind is not None)
-        deadline = time.monotonic() + FINISH_SECONDS
-        for thread in self._threads:
-            thread.wait(deadline)
+        begin = time.monotonic()
+        busy = [thread.cpu_seconds() for thread in self._threads]
+        for thread, seconds in zip(self._threads, busy, strict=True):
+            thread.wait(since=begin, busy=seconds)
 
 
 class _TrackerThread:
@@ -86,6 +91,7 @@ class _TrackerThread:
         self._lock = threading.Lock()
         self._is_over = False  # finished or given up
         self._call: tuple[str, float] | None = None  # what is being called, since when
+        self._clock: int | None = None  # of the thread's CPU time, where the system has one
         self._thread = threading.Thread(target=self._guarded, name=f"tracker {name}", daemon=True)
 
     def start(self) -> None:
@@ -93,6 +99,8 @@ class _TrackerThread:
         self._thread.start()
 
     def _guarded(self) -> None:
+        if hasattr(time, "pthread_getcpuclockid"):
+            self._clock = time.pthread_getcpuclockid(threading.get_ident())
         try:
             self._follow_run()
         except BaseException as error:  # noqa: BLE001  (a tracker may raise anything, also SystemExit)
@@ -132,14 +140,21 @@ class _TrackerThread:
         except queue.Full:
             self._give_up(f"it is {MAX_LINES} lines behind")
 
-    def wait(self, deadline: float) -> None:
-        """Waits for the end of the tracker, until a time of `time.monotonic`."""
-        if self._is_over:
-            return
-        self._thread.join(max(0.0, deadline - time.monotonic()))
-        if self._thread.is_alive():
-            call = self._call
-            self._give_up(f"{'it' if call is None else call[0]} has not returned at the end of the run")
+    def wait(self, *, since: float, busy: float) -> None:
+        """Waits for the end of the tracker, since a time of `time.monotonic` and of `cpu_seconds`."""
+        while not self._is_over:
+            patience = min(FINISH_SECONDS + BUSY_FACTOR * (self.cpu_seconds() - busy), MAX_FINISH_SECONDS)
+            if time.monotonic() - since > patience:
+                call = self._call
+                self._give_up(f"{'it' if call is None else call[0]} has not returned at the end of the run")
+            self._thread.join(0.05)
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the thread; 0 if the system does not know it."""
+        try:
+            return 0.0 if self._clock is None else time.clock_gettime(self._clock)
+        except OSError:  # the thread has ended
+            return 0.0
 
     def _give_up(self, problem: str) -> None:
         with self._lock:
