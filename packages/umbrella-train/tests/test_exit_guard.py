@@ -19,7 +19,7 @@ with exit_guard.last_call() if {is_command} else threading.Lock():
     {end}
 """
 THREAD = "threading.Thread(target=threading.Event().wait).start()"
-CHILD = "subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)"
+CHILD = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'])"
 
 
 @pytest.mark.parametrize(

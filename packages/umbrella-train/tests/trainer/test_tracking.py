@@ -275,7 +275,7 @@ import atexit, subprocess, sys, threading
 def hang(*_, **__):
     atexit.register(threading.Event().wait)
     threading.Thread(target=threading.Event().wait).start()
-    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
     threading.Event().wait()
 
 class Run:
