@@ -35,8 +35,6 @@ PRIVATE_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "torch:_foreach_mul_": (),
         "torch:_foreach_norm": (),
         "transformers.integrations.deepspeed:_hf_deepspeed_config_weak_ref": (),
-        "transformers.integrations:WandbCallback._initialized": (),
-        "transformers.integrations:WandbCallback._wandb": (),
         "transformers:Trainer._get_grad_norm": ("model", "grad_norm"),
         "transformers:Trainer._globalstep_last_logged": (),
         "transformers:Trainer._initial_global_step": (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from umbrella_data.manifest.sample import Scan
 from umbrella_train.command import errors_as_messages, make_parser, print_text, set_up_output
 from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.evaluation.score_table import score_table
+from umbrella_train.exit_guard import last_call
 from umbrella_train.run_folder import RunFolder, check_output, json_line, write_lines
 
 _DATA_ROOT_HELP = "the folder that paths in the manifests are relative to (default: each manifest's own)"
@@ -24,9 +26,14 @@ _OPTIONS = ("config", "dry-run", "resume", "allow-changed", "max-time", "quiet",
 _TRAIN_USAGE = "umbrella-train [--config FILE] [--dry-run] [--resume auto|FOLDER] [--quiet] [--section.key VALUE ...]"
 
 
-@errors_as_messages()
 def train_command(arguments: Sequence[str] | None = None) -> None:
     """Train from a configuration; without one, the demo."""
+    with contextlib.nullcontext() if arguments is not None else last_call():
+        _train(arguments)
+
+
+@errors_as_messages()
+def _train(arguments: Sequence[str] | None) -> None:
     parser = make_parser(
         "umbrella-train", "Train a model from a configuration file; without one, run the demo.", add_help=False
     )

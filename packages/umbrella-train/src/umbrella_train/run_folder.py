@@ -12,7 +12,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,12 @@ class RunFolder:
 
     Attributes:
         path: The folder.
+        on_metrics: Receives every line that is added to metrics.jsonl.
     """
 
     path: Path
+    on_metrics: Callable[[Mapping[str, Any]], None] | None = field(default=None, compare=False)
+
     config = _File("config.yaml")
     """The resolved configuration."""
     metrics = _File("metrics.jsonl")
@@ -146,6 +149,8 @@ class RunFolder:
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl. Numbers that are not finite are written as null."""
         append_line(self.metrics, row)
+        if self.on_metrics is not None:
+            self.on_metrics(row)
 
     def last_step(self) -> int:
         """The step of the newest line of metrics.jsonl, 0 if there is none."""

@@ -181,7 +181,7 @@ PROBLEMS: list[tuple[list[str], list[str]]] = [
     (["--data.pipelines.dMRI.spacing", "2", "2", "2"], ["data.pipelines.dMRI"]),
     (["--data.pipelines.T1", '{"spacing": [2, 2, 2], "interpolation": "area"}'], ["data.pipelines.T1"]),
     (["--name", "../up"], ["name"]),
-    (["--trainer.report-to", "tensorboard"], ["trainer.report_to.0"]),
+    (["--trainer.report-to", "comet_ml"], ["trainer.report_to.0"]),
     # Overrides that cannot be applied are named as they were given.
     (["--trainer.learning-rate", "1", "2"], ["--trainer.learning-rate"]),
     (["--trainer.learning-rate"], ["--trainer.learning-rate"]),

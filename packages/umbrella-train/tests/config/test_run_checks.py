@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from umbrella_train.config import ConfigError, load_config
+from umbrella_train.config import ConfigError, load_config, run_checks
 
 
 def problems_of(*overrides: str, to_run: bool = True) -> tuple[str, ...]:
@@ -58,3 +61,29 @@ def test_positions_must_suffice_for_a_scan_after_pooling() -> None:
     assert problem.startswith("model.text_config.max_position_embeddings: 63 is less than the 64 tokens")
     load_config(None, [*grid, *positions, "--model.pool", '{"T1": [2, 1, 1]}'])
     load_config(None, [*grid, *positions, "--model.pool.T1", "2"])
+
+
+def test_trackers_that_are_not_installed_are_reported_with_their_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_checks, "find_spec", lambda module: None)
+    for name in ("mlflow", "trackio", "wandb", "tensorboard"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    options = ("--trainer.report-to", "[wandb, mlflow, tensorboard, trackio, 3, [x]]", "--trainer.world-size", "4")
+    problems = [problem for problem in problems_of(*options) if "pip install" in problem]
+    assert [problem.partition(" needs ")[0] for problem in problems] == [
+        f"trainer.report_to: {name}" for name in ("mlflow", "tensorboard", "trackio", "wandb")
+    ]
+    assert "mlflow and sqlalchemy and alembic" in problems[0]
+    assert "umbrella-train[mlflow]" in problems[0]
+    assert len(problems_of(*options)) > len(problems)
+
+
+def test_a_server_of_mlflow_needs_no_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_checks, "find_spec", lambda module: None if module == "sqlalchemy" else find_spec(module))
+    monkeypatch.delitem(sys.modules, "sqlalchemy", raising=False)
+    monkeypatch.setitem(sys.modules, "mlflow", ModuleType("mlflow"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://example.org")
+    load_config(None, ["--trainer.report-to", "mlflow"], to_run=True)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    (problem,) = problems_of("--trainer.report-to", "mlflow")
+    assert "mlflow needs sqlalchemy" in problem

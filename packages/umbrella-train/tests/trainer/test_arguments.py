@@ -35,6 +35,14 @@ def test_eval_steps_select_the_evaluation_strategy(make_config: MakeConfig, tmp_
     assert (never.eval_strategy, often.eval_strategy, often.eval_steps) == ("no", "steps", 5)
 
 
+def test_hugging_face_starts_no_tracker(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", "http://example.org")  # a tracker that it adds by itself
+    config = make_config(tmp_path, trainer={"report_to": ["wandb", "mlflow"], "use_cpu": True})
+    assert build_arguments(config, output_dir=tmp_path).report_to == []
+
+
 def test_dry_run_has_two_steps_and_saves_nothing(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(tmp_path, trainer={"max_steps": 500, "eval_steps": 1, "report_to": ["wandb"], "use_cpu": True})
     arguments = build_arguments(config, output_dir=tmp_path, dry_run=True)

@@ -6,11 +6,21 @@ They are left out where a configuration is read for other reasons (help, the eva
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from umbrella_data.errors import did_you_mean
+
+# The modules that a tracker needs, and what installs them. None of them is imported here.
+_TRACKERS: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "wandb": (("wandb",), "wandb"),
+    "tensorboard": (("tensorboard",), "umbrella-train[tensorboard]"),
+    "trackio": (("trackio",), "umbrella-train[trackio]"),
+    "mlflow": (("mlflow", "sqlalchemy", "alembic"), "umbrella-train[mlflow]"),
+}
 
 
 def run_problems(content: Mapping[str, Any]) -> list[str]:
@@ -26,10 +36,26 @@ def run_problems(content: Mapping[str, Any]) -> list[str]:
         source = model.get(key)
         if isinstance(source, str) and is_path_like(source) and not Path(source).expanduser().exists():
             problems.append(f"model.{key}: {source} is neither an existing folder nor a name on the hub")
+    problems += _tracker_problems(_table(content, "trainer").get("report_to"))
     # From the command line it is still text.
     world_size = str(_table(content, "trainer").get("world_size"))
     problem = world_size_problem(int(world_size) if world_size.isdecimal() else None)
     return problems if problem is None else [*problems, problem]
+
+
+def _tracker_problems(names: Any) -> list[str]:
+    problems = []
+    for name in sorted(_TRACKERS.keys() & {str(name) for name in (names if isinstance(names, list) else ())}):
+        modules, source = _TRACKERS[name]
+        if name == "mlflow" and os.environ.get("MLFLOW_TRACKING_URI"):
+            modules = modules[:1]  # the others are for the store in the run's folder
+        missing = [module for module in modules if module not in sys.modules and find_spec(module) is None]
+        if missing:
+            problems.append(
+                f"trainer.report_to: {name} needs {' and '.join(missing)}, which is not installed; install it with: "
+                f"pip install '{source}'"
+            )
+    return problems
 
 
 def is_path_like(name: str) -> bool:

@@ -96,7 +96,7 @@ class TrainerConfig(Section):
     """Processes that load scans."""
     use_cpu: bool = False
     """Use the CPU even if there is a GPU."""
-    report_to: list[Literal["wandb"]] = Field(default_factory=list)
+    report_to: list[Literal["wandb", "tensorboard", "trackio", "mlflow"]] = Field(default_factory=list)
     """Trackers in addition to metrics.jsonl, which is always written."""
     engine: Literal["ddp", "fsdp2"] = "ddp"
     """Distributed training: ddp: each process has the whole model; fsdp2: each has a shard of it."""

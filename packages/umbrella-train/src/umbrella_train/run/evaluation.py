@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,15 +181,7 @@ def evaluate_sources(
     merged = merge_results(results, seed=config.seed)
     if rank == 0 and step is not None:
         folder.append_metrics({"step": step, **merged.metrics})
-        _log_to_trackers(merged.metrics, step=step)
         folder.write_predictions(prediction.to_row() for prediction in merged.predictions)
     if rank == 0 and out is not None:
         write_lines(out, merged.answers)
     return merged.metrics
-
-
-def _log_to_trackers(metrics: Mapping[str, float], *, step: int) -> None:
-    """Adds metrics to the tracker's run of this process, if there is one (rank 0, if configured)."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.run.log({**metrics, "train/global_step": step})

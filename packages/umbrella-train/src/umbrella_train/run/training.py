@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,7 +56,7 @@ from umbrella_train.stop_signals import StoppedAtOnce, StopSignals, end_of_job
 from umbrella_train.trainer.arguments import build_arguments
 from umbrella_train.trainer.callbacks import MetricsFile, ProgressBar, RepeatEvaluation
 from umbrella_train.trainer.dry_run import StepCosts, describe_model
-from umbrella_train.trainer.trackers import keep_trackers_private
+from umbrella_train.trainer.tracking import Trackers
 from umbrella_train.trainer.trainer import UmbrellaTrainer
 
 logger = logging.getLogger(__name__)
@@ -173,6 +173,9 @@ def _run(
             logger.info("resuming from %s", start.checkpoint)
         for line in describe_changes(changes):
             logger.warning("changed since the checkpoint: %s", line)
+        num_parameters = sum(parameter.numel() for parameter in components.model.parameters())
+        trackers = Trackers(config, folder.path, step=start.step, num_parameters=num_parameters)
+        folder = replace(folder, on_metrics=locks.enter_context(trackers).log)
     if sources.overlap.metrics and trainer.is_world_process_zero():
         folder.append_metrics({"step": 0, **sources.overlap.metrics})
     trainer.add_callback(MetricsFile(folder, start.record.get("metrics")))
@@ -297,7 +300,6 @@ def _build_trainer(
         watch=watch,
     )
     trainer.remove_callback(PrinterCallback)
-    keep_trackers_private(trainer, config)
     if sources.evaluation and config.trainer.eval_steps is not None:
         trainer.get_eval_dataloader()  # samples that cannot be distributed to the ranks raise before training
     return trainer

@@ -28,6 +28,7 @@ _OWN_FIELDS = {
     "save_before_seconds",
     "torch_compile",
     "gradient_checkpointing",
+    "report_to",
 }
 
 
@@ -46,7 +47,7 @@ def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = Fals
     section["use_cpu"] = section["use_cpu"] or not torch.cuda.is_available()
     section["eval_strategy"] = "no" if section["eval_steps"] is None else "steps"
     if dry_run:
-        section |= {"max_steps": 2, "logging_steps": 1, "eval_strategy": "no", "report_to": []}
+        section |= {"max_steps": 2, "logging_steps": 1, "eval_strategy": "no"}
     arguments = TrainingArguments(
         **section,
         output_dir=str(output_dir),
@@ -61,6 +62,8 @@ def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = Fals
         run_name=config.name,
         disable_tqdm=True,
     )
+    # Trackers are called by `trainer.tracking`; Hugging Face would add its own, also by itself (Kubeflow's).
+    arguments.report_to = []
     _check_world_size(config, arguments)
     keep_to_one_device(arguments)
     return arguments
