@@ -1,9 +1,9 @@
 """Training time lost to a checkpoint, against Hugging Face's own: `uv run python tools/bench_checkpoint.py`.
 
-Each round trains the same model with UMBRELLA's trainer and with transformers' Trainer, in turns: a few steps,
-each second one with a checkpoint (weights, optimizer and schedule). The last two are kept: rotation is included. What a
-checkpoint costs is the time of the training beyond that of its steps without one, divided by the checkpoints: it
-includes whatever goes on in the background. The table has the medians over the rounds.
+Each round trains the same model with UMBRELLA's trainer and with transformers' Trainer, in turns: first steps without
+a checkpoint, then as many with one after every few steps (weights, optimizer and schedule). The last two are kept, so
+that rotation is included. The time beyond that of the steps, until the trainer returns, divided by the number of
+checkpoints is what one costs, including what goes on in the background. The table has the medians over the rounds.
 
 Checkpoints are written under TMPDIR: choose a disk like that of your runs. UMBRELLA's are flushed to the disk and have
 an integrity manifest; Hugging Face's are neither flushed nor checked.
@@ -17,13 +17,14 @@ import logging
 import shutil
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as hf_logging
 
@@ -32,15 +33,26 @@ from step_models import SIZES, build_model
 from umbrella_train import UmbrellaTrainer
 
 
-class StepTimes(TrainerCallback):
-    """Seconds from the begin of each step to that of the next one."""
+class Saves(TrainerCallback):
+    """Saves after every few steps of the second half, and keeps the times at which steps begin.
 
-    def __init__(self) -> None:
+    Args:
+        first: The last step of the first half.
+        every: Steps between two checkpoints.
+    """
+
+    def __init__(self, *, first: int, every: int) -> None:
+        self._first, self._every = first, every
         self.begins: list[float] = []
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """Called by the Trainer."""
         self.begins.append(time.perf_counter())
+
+    def on_step_end(self, _: Any, state: TrainerState, control: TrainerControl, **__: Any) -> None:  # type: ignore[override]
+        """Called by the Trainer."""
+        done = state.global_step - self._first
+        control.should_save = done > 0 and done % self._every == 1
 
 
 class OneBatch:
@@ -69,10 +81,11 @@ def time_saves(kind: type[Any], options: argparse.Namespace, folder: Path) -> tu
         Seconds per checkpoint, seconds per step, and bytes of a checkpoint.
     """
     model: Any = build_model(options)
+    num_steps = options.saves * options.every
     arguments = TrainingArguments(
         output_dir=str(folder),
-        max_steps=2 * options.saves + 1,
-        save_steps=2,
+        max_steps=2 * num_steps + 1,
+        save_strategy="no",
         save_total_limit=2,
         report_to=[],
         disable_tqdm=True,
@@ -84,19 +97,20 @@ def time_saves(kind: type[Any], options: argparse.Namespace, folder: Path) -> tu
         label_names=["labels"],
     )
     trainer = kind(model=model, args=arguments, train_dataset=[0])
-    trainer.batch = collate([make_sample(model, "T1", num_words=64, seed=0)], options)
-    trainer.num_batches = 2 * options.saves + 1
+    # Both modalities: Hugging Face's trainer has no moments of absent ones.
+    samples = [make_sample(model, name, num_words=64, seed=0) for name in ("T1", "rsfMRI")]
+    trainer.batch = collate(samples, options)
+    trainer.num_batches = arguments.max_steps
     trainer.remove_callback(PrinterCallback)
-    times = StepTimes()
-    trainer.add_callback(times)
+    saves = Saves(first=num_steps + 1, every=options.every)
+    trainer.add_callback(saves)
     trainer.train()
-    # Steps are counted from 1: a checkpoint follows the second, the fourth and so on. The first one also warms up.
-    spans = [after - before for before, after in zip(times.begins, times.begins[1:], strict=False)]
-    step = median(spans[2::2])
-    saved = spans[1::2]
-    size = sum(path.stat().st_size for path in (folder / f"checkpoint-{2 * options.saves}").glob("*"))
+    end = time.perf_counter()
+    # The first step allocates the moments.
+    step = median(b - a for a, b in pairwise(saves.begins[1 : num_steps + 2]))
+    size = sum(path.stat().st_size for path in sorted(folder.glob("checkpoint-*"))[-1].glob("*"))
     shutil.rmtree(folder)
-    return (sum(saved) + sum(spans[2::2]) - step * (len(spans) - 1)) / len(saved), step, size
+    return (end - saves.begins[num_steps + 1] - num_steps * step) / options.saves, step, size
 
 
 def main() -> None:
@@ -104,7 +118,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sorted(SIZES), default="toy", help="architecture (toy)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (5)")
-    parser.add_argument("--saves", type=int, default=4, help="checkpoints of a round (4)")
+    parser.add_argument("--saves", type=int, default=3, help="checkpoints of a round (3)")
+    parser.add_argument("--every", type=int, default=5, help="steps between two checkpoints (5)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device")
     parser.add_argument("--dtype", default="float32", help="type of the weights (float32)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")

@@ -53,3 +53,4 @@ def test_of_two_names_that_of_the_target_is_shown(tmp_path: Path) -> None:
 def test_an_error_without_a_name_has_no_words() -> None:
     assert describe_os_error(error(errno.ENOSPC)) is None
     assert describe_os_error(BrokenPipeError()) is None
+    assert describe_os_error(FileNotFoundError("a.nii: there is no such file")) == "a.nii: there is no such file"

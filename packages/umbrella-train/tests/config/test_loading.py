@@ -400,6 +400,7 @@ def test_trainer_keys_are_the_names_of_training_arguments() -> None:
     theirs = {field.name for field in dataclasses.fields(TrainingArguments)}
     assert set(TrainerConfig.model_fields) - theirs == {
         "world_size",
+        "early_stopping_patience",  # of EarlyStoppingCallback
         "engine",
         "gradient_scale",
         "parity_every",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import TrainerCallback, TrainerState
 from umbrella_train.checkpoint.integrity import checkpoint_problems, is_finished
 from umbrella_train.errors import RunError
 from umbrella_train.trainer import checkpoints
+from umbrella_train.trainer.checkpoints import Checkpoints
 
 MakeTrainer = Callable[..., Any]
 BATCHES = [[("T1",)], [("dMRI",)], [("T1", "rsfMRI")], [()]]
@@ -118,16 +120,48 @@ class OnSave(TrainerCallback):
 
     def __init__(self) -> None:
         self.problems: dict[int, list[str]] = {}
+        self.trainer: Any = None
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.trainer.checkpoints.wait()
+        folder = self.trainer.checkpoints.folder_of(state.global_step)
         self.problems[state.global_step] = checkpoint_problems(folder)
 
 
-def test_callbacks_of_users_get_a_finished_checkpoint(make: MakeTrainer) -> None:
+def test_callbacks_of_users_can_wait_for_a_finished_checkpoint(make: MakeTrainer) -> None:
     seen = OnSave()
-    make(callbacks=[seen]).train()
+    seen.trainer = make(callbacks=[seen])
+    seen.trainer.train()
     assert seen.problems == {2: [], 4: []}
+
+
+def test_an_older_checkpoint_is_valid_until_the_new_one_is(make: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow disk: hashing ends only when the next checkpoint is due."""
+    trainer = make(save_total_limit=1)
+    finish, valid = Checkpoints._finish, {}
+
+    def finish_late(self: Checkpoints, folder: Path, *, best: Path | None) -> None:
+        while trainer.state.global_step < trainer.state.max_steps and folder.name != "checkpoint-4":
+            time.sleep(0.01)
+        valid[folder.name] = sorted(path.parent.name for path in folder.parent.glob("checkpoint-*/integrity.json"))
+        finish(self, folder, best=best)
+
+    monkeypatch.setattr(Checkpoints, "_finish", finish_late)
+    trainer.train()
+    assert valid == {"checkpoint-2": [], "checkpoint-4": ["checkpoint-2"]}
+    assert checkpoint_problems(folder_of(trainer, 4)) == []
+    assert not folder_of(trainer, 2).exists()
+
+
+def test_a_failure_in_the_background_ends_the_training(make: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "_finish", fail)
+    trainer = make()
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train()
+    assert trainer.state.global_step < 4
 
 
 def test_arguments_can_be_used_for_another_trainer(make: MakeTrainer) -> None:

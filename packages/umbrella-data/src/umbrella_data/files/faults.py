@@ -19,11 +19,13 @@ def describe_os_error(error: OSError, *, folder: str | os.PathLike[str] | None =
         folder: Where files were written, for an error that names none.
 
     Returns:
-        None if neither the error nor the caller names a path.
+        None if the error has no message of its own, and neither it nor the caller names a path.
     """
     # Of two names, as in a rename, the second is the one to be written.
     name = error.filename2 or error.filename or folder
-    if name is None or isinstance(name, int) or error.strerror is None:
+    if error.strerror is None:  # raised with a message
+        return str(error) or None
+    if name is None or isinstance(name, int):
         return None
     path = Path(os.fsdecode(name))
     if error.errno in _FULL:

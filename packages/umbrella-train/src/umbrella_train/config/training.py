@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import (
     Field,
@@ -14,6 +15,7 @@ from pydantic import (
     field_validator,
 )
 
+from umbrella_data.errors import did_you_mean
 from umbrella_train.config.section import Section
 
 
@@ -28,6 +30,16 @@ class DummyLossConfig(Section):
     """unit: sum of the N parameters / sqrt(N); sum: their plain sum, whose gradient grows with sqrt(N)."""
     absent: Literal["update", "hold"] = "update"
     """update: the optimizer applies the tiny step; hold: modalities that are absent on all ranks stay unchanged."""
+
+
+LOGGED_IN_TRAINING = ("eval_loss", "eval/loss/", "loss", "grad_norm", "grad/", "grad_share/", "drift/")
+"""Keys of metrics.jsonl, or how they begin, that are logged before the end of a run."""
+
+
+def best_metric(trainer: Mapping[str, Any]) -> str | None:
+    """The key that chooses the best checkpoint, by the values of the section; None if none is chosen."""
+    is_needed = trainer.get("load_best_model_at_end") or trainer.get("early_stopping_patience") is not None
+    return trainer.get("metric_for_best_model") or ("eval_loss" if is_needed else None)
 
 
 class TrainerConfig(Section):
@@ -92,6 +104,14 @@ class TrainerConfig(Section):
     """Checkpoints to keep (default: all)."""
     eval_steps: PositiveInt | None = None
     """Steps between evaluations (default: one at the end)."""
+    metric_for_best_model: str | None = None
+    """Key of metrics.jsonl that chooses the best checkpoint (default: eval_loss, if one of the next keys needs it)."""
+    greater_is_better: bool | None = None
+    """Whether greater values of this key are better (default: false for losses)."""
+    load_best_model_at_end: bool = False
+    """Evaluate and keep the weights of the best checkpoint instead of the last ones."""
+    early_stopping_patience: PositiveInt | None = None
+    """Stop when this key was logged so many times without an improvement (default: never)."""
     dataloader_num_workers: NonNegativeInt = 0
     """Processes that load scans."""
     use_cpu: bool = False
@@ -112,6 +132,29 @@ class TrainerConfig(Section):
     """Steps that on_non_finite: skip may drop in the whole run; one more stops it."""
     world_size: PositiveInt | None = None
     """Expected number of processes; a launch with another number is an error."""
+
+    @property
+    def best_metric(self) -> str | None:
+        """The key that chooses the best checkpoint; None if none is chosen."""
+        return best_metric(self.model_dump())
+
+    @field_validator("early_stopping_patience")
+    @classmethod
+    def _check_best_metric(cls, patience: int | None, info: ValidationInfo) -> int | None:
+        key = best_metric({**info.data, "early_stopping_patience": patience})
+        if key is None:
+            if info.data.get("greater_is_better") is not None:
+                raise ValueError("greater_is_better needs metric_for_best_model")
+            return patience
+        if not key.startswith(LOGGED_IN_TRAINING):
+            what = "is known only at the end of a run" if key.startswith("eval/") else "is not logged in training"
+            meant = did_you_mean(key, LOGGED_IN_TRAINING) or "; use one such as eval_loss, eval/loss/T1 or loss"
+            raise ValueError(f"metric_for_best_model: {key} {what}{meant}")
+        if key.startswith("eval") and info.data.get("eval_steps") is None:
+            raise ValueError(f"metric_for_best_model: {key} needs eval_steps")
+        if "loss" not in key and info.data.get("greater_is_better") is None:
+            raise ValueError(f"metric_for_best_model: {key} needs greater_is_better: true or false")
+        return patience
 
     @field_validator("max_steps")
     @classmethod

@@ -49,7 +49,8 @@ def describe_fault(error: Exception, *, folder: Path) -> str | None:
     # Safetensors raises a class of its own, with the system's number in the text.
     number = re.search(r"\(os error (\d+)\)", str(error))
     if number is not None:
-        error = OSError(int(number[1]), os.strerror(int(number[1])))
+        path = re.search(r'at path "([^"]+)"', str(error))
+        error = OSError(int(number[1]), os.strerror(int(number[1])), *([path[1]] if path else []))
     if isinstance(error, OSError):
         return describe_os_error(error, folder=folder)
     if isinstance(error, torch.OutOfMemoryError):

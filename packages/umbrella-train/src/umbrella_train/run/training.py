@@ -45,7 +45,7 @@ from umbrella_train.distributed.fsdp2 import is_sharded_model
 from umbrella_train.distributed.launcher import stop_with_launcher
 from umbrella_train.distributed.rank_watch import RankWatch
 from umbrella_train.distributed.ranks import is_first_rank, on_first_rank
-from umbrella_train.errors import RunStoppedError
+from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.evaluation.score_table import score_table
 from umbrella_train.processor import UmbrellaProcessor
 from umbrella_train.run.evaluation import evaluate_sources
@@ -54,6 +54,7 @@ from umbrella_train.run.pictures import draw_pictures
 from umbrella_train.run_folder import RunFolder
 from umbrella_train.stop_signals import StoppedAtOnce, StopSignals, end_of_job
 from umbrella_train.trainer.arguments import build_arguments
+from umbrella_train.trainer.best_checkpoint import BestCheckpoint, load_best_weights
 from umbrella_train.trainer.callbacks import MetricsFile, ProgressBar, RepeatEvaluation
 from umbrella_train.trainer.dry_run import StepCosts, describe_model
 from umbrella_train.trainer.tracking import Trackers
@@ -179,6 +180,7 @@ def _run(
     if sources.overlap.metrics and trainer.is_world_process_zero():
         folder.append_metrics({"step": 0, **sources.overlap.metrics})
     trainer.add_callback(MetricsFile(folder, start.record.get("metrics")))
+    _choose_best(trainer, config)
     trainer.add_callback(RepeatEvaluation(trainer))  # after the file of metrics was cut
     progress = ProgressBar()
     trainer.add_callback(progress)
@@ -191,6 +193,34 @@ def _run(
     reached.step = trainer.state.global_step
     if trainer.stopped_by is not None:
         raise RunStoppedError(folder.path, step=reached.step, signal_number=trainer.stopped_by)
+    _write_results(config, trainer, components, sources, folder=folder)
+    return folder.path
+
+
+def _choose_best(trainer: UmbrellaTrainer, config: RunConfig) -> None:
+    """Lets the trainer look for the best checkpoint, if one is asked for."""
+    section = config.trainer
+    if section.best_metric is not None:
+        is_greater_better, patience = bool(section.greater_is_better), section.early_stopping_patience
+        trainer.add_callback(
+            BestCheckpoint(
+                trainer.checkpoints,
+                metric=section.best_metric,
+                is_greater_better=is_greater_better,
+                patience=patience,
+            )
+        )
+
+
+def _write_results(
+    config: RunConfig, trainer: UmbrellaTrainer, components: TrainingComponents, sources: Sources, *, folder: RunFolder
+) -> None:
+    """Writes the weights, the scores and the report of a trained run, and marks it as finished."""
+    step = trainer.state.global_step
+    if config.trainer.load_best_model_at_end:
+        best = load_best_weights(trainer, trainer.checkpoints)
+        if best and trainer.is_world_process_zero():
+            folder.append_metrics({"step": step, **best})
     trainer.save_model(str(folder.model))
     if sources.evaluation:
         scores = evaluate_sources(
@@ -199,8 +229,8 @@ def _run(
             config=config,
             components=components,
             folder=folder,
-            device=arguments.device,
-            step=trainer.state.global_step,
+            device=trainer.args.device,
+            step=step,
         )
         if trainer.is_world_process_zero():
             logger.info("\n%s\n", score_table(scores))
@@ -210,7 +240,6 @@ def _run(
         build_report([folder.path])
     if trainer.is_world_process_zero():
         folder.finished.touch()
-    return folder.path
 
 
 def _compare(
@@ -299,6 +328,8 @@ def _build_trainer(
         signals=signals,
         watch=watch,
     )
+    if config.trainer.load_best_model_at_end and trainer.is_deepspeed_enabled:
+        raise RunError("trainer.load_best_model_at_end is not supported with DeepSpeed")
     trainer.remove_callback(PrinterCallback)
     if sources.evaluation and config.trainer.eval_steps is not None:
         trainer.get_eval_dataloader()  # samples that cannot be distributed to the ranks raise before training

@@ -17,7 +17,7 @@ from umbrella_train.hf_compat import keep_one_device
 
 logger = logging.getLogger(__name__)
 
-# Fields of the section that Hugging Face does not have.
+# Fields of the section that Hugging Face does not have, or knows fewer values of.
 _OWN_FIELDS = {
     "world_size",
     "engine",
@@ -25,6 +25,10 @@ _OWN_FIELDS = {
     "parity_every",
     "on_non_finite",
     "max_skipped_steps",
+    "metric_for_best_model",
+    "greater_is_better",
+    "load_best_model_at_end",
+    "early_stopping_patience",
     "save_before_seconds",
     "torch_compile",
     "gradient_checkpointing",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ class Checkpoints(TrainerCallback):
         self._limit = args.save_total_limit
         self._start: Path | None = None
         self._saving = ExitStack()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._finishing: Future[None] | None = None
         self.run_record: Callable[[], Mapping[str, Any]] = dict
         self.saved_step: int | None = None
 
@@ -111,6 +114,7 @@ class Checkpoints(TrainerCallback):
         model = trainer.accelerator.unwrap_model(trainer.model)
         check_finite(model, step=trainer.state.global_step)
         if is_checkpoint:
+            self.wait()  # it would remove the folder of this one, which is not finished
             self._saving.enter_context(without_worker_failures())
             keep_losses(trainer)
             if trainer.args.should_save:
@@ -125,10 +129,17 @@ class Checkpoints(TrainerCallback):
             if trainer.processing_class is not None:
                 trainer.processing_class.save_pretrained(folder)
 
+    def folder_of(self, step: int) -> Path:
+        """The folder of a step's checkpoint."""
+        return Path(self._trainer.args.output_dir or "") / f"checkpoint-{step}"
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Writes the training state, the record of the run and the integrity manifest; removes old checkpoints."""
-        assert args.output_dir is not None
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        """Writes the training state; the integrity manifest follows in the background, and old ones are removed.
+
+        Until then the older checkpoints are the valid ones. The files are complete, but hashing and flushing them takes
+        as long as writing them.
+        """
+        folder = self.folder_of(state.global_step)
         with self._saving:
             self._save_training_state(folder)
             self._patch_embeds.drift.save(folder, is_writer=args.should_save)
@@ -136,10 +147,24 @@ class Checkpoints(TrainerCallback):
                 dist.barrier()
             if args.should_save:
                 write_record(folder, self.run_record())
-                write_integrity_manifest(folder)
                 best = state.best_model_checkpoint
-                remove_old_checkpoints(folder.parent, keep=self._limit, best=None if best is None else Path(best))
+                self._finishing = self._thread.submit(self._finish, folder, best=None if best is None else Path(best))
         self.saved_step = state.global_step
+
+    def _finish(self, folder: Path, *, best: Path | None) -> None:
+        write_integrity_manifest(folder)
+        remove_old_checkpoints(folder.parent, keep=self._limit, best=best)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Raises what went wrong in the background, as a full disk."""
+        if self._finishing is not None and self._finishing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until the newest checkpoint is valid; raises what went wrong with it."""
+        finishing, self._finishing = self._finishing, None
+        if finishing is not None:
+            finishing.result()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Bounds what Hugging Face keeps in memory and in each checkpoint; metrics.jsonl has all logged lines."""

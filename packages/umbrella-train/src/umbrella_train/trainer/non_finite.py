@@ -12,15 +12,13 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from umbrella_data.batch.example import SampleOrigin
 from umbrella_data.privacy import pseudonyms
-from umbrella_model import supervised_index
-from umbrella_model.supervision import shift_labels
-from umbrella_train.batches.collators import NamedBatch, conversation_index, num_conversations
+from umbrella_train.batches.collators import NamedBatch
+from umbrella_train.batches.sample_losses import sample_losses
 from umbrella_train.checkpoint.logged_loss import trainer_state_entries
 from umbrella_train.distributed.finite import NonFiniteError, describe_non_finite
 from umbrella_train.distributed.ranks import from_all_ranks, is_first_rank
@@ -186,30 +184,6 @@ class NonFiniteSteps(TrainerCallback):
             row = {"step": step, "event": event, **names, "loss": loss if math.isfinite(loss) else None}
             if row not in known:
                 append_line(path, row)
-
-
-@torch.no_grad()
-def sample_losses(model: nn.Module, batch: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[float]:
-    """The mean loss of each conversation of a batch over its supervised tokens, in one forward pass.
-
-    Args:
-        model: In training or evaluation mode.
-        batch: Padded or packed, on the host.
-        inputs: The same on the model's device.
-
-    Returns:
-        One number per conversation; 0 without supervised tokens.
-    """
-    labels = batch["labels"]
-    positions = supervised_index(labels)
-    owners = conversation_index(batch).flatten()[positions]
-    device = inputs["labels"].device
-    outputs = model(**{**inputs, "supervised_index": positions.to(device)})
-    targets = shift_labels(labels).flatten()[positions].to(device)
-    losses = F.cross_entropy(outputs.supervised_logits.float(), targets, reduction="none").double().cpu()
-    sums = torch.zeros(num_conversations(batch), dtype=torch.float64).index_add(0, owners, losses)
-    means: list[float] = (sums / owners.bincount(minlength=len(sums)).clamp(min=1)).tolist()
-    return means
 
 
 def describe_samples(samples: SampleLosses) -> str:

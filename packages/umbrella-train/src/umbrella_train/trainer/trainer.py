@@ -105,7 +105,7 @@ class UmbrellaTrainer(Trainer):
         if max_tokens_per_batch is not None:
             layout["packing"] = packing  # the budget then counts no padding
         self.checkpoints = Checkpoints(self, args, patch_embeds=self.patch_embeds, layout=layout)
-        # Before other callbacks, which may use a finished checkpoint.
+        # Before other callbacks, which may use a checkpoint.
         callbacks = [self.patch_embeds, self.checkpoints, *(kwargs.pop("callbacks", None) or ())]
         super().__init__(model, copy(args), callbacks=callbacks, **kwargs)
         # Hugging Face's Trainer writes weights and its own state, and removes nothing: the rest is in `Checkpoints`.
@@ -163,8 +163,8 @@ class UmbrellaTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """Fetches one accumulation window, and records its modalities while the batches are still on the host."""
-        if self.state.global_step >= self.state.max_steps:
-            # Resumed from its last step: Hugging Face compares the number of steps only after one more.
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
+            # Resumed from its last step: Hugging Face looks at the number of steps only after one more.
             self.control.should_training_stop = True
             return [], None
         batches, num_items = super().get_batch_samples(map(self._see, epoch_iterator), num_batches, device)
@@ -323,14 +323,14 @@ class UmbrellaTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains, from a checkpoint if one is given; True: from the newest valid one of the output folder.
 
-        Raises:
-            RunError: The checkpoint cannot be resumed from.
+        The last checkpoint is valid afterwards. A `RunError` says why a checkpoint cannot be resumed from.
         """
         checkpoint = self.checkpoints.choose(resume_from_checkpoint)
         try:
             return super().train(checkpoint, *args, **kwargs)
         finally:
             self.is_in_train = False  # also after an error
+            self.checkpoints.wait()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the unsharded model as safetensors, if it is finite, and the processor; every rank must call it.
