@@ -126,6 +126,7 @@ def _run_rank(
 
     from umbrella_train.cli import train_command
     from umbrella_train.run import training
+    from umbrella_train.trainer.checkpoints import Checkpoints
 
     torch.set_num_threads(1)
 
@@ -136,16 +137,23 @@ def _run_rank(
     if moment == "before":
         training.build_components = _after(hold, training.build_components)
     elif moment is not None:
-        method = {"step": "compute_loss", "save": "_save_checkpoint", "evaluation": "prediction_step"}[moment]
-        trainer = training.UmbrellaTrainer
-        original = getattr(trainer, method)
+        kind: Any = Checkpoints if moment in ("in a save", "after a save") else training.UmbrellaTrainer
+        method = {
+            "step": "compute_loss",
+            "save": "_save_checkpoint",
+            "evaluation": "prediction_step",
+            "in a save": "_save_training_state",  # the weights are written
+            "after a save": "_finish",  # in the background
+        }[moment]
+        original = getattr(kind, method)
 
         def held(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.state.global_step >= STOPPED_STEP and not (folder / f"ready-{rank}").exists():
+            state = self._trainer.state if kind is Checkpoints else self.state
+            if state.global_step >= STOPPED_STEP and not (folder / f"ready-{rank}").exists():
                 hold()
             return original(self, *args, **kwargs)
 
-        setattr(trainer, method, held)
+        setattr(kind, method, held)
     train_command(words)
 
 
