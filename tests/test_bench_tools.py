@@ -126,6 +126,30 @@ def test_the_peak_is_that_of_a_known_card(
     assert find_peak(argparse.Namespace(device="cuda", dtype=dtype)) == peak
 
 
+@pytest.mark.usefixtures("tools")
+def test_both_trainers_save_the_same_number_of_checkpoints(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import bench_checkpoint
+
+    saved: dict[str, list[str]] = {}
+
+    measure = bench_checkpoint.time_saves
+
+    def measure_and_list(kind: Any, options: Any, folder: Path) -> Any:
+        figures = measure(kind, options, folder)
+        saved[kind.__name__] = sorted(path.name for path in folder.glob("checkpoint-*"))
+        return figures
+
+    monkeypatch.setattr(bench_checkpoint, "time_saves", measure_and_list)
+    arguments = ["--size", "tiny", "--rounds", "1", "--saves", "2", "--every", "2", "--json", str(tmp_path / "a.json")]
+    monkeypatch.setattr(sys, "argv", ["", *arguments])
+    bench_checkpoint.main()
+    assert saved == {name: ["checkpoint-6", "checkpoint-8"] for name in ("OurTrainer", "TheirTrainer")}
+    assert json.loads((tmp_path / "a.json").read_text())["seconds"].keys() == {"ours", "Hugging Face"}
+    assert "ratio" in capsys.readouterr().out
+
+
 @dataclass(frozen=True)
 class Check:
     """A run of `gpu_check.sh run` with a stub for Python."""

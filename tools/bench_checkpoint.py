@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shutil
 import tempfile
 import time
 from itertools import pairwise
@@ -75,7 +74,7 @@ class TheirTrainer(OneBatch, Trainer):
 
 
 def time_saves(kind: type[Any], options: argparse.Namespace, folder: Path) -> tuple[float, float, int]:
-    """Train in a folder, which is removed afterwards.
+    """Train in a folder.
 
     Returns:
         Seconds per checkpoint, seconds per step, and bytes of a checkpoint.
@@ -109,7 +108,6 @@ def time_saves(kind: type[Any], options: argparse.Namespace, folder: Path) -> tu
     # The first step allocates the moments.
     step = median(b - a for a, b in pairwise(saves.begins[1 : num_steps + 2]))
     size = sum(path.stat().st_size for path in sorted(folder.glob("checkpoint-*"))[-1].glob("*"))
-    shutil.rmtree(folder)
     return (end - saves.begins[num_steps + 1] - num_steps * step) / options.saves, step, size
 
 
