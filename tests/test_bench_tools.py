@@ -221,6 +221,17 @@ def test_gpu_check_keeps_the_results_of_an_earlier_one(tmp_path: Path) -> None:
     assert second.calls == first.calls
 
 
+@pytest.mark.parametrize("arguments", [(), ("rum",), ("run", "--help"), ("prepare", "-h")])
+def test_gpu_check_shows_its_usage_for_wrong_arguments(arguments: tuple[str, ...]) -> None:
+    words = ["bash", str(TOOLS / "gpu_check.sh"), *arguments]
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, "TOTAL_SECONDS": "0"}
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "gpu_check.sh run [OUT]" in done.stderr
+
+
 def test_gpu_check_ends_in_time(tmp_path: Path) -> None:
     found = check(tmp_path, device="cuda", seconds=0)
     assert found.status == 1

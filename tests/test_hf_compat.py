@@ -39,6 +39,7 @@ PRIVATE_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "transformers:Trainer._globalstep_last_logged": (),
         "transformers:Trainer._initial_global_step": (),
         "transformers:Trainer._load_from_checkpoint": ("resume_from_checkpoint", "model"),
+        "transformers:Trainer._prepare_inputs": ("inputs",),
         "transformers:Trainer._save_checkpoint": ("model", "trial"),
         "transformers:Trainer._total_loss_scalar": (),
         "transformers:Trainer._tr_loss": (),
@@ -47,6 +48,8 @@ PRIVATE_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 LISTED = [(package, name) for package, table in PRIVATE_NAMES.items() for name in table]
+# Functions that take a name as text.
+BY_TEXT = ("getattr", "hasattr", "setattr", "delattr", "__setattr__", "attrgetter", "import_module")
 # Libraries whose classes have private attributes that a subclass could override by accident.
 LIBRARIES = ("accelerate", "deepspeed", "monai", "torch", "transformers")
 
@@ -112,10 +115,9 @@ def foreign_uses(source: str) -> list[str]:
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
             found += [name for name in names if any(map(_is_private, name.split(".")))]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr", "delattr"):
-            name = node.args[1]
-            if isinstance(name, ast.Constant) and _is_private(str(name.value)):
-                found.append(ast.unparse(node))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in BY_TEXT:
+            texts = [str(each.value) for each in node.args if isinstance(each, ast.Constant)]
+            found += [text for text in texts if any(map(_is_private, text.split(".")))]
     return found
 
 
@@ -127,6 +129,16 @@ def test_private_names_of_others_are_only_used_in_hf_compat(package: str) -> Non
         if path.name != "hf_compat.py" and (uses := foreign_uses(path.read_text("utf-8")))
     }
     assert found == {}
+
+
+@pytest.mark.parametrize("package", PRIVATE_NAMES)
+def test_private_names_in_hf_compat_are_listed_and_listed_ones_are_used(package: str) -> None:
+    (module,) = (path for path in _files(package) if path.name == "hf_compat.py")
+    used, listed = (
+        {part for name in names for part in re.split(r"[:.]", name) if _is_private(part)}
+        for names in (foreign_uses(module.read_text("utf-8")), PRIVATE_NAMES[package])
+    )
+    assert used.union(*map(inherited_uses, _classes(package))) == listed
 
 
 @pytest.mark.parametrize(
@@ -142,6 +154,8 @@ def test_private_names_of_others_are_only_used_in_hf_compat(package: str) -> Non
         "rank = shard._z3_optimizer.rank",
         "hasattr(shard, '_z3_optimizer')",
         "getattr(model, '_dtype', None)",
+        "operator.attrgetter('optimizer._z3')(shard)",
+        "importlib.import_module('torch._dynamo')",
         "self._trainer._tr_loss.fill_(0)",
     ],
 )

@@ -154,6 +154,7 @@ dry_run() {
   exit $status
 }
 
+[[ ${2:-} != -* ]] || set -- # an option, where a folder is expected
 case ${1:-} in
   prepare) prepare "${2:-.gpu-wheels}" ;;
   run) run "${2:-${OUT:-gpu-check}}" ;;

@@ -32,7 +32,6 @@ from umbrella_train.assembly.acceleration import compile_layers, set_attention
 from umbrella_train.config import DummyLossConfig
 from umbrella_train.distributed.deepspeed import built_whole, is_partitioned
 from umbrella_train.distributed.fsdp2 import whole_state_dict
-from umbrella_train.trainer.arguments import keep_to_one_device
 from umbrella_train.trainer.trainer import UmbrellaTrainer
 
 
@@ -248,7 +247,6 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
             **settings,
         },
     )
-    keep_to_one_device(arguments)
     trainer = ScheduledTrainer(
         model=model,
         args=arguments,

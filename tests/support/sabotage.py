@@ -53,13 +53,13 @@ def go_around_the_wrapper(trainer: UmbrellaTrainer) -> None:
 
 def forget_the_window(trainer: UmbrellaTrainer) -> None:
     """Lets `hold` use only the last micro-batch."""
-    see, forget = trainer._window.see, trainer._window._forget
+    window, see = trainer._window, trainer._window.see
 
     def see_last(batch: Any) -> None:
-        forget()
+        window._seen = set()
         see(batch)
 
-    trainer._window.see = see_last
+    window.see = see_last
 
 
 def sum_in_another_order(trainer: UmbrellaTrainer) -> None:

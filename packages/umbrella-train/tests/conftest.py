@@ -183,6 +183,8 @@ def make_trainer(tmp_path: Path) -> Callable[..., ToyTrainer]:
         callbacks: Sequence[TrainerCallback] = (),
         on_non_finite: Any = "stop",
         max_skipped_steps: int = 10,
+        batches_are: Any = "by_modality",
+        compute_metrics: Any = None,
         **arguments: Any,
     ) -> ToyTrainer:
         settings = {
@@ -216,6 +218,8 @@ def make_trainer(tmp_path: Path) -> Callable[..., ToyTrainer]:
             callbacks=callbacks,
             on_non_finite=on_non_finite,
             max_skipped_steps=max_skipped_steps,
+            batches=batches_are,
+            compute_metrics=compute_metrics,
         )
         trainer.given = given
         trainer.remove_callback(PrinterCallback)

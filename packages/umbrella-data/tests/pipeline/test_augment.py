@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from umbrella_data.pipeline.augment import Augmentation
 from umbrella_data.pipeline.config import AugmentConfig, PipelineConfig, PipelineSettings
-from umbrella_data.pipeline.random_transforms import TRANSFORMS
+from umbrella_data.pipeline.random_transforms import TRANSFORMS, check_arguments
 
 STILL = {"max_shift": 0.0, "max_rotation": 0.0, "max_intensity_scale": 0.0, "noise_std": 0.0}
 
@@ -253,6 +253,15 @@ def test_config_reports_all_problems_of_a_list() -> None:
 )
 def test_config_rejects_an_argument(name: str, key: str, value: Any) -> None:
     assert ("augment", 0, key) in problems([{**row(name), key: value}])
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_true_is_a_number_in_no_argument(name: str) -> None:
+    switches = {"invert_image", "retain_stats", "safe", "sample_std", "dropout_holes"}
+    numbers = {"prob", *TRANSFORMS[name].arguments} - switches
+    for value in (True, [True, True]):
+        rejected = {key for key, _ in check_arguments(name, dict.fromkeys(numbers, value))[1]}
+        assert numbers <= rejected
 
 
 @pytest.mark.parametrize("wrong", ["RandAffine", 3, True])

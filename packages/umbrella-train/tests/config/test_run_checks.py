@@ -49,6 +49,16 @@ def test_a_value_that_transformers_rejects_is_reported_with_its_section() -> Non
     assert "hidden_size" in problem
 
 
+def test_misspelt_key_of_a_hugging_face_config_is_reported() -> None:
+    # rope_theta is of older config.json files; transformers still reads it.
+    layers, size = problems_of(
+        *("--model.text-config.num-hidden-layer", "3", "--model.text-config.rope-theta", "5000"),
+        *("--model.vision-config.hidden-sise", "3"),
+    )[::-1]
+    assert layers == "model.text_config.num_hidden_layer: no such key of qwen2; did you mean 'num_hidden_layers'?"
+    assert size == "model.vision_config.hidden_sise: no such key of siglip_vision_model; did you mean 'hidden_size'?"
+
+
 def test_a_finished_run_can_be_read_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     load_config(None, ["--trainer.world-size", "4", "--model.tokenizer", "/moved/away"])

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from transformers import TrainingArguments
 
 from umbrella_train.config import RunConfig
 from umbrella_train.errors import RunError
-from umbrella_train.trainer.arguments import build_arguments, keep_to_one_device
+from umbrella_train.trainer.arguments import build_arguments, on_one_device
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -62,10 +64,14 @@ def test_fp16_on_a_cpu_is_rejected(make_config: MakeConfig, tmp_path: Path) -> N
         make_config(tmp_path, trainer={"fp16": True, "use_cpu": True})
 
 
-def test_one_process_with_several_gpus_uses_one_and_warns(caplog: pytest.LogCaptureFixture) -> None:
+def test_one_process_with_several_gpus_uses_one_and_warns(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, make_trainer: Callable[..., Any]
+) -> None:
     arguments = SimpleNamespace(n_gpu=4, _n_gpu=4)
     with caplog.at_level(logging.WARNING):
-        keep_to_one_device(arguments)  # type: ignore[arg-type]
-    assert arguments._n_gpu == 1
+        one = on_one_device(arguments)  # type: ignore[arg-type]
+    assert (one._n_gpu, arguments._n_gpu) == (1, 4)
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda arguments: 1 if arguments._n_gpu == 1 else 4))
+    assert make_trainer().args.n_gpu == 1
     assert "sees 4 GPUs and uses one" in caplog.text
     assert "--nproc-per-node 4" in caplog.text

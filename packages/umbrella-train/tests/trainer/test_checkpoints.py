@@ -88,6 +88,20 @@ def test_true_resumes_from_the_newest_valid_checkpoint(make: MakeTrainer) -> Non
     assert all(map(torch.equal, weights_of(resumed), weights_of(whole)))
 
 
+def test_second_training_saves_before_an_evaluation_as_the_first_does(make: MakeTrainer) -> None:
+    trainer = make(save_steps=4, eval_strategy="steps", eval_steps=4)
+    orders: list[bool] = []
+    evaluation_loop = trainer.evaluation_loop
+    trainer.evaluation_loop = lambda *args, **kwargs: (
+        orders.append(is_finished(folder_of(trainer, 4))),
+        evaluation_loop(*args, **kwargs),
+    )[1]
+    trainer.train()
+    (folder_of(trainer, 4) / "integrity.json").unlink()
+    trainer.train()
+    assert orders == [True, True]
+
+
 @pytest.mark.parametrize("folder", ["missing", "."])
 def test_folder_that_is_no_checkpoint_is_rejected_by_its_name(make: MakeTrainer, tmp_path: Path, folder: str) -> None:
     with pytest.raises(RunError, match=rf"{tmp_path / folder}: is not a checkpoint"):

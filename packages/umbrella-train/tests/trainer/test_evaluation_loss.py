@@ -68,6 +68,15 @@ def test_evaluate_returns_the_mean_over_tokens_for_each_set_of_modalities(
     assert by_group == {f"eval/loss/{group}": pytest.approx(value, rel=1e-5) for group, value in expected.items()}
 
 
+def test_evaluate_takes_several_data_sets_by_name(make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer(evaluation=[[("T1",)], [("rsfMRI",)]])
+    alone = trainer.evaluate()["eval_loss"]
+    other = type(trainer.eval_dataset)([[("dMRI",)]])
+    trainer.eval_dataset = {"a": trainer.eval_dataset, "b": other}
+    metrics = trainer.evaluate()
+    assert (metrics["eval_a_loss"], metrics["eval_b_loss"]) == (alone, trainer.evaluate(other)["eval_loss"])
+
+
 def test_evaluation_during_training_does_not_change_training(train_batches: Callable[..., Any]) -> None:
     batches = [[("T1",)], [("dMRI",)], [("T1",)]]
     plain = train_batches(batches)

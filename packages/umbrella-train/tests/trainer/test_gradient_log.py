@@ -67,6 +67,20 @@ def test_norms_are_computed_only_at_logging_steps(train_batches: Train) -> None:
     assert trained.log[0]["grad/[dMRI]/vision_tower.dMRI_patch_embed"] == pytest.approx(trained.norm("dMRI", step=1))
 
 
+@pytest.mark.parametrize(
+    ("strategy", "lines"),
+    [({"logging_steps": 3, "logging_first_step": True}, 2), ({"logging_steps": 9, "logging_strategy": "epoch"}, 1)],
+)
+def test_every_line_has_the_norms_of_its_step(train_batches: Train, strategy: dict[str, Any], lines: int) -> None:
+    trained = train_batches([[("T1",)], [("rsfMRI",)], [("T1",)]], **strategy)
+    assert len(trained.log) == lines
+    for line in trained.log:
+        assert line["grad/[T1]/vision_tower.T1_patch_embed"] == pytest.approx(
+            trained.norm("T1", step=int(line["step"]) - 1), rel=1e-5
+        )
+        assert {"drift/T1", "drift/rsfMRI", "drift/dMRI"} <= line.keys()
+
+
 def test_share_is_the_norm_divided_by_the_total_norm(train_batches: Train) -> None:
     trained = train_batches([[("T1",)], [("dMRI",), ("rsfMRI",)]])
     for step, row in enumerate(trained.log):

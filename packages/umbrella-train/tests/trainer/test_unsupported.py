@@ -26,6 +26,26 @@ def test_unknown_values_are_rejected_with_the_known_ones(make_trainer: Callable[
         make_trainer(engine="fsdp", gradient_scale="presnt")
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"batches_are": "by_modalty"}, "batches is 'by_modalty'; it must be one of by_modality, mixed, by_length"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+        ({"compute_metrics": len}, "compute_metrics"),
+        ({"model": nn.Linear(2, 2)}, "Linear has no patch embeds"),
+        (
+            {"engine": "fsdp2", "load_best_model_at_end": True, "save_strategy": "steps", "eval_strategy": "steps"},
+            "load_best_model_at_end",
+        ),
+    ],
+)
+def test_what_would_be_ignored_or_fail_at_the_end_is_rejected(
+    make_trainer: Callable[..., Any], settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(RunError, match=says):
+        make_trainer(**settings)
+
+
 def test_float16_on_a_cpu_is_rejected(make_trainer: Callable[..., Any]) -> None:
     with pytest.raises(RunError, match="fp16 needs a GPU"):
         make_trainer(fp16=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from umbrella_data.errors import did_you_mean
 
@@ -55,8 +55,18 @@ def _differ(axes: tuple[int, int]) -> tuple[int, int]:
     return axes
 
 
+def _no_switch(value: Any) -> Any:
+    if isinstance(value, bool):  # pydantic reads true as 1
+        raise ValueError("true and false are no numbers")
+    return value
+
+
 def _number(**limits: Any) -> Any:
-    return Annotated[float, Field(allow_inf_nan=False, **limits)]
+    return Annotated[float, BeforeValidator(_no_switch), Field(allow_inf_nan=False, **limits)]
+
+
+def _whole(**limits: Any) -> Any:
+    return Annotated[int, BeforeValidator(_no_switch), Field(**limits)]
 
 
 def _pair(number: Any) -> Any:
@@ -83,7 +93,7 @@ _PROB = Kind("a number from 0 to 1", _number(ge=0, le=1))
 _NUMBER = Kind("a number", _number())
 _NON_NEGATIVE = Kind("a number of at least 0", _number(ge=0))
 _SWITCH = Kind("true or false", bool)
-_SIZE = Annotated[int, Field(ge=1)]
+_SIZE = _whole(ge=1)
 _COUNT = Kind("a whole number of at least 1", _SIZE)
 _PAIR = Kind("[low, high]", _pair(_number()))
 _POSITIVE_PAIR = Kind("[low, high], above 0", _pair(_number(gt=0)))
@@ -107,9 +117,9 @@ _SHEARS = Kind(
 _SIZES = Kind("a whole number of voxels, or three", _or_three(_SIZE))
 _ZOOMS = Kind("a number above 0, or three", _or_three(_number(gt=0)))
 _CELLS = Kind("a whole number of at least 1, or three", _or_three(_SIZE))
-_POINT = Annotated[int, Field(ge=3)]
+_POINT = _whole(ge=3)
 _POINTS = Kind("a whole number of at least 3, or two", _POINT | _pair(_POINT))
-_AXIS = Annotated[int, Field(ge=-3, le=2)]
+_AXIS = Annotated[int, BeforeValidator(_no_switch), Field(ge=-3, le=2)]
 _AXES = Kind("an axis from 0 to 2, or a list of axes", _AXIS | Annotated[tuple[_AXIS, ...], Field(min_length=1)] | None)
 _AXIS_PAIR = Kind("two different axes from 0 to 2", Annotated[tuple[_AXIS, _AXIS], AfterValidator(_differ)])
 _ROTATE90_AXES = (0, 1)

@@ -92,10 +92,14 @@ def _hf_config_problems(section: Mapping[str, Any]) -> list[str]:
         )
     except (StrictDataclassError, TypeError, ValueError) as error:
         return [f": {' '.join(str(error).split())}"]
+    # transformers keeps keys that a model does not have. Those unlike the model's may be of older versions.
+    known = {key for key in vars(type(config)()) | config.attribute_map if not key.startswith("_")}
+    similar = {key: did_you_mean(key, known, cutoff=0.8) for key in section.keys() - known - {"model_type"}}
+    problems = [f".{key}: no such key of {model_type}{text}" for key, text in sorted(similar.items()) if text]
     size, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
     if isinstance(size, int) and isinstance(heads, int) and "head_dim" not in section and (heads < 1 or size % heads):
-        return [f".hidden_size: {size} is not divisible by num_attention_heads, which is {heads}"]
-    return []
+        problems.append(f".hidden_size: {size} is not divisible by num_attention_heads, which is {heads}")
+    return problems
 
 
 def _table(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -69,7 +70,6 @@ def build_arguments(config: RunConfig, *, output_dir: Path, dry_run: bool = Fals
     # Trackers are called by `trainer.tracking`; Hugging Face would add its own, also by itself (Kubeflow's).
     arguments.report_to = []
     _check_world_size(config, arguments)
-    keep_to_one_device(arguments)
     return arguments
 
 
@@ -82,8 +82,9 @@ def _check_world_size(config: RunConfig, arguments: TrainingArguments) -> None:
         raise RunError(problem)
 
 
-def keep_to_one_device(arguments: TrainingArguments) -> None:
-    """Prevents `DataParallel`, which Hugging Face uses over several GPUs and which assigns scans to wrong samples."""
+def on_one_device(arguments: TrainingArguments) -> TrainingArguments:
+    """A copy without `DataParallel`, Hugging Face's choice for several GPUs, which assigns scans to wrong samples."""
+    arguments = copy(arguments)
     num_devices = arguments.n_gpu  # initialises the devices on first use
     if num_devices > 1:
         keep_one_device(arguments)
@@ -92,3 +93,4 @@ def keep_to_one_device(arguments: TrainingArguments) -> None:
             num_devices,
             num_devices,
         )
+    return arguments

@@ -85,7 +85,7 @@ class Checkpoints(TrainerCallback):
         Raises:
             RunError: There is none, or it contains a pickle, which can run code when it is read.
         """
-        self._start = None
+        self._start, self.saved_step = None, None
         if resume_from_checkpoint is True:
             run_folder = Path(self._trainer.args.output_dir or "")
             self._start = on_first_rank(lambda: newest_valid_checkpoint(run_folder))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from umbrella_model.vision_tower import UmbrellaVisionTower
 from umbrella_train.distributed.ranks import is_first_rank
@@ -36,6 +36,13 @@ class PatchEmbedLog(TrainerCallback):
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Called by the Trainer; the weights are loaded, and on their devices."""
         self.drift = DriftWatch(self._tower, under_zero=self._under_zero)
+
+    @staticmethod
+    def is_needed(args: TrainingArguments, state: TrainerState) -> bool:
+        """Whether a line is logged after the next step; with one per epoch, any step may be the last before it."""
+        if args.logging_strategy == "epoch" or (args.logging_first_step and not state.global_step):
+            return True
+        return (state.global_step + 1) % state.logging_steps == 0
 
     def squared_norms(self) -> Tensor:
         """This rank's share of the squared gradient norms, to be summed over ranks."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from copy import copy
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -29,6 +28,7 @@ from umbrella_train.errors import RunError
 from umbrella_train.hf_compat import mark_as_prepared
 from umbrella_train.stop_signals import StopSignals
 from umbrella_train.trainer.accumulation import AccumulationWindow
+from umbrella_train.trainer.arguments import on_one_device
 from umbrella_train.trainer.callbacks import RankParity, StepSeed, StopOnSignal
 from umbrella_train.trainer.checkpoints import Checkpoints
 from umbrella_train.trainer.evaluation_loss import evaluation_loss
@@ -89,10 +89,12 @@ class UmbrellaTrainer(Trainer):
             model,
             args,
             dummy_loss=dummy_loss,
+            batches=batches,
             engine=engine,
             gradient_scale=gradient_scale,
             packing=packing,
             on_non_finite=on_non_finite,
+            has_metrics=kwargs.get("compute_metrics") is not None,
         )
         self.batches = batches
         self.max_tokens_per_batch = max_tokens_per_batch
@@ -107,7 +109,7 @@ class UmbrellaTrainer(Trainer):
         self.checkpoints = Checkpoints(self, args, patch_embeds=self.patch_embeds, layout=layout)
         # Before other callbacks, which may use a checkpoint.
         callbacks = [self.patch_embeds, self.checkpoints, *(kwargs.pop("callbacks", None) or ())]
-        super().__init__(model, copy(args), callbacks=callbacks, **kwargs)
+        super().__init__(model, on_one_device(args), callbacks=callbacks, **kwargs)
         # Hugging Face's Trainer writes weights and its own state, and removes nothing: the rest is in `Checkpoints`.
         self.args.save_only_model, self.args.save_total_limit = True, None
         if packing:
@@ -143,8 +145,10 @@ class UmbrellaTrainer(Trainer):
         return self._build_loader(self.train_dataset, self._train_batch_size, shuffle=True)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """This rank's share of the evaluation samples, each exactly once."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        """This rank's share of the evaluation samples, of a data set or the one of this name, each exactly once."""
+        dataset: Any = self.eval_dataset
+        if eval_dataset is not None:
+            dataset = dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
         return self._build_loader(dataset, self.args.eval_batch_size, shuffle=False)
 
     def _build_loader(self, dataset: Any, batch_size: int, *, shuffle: bool) -> DataLoader[Any]:
@@ -243,7 +247,7 @@ class UmbrellaTrainer(Trainer):
 
     def _before_optimizer_step(self) -> None:
         """Shares the facts of the accumulation window between ranks, then checks, scales and clears gradients."""
-        is_logged = (self.state.global_step + 1) % self.state.logging_steps == 0
+        is_logged = self.patch_embeds.is_needed(self.args, self.state)
         scaler = self.accelerator.scaler
         # A loss scaler checks gradients itself, skips such a step and reduces its scale.
         is_checked = scaler is None or not scaler.is_enabled()
@@ -298,12 +302,8 @@ class UmbrellaTrainer(Trainer):
         self, dataloader: DataLoader[Any], *_: Any, metric_key_prefix: str = "eval", **__: Any
     ) -> EvalLoopOutput:
         """The sums of `evaluation_loss`, without logits."""
-        parts: dict[str, Any] = {
-            "modalities": self.modality_order,
-            "signals": self.signals,
-            "non_finite": self.non_finite,
-        }
-        return evaluation_loss(self, dataloader, **parts, prefix=metric_key_prefix)
+        parts: dict[str, Any] = {"signals": self.signals, "non_finite": self.non_finite, "prefix": metric_key_prefix}
+        return evaluation_loss(self, dataloader, modalities=self.modality_order, **parts)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None

@@ -13,7 +13,7 @@ from umbrella_model import UmbrellaForConditionalGeneration
 from umbrella_model.attention import VARLEN
 from umbrella_model.hf_compat import attention_of
 from umbrella_model.vision_tower import UmbrellaVisionTower
-from umbrella_train.config import DummyLossConfig, TrainerConfig
+from umbrella_train.config import DataConfig, DummyLossConfig, TrainerConfig
 from umbrella_train.errors import RunError
 
 ABSENT_WITHOUT_DUMMY_LOSS = (
@@ -30,15 +30,20 @@ def check_trainer(
     dummy_loss: DummyLossConfig,
     engine: str,
     gradient_scale: str,
+    batches: str = "by_modality",
     packing: bool = False,
     on_non_finite: str = "stop",
+    has_metrics: bool = False,
 ) -> None:
     """Checks the trainer's settings, those of `UmbrellaTrainer`, against each other, the model and the device.
 
     Raises:
         RunError: With every unsupported combination.
     """
-    problems = [*_unknown_values(engine=engine, gradient_scale=gradient_scale, on_non_finite=on_non_finite)]
+    chosen = {"batches": batches, "engine": engine, "gradient_scale": gradient_scale, "on_non_finite": on_non_finite}
+    problems = [*_unknown_values(**chosen), *_hugging_face_problems(arguments, engine=engine, has_metrics=has_metrics)]
+    if not _patch_embeds(model):
+        problems.append(f"{type(model).__name__} has no patch embeds: it is no model of umbrella_model")
     plugin: Any = arguments.deepspeed_plugin
     zero_stage = 0 if plugin is None else plugin.zero_stage
     if zero_stage:
@@ -81,9 +86,22 @@ def check_trainer(
 
 def _unknown_values(**chosen: str) -> Iterator[str]:
     for name, value in chosen.items():
-        known = get_args(TrainerConfig.model_fields[name].annotation)
+        section = DataConfig if name in DataConfig.model_fields else TrainerConfig
+        known = get_args(section.model_fields[name].annotation)
         if value not in known:
             yield f"{name} is {value!r}; it must be one of {', '.join(known)}"
+
+
+def _hugging_face_problems(arguments: TrainingArguments, *, engine: str, has_metrics: bool) -> Iterator[str]:
+    if arguments.label_smoothing_factor:
+        yield "label_smoothing_factor is not supported: the loss would be that of labels one token off"
+    if has_metrics:
+        yield "compute_metrics is not supported: it needs the logits of all samples; use umbrella-eval"
+    if arguments.load_best_model_at_end and engine == "fsdp2":
+        yield (
+            "load_best_model_at_end is not supported with engine fsdp2, whose shards Hugging Face's Trainer cannot "
+            "load; load the checkpoint state.best_model_checkpoint after the training"
+        )
 
 
 def _patch_embeds(model: nn.Module) -> list[Any]:
