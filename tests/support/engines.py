@@ -309,13 +309,17 @@ def _whole_state(trainer: UmbrellaTrainer, model: torch.nn.Module) -> dict[str, 
     return trainer.accelerator.get_state_dict(trainer.deepspeed) or {}
 
 
+def run_cases(cases: Sequence[Case], output: Path) -> None:
+    """Runs cases, one after the other, as one of the ranks."""
+    torch.set_num_threads(1)
+    for case in cases:
+        run_case(case, output=output)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Runs a list of cases on every rank: `torchrun engines.py CASES.json OUTPUT`."""
-    cases, output = Path(arguments[0]), Path(arguments[1])
-    for entry in json.loads(cases.read_text()):
-        run_case(Case(**entry), output=output)
+    run_cases([Case(**entry) for entry in json.loads(Path(arguments[0]).read_text())], Path(arguments[1]))
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     main(sys.argv[1:])

@@ -53,8 +53,13 @@ def go_around_the_wrapper(trainer: UmbrellaTrainer) -> None:
 
 def forget_the_window(trainer: UmbrellaTrainer) -> None:
     """Lets `hold` use only the last micro-batch."""
-    see = trainer._window.see
-    trainer._window.see = lambda batches: see(batches[-1:])
+    window, see = trainer._window, trainer._window.see
+
+    def see_alone(batch: Any) -> None:
+        window._seen.clear()
+        see(batch)
+
+    window.see = see_alone
 
 
 def sum_in_another_order(trainer: UmbrellaTrainer) -> None:
