@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -20,3 +22,27 @@ def _skip_what_is_imported() -> None:
 def pytest_sessionfinish() -> None:
     """Everything is collected at the end."""
     gc.unfreeze()
+
+
+@pytest.fixture
+def end_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Ends the data workers that a test has started; otherwise garbage collection waits 5 or 10 s for each of them.
+
+    It ends the thread that tells a worker to stop before the object that would use it.
+    """
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+    started: list[Any] = []
+    start = _MultiProcessingDataLoaderIter.__init__
+
+    def start_and_keep(self: Any, loader: Any) -> None:
+        started.append(self)
+        start(self, loader)
+
+    def end() -> None:
+        while started:
+            started.pop()._shutdown_workers()
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "__init__", start_and_keep)
+    yield end
+    end()

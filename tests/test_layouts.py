@@ -119,7 +119,7 @@ def test_inactive_norm_in_one_process_is_the_scale(case: Case, tmp_path: Path) -
 
 def test_inactive_norm_with_a_loss_scaler_is_the_scale_after_unscaling(tmp_path: Path) -> None:
     output = tmp_path / "output"
-    ranks = warm.start_ranks(scaled.write_norms, tmp_path, num_ranks=2, output=output)
+    ranks = warm.start_ranks(scaled.write_norms, tmp_path, outputs=[output, output])
     assert warm.end_together(ranks, seconds=120) == [0, 0], output.read_text()
     for rank in range(2):
         for norms in json.loads((tmp_path / f"scaled-{rank}.json").read_text()).values():

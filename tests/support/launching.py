@@ -65,7 +65,7 @@ def launch(cases: Sequence[Case], folder: Path, *, launcher: Sequence[str], time
 def launch_warm(cases: Sequence[Case], folder: Path, *, num_ranks: int, timeout: float = 280) -> str:
     """As `launch`, with ranks that are forked from a warm parent instead of started by a launcher."""
     folder.mkdir(exist_ok=True)
-    ranks = warm.start_ranks(run_cases, cases, folder, num_ranks=num_ranks, output=folder / "stderr")
+    ranks = warm.start_ranks(run_cases, cases, folder, outputs=[folder / "stderr"] * num_ranks)
     warm.end_together(ranks, seconds=timeout)
     return (folder / "stderr").read_text()
 

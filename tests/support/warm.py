@@ -49,13 +49,27 @@ def start(
     return process
 
 
-def start_ranks(function: Callable[..., None], *arguments: Any, num_ranks: int, output: Path) -> list[Any]:
-    """Starts a function in several processes, with the environment of ranks that torchrun starts on one machine."""
+def start_ranks(function: Callable[..., None], *arguments: Any, outputs: Sequence[Path]) -> list[Any]:
+    """Starts a function in one process per output, with the environment of ranks that torchrun starts."""
     port = free_port()
     return [
-        start(function, *arguments, output=output, environment=environment_of(rank, num_ranks=num_ranks, port=port))
-        for rank in range(num_ranks)
+        start(
+            function,
+            *arguments,
+            output=output,
+            environment=environment_of(rank, num_ranks=len(outputs), port=port),
+        )
+        for rank, output in enumerate(outputs)
     ]
+
+
+def output_of_ranks(code: str, words: Sequence[str] = (), *, folder: Path) -> list[str]:
+    """What each of two ranks prints that do what `python -c CODE WORDS` does; fails if one of them does."""
+    outputs = [folder / f"output-{rank}" for rank in range(2)]
+    codes = end_together(start_ranks(run_code, code, words, outputs=outputs), seconds=120)
+    texts = [output.read_text() for output in outputs]
+    assert codes == [0, 0], texts
+    return texts
 
 
 def environment_of(rank: int, *, num_ranks: int, port: int) -> dict[str, str]:
