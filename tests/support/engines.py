@@ -266,7 +266,8 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
     trainer.remove_callback(PrinterCallback)
     if case.optim == "muon":
         matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
-        trainer.optimizer = torch.optim.Muon(matrices, lr=arguments.learning_rate)
+        # Two iterations: on shards, each of the five by default takes long.
+        trainer.optimizer = torch.optim.Muon(matrices, lr=arguments.learning_rate, ns_steps=2)
     plain = PlainDrift(trainer)
     if case.compare_drift:
         trainer.add_callback(plain)
