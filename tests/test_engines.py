@@ -14,7 +14,7 @@ import pytest
 import torch
 from engine_matrix import EVERY, TRIALS
 from engines import Case, build_case_model, run_case
-from launching import launch, results_of, torchrun
+from launching import launch, launch_warm, results_of, torchrun
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -69,7 +69,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     @cache
     def launch_once(world_size: int) -> Path:
         folder = tmp_path_factory.mktemp("ranks")
-        errors = launch([case for case, ranks in TRIALS if ranks == world_size], folder, launcher=torchrun(world_size))
+        errors = launch_warm([case for case, ranks in TRIALS if ranks == world_size], folder, num_ranks=world_size)
         assert "unused" not in errors
         return folder
 
@@ -90,7 +90,7 @@ def test_every_combination_equals_one_process(engine: str, world_size: int, tmp_
     # Some are also among the pairs.
     named = {case.name: case for case in [*(case for case, _ in TRIALS), *EVERY, *LONG] if case.engine == engine}
     cases = list(named.values())
-    launch(cases, tmp_path / "ranks", launcher=torchrun(world_size), timeout=3000)
+    launch_warm(cases, tmp_path / "ranks", num_ranks=world_size, timeout=3000)
     failed = {}
     for case in cases:
         try:
@@ -105,7 +105,7 @@ def test_every_combination_equals_one_process(engine: str, world_size: int, tmp_
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_compiled_layers_equal_one_process_that_does_not_compile(engine: str, packing: bool, tmp_path: Path) -> None:
     case = replace(COMPILED, name=f"{engine}-compiled", engine=engine, packing=packing)
-    launch([case], tmp_path / "ranks", launcher=torchrun(2))
+    launch_warm([case], tmp_path / "ranks", num_ranks=2)
     check_case(replace(case, compiler=None), tmp_path / "ranks", world_size=2, scratch=tmp_path)
 
 
@@ -132,7 +132,7 @@ def test_hold_does_not_change_an_absent_modality(world_size: int, steps: int, tm
     if world_size == 1:
         assert [run_case(each, output=tmp_path)["error"] for each in cases] == [None] * 3
     else:
-        launch(cases, tmp_path, launcher=torchrun(world_size), timeout=1500)
+        launch_warm(cases, tmp_path, num_ranks=world_size, timeout=1500)
     last = world_size - 1
     first, held, updated = (load_file(tmp_path / f"{each.name}-{last}.safetensors") for each in cases)
     followed = [name for name in first if "dMRI_patch_embed" in name]
@@ -158,7 +158,7 @@ def test_sharded_resume_is_bit_identical_also_on_another_number_of_ranks(tmp_pat
         arguments=saving,
     )
     checkpoint = tmp_path / "whole-run" / "checkpoint-2"
-    launch([whole, replace(whole, name="resumed", resume=str(checkpoint))], tmp_path, launcher=torchrun(2))
+    launch_warm([whole, replace(whole, name="resumed", resume=str(checkpoint))], tmp_path, num_ranks=2)
     _, (expected, _) = results_of(whole, tmp_path, world_size=2)
     logs, (resumed, _) = results_of(replace(whole, name="resumed"), tmp_path, world_size=2)
     assert [line["step"] for line in logs[0]["log"] if "loss" in line] == [1, 2, 3, 4]
@@ -224,7 +224,7 @@ def test_hold_by_the_last_batch_instead_of_the_window_is_detected(sabotaged: Pat
 def test_another_call_order_on_one_rank_is_detected(tmp_path: Path) -> None:
     healthy = Case("healthy", "different", engine="fsdp2", parity_every=0)
     broken = replace(healthy, name="order", sabotage="order")
-    errors = launch([healthy, broken], tmp_path, launcher=torchrun(2), timeout=120)
+    errors = launch_warm([healthy, broken], tmp_path, num_ranks=2, timeout=120)
     check_case(healthy, tmp_path, world_size=2, scratch=tmp_path)
     if all((tmp_path / f"order-{rank}.safetensors").is_file() for rank in range(2)):
         wrong, right = load_file(tmp_path / "order-0.safetensors"), load_file(tmp_path / "healthy-0.safetensors")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import scaled
+import warm
 from engines import Case, run_case
-from launching import SCRIPT, launch, results_of, torchrun
+from launching import launch_warm, results_of
 from safetensors.torch import load_file
 
 # Eight samples per step, with 2 to 5 supervised tokens and 0 to 3 scans each.
@@ -87,7 +87,7 @@ NORMS = [
 @pytest.fixture(scope="module")
 def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    launch([*RANKS, *NORMS], folder, launcher=torchrun(2))
+    launch_warm([*RANKS, *NORMS], folder, num_ranks=2)
     return folder
 
 
@@ -118,8 +118,9 @@ def test_inactive_norm_in_one_process_is_the_scale(case: Case, tmp_path: Path) -
 
 
 def test_inactive_norm_with_a_loss_scaler_is_the_scale_after_unscaling(tmp_path: Path) -> None:
-    script = SCRIPT.with_name("scaled.py")
-    subprocess.run([sys.executable, "-m", *torchrun(2), str(script), str(tmp_path)], check=True, timeout=120)
+    output = tmp_path / "output"
+    ranks = warm.start_ranks(scaled.write_norms, tmp_path, outputs=[output, output])
+    assert warm.end_together(ranks, seconds=120) == [0, 0], output.read_text()
     for rank in range(2):
         for norms in json.loads((tmp_path / f"scaled-{rank}.json").read_text()).values():
             assert norms["has_scaler"]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +24,31 @@ OPTIONS = {"moment": MOMENTS, "workers": (0, 2), "ranks": (1, 2)}
 PAIRS = [{"number": SIGNALS[index % 5], **row} for index, row in enumerate(pairwise(OPTIONS))]
 TABLE = [row for row in all_combinations({"number": SIGNALS, **OPTIONS}) if row not in PAIRS]
 
+# For a signal at any moment of a command that is not held.
+LONG: dict[str, Any] = {"max_steps": 150, "eval_steps": None}
+
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> DemoCohort:
     return make_demo_cohort(tmp_path_factory.mktemp("cohort"), num_train=6, num_test=2, seed=0)
 
 
+def train_unbroken(cohort: DemoCohort, folder: Path, num_ranks: int, **trainer: Any) -> Path:
+    words = ["--config", str(write_config(folder, cohort, **trainer))]
+    assert exit_codes(start_ranks(words, folder / "log", num_ranks=num_ranks)) == [0] * num_ranks
+    return folder / "runs" / "run"
+
+
 @pytest.fixture(scope="module")
 def unbroken(cohort: DemoCohort, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     """A function that trains without a break on a number of ranks; the same folder for every test."""
-    done: dict[int, Path] = {}
+    return cache(lambda num_ranks: train_unbroken(cohort, tmp_path_factory.mktemp("unbroken"), num_ranks))
 
-    def folder_of(num_ranks: int) -> Path:
-        if num_ranks not in done:
-            folder = tmp_path_factory.mktemp("unbroken")
-            words = ["--config", str(write_config(folder, cohort))]
-            assert exit_codes(start_ranks(words, folder / "log", num_ranks=num_ranks)) == [0] * num_ranks
-            done[num_ranks] = folder / "runs" / "run"
-        return done[num_ranks]
 
-    return folder_of
+@pytest.fixture(scope="module")
+def long_unbroken(cohort: DemoCohort, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """As `unbroken`, with more steps and no evaluation between them."""
+    return cache(lambda num_ranks: train_unbroken(cohort, tmp_path_factory.mktemp("long"), num_ranks, **LONG))
 
 
 def results_of(run: Path) -> tuple[bytes, list[dict[str, Any]]]:
@@ -109,21 +115,24 @@ def test_signal_to_the_process_group_in_all_combinations(
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 COMMANDS = [
     pytest.param(signal.SIGTERM, 2, [], id="term"),
-    pytest.param(signal.SIGHUP, 0, [], id="hup"),
-    # torchrun and two ranks import everything: too long for two cores in each run of the tests.
+    # These import everything again: too long for two cores in each run of the tests.
+    pytest.param(signal.SIGHUP, 0, [], id="hup", marks=pytest.mark.slow),
     pytest.param(signal.SIGTERM, 2, TORCHRUN, id="torchrun", marks=pytest.mark.slow),
 ]
 
 
 @pytest.mark.parametrize(("number", "workers", "launcher"), COMMANDS)
 def test_signal_to_the_process_group_of_a_command(
-    number: int, workers: int, launcher: list[str], cohort: DemoCohort, tmp_path: Path
+    number: int,
+    workers: int,
+    launcher: list[str],
+    cohort: DemoCohort,
+    long_unbroken: Callable[[int], Path],
+    tmp_path: Path,
 ) -> None:
+    """In CI one command receives SIGTERM; forked processes receive the other signals, see `PAIRS`."""
     num_ranks = 2 if launcher else 1
-    steps = {"max_steps": 150, "eval_steps": None}
-    words = ["--config", str(write_config(tmp_path / "unbroken", cohort, **steps))]
-    assert exit_codes(start_ranks(words, tmp_path / "log", num_ranks=num_ranks)) == [0] * num_ranks
-    words = ["--config", str(write_config(tmp_path, cohort, num_workers=workers, **steps)), "--resume", "auto"]
+    words = ["--config", str(write_config(tmp_path, cohort, num_workers=workers, **LONG)), "--resume", "auto"]
     command = [sys.executable, *launcher, "-m", "umbrella_train", *words]
     run = tmp_path / "runs" / "run"
     with (tmp_path / "output").open("w") as output:
@@ -137,4 +146,4 @@ def test_signal_to_the_process_group_of_a_command(
     assert 0 < int(checkpoint.name.removeprefix("checkpoint-")) < 150
     assert (run / "REQUEUE").exists()
     assert exit_codes(start_ranks(words, tmp_path / "resumed", num_ranks=num_ranks)) == [0] * num_ranks
-    assert results_of(run) == results_of(tmp_path / "unbroken" / "runs" / "run")
+    assert results_of(run) == results_of(long_unbroken(num_ranks))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from engines import Case, run_case
-from launching import launch, torchrun
+from launching import launch_warm
 from safetensors.torch import load_file
 from toy import ORDER
 
@@ -64,7 +64,7 @@ STOPPED = replace(PLAIN[0], name="stopped", steps=3, sabotage="nan")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     resumed = replace(RESUMED, resume=str(folder / f"{SAVED.name}-run" / "checkpoint-2"))
-    launch([SAVED, resumed, *PLAIN, *SKIPPING, STOPPED, *CASES], folder, launcher=torchrun(2), timeout=240)
+    launch_warm([SAVED, resumed, *PLAIN, *SKIPPING, STOPPED, *CASES], folder, num_ranks=2, timeout=240)
     return folder
 
 

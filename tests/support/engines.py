@@ -264,7 +264,8 @@ def run_case(case: Case, *, output: Path, simulated_world_size: int | None = Non
     trainer.remove_callback(PrinterCallback)
     if case.optim == "muon":
         matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
-        trainer.optimizer = torch.optim.Muon(matrices, lr=arguments.learning_rate)
+        # Two iterations: on shards, each of the five by default takes long.
+        trainer.optimizer = torch.optim.Muon(matrices, lr=arguments.learning_rate, ns_steps=2)
     plain = PlainDrift(trainer)
     if case.compare_drift:
         trainer.add_callback(plain)
@@ -307,13 +308,17 @@ def _whole_state(trainer: UmbrellaTrainer, model: torch.nn.Module) -> dict[str, 
     return trainer.accelerator.get_state_dict(trainer.deepspeed) or {}
 
 
+def run_cases(cases: Sequence[Case], output: Path) -> None:
+    """Runs cases, one after the other, as one of the ranks."""
+    torch.set_num_threads(1)
+    for case in cases:
+        run_case(case, output=output)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Runs a list of cases on every rank: `torchrun engines.py CASES.json OUTPUT`."""
-    cases, output = Path(arguments[0]), Path(arguments[1])
-    for entry in json.loads(cases.read_text()):
-        run_case(Case(**entry), output=output)
+    run_cases([Case(**entry) for entry in json.loads(Path(arguments[0]).read_text())], Path(arguments[1]))
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     main(sys.argv[1:])

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from engines import Case
+import warm
+from engines import Case, run_cases
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -58,6 +59,14 @@ def launch(cases: Sequence[Case], folder: Path, *, launcher: Sequence[str], time
             for each in [*ranks, process]:
                 with suppress(psutil.NoSuchProcess):
                     each.kill()
+    return (folder / "stderr").read_text()
+
+
+def launch_warm(cases: Sequence[Case], folder: Path, *, num_ranks: int, timeout: float = 280) -> str:
+    """As `launch`, with ranks that are forked from a warm parent instead of started by a launcher."""
+    folder.mkdir(exist_ok=True)
+    ranks = warm.start_ranks(run_cases, cases, folder, outputs=[folder / "stderr"] * num_ranks)
+    warm.end_together(ranks, seconds=timeout)
     return (folder / "stderr").read_text()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -37,9 +36,9 @@ def scaled_norms(accumulation: int) -> dict[str, Any]:
     return {"has_scaler": scaler.is_enabled(), **{name: norm.item() for name, norm in norms.items()}}
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def write_norms(folder: Path) -> None:
+    """As one of the ranks, for windows of one and eight micro-batches."""
     dist.init_process_group("gloo")
     results = {str(accumulation): scaled_norms(accumulation) for accumulation in (1, 8)}
-    Path(sys.argv[1], f"scaled-{dist.get_rank()}.json").write_text(json.dumps(results))
+    (folder / f"scaled-{dist.get_rank()}.json").write_text(json.dumps(results))
     dist.destroy_process_group()

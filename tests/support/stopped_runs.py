@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import warm
 import yaml
 from tiny_model import MODEL
 
@@ -18,11 +16,6 @@ from umbrella_data.synthetic.cohort import DemoCohort
 
 MOMENTS = ("before", "step", "save", "evaluation")
 NUM_STEPS, STOPPED_STEP = 5, 2
-
-# For models this small threads cost more than they save; libraries read it when the warm parent imports them.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["umbrella_train.run.training", "umbrella_train.cli", "transformers.trainer"])
 
 
 def write_config(folder: Path, cohort: DemoCohort, *, num_workers: int = 0, **trainer: Any) -> Path:
@@ -68,15 +61,15 @@ def start_ranks(words: Sequence[str], folder: Path, *, num_ranks: int = 1, momen
         The processes, the leader of the group first.
     """
     folder.mkdir(exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = warm.free_port()
     ranks: list[Any] = []
     for rank in range(num_ranks):
         leader = ranks[0].pid if ranks else 0
-        arguments = (list(words), folder, rank, num_ranks, port, leader, moment)
-        ranks.append(_context.Process(target=_run_rank, args=arguments))
-        ranks[-1].start()
+        environment = warm.environment_of(rank, num_ranks=num_ranks, port=port)
+        output = folder / f"output-{rank}"
+        ranks.append(
+            warm.start(_run_rank, list(words), folder, rank, leader, moment, output=output, environment=environment)
+        )
         wait_for(folder / f"started-{rank}", alive=ranks)
     return ranks
 
@@ -106,29 +99,13 @@ def output_of(folder: Path) -> str:
     return "\n".join(path.read_text(errors="replace") for path in sorted(folder.glob("output-*")))
 
 
-def _run_rank(
-    words: list[str], folder: Path, rank: int, num_ranks: int, port: int, leader: int, moment: str | None
-) -> None:
+def _run_rank(words: list[str], folder: Path, rank: int, leader: int, moment: str | None) -> None:
     os.setpgid(0, leader)
-    output = os.open(folder / f"output-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    if num_ranks > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     (folder / f"started-{rank}").touch()
-    multiprocessing.set_start_method(
-        "fork", force=True
-    )  # for data workers; otherwise they get a warm parent of their own
-
-    import torch
 
     from umbrella_train.cli import train_command
     from umbrella_train.run import training
     from umbrella_train.trainer.checkpoints import Checkpoints
-
-    torch.set_num_threads(1)
 
     def hold() -> None:
         (folder / f"ready-{rank}").touch()

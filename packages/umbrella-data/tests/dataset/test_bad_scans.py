@@ -73,7 +73,7 @@ def test_bad_scan_by_default_is_raised(make_dataset, rows):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_bad_scan_is_raised_with_line_and_subject_from_any_process(make_dataset, rows, num_workers):
+def test_bad_scan_is_raised_with_line_and_subject_from_any_process(make_dataset, rows, num_workers, end_workers):
     dataset = make_dataset(rows, Files("3"), max_fraction=None)
     loader = torch.utils.data.DataLoader(dataset, sampler=[3], batch_size=None, num_workers=num_workers)
     with pytest.raises(UmbrellaDataError) as caught:

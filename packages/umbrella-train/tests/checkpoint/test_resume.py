@@ -9,14 +9,13 @@ import random
 import re
 import signal
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from transformers import TrainerCallback
 
 from umbrella_data.synthetic.cohort import DemoCohort
@@ -35,7 +34,6 @@ NUM_STEPS = 14
 
 KILL_IN_THE_FOURTH_STEP = """
 import os, signal, sys
-from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_train.run import training as run
 from umbrella_train.cli import train_command
 
@@ -136,6 +134,7 @@ def unbroken(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) 
 def test_resumed_run_equals_the_unbroken_run(
     make_config: MakeConfig,
     unbroken: Callable[[int], Path],
+    end_workers: Callable[[], None],
     tmp_path: Path,
     save_steps: int,
     stop: int,
@@ -147,6 +146,7 @@ def test_resumed_run_equals_the_unbroken_run(
     )
     with at_step(stop, cut_the_power), pytest.raises(PowerCutError):
         run.train(config)
+    end_workers()
     folder = run.train(config, resume="auto")
     assert folder == tmp_path / "run"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -252,13 +252,12 @@ def test_sigterm_leaves_a_checkpoint_to_resume_from(
 ) -> None:
     config = config_of(make_config, tmp_path)
     (tmp_path / "config.yaml").write_text(dump_config(config))
-    words = [sys.executable, "-c", KILL_IN_THE_FOURTH_STEP, "--config", str(tmp_path / "config.yaml")]
-    done = subprocess.run(
-        words, capture_output=True, text=True, check=False, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 128 + signal.SIGTERM, done.stderr
-    assert re.search(r"step 4\b.*--resume auto$", done.stderr.splitlines()[-1])
-    assert done.stdout == ""
+    words = ["--config", str(tmp_path / "config.yaml")]
+    output, errors = tmp_path / "output", tmp_path / "errors"
+    process = warm.start(warm.run_code, KILL_IN_THE_FOURTH_STEP, words, output=output, errors=errors)
+    assert warm.end_together([process], seconds=240) == [128 + signal.SIGTERM], errors.read_text()
+    assert re.search(r"step 4\b.*--resume auto$", errors.read_text().splitlines()[-1])
+    assert output.read_text() == ""
     folder = tmp_path / "run"
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-4"]
     assert checkpoint_problems(folder / "checkpoint-4") == []
@@ -330,10 +329,9 @@ from umbrella_train.config import load_config
 from umbrella_train.errors import RunError
 from contextlib import ExitStack
 from umbrella_train.checkpoint.resume import find_start
-config, store, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
-dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+dist.init_process_group("gloo")
 # The second rank's file system does not show the run yet.
-config = load_config(Path(config), ["--output-dir", "/nowhere"] if rank else [])
+config = load_config(Path(sys.argv[1]), ["--output-dir", "/nowhere"] if dist.get_rank() else [])
 for resume in ("auto", str(config.output_dir / "broken")):
     try:
         print(find_start(config, resume, locks=ExitStack()).checkpoint)
@@ -349,9 +347,7 @@ def test_first_rank_finds_the_checkpoint_for_all_ranks(make_config: MakeConfig, 
     path.write_text(dump_config(config))
     checkpoint = write_checkpoint(write_run(tmp_path / "run"), 7)
     (tmp_path / "broken").mkdir()
-    words = [sys.executable, "-c", FIND_ON_TWO_RANKS, str(path), str(tmp_path / "store")]
-    ranks = [subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True) for rank in (0, 1)]
-    printed = [rank.communicate(timeout=120)[0].splitlines() for rank in ranks]
+    printed = [lines.splitlines() for lines in warm.output_of_ranks(FIND_ON_TWO_RANKS, [str(path)], folder=tmp_path)]
     assert printed[0] == printed[1]
     assert printed[0][0] == str(checkpoint)
     assert str(config.output_dir / "broken") in "".join(printed[0][1:])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import warm
 
 from umbrella_train.distributed.finite import NonFiniteError, has_bad_gradient
 
@@ -128,14 +127,14 @@ def test_non_finite_model_is_not_saved(make_trainer: Callable[..., Any]) -> None
 
 
 ON_TWO_RANKS = """
-import math, sys
+import math
 import torch
 import torch.distributed as dist
 from umbrella_train.distributed.finite import NonFiniteError, check_finite, describe_non_finite, has_bad_gradient
 from umbrella_train.checkpoint.logged_loss import _mean_over_ranks
 from umbrella_train.trainer.accumulation import AccumulationWindow
-store, rank = sys.argv[1], int(sys.argv[2])
-dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+dist.init_process_group("gloo")
+rank = dist.get_rank()
 model = torch.nn.Linear(2, 3)
 # Rank 0 has no gradient of the bias, as for a modality that it never saw.
 model.weight.grad = torch.ones(3, 2)
@@ -157,9 +156,7 @@ dist.destroy_process_group()
 
 
 def test_all_ranks_report_what_one_rank_finds(tmp_path: Path) -> None:
-    words = [sys.executable, "-c", ON_TWO_RANKS, str(tmp_path / "store")]
-    ranks = [subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True) for rank in (0, 1)]
-    printed = [rank.communicate(timeout=120)[0].splitlines() for rank in ranks]
+    printed = [lines.splitlines() for lines in warm.output_of_ranks(ON_TWO_RANKS, folder=tmp_path)]
     assert printed[0] == printed[1]
     expected = ("True False", "step 4: the gradient of bias", "step 4: parameter weight", "2.5")
     assert all(words in line for words, line in zip(expected, printed[0], strict=True))
