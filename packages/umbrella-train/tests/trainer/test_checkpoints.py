@@ -93,9 +93,10 @@ def test_second_training_saves_before_an_evaluation_as_the_first_does(make: Make
     orders: list[bool] = []
     evaluation_loop = trainer.evaluation_loop
     trainer.evaluation_loop = lambda *args, **kwargs: (
+        trainer.checkpoints.wait(),
         orders.append(is_finished(folder_of(trainer, 4))),
         evaluation_loop(*args, **kwargs),
-    )[1]
+    )[2]
     trainer.train()
     (folder_of(trainer, 4) / "integrity.json").unlink()
     trainer.train()
