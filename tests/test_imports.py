@@ -9,7 +9,14 @@ from pathlib import Path
 import umbrella_train
 
 # These build, save and use data and model together; every other module imports at most one of the two.
-MEETING_PLACES = {"assembly.build", "assembly.predict", "assembly.trained_model", "batches.collators", "processor"}
+MEETING_PLACES = {
+    "assembly.build",
+    "assembly.predict",
+    "assembly.trained_model",
+    "batches.collators",
+    "processor",
+    "trainer.non_finite",  # names samples by their losses
+}
 
 
 def imported_packages(path: Path) -> set[str]:

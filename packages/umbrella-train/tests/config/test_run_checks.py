@@ -59,6 +59,15 @@ def test_misspelt_key_of_a_hugging_face_config_is_reported() -> None:
     assert size == "model.vision_config.hidden_sise: no such key of siglip_vision_model; did you mean 'hidden_size'?"
 
 
+def test_true_and_false_in_a_file_are_not_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("trainer: {learning_rate: yes, eval_steps: off, max_steps: true, use_cpu: true}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    found = {text.partition(":")[0] for text in caught.value.problems if "must be a number (it is " in text}
+    assert found == {"trainer.learning_rate", "trainer.eval_steps", "trainer.max_steps"}
+
+
 def test_a_finished_run_can_be_read_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     load_config(None, ["--trainer.world-size", "4", "--model.tokenizer", "/moved/away"])
