@@ -15,7 +15,6 @@ MEETING_PLACES = {
     "assembly.trained_model",
     "batches.collators",
     "processor",
-    "trainer.non_finite",  # names samples by their losses
 }
 
 

@@ -76,6 +76,8 @@ def _train(arguments: Sequence[str] | None) -> None:
         raise RunError("--allow-changed needs --resume")
     _check_words(overrides)
     config = load_config(options.config, overrides, to_run=True)
+    # A lost connection between ranks is an error with a message; torch would also print a warning with C++ frames.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from umbrella_train.run import training as run  # late: imports torch
 
     # The tables of a dry run are its result.

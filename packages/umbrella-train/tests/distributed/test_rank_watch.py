@@ -111,6 +111,16 @@ def test_equal_ranks_do_not_accuse_each_other(ranks: list[RankWatch], left: list
     assert not left
 
 
+def test_the_first_rank_ends_after_the_others(ranks: list[RankWatch]) -> None:
+    first = threading.Thread(target=ranks[0].end)
+    first.start()
+    first.join(0.05)
+    assert first.is_alive()
+    ranks[1].end()
+    first.join(20)
+    assert not first.is_alive()
+
+
 def test_one_process_has_no_thread() -> None:
     num_threads = threading.active_count()
     watch = RankWatch(timeout=1)

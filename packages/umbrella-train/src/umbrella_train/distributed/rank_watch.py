@@ -20,7 +20,7 @@ from umbrella_train.hf_compat import default_store
 
 _INTERVAL = 2.0
 """Seconds between two signs of life of a rank."""
-_FAILED, _HEARD, _RANK = "umbrella/failed", "umbrella/heard", "umbrella/rank-"
+_FAILED, _HEARD, _ENDED, _RANK = "umbrella/failed", "umbrella/heard", "umbrella/ended", "umbrella/rank-"
 
 
 @dataclass
@@ -55,7 +55,8 @@ class RankWatch(TrainerCallback):
             self._seen: dict[int, _Seen] = {}
             # A clone: a thread that waits for the store would block the others.
             self._store = default_store().clone()
-            threading.Thread(target=self._watch, name="rank watch", daemon=True).start()
+            self._thread = threading.Thread(target=self._watch, name="rank watch", daemon=True)
+            self._thread.start()
 
     def has_read_batch(self) -> None:
         """Called when this rank has read a batch."""
@@ -105,6 +106,18 @@ class RankWatch(TrainerCallback):
             if silent is not None and self._failure is None:
                 self._failure = f"{silent}. It was killed, as for too much memory, or its machine is gone"
         return self._failure
+
+    def end(self) -> None:
+        """Ends the thread after a run; the first rank, which may have the store, waits for the other threads."""
+        if self._is_alone or self._is_ended.is_set():
+            return
+        self.stop()
+        self._thread.join(_INTERVAL)
+        with contextlib.suppress(RuntimeError):
+            num_ended, end = self._store.add(_ENDED, 1), time.monotonic() + 3 * _INTERVAL
+            while self._rank == 0 and num_ended < self._num_ranks and time.monotonic() < end:
+                time.sleep(_INTERVAL / 20)
+                num_ended = self._store.add(_ENDED, 0)
 
     def stop(self) -> None:
         """Ends the thread."""

@@ -121,7 +121,7 @@ def train(
                 raise shown from error
     finally:
         if reached.watch is not None:
-            reached.watch.stop()
+            reached.watch.end()
         signals.restore()
 
 
