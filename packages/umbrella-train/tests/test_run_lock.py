@@ -10,7 +10,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from umbrella_train import run_lock
@@ -90,6 +92,54 @@ def test_the_lock_of_a_running_job_is_respected(
     with pytest.raises(RunError):
         RunLock(tmp_path)
     assert (tmp_path / LOCK_NAME).read_bytes() == before
+
+
+def test_the_lock_of_a_zombie_is_taken_over(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    process = psutil.Process(child.pid)
+    while process.status() != psutil.STATUS_ZOMBIE:
+        threading.Event().wait(0.01)
+    leave_lock(tmp_path, pid=child.pid, created=run_lock._created(process))
+    RunLock(tmp_path).release()
+    child.wait()
+
+
+def test_a_clock_that_is_set_does_not_end_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RunLock(tmp_path):
+        # psutil computes times since 1970 from the time of the host's start, which moves with the clock.
+        platform = psutil._psplatform  # type: ignore[attr-defined]
+        started = platform.boot_time()
+        monkeypatch.setattr(platform, "boot_time", lambda: started + 3600)
+        with pytest.raises(RunError):
+            RunLock(tmp_path)
+
+
+def test_a_lock_that_cannot_be_written_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def on_full_disk(path: Path, mode: str) -> Any:
+        opened(path, mode).close()
+        return opened(Path("/dev/full"), "wb", buffering=0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_lock, "_read", lambda _: None)
+        patch.setattr(Path, "open", on_full_disk)
+        with pytest.raises(OSError, match="No space"):
+            RunLock(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_heartbeat_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "_HEARTBEAT_SECONDS", 0.01)
+    calls = threading.Semaphore(0)
+
+    def fails(_: Path) -> None:
+        calls.release()
+        raise OSError
+
+    monkeypatch.setattr(run_lock.os, "utime", fails)
+    with RunLock(tmp_path):
+        assert all(calls.acquire(timeout=10) for _ in range(2))
 
 
 def test_an_unreadable_lock_is_respected_while_it_is_new(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ process; a thread touches it while the run lives, so that a job on another host 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -39,7 +40,8 @@ class LockOwner:
         host: Name of its host.
         processes: What its process ids belong to: containers on one host have their own.
         pid: Its process id.
-        created: When the process was started, in seconds since 1970: process ids are used again.
+        created: When the process was started, in seconds since the host's start: process ids are used again, and the
+            clock may be set while it runs.
         started: When it locked the folder, local time.
         job: `SLURM_JOB_ID`, if it has one.
         restarts: How often the scheduler has restarted this job.
@@ -66,7 +68,7 @@ class LockOwner:
             host=socket.gethostname(),
             processes=processes,
             pid=os.getpid(),
-            created=psutil.Process().create_time(),
+            created=_created(psutil.Process()),
             started=time.strftime("%Y-%m-%d %H:%M:%S %z"),
             job=os.environ.get("SLURM_JOB_ID"),
             restarts=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
@@ -80,7 +82,9 @@ class LockOwner:
         if (self.host, self.processes) != (seen_from.host, seen_from.processes):
             return silent_seconds > _STALE_SECONDS
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.created) > 1
+            process = psutil.Process(self.pid)
+            # A zombie has ended, and its parent, such as the first process of a container, does not care.
+            return process.status() == psutil.STATUS_ZOMBIE or abs(_created(process) - self.created) > 1
         except psutil.NoSuchProcess:
             return True
 
@@ -124,10 +128,16 @@ class RunLock:
     def _acquire(self) -> None:
         while _read(self._path) != self._content:
             try:
-                with self._path.open("xb") as file:  # fails if the file exists, also on network file systems
-                    file.write(self._content)
+                file = self._path.open("xb")  # fails if the file exists, also on network file systems
             except FileExistsError:
                 self._take_over()
+                continue
+            try:
+                with file:
+                    file.write(self._content)
+            except OSError:  # a full disk; an empty lock would keep others out for minutes
+                self._path.unlink()
+                raise
 
     def _take_over(self) -> None:
         """Replaces a lock whose owner is gone.
@@ -163,10 +173,16 @@ class RunLock:
         while not self._stopped.wait(_HEARTBEAT_SECONDS):
             content = _read(self._path)
             if content == self._content:
-                os.utime(self._path)
+                with contextlib.suppress(OSError):  # of a file server; the next try may succeed
+                    os.utime(self._path)
             elif content is not None and not self._stopped.is_set():
                 logger.error("%s: was taken over by another job; this one stops without saving", self._path.parent)
                 os._exit(2)  # nothing else can end a step, or a collective, that is running
+
+
+def _created(process: psutil.Process) -> float:
+    # psutil derives times since 1970 from the clock of this moment.
+    return process.create_time() - psutil.boot_time()
 
 
 def _seconds_since_change(path: Path) -> float | None:

@@ -72,6 +72,21 @@ def test_every_key_of_the_schema_is_compared_unless_it_is_harmless() -> None:
         assert bool(changed_settings(before, influential(changed))) is not is_harmless, key
 
 
+def test_a_checkpoint_without_the_newest_keys_had_their_defaults() -> None:
+    now = settings_of(load_config(None, ["--trainer.optim", "sgd"]))
+    newest = ("trainer.on_non_finite", "trainer.optim", "trainer.early_stopping_patience", "dummy_loss.scale")
+    before = {key: value for key, value in now.items() if key not in newest and not key.startswith("model.learn.")}
+    before["trainer.max_skipped_steps"] = 3  # an earlier version recorded a harmless key
+    assert changed_settings(before, now) == {"trainer.optim": ("adamw_torch_fused", "sgd")}
+
+
+def test_a_section_that_was_not_set_is_not_one_of_an_earlier_version() -> None:
+    now = settings_of(load_config(None))
+    assert "data.synthetic.seed" in now
+    before = {key: value for key, value in now.items() if not key.startswith("data.synthetic.")}
+    assert "data.synthetic.seed" in changed_settings(before | {"data.synthetic": None}, now)
+
+
 def test_harmless_keys_exist() -> None:
     for name in _HARMLESS:
         assert annotation_at(RunConfig, name.split(".")) is not None, name
@@ -86,6 +101,13 @@ def test_content_and_order_of_rows_count_and_the_place_does_not(tmp_path: Path) 
     assert set(changed_settings(before, settings_of(config, write_manifest(tmp_path, "b", "a")))) == {
         "data.train.0.content"
     }
+
+
+def test_a_manifest_that_is_left_out_is_a_change(tmp_path: Path) -> None:
+    config = load_config(None)
+    rows = write_manifest(tmp_path, "a")
+    changes = changed_settings(settings_of(config, rows, rows), settings_of(config, rows))
+    assert set(changes) == {"data.train.1.content", "data.train.1.weight"}
 
 
 def test_reordered_modalities_are_a_change_of_modalities() -> None:

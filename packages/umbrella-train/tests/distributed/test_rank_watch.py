@@ -127,3 +127,11 @@ def test_one_process_has_no_thread() -> None:
     watch.fail("an error")
     assert watch.failure_of_another(is_lost=True) is None
     assert threading.active_count() <= num_threads
+
+
+def test_a_rank_that_has_finished_is_not_silent(ranks: list[RankWatch], left: list[str]) -> None:
+    ranks[1].finish()
+    time.sleep(0.8)  # longer than the timeout
+    assert not left
+    assert ranks[0].failure_of_another(is_lost=False) is None
+    assert ranks[0]._describe_behind() is None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ import torch
 from umbrella_data.cli import main as umbrella_data
 from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_model import UmbrellaForConditionalGeneration
+from umbrella_train.checkpoint.integrity import checkpoint_problems
 from umbrella_train.config import RunConfig, dump_config, load_config
-from umbrella_train.errors import RunError
+from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.run import training as run
 from umbrella_train.run.evaluation import evaluate_run
 from umbrella_train.run.training import train
 from umbrella_train.trainer.arguments import build_arguments
+from umbrella_train.trainer.checkpoints import Checkpoints
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -220,3 +224,33 @@ def test_run_records_its_cohort_and_is_evaluated_from_any_folder(
         evaluate_run(folder)
     assert list(elsewhere.iterdir()) == []
     assert not (tmp_path / "runs" / "synthetic-cohort").exists()
+
+
+@pytest.mark.parametrize("moment", ["step", "save", "manifest"])
+def test_a_signal_at_the_end_of_the_training_stops_before_the_evaluation(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    config = make_config(
+        tmp_path,
+        trainer={"max_steps": 1, "use_cpu": True},
+        report={"enabled": False, "pictures": False, "controls": False, "max_new_tokens": 1},
+    )
+    method = {"step": "training_step", "save": "_save_checkpoint"}.get(moment, "on_train_end")
+    place = Checkpoints if moment == "manifest" else run.UmbrellaTrainer
+    original = getattr(place, method)
+
+    def signalled(self: Any, *args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, method, signalled)
+        with pytest.raises(RunStoppedError) as stopped:
+            train(config)
+    folder = tmp_path / "run"
+    assert (stopped.value.step, stopped.value.signal_number) == (1, signal.SIGTERM)
+    assert (folder / "REQUEUE").exists()
+    assert not (folder / "model").exists()
+    assert checkpoint_problems(folder / "checkpoint-1") == []
+    assert train(config, resume="auto") == folder
+    assert (folder / "FINISHED").exists()

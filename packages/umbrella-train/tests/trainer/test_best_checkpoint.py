@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from transformers import TrainerControl, TrainerState
 
 from umbrella_train.config import RunConfig
 from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.run.training import train
+from umbrella_train.trainer.best_checkpoint import BestCheckpoint
 from umbrella_train.trainer.evaluation_loss import EvaluationLoss
 from umbrella_train.trainer.trainer import UmbrellaTrainer
 
@@ -127,6 +129,15 @@ def test_a_run_that_is_resumed_where_it_stopped_early_trains_no_further(
             train(config)
     folder = run_of(config, resume="auto")
     assert [row["step"] for row in rows_of(folder) if "loss" in row] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("num_worse", "stops"), [(1, False), (2, True)])
+def test_a_checkpoint_that_is_saved_after_the_value_that_stops_the_run(num_worse: int, stops: bool) -> None:
+    # Of values of a training step: the evaluation of a step is done again.
+    state, control = TrainerState(stateful_callbacks={"values_without_improvement": num_worse}), TrainerControl()  # type: ignore[arg-type]
+    best = BestCheckpoint(Any, metric="loss", is_greater_better=False, patience=2)  # type: ignore[arg-type]
+    best.on_train_begin(Any, state, control)  # type: ignore[arg-type]
+    assert control.should_training_stop is stops
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from umbrella_data.errors import did_you_mean
 from umbrella_train.config import DatasetConfig, RunConfig
+from umbrella_train.config.schema import annotation_at, section_of
 from umbrella_train.errors import RunError
 
 Changes = Mapping[str, tuple[Any, Any]]
@@ -65,9 +68,31 @@ def run_settings(
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings that differ, with both values; None where there is no such setting."""
+    """The settings that differ, with both values; None where there is no such setting.
+
+    A checkpoint of an earlier version lacks keys that were added since: it was trained with their defaults. It may have
+    keys that count as harmless by now.
+    """
+    before = {key: value for key, value in before.items() if key not in _HARMLESS}
+    before = {key: _default_of(key) for key in now.keys() - before.keys() if _is_added(key, before)} | before
     keys = list(dict.fromkeys([*now, *before]))
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
+
+
+def _is_added(key: str, before: Mapping[str, Any]) -> bool:
+    """Whether a key was not left out with a section that was not set."""
+    parts = key.split(".")
+    return not any(".".join(parts[:depth]) in before for depth in range(1, len(parts)))
+
+
+def _default_of(key: str) -> Any:
+    """The default of a key, as in a dumped configuration; None if it has none."""
+    *path, name = key.split(".")
+    section = section_of(annotation_at(RunConfig, path))
+    field = None if section is None else section.model_fields.get(name)
+    if field is None or field.is_required():
+        return None
+    return to_jsonable_python(field.get_default(call_default_factory=True))
 
 
 def check_changes(changes: Changes, *, allowed: Collection[str], keys: Collection[str], checkpoint: Path) -> None:

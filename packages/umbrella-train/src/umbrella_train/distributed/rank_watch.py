@@ -123,6 +123,14 @@ class RankWatch(TrainerCallback):
         """Ends the thread."""
         self._is_ended.set()
 
+    def finish(self) -> None:
+        """Tells the others that this rank has done its part: its silence is not a fault then."""
+        self.stop()
+        if not self._is_alone:
+            self._thread.join(_INTERVAL)  # would write its own status
+            with contextlib.suppress(RuntimeError):  # the store is gone
+                self._write_status(beat=0, is_done=True)
+
     # ---- the thread ----
 
     def _watch(self) -> None:
@@ -140,8 +148,7 @@ class RankWatch(TrainerCallback):
                 self._is_ended.wait(_INTERVAL)
 
     def _exchange(self, beat: int) -> None:
-        status = {"host": self._host, "progress": self._progress, "beat": beat}
-        self._store.set(f"{_RANK}{self._rank}", json.dumps(status))
+        self._write_status(beat)
         for rank in range(self._num_ranks):
             if not self._store.check([f"{_RANK}{rank}"]):
                 continue
@@ -153,9 +160,14 @@ class RankWatch(TrainerCallback):
                 seen.progressed_at = now
             seen.status = status
 
+    def _write_status(self, beat: int, *, is_done: bool = False) -> None:
+        status = {"host": self._host, "progress": self._progress, "beat": beat, "is_done": is_done}
+        self._store.set(f"{_RANK}{self._rank}", json.dumps(status))
+
     def _describe_behind(self, *, timeout: float = math.inf) -> str | None:
         """The ranks that this one waits for: silent ones, else those without progress for a time."""
-        now, seen = time.monotonic(), dict(self._seen)
+        now = time.monotonic()
+        seen = {rank: each for rank, each in dict(self._seen).items() if not each.status["is_done"]}
         if self._rank not in seen:
             return None  # just started
         own = seen[self._rank].status["progress"]

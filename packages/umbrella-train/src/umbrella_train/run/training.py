@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import tempfile
@@ -44,7 +45,7 @@ from umbrella_train.config import RunConfig
 from umbrella_train.distributed.fsdp2 import is_sharded_model
 from umbrella_train.distributed.launcher import stop_with_launcher
 from umbrella_train.distributed.rank_watch import RankWatch
-from umbrella_train.distributed.ranks import is_first_rank, on_first_rank
+from umbrella_train.distributed.ranks import is_first_rank, is_on_some_rank, on_first_rank
 from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.evaluation.score_table import score_table
 from umbrella_train.processor import UmbrellaProcessor
@@ -136,7 +137,8 @@ class _Reached:
     def stopped_by(self, signal_number: int) -> RunStoppedError:
         """Marks the folder for scripts that start the run again, unless the user stopped it."""
         if self.folder is not None and signal_number != signal.SIGINT and is_first_rank():
-            self.folder.requeue.touch()
+            with contextlib.suppress(OSError):  # the exit code counts, also on a full disk
+                self.folder.requeue.touch()
         path = None if self.folder is None else self.folder.path
         return RunStoppedError(path, step=self.step, signal_number=signal_number)
 
@@ -152,16 +154,17 @@ def _run(
 ) -> Path:
     config = name_cohort_directory(config)
     arguments = build_arguments(config, output_dir=config.output_dir)
-    reached.watch = RankWatch(arguments.ddp_timeout)
+    reached.watch = watch = RankWatch(arguments.ddp_timeout)
     start = find_start(config, resume, locks=locks)
     if start.folder is not None and start.is_finished:
         logger.info("%s: is finished, with this configuration: nothing is left to do", start.folder.path)
         return start.folder.path
+    reached.folder, reached.step = start.folder, start.step
     sources = prepare_sources(config)
     settings, changes = on_first_rank(lambda: _compare(config, sources, start, arguments, allow_changed))
     components = build_components(config)
     # The trainer rejects unsupported settings before a folder is created or the config of a resumed run is replaced.
-    trainer = _build_trainer(config, arguments, components, sources, signals=signals, watch=reached.watch)
+    trainer = _build_trainer(config, arguments, components, sources, signals=signals, watch=watch)
     folder = on_first_rank(lambda: open_folder(config, start, changes=changes, is_only=resume == AUTO, locks=locks))
     reached.folder, reached.step = folder, start.step
     trainer.args.output_dir = str(folder.path)
@@ -191,9 +194,10 @@ def _run(
     finally:
         progress.close()  # an error would otherwise be printed on the line of the bar
     reached.step = trainer.state.global_step
-    if trainer.stopped_by is not None:
-        raise RunStoppedError(folder.path, step=reached.step, signal_number=trainer.stopped_by)
+    if is_on_some_rank(signals.is_asked, device=trainer.args.device):  # also in the last step, or while it was saved
+        raise RunStoppedError(folder.path, step=reached.step, signal_number=signals.number)
     _write_results(config, trainer, components, sources, folder=folder)
+    watch.finish()
     return folder.path
 
 

@@ -40,6 +40,11 @@ class BestCheckpoint(TrainerCallback):
         self._sign = 1.0 if is_greater_better else -1.0
         self._patience = patience
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Stops a run that resumes from the step in which it was stopped early."""
+        if self._patience is not None and trainer_state_entries(state).get(_NUM_WORSE, 0) >= self._patience:
+            control.should_training_stop = True
+
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:

@@ -160,6 +160,10 @@ class Checkpoints(TrainerCallback):
         if self._finishing is not None and self._finishing.done():
             self.wait()
 
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Ends the last checkpoint; a signal is noted until then."""
+        self.wait()
+
     def wait(self) -> None:
         """Waits until the newest checkpoint is valid; raises what went wrong with it."""
         finishing, self._finishing = self._finishing, None
