@@ -112,11 +112,11 @@ def test_equal_ranks_do_not_accuse_each_other(ranks: list[RankWatch], left: list
 
 
 def test_the_first_rank_ends_after_the_others(ranks: list[RankWatch]) -> None:
-    first = threading.Thread(target=ranks[0].end)
+    first = threading.Thread(target=ranks[0].finish)
     first.start()
     first.join(0.05)
     assert first.is_alive()
-    ranks[1].end()
+    ranks[1].finish()
     first.join(20)
     assert not first.is_alive()
 

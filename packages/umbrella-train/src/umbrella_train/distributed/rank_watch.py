@@ -20,7 +20,7 @@ from umbrella_train.hf_compat import default_store
 
 _INTERVAL = 2.0
 """Seconds between two signs of life of a rank."""
-_FAILED, _HEARD, _ENDED, _RANK = "umbrella/failed", "umbrella/heard", "umbrella/ended", "umbrella/rank-"
+_FAILED, _HEARD, _DONE, _RANK = "umbrella/failed", "umbrella/heard", "umbrella/done", "umbrella/rank-"
 
 
 @dataclass
@@ -107,29 +107,25 @@ class RankWatch(TrainerCallback):
                 self._failure = f"{silent}. It was killed, as for too much memory, or its machine is gone"
         return self._failure
 
-    def end(self) -> None:
-        """Ends the thread after a run; the first rank, which may have the store, waits for the other threads."""
-        if self._is_alone or self._is_ended.is_set():
-            return
-        self.stop()
-        self._thread.join(_INTERVAL)
-        with contextlib.suppress(RuntimeError):
-            num_ended, end = self._store.add(_ENDED, 1), time.monotonic() + 3 * _INTERVAL
-            while self._rank == 0 and num_ended < self._num_ranks and time.monotonic() < end:
-                time.sleep(_INTERVAL / 20)
-                num_ended = self._store.add(_ENDED, 0)
-
     def stop(self) -> None:
         """Ends the thread."""
         self._is_ended.set()
 
     def finish(self) -> None:
-        """Tells the others that this rank has done its part: its silence is not a fault then."""
+        """Tells the others that this rank has done its part: its silence is not a fault then.
+
+        The first rank, which may have the store, waits a moment for the others.
+        """
+        if self._is_alone or self._is_ended.is_set():
+            return
         self.stop()
-        if not self._is_alone:
-            self._thread.join(_INTERVAL)  # would write its own status
-            with contextlib.suppress(RuntimeError):  # the store is gone
-                self._write_status(beat=0, is_done=True)
+        self._thread.join(_INTERVAL)  # would write its own status
+        with contextlib.suppress(RuntimeError):  # the store is gone
+            self._write_status(beat=0, is_done=True)
+            num_done, end = self._store.add(_DONE, 1), time.monotonic() + 3 * _INTERVAL
+            while self._rank == 0 and num_done < self._num_ranks and time.monotonic() < end:
+                time.sleep(_INTERVAL / 20)
+                num_done = self._store.add(_DONE, 0)
 
     # ---- the thread ----
 

@@ -122,7 +122,7 @@ def train(
                 raise shown from error
     finally:
         if reached.watch is not None:
-            reached.watch.end()
+            reached.watch.finish()
         signals.restore()
 
 
@@ -154,7 +154,7 @@ def _run(
 ) -> Path:
     config = name_cohort_directory(config)
     arguments = build_arguments(config, output_dir=config.output_dir)
-    reached.watch = watch = RankWatch(arguments.ddp_timeout)
+    reached.watch = RankWatch(arguments.ddp_timeout)
     start = find_start(config, resume, locks=locks)
     if start.folder is not None and start.is_finished:
         logger.info("%s: is finished, with this configuration: nothing is left to do", start.folder.path)
@@ -164,7 +164,7 @@ def _run(
     settings, changes = on_first_rank(lambda: _compare(config, sources, start, arguments, allow_changed))
     components = build_components(config)
     # The trainer rejects unsupported settings before a folder is created or the config of a resumed run is replaced.
-    trainer = _build_trainer(config, arguments, components, sources, signals=signals, watch=watch)
+    trainer = _build_trainer(config, arguments, components, sources, signals=signals, watch=reached.watch)
     folder = on_first_rank(lambda: open_folder(config, start, changes=changes, is_only=resume == AUTO, locks=locks))
     reached.folder, reached.step = folder, start.step
     trainer.args.output_dir = str(folder.path)
@@ -197,7 +197,6 @@ def _run(
     if is_on_some_rank(signals.is_asked, device=trainer.args.device):  # also in the last step, or while it was saved
         raise RunStoppedError(folder.path, step=reached.step, signal_number=signals.number)
     _write_results(config, trainer, components, sources, folder=folder)
-    watch.finish()
     return folder.path
 
 
