@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from umbrella_train import stop_signals
+from umbrella_train.errors import RunError
 from umbrella_train.stop_signals import (
     STOP_SIGNALS,
     StoppedAtOnce,
     StopSignals,
     end_of_job,
+    find_deadline,
     leave_signals_to_parent,
     without_worker_failures,
 )
@@ -118,3 +120,16 @@ def test_end_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert end_of_job() is None
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1767225600")
     assert end_of_job() == 1767225600.0
+
+
+def test_a_job_without_time_to_train_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop_signals, "end_of_job", lambda: None)
+    assert find_deadline(None, save_before_seconds=120) is None
+    with pytest.raises(RunError, match="save_before_seconds"):
+        find_deadline(120, save_before_seconds=120)
+    monkeypatch.setattr(stop_signals, "end_of_job", lambda: time.time() + 1000)
+    first = find_deadline(7200, save_before_seconds=400)
+    assert first is not None
+    assert 590 < first - time.time() <= 600
+    with pytest.raises(RunError):
+        find_deadline(None, save_before_seconds=2000)

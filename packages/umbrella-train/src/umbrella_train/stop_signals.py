@@ -14,6 +14,8 @@ from multiprocessing import util
 from types import FrameType
 from typing import Any
 
+from umbrella_train.errors import RunError
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 # A signal to a whole process group arrives twice: from the kernel, and from the launcher that passes it on.
@@ -134,6 +136,29 @@ def without_worker_failures() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGCHLD, previous)
+
+
+def find_deadline(max_time: float | None, *, save_before_seconds: float) -> float | None:
+    """When a run has to stop to be saved in time, in seconds since 1970; None if no end is known.
+
+    Args:
+        max_time: Seconds until the run ends, if SLURM does not end it earlier.
+        save_before_seconds: Seconds to spare.
+
+    Raises:
+        RunError: There is no time to train: each job would stop after one step.
+    """
+    now = time.time()
+    ends = [end for end in (end_of_job(), None if max_time is None else now + max_time) if end is not None]
+    if not ends:
+        return None
+    seconds = min(ends) - now
+    if seconds <= save_before_seconds:
+        raise RunError(
+            f"this job ends in {seconds:.0f} s, and the run is to stop {save_before_seconds:g} s before: there is no "
+            "time to train; give it more time, or set a smaller trainer.save_before_seconds"
+        )
+    return min(ends) - save_before_seconds
 
 
 def end_of_job() -> float | None:
