@@ -133,3 +133,22 @@ def test_a_job_without_time_to_train_is_an_error(monkeypatch: pytest.MonkeyPatch
     assert 590 < first - time.time() <= 600
     with pytest.raises(RunError):
         find_deadline(None, save_before_seconds=2000)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_command_imports_libraries(number: signal.Signals, tmp_path: Path) -> None:
+    program = f"""
+import os, signal
+import umbrella_train.config
+from umbrella_train.cli import train_command
+signal.signal(signal.SIGINT, signal.default_int_handler)
+umbrella_train.config.load_config = lambda *_, **__: os.kill(os.getpid(), {int(number)})
+train_command([])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    assert done.returncode == 128 + number
+    assert done.stderr.count("\n") == 1
+    assert "nothing to save" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ from multiprocessing import util
 from types import FrameType
 from typing import Any
 
-from umbrella_train.errors import RunError
+from umbrella_train.errors import RunError, RunStoppedError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
@@ -92,6 +92,26 @@ class StopSignals:
         self.received, self._received_at = number, time.monotonic()
         if not self.is_training:
             raise StoppedAtOnce(number)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """While a command imports libraries, a stop signal ends the process with a message: there is nothing to save."""
+
+    # An exception could be swallowed, or become a traceback, somewhere in an import.
+    def end(number: int, _frame: FrameType | None) -> None:
+        os.write(2, f"{RunStoppedError(None, step=0, signal_number=number)}\n".encode())
+        os._exit(128 + number)
+
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    handlers = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
+    for number in handlers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def end_workers_at_exit() -> None:
