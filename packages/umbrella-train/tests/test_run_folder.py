@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from umbrella_train import run_folder
 from umbrella_train.errors import RunError
 from umbrella_train.run_folder import RunFolder, append_line, read_lines
 
@@ -141,3 +142,22 @@ def test_resuming_with_other_settings_keeps_the_earlier_config(tmp_path: Path) -
         "config-until-checkpoint-4.yaml": "a: 1\n",
         "config-until-checkpoint-4-2.yaml": "a: 2\n",
     }
+
+
+def test_rows_with_another_step_than_a_number_are_damaged(tmp_path: Path) -> None:
+    folder = create(tmp_path)
+    folder.metrics.write_text('{"step": 1}\n{"step": "x"}\n{"step": null}\n{"loss": 2.0}\n')
+    assert read_lines(folder.metrics) == ([{"step": 1}, {"loss": 2.0}], 2)
+    assert folder.last_step() == 1
+    folder.cut_metrics(1, {"bytes": 5, "sha256": "of another file"})
+    assert read_lines(folder.metrics) == ([{"step": 1}, {"loss": 2.0}], 0)
+
+
+def test_a_folder_that_cannot_be_created_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Path) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_folder, "read_or_create_salt", full)
+    with pytest.raises(OSError, match="No space"):
+        create(tmp_path)
+    assert list((tmp_path / "runs").iterdir()) == []

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from umbrella_train import stop_signals
+from umbrella_train.errors import RunError
 from umbrella_train.stop_signals import (
     STOP_SIGNALS,
     StoppedAtOnce,
     StopSignals,
     end_of_job,
+    find_deadline,
     leave_signals_to_parent,
     without_worker_failures,
 )
@@ -118,3 +120,35 @@ def test_end_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert end_of_job() is None
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1767225600")
     assert end_of_job() == 1767225600.0
+
+
+def test_a_job_without_time_to_train_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop_signals, "end_of_job", lambda: None)
+    assert find_deadline(None, save_before_seconds=120) is None
+    with pytest.raises(RunError, match="save_before_seconds"):
+        find_deadline(120, save_before_seconds=120)
+    monkeypatch.setattr(stop_signals, "end_of_job", lambda: time.time() + 1000)
+    first = find_deadline(7200, save_before_seconds=400)
+    assert first is not None
+    assert 590 < first - time.time() <= 600
+    with pytest.raises(RunError):
+        find_deadline(None, save_before_seconds=2000)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_command_imports_libraries(number: signal.Signals, tmp_path: Path) -> None:
+    program = f"""
+import os, signal
+import umbrella_train.config
+from umbrella_train.cli import train_command
+signal.signal(signal.SIGINT, signal.default_int_handler)
+umbrella_train.config.load_config = lambda *_, **__: os.kill(os.getpid(), {int(number)})
+train_command([])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    assert done.returncode == 128 + number
+    assert done.stderr.count("\n") == 1
+    assert "nothing to save" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -20,6 +20,7 @@ from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.evaluation.score_table import score_table
 from umbrella_train.exit_guard import last_call
 from umbrella_train.run_folder import RunFolder, check_output, json_line, write_lines
+from umbrella_train.stop_signals import ended_by_signals
 
 _DATA_ROOT_HELP = "the folder that paths in the manifests are relative to (default: each manifest's own)"
 _OPTIONS = ("config", "dry-run", "resume", "allow-changed", "max-time", "quiet", "version", "help")
@@ -75,10 +76,11 @@ def _train(arguments: Sequence[str] | None) -> None:
     if options.allow_changed and options.resume is None:
         raise RunError("--allow-changed needs --resume")
     _check_words(overrides)
-    config = load_config(options.config, overrides, to_run=True)
     # A lost connection between ranks is an error with a message; torch would also print a warning with C++ frames.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from umbrella_train.run import training as run  # late: imports torch
+    with ended_by_signals():
+        config = load_config(options.config, overrides, to_run=True)
+        from umbrella_train.run import training as run  # late: imports torch
 
     # The tables of a dry run are its result.
     set_up_output(is_quiet=options.quiet, has_messages=options.dry_run or not options.quiet)

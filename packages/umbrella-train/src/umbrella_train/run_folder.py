@@ -82,10 +82,14 @@ class RunFolder:
         output_dir.mkdir(parents=True, exist_ok=True)
         # The folder gets its name when it is complete and locked: runs that start together get different folders.
         staged = cls(output_dir / f".{name}.{secrets.token_hex(8)}")
-        staged.pictures.mkdir(parents=True)
-        staged.config.write_text(config_text, encoding="utf-8")
-        read_or_create_salt(staged.salt)
-        lock = None if locks is None else locks.enter_context(RunLock(staged.path))
+        try:
+            staged.pictures.mkdir(parents=True)
+            staged.config.write_text(config_text, encoding="utf-8")
+            read_or_create_salt(staged.salt)
+            lock = None if locks is None else locks.enter_context(RunLock(staged.path))
+        except OSError:  # as of a full disk
+            shutil.rmtree(staged.path, ignore_errors=True)
+            raise
         for number in count(1):
             path = output_dir / (name if number == 1 else f"{name}-{number}")
             if is_only and (path / "config.yaml").exists():
@@ -244,7 +248,7 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The rows of a file of JSON lines, and the number of unreadable ones: a crash may have left an incomplete line.
 
-    Without the file there are no rows.
+    A row whose `step` is no whole number is damaged too. Without the file there are no rows.
     """
     if not path.exists():
         return [], 0
@@ -254,7 +258,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
             row = json.loads(line)
         except ValueError:  # not JSON, or truncated inside a UTF-8 character
             row = None
-        if isinstance(row, dict):
+        if isinstance(row, dict) and isinstance(row.get("step", 0), int):
             rows.append(row)
         else:
             num_broken += bool(line.strip())

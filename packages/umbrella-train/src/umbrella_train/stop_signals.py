@@ -14,6 +14,8 @@ from multiprocessing import util
 from types import FrameType
 from typing import Any
 
+from umbrella_train.errors import RunError, RunStoppedError
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 # A signal to a whole process group arrives twice: from the kernel, and from the launcher that passes it on.
@@ -92,6 +94,26 @@ class StopSignals:
             raise StoppedAtOnce(number)
 
 
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """While a command imports libraries, a stop signal ends the process with a message: there is nothing to save."""
+
+    # An exception could be swallowed, or become a traceback, somewhere in an import.
+    def end(number: int, _frame: FrameType | None) -> None:
+        os.write(2, f"{RunStoppedError(None, step=0, signal_number=number)}\n".encode())
+        os._exit(128 + number)
+
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    handlers = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
+    for number in handlers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def end_workers_at_exit() -> None:
     """Python ends processes that load data by one SIGTERM, which they ignore, and would wait for them forever."""
     global _ends_workers  # noqa: PLW0603
@@ -134,6 +156,29 @@ def without_worker_failures() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGCHLD, previous)
+
+
+def find_deadline(max_time: float | None, *, save_before_seconds: float) -> float | None:
+    """When a run has to stop to be saved in time, in seconds since 1970; None if no end is known.
+
+    Args:
+        max_time: Seconds until the run ends, if SLURM does not end it earlier.
+        save_before_seconds: Seconds to spare.
+
+    Raises:
+        RunError: There is no time to train: each job would stop after one step.
+    """
+    now = time.time()
+    ends = [end for end in (end_of_job(), None if max_time is None else now + max_time) if end is not None]
+    if not ends:
+        return None
+    seconds = min(ends) - now
+    if seconds <= save_before_seconds:
+        raise RunError(
+            f"this job ends in {seconds:.0f} s, and the run is to stop {save_before_seconds:g} s before: there is no "
+            "time to train; give it more time, or set a smaller trainer.save_before_seconds"
+        )
+    return min(ends) - save_before_seconds
 
 
 def end_of_job() -> float | None:

@@ -145,3 +145,7 @@ def test_changes_that_are_not_allowed_are_rejected_together(allowed: list[str], 
 def test_a_misspelt_key_is_an_error() -> None:
     with pytest.raises(RunError, match=r"'trainer.learning_rate'"):
         check_changes({}, allowed=["trainer.learning_rat"], keys=KEYS, checkpoint=Path("checkpoint-3"))
+
+
+def test_a_harmless_key_may_be_allowed() -> None:
+    check_changes({}, allowed=["trainer.save_steps"], keys=KEYS, checkpoint=Path("checkpoint-3"))

@@ -101,7 +101,7 @@ def check_changes(changes: Changes, *, allowed: Collection[str], keys: Collectio
     Raises:
         RunError: With every such change, or with a name in `allowed` that is no key or section.
     """
-    sections = {".".join(key.split(".")[:depth]) for key in keys for depth in range(1, key.count(".") + 2)}
+    sections = {".".join(key.split(".")[:depth]) for key in keys for depth in range(1, key.count(".") + 2)} | _HARMLESS
     unknown = [f"{name}{did_you_mean(name, sorted(sections))}" for name in allowed if name not in sections]
     if unknown:
         raise RunError(f"--allow-changed: there is no key or section {', '.join(unknown)}")

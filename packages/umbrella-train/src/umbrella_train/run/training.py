@@ -6,7 +6,6 @@ import contextlib
 import logging
 import signal
 import tempfile
-import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -53,7 +52,7 @@ from umbrella_train.run.evaluation import evaluate_sources
 from umbrella_train.run.faults import as_run_error
 from umbrella_train.run.pictures import draw_pictures
 from umbrella_train.run_folder import RunFolder
-from umbrella_train.stop_signals import StoppedAtOnce, StopSignals, end_of_job
+from umbrella_train.stop_signals import StoppedAtOnce, StopSignals, find_deadline
 from umbrella_train.trainer.arguments import build_arguments
 from umbrella_train.trainer.best_checkpoint import BestCheckpoint, load_best_weights
 from umbrella_train.trainer.callbacks import MetricsFile, ProgressBar, RepeatEvaluation
@@ -89,7 +88,7 @@ def train(
 
     Raises:
         RunError: The launch does not match the config, or there is no checkpoint to resume from, or other settings
-            than those of the checkpoint are not allowed.
+            than those of the checkpoint are not allowed, or the job's time is too short.
         RunStoppedError: The run was stopped by a signal or at its deadline, after it saved a checkpoint unless there
             was nothing to save.
     """
@@ -98,8 +97,7 @@ def train(
         with tempfile.TemporaryDirectory() as scratch:
             _dry_run(config, Path(scratch))
         return None
-    ends = [end for end in (end_of_job(), None if max_time is None else time.time() + max_time) if end is not None]
-    signals = StopSignals(deadline=min(ends) - config.trainer.save_before_seconds if ends else None)
+    signals = StopSignals(deadline=find_deadline(max_time, save_before_seconds=config.trainer.save_before_seconds))
     reached = _Reached()
     signals.install()
     stop_with_launcher()
