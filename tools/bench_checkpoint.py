@@ -122,9 +122,6 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="type of the weights (float32)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
-    logging.disable(logging.WARNING)
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     results: dict[str, list[tuple[float, float, int]]] = {"ours": [], "Hugging Face": []}
     kinds = {"ours": OurTrainer, "Hugging Face": TheirTrainer}
     for number in range(options.rounds):
@@ -147,4 +144,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
     main()
