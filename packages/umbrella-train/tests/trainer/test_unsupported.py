@@ -120,6 +120,7 @@ def test_resumed_run_is_rejected_before_its_config_is_replaced(
     checkpoint = folder / "checkpoint-1"
     checkpoint.mkdir(parents=True)
     (folder / "config.yaml").write_text("name: run\n")
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 1}')
     write_integrity_manifest(checkpoint)
     with pytest.raises(RunError, match=r"data\.packing"):
         train(config, resume=str(folder))
