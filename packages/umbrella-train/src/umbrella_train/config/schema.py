@@ -1,8 +1,8 @@
-"""Looks up the type of a configuration key, for overrides, error messages and the report."""
+"""Looks up types of configuration keys, for overrides, messages and the report; keys with dots."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -79,3 +79,12 @@ def _child(annotation: Any, part: str | int) -> Any:
     if is_mapping(annotation):
         return get_args(annotation)[1]
     return None
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested sections under dotted keys."""
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

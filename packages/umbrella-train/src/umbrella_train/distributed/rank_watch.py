@@ -20,7 +20,7 @@ from umbrella_train.hf_compat import default_store
 
 _INTERVAL = 2.0
 """Seconds between two signs of life of a rank."""
-_FAILED, _HEARD, _DONE, _RANK = "umbrella/failed", "umbrella/heard", "umbrella/done", "umbrella/rank-"
+_FAILED, _RECEIVED, _DONE, _RANK = "umbrella/failed", "umbrella/received", "umbrella/done", "umbrella/rank-"
 
 
 @dataclass
@@ -87,7 +87,7 @@ class RankWatch(TrainerCallback):
             self._publish(message)
             # The store may end with this process.
             end = time.monotonic() + 3 * _INTERVAL
-            while time.monotonic() < end and self._store.add(_HEARD, 0) < self._num_ranks - 1:
+            while time.monotonic() < end and self._store.add(_RECEIVED, 0) < self._num_ranks - 1:
                 time.sleep(_INTERVAL / 20)
         self.stop()
 
@@ -189,7 +189,7 @@ class RankWatch(TrainerCallback):
     def _leave(self, *, after: float) -> None:
         """Ends the process, unless its main thread does: one that waits for another rank may wait forever."""
         self._failure = self._store.get(_FAILED).decode()
-        self._store.add(_HEARD, 1)
+        self._store.add(_RECEIVED, 1)
         if not self._is_ended.wait(after):
             sys.stderr.write(f"error: {self._failure}\n")
             sys.stderr.flush()

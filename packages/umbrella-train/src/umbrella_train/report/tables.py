@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from umbrella_train.config.schema import flatten
 from umbrella_train.evaluation.metrics import ERROR_TYPES
 from umbrella_train.evaluation.score_table import Cell, error_table, hit_table, score_cell
 from umbrella_train.report.run_data import RunData, label_of
@@ -96,15 +97,6 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[st
     keys = dict.fromkeys(key for flat in flats for key in flat if key != "name")
     rows = [(key, [str(flat.get(key, "–")) for flat in flats]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
-
-
-def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested sections under dotted keys."""
-    for key, value in content.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _words(value: object) -> str:

@@ -89,7 +89,8 @@ def load_best_weights(trainer: Trainer, checkpoints: Checkpoints) -> dict[str, f
     """
     step, value = trainer.state.best_global_step, trainer.state.best_metric
     if not step or value is None:
-        logger.warning("there is no best checkpoint: no value was finite; the last weights are kept")
+        if is_first_rank():
+            logger.warning("there is no best checkpoint: no value was finite; the last weights are kept")
         return {}
     folder = checkpoints.folder_of(step)
     files = sorted(folder.glob("model*.safetensors"))

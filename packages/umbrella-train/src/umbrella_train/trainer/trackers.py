@@ -13,7 +13,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from umbrella_train.config import RunConfig
+from umbrella_train.config.schema import flatten
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +200,7 @@ class MlflowTracker:
         experiment = self._client.get_experiment_by_name(name)
         number = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
         self._run_id = self._client.create_run(number, run_name=run.name).info.run_id
-        flat = [mlflow.entities.Param(_mlflow_name(key), str(value)) for key, value in _flat(run.settings)]
+        flat = [mlflow.entities.Param(_mlflow_name(key), str(value)) for key, value in flatten(run.settings)]
         for first in range(0, len(flat), _MAX_PARAMETERS):
             self._client.log_batch(self._run_id, params=flat[first : first + _MAX_PARAMETERS])
 
@@ -267,14 +268,6 @@ def _is_warning(record: logging.LogRecord) -> bool:
 def _mlflow_name(key: str) -> str:
     """A key with the characters that mlflow allows: `grad/[T1]/x` becomes `grad/_T1_/x`."""
     return re.sub(r"[^\w\-. :/]", "_", key)
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def public_settings(config: RunConfig) -> dict[str, Any]:
