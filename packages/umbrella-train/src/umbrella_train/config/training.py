@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from umbrella_data.errors import did_you_mean
-from umbrella_train.config.section import Section
+from umbrella_train.config.section import AbsolutePath, Section
 
 
 class DummyLossConfig(Section):
@@ -195,3 +195,5 @@ class ReportConfig(Section):
     """Ask every question also with another subject's scan and without a scan."""
     max_samples: PositiveInt | None = None
     """Questions to evaluate per set of modalities (default: all)."""
+    laterality_lexicon: AbsolutePath | None = None
+    """YAML file with the words of the text score laterality_f1 (default: packaged English words)."""

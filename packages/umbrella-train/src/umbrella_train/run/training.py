@@ -47,6 +47,7 @@ from umbrella_train.distributed.rank_watch import RankWatch
 from umbrella_train.distributed.ranks import is_first_rank, is_on_some_rank, on_first_rank
 from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.evaluation.score_table import score_table
+from umbrella_train.evaluation.text_scores import text_scores
 from umbrella_train.processor import UmbrellaProcessor
 from umbrella_train.run.evaluation import evaluate_sources
 from umbrella_train.run.faults import as_run_error
@@ -299,6 +300,7 @@ def _build_trainer(
         components.dataset(source, config=config, augment=False) for source in (*sources.train, *sources.evaluation)
     ]
     check_conversations(datasets, max_rows=MAX_ROWS_CHECKED)
+    text_scores(laterality_lexicon=config.report.laterality_lexicon)  # its errors before the training, not after it
     recomputed = config.trainer.gradient_checkpointing
     if recomputed:
         # Not by the arguments: Hugging Face's trainer supports all layers or none.
