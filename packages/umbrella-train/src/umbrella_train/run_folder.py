@@ -53,6 +53,8 @@ class RunFolder:
     """Training and evaluation metrics, one JSON object per line."""
     predictions = _File("predictions.jsonl")
     """Answers of the newest evaluation, one JSON object per line."""
+    answers = _File("answers.json")
+    """The possible answers of each task, in the words of the training data."""
     model = _File("model")
     """Weights, config and tokenizer at the end of the run."""
     report = _File("report.html")

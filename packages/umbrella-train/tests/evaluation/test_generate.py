@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from umbrella_data.manifest.sample import Answer, Sample, Scan, Turn
 from umbrella_train.end_of_turn import EndOfTurn
 from umbrella_train.evaluation.answers import modality_name
-from umbrella_train.evaluation.generate import EvaluationResult, evaluate_dataset, generate_in_order, merge_results
+from umbrella_train.evaluation.generate import EvaluationResult, evaluate_dataset, generate_in_order
+from umbrella_train.evaluation.metrics import summarise
 
 SIDES = ("left", "right")
 STOP = 1
@@ -47,6 +49,9 @@ class ToyDataset:
 
     def modalities(self, index: int) -> tuple[str, ...]:
         return self.samples[index].modalities
+
+    def candidate_tokens(self, index: int, candidates: Sequence[str], *, with_scans: bool = True) -> None:
+        """As where an answer follows its reasoning: it is only generated."""
 
     def prompt(self, index: int, *, scans_from: int | None = None, with_scans: bool = True) -> tuple[bytes, int | None]:
         self.prompts.append((index, scans_from, with_scans))
@@ -123,7 +128,7 @@ def evaluate(model: ToyModel, dataset: ToyDataset, **options: Any) -> Evaluation
 
 
 def test_a_model_that_uses_the_scan_is_right_with_its_own_scan_only() -> None:
-    metrics = evaluate(ToyModel(), ToyDataset([side_sample(i) for i in range(40)])).metrics
+    metrics = summarise(evaluate(ToyModel(), ToyDataset([side_sample(i) for i in range(40)])).predictions)
     assert metrics["eval/accuracy/T1"] == metrics["eval/accuracy/T1/side"] == 1
     assert metrics["eval/swapped/T1"] == 0
     assert metrics["eval/no_scan/T1"] == 0.5
@@ -150,9 +155,15 @@ def test_predictions_have_the_text_and_a_hash_of_the_subject() -> None:
         "options": ("left", "right"),
         "answer": "right",
         "unit": None,
-        "generated": "right",
+        "predicted": "right",
         "score": 1.0,
+        "generated": "right",
+        "score_generated": 1.0,
         "is_parsed": True,
+        "option_scores": None,
+        "option_lengths": None,
+        "expected": None,
+        "interval": None,
     }
     assert "sub-003" not in str(rows)
 
@@ -167,15 +178,14 @@ def test_answers_to_every_row_are_in_order_and_scored_where_there_is_an_answer()
         ("2_side", "sub-002", "left"),
         ("3_side", "sub-003", "right"),
     ]
-    assert [(row["answer"], row["parsed"], row["score"], row["is_parsed"]) for row in result.answers] == [
+    assert [(row["answer"], row["predicted"], row["score"], row["is_parsed"]) for row in result.answers] == [
         ("left", "left", 1.0, True),
         (None, None, None, None),
         ("left", "left", 1.0, True),
         ("right", "right", 1.0, True),
     ]
-    assert result.metrics == evaluate(ToyModel(), dataset).metrics
+    assert result.predictions == evaluate(ToyModel(), dataset).predictions
     assert evaluate(ToyModel(), dataset).answers == []
-    assert merge_results([result, result]).answers == result.answers * 2
 
 
 def test_generate_in_order_needs_only_a_few_batches_for_the_first_answers() -> None:
@@ -207,8 +217,8 @@ def test_generate_in_order_needs_only_a_few_batches_for_the_first_answers() -> N
 
 def test_text_after_the_end_of_turn_is_dropped() -> None:
     dataset = ToyDataset([side_sample(i) for i in range(4)])
-    assert evaluate(ToyModel(), dataset, end_of_turn=None).metrics["eval/unparsed/T1"] == 1
-    assert evaluate(ToyModel(), dataset).metrics["eval/unparsed/T1"] == 0
+    assert summarise(evaluate(ToyModel(), dataset, end_of_turn=None).predictions)["eval/unparsed/T1"] == 1
+    assert summarise(evaluate(ToyModel(), dataset).predictions)["eval/unparsed/T1"] == 0
 
 
 def test_the_mode_of_the_model_is_restored() -> None:
@@ -267,17 +277,9 @@ def test_batches_have_similar_prompts_and_every_question_once() -> None:
     assert len(dataset.prompts) == len(set(dataset.prompts)) == 24
 
 
-def test_without_questions_there_are_no_metrics() -> None:
-    result = evaluate(ToyModel(), ToyDataset([]))
-    assert (result.metrics, result.predictions) == ({}, [])
-
-
-def test_results_of_several_data_sets_are_pooled() -> None:
-    results = [evaluate(ToyModel(), ToyDataset([side_sample(i, modality=m) for i in range(4)])) for m in ("T1", None)]
-    merged = merge_results([results[0], results[0], results[1]])
-    assert merged.metrics["eval/questions/T1"] == 8
-    assert merged.metrics["eval/subjects/T1"] == 4
-    assert merged.metrics["eval/questions/text"] == 4
+def test_without_questions_there_are_no_predictions() -> None:
+    assert evaluate(ToyModel(), ToyDataset([])) == EvaluationResult([])
+    assert summarise([]) == {}
 
 
 @pytest.mark.parametrize(

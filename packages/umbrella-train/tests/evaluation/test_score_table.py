@@ -5,16 +5,19 @@ from __future__ import annotations
 import pytest
 
 from umbrella_data.manifest.sample import Answer
-from umbrella_train.evaluation.metrics import CONDITIONS, Prediction, summarise
-from umbrella_train.evaluation.score_table import score_table
+from umbrella_train.evaluation.comparison import better_baselines, is_doubtful
+from umbrella_train.evaluation.metrics import summarise
+from umbrella_train.evaluation.predictions import Condition, Prediction, Reply, read_reply
+from umbrella_train.evaluation.score_table import score_cell, score_table
 
 SEX = Answer(type="choice", value="female", options=("female", "male"))
 AGE = Answer(type="number", value=63.0, unit="years")
 
 
 def predictions_of(
-    task: str, answer: Answer, scores: dict[str, list[float | None]], modality: str = "T1"
+    task: str, answer: Answer, said: dict[Condition, list[str]], modality: str = "T1"
 ) -> list[Prediction]:
+    """Generated texts by condition, one for each subject."""
     return [
         Prediction(
             subject=f"{number}",
@@ -26,23 +29,21 @@ def predictions_of(
             options=answer.options,
             answer=answer.value,
             unit=answer.unit,
-            generated="",
-            score=score,
-            is_parsed=score is not None,
+            **read_reply(Reply(text), answer),
         )
-        for condition in CONDITIONS
-        for number, score in enumerate(scores.get(condition, []))
+        for condition, texts in said.items()
+        for number, text in enumerate(texts)
     ]
 
 
 @pytest.fixture(scope="module")
 def metrics() -> dict[str, float]:
     predictions = [
-        *predictions_of("sex", SEX, {"accuracy": [1, 1, 1, 0], "no_scan": [1, 1, 0, 0]}),
-        *predictions_of("age", AGE, {"accuracy": [2.0, 4.0, None, 3.0], "shuffled": [8.0, 8.0, 8.0, 8.0]}),
-        *predictions_of("side", SEX, {"accuracy": [0, None]}, modality="dMRI"),
-        *predictions_of("sex", SEX, {"accuracy": [1, 1]}, modality="dMRI"),
-        *predictions_of("age", AGE, {"accuracy": [None]}, modality="dMRI"),
+        *predictions_of("sex", SEX, {"accuracy": ["female"] * 3 + ["male"], "no_scan": ["female"] * 2 + ["male"] * 2}),
+        *predictions_of("age", AGE, {"accuracy": ["65", "67", "?", "60"], "shuffled": ["71"] * 4}),
+        *predictions_of("side", SEX, {"accuracy": ["male", "?"]}, modality="dMRI"),
+        *predictions_of("sex", SEX, {"accuracy": ["female"] * 2}, modality="dMRI"),
+        *predictions_of("age", AGE, {"accuracy": ["?"]}, modality="dMRI"),
     ]
     return summarise(predictions)
 
@@ -59,42 +60,90 @@ def test_accuracies_are_next_to_guessing_and_the_commonest_answer(metrics: dict[
     rows = rows_of(hits)
     words = "right answers own scan no scan guessing commonest answer unreadable subjects"
     assert sorted(hits[: hits.index("T1/sex")].split()) == sorted(words.split())
-    assert rows["T1/sex"] == ["75.0 % (30 to 95)", "50.0 %", "50.0 %", "100.0 %", "0.0 %", "4"]
+    # Its interval contains the control's.
+    assert rows["T1/sex"] == ["75.0 %* (30 to 95)", "50.0 %", "50.0 %", "100.0 %", "0.0 %", "4"]
+    assert hits.splitlines()[-1].startswith("* ")
     assert rows["dMRI/side"][0].startswith("0.0 % (")
     assert rows["dMRI/side"][1:] == ["–", "50.0 %", "100.0 %", "50.0 %", "2"]
 
 
-def test_a_modality_with_several_tasks_has_a_total(metrics: dict[str, float]) -> None:
+def test_tasks_have_no_total(metrics: dict[str, float]) -> None:
     hits, _ = score_table(metrics).split("\n\n")
-    assert list(rows_of(hits)) == ["T1/sex", "dMRI", "dMRI/sex", "dMRI/side"]
-    assert rows_of(hits)["dMRI"][0].startswith("50.0 % (")
+    assert list(rows_of(hits)) == ["T1/sex", "dMRI/sex", "dMRI/side"]
 
 
 def test_errors_have_a_table_also_without_readable_answers(metrics: dict[str, float]) -> None:
     _, errors = score_table(metrics).split("\n\n")
     rows = rows_of(errors)
-    words = "mean error own scan another's scan best constant guess unreadable subjects"
+    words = "mean error own scan as text another's scan best constant guess unreadable subjects"
     assert sorted(errors[: errors.index("T1/age")].split()) == sorted(words.split())
-    assert rows["T1/age"] == [f"3 ({rows['T1/age'][0][3:-1]})", "8", "0", "25.0 %", "4"]
-    assert rows["dMRI/age"] == ["–", "–", "0", "100.0 %", "1"]
+    assert rows["T1/age"] == [rows["T1/age"][0], "3", "8", "0", "25.0 %", "4"]
+    assert rows["T1/age"][0].startswith("3 (")
+    assert rows["dMRI/age"] == ["–", "–", "–", "0", "100.0 %", "1"]
 
 
 def test_a_task_with_hits_and_errors_is_in_both_tables() -> None:
-    own = [*predictions_of("age", AGE, {"accuracy": [2.0, 4.0]}), *predictions_of("age", SEX, {"accuracy": [1, 0]})]
-    hits, errors = score_table(summarise([*own, *predictions_of("age/left", SEX, {"accuracy": [1]})])).split("\n\n")
+    own = [
+        *predictions_of("age", AGE, {"accuracy": ["65", "67"]}),
+        *predictions_of("age", SEX, {"accuracy": ["female", "male"]}),
+        *predictions_of("age/left", SEX, {"accuracy": ["female"]}),
+    ]
+    hits, errors = score_table(summarise(own)).split("\n\n")
     assert {"T1/age", "T1/age/left"} <= rows_of(hits).keys()
     assert rows_of(errors)["T1/age"][0].startswith("3 (")
 
 
+def test_baselines_are_below_their_task_and_named_where_they_are_better(metrics: dict[str, float]) -> None:
+    baseline = {
+        "baseline/volume/accuracy/T1/sex": 0.9,
+        "baseline/volume/accuracy_lower/T1/sex": 0.8,
+        "baseline/volume/accuracy_upper/T1/sex": 0.95,
+        "baseline/constant/error/T1/age": 5.0,
+        "baseline/constant/error_lower/T1/age": 4.5,
+        "baseline/constant/error_upper/T1/age": 5.5,
+    }
+    hits, errors = score_table({**metrics, **baseline}).split("\n\n")
+    lines = hits.splitlines()
+    below = next(position for position, line in enumerate(lines) if line.startswith("T1/sex")) + 1
+    assert lines[below].split()[:2] == ["volume", "90.0"]
+    assert [line for line in lines if line.startswith("T1/sex: ") and "volume 0.9" in line]
+    assert "volume" not in errors
+    assert not [line for line in errors.splitlines() if line.startswith("T1/age: ")]
+    assert better_baselines({**metrics, **baseline}, "T1/age") == []
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "is_doubtful_figure"),
+    [((0.8, 0.9), (0.4, 0.6), False), ((0.6, 0.9), (0.4, 0.6), True), ((0.1, 0.2), (0.4, 0.6), True)],
+)
+@pytest.mark.parametrize("other_key", ["eval/auroc_shuffled{}/T1/sex", "baseline/cnn/auroc{}/T1/sex"])
+def test_a_figure_is_marked_unless_its_interval_is_better(
+    own: tuple[float, float], other: tuple[float, float], is_doubtful_figure: bool, other_key: str
+) -> None:
+    found = {"eval/auroc/T1/sex": sum(own) / 2, other_key.format(""): sum(other) / 2}
+    for side, mine, others in zip(("lower", "upper"), own, other, strict=True):
+        found |= {f"eval/auroc_{side}/T1/sex": mine, other_key.format(f"_{side}"): others}
+    assert is_doubtful(found, "auroc", "T1/sex") == is_doubtful_figure
+    assert score_cell(found, "auroc", "T1/sex").value.endswith("*") == is_doubtful_figure
+
+
+def test_a_smaller_error_is_better() -> None:
+    found = {"eval/error/T1/age": 5.0, "eval/error_lower/T1/age": 4.0, "eval/error_upper/T1/age": 6.0}
+    control = {"eval/error_no_scan/T1/age": 9.0, "eval/error_no_scan_lower/T1/age": 7.0,
+               "eval/error_no_scan_upper/T1/age": 11.0}  # fmt: skip
+    assert not is_doubtful(found | control, "error", "T1/age")
+    assert is_doubtful(found | control | {"eval/error_no_scan_lower/T1/age": 5.5}, "error", "T1/age")
+
+
 def test_without_unreadable_answers_there_is_no_column_for_them() -> None:
-    table = score_table(summarise(predictions_of("sex", SEX, {"accuracy": [1, 0]})))
+    table = score_table(summarise(predictions_of("sex", SEX, {"accuracy": ["female", "male"]})))
     assert "unreadable" not in table
     assert rows_of(table)["T1/sex"][1:] == ["50.0 %", "100.0 %", "2"]
 
 
 def test_columns_are_aligned(metrics: dict[str, float]) -> None:
     for table in score_table(metrics).split("\n\n"):
-        assert len({len(line) for line in table.splitlines()}) == 1
+        assert len({len(line) for line in table.splitlines() if not line.startswith("* ")}) == 1
 
 
 def test_without_scores_there_is_no_table() -> None:

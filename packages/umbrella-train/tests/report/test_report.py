@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from matplotlib.figure import Figure
 from umbrella_data.manifest.sample import Answer
 from umbrella_train.config import dump_config, load_config
 from umbrella_train.errors import RunError
-from umbrella_train.evaluation.metrics import CONDITIONS, Condition, Prediction, score_answer, summarise
+from umbrella_train.evaluation.metrics import summarise
+from umbrella_train.evaluation.predictions import CONDITIONS, Condition, Prediction, Reply, read_reply
 from umbrella_train.evaluation.score_table import Cell
 from umbrella_train.report import build_report
 from umbrella_train.report.answers import accuracy_figure
@@ -83,7 +85,13 @@ def ask_age(dice: random.Random, number: int, condition: Condition) -> Predictio
 def prediction(
     modality: str, task: str, number: int, condition: Condition, generated: str, answer: Answer
 ) -> Prediction:
-    score = score_answer(generated, answer)
+    reply = Reply(generated)
+    if answer.type == "choice" and generated in answer.options:
+        scores = tuple(-0.2 if option == generated else -1.7 for option in answer.options)
+        reply = replace(reply, option_scores=scores, option_lengths=(1,) * len(scores))
+    elif digits := re.match(r"\d+", generated):
+        expected = float(digits[0])
+        reply = replace(reply, expected=expected, interval=(expected - 5, expected + 5))
     return Prediction(
         subject=f"{number:016x}",
         task=task,
@@ -94,9 +102,7 @@ def prediction(
         options=answer.options,
         answer=answer.value,
         unit=answer.unit,
-        generated=generated,
-        score=score.value,
-        is_parsed=score.is_parsed,
+        **read_reply(reply, answer),
     )
 
 
@@ -136,8 +142,17 @@ def test_report_of_a_run_has_all_its_parts(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     assert build_report([run.path]) == run.report
     page = Page(run.report)
-    assert page.sections == ["accuracy", "loss", "gradients", "pictures", "numbers", "examples", "configuration"]
-    assert len([image for image in page.images if image.startswith("data:image/svg+xml;base64,")]) == 4
+    assert page.sections == [
+        "accuracy",
+        "outcomes",
+        "loss",
+        "gradients",
+        "pictures",
+        "numbers",
+        "examples",
+        "configuration",
+    ]
+    assert len([image for image in page.images if image.startswith("data:image/svg+xml;base64,")]) == 5
     shown = re.findall(r'alt="A (\w+) scan as the model sees it"', page.text)
     assert shown == list(MODALITIES)
     assert [image for image in page.images if "png" in image] == [
@@ -145,7 +160,7 @@ def test_report_of_a_run_has_all_its_parts(tmp_path: Path) -> None:
     ] * 3
     for words in (
         "97.5 %",
-        "40 subjects, 95 % interval 87 to 100 %",
+        "40 subjects, 95 % interval 0.",
         "dMRI · lesion side",
         "years",
         "1e-07, unit, update",
@@ -184,7 +199,7 @@ def test_questions_without_one_readable_answer_are_in_the_table(tmp_path: Path) 
     run.write_predictions(one.to_row() for one in predictions)
     (table,) = score_tables([read_run(run.path, name="demo")])
     (row,) = table["rows"]
-    assert (table["is_of_errors"], row["name"], row["unit"]) == (True, "T1 · age", "years")
+    assert (table["has_units"], row["name"], row["unit"]) == (True, "T1 · age", "years")
     assert row["cells"]["unparsed"].value == "100.0 %"
     assert row["cells"]["error"] == Cell("–")
     assert "numbers" in Page(build_report([run.path])).sections

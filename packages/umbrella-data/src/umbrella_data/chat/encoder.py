@@ -74,6 +74,7 @@ class ChatEncoder:
 
     Attributes:
         num_image_tokens: As given.
+        asks_for_reasoning: As given.
 
     Raises:
         ValueError: If the tokenizer returns no offsets, or the image token is not one of its added tokens.
@@ -97,7 +98,7 @@ class ChatEncoder:
         self._image_token_id = image_token_id
         self._image_token = added[image_token_id].content
         self.num_image_tokens = dict(num_image_tokens)
-        self._asks_for_reasoning = asks_for_reasoning
+        self.asks_for_reasoning = asks_for_reasoning
         self._template = ChatTemplate(tokenizer, image_token=self._image_token)
         markup = {token_id for token_id, token in added.items() if token.special} - {tokenizer.unk_token_id}
         # A lookup table of the ids up to the last markup, and one False for all others: faster than a search.
@@ -142,7 +143,7 @@ class ChatEncoder:
         answer follows them. All labels are -100. Arguments and errors are those of `encode`.
         """
         if messages[-1].role != "assistant":
-            answer = "r" if self._asks_for_reasoning else "t"
+            answer = "r" if self.asks_for_reasoning else "t"
             return self._encode_within(messages, max_length=max_length, prompt_for=answer)
         answer = "r" if starts_with_reasoning(messages[-1]) else "t"
         if max_length is None:

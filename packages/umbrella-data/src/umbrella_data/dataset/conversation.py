@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from umbrella_data.batch.example import Example, ExampleScan, SampleOrigin, ScanPipeline
+from umbrella_data.chat.candidates import encode_candidates
 from umbrella_data.chat.encoder import ChatEncoder, EncodedConversation, Tokenizer
 from umbrella_data.chat.row_check import encoding_problems
 from umbrella_data.dataset.bad_scans import BadScan, BadScanList, replacements
@@ -222,10 +223,7 @@ class ConversationDataset(Dataset[Example]):
             ValueError: If the two samples do not hold the same modalities in the same order.
         """
         sample = self.sample(index)
-        messages = sample.messages
-        if not with_scans:
-            texts = (tuple(item for item in turn.content if isinstance(item, str)) for turn in messages)
-            messages = tuple(replace(turn, content=each) for turn, each in zip(messages, texts, strict=True))
+        messages = sample.messages if with_scans else without_scans(sample.messages)
         encoded = self._encode(index, messages, is_prompt=True)
         scans = encoded.scans
         if scans_from is not None and with_scans:
@@ -240,6 +238,17 @@ class ConversationDataset(Dataset[Example]):
             scans = other.scans[skipped : skipped + len(scans)]
         origin = self._origin(index % len(self), sample)
         return self._example(index, encoded, scans, generator=None, origin=origin)
+
+    def candidate_tokens(
+        self, index: int, candidates: Sequence[str], *, with_scans: bool = True
+    ) -> list[tuple[int, ...]] | None:
+        """The tokens of possible answers after `prompt(index)`; see `encode_candidates`."""
+        messages = self.sample(index).messages
+        try:
+            turns = messages if with_scans else without_scans(messages)
+            return encode_candidates(self._encoder, turns, candidates, max_length=self._max_length)
+        except ValueError as error:
+            raise ValueError(f"{self._where(index)}: {error}") from error
 
     def _encode(self, index: int, messages: Sequence[Turn], *, is_prompt: bool = False) -> EncodedConversation:
         encode: Callable[..., EncodedConversation] = self._encoder.encode_prompt if is_prompt else self._encoder.encode
@@ -289,6 +298,13 @@ class ConversationDataset(Dataset[Example]):
 
     def _origin(self, row: int, sample: Sample) -> SampleOrigin:
         return SampleOrigin(str(self.manifest.path), line=self.manifest.line(row), subject=sample.subject)
+
+
+def without_scans(messages: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The turns with their texts only."""
+    return tuple(
+        replace(turn, content=tuple(item for item in turn.content if isinstance(item, str))) for turn in messages
+    )
 
 
 def _listed(modalities: Sequence[str]) -> str:

@@ -68,6 +68,17 @@ def read_number(text: str, *, unit: str | None = None) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def split_number(text: str, *, unit: str | None = None) -> tuple[str, str, str] | None:
+    """What is before the one number in a text, its digits, and what is after it; None as for `read_number`.
+
+    None also if the number is written with other signs than digits, `-` and a full stop, or is below 0 in words.
+    """
+    found = list(_NUMBER.finditer(text))
+    if len(found) != 1 or _digits(text, unit) != found[0][0]:
+        return None
+    return text[: found[0].start()], found[0][0], text[found[0].end() :]
+
+
 def _digits(text: str, unit: str | None) -> str | None:
     plain = _SPACED_SIGN.sub("-", _DASHES.sub("-", unicodedata.normalize("NFKC", without_reasoning(text))))
     found = list(_NUMBER.finditer(plain))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 import torch.distributed as dist
 
 from umbrella_data import ManifestError, read_manifest
+from umbrella_data.manifest.sample import Sample
 from umbrella_data.modality import find_modality
 from umbrella_data.progress import progress_bar
 from umbrella_data.scan.diffusion import needs_fit
@@ -18,6 +19,7 @@ from umbrella_train.assembly.held_out import Overlap, check_held_out
 from umbrella_train.config import DatasetConfig, RunConfig
 from umbrella_train.distributed.ranks import is_first_rank
 from umbrella_train.errors import RunError
+from umbrella_train.evaluation.answer_space import AnswerSpace, collect_answer_spaces
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +138,17 @@ def prepare_sources(config: RunConfig) -> Sources:
     if dist.is_initialized() and is_first:
         dist.barrier()
     return Sources([DatasetConfig(manifest=cohort.train_manifest)], [DatasetConfig(manifest=cohort.test_manifest)])
+
+
+def find_answer_spaces(sources: Sequence[DatasetConfig]) -> dict[str, AnswerSpace]:
+    """The possible answers of each task in training manifests, of at most `MAX_ROWS_CHECKED` rows of each."""
+
+    def samples() -> Iterator[Sample]:
+        for source in sources:
+            manifest = read_manifest(source.manifest, data_root=source.data_root)
+            yield from (manifest[row] for row in range(0, len(manifest), -(-len(manifest) // MAX_ROWS_CHECKED)))
+
+    return collect_answer_spaces(samples())
 
 
 def warn_of_repeated_fits(sources: Sources, *, config: RunConfig) -> None:

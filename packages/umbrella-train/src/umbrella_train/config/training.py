@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -16,7 +17,10 @@ from pydantic import (
 )
 
 from umbrella_data.errors import did_you_mean
-from umbrella_train.config.section import AbsolutePath, Section
+from umbrella_train.config.section import AbsolutePath, Section, errors_at
+
+MAX_NUMBERS = 1_000
+"""Candidate numbers of a task, each of which is a short forward pass for every question."""
 
 
 class DummyLossConfig(Section):
@@ -197,3 +201,18 @@ class ReportConfig(Section):
     """Questions to evaluate per set of modalities (default: all)."""
     laterality_lexicon: AbsolutePath | None = None
     """YAML file with the words of the text score laterality_f1 (default: packaged English words)."""
+    number_grids: dict[str, tuple[float, float, float]] = Field(default_factory=dict)
+    """Candidate numbers by task: first, last and step, as in age: [18, 90, 1] (default: range of training answers)."""
+
+    @field_validator("number_grids")
+    @classmethod
+    def _check_grids(cls, grids: dict[str, tuple[float, float, float]]) -> dict[str, tuple[float, float, float]]:
+        problems = []
+        for task, (first, last, step) in grids.items():
+            if not (math.isfinite(first) and math.isfinite(last) and step > 0 and first < last):
+                problems.append((task, f"{[first, last, step]} is not first, last and step, as in [18, 90, 1]"))
+            elif (last - first) / step >= MAX_NUMBERS:
+                problems.append((task, f"has more than {MAX_NUMBERS:,} numbers; choose a larger step"))
+        if problems:
+            raise errors_at(problems)
+        return grids

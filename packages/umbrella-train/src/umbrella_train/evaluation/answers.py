@@ -7,7 +7,8 @@ from typing import Any
 
 from umbrella_data.manifest.sample import Sample
 from umbrella_data.modality import MODALITIES
-from umbrella_train.evaluation.metrics import score_answer
+from umbrella_train.evaluation.predictions import Reply, read_reply
+from umbrella_train.evaluation.probabilities import softmax
 
 
 def answer_row(sample: Sample, generated: str | None) -> dict[str, Any]:
@@ -27,24 +28,29 @@ def answer_row(sample: Sample, generated: str | None) -> dict[str, Any]:
     }
 
 
-def scored_row(sample: Sample, generated: str | None) -> dict[str, Any]:
-    """The row of a sample with its score; arguments are those of `answer_row`.
+def scored_row(sample: Sample, reply: Reply | None) -> dict[str, Any]:
+    """The row of a sample with its score.
+
+    Args:
+        sample: The sample.
+        reply: What the model said; None if the sample was skipped.
 
     Returns:
-        `answer_row`, and the keys of `umbrella_train.evaluation.metrics.Prediction` about the right answer and the
-        score, which are None without an answer; `parsed` is what the text was read as.
+        `answer_row`, and the keys of `Prediction` about the right answer, the model's and the score, which are None
+        without an answer; `probabilities` are those of the options.
     """
     answer = sample.answer
-    score = None if answer is None or generated is None else score_answer(generated, answer)
+    read = {} if answer is None or reply is None else read_reply(reply, answer)
+    scores = read.get("option_scores")
     return {
-        **answer_row(sample, generated),
+        **answer_row(sample, None if reply is None else reply.generated),
         "type": None if answer is None else answer.type,
         "options": None if answer is None else answer.options,
         "answer": None if answer is None else answer.value,
         "unit": None if answer is None else answer.unit,
-        "parsed": None if score is None else score.parsed,
-        "score": None if score is None else score.value,
-        "is_parsed": None if score is None else score.is_parsed,
+        **{key: read.get(key) for key in ("predicted", "score", "score_generated", "is_parsed")},
+        "probabilities": None if scores is None else softmax([scores])[0].tolist(),
+        "interval": read.get("interval"),
     }
 
 
@@ -56,3 +62,8 @@ def question_text(sample: Sample) -> str:
 def modality_name(modalities: Sequence[str]) -> str:
     """Name of a sample's set of modalities in the metrics: `T1`, `T1+dMRI`, or `text` without any."""
     return "+".join(name for name in MODALITIES if name in modalities) or "text"
+
+
+def task_name(sample: Sample) -> str:
+    """Name of a sample's group in the metrics, as in `T1/sex`."""
+    return f"{modality_name(sample.modalities)}/{sample.task}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from umbrella_data import ConversationDataset
 from umbrella_data.manifest.sample import Sample
-from umbrella_train.evaluation.metrics import Condition
+from umbrella_train.evaluation.predictions import Condition
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Generates a model's answers to the questions of a data set, with their scans and with controls, and scores them."""
+"""Asks a model the questions of a data set, by likelihood and in words, with their scans and with controls."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,27 +16,30 @@ from umbrella_data import ConversationDataset, ScanError
 from umbrella_data.manifest.sample import Sample
 from umbrella_train.end_of_turn import EndOfTurn
 from umbrella_train.errors import RunError
-from umbrella_train.evaluation.answers import modality_name, question_text, scored_row
+from umbrella_train.evaluation.answer_space import AnswerSpace
+from umbrella_train.evaluation.answers import modality_name, question_text, scored_row, task_name
 from umbrella_train.evaluation.controls import Question, plan_questions
-from umbrella_train.evaluation.metrics import Prediction, score_answer, summarise
+from umbrella_train.evaluation.likelihood import Tokens, score_candidates
+from umbrella_train.evaluation.predictions import Prediction, Reply, read_reply
+from umbrella_train.evaluation.regression import expected_value
 
 Batch = Mapping[str, Any]
 
 # A batch has one list of modalities: of several batches of rows in order, few are smaller than batch_size.
 _BATCHES_AHEAD = 16
+# Most questions of a task are asked with the same few texts.
+_MAX_KEPT_CANDIDATES = 256
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Answers and their metrics.
+    """Answers to the questions of a data set.
 
     Attributes:
-        metrics: As from `summarise`.
         predictions: One per scored question, of all ranks, in the order of the questions.
         answers: Rows as of `scored_row`, of samples with and without an answer, in the order of the data set.
     """
 
-    metrics: dict[str, float]
     predictions: list[Prediction] = field(repr=False)
     answers: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
@@ -51,6 +55,8 @@ def evaluate_dataset(
     device: torch.device | str,
     subject_hash: Callable[[str], str],
     end_of_turn: EndOfTurn | None = None,
+    spaces: Mapping[str, AnswerSpace] | None = None,
+    grids: Mapping[str, Sequence[float]] | None = None,
     controls: bool = True,
     seed: int = 0,
     rank: int = 0,
@@ -59,10 +65,13 @@ def evaluate_dataset(
     every_row: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
-    """Generate answers and score them.
+    """Ask the questions of a data set and score the answers.
+
+    Choices and numbers are answered by the likelihood of the possible answers; with their own scans, and where there
+    are no such candidates (texts, answers after reasoning, numbers that training did not have), in words too.
 
     Args:
-        model: With `generate(**batch, max_new_tokens, do_sample)`, which returns (B, L + new) token ids.
+        model: An `UmbrellaForConditionalGeneration`.
         dataset: Samples with the questions.
         tokenizer: Decodes the answers.
         collator: Pads prompts on the left.
@@ -71,8 +80,10 @@ def evaluate_dataset(
         device: Device of the model.
         subject_hash: Returns the name of a subject in the predictions.
         end_of_turn: What ends an answer; with None, the model's own end-of-sequence tokens.
+        spaces: The possible answers by `task_name`.
+        grids: First, last and step of the candidate numbers of a task, in place of the training answers' range.
         controls: Whether to add shuffled, swapped and absent scans.
-        seed: Seed of the control scans and the intervals.
+        seed: Seed of the control scans.
         rank: Rank of this process.
         world_size: Number of processes; each generates a part, and all get the complete result.
         max_samples: Maximum number of samples for each list of modalities; those with an answer come first.
@@ -80,8 +91,19 @@ def evaluate_dataset(
         progress: Called with the numbers of completed and of all batches of this rank.
     """
     questions = plan_questions(dataset, controls=controls, seed=seed, max_samples=max_samples, every_row=every_row)
-    asker = _Asker(model, dataset, tokenizer, collator, max_new_tokens, device, end_of_turn or EndOfTurn())
-    batches = list(_batches(dataset, questions, batch_size=batch_size))
+    asker = _Asker(
+        model,
+        dataset,
+        tokenizer,
+        collator,
+        max_new_tokens,
+        device,
+        end_of_turn or EndOfTurn(),
+        spaces=spaces or {},
+        grids=grids or {},
+        max_rows=batch_size,
+    )
+    batches = list(_batches(dataset, questions, batch_size=batch_size, is_generated=asker.is_generated))
     was_training = model.training
     model.eval()
     try:
@@ -89,22 +111,15 @@ def evaluate_dataset(
         answers = _ask_in_rounds(ask, batches, rank=rank, world_size=world_size, progress=progress)
     finally:
         model.train(was_training)
-    texts = dict(sorted(_gather(answers, world_size=world_size)))
+    replies = dict(sorted(_gather(answers, world_size=world_size)))
     predictions = [
-        _prediction(sample, questions[position], text, subject_hash=subject_hash)
-        for position, text in texts.items()
+        _prediction(sample, questions[position], reply, subject_hash=subject_hash)
+        for position, reply in replies.items()
         if (sample := dataset.sample(questions[position].index)).answer is not None
     ]
     own = {question.index: position for position, question in enumerate(questions) if question.condition == "accuracy"}
-    rows = [scored_row(dataset.sample(index), texts.get(own[index])) for index in sorted(own)] if every_row else []
-    return EvaluationResult(summarise(predictions, seed=seed), predictions, rows)
-
-
-def merge_results(results: Sequence[EvaluationResult], *, seed: int = 0) -> EvaluationResult:
-    """Combine the results of several data sets."""
-    predictions = [prediction for result in results for prediction in result.predictions]
-    answers = [row for result in results for row in result.answers]
-    return EvaluationResult(summarise(predictions, seed=seed), predictions, answers)
+    rows = [scored_row(dataset.sample(index), replies.get(own[index])) for index in sorted(own)] if every_row else []
+    return EvaluationResult(predictions, rows)
 
 
 def generate_in_order(
@@ -131,7 +146,7 @@ def generate_in_order(
         questions = [Question(index, "accuracy") for index in range(start, end)]
         texts: dict[int, str] = {}
         for positions in _batches(dataset, questions, batch_size=batch_size):
-            texts |= asker.ask(questions, positions)
+            texts |= asker.generate(questions, positions)
         yield from ((questions[position].index, texts[position]) for position in sorted(texts))
 
 
@@ -146,28 +161,105 @@ class _Asker:
     max_new_tokens: int
     device: torch.device | str
     end: EndOfTurn
+    spaces: Mapping[str, AnswerSpace] = field(default_factory=dict)
+    grids: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    max_rows: int = 1
+    known: dict[Any, list[Tokens] | None] = field(default_factory=dict)
+
+    def is_generated(self, question: Question) -> bool:
+        """Whether the answer is wanted in words."""
+        return question.condition == "accuracy" or self._candidates(question) is None
 
     @torch.no_grad()
-    def ask(self, questions: Sequence[Question], positions: Sequence[int]) -> list[tuple[int, str]]:
-        """Positions and answers of one batch of questions, without skipped ones."""
+    def ask(self, questions: Sequence[Question], positions: Sequence[int]) -> list[tuple[int, Reply]]:
+        """Positions and replies of one batch of questions, without skipped ones."""
         examples = _prompts(self.dataset, {position: questions[position] for position in positions})
         if not examples:
             return []
+        inputs = self._collate(examples)
+        is_generated = self.is_generated(questions[next(iter(examples))])
+        texts = self._generate(inputs) if is_generated else [None] * len(examples)
+        tokens = {position: self._candidates(questions[position]) for position in examples}
+        scores: dict[int, tuple[float, ...]] = dict.fromkeys(examples, ())
+        if any(tokens.values()):
+            candidates = [tokens[position] or [] for position in examples]
+            found = score_candidates(self.model, inputs, candidates, max_rows=self.max_rows)
+            scores = {position: tuple(each) for position, each in zip(examples, found, strict=True)}
+        return [
+            (position, self._reply(questions[position], text, scores[position], tokens[position]))
+            for position, text in zip(examples, texts, strict=True)
+        ]
+
+    @torch.no_grad()
+    def generate(self, questions: Sequence[Question], positions: Sequence[int]) -> list[tuple[int, str]]:
+        """Positions and texts of one batch of questions, without skipped ones."""
+        examples = _prompts(self.dataset, {position: questions[position] for position in positions})
+        return list(zip(examples, self._generate(self._collate(examples)), strict=True)) if examples else []
+
+    def _collate(self, examples: Mapping[int, Any]) -> dict[str, Any]:
         batch = self.collator(list(examples.values()))
-        inputs = {key: _to_device(value, self.device) for key, value in batch.items() if key != "labels"}
+        return {key: _to_device(value, self.device) for key, value in batch.items() if key != "labels"}
+
+    def _generate(self, inputs: Mapping[str, Any]) -> list[str]:
         stops = {"eos_token_id": list(self.end.stop_ids)} if self.end.stop_ids else {}
         output = self.model.generate(**inputs, **stops, max_new_tokens=self.max_new_tokens, do_sample=False)
         new = output[:, inputs["input_ids"].shape[1] :].tolist()
-        texts = [self.end.decode(tokens, self.tokenizer) for tokens in new]
-        return list(zip(examples, texts, strict=True))
+        return [self.end.decode(tokens, self.tokenizer) for tokens in new]
+
+    def _reply(
+        self, question: Question, text: str | None, scores: tuple[float, ...], tokens: list[Tokens] | None
+    ) -> Reply:
+        answer = self.dataset.sample(question.index).answer
+        if not scores or tokens is None or answer is None:
+            return Reply(generated=text)
+        if answer.type == "choice":
+            return Reply(text, option_scores=scores, option_lengths=tuple(map(len, tokens)))
+        mean, lower, upper = expected_value(np.array(self._numbers(question)), np.array(scores))
+        return Reply(text, expected=mean, interval=(lower, upper))
+
+    def _numbers(self, question: Question) -> list[float]:
+        """Candidate numbers; none if training did not have such numbers."""
+        sample = self.dataset.sample(question.index)
+        space = self.spaces.get(task_name(sample))
+        return [] if space is None else space.numbers(self.grids.get(sample.task))
+
+    def _candidates(self, question: Question) -> list[Tokens] | None:
+        """Tokens of the options, or of the candidate numbers; None if the answer is only generated."""
+        sample = self.dataset.sample(question.index)
+        answer, space = sample.answer, self.spaces.get(task_name(sample), AnswerSpace())
+        if answer is None or answer.type == "text":
+            return None
+        if answer.type == "choice":
+            texts = space.option_texts(answer.options)
+        else:
+            texts = [space.number_text(number) for number in self._numbers(question)]
+        if not texts:
+            return None
+        with_scans = question.condition != "no_scan"
+        turns = tuple((turn.role, len(turn.scans), turn.text) for turn in sample.messages)
+        key = (turns if with_scans else tuple((role, 0, text) for role, _, text in turns), tuple(texts))
+        if key not in self.known:
+            if len(self.known) >= _MAX_KEPT_CANDIDATES:
+                self.known.clear()
+            try:
+                self.known[key] = self.dataset.candidate_tokens(question.index, texts, with_scans=with_scans)
+            except ValueError as error:  # an option has markup
+                raise RunError(str(error)) from error
+        return self.known[key]
 
 
-def _batches(dataset: ConversationDataset, questions: Sequence[Question], *, batch_size: int) -> Iterator[list[int]]:
+def _batches(
+    dataset: ConversationDataset,
+    questions: Sequence[Question],
+    *,
+    batch_size: int,
+    is_generated: Callable[[Question], bool] = lambda _: True,
+) -> Iterator[list[int]]:
     """Batches of positions of questions; all prompts of a batch have the same list of modalities, or no scans."""
 
-    def kind(position: int) -> tuple[bool, tuple[str, ...]]:
+    def kind(position: int) -> tuple[bool, bool, tuple[str, ...]]:
         question = questions[position]
-        return question.condition == "no_scan", dataset.modalities(question.index)
+        return question.condition == "no_scan", is_generated(question), dataset.modalities(question.index)
 
     for _, group in groupby(sorted(range(len(questions)), key=kind), key=kind):
         positions = list(group)
@@ -176,23 +268,23 @@ def _batches(dataset: ConversationDataset, questions: Sequence[Question], *, bat
 
 
 def _ask_in_rounds(
-    ask: Callable[[Sequence[int]], list[tuple[int, str]]],
+    ask: Callable[[Sequence[int]], list[tuple[int, Reply]]],
     batches: Sequence[Sequence[int]],
     *,
     rank: int,
     world_size: int,
     progress: Callable[[int, int], None] | None,
-) -> list[tuple[int, str]]:
-    """Positions and answers of this rank's batches; in each round every rank generates one batch."""
+) -> list[tuple[int, Reply]]:
+    """Positions and replies of this rank's batches; in each round every rank asks one batch."""
     num_rounds = -(-len(batches) // world_size)
-    answers: list[tuple[int, str]] = []
+    answers: list[tuple[int, Reply]] = []
     for turn in range(num_rounds):
         number = turn * world_size + rank
         # A rank without a batch repeats the last one and drops its answers: a sharded model needs every rank in each
         # forward.
-        generated = ask(batches[min(number, len(batches) - 1)])
+        replies = ask(batches[min(number, len(batches) - 1)])
         if number < len(batches):
-            answers += generated
+            answers += replies
         if progress is not None:
             progress(turn + 1, num_rounds)
     return answers
@@ -219,7 +311,7 @@ def _to_device(value: Any, device: torch.device | str) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def _gather(answers: list[tuple[int, str]], *, world_size: int) -> list[tuple[int, str]]:
+def _gather(answers: list[tuple[int, Reply]], *, world_size: int) -> list[tuple[int, Reply]]:
     if world_size == 1:
         return answers
     shares: list[Any] = [None] * world_size
@@ -227,12 +319,9 @@ def _gather(answers: list[tuple[int, str]], *, world_size: int) -> list[tuple[in
     return [answer for share in shares for answer in share]
 
 
-def _prediction(
-    sample: Sample, question: Question, generated: str, *, subject_hash: Callable[[str], str]
-) -> Prediction:
+def _prediction(sample: Sample, question: Question, reply: Reply, *, subject_hash: Callable[[str], str]) -> Prediction:
     answer = sample.answer
     assert answer is not None, "only samples with an answer are planned"
-    score = score_answer(generated, answer)
     return Prediction(
         subject=subject_hash(sample.subject),
         task=sample.task,
@@ -243,7 +332,5 @@ def _prediction(
         options=answer.options,
         answer=answer.value,
         unit=answer.unit,
-        generated=generated,
-        score=score.value,
-        is_parsed=score.is_parsed,
+        **read_reply(reply, answer),
     )

@@ -1,173 +1,218 @@
-"""Scores answers with one function per answer type, and summarises them with intervals over subjects.
-
-To add an answer type, add a row to `SCORERS`, and to `ERROR_TYPES` where its score is an error and not a hit.
-"""
+"""Metrics of predictions, each with a 95 % interval over subjects, beside its controls."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from statistics import median
-from types import MappingProxyType
-from typing import Any, Literal
+from functools import partial
+from statistics import fmean, median
 
-from umbrella_data.manifest.answers import normalise, read_choice, read_number, without_reasoning
-from umbrella_data.manifest.sample import Answer
-from umbrella_train.evaluation.intervals import binomial_interval, bootstrap_interval, wilson_interval
+import numpy as np
+from numpy.typing import NDArray
 
-Condition = Literal["accuracy", "shuffled", "swapped", "no_scan"]
-CONDITIONS: tuple[Condition, ...] = ("accuracy", "shuffled", "swapped", "no_scan")
+from umbrella_train.evaluation.classification import classification_figures
+from umbrella_train.evaluation.comparison import COMPARED, control_label, num_overlaps
+from umbrella_train.evaluation.intervals import Figure, bca_interval, binomial_interval, mean_statistic, wilson_interval
+from umbrella_train.evaluation.predictions import CONDITIONS, Condition, Prediction
+from umbrella_train.evaluation.probabilities import softmax
+from umbrella_train.evaluation.regression import regression_figures
+from umbrella_train.evaluation.text_scores import TEXT_SCORES, TextScore
 
-
-@dataclass(frozen=True)
-class Score:
-    """The score of one answer.
-
-    Attributes:
-        value: 1 or 0 for a hit or a miss, the absolute error for a number; None for an unreadable number.
-        parsed: What the text was read as: an option, a number, or the text without blanks and punctuation around it;
-            None if it is not readable as an answer.
-    """
-
-    value: float | None
-    parsed: str | float | None
-
-    @property
-    def is_parsed(self) -> bool:
-        """Whether the text is readable as an answer."""
-        return self.parsed is not None
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer to one question under one condition: a row of predictions.jsonl.
-
-    Attributes:
-        subject: Hash of the subject.
-        task: Name of the question.
-        modality: The modalities of its scans, joined by `+`; `text` without scans.
-        condition: `accuracy` (its own scans), or one of the controls.
-        question: Text of the last user turn.
-        type: The type of the answer.
-        options: The choices.
-        answer: The right answer.
-        unit: Unit of a number.
-        generated: Text that the model generated.
-        score: See `Score.value`.
-        is_parsed: See `Score.is_parsed`.
-    """
-
-    subject: str
-    task: str
-    modality: str
-    condition: Condition
-    question: str
-    type: str
-    options: tuple[str, ...]
-    answer: str | float
-    unit: str | None
-    generated: str
-    score: float | None
-    is_parsed: bool
-
-    def to_row(self) -> dict[str, Any]:
-        """The row of predictions.jsonl."""
-        return asdict(self)
-
-
-def score_choice(generated: str, answer: Answer) -> Score:
-    """1 where the text is the right option, 0 where it is another one or none of them."""
-    option = read_choice(generated, answer.options)
-    return Score(float(option == answer.value), parsed=option)
-
-
-def score_number(generated: str, answer: Answer) -> Score:
-    """Absolute error of the one number in the text; see `read_number` for texts that cannot be read."""
-    number = read_number(generated, unit=answer.unit)
-    return Score(None if number is None else abs(number - float(answer.value)), parsed=number)
-
-
-def score_text(generated: str, answer: Answer) -> Score:
-    """1 where the text is the right one, but for case, blanks and punctuation around it."""
-    text = normalise(without_reasoning(generated))
-    return Score(float(text == normalise(str(answer.value))), parsed=text or None)
-
-
-SCORERS: Mapping[str, Callable[[str, Answer], Score]] = MappingProxyType(
-    {"choice": score_choice, "number": score_number, "text": score_text}
+# Figures with controls.
+_CONTROLLED: Mapping[str, tuple[str, ...]] = {
+    "choice": ("auroc",),
+    "number": ("error", "r2"),
+    "text": ("token_f1", "exact_match"),
+}
+# Labels that a set of modalities with one task has, too.
+_HEADLINES = frozenset(
+    {"questions", "subjects", "unparsed", "chance", "majority", "error_constant", "overlaps"}
+    | {control_label(figure, condition) for figure in COMPARED for condition in CONDITIONS}
 )
-ERROR_TYPES = frozenset({"number"})
 
 
-def score_answer(generated: str, answer: Answer) -> Score:
-    """Score a generated text by the type of the right answer."""
-    return SCORERS[answer.type](generated, answer)
+def summarise(
+    predictions: Sequence[Prediction],
+    *,
+    seed: int = 0,
+    temperatures: Mapping[str, float] | None = None,
+    texts: Mapping[str, TextScore] = TEXT_SCORES,
+) -> dict[str, float]:
+    """Metrics of predictions, `eval/LABEL/NAME`, for each task of each set of modalities (`T1/sex`).
 
+    A figure has its 95 % interval over subjects beside it (`LABEL_lower`, `LABEL_upper`), and its controls the name of
+    the condition (`auroc_shuffled`).
 
-def summarise(predictions: Sequence[Prediction], *, seed: int = 0) -> dict[str, float]:
-    """Metrics of predictions, for each modality (`eval/accuracy/T1`) and each of its tasks (`eval/accuracy/T1/sex`).
+    - `choice`: `accuracy` of the likeliest option; its controls are `shuffled`, `swapped` and `no_scan`;
+      `accuracy_normalised` by the likelihood per token, `accuracy_generated` by the text; `chance`, the accuracy of
+      guessing, and `majority`, that of always giving the commonest answer. The figures of `classification_figures` if
+      all questions have the same options; with a temperature also `brier_scaled` and `calibration_error_scaled`.
+    - `number`: the figures of `regression_figures` of the expected values; `error_generated` of the texts;
+      `coverage` of the 80 % interval; `error_constant` and `rmse_constant`, the errors of the best constants.
+    - `text`: the scores in `texts`.
+    - `unparsed`: the fraction of generated texts that are not readable; `questions` and `subjects`: counts.
+    - `overlaps`: the number of controls whose interval overlaps that of the main figure.
 
-    - Hits: `eval/accuracy` and its controls `eval/shuffled`, `eval/swapped` and `eval/no_scan`, each also with `_lower`
-      and `_upper` (Wilson, over subjects); `eval/chance`, the accuracy of guessing, with its interval;
-      `eval/majority`, the accuracy of always giving the commonest answer.
-    - Numbers, by task and not by modality, since units differ: `eval/error` (mean absolute error) and its controls
-      `eval/error_shuffled`, ..., with bootstrap intervals; `eval/error_constant`, the error of the best constant guess,
-      the median of the right answers.
-    - `eval/unparsed`: the fraction of unreadable answers. They count as misses; a mean error excludes them.
-    - `eval/questions` and `eval/subjects`: counts.
+    Where all questions about a set of modalities with one type of answer are one task, its main figures are also there
+    under the modalities alone (`eval/accuracy/T1`).
 
     Args:
         predictions: Predictions of all conditions.
         seed: Seed of the bootstrap.
+        temperatures: Temperature of the probabilities by name.
+        texts: Scores of texts by label, as from `text_scores`.
     """
     groups: dict[str, list[Prediction]] = defaultdict(list)
+    tasks: dict[tuple[str, str], set[str]] = defaultdict(set)
     for prediction in predictions:
-        if prediction.type not in ERROR_TYPES:
-            groups[prediction.modality].append(prediction)
-        groups[f"{prediction.modality}/{prediction.task}"].append(prediction)
+        groups[prediction.name].append(prediction)
+        tasks[prediction.modality, prediction.type].add(prediction.name)
     metrics: dict[str, float] = {}
     for name, members in sorted(groups.items()):
-        own = [p for p in members if p.condition == "accuracy"]
-        if not own:
-            continue
-        metrics[f"eval/questions/{name}"] = len(own)
-        metrics[f"eval/subjects/{name}"] = _num_subjects(own)
-        metrics[f"eval/unparsed/{name}"] = sum(not p.is_parsed for p in own) / len(own)
-        metrics |= _summarise_hits([p for p in members if p.type not in ERROR_TYPES], name=name)
-        metrics |= _summarise_errors([p for p in members if p.type in ERROR_TYPES], name=name, seed=seed)
+        counts = _counts(members)
+        summaries: dict[str, Callable[[Sequence[Prediction], int], dict[str, float]]] = {
+            "choice": _summarise_choices,
+            "number": _summarise_numbers,
+            "text": partial(_summarise_texts, scores=texts),
+        }
+        for kind, summary in summaries.items():
+            same_kind = [p for p in members if p.type == kind]
+            if not any(p.condition == "accuracy" for p in same_kind):
+                continue
+            found = counts | summary(same_kind, seed)
+            if temperatures and name in temperatures:
+                found |= _scaled(same_kind, temperature=temperatures[name], seed=seed)
+            keyed = {f"eval/{label}/{name}": value for label, value in found.items()}
+            if (num := num_overlaps(keyed, name)) is not None:
+                found["overlaps"] = keyed[f"eval/overlaps/{name}"] = float(num)
+            metrics |= keyed
+            modality = same_kind[0].modality
+            if len(tasks[modality, kind]) == 1:
+                metrics |= {f"eval/{label}/{modality}": value for label, value in found.items() if _is_headline(label)}
     return metrics
 
 
-def _summarise_hits(predictions: Sequence[Prediction], *, name: str) -> dict[str, float]:
-    metrics: dict[str, float] = {}
-    for condition, members in _by_condition(predictions):
-        accuracy = sum(p.score or 0.0 for p in members) / len(members)
-        lower, upper = wilson_interval(accuracy, count=_num_subjects(members))
-        metrics |= _with_interval(condition, name=name, value=accuracy, interval=(lower, upper))
+def _is_headline(label: str) -> bool:
+    return label.removesuffix("_lower").removesuffix("_upper") in _HEADLINES
+
+
+def _counts(predictions: Sequence[Prediction]) -> dict[str, float]:
     own = [p for p in predictions if p.condition == "accuracy"]
-    if own and all(p.options for p in own):
-        chance = sum(1 / len(p.options) for p in own) / len(own)
-        interval = binomial_interval(chance, count=_num_subjects(own))
-        metrics |= _with_interval("chance", name=name, value=chance, interval=interval)
-        metrics[f"eval/majority/{name}"] = _majority(own)
+    read = [p.is_parsed for p in own if p.is_parsed is not None]
+    found = {"questions": float(len(own)), "subjects": float(len({p.subject for p in own}))}
+    return found | ({"unparsed": read.count(False) / len(read)} if read else {})
+
+
+def _summarise_choices(predictions: Sequence[Prediction], seed: int) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for condition, members in _by_condition(predictions):
+        metrics |= _labelled(
+            control_label("accuracy", condition), _proportion([p.score or 0.0 for p in members], members)
+        )
+        figures = _class_figures(members, seed=seed)
+        if condition != "accuracy":
+            figures = {key: figure for key, figure in figures.items() if key in _CONTROLLED["choice"]}
+        for key, figure in figures.items():
+            metrics |= _labelled(control_label(key, condition), figure)
+    own = [p for p in predictions if p.condition == "accuracy"]
+    for label, hits in (
+        ("accuracy_normalised", [_normalised_hit(p) for p in own]),
+        ("accuracy_generated", [p.score_generated for p in own]),
+    ):
+        known = [hit for hit in hits if hit is not None]
+        if len(known) == len(own):
+            metrics |= _labelled(label, _proportion(known, own))
+    chance = fmean(1 / len(p.options) for p in own)
+    metrics |= _labelled("chance", Figure(chance, *binomial_interval(chance, count=_num_subjects(own))))
+    metrics["majority"] = Counter(p.answer for p in own).most_common(1)[0][1] / len(own)
     return metrics
 
 
-def _summarise_errors(predictions: Sequence[Prediction], *, name: str, seed: int) -> dict[str, float]:
+def class_probabilities(
+    members: Sequence[Prediction], *, temperature: float = 1.0
+) -> tuple[tuple[str, ...], NDArray[np.float64]] | None:
+    """The options (K,) and their probabilities (N, K) under predictions of one task.
+
+    None if the questions have different options, or not all were answered by likelihood.
+    """
+    orders = {p.options for p in members}
+    scores = [dict(zip(p.options, p.option_scores, strict=True)) for p in members if p.option_scores is not None]
+    if not members or len(scores) < len(members) or len({frozenset(order) for order in orders}) > 1:
+        return None
+    # The order has a meaning, but not if it is drawn for each question.
+    options = members[0].options if len(orders) == 1 else tuple(sorted(members[0].options))
+    return options, softmax([[row[option] for option in options] for row in scores], temperature=temperature)
+
+
+def _class_figures(members: Sequence[Prediction], *, seed: int, temperature: float = 1.0) -> dict[str, Figure]:
+    found = class_probabilities(members, temperature=temperature)
+    if found is None:
+        return {}
+    options, probabilities = found
+    answers, subjects = [str(p.answer) for p in members], [p.subject for p in members]
+    return classification_figures(answers, probabilities, options=options, subjects=subjects, seed=seed)
+
+
+def _scaled(predictions: Sequence[Prediction], *, temperature: float, seed: int) -> dict[str, float]:
+    own = [p for p in predictions if p.condition == "accuracy"]
+    figures = _class_figures(own, seed=seed, temperature=temperature)
+    metrics = {"temperature": temperature}
+    for key in ("brier", "calibration_error"):
+        metrics |= _labelled(f"{key}_scaled", figures[key]) if key in figures else {}
+    return metrics
+
+
+def _normalised_hit(prediction: Prediction) -> float | None:
+    if prediction.option_scores is None or prediction.option_lengths is None:
+        return None
+    means = np.divide(prediction.option_scores, prediction.option_lengths)
+    return float(prediction.options[int(means.argmax())] == prediction.answer)
+
+
+def _summarise_numbers(predictions: Sequence[Prediction], seed: int) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for condition, members in _by_condition(predictions):
-        read = [(p.score, p.subject) for p in members if p.score is not None]
+        read = [p for p in members if p.predicted is not None]
         if not read:
             continue
-        errors, subjects = [error for error, _ in read], [subject for _, subject in read]
-        label = "error" if condition == "accuracy" else f"error_{condition}"
-        interval = bootstrap_interval(errors, subjects=subjects, seed=seed)
-        metrics |= _with_interval(label, name=name, value=sum(errors) / len(errors), interval=interval)
-    answers = [float(p.answer) for p in predictions if p.condition == "accuracy"]
-    if answers:
-        guess = median(answers)
-        metrics[f"eval/error_constant/{name}"] = sum(abs(answer - guess) for answer in answers) / len(answers)
+        figures = regression_figures(
+            np.array([float(p.answer) for p in read]),
+            np.array([float(p.predicted) for p in read if p.predicted is not None]),
+            subjects=[p.subject for p in read],
+            seed=seed,
+        )
+        for key, figure in figures.items():
+            if condition == "accuracy" or key in _CONTROLLED["number"]:
+                metrics |= _labelled(control_label(key, condition), figure)
+    own = [p for p in predictions if p.condition == "accuracy"]
+    said = [p for p in own if p.score_generated is not None]
+    if said:
+        errors = [p.score_generated for p in said if p.score_generated is not None]
+        metrics |= _labelled("error_generated", _mean(errors, [p.subject for p in said], seed=seed))
+    bounded = [(p, p.interval) for p in own if p.interval is not None]
+    if bounded:
+        hits = [float(lower <= float(p.answer) <= upper) for p, (lower, upper) in bounded]
+        metrics |= _labelled("coverage", _proportion(hits, [p for p, _ in bounded]))
+    answers = [float(p.answer) for p in own]
+    middle, mean = median(answers), fmean(answers)
+    metrics["error_constant"] = fmean(abs(answer - middle) for answer in answers)
+    metrics["rmse_constant"] = float(np.sqrt(fmean((answer - mean) ** 2 for answer in answers)))
+    return metrics
+
+
+def _summarise_texts(
+    predictions: Sequence[Prediction], seed: int, *, scores: Mapping[str, TextScore]
+) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for condition, members in _by_condition(predictions):
+        for key, score in scores.items():
+            if condition != "accuracy" and key not in _CONTROLLED["text"]:
+                continue
+            scored = [(score(p.generated or "", str(p.answer)), p.subject) for p in members]
+            known = [(value, subject) for value, subject in scored if value is not None]
+            if known:
+                values, subjects = zip(*known, strict=True)
+                metrics |= _labelled(control_label(key, condition), _mean(values, subjects, seed=seed))
     return metrics
 
 
@@ -178,18 +223,20 @@ def _by_condition(predictions: Sequence[Prediction]) -> Iterable[tuple[Condition
             yield condition, members
 
 
-def _with_interval(label: str, *, name: str, value: float, interval: tuple[float, float]) -> dict[str, float]:
-    lower, upper = interval
-    return {f"eval/{label}/{name}": value, f"eval/{label}_lower/{name}": lower, f"eval/{label}_upper/{name}": upper}
+def _proportion(hits: Sequence[float], members: Sequence[Prediction]) -> Figure:
+    value = fmean(hits)
+    return Figure(value, *wilson_interval(value, count=_num_subjects(members)))
+
+
+def _mean(values: Sequence[float], subjects: Sequence[str], *, seed: int) -> Figure:
+    return bca_interval(mean_statistic(np.asarray(values)), subjects=subjects, seed=seed)
+
+
+def _labelled(label: str, figure: Figure) -> dict[str, float]:
+    bounds = {f"{label}_lower": figure.lower, f"{label}_upper": figure.upper}
+    # There is no interval of one subject.
+    return {label: figure.value} | {key: bound for key, bound in bounds.items() if not np.isnan(bound)}
 
 
 def _num_subjects(predictions: Sequence[Prediction]) -> int:
     return len({p.subject for p in predictions})
-
-
-def _majority(predictions: Sequence[Prediction]) -> float:
-    """Accuracy of always giving the commonest answer of a task."""
-    by_task: dict[str, Counter[str | float]] = defaultdict(Counter)
-    for prediction in predictions:
-        by_task[prediction.task][prediction.answer] += 1
-    return sum(counts.most_common(1)[0][1] for counts in by_task.values()) / len(predictions)

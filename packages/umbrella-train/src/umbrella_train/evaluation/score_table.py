@@ -3,20 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from textwrap import wrap
+
+from umbrella_train.evaluation.comparison import BASELINE_COLUMNS, baseline_metrics, better_baselines, is_doubtful
 
 _CONTROLS = {"shuffled": "another's scan", "swapped": "other answer's scan", "no_scan": "no scan"}
 _COUNTS = {"unparsed": "unreadable", "questions": "questions", "subjects": "subjects"}
-# Headings by the label in a metric's key, `eval/LABEL/NAME`.
-_HIT_COLUMNS = {
-    "accuracy": "own scan", **_CONTROLS, "chance": "guessing", "majority": "commonest answer", **_COUNTS,
-}  # fmt: skip
-_ERROR_COLUMNS = {
-    "error": "own scan", **{f"error_{label}": heading for label, heading in _CONTROLS.items()},
-    "error_constant": "best constant guess", **_COUNTS,
-}  # fmt: skip
-_DASH = "–"
+DOUBT_MARK = "*"
+DOUBT_NOTE = "* its 95 % interval overlaps that of a control or a baseline"
+DASH = "–"
+"""A cell without a value."""
+_PERCENT = frozenset({"accuracy", "chance", "majority", "unparsed", *_CONTROLS})
+_COUNTED = frozenset({"questions", "subjects"})
+
+
+@dataclass(frozen=True)
+class TableKind:
+    """A table of the scores of one answer type.
+
+    Attributes:
+        title: Name of the scores.
+        needs: A label that every row has.
+        columns: Headings by the label in a metric's key, `eval/LABEL/NAME`.
+        own: Labels of the figures whose intervals are printed on the terminal.
+    """
+
+    title: str
+    needs: str
+    columns: Mapping[str, str]
+    own: tuple[str, ...]
+
+
+TABLES = (
+    TableKind(
+        title="right answers",
+        needs="majority",
+        columns={
+            "accuracy": "own scan", "auroc": "AUROC", **_CONTROLS, "chance": "guessing", "majority": "commonest answer",
+            **_COUNTS,
+        },
+        own=("accuracy", "auroc"),
+    ),
+    TableKind(
+        title="mean error",
+        needs="error_constant",
+        columns={
+            "error": "own scan", "r2": "R²", "error_generated": "as text",
+            **{f"error_{label}": heading for label, heading in _CONTROLS.items()},
+            "error_constant": "best constant guess", **_COUNTS,
+        },
+        own=("error", "r2"),
+    ),
+    TableKind(
+        title="texts",
+        needs="token_f1",
+        columns={
+            "exact_match": "exact match", "token_f1": "token F1", "rouge_l": "ROUGE-L",
+            "laterality_f1": "left/right F1",
+            **{f"token_f1_{label}": f"F1, {heading}" for label, heading in _CONTROLS.items()}, **_COUNTS,
+        },
+        own=("token_f1",),
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,56 +86,73 @@ class ScoreTable:
     """Scores of one kind.
 
     Attributes:
-        title: Name of the scores.
-        columns: Headings by label: `accuracy`, `shuffled`, ..., `unparsed`, `questions`, `subjects`.
-        rows: A cell for each column, by the name of a modality (`T1`) or one of its tasks (`T1/sex`).
+        kind: Title and columns.
+        rows: A cell for each column, by the name of a task (`T1/sex`), or of a baseline below it (`T1/sex volume`).
+        baselines: Names of the rows that are of a baseline, with the baseline.
+        remarks: A sentence for each task in which a baseline is better.
     """
 
-    title: str
-    columns: Mapping[str, str]
+    kind: TableKind
     rows: Mapping[str, Mapping[str, Cell]]
+    baselines: Mapping[str, str] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether a figure is marked."""
+        return any(cell.value.endswith(DOUBT_MARK) for row in self.rows.values() for cell in row.values())
 
     def to_text(self) -> str:
-        """The table for a terminal, without empty columns and with intervals for the own scan; empty without rows."""
+        """The table for a terminal, without empty columns, with intervals of the main figures; empty without rows."""
         if not self.rows:
             return ""
-        own = next(iter(self.columns))
+        own = self.kind.own
         # `questions` is left out: the intervals count subjects.
-        labels = [label for label in self.columns if label != "questions" and (label == own or self._has(label))]
+        labels = [label for label in self.kind.columns if label != "questions" and self._has(label)]
         lines = [
-            [name, *(_with_interval(row[label]) if label == own else row[label].value for label in labels)]
+            [
+                f"  {self.baselines[name]}" if name in self.baselines else name,
+                *(_with_interval(row[label]) if label in own else row[label].value for label in labels),
+            ]
             for name, row in self.rows.items()
         ]
-        return _align([self.title, *(self.columns[label] for label in labels)], lines)
+        notes = [DOUBT_NOTE] if self.is_doubtful else []
+        headings = [self.kind.columns[label] for label in labels]
+        return "\n".join([_align([self.kind.title, *headings], lines), *notes, *self.remarks])
 
     def _has(self, label: str) -> bool:
         """Whether a column has values; `unparsed` needs unreadable answers."""
-        empty = {_DASH, "0.0 %"} if label == "unparsed" else {_DASH}
+        empty = {DASH, "0.0 %"} if label == "unparsed" else {DASH}
         return any(row[label].value not in empty for row in self.rows.values())
 
 
 def score_table(metrics: Mapping[str, float]) -> str:
-    """The main scores of `summarise` as text; `metrics.jsonl` has all of them.
+    """The main scores of `summarise` as text, with baselines below; `metrics.jsonl` has all of them.
 
     Returns:
-        A table of right answers, one of errors, or both. Empty without scores.
+        A table for each answer type. Empty without scores.
     """
-    tables = (table.to_text() for table in (hit_table(metrics), error_table(metrics)))
+    tables = (build_table(kind, metrics).to_text() for kind in TABLES)
     return "\n\n".join(table for table in tables if table)
 
 
-def hit_table(metrics: Mapping[str, float], modalities: Sequence[str] = ()) -> ScoreTable:
-    """Fractions of right answers, without the total of a modality that has one task only; rows as in `names_below`."""
-    names = names_below(metrics, "accuracy", modalities)
-    names = [name for name in names if "/" in name or sum(other.startswith(f"{name}/") for other in names) != 1]
-    return _table("right answers", _HIT_COLUMNS, metrics, names)
-
-
-def error_table(metrics: Mapping[str, float], modalities: Sequence[str] = ()) -> ScoreTable:
-    """Mean absolute errors of questions about numbers, also if no answer could be read; rows as in `names_below`."""
-    # The constant guess does not need readable answers.
-    names = names_below(metrics, "error_constant", modalities)
-    return _table("mean error", _ERROR_COLUMNS, metrics, names)
+def build_table(kind: TableKind, metrics: Mapping[str, float], modalities: Sequence[str] = ()) -> ScoreTable:
+    """The scores of one answer type, one row for each task and baseline; rows as in `names_below`."""
+    rows: dict[str, dict[str, Cell]] = {}
+    baselines: dict[str, str] = {}
+    remarks: list[str] = []
+    names = [name for name in names_below(metrics, kind.needs, modalities) if "/" in name]
+    for name in names:
+        rows[name] = {label: score_cell(metrics, label, name) for label in kind.columns}
+        for baseline, figures in baseline_metrics(metrics, name).items():
+            row = f"{name} {baseline}"
+            baselines[row] = baseline
+            rows[row] = {
+                label: score_cell(figures, label, name) if label in BASELINE_COLUMNS else Cell(DASH)
+                for label in kind.columns
+            }
+        remarks += [f"{name}: {remark}" for remark in better_baselines(metrics, name)]
+    return ScoreTable(kind, rows, baselines, remarks)
 
 
 def names_below(metrics: Mapping[str, float], label: str, modalities: Sequence[str] = ()) -> list[str]:
@@ -97,24 +163,21 @@ def names_below(metrics: Mapping[str, float], label: str, modalities: Sequence[s
     return sorted(names, key=lambda name: (rank.get(name.split("/")[0], len(rank)), name))
 
 
-def _table(title: str, columns: Mapping[str, str], metrics: Mapping[str, float], names: Sequence[str]) -> ScoreTable:
-    rows = {name: {label: score_cell(metrics, label, name) for label in columns} for name in names}
-    return ScoreTable(title, columns, rows)
-
-
 def score_cell(metrics: Mapping[str, float], label: str, name: str) -> Cell:
-    """The score `eval/LABEL/NAME` as text."""
+    """The score `eval/LABEL/NAME` as text, with a mark if it is not clearly better than a control or a baseline."""
     value = metrics.get(f"eval/{label}/{name}")
     keys = (f"eval/{label}_lower/{name}", f"eval/{label}_upper/{name}")
-    bounds = [metrics[key] for key in keys if key in metrics]
+    bounds = [metrics[key] for key in keys if metrics.get(key) is not None]
     if value is None:
-        return Cell(_DASH)
-    if label in ("questions", "subjects"):
+        return Cell(DASH)
+    if label in _COUNTED:
         return Cell(f"{value:.0f}")
-    if label.startswith("error"):
-        return Cell(f"{value:.3g}", " to ".join(f"{bound:.3g}" for bound in bounds))
-    interval = " to ".join(f"{100 * bound:.0f}" for bound in bounds)
-    return Cell(f"{100 * value:.1f} %", interval and f"{interval} %")
+    mark = DOUBT_MARK if is_doubtful(metrics, label, name) else ""
+    if label in _PERCENT:
+        interval = " to ".join(f"{100 * bound:.0f}" for bound in bounds)
+        return Cell(f"{100 * value:.1f} %{mark}", interval and f"{interval} %")
+    digits = ".3g" if label.startswith(("error", "rmse")) else ".2f"
+    return Cell(f"{value:{digits}}{mark}", " to ".join(f"{bound:{digits}}" for bound in bounds))
 
 
 def _with_interval(cell: Cell) -> str:

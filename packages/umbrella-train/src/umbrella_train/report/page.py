@@ -16,6 +16,7 @@ from umbrella_train.report import tables
 from umbrella_train.report.answers import accuracy_figure, error_figure
 from umbrella_train.report.curves import gradient_figure, loss_figure
 from umbrella_train.report.figure_style import draw
+from umbrella_train.report.outcomes import has_outcomes, outcomes_figure
 from umbrella_train.report.run_data import RunData, gradient_norms
 
 _HIDDEN = "(see config.yaml)"
@@ -80,6 +81,8 @@ def _figures(runs: Sequence[RunData]) -> dict[str, str]:
         figures["accuracy"] = draw(lambda: accuracy_figure(runs))
     if any(run.names_below("error") for run in runs):
         figures["errors"] = draw(lambda: error_figure(runs))
+    if len(runs) == 1 and has_outcomes(runs[0]):
+        figures["outcomes"] = draw(lambda: outcomes_figure(runs[0]))
     return figures
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any
 
 from umbrella_data.dataset.bad_scans import LIST_NAME
 from umbrella_train.config.strict_yaml import read_yaml
+from umbrella_train.evaluation.predictions import Prediction
 from umbrella_train.evaluation.score_table import names_below
 from umbrella_train.run_folder import RunFolder, read_lines
 
@@ -66,6 +68,16 @@ class RunData:
         """The modalities in the order of the config."""
         model = self.config.get("model")
         return list(model.get("modalities", {})) if isinstance(model, Mapping) else []
+
+    @property
+    def own_predictions(self) -> list[Prediction]:
+        """The predictions with the questions' own scans; damaged rows are left out."""
+        found = []
+        for row in self.predictions:
+            if row.get("condition") == "accuracy":
+                with contextlib.suppress(TypeError):
+                    found.append(Prediction.from_row(row))
+        return found
 
     @property
     def last_step(self) -> int:

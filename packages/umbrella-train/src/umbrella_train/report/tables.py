@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from umbrella_train.config.schema import flatten
-from umbrella_train.evaluation.metrics import ERROR_TYPES
-from umbrella_train.evaluation.score_table import Cell, error_table, hit_table, score_cell
+from umbrella_train.evaluation.comparison import COMPARED
+from umbrella_train.evaluation.score_table import DASH, DOUBT_NOTE, TABLES, Cell, ScoreTable, build_table
 from umbrella_train.report.run_data import RunData, label_of
 
 # Per task: half of them wrong, half of them right.
@@ -15,43 +15,62 @@ NUM_EXAMPLES = 4
 
 
 def tiles(run: RunData) -> list[dict[str, str]]:
-    """The accuracy of each modality, for the top of the page."""
+    """The main figure of each task, for the top of the page."""
     found = []
-    for name in run.names_below("accuracy"):
-        if "/" in name:
-            continue
-        labels = ("accuracy", "majority", "unparsed", "subjects")
-        own, majority, unparsed, subjects = (score_cell(run.evaluation, label, name) for label in labels)
-        unreadable = f", unreadable: {unparsed.value}" if run.evaluation.get(f"eval/unparsed/{name}") else ""
-        found.append(
-            {
-                "name": name,
-                "value": own.value,
-                "interval": f"{subjects.value} subjects, 95 % interval {own.note}",
-                "reference": f"commonest answer: {majority.value}{unreadable}",
-            }
-        )
+    for kind in TABLES:
+        for name, row in build_table(kind, run.evaluation, run.modalities).rows.items():
+            main = next((label for label in COMPARED if label in row and row[label].note), None)
+            if main is None or f"eval/{main}/{name}" not in run.evaluation:
+                continue  # a baseline's row, or nothing was readable
+            references = [
+                f"{'right answers' if label == 'accuracy' else kind.columns[label]}: {row[label].value}"
+                for label in ("accuracy", "majority", "r2", "error_constant", "exact_match")
+                if label in row and label != main and row[label].value != DASH
+            ]
+            found.append(
+                {
+                    "name": f"{label_of(name)}: {COMPARED[main]}",
+                    "value": row[main].value,
+                    "interval": f"{row['subjects'].value} subjects, 95 % interval {row[main].note}",
+                    "reference": ", ".join(references),
+                }
+            )
     return found
 
 
 def score_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:
-    """The tables of hits and of errors that have rows; each run has its own rows."""
+    """The tables of the answer types that have rows; each run has its own rows."""
     found = []
-    for build in (hit_table, error_table):
-        tables = [(run, build(run.evaluation, run.modalities)) for run in runs]
-        rows = [_row(run, name, cells) for run, table in tables for name, cells in table.rows.items()]
+    for kind in TABLES:
+        tables = [(run, build_table(kind, run.evaluation, run.modalities)) for run in runs]
+        rows = [_row(run, table, name) for run, table in tables for name in table.rows]
         if rows:
-            columns = dict(tables[0][1].columns)
-            del columns["subjects"]  # below the number of questions
-            found.append({"is_of_errors": build is error_table, "columns": columns, "rows": rows})
+            columns = {label: heading for label, heading in kind.columns.items() if label != "subjects"}
+            used = {label for label in columns if any(row["cells"][label].value != DASH for row in rows)}
+            remarks = [(run.name, remark) for run, table in tables for remark in table.remarks]
+            doubt = DOUBT_NOTE if any(table.is_doubtful for _, table in tables) else ""
+            found.append(
+                {
+                    "title": kind.title,
+                    "has_units": kind.needs == "error_constant",
+                    "columns": {label: columns[label] for label in columns if label in used},
+                    "rows": rows,
+                    "remarks": remarks,
+                    "doubt": doubt,
+                }
+            )
     return found
 
 
-def _row(run: RunData, name: str, cells: Mapping[str, Cell]) -> dict[str, Any]:
+def _row(run: RunData, table: ScoreTable, name: str) -> dict[str, Any]:
     units = {f"{row.get('modality')}/{row.get('task')}": row.get("unit") for row in run.predictions}
-    folded = {**cells, "questions": Cell(cells["questions"].value, f"{cells['subjects'].value} subjects")}
-    return {"run": run.name, "name": label_of(name), "is_total": "/" not in name, "unit": units.get(name) or "",
-            "cells": folded}  # fmt: skip
+    cells = dict(table.rows[name])
+    baseline = table.baselines.get(name)
+    if baseline is None:
+        cells["questions"] = Cell(cells["questions"].value, f"{cells['subjects'].value} subjects")
+    label = label_of(name) if baseline is None else f"baseline: {baseline}"
+    return {"run": run.name, "name": label, "is_baseline": baseline is not None, "unit": units.get(name) or "",
+            "cells": cells}  # fmt: skip
 
 
 def examples(run: RunData) -> Iterator[dict[str, Any]]:
@@ -59,13 +78,13 @@ def examples(run: RunData) -> Iterator[dict[str, Any]]:
     own = [row for row in run.predictions if row.get("condition") == "accuracy"]
     for kind in dict.fromkeys((row.get("modality"), row.get("task")) for row in own):
         members = [row for row in own if (row.get("modality"), row.get("task")) == kind]
-        is_error = members[0].get("type") in ERROR_TYPES
+        is_error = members[0].get("type") == "number"
         # The worst is the largest error, or a hit of 0.
         members.sort(key=lambda row: row.get("score") or 0.0, reverse=is_error)
         half = NUM_EXAMPLES // 2
         for row in [*members[:half], *members[half:][-half:]]:
             verdict = "" if is_error else "right" if row.get("score") else "wrong"
-            keys = ("subject", "modality", "question", "answer", "unit", "generated")
+            keys = ("subject", "modality", "question", "answer", "unit", "predicted", "generated")
             shown = {key: row.get(key) for key in keys}
             yield {key: _words(value) for key, value in shown.items()} | {"verdict": verdict}
 

@@ -22,7 +22,10 @@ from umbrella_train.assembly.sources import MAX_ROWS_CHECKED, check_manifests, f
 from umbrella_train.config import DatasetConfig, RunConfig, load_config
 from umbrella_train.end_of_turn import find_end_of_turn
 from umbrella_train.errors import RunError
-from umbrella_train.evaluation.generate import evaluate_dataset, merge_results
+from umbrella_train.evaluation.answer_space import read_answer_spaces
+from umbrella_train.evaluation.generate import evaluate_dataset
+from umbrella_train.evaluation.metrics import summarise
+from umbrella_train.evaluation.text_scores import text_scores
 from umbrella_train.run_folder import RunFolder, check_output, write_lines
 
 logger = logging.getLogger(__name__)
@@ -132,7 +135,7 @@ def evaluate_sources(
     step: int | None,
     out: Path | None = None,
 ) -> dict[str, float]:
-    """Generates answers to the samples of several manifests and scores them; every rank calls it.
+    """Asks the questions of several manifests and scores the answers; every rank calls it.
 
     Args:
         model: The trained model, not sharded; moved to the device.
@@ -149,6 +152,7 @@ def evaluate_sources(
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     model.to(device)
+    spaces = read_answer_spaces(folder.answers)
     results = []
     for source in sources:
         with progress_bar(words="evaluating", unit="batch") as bar:
@@ -169,6 +173,8 @@ def evaluate_sources(
                 end_of_turn=find_end_of_turn(
                     components.tokenizer, image_token_id=components.model.config.image_token_id
                 ),
+                spaces=spaces,
+                grids=config.report.number_grids,
                 controls=config.report.controls,
                 seed=config.seed,
                 rank=rank,
@@ -178,10 +184,15 @@ def evaluate_sources(
                 progress=show,
             )
         results.append(result)
-    merged = merge_results(results, seed=config.seed)
+    predictions = [prediction for result in results for prediction in result.predictions]
+    metrics = summarise(
+        predictions,
+        seed=config.seed,
+        texts=text_scores(laterality_lexicon=config.report.laterality_lexicon),
+    )
     if rank == 0 and step is not None:
-        folder.append_metrics({"step": step, **merged.metrics})
-        folder.write_predictions(prediction.to_row() for prediction in merged.predictions)
+        folder.append_metrics({"step": step, **metrics})
+        folder.write_predictions(prediction.to_row() for prediction in predictions)
     if rank == 0 and out is not None:
-        write_lines(out, merged.answers)
-    return merged.metrics
+        write_lines(out, [row for result in results for row in result.answers])
+    return metrics

@@ -1,0 +1,132 @@
+"""The possible answers to the questions of a task, in the words of the training data."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from umbrella_data.files.atomic import write_atomically
+from umbrella_data.manifest.answers import split_number
+from umbrella_data.manifest.sample import Sample
+from umbrella_train.evaluation.answers import task_name
+
+MAX_CANDIDATES = 101
+"""Numbers that are compared for one question."""
+
+
+@dataclass(frozen=True)
+class AnswerSpace:
+    """The answers of one task in training.
+
+    Attributes:
+        words: For each option of a `choice`, its commonest text in training.
+        before: Text before the digits of a `number`.
+        after: Text after them.
+        decimals: Digits after the point.
+        is_fixed: Whether every number has that many; otherwise zeros at the end are omitted.
+        minimum: The smallest number in training; None for a `choice`.
+        maximum: The largest one.
+    """
+
+    words: Mapping[str, str] | None = None
+    before: str = ""
+    after: str = ""
+    decimals: int = 0
+    is_fixed: bool = True
+    minimum: float | None = None
+    maximum: float | None = None
+
+    def option_texts(self, options: Sequence[str]) -> list[str]:
+        """The texts of options; one that training did not have is its own text."""
+        return [(self.words or {}).get(option, option) for option in options]
+
+    def numbers(self, grid: Sequence[float] | None = None) -> list[float]:
+        """Candidate numbers in ascending order, at most `MAX_CANDIDATES` of them without a grid.
+
+        Args:
+            grid: First, last and step; None for the range of the training answers, with the smallest step that is a
+                multiple of the last digit.
+        """
+        if grid is not None:
+            first, last, step = grid
+            return [first + position * step for position in range(math.floor((last - first) / step + 1e-9) + 1)]
+        if self.minimum is None or self.maximum is None:
+            return []
+        # In units of the last digit, so that sums are exact.
+        scale = 10**self.decimals
+        low, high = round(self.minimum * scale), round(self.maximum * scale)
+        step = max(1, -(-(high - low + 1) // MAX_CANDIDATES))
+        return [number / scale for number in range(low, high + 1, step)]
+
+    def number_text(self, number: float) -> str:
+        """A number as training writes it."""
+        digits = f"{number:.{self.decimals}f}"
+        if not self.is_fixed:
+            digits = np.format_float_positional(float(digits), trim="-")
+        return f"{self.before}{digits}{self.after}"
+
+
+def collect_answer_spaces(samples: Iterable[Sample], *, decimals: int | None = None) -> dict[str, AnswerSpace]:
+    """The answer spaces of the tasks of training samples, by `task_name`.
+
+    A task has none if its numbers are not written in plain digits.
+
+    Args:
+        samples: Training samples; those without an answer of type `choice` or `number` do not count.
+        decimals: Digits after the point with which training writes numbers, if not those of the samples.
+    """
+    texts: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+    frames: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+    num_digits: dict[str, Counter[int]] = defaultdict(Counter)
+    ranges: dict[str, tuple[float, float]] = {}
+    for sample in samples:
+        answer, words, name = sample.answer, sample.messages[-1].text, task_name(sample)
+        if answer is None or sample.messages[-1].role != "assistant":
+            continue
+        if answer.type == "choice":
+            texts[name][str(answer.value)][words] += 1
+        elif (
+            answer.type == "number" and (parts := split_number(words, unit=answer.unit)) and "e" not in parts[1].lower()
+        ):
+            before, digits, after = parts
+            frames[name][before, after] += 1
+            num_digits[name][len(digits.partition(".")[2])] += 1
+            low, high = ranges.get(name, (math.inf, -math.inf))
+            ranges[name] = (min(low, float(answer.value)), max(high, float(answer.value)))
+    spaces = {
+        name: AnswerSpace(words={option: counts.most_common(1)[0][0] for option, counts in options.items()})
+        for name, options in texts.items()
+    }
+    for name, counts in frames.items():
+        before, after = counts.most_common(1)[0][0]
+        found = num_digits[name]
+        spaces[name] = AnswerSpace(
+            before=before,
+            after=after,
+            decimals=found.most_common(1)[0][0] if decimals is None else decimals,
+            is_fixed=len(found) == 1 or decimals is not None,
+            minimum=ranges[name][0],
+            maximum=ranges[name][1],
+        )
+    return spaces
+
+
+def write_answer_spaces(path: Path, spaces: Mapping[str, AnswerSpace]) -> None:
+    """Write the spaces as JSON."""
+    content = {name: asdict(space) for name, space in sorted(spaces.items())}
+    write_atomically(path, [json.dumps(content, ensure_ascii=False, indent=1).encode()])
+
+
+def read_answer_spaces(path: Path) -> dict[str, AnswerSpace]:
+    """Read what `write_answer_spaces` wrote; empty without the file, as in a run of an earlier version."""
+    if not path.exists():
+        return {}
+    content: Mapping[str, Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return {name: AnswerSpace(**entries) for name, entries in content.items()}

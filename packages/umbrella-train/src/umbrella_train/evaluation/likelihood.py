@@ -1,0 +1,85 @@
+"""Log-likelihoods of possible answers to prompts, all answers of a prompt after one pass over it."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from umbrella_model.hf_compat import CACHE
+
+Tokens = tuple[int, ...]
+
+
+@torch.no_grad()
+def score_candidates(
+    model: Any, batch: Mapping[str, Any], candidates: Sequence[Sequence[Tokens]], *, max_rows: int
+) -> list[list[float]]:
+    """The log-likelihood of every candidate after its prompt, in nats: the sum over its tokens.
+
+    The language model computes every position of the prompts once, and of a candidate all tokens but the last.
+
+    Args:
+        model: An `UmbrellaForConditionalGeneration` in evaluation mode.
+        batch: B prompts, padded on the left, as from `PaddingCollator`, on the model's device.
+        candidates: For each prompt its candidates, each with at least one token.
+        max_rows: Candidates that are computed together.
+
+    Returns:
+        For each prompt the log-likelihoods of its candidates.
+    """
+    mask = batch["attention_mask"]
+    # As in training, positions count from the first token; Hugging Face's forward would count the padding, too.
+    position_ids = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    output = model(**inputs, position_ids=position_ids, use_cache=True, logits_to_keep=1)
+    cache = getattr(output, CACHE)
+    first = _log_softmax(output.logits[:, -1])
+    scores = [[float(first[row, tokens[0]]) for tokens in choices] for row, choices in enumerate(candidates)]
+    # Candidates of one length need no padding.
+    by_length: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for row, choices in enumerate(candidates):
+        for number, tokens in enumerate(choices):
+            by_length[len(tokens)].append((row, number))
+    for length, members in sorted(by_length.items()):
+        for start in range(0, len(members), max_rows) if length > 1 else ():
+            chunk = members[start : start + max_rows]
+            chosen = torch.tensor([candidates[row][number] for row, number in chunk], device=mask.device)
+            rows = torch.tensor([row for row, _ in chunk], device=mask.device)
+            found = _score_rest(model, chosen, rows=rows, cache=cache, mask=mask)
+            for (row, number), value in zip(chunk, found.tolist(), strict=True):
+                scores[row][number] += value
+    return scores
+
+
+def _score_rest(model: Any, tokens: Tensor, *, rows: Tensor, cache: Any, mask: Tensor) -> Tensor:
+    """Log-likelihoods (R,) of tokens (R, n) after their first ones; `rows` (R,) are the numbers of their prompts."""
+    known, wanted = tokens[:, :-1], tokens[:, 1:]
+    prompt_mask = mask.index_select(0, rows)
+    steps = torch.arange(known.shape[1], device=mask.device)
+    output = model(
+        input_ids=known,
+        attention_mask=torch.cat([prompt_mask, torch.ones_like(known)], dim=1),
+        position_ids=prompt_mask.sum(dim=1, keepdim=True) + steps,
+        use_cache=True,
+        **{CACHE: _select(cache, rows)},
+    )
+    return _log_softmax(output.logits).gather(2, wanted.unsqueeze(2)).squeeze(2).sum(dim=1)
+
+
+def _select(cache: Any, rows: Tensor) -> Any:
+    """A cache with these rows of another one, which stays as it is."""
+    selected = copy.copy(cache)
+    # Each layer replaces its tensors by selected ones, so that copies of the objects are enough.
+    selected.layers = [copy.copy(layer) for layer in cache.layers]
+    selected.batch_select_indices(rows)
+    return selected
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """In float32, or in float64 if the model computes in it."""
+    return torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
