@@ -261,7 +261,8 @@ def _batches(
         question = questions[position]
         return question.condition == "no_scan", is_generated(question), dataset.modalities(question.index)
 
-    for _, group in groupby(sorted(range(len(questions)), key=kind), key=kind):
+    kinds = [kind(position) for position in range(len(questions))]
+    for _, group in groupby(sorted(range(len(questions)), key=kinds.__getitem__), key=kinds.__getitem__):
         positions = list(group)
         for start in range(0, len(positions), batch_size):
             yield positions[start : start + batch_size]

@@ -129,9 +129,9 @@ def wilson_interval(proportion: float, *, count: int) -> tuple[float, float]:
     """
     if count < 1:
         raise ValueError(f"count is {count}; an interval needs at least 1 observation")
-    from scipy import stats  # late: takes most of a second
+    from scipy.special import ndtri  # late: takes a fraction of a second
 
-    z = float(stats.norm.ppf((1 + LEVEL) / 2))
+    z = float(ndtri((1 + LEVEL) / 2))
     shrink = 1 + z**2 / count
     centre = (proportion + z**2 / (2 * count)) / shrink
     half = z * float(np.sqrt(proportion * (1 - proportion) / count + z**2 / (4 * count**2))) / shrink
