@@ -14,6 +14,7 @@ from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollato
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.chat.template import pin_date
 from umbrella_data.dataset.bad_scans import BadScanList
+from umbrella_data.errors import did_you_mean
 from umbrella_data.modality import find_modality
 from umbrella_data.pipeline.pipeline import Pipeline
 from umbrella_model import (
@@ -109,6 +110,8 @@ class TrainingComponents:
                 augment=augment,
                 bad_scans=self.bad_scans,
                 asks_for_reasoning=self.asks_for_reasoning,
+                number_decimals=config.data.number_decimals,
+                number_smoothing=config.data.number_smoothing if augment else None,
             )
         except ValueError as error:
             raise RunError(f"{_tokenizer_source(config)}: {error}") from error
@@ -125,11 +128,20 @@ class TrainingComponents:
         """Several manifests as one data set; arguments are those of `dataset`.
 
         The config's mixing applies to training; for evaluation (`augment` off) every sample occurs exactly once.
+
+        Raises:
+            RunError: As `dataset`, or numbers of a task without such answers are to be smoothed.
         """
         data = config.data
         datasets = [self.dataset(source, config=config, augment=augment) for source in sources]
         if not augment:
             return InterleaveDataset(datasets, seed=config.seed)
+        tasks = {task for dataset in datasets for task in dataset.number_tasks}
+        if unknown := [f"{task}{did_you_mean(task, tasks)}" for task in data.number_smoothing if task not in tasks]:
+            raise RunError(
+                f"data.number_smoothing: the training data have no answers of type number for the task "
+                f"{', '.join(unknown)}; remove it"
+            )
         return InterleaveDataset(
             datasets,
             mixing=[source.weight for source in sources] if data.mixing == "weights" else data.mixing,

@@ -67,6 +67,10 @@ class DataConfig(Section):
     """With skip: the run stops when more than this fraction of a manifest's samples is unusable."""
     max_length: PositiveInt | None = None
     """Longest sample in tokens; longer ones lose whole turns, the oldest first."""
+    number_decimals: Annotated[int, Field(ge=0, le=9)] | None = None
+    """Decimals of the numbers to learn, in answers of type number; 0: whole numbers (default: as in the rows)."""
+    number_smoothing: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    """By task: standard deviation, in the unit of the answer, of the numbers to learn, drawn again in every epoch."""
     cache_dir: AbsolutePath | None = None
     """Folder of preprocessed volumes (default: no cache)."""
     index_dir: AbsolutePath | None = None
