@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollator, read_manifest
+from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollator
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.chat.template import pin_date
 from umbrella_data.dataset.bad_scans import BadScanList
@@ -30,6 +30,7 @@ from umbrella_train.assembly.acceleration import set_attention
 from umbrella_train.assembly.byte_tokenizer import image_token_id, load_tokenizer
 from umbrella_train.assembly.conversation_check import check_vocabulary
 from umbrella_train.assembly.load_errors import ITS_TOKENIZER, LLAVA, TRAINED_MODEL, loading
+from umbrella_train.assembly.subject_parts import open_source
 from umbrella_train.assembly.trained_model import check_tokenizer, is_trained_model, load_trained_model
 from umbrella_train.batches.collators import SupervisedCollator
 from umbrella_train.config import DatasetConfig, RunConfig
@@ -100,7 +101,7 @@ class TrainingComponents:
             self._build_augmentation()
         try:
             return ConversationDataset(
-                read_manifest(source.manifest, data_root=source.data_root, may_end_with_user=may_end_with_user),
+                open_source(source, may_end_with_user=may_end_with_user),
                 tokenizer=self.tokenizer,
                 image_token_id=self.model.config.image_token_id,
                 num_image_tokens=self._num_image_tokens,

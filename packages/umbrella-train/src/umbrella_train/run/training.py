@@ -295,9 +295,8 @@ def _build_trainer(
     signals: StopSignals | None = None,
     watch: RankWatch | None = None,
 ) -> UmbrellaTrainer:
-    datasets = [
-        components.dataset(source, config=config, augment=False) for source in (*sources.train, *sources.evaluation)
-    ]
+    read = (*sources.train, *sources.evaluation, *sources.calibration)
+    datasets = [components.dataset(source, config=config, augment=False) for source in read]
     check_conversations(datasets, max_rows=MAX_ROWS_CHECKED)
     recomputed = config.trainer.gradient_checkpointing
     if recomputed:
