@@ -49,7 +49,7 @@ class DataConfig(Section):
     synthetic: SyntheticConfig | None = None
     """The demo cohort instead of manifests."""
     num_folds: Annotated[int, Field(ge=2)] | None = None
-    """Split train by subject, stratified by answers, into this many folds; umbrella-train --folds trains all."""
+    """Split train by subject, stratified by answers, into this many folds; umbrella-train with folds sets it."""
     fold: PositiveInt | None = None
     """The fold, from 1, that the run is evaluated on instead of evaluation; it trains on the others."""
     calibration_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
