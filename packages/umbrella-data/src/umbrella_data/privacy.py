@@ -76,7 +76,7 @@ def who_is(hash_text: str, *, folders: Sequence[Path]) -> tuple[str, Path]:
             f"{hash_text!r} is not a hash: hashes have {HASH_LENGTH} hexadecimal digits; give {_MIN_DIGITS} or more"
         )
     for folder in folders:
-        found = _find(folder / TABLE_NAME, wanted)
+        found = {name for pseudonym, name in read_names(folder).items() if pseudonym.startswith(wanted)}
         if len(found) > 1:
             raise UnknownHashError(f"{folder / TABLE_NAME}: {hash_text} starts {len(found)} hashes; give more digits")
         if found:
@@ -131,9 +131,10 @@ def _read_salt(path: Path) -> bytes:
     return bytes.fromhex(text)
 
 
-def _find(table: Path, wanted: str) -> set[str]:
-    """The names in a table whose hashes start with some digits; a line cut off by a crash is skipped."""
-    found: set[str] = set()
+def read_names(folder: Path) -> dict[str, str]:
+    """The names in a folder's table by their hashes; empty without a table. A line cut off by a crash is skipped."""
+    found: dict[str, str] = {}
+    table = folder / TABLE_NAME
     if not table.is_file():
         return found
     with table.open("rb") as file:
@@ -142,6 +143,5 @@ def _find(table: Path, wanted: str) -> set[str]:
                 pseudonym, name = json.loads(line)
             except (ValueError, TypeError):
                 continue
-            if str(pseudonym).startswith(wanted):
-                found.add(str(name))
+            found[str(pseudonym)] = str(name)
     return found

@@ -87,3 +87,26 @@ def test_error_names_all_rows_that_cannot_be_measured(make_dataset, rows, make_r
     with pytest.raises(ManifestError) as caught:
         dataset.lengths(np.array([0]))
     assert [problem[:7] for problem in caught.value.problems] == ["line 2:", "line 3:", "line 4:"]
+
+
+def test_saved_lengths_are_those_of_their_decimals(make_dataset, make_row, tmp_path):
+    row = make_row("a", "T1", answer="41.23")
+    row |= {"answer": {"type": "number", "value": 41.23}}
+    measured = {
+        decimals: make_dataset([row], number_decimals=decimals, max_length=100) for decimals in (None, 0, 2, None, 0)
+    }
+    for dataset in measured.values():
+        assert dataset.lengths(np.arange(1)).tolist() == [len(dataset[0].input_ids)]
+    assert len(list((tmp_path / "indexes").glob("*.lengths-*"))) == 3
+
+
+def test_part_of_a_manifest_has_its_own_lengths(make_dataset, rows, tmp_path):
+    dataset = make_dataset(rows, max_length=250)
+    whole = dataset.lengths(np.arange(4))
+    for chosen in ([3, 1], [0], [2, 3]):
+        part = make_dataset(rows, max_length=250)
+        part.manifest = part.manifest.select(chosen)
+        assert part.lengths(np.arange(len(chosen))).tolist() == whole[chosen].tolist()
+        assert [part.modalities(i) for i in range(len(chosen))] == [dataset.modalities(row) for row in chosen]
+        assert part.modality_sets() == {frozenset(dataset.modalities(row)) for row in chosen}
+    assert len(list((tmp_path / "indexes").glob("*.lengths-*"))) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from umbrella_data.manifest.answers import contradiction, read_choice, read_number
+from umbrella_data.manifest.answers import contradiction, count_decimals, read_choice, read_number, replace_number
 from umbrella_data.manifest.sample import Answer, Sample, Turn, subject_key
 
 SEX = Answer("choice", "female", options=("female", "male"))
@@ -103,3 +103,34 @@ def test_answer_is_read_after_its_reasoning():
     # The prompt may have opened the block.
     assert read_number("12 mm\n</think>\n\n41") == 41
     assert read_number("<think>\n12 mm") is None
+
+
+@pytest.mark.parametrize(
+    ("words", "value", "decimals", "written"),
+    [
+        ("41.23 years", 41.23, 0, "41 years"),
+        ("41 years", 41.23, 2, "41.23 years"),
+        ("About 41.", 40.0, 1, "About 40.0."),
+        ("1,234.5 ml", 12345.678, 1, "12,345.7 ml"),
+        ("minus 41.2", -3.14, 1, "-3.1"),
+        ("41", -0.2, 0, "0"),
+        ("1.5e3 ml", 1500.0, 0, "1500 ml"),
+        ("<think>8 or 9: 41.23</think>\n\n41.23 years", 41.23, 0, "<think>8 or 9: 41.23</think>\n\n41 years"),
+    ],
+)
+def test_number_is_replaced_where_it_is_read(words, value, decimals, written):
+    assert replace_number(words, value, decimals=decimals) == written
+    assert read_number(written) == float(f"{value:.{decimals}f}")
+
+
+def test_number_is_not_replaced_in_words_that_hold_none():
+    for words in ("forty", "40 or 41", "more than 40"):
+        with pytest.raises(ValueError, match="no readable number"):
+            replace_number(words, 1.0, decimals=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "decimals"), [("41 years", 0), ("41.20", 2), ("1.25e1", 1), ("12e3", 0), ("none", 0)]
+)
+def test_decimals_are_those_of_the_number(words, decimals):
+    assert count_decimals(words) == decimals

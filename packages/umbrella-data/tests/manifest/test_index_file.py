@@ -175,3 +175,16 @@ def test_manifest_with_a_saved_index_needs_no_memory_per_row(make_row, write_man
         assert len(manifest) == 30_000
     # Offsets and columns in memory would need 20 bytes per row: 600 kB.
     assert max(kept) < 300_000
+
+
+def test_selected_rows_use_the_saved_index_and_write_none(indexed, tmp_path, monkeypatch):
+    (saved,) = (tmp_path / "indexes").iterdir()
+    content = saved.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest_module, "collect_facts", None)
+        part = read_manifest(indexed, index_dir=tmp_path / "indexes").select([2, 1])
+        assert [part.facts.modalities(row) for row in range(2)] == [(), ("dMRI", "T1")]
+    saved.unlink()
+    part = read_manifest(indexed, index_dir=tmp_path / "indexes").select([2, 1])
+    assert part.facts.arrays["text_bytes"].tolist() == [18, len("é?a brain".encode())]
+    assert [path.read_bytes() for path in (tmp_path / "indexes").iterdir()] == [content]

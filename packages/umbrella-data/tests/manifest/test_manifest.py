@@ -293,3 +293,30 @@ def test_missing_manifest_is_rejected(tmp_path):
 def test_manifest_can_be_pickled(make_row, write_manifest):
     manifest = read_manifest(write_manifest([make_row("a", "T1")]))
     assert manifest[0] == pickle.loads(pickle.dumps(manifest))[0]
+
+
+def test_selected_rows_keep_lines_facts_and_order(make_row, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [make_row("a", "T1"), make_row("b", "dMRI"), make_row("c"), make_row("d", "T1")]
+    path.write_text("\n\n".join(map(json.dumps, rows)))
+    part = read_manifest(path).select([3, 1])
+    assert [sample.id for sample in part] == ["d", "b"]
+    assert [part.line(row) for row in range(2)] == [7, 3]
+    assert [part.modalities(row) for row in range(2)] == [("T1",), ("dMRI",)]
+    assert [turn.role for turn in part.turns(1)] == ["user", "assistant"]
+    assert part.facts.modality_sets() == {frozenset({"T1"}), frozenset({"dMRI"})}
+    assert [part.facts.modalities(row) for row in range(2)] == [("T1",), ("dMRI",)]
+    assert len(part.whole) == 4
+    again = pickle.loads(pickle.dumps(part.select([1])))
+    assert ([sample.id for sample in again], again.rows.tolist(), len(again.whole)) == (["b"], [1], 4)
+    assert (read_manifest(path).rows, len(part.select([]))) == (None, 0)
+
+
+def test_selected_rows_alone_are_validated(make_row, write_manifest):
+    manifest = read_manifest(write_manifest([make_row("a"), {"id": 3}, make_row("c")]))
+    manifest.select([2, 0]).validate()
+    with pytest.raises(ManifestError, match="line 2"):
+        manifest.select([0, 1]).validate()
+    for rows in ([3], [-1], [0, 5]):
+        with pytest.raises(IndexError):
+            manifest.select(rows)

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ from umbrella_train.run_folder import RunFolder, check_output, json_line, write_
 from umbrella_train.stop_signals import ended_by_signals
 
 _DATA_ROOT_HELP = "the folder that paths in the manifests are relative to (default: each manifest's own)"
-_OPTIONS = ("config", "dry-run", "resume", "allow-changed", "max-time", "quiet", "version", "help")
-_TRAIN_USAGE = "umbrella-train [--config FILE] [--dry-run] [--resume auto|FOLDER] [--quiet] [--section.key VALUE ...]"
+_OPTIONS = ("config", "folds", "fold", "dry-run", "resume", "allow-changed", "max-time", "quiet", "version", "help")
+_TRAIN_USAGE = (
+    "umbrella-train [--config FILE] [--folds N [--fold K]] [--dry-run] [--resume auto|FOLDER] [--quiet] "
+    "[--section.key VALUE ...]"
+)
 
 
 def train_command(arguments: Sequence[str] | None = None) -> None:
@@ -40,6 +44,14 @@ def _train(arguments: Sequence[str] | None) -> None:
     )
     parser.usage = _TRAIN_USAGE
     parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML file (default: the packaged demo)")
+    parser.add_argument(
+        "--folds",
+        type=_positive,
+        metavar="N",
+        help="cross-validation: split data.train by subject into N folds, train a model for each, test it on the "
+        "subjects of its fold, and pool the answers of all; --resume auto continues",
+    )
+    parser.add_argument("--fold", type=_positive, metavar="K", help="with --folds: train only this one, from 1 to N")
     parser.add_argument("--dry-run", action="store_true", help="two steps, with a table of tokens and memory")
     parser.add_argument(
         "--resume",
@@ -75,17 +87,23 @@ def _train(arguments: Sequence[str] | None) -> None:
         return
     if options.allow_changed and options.resume is None:
         raise RunError("--allow-changed needs --resume")
+    if options.fold is not None and options.folds is None:
+        raise RunError("--fold needs --folds")
     _check_words(overrides)
     # A lost connection between ranks is an error with a message; torch would also print a warning with C++ frames.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with ended_by_signals():
         config = load_config(options.config, overrides, to_run=True)
-        from umbrella_train.run import training as run  # late: imports torch
+        if options.folds is None:
+            from umbrella_train.run.training import train  # late: imports torch
+        else:
+            from umbrella_train.run.folds import train_folds
 
+            train = partial(train_folds, num_folds=options.folds, fold=options.fold)
     # The tables of a dry run are its result.
     set_up_output(is_quiet=options.quiet, has_messages=options.dry_run or not options.quiet)
     try:
-        folder = run.train(
+        folder = train(
             config,
             dry_run=options.dry_run,
             resume=options.resume,

@@ -208,6 +208,12 @@ class RunFolder:
         write_lines(self.predictions, rows)
 
 
+def fold_folders(path: Path) -> list[Path]:
+    """The runs `fold-1`, `fold-2`, ... in the folder of a cross-validation, in this order; empty for other folders."""
+    found = {path.name.removeprefix("fold-"): path for path in path.glob("fold-*") if (path / "config.yaml").is_file()}
+    return [found[number] for number in sorted(filter(str.isdecimal, found), key=int)]
+
+
 def _without_comments(text: str) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith("#")]
 

@@ -185,3 +185,52 @@ def test_index_dir_gives_the_same_batches(
     torch.testing.assert_close(indexed, streamed, rtol=0, atol=0)
     # One for each subject's series.
     assert len(list(folder.rglob("*.gzindex"))) == 4
+
+
+@pytest.fixture
+def ages(cohort: DemoCohort) -> Path:
+    """A manifest with a question about a number in each row."""
+    rows = [json.loads(line) for line in cohort.train_manifest.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["task"] = "age"
+        row["messages"][-1]["content"] = f"{20 + number}.25 years"
+        row["answer"] = {"type": "number", "value": 20.25 + number, "unit": "years"}
+    path = cohort.train_manifest.parent / "ages.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def words_of(dataset: Any, tokenizer: Any, index: int) -> str:
+    labels = dataset[index].labels
+    return str(tokenizer.decode(labels[labels != -100], skip_special_tokens=True))
+
+
+def test_numbers_are_written_and_drawn_in_training_alone(build: Callable[..., Any], ages: Path) -> None:
+    keys = {"number_decimals": 0, "number_smoothing": {"age": 2.0}, "max_tokens_per_batch": 400}
+    trainer = build(manifest=ages, **keys)
+    tokenizer = trainer.processing_class.tokenizer
+    drawn = {words_of(trainer.train_dataset.datasets[0], tokenizer, 12 * epoch) for epoch in range(12)}
+    assert len(drawn) > 3
+    assert all(words.removesuffix(" years").isdigit() for words in drawn)
+    assert next(iter(trainer.get_train_dataloader()))["input_ids"].numel() > 0
+
+
+def test_smoothing_of_a_task_without_numbers_is_an_error(build: Callable[..., Any], ages: Path) -> None:
+    with pytest.raises(RunError, match=r"data\.number_smoothing: .*task aeg.*'age'"):
+        build(manifest=ages, number_smoothing={"aeg": 2.0})
+
+
+def test_numbers_that_cannot_be_written_are_found_before_a_run(build: Callable[..., Any], ages: Path) -> None:
+    rows = ages.read_text().splitlines()
+    for number in (1, 4):
+        rows[number] = rows[number].replace(".25 years", ".5 years")
+    ages.write_text("\n".join(rows))
+    with pytest.raises(RunError) as caught:
+        build(manifest=ages, number_decimals=1)
+    assert [line.split(", ")[1] for line in str(caught.value).splitlines()] == ["line 2", "line 5"]
+
+
+@pytest.mark.parametrize("keys", [{"number_decimals": -1}, {"number_smoothing": {"age": 0.0}}, {"number_smoothing": 2}])
+def test_wrong_keys_of_numbers_are_errors(keys: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(keys))):
+        DataConfig.model_validate({"train": [{"manifest": "a.jsonl"}], **keys})

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 from umbrella_data.chat.encoder import ChatEncoder
+from umbrella_data.chat.number_targets import NumberTargets
 from umbrella_data.errors import ManifestError
 from umbrella_data.manifest.manifest import Manifest
 from umbrella_data.manifest.sample import Turn
@@ -19,7 +20,12 @@ _IMAGE_TOKENS = ("<|image|>", "<image>", "<|image_pad|>", "<image_soft_token>", 
 
 
 def encoding_problems(
-    manifest: Manifest, encoder: ChatEncoder, *, max_length: int | None = None, rows: Iterable[int] | None = None
+    manifest: Manifest,
+    encoder: ChatEncoder,
+    *,
+    max_length: int | None = None,
+    rows: Iterable[int] | None = None,
+    numbers: NumberTargets | None = None,
 ) -> Iterator[tuple[int, str]]:
     """The line of each row that cannot be encoded, and why; no scan is opened.
 
@@ -30,7 +36,9 @@ def encoding_problems(
         encoder: Tokenizer and numbers of image tokens.
         max_length: Maximum number of positions of an example.
         rows: Numbers of the rows to check; None checks all.
+        numbers: How numbers are written in the answers; None as in the rows.
     """
+    numbers = numbers or NumberTargets()
     num_compared: Counter[tuple[str, ...]] = Counter()
     for row in range(len(manifest)) if rows is None else rows:
         try:
@@ -39,11 +47,12 @@ def encoding_problems(
             continue
         where = f"line {manifest.line(row)}, subject {sample.subject}"
         try:
-            encoder.encode(sample.messages, max_length=max_length)
-            kind = (sample.answer.type if sample.answer else "", *(turn.role for turn in sample.messages))
+            messages, problem = numbers.write(sample), numbers.problem(sample)
+            encoder.encode(messages, max_length=max_length)
+            kind = (sample.answer.type if sample.answer else "", *(turn.role for turn in messages))
             num_compared[kind] += 1
-            is_compared = num_compared[kind] <= _PER_KIND
-            problem = prompt_problem(encoder, sample.messages, max_length=max_length) if is_compared else None
+            if problem is None and num_compared[kind] <= _PER_KIND:
+                problem = prompt_problem(encoder, messages, max_length=max_length)
         except ValueError as error:
             problem = str(error)
         if problem is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch.utils.data import Dataset
 from umbrella_data.batch.example import Example, ExampleScan, SampleOrigin, ScanPipeline
 from umbrella_data.chat.candidates import encode_candidates
 from umbrella_data.chat.encoder import ChatEncoder, EncodedConversation, Tokenizer
+from umbrella_data.chat.number_targets import NumberTargets, number_tasks
 from umbrella_data.chat.row_check import encoding_problems
 from umbrella_data.dataset.bad_scans import BadScan, BadScanList, replacements
 from umbrella_data.dataset.batch_plan import Indices
@@ -19,8 +19,11 @@ from umbrella_data.dataset.token_lengths import measure_samples
 from umbrella_data.errors import ScanError, UmbrellaDataError
 from umbrella_data.manifest.manifest import Manifest
 from umbrella_data.manifest.row_columns import RowFacts
-from umbrella_data.manifest.sample import Sample, Scan, Turn
+from umbrella_data.manifest.sample import Sample, Scan, Turn, without_scans
 from umbrella_data.seeding import derive_seed
+
+# Stream of the random numbers of one (seed, index), next to those of augmentation and of replaced scans.
+_NUMBER_STREAM = 3
 
 __all__ = ["ConversationDataset", "Example", "ExampleScan", "ScanPipeline"]
 
@@ -44,6 +47,15 @@ class ConversationDataset(Dataset[Example]):
         bad_scans: Records samples with unusable scans. Each is replaced by another sample of the same modalities,
             a pure function of (seed, index). With None an unusable scan raises its error.
         asks_for_reasoning: Whether answers of training start with reasoning, see `ChatEncoder`.
+        number_decimals: Decimals of the numbers to learn, see `NumberTargets`; None keeps the words of the rows.
+        number_smoothing: Standard deviations of the numbers to learn, by task, in the unit of the answer. The number
+            is drawn again in each epoch, a pure function of (seed, index), if `augment` is on. Lengths are those of
+            the number that is not drawn: a batch may have a few tokens more than its budget. A draw that would not
+            fit into `max_length` with the same turns is replaced by that number.
+
+    Raises:
+        ValueError: If `pipelines` and `num_image_tokens` have different modalities, or the tokenizer cannot be used.
+        ManifestError: With `number_smoothing`, if a row is invalid.
     """
 
     # Every epoch holds the same samples, so the number of batches is known before training.
@@ -62,6 +74,8 @@ class ConversationDataset(Dataset[Example]):
         augment: bool = True,
         bad_scans: BadScanList | None = None,
         asks_for_reasoning: bool = False,
+        number_decimals: int | None = None,
+        number_smoothing: Mapping[str, float] | None = None,
     ) -> None:
         if set(pipelines) != set(num_image_tokens):
             raise ValueError(f"pipelines has keys {', '.join(sorted(pipelines))}, but num_image_tokens has "
@@ -78,6 +92,8 @@ class ConversationDataset(Dataset[Example]):
         self._seed = seed
         self._max_length = max_length
         self._augment = augment
+        self._numbers = NumberTargets(number_decimals, dict(number_smoothing or {}))
+        self.number_tasks = number_tasks(manifest) if number_smoothing and augment else {}
         self._measured: RowFacts | None = None
         self._bad_scans = bad_scans
         self._bad_rows: dict[int, ScanError] = {}
@@ -115,12 +131,30 @@ class ConversationDataset(Dataset[Example]):
     def _read(self, index: int, *, row: int) -> Example:
         """The example of a row, with the augmentation of the index."""
         sample = self.sample(index) if row == index % len(self) else self.manifest[row]
-        encoded = self._encode(row, sample.messages)
+        encoded = self._encode_target(index, sample, row=row)
         generator = None
         if self._augment:
             generator = torch.Generator().manual_seed(derive_seed(self._seed, index))
         origin = self._origin(row, sample)
         return self._example(index, encoded, encoded.scans, generator=generator, row=row, origin=origin)
+
+    def _encode_target(self, index: int, sample: Sample, *, row: int) -> EncodedConversation:
+        """The conversation to learn: with the number of this index, if numbers are drawn and it fits."""
+        if (problem := self._numbers.problem(sample)) is not None:
+            raise ValueError(f"{self._where(row)}: {problem}")
+        encoded = self._encode(row, self._numbers.write(sample))
+        if not self._augment:
+            return encoded
+        seed, may_be_negative = derive_seed(self._seed, index, _NUMBER_STREAM), self.number_tasks.get(sample.task, True)
+        drawn = self._numbers.draw(sample, seed=seed, may_be_negative=may_be_negative)
+        if drawn is None:
+            return encoded
+        try:
+            other = self._encoder.encode(drawn, max_length=self._max_length)
+        except ValueError:  # longer than max_length: the other number is encodable
+            return encoded
+        # With other turns, modalities would differ from those that batches were planned with.
+        return other if other.num_dropped_turns == encoded.num_dropped_turns else encoded
 
     def _read_good(self, index: int, row: int, bad_scans: BadScanList) -> Example:
         """`_read`, but a row that failed before raises its error without reading again."""
@@ -138,7 +172,7 @@ class ConversationDataset(Dataset[Example]):
             BadScan(
                 manifest=self.manifest.path,
                 line=self.manifest.line(row),
-                num_rows=len(self),
+                num_rows=len(self.manifest.whole),
                 subject=self.manifest[row].subject,
                 error=error,
             )
@@ -170,7 +204,7 @@ class ConversationDataset(Dataset[Example]):
         if self._max_length is None:
             return self.manifest.modalities(index % len(self))
         # The scans of dropped turns are dropped too.
-        messages = self.sample(index).messages
+        messages = self._numbers.write(self.sample(index))
         encoded = self._encode(index, messages, is_prompt=messages[-1].role == "user")
         return tuple(scan.modality for scan in encoded.scans)
 
@@ -184,7 +218,7 @@ class ConversationDataset(Dataset[Example]):
 
     def num_tokens(self, index: int) -> int:
         """The length L of an example, from its text and the number of tokens of its scans; no scan is opened."""
-        return len(self._encode(index, self.sample(index).messages).input_ids)
+        return len(self._encode(index, self._numbers.write(self.sample(index))).input_ids)
 
     def lengths(self, indices: Indices) -> Indices:
         """`num_tokens` of many examples at once, (N,). The first call measures every row, unless lengths are saved.
@@ -196,7 +230,9 @@ class ConversationDataset(Dataset[Example]):
 
     def encoding_problems(self, rows: Iterable[int] | None = None) -> Iterator[tuple[int, str]]:
         """Line and message of each row that cannot be encoded, or is asked otherwise than trained; all by default."""
-        return encoding_problems(self.manifest, self._encoder, max_length=self._max_length, rows=rows)
+        return encoding_problems(
+            self.manifest, self._encoder, max_length=self._max_length, rows=rows, numbers=self._numbers
+        )
 
     @property
     def _facts(self) -> RowFacts:
@@ -205,7 +241,9 @@ class ConversationDataset(Dataset[Example]):
     @property
     def _measures(self) -> RowFacts:
         if self._measured is None:
-            self._measured = measure_samples(self.manifest, encoder=self._encoder, max_length=self._max_length)
+            self._measured = measure_samples(
+                self.manifest, encoder=self._encoder, max_length=self._max_length, numbers=self._numbers
+            )
         return self._measured
 
     def prompt(self, index: int, *, scans_from: int | None = None, with_scans: bool = True) -> Example:
@@ -223,7 +261,9 @@ class ConversationDataset(Dataset[Example]):
             ValueError: If the two samples do not hold the same modalities in the same order.
         """
         sample = self.sample(index)
-        messages = sample.messages if with_scans else without_scans(sample.messages)
+        messages = self._numbers.write(sample)  # the same turns are dropped as in training
+        if not with_scans:
+            messages = without_scans(messages)
         encoded = self._encode(index, messages, is_prompt=True)
         scans = encoded.scans
         if scans_from is not None and with_scans:
@@ -243,7 +283,7 @@ class ConversationDataset(Dataset[Example]):
         self, index: int, candidates: Sequence[str], *, with_scans: bool = True
     ) -> list[tuple[int, ...]] | None:
         """The tokens of possible answers after `prompt(index)`; see `encode_candidates`."""
-        messages = self.sample(index).messages
+        messages = self._numbers.write(self.sample(index))
         try:
             turns = messages if with_scans else without_scans(messages)
             return encode_candidates(self._encoder, turns, candidates, max_length=self._max_length)
@@ -298,13 +338,6 @@ class ConversationDataset(Dataset[Example]):
 
     def _origin(self, row: int, sample: Sample) -> SampleOrigin:
         return SampleOrigin(str(self.manifest.path), line=self.manifest.line(row), subject=sample.subject)
-
-
-def without_scans(messages: Sequence[Turn]) -> tuple[Turn, ...]:
-    """The turns with their texts only."""
-    return tuple(
-        replace(turn, content=tuple(item for item in turn.content if isinstance(item, str))) for turn in messages
-    )
 
 
 def _listed(modalities: Sequence[str]) -> str:

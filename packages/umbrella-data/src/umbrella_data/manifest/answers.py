@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from decimal import Decimal
 
 from umbrella_data.manifest.sample import REASONING_TAGS, Answer, Sample
 
@@ -68,19 +69,42 @@ def read_number(text: str, *, unit: str | None = None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def split_number(text: str, *, unit: str | None = None) -> tuple[str, str, str] | None:
-    """What is before the one number in a text, its digits, and what is after it; None as for `read_number`.
+def count_decimals(text: str, *, unit: str | None = None) -> int:
+    """The decimals of the one number in a text, see `read_number`; 0 without one."""
+    exponent = Decimal(_digits(text, unit) or "0").as_tuple().exponent
+    return max(0, -exponent) if isinstance(exponent, int) else 0
 
-    None also if the number is written with other signs than digits, `-` and a full stop, or is below 0 in words.
+
+def replace_number(text: str, value: float, *, decimals: int, unit: str | None = None) -> str:
+    """A text with another number in place of its one number, which follows its reasoning.
+
+    Args:
+        text: Such as `41.23 years`.
+        value: The number, rounded to `decimals`.
+        decimals: Decimals of the number, also if they are 0: `41.20`.
+        unit: As for `read_number`.
+
+    Raises:
+        ValueError: If `read_number` finds no number in the text.
     """
-    found = list(_NUMBER.finditer(text))
-    if len(found) != 1 or _digits(text, unit) != found[0][0]:
-        return None
-    return text[: found[0].start()], found[0][0], text[found[0].end() :]
+    words = without_reasoning(text)
+    found = _find_number(words, unit)
+    if found is None:
+        raise ValueError(f"the text {text!r:.60} has no readable number")
+    thousands = "," if "," in found[0] else ""
+    number = f"{round(value, decimals) + 0.0:{thousands}.{decimals}f}"  # + 0.0: there is no -0
+    before, _, after = text.rpartition(words) if REASONING_TAGS[1] in text else text.partition(words)
+    return f"{before}{found.string[: found.start()]}{number}{found.string[found.end() :]}{after}"
 
 
 def _digits(text: str, unit: str | None) -> str | None:
-    plain = _SPACED_SIGN.sub("-", _DASHES.sub("-", unicodedata.normalize("NFKC", without_reasoning(text))))
+    found = _find_number(without_reasoning(text), unit)
+    return None if found is None else found[0].replace(",", "")
+
+
+def _find_number(words: str, unit: str | None) -> re.Match[str] | None:
+    """The one number in words without reasoning, as a match in their plain form: NFKC, with `-` for other dashes."""
+    plain = _SPACED_SIGN.sub("-", _DASHES.sub("-", unicodedata.normalize("NFKC", words)))
     found = list(_NUMBER.finditer(plain))
     if len(found) != 1:
         return None
@@ -89,7 +113,7 @@ def _digits(text: str, unit: str | None) -> str | None:
     is_other_unit = asked is not None and given is not None and asked != given
     if is_other_unit or _BEFORE.search(before) or _AFTER.match(after):
         return None
-    return found[0][0].replace(",", "")
+    return found[0]
 
 
 def _time_unit(text: str) -> str | None:

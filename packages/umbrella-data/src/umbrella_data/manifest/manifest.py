@@ -8,6 +8,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
+from numpy.typing import NDArray
+
 from umbrella_data.errors import ManifestError, ScanError
 from umbrella_data.files.paths import is_lost, stat_regular_file
 from umbrella_data.manifest.dialects import to_canonical
@@ -48,6 +51,7 @@ class Manifest(Sequence[Sample]):
         self._facts = facts
         self.index_dir = index_dir
         self._may_end_with_user = may_end_with_user
+        self._selected: tuple[Manifest, NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
         return len(self._index)
@@ -77,6 +81,41 @@ class Manifest(Sequence[Sample]):
         return (self[i] for i in range(len(self)))
 
     @property
+    def whole(self) -> Manifest:
+        """The manifest with all rows of the file; itself, unless it is from `select`."""
+        return self if self._selected is None else self._selected[0]
+
+    @property
+    def rows(self) -> NDArray[np.int64] | None:
+        """The numbers of its rows in `whole`, (N,), if it is from `select`."""
+        return None if self._selected is None else self._selected[1]
+
+    def select(self, rows: Sequence[int] | NDArray[np.int64]) -> Manifest:
+        """A manifest of some of the rows, in the given order; no file is read or written.
+
+        Its facts and lengths are those of the whole manifest, also from a saved index; line numbers are those in the
+        file.
+
+        Args:
+            rows: Numbers of rows from 0, (N,).
+
+        Raises:
+            IndexError: For a number that is no row.
+        """
+        chosen = np.asarray(rows, dtype=np.int64)
+        if chosen.size and not (chosen.min() >= 0 and chosen.max() < len(self)):
+            raise IndexError(f"rows from {chosen.min()} to {chosen.max()} are not all within 0 to {len(self) - 1}")
+        part = Manifest(
+            self.path,
+            data_root=self.data_root,
+            index=self._index.select(chosen),
+            index_dir=self.index_dir,
+            may_end_with_user=self._may_end_with_user,
+        )
+        part._selected = (self.whole, chosen if self.rows is None else self.rows[chosen])
+        return part
+
+    @property
     def facts(self) -> RowFacts:
         """Modalities and lengths of all rows; without a saved index, the first access reads every row once.
 
@@ -97,6 +136,9 @@ class Manifest(Sequence[Sample]):
         Raises:
             ManifestError: With the problems of all invalid rows.
         """
+        if self._facts is None and self._selected is not None:
+            whole, rows = self._selected
+            self._facts = whole.index_rows(progress=progress).select(rows)
         if self._facts is None:
             if progress is None:
                 progress = partial(progress_bar, words=f"indexing {self.path.name}", unit="row", delay=1)

@@ -58,6 +58,13 @@ class RowFacts:
         """The distinct sets of modalities of the rows."""
         return frozenset(map(frozenset, self.combinations))
 
+    def select(self, rows: NDArray[np.int64]) -> RowFacts:
+        """The facts of some rows, in this order, with the combinations that these have."""
+        used, codes = np.unique(self._codes(rows), return_inverse=True)
+        arrays = {name: array[rows] for name, array in self.arrays.items()}
+        combinations = [self.combinations[code] for code in used.tolist()]
+        return RowFacts({**arrays, "codes": codes.astype(np.uint32)}, combinations=combinations)
+
     def _codes(self, rows: NDArray[np.int64]) -> NDArray[np.uint32]:
         return self.arrays["codes"][rows]
 

@@ -48,6 +48,12 @@ class RowIndex:
         """Line of a row, from 1."""
         return int(self.arrays["lines"][index]) if "lines" in self.arrays else index + 1
 
+    def select(self, rows: NDArray[np.int64]) -> RowIndex:
+        """The index of some rows, (N,), in this order."""
+        lines = self.arrays["lines"][rows] if "lines" in self.arrays else rows + 1
+        arrays = {name: self.arrays[name][rows] for name in ("starts", "lengths")}
+        return RowIndex(self.path, arrays={**arrays, "lines": lines})
+
     def read(self, index: int) -> bytes:
         """The bytes of a row."""
         if self._file is None:

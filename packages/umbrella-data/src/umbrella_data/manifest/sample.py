@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -97,3 +98,10 @@ class Sample:
     def modalities(self) -> tuple[str, ...]:
         """The modality of each scan in reading order."""
         return tuple(scan.modality for scan in self.scans)
+
+
+def without_scans(messages: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The turns with their texts only."""
+    return tuple(
+        replace(turn, content=tuple(item for item in turn.content if isinstance(item, str))) for turn in messages
+    )

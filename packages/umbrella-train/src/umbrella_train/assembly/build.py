@@ -10,10 +10,11 @@ from typing import Any, Literal, cast
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollator, read_manifest
+from umbrella_data import ConversationDataset, InterleaveDataset, PaddingCollator
 from umbrella_data.cache.store import VolumeCache
 from umbrella_data.chat.template import pin_date
 from umbrella_data.dataset.bad_scans import BadScanList
+from umbrella_data.errors import did_you_mean
 from umbrella_data.modality import find_modality
 from umbrella_data.pipeline.pipeline import Pipeline
 from umbrella_model import (
@@ -29,6 +30,7 @@ from umbrella_train.assembly.acceleration import set_attention
 from umbrella_train.assembly.byte_tokenizer import image_token_id, load_tokenizer
 from umbrella_train.assembly.conversation_check import check_vocabulary
 from umbrella_train.assembly.load_errors import ITS_TOKENIZER, LLAVA, TRAINED_MODEL, loading
+from umbrella_train.assembly.subject_parts import open_source
 from umbrella_train.assembly.trained_model import check_tokenizer, is_trained_model, load_trained_model
 from umbrella_train.batches.collators import SupervisedCollator
 from umbrella_train.config import DatasetConfig, RunConfig
@@ -99,7 +101,7 @@ class TrainingComponents:
             self._build_augmentation()
         try:
             return ConversationDataset(
-                read_manifest(source.manifest, data_root=source.data_root, may_end_with_user=may_end_with_user),
+                open_source(source, may_end_with_user=may_end_with_user),
                 tokenizer=self.tokenizer,
                 image_token_id=self.model.config.image_token_id,
                 num_image_tokens=self._num_image_tokens,
@@ -109,6 +111,8 @@ class TrainingComponents:
                 augment=augment,
                 bad_scans=self.bad_scans,
                 asks_for_reasoning=self.asks_for_reasoning,
+                number_decimals=config.data.number_decimals,
+                number_smoothing=config.data.number_smoothing if augment else None,
             )
         except ValueError as error:
             raise RunError(f"{_tokenizer_source(config)}: {error}") from error
@@ -125,11 +129,20 @@ class TrainingComponents:
         """Several manifests as one data set; arguments are those of `dataset`.
 
         The config's mixing applies to training; for evaluation (`augment` off) every sample occurs exactly once.
+
+        Raises:
+            RunError: As `dataset`, or numbers of a task without such answers are to be smoothed.
         """
         data = config.data
         datasets = [self.dataset(source, config=config, augment=augment) for source in sources]
         if not augment:
             return InterleaveDataset(datasets, seed=config.seed)
+        tasks = {task for dataset in datasets for task in dataset.number_tasks}
+        if unknown := [f"{task}{did_you_mean(task, tasks)}" for task in data.number_smoothing if task not in tasks]:
+            raise RunError(
+                f"data.number_smoothing: the training data have no answers of type number for the task "
+                f"{', '.join(unknown)}; remove it"
+            )
         return InterleaveDataset(
             datasets,
             mixing=[source.weight for source in sources] if data.mixing == "weights" else data.mixing,

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from umbrella_data import read_manifest
 from umbrella_data.jobs.copies import find_copies
 from umbrella_data.manifest.sample import subject_key
+from umbrella_train.assembly.subject_parts import open_source
 from umbrella_train.config import DatasetConfig
 from umbrella_train.distributed.ranks import is_first_rank, on_first_rank
 from umbrella_train.errors import RunError
@@ -73,13 +73,10 @@ def check_held_out(
 
 
 def _find_overlap(train: Sequence[DatasetConfig], evaluation: Sequence[DatasetConfig], *, max_rows: int) -> Overlap:
-    manifests = [
-        [read_manifest(source.manifest, data_root=source.data_root, may_end_with_user=True) for source in part]
-        for part in (train, evaluation)
-    ]
+    manifests = [[open_source(source, may_end_with_user=True) for source in part] for part in (train, evaluation)]
     num_rows = sum(len(manifest) for part in manifests for manifest in part)
     if num_rows > max_rows:
-        paths = " ".join(str(manifest.path) for part in manifests for manifest in part)
+        paths = " ".join(dict.fromkeys(str(manifest.path) for part in manifests for manifest in part))
         logger.warning(
             "%d rows are more than the %d in which overlaps of training and evaluation data are searched before a run; "
             "search them with: umbrella-data check %s", num_rows, max_rows, paths,

@@ -6,9 +6,9 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
-from umbrella_data import read_manifest
 from umbrella_data.chat.layout import starts_with_reasoning
 from umbrella_data.manifest.sample import Sample
+from umbrella_train.assembly.subject_parts import open_source
 from umbrella_train.config import DatasetConfig
 from umbrella_train.processor import other_mask
 
@@ -45,5 +45,5 @@ def warn_of_other_masks(sources: Sequence[DatasetConfig], *, trained: Mapping[st
 
 
 def _some_rows(source: DatasetConfig) -> Iterator[Sample]:
-    manifest = read_manifest(source.manifest, data_root=source.data_root, may_end_with_user=True)
+    manifest = open_source(source, may_end_with_user=True)
     return (manifest[row] for row in range(0, len(manifest), -(-len(manifest) // _MAX_ROWS)))

@@ -6,31 +6,42 @@ import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 
 import torch.distributed as dist
 
-from umbrella_data import ManifestError, read_manifest
+from umbrella_data import ManifestError
 from umbrella_data.manifest.sample import Sample
 from umbrella_data.modality import find_modality
 from umbrella_data.progress import progress_bar
 from umbrella_data.scan.diffusion import needs_fit
-from umbrella_data.synthetic.cohort import find_demo_cohort, make_demo_cohort
+from umbrella_data.synthetic.cohort import DemoCohort, find_demo_cohort, make_demo_cohort
 from umbrella_train.assembly.held_out import Overlap, check_held_out
+from umbrella_train.assembly.subject_parts import Parts, open_source, split_train
 from umbrella_train.config import DatasetConfig, RunConfig
+from umbrella_train.config.data import SyntheticConfig
 from umbrella_train.distributed.ranks import is_first_rank
 from umbrella_train.errors import RunError
-from umbrella_train.evaluation.answer_space import AnswerSpace, collect_answer_spaces
+from umbrella_train.evaluation.answer_space import collect_answer_spaces, write_answer_spaces
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Manifests to train on and to evaluate on, and what is in both."""
+    """Manifests, or parts of them, to train on and to evaluate on.
+
+    Attributes:
+        train: To train on.
+        evaluation: To evaluate on.
+        overlap: What is in the evaluation data and in the other two.
+        calibration: Subjects of the training data that are not trained on, to fit the temperature of probabilities.
+    """
 
     train: Sequence[DatasetConfig]
     evaluation: Sequence[DatasetConfig]
     overlap: Overlap = field(default_factory=Overlap)
+    calibration: Sequence[DatasetConfig] = ()
 
 
 # Checking takes 50 to 100 us per row: seconds for a cohort, minutes for a population.
@@ -52,7 +63,7 @@ def check_manifests(sources: Sequence[DatasetConfig], *, config: RunConfig, may_
     problems = []
     for source in sources:
         try:
-            manifest = read_manifest(source.manifest, data_root=source.data_root, may_end_with_user=may_end_with_user)
+            manifest = open_source(source, may_end_with_user=may_end_with_user)
             if len(manifest) <= MAX_ROWS_CHECKED:
                 manifest.validate(check_files=config.data.on_bad_scan == "raise")
             elif is_first_rank():
@@ -85,40 +96,86 @@ def name_cohort_directory(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"synthetic": named})})
 
 
-def find_evaluation(config: RunConfig) -> Sequence[DatasetConfig]:
-    """The held-out samples of an existing run; unlike `prepare_sources`, this writes no cohort.
+def find_sources(config: RunConfig, evaluation: Sequence[DatasetConfig] | None = None) -> Sources:
+    """The samples of an existing run; unlike `prepare_sources`, this writes no cohort and compares nothing.
+
+    Args:
+        config: The run's.
+        evaluation: Manifests to evaluate on instead of the run's own.
+
+    Returns:
+        Without training data and without samples to calibrate with, if manifests of the training data are missing here
+        and are not evaluated on.
 
     Raises:
         RunError: With all problems of all rows of the manifests, or if the synthetic cohort is missing.
     """
-    synthetic = config.data.synthetic
+    synthetic, has_folds = config.data.synthetic, config.data.fold is not None
     if synthetic is None:
-        check_manifests(config.data.evaluation, config=config)
-        return config.data.evaluation
-    directory = config.cohort_directory
-    num_train, num_test, seed = synthetic.num_train, synthetic.num_test, synthetic.seed
-    cohort = find_demo_cohort(directory, num_train=num_train, num_test=num_test, seed=seed)
-    if cohort is None:
-        raise RunError(
-            f"{directory}: the synthetic cohort of this run is missing; write it again with: umbrella-data demo "
-            f"--out {directory} --num-train {num_train} --num-test {num_test} --seed {seed}"
-        )
-    return [DatasetConfig(manifest=cohort.test_manifest)]
+        train = config.data.train if all(source.manifest.is_file() for source in config.data.train) else ()
+        own = config.data.train if has_folds else config.data.evaluation
+        if evaluation is None:
+            check_manifests(own, config=config)
+    else:
+        directory = config.cohort_directory
+        num_train, num_test, seed = synthetic.num_train, synthetic.num_test, synthetic.seed
+        cohort = find_demo_cohort(directory, num_train=num_train, num_test=num_test, seed=seed)
+        if cohort is None and evaluation is None:
+            raise RunError(
+                f"{directory}: the synthetic cohort of this run is missing; write it again with: umbrella-data demo "
+                f"--out {directory} --num-train {num_train} --num-test {num_test} --seed {seed}"
+            )
+        train = [] if cohort is None else [DatasetConfig(manifest=cohort.train_manifest)]
+        own = [] if cohort is None else [DatasetConfig(manifest=cohort.test_manifest)]
+    if not train and config.data.calibration_fraction:
+        logger.warning("the training manifests of this run are not here: nothing to calibrate probabilities with")
+    parts = split_train(train, config=config) if train else Parts(())
+    if evaluation is None:
+        evaluation = parts.evaluation if has_folds else own
+    return Sources(parts.train, evaluation, calibration=parts.calibration)
 
 
 def prepare_sources(config: RunConfig) -> Sources:
-    """The config's manifests; a synthetic cohort is written by the first rank unless it exists.
+    """The config's manifests, or parts of them; a synthetic cohort is written by the first rank unless it exists.
 
     Raises:
-        RunError: With all problems of all rows of all manifests, or what is in both training and evaluation data.
+        RunError: With all problems of all rows of all manifests, what is in both training and evaluation data, or too
+            few subjects for the folds.
     """
-    synthetic = config.data.synthetic
-    if synthetic is None:
+    if config.data.synthetic is None:
         train, evaluation = config.data.train, config.data.evaluation
-        check_manifests([*train, *evaluation], config=config)
-        overlap = check_held_out(train, evaluation, max_rows=MAX_ROWS_CHECKED, allow_overlap=config.data.allow_overlap)
-        return Sources(train, evaluation, overlap)
-    directory = config.cohort_directory
+        check_manifests(train if config.data.fold else [*train, *evaluation], config=config)
+    else:
+        cohort = _write_cohort(config, config.data.synthetic)
+        train = [DatasetConfig(manifest=cohort.train_manifest)]
+        evaluation = [DatasetConfig(manifest=cohort.test_manifest)]
+    parts = split_train(train, config=config)
+    num_train, num_held_out, num_calibration = parts.num_subjects
+    if parts.evaluation:
+        if is_first_rank():
+            logger.info(
+                "fold %d of %d of the training data: %d subjects to evaluate on, %d to train on%s",
+                config.data.fold,
+                config.data.num_folds,
+                num_held_out,
+                num_train,
+                "; the evaluation data are not used" if evaluation else "",
+            )
+        evaluation = list(parts.evaluation)
+    if parts.calibration and is_first_rank():
+        logger.info("%d subjects are left out of training, to calibrate probabilities", num_calibration)
+    overlap = Overlap()
+    if config.data.synthetic is None:
+        overlap = check_held_out(
+            [*parts.train, *parts.calibration],
+            evaluation,
+            max_rows=MAX_ROWS_CHECKED,
+            allow_overlap=config.data.allow_overlap,
+        )
+    return Sources(parts.train, evaluation, overlap, parts.calibration)
+
+
+def _write_cohort(config: RunConfig, synthetic: SyntheticConfig) -> DemoCohort:
     is_first = is_first_rank()
     if not is_first:
         dist.barrier()
@@ -129,7 +186,7 @@ def prepare_sources(config: RunConfig) -> Sources:
             bar.update(done - bar.n)
 
         cohort = make_demo_cohort(
-            directory,
+            config.cohort_directory,
             num_train=synthetic.num_train,
             num_test=synthetic.num_test,
             seed=synthetic.seed,
@@ -137,24 +194,24 @@ def prepare_sources(config: RunConfig) -> Sources:
         )
     if dist.is_initialized() and is_first:
         dist.barrier()
-    return Sources([DatasetConfig(manifest=cohort.train_manifest)], [DatasetConfig(manifest=cohort.test_manifest)])
+    return cohort
 
 
-def find_answer_spaces(sources: Sequence[DatasetConfig]) -> dict[str, AnswerSpace]:
-    """The possible answers of each task in training manifests, of at most `MAX_ROWS_CHECKED` rows of each."""
+def save_answer_spaces(path: Path, sources: Sequence[DatasetConfig], *, config: RunConfig) -> None:
+    """Write the possible answers of each task in training manifests, of at most `MAX_ROWS_CHECKED` rows of each."""
 
     def samples() -> Iterator[Sample]:
         for source in sources:
-            manifest = read_manifest(source.manifest, data_root=source.data_root)
+            manifest = open_source(source)
             yield from (manifest[row] for row in range(0, len(manifest), -(-len(manifest) // MAX_ROWS_CHECKED)))
 
-    return collect_answer_spaces(samples())
+    write_answer_spaces(path, collect_answer_spaces(samples(), decimals=config.data.number_decimals))
 
 
 def warn_of_repeated_fits(sources: Sources, *, config: RunConfig) -> None:
     """Warns of each manifest to train on whose DWIs are fitted in every epoch, without a cache. No scan is opened."""
     for source in sources.train if config.data.cache_dir is None else ():
-        manifest = read_manifest(source.manifest, data_root=source.data_root)
+        manifest = open_source(source)
         if not any(map(_has_maps, manifest.facts.modality_sets())):
             continue
         rows = (row for row in range(len(manifest)) if _has_maps(manifest.modalities(row)))

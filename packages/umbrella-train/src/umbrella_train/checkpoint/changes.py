@@ -13,6 +13,7 @@ from pydantic_core import to_jsonable_python
 
 from umbrella_data.errors import did_you_mean
 from umbrella_train.config import DatasetConfig, RunConfig
+from umbrella_train.config.manifest_part import ManifestPart
 from umbrella_train.config.schema import annotation_at, section_of
 from umbrella_train.errors import RunError
 
@@ -55,12 +56,15 @@ def run_settings(
 ) -> dict[str, Any]:
     """Every setting that alters a run, by its dotted key, for a checkpoint.
 
-    Manifests are read whole, for a hash of content and order of their rows.
+    Manifests are read whole, for a hash of content and order of their rows; a part also has a hash of its rows.
     """
     settings: dict[str, Any] = {"ranks": num_ranks}
     for name, sources in (("train", train), ("evaluation", evaluation)):
         for number, source in enumerate(sources):
-            settings[f"data.{name}.{number}.content"] = _hash(source.manifest)
+            content = _hash(source.manifest)
+            if isinstance(source, ManifestPart):
+                content += f", rows {source.rows.fingerprint}"
+            settings[f"data.{name}.{number}.content"] = content
             settings[f"data.{name}.{number}.weight"] = source.weight
     # The order of the modalities is that of their tags.
     settings["model.modalities"] = ", ".join(config.model.modalities)

@@ -23,7 +23,7 @@ from umbrella_train.checkpoint.integrity import (
 from umbrella_train.config import RunConfig, dump_config
 from umbrella_train.distributed.ranks import on_first_rank
 from umbrella_train.errors import RunError
-from umbrella_train.run_folder import RunFolder
+from umbrella_train.run_folder import RunFolder, fold_folders
 from umbrella_train.run_lock import RunLock
 
 logger = logging.getLogger(__name__)
@@ -141,6 +141,7 @@ def _runs(config: RunConfig) -> list[Path]:
     """The folders of the runs of this name, the newest first."""
     runs = [path for path in config.output_dir.glob(f"{config.name}*") if (path / "config.yaml").is_file()]
     named = [path for path in runs if path.name == config.name or path.name.removeprefix(f"{config.name}-").isdigit()]
+    named = [path for path in named if not fold_folders(path)]  # of a cross-validation
     return sorted(named, key=lambda path: (path / "config.yaml").stat().st_mtime, reverse=True)
 
 

@@ -48,6 +48,12 @@ class DataConfig(Section):
     """Train although a subject or a file's content is in both; the report then says that scores are not held out."""
     synthetic: SyntheticConfig | None = None
     """The demo cohort instead of manifests."""
+    num_folds: Annotated[int, Field(ge=2)] | None = None
+    """Split train by subject, stratified by answers, into this many folds; umbrella-train with folds sets it."""
+    fold: PositiveInt | None = None
+    """The fold, from 1, that the run is evaluated on instead of evaluation; it trains on the others."""
+    calibration_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of the training subjects that is not trained on, to fit the temperature of probabilities."""
     mixing: Literal["proportional", "equal", "temperature", "weights"] = "proportional"
     """proportional: every sample exactly once per epoch; equal: equally many from each; temperature: between the two;
     weights: by their weights."""
@@ -67,6 +73,10 @@ class DataConfig(Section):
     """With skip: the run stops when more than this fraction of a manifest's samples is unusable."""
     max_length: PositiveInt | None = None
     """Longest sample in tokens; longer ones lose whole turns, the oldest first."""
+    number_decimals: Annotated[int, Field(ge=0, le=9)] | None = None
+    """Decimals of the numbers to learn, in answers of type number; 0: whole numbers (default: as in the rows)."""
+    number_smoothing: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    """By task: standard deviation, in the unit of the answer, of the numbers to learn, drawn again in every epoch."""
     cache_dir: AbsolutePath | None = None
     """Folder of preprocessed volumes (default: no cache)."""
     index_dir: AbsolutePath | None = None
@@ -85,6 +95,20 @@ class DataConfig(Section):
         if synthetic is None and info.data.get("train") == []:
             raise ValueError("there is nothing to train on: give train (manifests) or synthetic")
         return synthetic
+
+    @field_validator("fold")
+    @classmethod
+    def _check_fold_is_one_of_the_folds(cls, fold: int | None, info: ValidationInfo) -> int | None:
+        if "num_folds" not in info.data:
+            return fold
+        num_folds: int | None = info.data["num_folds"]
+        if (fold is None) != (num_folds is None):
+            raise ValueError(
+                f"is {fold} with num_folds {num_folds}: set both or neither, or use umbrella-train --folds"
+            )
+        if fold is not None and num_folds is not None and fold > num_folds:
+            raise ValueError(f"is {fold}, but num_folds is {num_folds}")
+        return fold
 
     @field_validator("mixing")
     @classmethod

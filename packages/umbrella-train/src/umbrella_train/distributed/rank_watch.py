@@ -123,7 +123,8 @@ class RankWatch(TrainerCallback):
         with contextlib.suppress(RuntimeError):  # the store is gone
             self._write_status(beat=0, is_done=True)
             num_done, end = self._store.add(_DONE, 1), time.monotonic() + 3 * _INTERVAL
-            while self._rank == 0 and num_done < self._num_ranks and time.monotonic() < end:
+            # Several runs of one process group count on.
+            while self._rank == 0 and num_done % self._num_ranks and time.monotonic() < end:
                 time.sleep(_INTERVAL / 20)
                 num_done = self._store.add(_DONE, 0)
 

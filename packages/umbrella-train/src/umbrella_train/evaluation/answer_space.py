@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from umbrella_data.files.atomic import write_atomically
-from umbrella_data.manifest.answers import split_number
+from umbrella_data.manifest.answers import count_decimals, read_number, replace_number
 from umbrella_data.manifest.sample import Sample
 from umbrella_train.evaluation.answers import task_name
 
 MAX_CANDIDATES = 101
 """Numbers that are compared for one question."""
+_EXPONENT = re.compile(r"\d[eE][-+]?\d")
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,7 @@ class AnswerSpace:
 
     Attributes:
         words: For each option of a `choice`, its commonest text in training.
-        before: Text before the digits of a `number`.
-        after: Text after them.
+        frame: The commonest text of a `number`, with any number in it.
         decimals: Digits after the point.
         is_fixed: Whether every number has that many; otherwise zeros at the end are omitted.
         minimum: The smallest number in training; None for a `choice`.
@@ -36,8 +37,7 @@ class AnswerSpace:
     """
 
     words: Mapping[str, str] | None = None
-    before: str = ""
-    after: str = ""
+    frame: str = "0"
     decimals: int = 0
     is_fixed: bool = True
     minimum: float | None = None
@@ -67,10 +67,11 @@ class AnswerSpace:
 
     def number_text(self, number: float) -> str:
         """A number as training writes it."""
-        digits = f"{number:.{self.decimals}f}"
+        decimals = self.decimals
         if not self.is_fixed:
-            digits = np.format_float_positional(float(digits), trim="-")
-        return f"{self.before}{digits}{self.after}"
+            shortest = np.format_float_positional(round(number, decimals), trim="-")
+            decimals = len(shortest.partition(".")[2])
+        return replace_number(self.frame, number, decimals=decimals)
 
 
 def collect_answer_spaces(samples: Iterable[Sample], *, decimals: int | None = None) -> dict[str, AnswerSpace]:
@@ -83,8 +84,8 @@ def collect_answer_spaces(samples: Iterable[Sample], *, decimals: int | None = N
         decimals: Digits after the point with which training writes numbers, if not those of the samples.
     """
     texts: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
-    frames: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
-    num_digits: dict[str, Counter[int]] = defaultdict(Counter)
+    frames: dict[str, Counter[str]] = defaultdict(Counter)
+    num_decimals: dict[str, Counter[int]] = defaultdict(Counter)
     ranges: dict[str, tuple[float, float]] = {}
     for sample in samples:
         answer, words, name = sample.answer, sample.messages[-1].text, task_name(sample)
@@ -92,12 +93,11 @@ def collect_answer_spaces(samples: Iterable[Sample], *, decimals: int | None = N
             continue
         if answer.type == "choice":
             texts[name][str(answer.value)][words] += 1
-        elif (
-            answer.type == "number" and (parts := split_number(words, unit=answer.unit)) and "e" not in parts[1].lower()
-        ):
-            before, digits, after = parts
-            frames[name][before, after] += 1
-            num_digits[name][len(digits.partition(".")[2])] += 1
+        elif answer.type == "number" and not _EXPONENT.search(words):
+            if read_number(words, unit=answer.unit) is None:
+                continue
+            frames[name][replace_number(words, 0, decimals=0, unit=answer.unit)] += 1
+            num_decimals[name][count_decimals(words, unit=answer.unit)] += 1
             low, high = ranges.get(name, (math.inf, -math.inf))
             ranges[name] = (min(low, float(answer.value)), max(high, float(answer.value)))
     spaces = {
@@ -105,11 +105,9 @@ def collect_answer_spaces(samples: Iterable[Sample], *, decimals: int | None = N
         for name, options in texts.items()
     }
     for name, counts in frames.items():
-        before, after = counts.most_common(1)[0][0]
-        found = num_digits[name]
+        found = num_decimals[name]
         spaces[name] = AnswerSpace(
-            before=before,
-            after=after,
+            frame=counts.most_common(1)[0][0],
             decimals=found.most_common(1)[0][0] if decimals is None else decimals,
             is_fixed=len(found) == 1 or decimals is not None,
             minimum=ranges[name][0],

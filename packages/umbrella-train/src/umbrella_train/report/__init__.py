@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from umbrella_data.files.atomic import write_atomically
+from umbrella_train.report.folds import pool_folds
 from umbrella_train.report.page import render
 from umbrella_train.report.run_data import read_run
+from umbrella_train.run_folder import fold_folders
 
 __all__ = ["build_report"]
 
@@ -16,7 +18,7 @@ def build_report(run_dirs: Sequence[Path], *, output: Path | None = None) -> Pat
     """Write the report of one run, or of several side by side.
 
     Args:
-        run_dirs: The folders of the runs.
+        run_dirs: The folders of the runs. In that of a cross-validation, the folds are pooled first.
         output: The file to write; default: report.html in the run's folder, or comparison.html next to the first of
             several.
 
@@ -24,9 +26,11 @@ def build_report(run_dirs: Sequence[Path], *, output: Path | None = None) -> Pat
         The file.
 
     Raises:
-        RunError: If a folder is not a run's folder.
+        RunError: If a folder is not a run's folder, or folds cannot be pooled.
     """
     folders = [path.resolve() for path in run_dirs]
+    for folder in filter(fold_folders, folders):
+        pool_folds(folder)
     names = [folder.name for folder in folders]
     # Runs with the same name are distinguished by their parent folder.
     if len(set(names)) < len(names):

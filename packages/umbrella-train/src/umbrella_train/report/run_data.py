@@ -15,7 +15,8 @@ from umbrella_data.dataset.bad_scans import LIST_NAME
 from umbrella_train.config.strict_yaml import read_yaml
 from umbrella_train.evaluation.predictions import Prediction
 from umbrella_train.evaluation.score_table import names_below
-from umbrella_train.run_folder import RunFolder, read_lines
+from umbrella_train.report.folds import fold_notes
+from umbrella_train.run_folder import RunFolder, fold_folders, read_lines
 
 _GRADIENT_KEY = re.compile(r"(?:^|/)grad/\[(?P<label>[^\]]+)\]/vision_tower\.(?P<modality>\w+)_patch_embed$")
 
@@ -81,8 +82,8 @@ class RunData:
 
     @property
     def last_step(self) -> int:
-        """The last step with a training loss, or 0."""
-        return max((int(row.get("step", 0)) for row in self.training), default=0)
+        """The last step with a training loss; of pooled folds, the largest number of steps of a model."""
+        return max((int(row.get("step", 0)) for row in self.training), default=int(self.evaluation.get("step", 0)))
 
     def names_below(self, label: str) -> list[str]:
         """The names below `eval/LABEL/` of the newest evaluation, in the order of the config."""
@@ -110,7 +111,14 @@ def read_run(path: Path, *, name: str) -> RunData:
     notes += _left_out(folder)
     notes += _skipped(metrics)
     notes += _overlap(metrics)
-    notes += _state(folder, training=training, is_evaluated=bool(evaluations))
+    is_held_out = _is_held_out(metrics)
+    if folds := [read_run(fold, name=fold.name) for fold in fold_folders(path)]:
+        notes += fold_notes(path, evaluations[-1] if evaluations else {})
+        notes += [f"{fold.name}: {note}" for fold in folds for note in fold.notes]
+        states = [fold.is_held_out for fold in folds]
+        is_held_out = False if False in states else None if None in states else True
+    else:
+        notes += _state(folder, training=training, is_evaluated=bool(evaluations))
     return RunData(
         name=name,
         config=config,
@@ -120,7 +128,7 @@ def read_run(path: Path, *, name: str) -> RunData:
         predictions=predictions,
         pictures=_pictures(folder, config=config),
         notes=notes,
-        is_held_out=_is_held_out(metrics),
+        is_held_out=is_held_out,
     )
 
 

@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 from transformers.utils import logging as hf_logging
 
-from umbrella_data import read_manifest
 from umbrella_data.progress import progress_bar
 from umbrella_train.assembly.build import TrainingComponents, build_components
 from umbrella_train.assembly.held_out import Overlap, check_held_out
 from umbrella_train.assembly.masks import warn_of_other_masks
 from umbrella_train.assembly.predict import load_processor
-from umbrella_train.assembly.sources import MAX_ROWS_CHECKED, check_manifests, find_evaluation
+from umbrella_train.assembly.sources import MAX_ROWS_CHECKED, Sources, check_manifests, find_sources
+from umbrella_train.assembly.subject_parts import open_source
 from umbrella_train.config import DatasetConfig, RunConfig, load_config
 from umbrella_train.end_of_turn import find_end_of_turn
 from umbrella_train.errors import RunError
@@ -69,11 +69,10 @@ def evaluate_run(
     changes: dict[str, Any] = {"controls": controls, "max_samples": max_samples}
     report = config.report.model_copy(update={key: value for key, value in changes.items() if value is not None})
     config = config.model_copy(update={"report": report})
-    if manifests:
-        sources: Sequence[DatasetConfig] = [DatasetConfig(manifest=path, data_root=data_root) for path in manifests]
-        check_manifests(sources, config=config, may_end_with_user=True)
-    else:
-        sources = find_evaluation(config)
+    given = [DatasetConfig(manifest=path, data_root=data_root) for path in manifests] if manifests else None
+    check_manifests(given or (), config=config, may_end_with_user=True)
+    found = find_sources(config, given)
+    sources = found.evaluation
     if not sources:
         raise RunError(f"{run_folder}: the run has no evaluation manifests; name one with --manifest")
     if out is not None:
@@ -81,7 +80,7 @@ def evaluate_run(
     elif not any(_has_answer(source) for source in sources):
         names = ", ".join(str(source.manifest) for source in sources)
         raise RunError(f"{names}: no row has an 'answer' to score; name a file for the model's answers with --out")
-    overlap = _find_overlap(config, sources)
+    overlap = _find_overlap(config, found)
     processor = load_processor(folder.model)
     components = replace(
         build_components(config, weights=folder.model), asks_for_reasoning=processor.asks_for_reasoning
@@ -111,16 +110,16 @@ def evaluate_run(
     return metrics
 
 
-def _find_overlap(config: RunConfig, sources: Sequence[DatasetConfig]) -> Overlap:
+def _find_overlap(config: RunConfig, sources: Sources) -> Overlap:
     """What the sources have in common with the run's training data, with a warning; nothing if those are elsewhere."""
-    train = config.data.train
-    if config.data.synthetic is not None or not all(source.manifest.is_file() for source in train):
+    train = [*sources.train, *sources.calibration]
+    if config.data.synthetic is not None or not train:
         return Overlap()
-    return check_held_out(train, sources, max_rows=MAX_ROWS_CHECKED, allow_overlap=True)
+    return check_held_out(train, sources.evaluation, max_rows=MAX_ROWS_CHECKED, allow_overlap=True)
 
 
 def _has_answer(source: DatasetConfig) -> bool:
-    manifest = read_manifest(source.manifest, data_root=source.data_root, may_end_with_user=True)
+    manifest = open_source(source, may_end_with_user=True)
     return any(sample.answer is not None for sample in manifest)
 
 

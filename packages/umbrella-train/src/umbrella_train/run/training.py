@@ -27,9 +27,9 @@ from umbrella_train.assembly.masks import answers_start_with_reasoning, masked_m
 from umbrella_train.assembly.sources import (
     MAX_ROWS_CHECKED,
     Sources,
-    find_answer_spaces,
     name_cohort_directory,
     prepare_sources,
+    save_answer_spaces,
     warn_of_repeated_fits,
 )
 from umbrella_train.assembly.trained_model import is_trained_model, warn_of_other_pipelines
@@ -47,7 +47,6 @@ from umbrella_train.distributed.launcher import stop_with_launcher
 from umbrella_train.distributed.rank_watch import RankWatch
 from umbrella_train.distributed.ranks import is_first_rank, is_on_some_rank, on_first_rank
 from umbrella_train.errors import RunError, RunStoppedError
-from umbrella_train.evaluation.answer_space import write_answer_spaces
 from umbrella_train.evaluation.score_table import score_table
 from umbrella_train.evaluation.text_scores import text_scores
 from umbrella_train.processor import UmbrellaProcessor
@@ -172,7 +171,7 @@ def _run(
     trainer.checkpoints.run_record = lambda: {"settings": settings, "metrics": folder.mark_metrics()}
     components.list_bad_scans_in(folder.path)
     trainer.non_finite.folder = folder.path
-    on_first_rank(lambda: write_answer_spaces(folder.answers, find_answer_spaces(sources.train)))
+    on_first_rank(lambda: save_answer_spaces(folder.answers, sources.train, config=config))
     if trainer.is_world_process_zero():
         _log_start(config, components, sources, trainer)
         if start.checkpoint is not None:
@@ -299,9 +298,8 @@ def _build_trainer(
     signals: StopSignals | None = None,
     watch: RankWatch | None = None,
 ) -> UmbrellaTrainer:
-    datasets = [
-        components.dataset(source, config=config, augment=False) for source in (*sources.train, *sources.evaluation)
-    ]
+    read = (*sources.train, *sources.evaluation, *sources.calibration)
+    datasets = [components.dataset(source, config=config, augment=False) for source in read]
     check_conversations(datasets, max_rows=MAX_ROWS_CHECKED)
     text_scores(laterality_lexicon=config.report.laterality_lexicon)  # its errors before the training, not after it
     recomputed = config.trainer.gradient_checkpointing
