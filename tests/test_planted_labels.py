@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from umbrella_train import load_config, train
 from umbrella_train.run.evaluation import evaluate_run
 
-NUM_TRAIN, NUM_TEST = 64, 60
+NUM_TRAIN, NUM_TEST = 80, 60
 AMOUNTS = (12, 31)
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -92,6 +92,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
             "train": [{"manifest": str(folder / "train.jsonl")}],
             "evaluation": [{"manifest": str(folder / "test.jsonl")}],
             "cache_dir": str(folder / "cache"),
+            "calibration_fraction": 0.2,
             "pipelines": {"T1": {"spacing": [2, 2, 2]}},
         },
         "trainer": {
@@ -126,6 +127,9 @@ def test_what_the_scans_show_is_learned_and_clear_of_its_controls(trained: Train
     assert metrics["eval/overlaps/T1/side"] == 0
     assert metrics["eval/r2/T1/amount"] > 0.3
     assert metrics["eval/overlaps/T1/amount"] == 0
+    # Fitted on subjects that were not trained on.
+    assert 0.01 < metrics["eval/temperature/T1/side"] < 100
+    assert metrics["eval/brier_scaled/T1/side"] < 0.1
 
 
 def test_a_coin_label_is_at_chance_and_marked(trained: Trained) -> None:

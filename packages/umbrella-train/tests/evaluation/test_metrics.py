@@ -11,7 +11,7 @@ import pytest
 
 from umbrella_data.bids.questions import ScanMetadata, number_question
 from umbrella_data.manifest.sample import ANSWER_TYPES, Answer
-from umbrella_train.evaluation.metrics import summarise
+from umbrella_train.evaluation.metrics import fit_temperatures, summarise
 from umbrella_train.evaluation.predictions import READERS, Condition, Prediction, Reply, read_reply
 
 SEX = Answer(type="choice", value="female", options=("female", "male"))
@@ -295,3 +295,20 @@ def test_texts_have_their_scores_and_controls() -> None:
     assert metrics["eval/token_f1_no_scan/T1/report"] == 0
     assert "eval/rouge_l_no_scan/T1/report" not in metrics
     assert "eval/accuracy/T1/report" not in metrics
+
+
+def test_the_temperature_is_that_of_calibrated_probabilities() -> None:
+    dice = np.random.default_rng(0)
+    members = []
+    for number in range(400):
+        logit = dice.normal(0, 2)
+        value = ("female", "male")[int(dice.random() < 1 / (1 + np.exp(-logit)))]
+        # Three times too sure.
+        reply = Reply(option_scores=(0.0, 3 * logit), option_lengths=(1, 1))
+        answer = Answer(type="choice", value=value, options=("female", "male"))
+        members.append(prediction(f"s{number}", reply, answer=answer))
+    temperature = fit_temperatures(members)["T1/sex"]
+    assert temperature == pytest.approx(3, rel=0.2)
+    metrics = summarise(members, temperatures={"T1/sex": temperature})
+    assert metrics["eval/calibration_error_scaled/T1/sex"] < metrics["eval/calibration_error/T1/sex"] / 2
+    assert fit_temperatures([prediction("a", Reply("63"), task="age", answer=AGE)]) == {}

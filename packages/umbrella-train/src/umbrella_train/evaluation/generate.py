@@ -58,6 +58,7 @@ def evaluate_dataset(
     spaces: Mapping[str, AnswerSpace] | None = None,
     grids: Mapping[str, Sequence[float]] | None = None,
     controls: bool = True,
+    is_generated: bool = True,
     seed: int = 0,
     rank: int = 0,
     world_size: int = 1,
@@ -83,6 +84,7 @@ def evaluate_dataset(
         spaces: The possible answers by `task_name`.
         grids: First, last and step of the candidate numbers of a task, in place of the training answers' range.
         controls: Whether to add shuffled, swapped and absent scans.
+        is_generated: Whether questions with their own scans are also answered in words, beside the likelihoods.
         seed: Seed of the control scans.
         rank: Rank of this process.
         world_size: Number of processes; each generates a part, and all get the complete result.
@@ -102,6 +104,7 @@ def evaluate_dataset(
         spaces=spaces or {},
         grids=grids or {},
         max_rows=batch_size,
+        generates_own=is_generated,
     )
     batches = list(_batches(dataset, questions, batch_size=batch_size, is_generated=asker.is_generated))
     was_training = model.training
@@ -164,11 +167,13 @@ class _Asker:
     spaces: Mapping[str, AnswerSpace] = field(default_factory=dict)
     grids: Mapping[str, Sequence[float]] = field(default_factory=dict)
     max_rows: int = 1
+    generates_own: bool = True
     known: dict[Any, list[Tokens] | None] = field(default_factory=dict)
 
     def is_generated(self, question: Question) -> bool:
         """Whether the answer is wanted in words."""
-        return question.condition == "accuracy" or self._candidates(question) is None
+        is_own = question.condition == "accuracy"
+        return (is_own and self.generates_own) or self._candidates(question) is None
 
     @torch.no_grad()
     def ask(self, questions: Sequence[Question], positions: Sequence[int]) -> list[tuple[int, Reply]]:

@@ -10,7 +10,7 @@ from statistics import fmean, median
 import numpy as np
 from numpy.typing import NDArray
 
-from umbrella_train.evaluation.classification import classification_figures
+from umbrella_train.evaluation.classification import classification_figures, fit_temperature
 from umbrella_train.evaluation.comparison import COMPARED, control_label, num_overlaps
 from umbrella_train.evaluation.intervals import Figure, bca_interval, binomial_interval, mean_statistic, wilson_interval
 from umbrella_train.evaluation.predictions import CONDITIONS, Condition, Prediction
@@ -142,6 +142,21 @@ def class_probabilities(
     # The order has a meaning, but not if it is drawn for each question.
     options = members[0].options if len(orders) == 1 else tuple(sorted(members[0].options))
     return options, softmax([[row[option] for option in options] for row in scores], temperature=temperature)
+
+
+def fit_temperatures(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """The temperature of each task's probabilities, by name, fitted on predictions of subjects that are not tested."""
+    groups: dict[str, list[Prediction]] = defaultdict(list)
+    for prediction in predictions:
+        if prediction.type == "choice" and prediction.condition == "accuracy":
+            groups[prediction.name].append(prediction)
+    found = {}
+    for name, members in groups.items():
+        if (known := class_probabilities(members)) is not None:
+            options, probabilities = known
+            right = np.array([options.index(str(p.answer)) for p in members], dtype=np.intp)
+            found[name] = fit_temperature(np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)), right)
+    return found
 
 
 def _class_figures(members: Sequence[Prediction], *, seed: int, temperature: float = 1.0) -> dict[str, Figure]:

@@ -23,8 +23,8 @@ from umbrella_train.config import DatasetConfig, RunConfig, load_config
 from umbrella_train.end_of_turn import find_end_of_turn
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation.answer_space import read_answer_spaces
-from umbrella_train.evaluation.generate import evaluate_dataset
-from umbrella_train.evaluation.metrics import summarise
+from umbrella_train.evaluation.generate import EvaluationResult, evaluate_dataset
+from umbrella_train.evaluation.metrics import fit_temperatures, summarise
 from umbrella_train.evaluation.text_scores import text_scores
 from umbrella_train.run_folder import RunFolder, check_output, write_lines
 
@@ -91,7 +91,7 @@ def evaluate_run(
     components.list_bad_scans_in(folder.path)
     metrics = evaluate_sources(
         components.model,
-        sources,
+        found,
         config=config,
         components=components,
         folder=folder,
@@ -125,7 +125,7 @@ def _has_answer(source: DatasetConfig) -> bool:
 
 def evaluate_sources(
     model: Any,
-    sources: Sequence[DatasetConfig],
+    sources: Sources,
     *,
     config: RunConfig,
     components: TrainingComponents,
@@ -134,11 +134,11 @@ def evaluate_sources(
     step: int | None,
     out: Path | None = None,
 ) -> dict[str, float]:
-    """Asks the questions of several manifests and scores the answers; every rank calls it.
+    """Asks the questions of the evaluation manifests and scores the answers; every rank calls it.
 
     Args:
         model: The trained model, not sharded; moved to the device.
-        sources: Manifests to score on.
+        sources: Manifests to score on, and those to fit the temperature of probabilities on.
         config: The run.
         components: Tokenizer and data sets of the run.
         folder: The run's folder.
@@ -151,16 +151,17 @@ def evaluate_sources(
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     model.to(device)
+    end_of_turn = find_end_of_turn(components.tokenizer, image_token_id=components.model.config.image_token_id)
     spaces = read_answer_spaces(folder.answers)
-    results = []
-    for source in sources:
-        with progress_bar(words="evaluating", unit="batch") as bar:
 
-            def show(done: int, total: int, bar: Any = bar) -> None:
+    def ask(source: DatasetConfig, words: str, **options: Any) -> EvaluationResult:
+        with progress_bar(words=words, unit="batch") as bar:
+
+            def show(done: int, total: int) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            result = evaluate_dataset(
+            return evaluate_dataset(
                 model,
                 components.dataset(source, config=config, augment=False, may_end_with_user=True),
                 tokenizer=components.tokenizer,
@@ -168,25 +169,32 @@ def evaluate_sources(
                 batch_size=config.trainer.per_device_eval_batch_size,
                 max_new_tokens=config.report.max_new_tokens,
                 device=device,
-                subject_hash=folder.subject_hash(is_kept=rank == 0 and step is not None),
-                end_of_turn=find_end_of_turn(
-                    components.tokenizer, image_token_id=components.model.config.image_token_id
-                ),
+                end_of_turn=end_of_turn,
                 spaces=spaces,
                 grids=config.report.number_grids,
-                controls=config.report.controls,
                 seed=config.seed,
                 rank=rank,
                 world_size=world_size,
                 max_samples=config.report.max_samples,
-                every_row=out is not None,
                 progress=show,
+                **options,
             )
-        results.append(result)
+
+    names = folder.subject_hash(is_kept=rank == 0 and step is not None)
+    controls, every_row = config.report.controls, out is not None
+    results = [
+        ask(source, "evaluating", subject_hash=names, controls=controls, every_row=every_row)
+        for source in sources.evaluation
+    ]
+    fitted = [
+        ask(source, "calibrating", subject_hash=str, controls=False, is_generated=False)
+        for source in sources.calibration
+    ]
     predictions = [prediction for result in results for prediction in result.predictions]
     metrics = summarise(
         predictions,
         seed=config.seed,
+        temperatures=fit_temperatures([prediction for result in fitted for prediction in result.predictions]),
         texts=text_scores(laterality_lexicon=config.report.laterality_lexicon),
     )
     if rank == 0 and step is not None:

@@ -229,7 +229,7 @@ def _write_results(
     if sources.evaluation:
         scores = evaluate_sources(
             _model_for_generation(config, trainer, folder=folder),
-            sources.evaluation,
+            sources,
             config=config,
             components=components,
             folder=folder,
