@@ -10,7 +10,7 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -85,6 +85,11 @@ def who_is(hash_text: str, *, folders: Sequence[Path]) -> tuple[str, Path]:
     raise UnknownHashError(f"{hash_text} is in no table of names ({searched}); name the folder with --in")
 
 
+def names_by_hash(folders: Iterable[Path]) -> dict[str, str]:
+    """All names in the tables of some folders, by their hashes; a folder without a table adds none."""
+    return {pseudonym: name for folder in folders for pseudonym, name in _rows(folder / TABLE_NAME)}
+
+
 def folders_with_names(top: Path) -> list[Path]:
     """Folders with a table of names: `top`, those in it and those in its `runs`, the newest first."""
     tables = [path for pattern in ("", "*/", "runs/*/") for path in top.glob(f"{pattern}{TABLE_NAME}")]
@@ -132,16 +137,18 @@ def _read_salt(path: Path) -> bytes:
 
 
 def _find(table: Path, wanted: str) -> set[str]:
-    """The names in a table whose hashes start with some digits; a line cut off by a crash is skipped."""
-    found: set[str] = set()
+    """The names in a table whose hashes start with some digits."""
+    return {name for pseudonym, name in _rows(table) if pseudonym.startswith(wanted)}
+
+
+def _rows(table: Path) -> Iterator[tuple[str, str]]:
+    """The hashes and names of a table, if there is one; a line cut off by a crash is skipped."""
     if not table.is_file():
-        return found
+        return
     with table.open("rb") as file:
         for line in file:
             try:
                 pseudonym, name = json.loads(line)
             except (ValueError, TypeError):
                 continue
-            if str(pseudonym).startswith(wanted):
-                found.add(str(name))
-    return found
+            yield str(pseudonym), str(name)
