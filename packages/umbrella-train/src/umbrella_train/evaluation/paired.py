@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from umbrella_data.manifest.answers import read_number
 from umbrella_train.evaluation.auroc import auroc_statistic
 from umbrella_train.evaluation.intervals import (
+    CHUNK_VALUES,
     Figure,
     Statistic,
     Weights,
@@ -24,8 +25,6 @@ from umbrella_train.evaluation.regression import regression_statistics
 from umbrella_train.evaluation.text_scores import TextScore, exact_match, token_f1
 
 NUM_PERMUTATIONS = 10_000
-# Values of weights that are in memory at once: 16 MB.
-_CHUNK_VALUES = 1 << 21
 
 Row = Mapping[str, Any]
 """A row of predictions.jsonl."""
@@ -120,8 +119,8 @@ def _permutation_p(statistic: Statistic, *, subjects: Sequence[str], seed: int) 
         bits = np.arange(1, 2**num_subjects)[:, None] >> np.arange(num_subjects)
         swaps = (bits & 1).astype(bool)
     else:
-        swaps = np.random.default_rng(seed).random((NUM_PERMUTATIONS, num_subjects)) < 0.5
-    size = max(1, _CHUNK_VALUES // (2 * num_pairs))
+        swaps = np.random.default_rng(seed).integers(2, size=(NUM_PERMUTATIONS, num_subjects), dtype=np.bool_)
+    size = max(1, CHUNK_VALUES // (2 * num_pairs))
     values = np.concatenate([difference(swaps[start : start + size]) for start in range(0, len(swaps), size)])
     # Equal differences are sums in another order, with other rounding errors.
     count = int(np.sum(np.abs(values) >= abs(observed) * (1 - 1e-9) - 1e-12))
