@@ -113,7 +113,8 @@ def test_folders_of_folds_are_pooled(tmp_path: Path) -> None:
         tmp_path / "folds" / "predictions.jsonl",
         [json.loads(line) for line in (tmp_path / "folds" / "fold-1" / "predictions.jsonl").read_text().splitlines()],
     )
-    assert compare_runs(tmp_path / "folds", single)[0].num_subjects == 5
+    (comparison,) = compare_runs(tmp_path / "folds", single)
+    assert (comparison.num_subjects, comparison.only_in_one, comparison.left_out) == (5, 5, 0)
 
 
 @pytest.mark.parametrize("missing", ["predictions.jsonl", "names.jsonl", "a name", "a key", "a line"])
