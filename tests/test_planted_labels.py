@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,31 +19,24 @@ from umbrella_train import load_config, train
 from umbrella_train.run.evaluation import evaluate_run
 
 NUM_TRAIN, NUM_TEST = 80, 60
-AMOUNTS = (12, 31)
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-def write_scan(path: Path, *, side: str, amount: int, seed: int) -> None:
-    """Noise that is brighter on one side, and whose lower part is brighter for a larger amount."""
+def write_scan(path: Path, *, side: str, seed: int) -> None:
+    """Noise that is brighter on one side."""
     values = np.random.default_rng(seed).normal(100, 10, (16, 16, 16))
     values[8:] += 40 if side == "right" else 0
     values[:8] += 40 if side == "left" else 0
-    values[:, :, :8] += 2 * (amount - 21)
     path.parent.mkdir(parents=True)
     nib.save(nib.Nifti1Image(values.astype(np.float32), np.diag([2, 2, 2, 1])), path)
 
 
-def rows_of(number: int, *, side: str, amount: int) -> list[dict[str, Any]]:
-    def row(task: str, question: str, words: str, answer: Mapping[str, Any]) -> dict[str, Any]:
-        scan = {"type": "image", "modality": "T1", "path": f"sub-{number}/scan.nii"}
-        user = {"role": "user", "content": [scan, {"type": "text", "text": question}]}
-        turns = [user, {"role": "assistant", "content": words}]
-        return {"id": f"{number}_{task}", "subject": f"sub-{number}", "task": task, "messages": turns, "answer": answer}
-
-    return [
-        row("side", "Which side?", side, {"type": "choice", "options": ["left", "right"], "value": side}),
-        row("amount", "How much?", f"{amount} ml", {"type": "number", "unit": "ml", "value": amount}),
-    ]
+def row_of(number: int, side: str) -> dict[str, Any]:
+    scan = {"type": "image", "modality": "T1", "path": f"sub-{number}/scan.nii"}
+    user = {"role": "user", "content": [scan, {"type": "text", "text": "Which side?"}]}
+    answer = {"type": "choice", "options": ["left", "right"], "value": side}
+    turns = [user, {"role": "assistant", "content": side}]
+    return {"id": f"{number}", "subject": f"sub-{number}", "task": "side", "messages": turns, "answer": answer}
 
 
 @dataclass(frozen=True)
@@ -52,29 +44,26 @@ class Trained:
     run: Path
     folder: Path
     metrics: dict[str, float]
-    labels: list[tuple[str, int]]
+    labels: list[str]
 
-    def evaluate(self, name: str, labels: list[tuple[str, int]]) -> dict[str, float]:
+    def evaluate(self, name: str, labels: list[str]) -> dict[str, float]:
         """The figures of the test scans with other labels."""
         write_rows(self.folder / f"{name}.jsonl", labels, first=NUM_TRAIN)
         return evaluate_run(self.run, manifests=[self.folder / f"{name}.jsonl"])
 
 
-def write_rows(path: Path, labels: list[tuple[str, int]], *, first: int) -> None:
-    rows = [
-        row for place, (side, amount) in enumerate(labels) for row in rows_of(first + place, side=side, amount=amount)
-    ]
+def write_rows(path: Path, labels: list[str], *, first: int) -> None:
+    rows = [row_of(first + place, side) for place, side in enumerate(labels)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A model that has learned both questions; the seeds are fixed."""
+    """A model that has learned the question; the seeds are fixed."""
     folder = tmp_path_factory.mktemp("planted")
-    dice = random.Random(0)
-    labels = [(("left", "right")[number % 2], dice.choice(AMOUNTS)) for number in range(NUM_TRAIN + NUM_TEST)]
-    for number, (side, amount) in enumerate(labels):
-        write_scan(folder / f"sub-{number}" / "scan.nii", side=side, amount=amount, seed=number)
+    labels = [("left", "right")[number % 2] for number in range(NUM_TRAIN + NUM_TEST)]
+    for number, side in enumerate(labels):
+        write_scan(folder / f"sub-{number}" / "scan.nii", side=side, seed=number)
     write_rows(folder / "train.jsonl", labels[:NUM_TRAIN], first=0)
     write_rows(folder / "test.jsonl", labels[NUM_TRAIN:], first=NUM_TRAIN)
     settings = {
@@ -96,7 +85,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
             "pipelines": {"T1": {"spacing": [2, 2, 2]}},
         },
         "trainer": {
-            "max_steps": 70,
+            "max_steps": 50,
             "per_device_train_batch_size": 16,
             "per_device_eval_batch_size": 64,
             "learning_rate": 0.005,
@@ -125,8 +114,6 @@ def test_what_the_scans_show_is_learned_and_clear_of_its_controls(trained: Train
     assert metrics["eval/auroc_no_scan/T1/side"] == 0.5
     assert metrics["eval/auroc_swapped/T1/side"] < 0.1
     assert metrics["eval/overlaps/T1/side"] == 0
-    assert metrics["eval/r2/T1/amount"] > 0.3
-    assert metrics["eval/overlaps/T1/amount"] == 0
     # Fitted on subjects that were not trained on.
     assert 0.01 < metrics["eval/temperature/T1/side"] < 100
     assert metrics["eval/brier_scaled/T1/side"] < 0.1
@@ -134,21 +121,17 @@ def test_what_the_scans_show_is_learned_and_clear_of_its_controls(trained: Train
 
 def test_a_coin_label_is_at_chance_and_marked(trained: Trained) -> None:
     dice = random.Random(1)
-    coin = [(dice.choice(["left", "right"]), dice.choice(AMOUNTS)) for _ in trained.labels]
+    coin = [dice.choice(["left", "right"]) for _ in trained.labels]
     metrics = trained.evaluate("coin", coin)
     lower, upper = interval(metrics, "auroc", "side")
     assert lower < 0.5 < upper
     assert metrics["eval/overlaps/T1/side"] > 0
-    assert metrics["eval/r2/T1/amount"] < 0.1
-    assert metrics["eval/overlaps/T1/amount"] > 0
 
 
 def test_labels_with_known_noise_give_the_known_ceiling(trained: Trained) -> None:
     turned = {"left": "right", "right": "left"}
     # Every fifth of each side.
-    noisy = [
-        (turned[side] if place // 2 % 5 == 0 else side, amount) for place, (side, amount) in enumerate(trained.labels)
-    ]
+    noisy = [turned[side] if place // 2 % 5 == 0 else side for place, side in enumerate(trained.labels)]
     metrics = trained.evaluate("noisy", noisy)
     assert metrics["eval/accuracy/T1/side"] == pytest.approx(0.8, abs=0.07)
     lower, upper = interval(metrics, "accuracy", "side")
@@ -171,5 +154,4 @@ def test_a_model_whose_image_path_is_cut_overlaps_its_controls_and_is_marked(
         save_file(content, weights, metadata={"format": "pt"})
     assert metrics["eval/auroc/T1/side"] == pytest.approx(0.5)
     assert metrics["eval/overlaps/T1/side"] == 3
-    assert metrics["eval/overlaps/T1/amount"] == 3
     assert DOUBT_NOTE in score_table(metrics)

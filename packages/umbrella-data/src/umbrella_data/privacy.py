@@ -10,7 +10,7 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -76,13 +76,18 @@ def who_is(hash_text: str, *, folders: Sequence[Path]) -> tuple[str, Path]:
             f"{hash_text!r} is not a hash: hashes have {HASH_LENGTH} hexadecimal digits; give {_MIN_DIGITS} or more"
         )
     for folder in folders:
-        found = {name for pseudonym, name in read_names(folder).items() if pseudonym.startswith(wanted)}
+        found = _find(folder / TABLE_NAME, wanted)
         if len(found) > 1:
             raise UnknownHashError(f"{folder / TABLE_NAME}: {hash_text} starts {len(found)} hashes; give more digits")
         if found:
             return found.pop(), folder
     searched = ", ".join(str(folder / TABLE_NAME) for folder in folders) or f"no folder with a {TABLE_NAME} found"
     raise UnknownHashError(f"{hash_text} is in no table of names ({searched}); name the folder with --in")
+
+
+def names_by_hash(folders: Iterable[Path]) -> dict[str, str]:
+    """All names in the tables of some folders, by their hashes; a folder without a table adds none."""
+    return {pseudonym: name for folder in folders for pseudonym, name in _rows(folder / TABLE_NAME)}
 
 
 def folders_with_names(top: Path) -> list[Path]:
@@ -131,17 +136,19 @@ def _read_salt(path: Path) -> bytes:
     return bytes.fromhex(text)
 
 
-def read_names(folder: Path) -> dict[str, str]:
-    """The names in a folder's table by their hashes; empty without a table. A line cut off by a crash is skipped."""
-    found: dict[str, str] = {}
-    table = folder / TABLE_NAME
+def _find(table: Path, wanted: str) -> set[str]:
+    """The names in a table whose hashes start with some digits."""
+    return {name for pseudonym, name in _rows(table) if pseudonym.startswith(wanted)}
+
+
+def _rows(table: Path) -> Iterator[tuple[str, str]]:
+    """The hashes and names of a table, if there is one; a line cut off by a crash is skipped."""
     if not table.is_file():
-        return found
+        return
     with table.open("rb") as file:
         for line in file:
             try:
                 pseudonym, name = json.loads(line)
             except (ValueError, TypeError):
                 continue
-            found[str(pseudonym)] = str(name)
-    return found
+            yield str(pseudonym), str(name)

@@ -156,9 +156,24 @@ def eval_command(arguments: Sequence[str] | None = None) -> None:
         metavar="N",
         help="questions per set of modalities, those with an 'answer' first; the run's files do not change",
     )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="RUN2",
+        help="compare the answers of two evaluated runs, or folders of folds, on their common subjects; nothing is "
+        "evaluated or written",
+    )
     parser.add_argument("--json", action="store_true", help="print all metrics as JSON instead of the table")
     options = parser.parse_args(arguments)
 
+    if options.against is not None:
+        rest = {name: value for name, value in vars(options).items() if name not in ("run", "against", "json", "quiet")}
+        if given := [f"--{name.replace('_', '-')}" for name, value in rest.items() if value]:
+            raise RunError(f"{', '.join(given)} cannot be combined with --against, which evaluates nothing")
+        from umbrella_train.run.against import describe_differences  # late: imports numpy
+
+        print(describe_differences(options.run, options.against, as_json=options.json))
+        return
     if options.data_root and not options.manifest:
         raise RunError("--data-root needs --manifest")
     RunFolder.open(options.run)

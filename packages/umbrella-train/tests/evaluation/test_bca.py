@@ -63,7 +63,7 @@ def test_bca_interval_is_a_function_of_its_seed() -> None:
 def test_bca_interval_of_many_rows_is_computed_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     statistic = mean_statistic(np.random.default_rng(0).normal(size=90))
     whole = bca_interval(statistic, subjects=names(90), seed=0)
-    monkeypatch.setattr("umbrella_train.evaluation.intervals._CHUNK_VALUES", 1000)
+    monkeypatch.setattr("umbrella_train.evaluation.intervals.CHUNK_VALUES", 1000)
     assert bca_interval(statistic, subjects=names(90), seed=0) == whole
     monkeypatch.setattr("umbrella_train.evaluation.intervals._MAX_JACKKNIFE", 30)
     grouped = bca_interval(statistic, subjects=names(90), seed=0)

@@ -86,6 +86,8 @@ def test_figures_of_a_class_without_rows_leave_it_out() -> None:
     figures = classification_figures(answers, probabilities, options=options, subjects=names(30), seed=0)
     chosen = [options[k] for k in probabilities.argmax(axis=1)]
     assert "c" in chosen
+    counts = sk.multilabel_confusion_matrix(answers, chosen, labels=["a", "b"])
+    assert figures["specificity"].value == pytest.approx(np.mean(counts[:, 0, 0] / counts[:, 0].sum(axis=1)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn's about the class without rows
         assert figures["balanced_accuracy"].value == pytest.approx(sk.balanced_accuracy_score(answers, chosen))

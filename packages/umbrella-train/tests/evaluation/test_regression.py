@@ -9,7 +9,13 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from umbrella_train.evaluation.regression import expected_value, interval_coverage, regression_figures
+from umbrella_train.evaluation.intervals import evaluate
+from umbrella_train.evaluation.regression import (
+    expected_value,
+    interval_coverage,
+    regression_figures,
+    regression_statistics,
+)
 
 
 def names(count: int) -> list[str]:
@@ -36,8 +42,6 @@ def test_figures_equal_scikit_learn_and_scipy(seed: int) -> None:
 
 
 def test_resamples_equal_repeated_rows() -> None:
-    from umbrella_train.evaluation.regression import regression_statistics
-
     rng = np.random.default_rng(0)
     answers, predicted = np.round(rng.normal(size=(2, 25)), 1)
     counts = rng.integers(0, 4, size=(5, 25))
@@ -47,6 +51,15 @@ def test_resamples_equal_repeated_rows() -> None:
         for label, statistic in statistics.items():
             expected = repeated[label](np.ones((1, row.sum())))
             assert statistic(row[None].astype(float)) == pytest.approx(expected), label
+
+
+def test_resamples_of_one_value_are_undefined_despite_rounding_errors() -> None:
+    rng = np.random.default_rng(0)
+    answers = np.array([1000.1, 1000.1, 1000.1, 70.7])
+    weights = np.hstack([rng.integers(1, 9, size=(200, 3)), np.zeros((200, 1))])
+    statistics = regression_statistics(answers, np.array([1.0, 2.0, 3.0, 4.0]))
+    for label in ("r2", "pearson", "spearman", "bias_slope"):
+        assert np.isnan(evaluate(statistics[label], weights)).all(), label
 
 
 def test_bias_slope_is_0_without_regression_to_the_mean_and_minus_1_for_a_constant() -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from umbrella_data.manifest.sample import subject_key
-from umbrella_data.privacy import read_names
+from umbrella_data.privacy import names_by_hash
 from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_model import UmbrellaForConditionalGeneration
 from umbrella_train import cli
@@ -63,7 +63,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 def predictions_of(folder: Path) -> list[dict[str, Any]]:
     """The predictions with names of subjects instead of hashes."""
-    names = read_names(folder)
+    names = names_by_hash([folder])
     return [{**row, "subject": names[row["subject"]]} for row in lines_of(folder / "predictions.jsonl")]
 
 
@@ -193,7 +193,7 @@ def test_folds_of_several_splits_are_not_pooled(pooled: Path, key: str, old: str
 
 def test_subject_in_two_folds_is_an_error(pooled: Path) -> None:
     rows = lines_of(pooled / "fold-2/names.jsonl")
-    first = read_names(pooled / "fold-1")[lines_of(pooled / "fold-1/predictions.jsonl")[0]["subject"]]
+    first = names_by_hash([pooled / "fold-1"])[lines_of(pooled / "fold-1/predictions.jsonl")[0]["subject"]]
     text = "".join(json.dumps([pseudonym, first.removeprefix("sub-")]) + "\n" for pseudonym, _ in rows)
     (pooled / "fold-2/names.jsonl").write_text(text)
     with pytest.raises(RunError, match="fold-1 and fold-2"):

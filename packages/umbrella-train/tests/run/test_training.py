@@ -176,6 +176,13 @@ def test_run_without_evaluation_manifests_names_the_option(folder: Path, tmp_pat
         evaluate_run(tmp_path)
 
 
+def test_a_lexicon_that_cannot_be_read_is_rejected_before_training(config: RunConfig, tmp_path: Path) -> None:
+    report = config.report.model_copy(update={"laterality_lexicon": tmp_path / "words.yaml"})
+    with pytest.raises(RunError, match=r"words\.yaml"):
+        train(config.model_copy(update={"output_dir": tmp_path, "report": report}))
+    assert not (tmp_path / config.name).exists()
+
+
 @pytest.mark.parametrize("is_dry", [False, True])
 def test_too_few_evaluation_samples_are_rejected_before_training(
     make_config: MakeConfig, cohort: DemoCohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_dry: bool

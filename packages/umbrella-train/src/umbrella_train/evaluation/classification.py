@@ -62,7 +62,7 @@ def classification_figures(
     - `brier`: mean squared error of the probability of the positive class; with more than two options, the sum over the
       options, from 0 to 2.
     - `calibration_error`: expected calibration error of the probability of the decision, in 10 bins of equal width
-      (Naeini 2015, Guo 2017).
+      (Naeini 2015, Guo 2017). With few rows it is above 0 also for calibrated probabilities.
 
     Where nothing else is said, intervals are BCa over subjects; if all resamples agree, as in perfect answers, Wilson's
     for as many subjects as the smallest class has.

@@ -51,8 +51,10 @@ def read_lexicon(path: Path) -> Lexicon:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}; check report.laterality_lexicon") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     problems, entries = _entries(content)
     if problems:
         raise RunError("\n".join(f"{path}: {problem}" for problem in problems))

@@ -12,7 +12,7 @@ import yaml
 
 from umbrella_data.files.atomic import write_atomically
 from umbrella_data.manifest.sample import subject_key
-from umbrella_data.privacy import pseudonyms, read_names
+from umbrella_data.privacy import names_by_hash, pseudonyms
 from umbrella_train.config.schema import flatten
 from umbrella_train.config.strict_yaml import read_yaml
 from umbrella_train.errors import RunError
@@ -50,7 +50,7 @@ def pool_folds(path: Path) -> RunFolder:
     figures: list[Mapping[str, Any]] = []
     fold_of: dict[str, str] = {}
     for fold in folds:
-        names = read_names(fold.path)
+        names = names_by_hash([fold.path])
         rows, num_broken = read_lines(fold.predictions)
         if num_broken or not rows:
             raise RunError(
