@@ -69,7 +69,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     settings = {
         "name": "planted",
         "output_dir": str(folder / "runs"),
-        "report": {"pictures": False},
+        "report": {"enabled": False, "pictures": False},
         "model": {
             "text_config": {"model_type": "qwen2", "num_key_value_heads": 2, "initializer_range": 0.1, **SIZES},
             "vision_config": {
