@@ -15,6 +15,7 @@ from typing import Any
 
 from umbrella_data.errors import did_you_mean
 from umbrella_data.manifest.sample import Scan
+from umbrella_train.baselines.table import baseline_table
 from umbrella_train.command import errors_as_messages, make_parser, print_text, set_up_output
 from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.evaluation.score_table import score_table
@@ -138,11 +139,25 @@ def eval_command(arguments: Sequence[str] | None = None) -> None:
         metavar="N",
         help="questions per set of modalities, those with an 'answer' first; the run's files do not change",
     )
+    parser.add_argument(
+        "--baselines",
+        action="store_true",
+        help="also train simple models on the run's training data, and score them on the same rows: constant answer, "
+        "text without scan, linear models on a small volume and on an intensity histogram, a small CNN",
+    )
+    parser.add_argument(
+        "--segmentations",
+        type=Path,
+        metavar="DIR",
+        help="with --baselines: a folder of BIDS derivatives, for a linear model on region volumes of *_dseg.nii.gz",
+    )
     parser.add_argument("--json", action="store_true", help="print all metrics as JSON instead of the table")
     options = parser.parse_args(arguments)
 
     if options.data_root and not options.manifest:
         raise RunError("--data-root needs --manifest")
+    if options.segmentations and not options.baselines:
+        raise RunError("--segmentations needs --baselines")
     RunFolder.open(options.run)
     from umbrella_train.run import evaluation  # late: imports torch
 
@@ -154,9 +169,15 @@ def eval_command(arguments: Sequence[str] | None = None) -> None:
         controls=False if options.no_controls else None,
         max_samples=options.max_samples,
         out=options.out,
+        baselines=options.baselines,
+        segmentations=options.segmentations,
     )
-    if metrics or options.json:
-        print(json.dumps(metrics, indent=1) if options.json else score_table(metrics))
+    if options.json:
+        print(json.dumps(metrics, indent=1))
+        return
+    tables = [table for table in (score_table(metrics), baseline_table(metrics)) if table]
+    if tables:
+        print("\n\n".join(tables))
 
 
 @errors_as_messages()

@@ -53,6 +53,8 @@ class RunFolder:
     """Training and evaluation metrics, one JSON object per line."""
     predictions = _File("predictions.jsonl")
     """Answers of the newest evaluation, one JSON object per line."""
+    baselines = _File("baselines.jsonl")
+    """Answers of the baselines, see `umbrella-eval --baselines`, one JSON object per line."""
     model = _File("model")
     """Weights, config and tokenizer at the end of the run."""
     report = _File("report.html")

@@ -13,9 +13,9 @@ from umbrella_data import ManifestError, read_manifest
 from umbrella_data.modality import find_modality
 from umbrella_data.progress import progress_bar
 from umbrella_data.scan.diffusion import needs_fit
-from umbrella_data.synthetic.cohort import find_demo_cohort, make_demo_cohort
+from umbrella_data.synthetic.cohort import DemoCohort, find_demo_cohort, make_demo_cohort
 from umbrella_train.assembly.held_out import Overlap, check_held_out
-from umbrella_train.config import DatasetConfig, RunConfig
+from umbrella_train.config import DatasetConfig, RunConfig, SyntheticConfig
 from umbrella_train.distributed.ranks import is_first_rank
 from umbrella_train.errors import RunError
 
@@ -89,10 +89,21 @@ def find_evaluation(config: RunConfig) -> Sequence[DatasetConfig]:
     Raises:
         RunError: With all problems of all rows of the manifests, or if the synthetic cohort is missing.
     """
-    synthetic = config.data.synthetic
-    if synthetic is None:
+    if config.data.synthetic is None:
         check_manifests(config.data.evaluation, config=config)
         return config.data.evaluation
+    return [DatasetConfig(manifest=_find_cohort(config, config.data.synthetic).test_manifest)]
+
+
+def find_training(config: RunConfig) -> Sequence[DatasetConfig]:
+    """The training samples of an existing run; raises as `find_evaluation`."""
+    if config.data.synthetic is None:
+        check_manifests(config.data.train, config=config)
+        return config.data.train
+    return [DatasetConfig(manifest=_find_cohort(config, config.data.synthetic).train_manifest)]
+
+
+def _find_cohort(config: RunConfig, synthetic: SyntheticConfig) -> DemoCohort:
     directory = config.cohort_directory
     num_train, num_test, seed = synthetic.num_train, synthetic.num_test, synthetic.seed
     cohort = find_demo_cohort(directory, num_train=num_train, num_test=num_test, seed=seed)
@@ -101,7 +112,7 @@ def find_evaluation(config: RunConfig) -> Sequence[DatasetConfig]:
             f"{directory}: the synthetic cohort of this run is missing; write it again with: umbrella-data demo "
             f"--out {directory} --num-train {num_train} --num-test {num_test} --seed {seed}"
         )
-    return [DatasetConfig(manifest=cohort.test_manifest)]
+    return cohort
 
 
 def prepare_sources(config: RunConfig) -> Sources:

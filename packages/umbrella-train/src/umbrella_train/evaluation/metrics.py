@@ -56,6 +56,8 @@ class Prediction:
         generated: Text that the model generated.
         score: See `Score.value`.
         is_parsed: See `Score.is_parsed`.
+        option_scores: Natural logarithm of the probability of each option, in their order.
+        expected: The predicted number.
     """
 
     subject: str
@@ -70,6 +72,8 @@ class Prediction:
     generated: str
     score: float | None
     is_parsed: bool
+    option_scores: tuple[float, ...] | None = None
+    expected: float | None = None
 
     def to_row(self) -> dict[str, Any]:
         """The row of predictions.jsonl."""
