@@ -153,6 +153,8 @@ def test_predictions_have_the_text_and_a_hash_of_the_subject() -> None:
         "generated": "right",
         "score": 1.0,
         "is_parsed": True,
+        "option_scores": None,
+        "expected": None,
     }
     assert "sub-003" not in str(rows)
 

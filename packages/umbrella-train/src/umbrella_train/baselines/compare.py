@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from umbrella_data.bids.layout import first_of
+from umbrella_data.manifest.sample import subject_key
 from umbrella_train.baselines.cnn import predict_cnn
-from umbrella_train.baselines.features import VolumeFile, histogram, quantile_edges
+from umbrella_train.baselines.features import VolumeFile, bin_edges, histogram
 from umbrella_train.baselines.models import Targets, bag_of_words, predict_constant, predict_linear
 from umbrella_train.baselines.rows import Row
 from umbrella_train.evaluation.answers import modality_name, question_text
@@ -105,7 +106,7 @@ def _name(question: Question) -> str:
 def _targets(rows: Sequence[Row]) -> Targets:
     is_choice = rows[0].answer.type == "choice"
     values = [str(row.answer.value) if is_choice else float(row.answer.value) for row in rows]
-    subjects = np.array([row.sample.subject for row in rows])
+    subjects = np.array([subject_key(row.sample.subject) for row in rows])
     return Targets(np.array(values), subjects, is_choice)
 
 
@@ -153,7 +154,8 @@ def _texts(train: Sequence[Row], test: Sequence[Row]) -> tuple[np.ndarray, np.nd
 
 def _volumes(train: Sequence[Row], test: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     features = [
-        np.stack([np.concatenate([scan.volume for scan in row.scans]) for row in rows]) for rows in (train, test)
+        np.stack([np.concatenate([scan.volume for scan in row.scans]) for row in rows]).astype(np.float64)
+        for rows in (train, test)
     ]
     return features[0], features[1]
 
@@ -163,7 +165,7 @@ def _histograms(train: Sequence[Row], test: Sequence[Row]) -> tuple[np.ndarray, 
     features: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for place, scan in enumerate(train[0].scans):
         for channel in range(len(scan.counts)):
-            edges = quantile_edges(np.stack([row.scans[place].counts[channel] for row in train]).sum(axis=0))
+            edges = bin_edges(np.stack([row.scans[place].counts[channel] for row in train]).sum(axis=0))
             for rows, columns in zip((train, test), features, strict=True):
                 columns.append(np.stack([histogram(row.scans[place].counts[channel], edges) for row in rows]))
     return np.concatenate(features[0], axis=1), np.concatenate(features[1], axis=1)

@@ -17,6 +17,7 @@ MAX_CNN_SIZE = 48
 """Longest axis of the volume that the CNN is trained on, in voxels."""
 NUM_BINS = 64
 """Bins of the intensity histogram."""
+_TAIL = 0.001
 # Preprocessed intensities are z-scores: counted in steps of 0.005, values beyond the limits in the first and last step.
 _LIMIT = 10.0
 NUM_STEPS = 4000
@@ -52,15 +53,18 @@ def count_intensities(volume: Tensor) -> np.ndarray:
     return np.stack([torch.bincount(channel.flatten(), minlength=NUM_STEPS).numpy() for channel in steps])
 
 
-def quantile_edges(counts: np.ndarray) -> np.ndarray:
-    """First steps of the bins after the first one, so that these counts (`NUM_STEPS`,) fill `NUM_BINS` bins equally.
+def bin_edges(counts: np.ndarray) -> np.ndarray:
+    """First steps of the bins after the first one: `NUM_BINS` of equal width over the central 99.8 % of these voxels.
 
-    Where one step has more than a bin's share, as a background of zeros does, there are fewer bins.
+    What is below or above is in the first or last bin. There are fewer bins if these voxels have fewer steps.
+
+    Args:
+        counts: (`NUM_STEPS`,), of all training scans.
     """
-    cumulative = counts.cumsum()
-    shares = np.arange(1, NUM_BINS) / NUM_BINS * cumulative[-1]
-    edges = np.unique(np.searchsorted(cumulative, shares) + 1)
-    return edges[edges < len(counts)]
+    cumulative = counts.cumsum() / counts.sum()
+    low, high = np.searchsorted(cumulative, [_TAIL, 1 - _TAIL])
+    edges = np.unique(np.linspace(low, high + 1, NUM_BINS + 1).astype(int)[1:-1])
+    return edges[edges > 0]
 
 
 def histogram(counts: np.ndarray, edges: np.ndarray) -> np.ndarray:
