@@ -59,13 +59,15 @@ def test_it_repeats_exactly_and_leaves_the_random_state(sizes: np.ndarray) -> No
     volumes = VolumeFile()
     rows = blobs(volumes, sizes[:9])
     numbers = targets(np.arange(6.0))
-    state = torch.get_rng_state()
-    one, two, other = (
-        predict_cnn(rows[:6], rows[6:], numbers, read=volumes.read, seed=seed, num_epochs=2) for seed in (1, 1, 2)
-    )
+    found = []
+    for number, seed in enumerate((1, 1, 2)):
+        torch.manual_seed(number)
+        state = torch.get_rng_state()
+        found.append(predict_cnn(rows[:6], rows[6:], numbers, read=volumes.read, seed=seed, num_epochs=2))
+        assert torch.equal(torch.get_rng_state(), state)
+    one, two, other = found
     assert np.array_equal(one, two)
     assert not np.array_equal(one, other)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_an_answer_does_not_depend_on_the_other_rows(sizes: np.ndarray) -> None:

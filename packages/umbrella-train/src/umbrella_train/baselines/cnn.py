@@ -20,7 +20,7 @@ from umbrella_train.baselines.features import StoredVolume
 from umbrella_train.baselines.models import Targets
 
 NUM_EPOCHS = 30
-_WIDTHS = (16, 32, 64, 64, 64)
+_WIDTHS = (8, 16, 32, 64, 64)
 _BATCH_SIZE = 8
 _LEARNING_RATE = 3e-3
 _MAX_SHIFT = 2
