@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from umbrella_data.manifest.sample import Answer
-from umbrella_train.baselines import compare
+from umbrella_train.baselines import compare, models
 from umbrella_train.baselines.compare import BASELINES, predict_baselines, summarise_baselines
 from umbrella_train.baselines.features import VolumeFile
 from umbrella_train.baselines.rows import Row
@@ -26,7 +26,8 @@ NUM_TRAIN, NUM_ALL = 40, 100
 
 @pytest.fixture
 def predict(volumes: VolumeFile, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, list[Prediction]]]:
-    """`predict_baselines` with a CNN that is not trained for long."""
+    """`predict_baselines` with three penalties, and a CNN that is not trained for long."""
+    monkeypatch.setattr(models, "PENALTIES", (1.0, 100.0, 1e4))
     cnn = compare.predict_cnn
     monkeypatch.setattr(compare, "predict_cnn", lambda *data, **options: cnn(*data, **options, num_epochs=1))
 
