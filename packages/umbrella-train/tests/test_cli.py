@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from umbrella_train.baselines.table import baseline_table
 
 from umbrella_data.pipeline.config import AugmentConfig, PipelineSettings
 from umbrella_data.progress import progress_bar
@@ -213,9 +214,20 @@ def test_eval_passes_its_options_and_prints_a_table(
         ]
     )
     options = {"manifests": [Path("a.jsonl"), Path("b.jsonl")], "data_root": None, "controls": False, "max_samples": 3}
-    options["out"] = Path("answers.jsonl")
+    options |= {"out": Path("answers.jsonl"), "baselines": False, "segmentations": None}
     assert run.calls == [(run_folder, options)]
     assert capsys.readouterr().out == score_table(SCORES) + "\n"
+
+
+def test_eval_prints_the_baselines_after_the_models_scores(
+    run: types.ModuleType, run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {**SCORES, "baseline/cnn/accuracy/T1/sex": 0.75}
+    calls: list[dict[str, object]] = []
+    monkeypatch.setattr(run, "evaluate_run", lambda folder, **options: calls.append(options) or scores)
+    cli.eval_command([str(run_folder), "--baselines", "--segmentations", "derivatives"])
+    assert (calls[0]["baselines"], calls[0]["segmentations"]) == (True, Path("derivatives"))
+    assert capsys.readouterr().out == f"{score_table(SCORES)}\n\n{baseline_table(scores)}\n"
 
 
 @pytest.mark.parametrize(
@@ -230,6 +242,7 @@ def test_eval_passes_its_options_and_prints_a_table(
         ("predict", ["--manifest", "a.jsonl", "--batch-size", "0"], "--batch-size: 0"),
         ("eval", ["--data-root", "."], "--data-root needs --manifest"),
         ("eval", ["--max-samples", "0"], "--max-samples: 0"),
+        ("eval", ["--segmentations", "derivatives"], "--segmentations needs --baselines"),
     ],
 )
 def test_options_that_would_be_ignored_are_rejected(
@@ -380,7 +393,8 @@ def test_commands_import_only_what_they_need() -> None:
         "umbrella_train.report": {"torch", "transformers", "scipy", "nibabel", "monai"},
         "umbrella_train.assembly.predict": {"transformers.trainer", "datasets", "scipy.stats", "monai", "wandb"},
         "umbrella_train.assembly.answer_manifests": {"transformers.trainer", "datasets", "scipy.stats", "wandb"},
-        "umbrella_train.run.evaluation": {"transformers.trainer", "datasets", "scipy.stats", "scipy.ndimage", "wandb"},
+        "umbrella_train.run.evaluation": {"transformers.trainer", "datasets", "scipy.stats", "scipy.ndimage", "wandb"}
+        | {"sklearn"},
     }
     code = (
         "import importlib, sys\n"

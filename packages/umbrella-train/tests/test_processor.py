@@ -21,6 +21,7 @@ from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_train import cli
 from umbrella_train.assembly.build import TrainingComponents, build_components
 from umbrella_train.assembly.predict import find_model, predict
+from umbrella_train.cli.predict import read_scan
 from umbrella_train.config import DatasetConfig, RunConfig
 from umbrella_train.errors import RunError
 from umbrella_train.processor import UmbrellaProcessor, question_with_scans
@@ -245,8 +246,8 @@ def test_the_command_prints_the_answer(
 
 def test_maps_are_split_at_commas_but_a_name_with_a_comma_is_kept(tmp_path: Path) -> None:
     (tmp_path / "a,b.nii").touch()
-    assert cli._read_scan(f"T1={tmp_path / 'a,b.nii'}") == Scan("T1", (tmp_path / "a,b.nii",))
-    assert cli._read_scan("dMRI=fa.nii,md.nii") == Scan("dMRI", (Path("fa.nii"), Path("md.nii")))
+    assert read_scan(f"T1={tmp_path / 'a,b.nii'}") == Scan("T1", (tmp_path / "a,b.nii",))
+    assert read_scan("dMRI=fa.nii,md.nii") == Scan("dMRI", (Path("fa.nii"), Path("md.nii")))
 
 
 def test_a_model_without_a_processor_is_rejected(run_folder: Path, tmp_path: Path) -> None:

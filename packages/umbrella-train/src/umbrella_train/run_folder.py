@@ -55,6 +55,8 @@ class RunFolder:
     """Answers of the newest evaluation, one JSON object per line."""
     answers = _File("answers.json")
     """The possible answers of each task, in the words of the training data."""
+    baselines = _File("baselines.jsonl")
+    """Answers of the baselines, see `umbrella-eval --baselines`, one JSON object per line."""
     model = _File("model")
     """Weights, config and tokenizer at the end of the run."""
     report = _File("report.html")

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from umbrella_data.synthetic.cohort import DemoCohort
-from umbrella_train.assembly.sources import Sources, prepare_sources, warn_of_repeated_fits
+from umbrella_train.assembly.sources import (
+    Sources,
+    find_evaluation,
+    find_training,
+    prepare_sources,
+    warn_of_repeated_fits,
+)
 from umbrella_train.config import DatasetConfig, RunConfig
 from umbrella_train.errors import RunError
 
@@ -91,3 +97,15 @@ def test_synthetic_cohort_is_written_once(make_config: MakeConfig, tmp_path: Pat
     assert len(written) == 6
     assert prepare_sources(config) == sources
     assert {path: path.stat().st_mtime_ns for path in train.manifest.parent.rglob("*.nii.gz")} == written
+
+
+def test_both_splits_of_an_existing_run_are_found(make_config: MakeConfig, cohort: DemoCohort, tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    assert [source.manifest for source in find_training(config)] == [cohort.train_manifest]
+    synthetic = {**SYNTHETIC, "directory": str(tmp_path / "cohort")}
+    config = make_config(tmp_path, data={"train": [], "evaluation": [], "synthetic": synthetic})
+    for find in (find_training, find_evaluation):
+        with pytest.raises(RunError, match="the synthetic cohort of this run is missing"):
+            find(config)
+    written = prepare_sources(config)
+    assert (find_training(config), find_evaluation(config)) == (written.train, written.evaluation)

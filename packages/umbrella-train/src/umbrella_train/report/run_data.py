@@ -45,7 +45,7 @@ class RunData:
         name: Name in the report.
         config: The content of config.yaml.
         training: Lines of metrics.jsonl with a training loss.
-        evaluation: The newest line with scored answers; empty without one.
+        evaluation: The newest line with scored answers, with the newest figures of baselines; empty without one.
         validation: Lines with an evaluation loss.
         predictions: Rows of predictions.jsonl.
         pictures: PNG files by modality.
@@ -107,6 +107,8 @@ def read_run(path: Path, *, name: str) -> RunData:
             notes.append(f"{file.name}: {lines} unreadable; the run was interrupted while writing")
     training = [row for row in metrics if "loss" in row]
     evaluations = [row for row in metrics if any(str(key).startswith("eval/questions/") for key in row)]
+    # The baselines do not depend on the model: they hold for every evaluation of the same rows.
+    baselines = [row for row in metrics if any(str(key).startswith("baseline/") for key in row)]
     notes += _changes(folder)
     notes += _left_out(folder)
     notes += _skipped(metrics)
@@ -123,7 +125,7 @@ def read_run(path: Path, *, name: str) -> RunData:
         name=name,
         config=config,
         training=training,
-        evaluation=evaluations[-1] if evaluations else {},
+        evaluation={**baselines[-1], **evaluations[-1]} if evaluations and baselines else (evaluations or [{}])[-1],
         validation=[row for row in metrics if "eval_loss" in row],
         predictions=predictions,
         pictures=_pictures(folder, config=config),

@@ -39,6 +39,8 @@ def evaluate_run(
     controls: bool | None = None,
     max_samples: int | None = None,
     out: Path | None = None,
+    baselines: bool = False,
+    segmentations: Path | None = None,
 ) -> dict[str, float]:
     """Scores a trained model, on its own held-out samples or on other manifests.
 
@@ -50,10 +52,12 @@ def evaluate_run(
         max_samples: Questions to ask for each combination of modalities.
         out: File to write the answers to, in JSON Lines: a row for each row of the manifests, in their order, also for
             those without an answer, see `umbrella_train.evaluation.answers.scored_row`. It appears once it is complete.
+        baselines: Whether to train simple models on the run's training data, and score them on the same rows.
+        segmentations: Folder of BIDS derivatives whose `*_dseg.nii.gz` give the baselines region volumes.
 
     Returns:
-        The metrics, of rows with an answer. Those of a complete evaluation, as in the run's config, are also added to
-        the run's files.
+        The metrics, of rows with an answer, and those of the baselines (`baseline/volume/accuracy/T1/sex`). Those of a
+        complete evaluation, as in the run's config, are also added to the run's files.
 
     Raises:
         RunError: The folder has no trained model, `out` cannot be written, or there is nothing to score on: no rows, or
@@ -81,6 +85,11 @@ def evaluate_run(
         names = ", ".join(str(source.manifest) for source in sources)
         raise RunError(f"{names}: no row has an 'answer' to score; name a file for the model's answers with --out")
     overlap = _find_overlap(config, found)
+    baseline_data = None
+    if baselines:
+        from umbrella_train.run.baselines import evaluate_baselines, find_baseline_data  # late: imports scikit-learn
+
+        baseline_data = find_baseline_data(found.train, config=config, segmentations=segmentations)
     processor = load_processor(folder.model)
     components = replace(
         build_components(config, weights=folder.model), asks_for_reasoning=processor.asks_for_reasoning
@@ -99,6 +108,16 @@ def evaluate_run(
         step=folder.last_step() if is_complete else None,
         out=out,
     )
+    if baseline_data is not None:
+        metrics |= evaluate_baselines(
+            baseline_data,
+            sources,
+            config=config,
+            components=components,
+            folder=folder,
+            device=device,
+            step=folder.last_step() if is_complete else None,
+        )
     if is_complete:
         if overlap.metrics:
             folder.append_metrics({"step": folder.last_step(), **overlap.metrics})
