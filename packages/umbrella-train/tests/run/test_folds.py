@@ -193,6 +193,16 @@ def test_folds_of_several_splits_are_not_pooled(pooled: Path, key: str, old: str
         build_report([pooled])
 
 
+def test_spread_is_over_the_figures_of_the_folds(pooled: Path) -> None:
+    for fold, value in zip(fold_folders(pooled), (0.75, 0.25), strict=True):
+        with (fold / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 2, "eval/questions/T1/a": 4, "eval/accuracy/T1/a": value}) + "\n")
+    page = build_report([pooled]).read_text()
+    (metrics,) = lines_of(pooled / "metrics.jsonl")
+    assert [metrics[f"eval/accuracy_fold_{side}/T1/a"] for side in ("mean", "min", "max")] == [0.5, 0.25, 0.75]
+    assert "accuracy of T1/a by fold: mean 0.5, from 0.25 to 0.75" in page
+
+
 def test_subject_in_two_folds_is_an_error(pooled: Path) -> None:
     rows = lines_of(pooled / "fold-2/names.jsonl")
     first = read_names(pooled / "fold-1")[lines_of(pooled / "fold-1/predictions.jsonl")[0]["subject"]]
