@@ -37,7 +37,13 @@ trap 'kill -USR1 "$pid" || true' USR1
 # SLURM sends TERM to all processes of a job that is preempted, requeued or cancelled. This shell waits for the run, since
 # SLURM kills what remains when the script ends.
 trap 'is_ended=true' TERM
-rm -f "$run/REQUEUE"
+# In a job array, each job trains one fold: sbatch --array=1-5 train_nodes.sh --folds 5
+mark=$run/REQUEUE
+if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
+  set -- "$@" --fold "$SLURM_ARRAY_TASK_ID"
+  mark=$run/fold-$SLURM_ARRAY_TASK_ID/REQUEUE
+fi
+rm -f "$mark"
 # srun does not take --cpus-per-task from sbatch (since SLURM 22.05). In the background: bash runs a trap only when the
 # command in the foreground has ended.
 srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${launch[@]}" torchrun \
@@ -54,7 +60,7 @@ wait "$pid" || status=$?
 
 # The run has stopped for the time limit: it leaves a file, since the exit code of torchrun is 1 for any reason. Not after
 # TERM: SLURM requeues after a preemption, and a job that was cancelled must not come back.
-if ! $is_ended && [[ -e $run/REQUEUE ]]; then
+if ! $is_ended && [[ -e $mark ]]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -43,7 +43,13 @@ trap 'kill -USR1 "$pid" || true' USR1
 # SLURM sends TERM to all processes of a job that is preempted, requeued or cancelled. This shell waits for the run, since
 # SLURM kills what remains when the script ends.
 trap 'is_ended=true' TERM
-rm -f "$run/REQUEUE"
+# In a job array, each job trains one fold: sbatch --array=1-5 train_one_node.sh --folds 5
+mark=$run/REQUEUE
+if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
+  set -- "$@" --fold "$SLURM_ARRAY_TASK_ID"
+  mark=$run/fold-$SLURM_ARRAY_TASK_ID/REQUEUE
+fi
+rm -f "$mark"
 # --resume auto starts the run, and resumes it in later jobs. In the background: bash runs a trap only when the command in
 # the foreground has ended.
 "${launch[@]}" "${command[@]}" --config "$config" --resume auto \
@@ -56,7 +62,7 @@ wait "$pid" || status=$?
 
 # 138 is 128 + USR1: the run has stopped for the time limit. Under torchrun, the exit code is 1, and there is a file. Not
 # after TERM: SLURM requeues after a preemption, and a job that was cancelled must not come back.
-if ! $is_ended && { ((status == 138)) || [[ -e $run/REQUEUE ]]; }; then
+if ! $is_ended && { ((status == 138)) || [[ -e $mark ]]; }; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

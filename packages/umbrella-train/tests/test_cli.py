@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from umbrella_train.baselines.table import baseline_table
 
 from umbrella_data.pipeline.config import AugmentConfig, PipelineSettings
 from umbrella_data.progress import progress_bar
@@ -25,10 +24,11 @@ from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.evaluation.score_table import score_table
 
 SCORES = {
-    "eval/accuracy/T1": 0.97531,
-    "eval/accuracy_lower/T1": 0.9,
-    "eval/accuracy_upper/T1": 0.99,
-    "eval/subjects/T1": 64,
+    "eval/accuracy/T1/sex": 0.97531,
+    "eval/accuracy_lower/T1/sex": 0.9,
+    "eval/accuracy_upper/T1/sex": 0.99,
+    "eval/majority/T1/sex": 0.5,
+    "eval/subjects/T1/sex": 64,
 }
 
 
@@ -227,7 +227,9 @@ def test_eval_prints_the_baselines_after_the_models_scores(
     monkeypatch.setattr(run, "evaluate_run", lambda folder, **options: calls.append(options) or scores)
     cli.eval_command([str(run_folder), "--baselines", "--segmentations", "derivatives"])
     assert (calls[0]["baselines"], calls[0]["segmentations"]) == (True, Path("derivatives"))
-    assert capsys.readouterr().out == f"{score_table(SCORES)}\n\n{baseline_table(scores)}\n"
+    printed = capsys.readouterr().out
+    assert printed == score_table(scores) + "\n"
+    assert "\n  cnn " in printed
 
 
 @pytest.mark.parametrize(

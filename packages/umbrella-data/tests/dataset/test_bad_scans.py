@@ -179,6 +179,12 @@ def test_run_when_too_many_scans_are_bad_stops(make_dataset, rows):
         BadScanList(max_fraction=2)
 
 
+def test_limit_is_a_fraction_of_the_whole_manifest_for_a_part_of_it(make_dataset, rows):
+    dataset = make_dataset(rows, Files("0"), max_fraction=0.1)
+    dataset.manifest = dataset.manifest.select([0, 3, 6])
+    assert number(dataset[0]) in (3, 6)
+
+
 def test_skipped_samples_are_listed_by_hash_and_logged_by_name(make_dataset, rows, tmp_path, caplog):
     dataset = make_dataset(rows, Files("3", "4"), folder=tmp_path / "run")
     for index in (3, 4, 33, 5):

@@ -82,13 +82,16 @@ def test_numbers_that_cannot_be_written_are_listed_at_once(make_dataset, number_
     ]
     assert list(make_dataset(rows).encoding_problems()) == []
     assert [line for line, _ in make_dataset(rows, number_decimals=0).encoding_problems()] == [1, 2, 5]
+    assert list(make_dataset(rows, number_smoothing={"age": 1.0}, augment=False).encoding_problems()) == []
     smoothed = make_dataset(rows, number_smoothing={"age": 1.0})
     assert [line for line, _ in smoothed.encoding_problems()] == [1, 2]
     with pytest.raises(ValueError, match="line 1, subject sub-a"):
         smoothed[0]
-    # An answer is not needed to ask.
-    asked = make_dataset([*rows, prompt], number_decimals=0, augment=False)
-    assert [asked.prompt(i).index for i in (0, 5)] == [0, 5]
+    # An answer is not needed to ask, and a question is not changed.
+    prompt["messages"][0]["content"][1]["text"] = "Is it 40.0 years?"
+    asked, plain = (make_dataset([*rows, prompt], number_decimals=n, augment=False) for n in (0, None))
+    for row in (0, 5):
+        assert asked.prompt(row).input_ids.tolist() == plain.prompt(row).input_ids.tolist()
 
 
 def draws(dataset, *, row=0, count=1000):

@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from umbrella_data.manifest.sample import Answer, subject_key
 from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_train.assembly.build import build_components
+from umbrella_train.assembly.held_out import Overlap
 from umbrella_train.assembly.masks import masked_modalities
 from umbrella_train.assembly.sources import Sources, find_sources, prepare_sources
 from umbrella_train.assembly.subject_parts import choose_subjects, deal_subjects, open_source
@@ -136,6 +138,17 @@ def test_each_subject_is_evaluated_in_one_fold_and_never_trained_on_there(prepar
     assert len(tested) == len(set(tested)) == 12
 
 
+def test_parts_are_those_that_the_first_rank_found(
+    prepare: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [[np.array([3, 5]), np.array([], dtype=int)], [np.array([], dtype=int), np.array([1])], [np.array([0])] * 2]
+    monkeypatch.setattr("umbrella_train.assembly.subject_parts.on_first_rank", lambda _: (rows, (2, 1, 2)))
+    _, sources = prepare(num_folds=2, fold=1, calibration_fraction=0.5)
+    found = [[open_source(source).rows.tolist() for source in part]
+             for part in (sources.train, sources.evaluation, sources.calibration)]  # fmt: skip
+    assert found == [[[3, 5]], [[1]], [[0], [0]]]
+
+
 def test_one_part_reads_no_rows_and_keeps_the_sources(
     prepare: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +207,23 @@ def test_changed_part_is_a_changed_setting(prepare: Callable[..., Any]) -> None:
 def test_copies_of_scans_in_two_parts_are_found(prepare: Callable[..., Any]) -> None:
     with pytest.raises(RunError, match=r"scan\.nii\.gz"):
         prepare(num_folds=2, fold=1, allow_overlap=False)
+
+
+def test_calibration_is_compared_with_the_evaluation_too(
+    prepare: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[Sequence[DatasetConfig]] = []
+
+    def check(train: Sequence[DatasetConfig], evaluation: Sequence[DatasetConfig], **_: Any) -> Overlap:
+        compared.extend([train, evaluation])
+        return Overlap(num_unchecked=7)
+
+    monkeypatch.setattr("umbrella_train.assembly.sources.check_held_out", check)
+    _, sources = prepare(num_folds=2, fold=1, calibration_fraction=0.5)
+    assert subjects(compared[0]) == subjects(sources.train) | subjects(sources.calibration)
+    assert (len(subjects(compared[0])), len(subjects(sources.calibration))) == (6, 3)
+    assert subjects(compared[1]) == subjects(sources.evaluation)
+    assert sources.overlap.num_unchecked == 7
 
 
 def test_synthetic_cohort_is_split_too(make_config: MakeConfig, cohort: DemoCohort, tmp_path: Path) -> None:

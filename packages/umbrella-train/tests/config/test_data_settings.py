@@ -225,9 +225,10 @@ def test_numbers_that_cannot_be_written_are_found_before_a_run(build: Callable[.
     for number in (1, 4):
         rows[number] = rows[number].replace(".25 years", ".5 years")
     ages.write_text("\n".join(rows))
-    with pytest.raises(RunError) as caught:
-        build(manifest=ages, number_decimals=1)
-    assert [line.split(", ")[1] for line in str(caught.value).splitlines()] == ["line 2", "line 5"]
+    for keys in ({"number_decimals": 1}, {"number_smoothing": {"age": 1.0}}):
+        with pytest.raises(RunError) as caught:
+            build(manifest=ages, **keys)
+        assert [line.split(", ")[1] for line in str(caught.value).splitlines()] == ["line 2", "line 5"]
 
 
 @pytest.mark.parametrize("keys", [{"number_decimals": -1}, {"number_smoothing": {"age": 0.0}}, {"number_smoothing": 2}])

@@ -18,6 +18,7 @@ from umbrella_data.privacy import names_by_hash
 from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_model import UmbrellaForConditionalGeneration
 from umbrella_train import cli
+from umbrella_train.assembly.predict import find_model
 from umbrella_train.assembly.subject_parts import open_source
 from umbrella_train.config import RunConfig, load_config
 from umbrella_train.errors import RunError, RunStoppedError
@@ -25,6 +26,7 @@ from umbrella_train.evaluation.metrics import Prediction, summarise
 from umbrella_train.report import build_report
 from umbrella_train.run import folds as folds_module
 from umbrella_train.run import training
+from umbrella_train.run.evaluation import evaluate_run
 from umbrella_train.run.folds import train_folds
 from umbrella_train.run_folder import fold_folders
 
@@ -191,6 +193,16 @@ def test_folds_of_several_splits_are_not_pooled(pooled: Path, key: str, old: str
         build_report([pooled])
 
 
+def test_spread_is_over_the_figures_of_the_folds(pooled: Path) -> None:
+    for fold, value in zip(fold_folders(pooled), (0.75, 0.25), strict=True):
+        with (fold / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 2, "eval/questions/T1/a": 4, "eval/accuracy/T1/a": value}) + "\n")
+    page = build_report([pooled]).read_text()
+    (metrics,) = lines_of(pooled / "metrics.jsonl")
+    assert [metrics[f"eval/accuracy_fold_{side}/T1/a"] for side in ("mean", "min", "max")] == [0.5, 0.25, 0.75]
+    assert "accuracy of T1/a by fold: mean 0.5, from 0.25 to 0.75" in page
+
+
 def test_subject_in_two_folds_is_an_error(pooled: Path) -> None:
     rows = lines_of(pooled / "fold-2/names.jsonl")
     first = names_by_hash([pooled / "fold-1"])[lines_of(pooled / "fold-1/predictions.jsonl")[0]["subject"]]
@@ -234,6 +246,26 @@ def test_folds_are_given_once_and_in_a_folder_of_their_own(config: RunConfig, tm
     (tmp_path / "run/config.yaml").write_text("{}")
     with pytest.raises(RunError, match="without folds"):
         train_folds(config.model_copy(update={"output_dir": tmp_path}), num_folds=2)
+
+
+def test_fold_is_evaluated_again_on_its_subjects(trained: Path, pooled: Path, cohort: DemoCohort) -> None:
+    fold = pooled / "fold-2"
+    metrics = evaluate_run(fold, controls=False)
+    scored = lines_of(trained / "fold-2/metrics.jsonl")[-1]
+    assert metrics.items() <= scored.items()
+    with pytest.raises(RunError, match="fold-1"):
+        evaluate_run(pooled)
+    with pytest.raises(RunError, match="fold-1"):
+        find_model(pooled)
+    # The split of another manifest is another one.
+    rows = cohort.train_manifest.read_text().splitlines(keepends=True)
+    changed = cohort.train_manifest.with_name("changed.jsonl")
+    changed.write_text("".join(rows[3:]))
+    text = (fold / "config.yaml").read_text()
+    (fold / "config.yaml").write_text(text.replace(str(cohort.train_manifest), str(changed)))
+    with pytest.raises(RunError, match=r"data\.train\.0\.content"):
+        evaluate_run(fold)
+    assert evaluate_run(fold, manifests=[cohort.test_manifest], controls=False)["eval/subjects/T1"] == 2
 
 
 def test_folder_of_folds_is_no_run_to_resume(config: RunConfig, trained: Path) -> None:

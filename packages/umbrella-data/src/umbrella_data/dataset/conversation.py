@@ -92,8 +92,9 @@ class ConversationDataset(Dataset[Example]):
         self._seed = seed
         self._max_length = max_length
         self._augment = augment
-        self._numbers = NumberTargets(number_decimals, dict(number_smoothing or {}))
-        self.number_tasks = number_tasks(manifest) if number_smoothing and augment else {}
+        smoothing = dict(number_smoothing or {}) if augment else {}
+        self._numbers = NumberTargets(number_decimals, smoothing)
+        self.number_tasks = number_tasks(manifest) if smoothing else {}
         self._measured: RowFacts | None = None
         self._bad_scans = bad_scans
         self._bad_rows: dict[int, ScanError] = {}
@@ -143,8 +144,6 @@ class ConversationDataset(Dataset[Example]):
         if (problem := self._numbers.problem(sample)) is not None:
             raise ValueError(f"{self._where(row)}: {problem}")
         encoded = self._encode(row, self._numbers.write(sample))
-        if not self._augment:
-            return encoded
         seed, may_be_negative = derive_seed(self._seed, index, _NUMBER_STREAM), self.number_tasks.get(sample.task, True)
         drawn = self._numbers.draw(sample, seed=seed, may_be_negative=may_be_negative)
         if drawn is None:

@@ -112,7 +112,7 @@ class TrainingComponents:
                 bad_scans=self.bad_scans,
                 asks_for_reasoning=self.asks_for_reasoning,
                 number_decimals=config.data.number_decimals,
-                number_smoothing=config.data.number_smoothing if augment else None,
+                number_smoothing=config.data.number_smoothing,
             )
         except ValueError as error:
             raise RunError(f"{_tokenizer_source(config)}: {error}") from error

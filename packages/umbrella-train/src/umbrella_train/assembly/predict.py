@@ -16,6 +16,7 @@ from umbrella_data.modality import find_modality
 from umbrella_train.assembly.load_errors import TRAINED_MODEL, loading
 from umbrella_train.errors import RunError
 from umbrella_train.processor import UmbrellaProcessor, question_with_scans
+from umbrella_train.run_folder import fold_folders
 
 
 def predict(
@@ -62,6 +63,8 @@ def find_model(folder: Path) -> Path:
     for place in (folder / "model", folder):
         if (place / "config.json").is_file():
             return place
+    if folds := fold_folders(folder):
+        raise RunError(f"{folder}: is a cross-validation with a model in each fold; name one, as in {folds[0]}")
     if (folder / "config.yaml").is_file():
         raise RunError(f"{folder / 'model'}: has no model; the run did not finish (name a checkpoint-N instead)")
     raise RunError(f"{folder}: has no model (no config.json)")

@@ -19,6 +19,8 @@ from umbrella_train.assembly.masks import warn_of_other_masks
 from umbrella_train.assembly.predict import load_processor
 from umbrella_train.assembly.sources import MAX_ROWS_CHECKED, Sources, check_manifests, find_sources
 from umbrella_train.assembly.subject_parts import open_source
+from umbrella_train.checkpoint.changes import read_record, run_settings
+from umbrella_train.checkpoint.integrity import checkpoint_folders
 from umbrella_train.config import DatasetConfig, RunConfig, load_config
 from umbrella_train.end_of_turn import find_end_of_turn
 from umbrella_train.errors import RunError
@@ -26,7 +28,7 @@ from umbrella_train.evaluation.answer_space import read_answer_spaces
 from umbrella_train.evaluation.generate import EvaluationResult, evaluate_dataset
 from umbrella_train.evaluation.metrics import fit_temperatures, summarise
 from umbrella_train.evaluation.text_scores import text_scores
-from umbrella_train.run_folder import RunFolder, check_output, write_lines
+from umbrella_train.run_folder import RunFolder, check_output, fold_folders, write_lines
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +63,12 @@ def evaluate_run(
 
     Raises:
         RunError: The folder has no trained model, `out` cannot be written, or there is nothing to score on: no rows, or
-            none with an answer and no `out`.
+            none with an answer and no `out`; or the manifests that were split by subject have changed.
     """
     hf_logging.disable_progress_bar()
     folder = RunFolder.open(run_folder)
+    if folds := fold_folders(run_folder):
+        raise RunError(f"{run_folder}: is a cross-validation with a model in each fold; name one, as in {folds[0]}")
     if not (folder.model / "config.json").is_file():
         raise RunError(f"{folder.model}: has no model; the run did not finish")
     config = load_config(folder.config)
@@ -76,6 +80,8 @@ def evaluate_run(
     given = [DatasetConfig(manifest=path, data_root=data_root) for path in manifests] if manifests else None
     check_manifests(given or (), config=config, may_end_with_user=True)
     found = find_sources(config, given)
+    if given is None:
+        _check_parts(folder, config, found)
     sources = found.evaluation
     if not sources:
         raise RunError(f"{run_folder}: the run has no evaluation manifests; name one with --manifest")
@@ -127,6 +133,25 @@ def evaluate_run(
     if out is not None:
         logger.info("answers: %s%s", out, "" if metrics else "; no row has an 'answer', so there are no scores")
     return metrics
+
+
+def _check_parts(folder: RunFolder, config: RunConfig, sources: Sources) -> None:
+    """Rejects parts by subject that are not those of the training, which a checkpoint has recorded.
+
+    Raises:
+        RunError: The manifests have changed, so that subjects may be in other parts.
+    """
+    checkpoints = checkpoint_folders(folder.path)
+    if not checkpoints or (config.data.fold is None and not sources.calibration):
+        return
+    before = read_record(checkpoints[max(checkpoints)]).get("settings", {})
+    now = run_settings(config, train=sources.train, evaluation=(), num_ranks=1)
+    changed = [key for key in now if key.endswith(".content") and key in before and before[key] != now[key]]
+    if changed:
+        raise RunError(
+            f"{folder.path}: the training manifests have changed since the run ({', '.join(changed)}): "
+            "subjects may be in other parts; restore them, or name manifests with --manifest"
+        )
 
 
 def _find_overlap(config: RunConfig, sources: Sources) -> Overlap:

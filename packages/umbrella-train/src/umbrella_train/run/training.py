@@ -298,8 +298,9 @@ def _build_trainer(
     signals: StopSignals | None = None,
     watch: RankWatch | None = None,
 ) -> UmbrellaTrainer:
-    read = (*sources.train, *sources.evaluation, *sources.calibration)
-    datasets = [components.dataset(source, config=config, augment=False) for source in read]
+    datasets = [components.dataset(source, config=config, augment=True) for source in sources.train]
+    asked = (*sources.evaluation, *sources.calibration)
+    datasets += [components.dataset(source, config=config, augment=False) for source in asked]
     check_conversations(datasets, max_rows=MAX_ROWS_CHECKED)
     text_scores(laterality_lexicon=config.report.laterality_lexicon)  # its errors before the training, not after it
     recomputed = config.trainer.gradient_checkpointing
