@@ -16,7 +16,7 @@ from umbrella_train.baselines import compare, models
 from umbrella_train.baselines.compare import BASELINES, predict_baselines, summarise_baselines
 from umbrella_train.baselines.features import VolumeFile
 from umbrella_train.baselines.rows import Row
-from umbrella_train.evaluation.metrics import Prediction
+from umbrella_train.evaluation.predictions import Prediction
 
 MakeRow = Callable[..., Row]
 Side = Callable[[int], Answer]
@@ -71,7 +71,7 @@ def test_histogram_finds_brightness_and_numbers_are_in_their_unit(predict: Any, 
     assert first.expected is not None
     assert first.score == abs(first.expected - (100 + values[NUM_TRAIN]))
     assert float(first.predicted) == pytest.approx(first.expected, rel=1e-5)
-    assert (first.unit, first.option_scores, first.is_parsed) == ("mm", None, True)
+    assert (first.unit, first.option_scores, first.is_parsed) == ("mm", None, None)
 
 
 def test_text_finds_a_label_in_the_question_and_never_sees_the_answer(

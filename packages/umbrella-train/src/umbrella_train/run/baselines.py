@@ -48,9 +48,9 @@ def find_baseline_data(
         RunError: The run's training manifests are missing or invalid, or the segmentations, see `Segmentations`.
     """
     found = None if segmentations is None else Segmentations(segmentations)
+    check_manifests(train or config.data.train, config=config)
     if not train:
-        raise RunError("--baselines needs the run's training manifests, and those in its config.yaml are not here")
-    check_manifests(train, config=config)
+        raise RunError("--baselines needs the run's training data, and its config.yaml has none, or they are not here")
     return BaselineData(train, found)
 
 

@@ -77,19 +77,8 @@ def evaluate_run(
     changes: dict[str, Any] = {"controls": controls, "max_samples": max_samples}
     report = config.report.model_copy(update={key: value for key, value in changes.items() if value is not None})
     config = config.model_copy(update={"report": report})
-    given = [DatasetConfig(manifest=path, data_root=data_root) for path in manifests] if manifests else None
-    check_manifests(given or (), config=config, may_end_with_user=True)
-    found = find_sources(config, given)
-    if given is None:
-        _check_parts(folder, config, found)
+    found = _find_sources(folder, config, manifests=manifests, data_root=data_root, out=out)
     sources = found.evaluation
-    if not sources:
-        raise RunError(f"{run_folder}: the run has no evaluation manifests; name one with --manifest")
-    if out is not None:
-        check_output(out, inputs=[source.manifest for source in sources])
-    elif not any(_has_answer(source) for source in sources):
-        names = ", ".join(str(source.manifest) for source in sources)
-        raise RunError(f"{names}: no row has an 'answer' to score; name a file for the model's answers with --out")
     overlap = _find_overlap(config, found)
     baseline_data = None
     if baselines:
@@ -133,6 +122,25 @@ def evaluate_run(
     if out is not None:
         logger.info("answers: %s%s", out, "" if metrics else "; no row has an 'answer', so there are no scores")
     return metrics
+
+
+def _find_sources(
+    folder: RunFolder, config: RunConfig, *, manifests: Sequence[Path] | None, data_root: Path | None, out: Path | None
+) -> Sources:
+    """The rows to score on, checked; arguments and errors are those of `evaluate_run`."""
+    given = [DatasetConfig(manifest=path, data_root=data_root) for path in manifests] if manifests else None
+    check_manifests(given or (), config=config, may_end_with_user=True)
+    found = find_sources(config, given)
+    if given is None:
+        _check_parts(folder, config, found)
+    if not found.evaluation:
+        raise RunError(f"{folder.path}: the run has no evaluation manifests; name one with --manifest")
+    if out is not None:
+        check_output(out, inputs=[source.manifest for source in found.evaluation])
+    elif not any(_has_answer(source) for source in found.evaluation):
+        names = ", ".join(str(source.manifest) for source in found.evaluation)
+        raise RunError(f"{names}: no row has an 'answer' to score; name a file for the model's answers with --out")
+    return found
 
 
 def _check_parts(folder: RunFolder, config: RunConfig, sources: Sources) -> None:
