@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from umbrella_data.manifest.sample import Answer, Sample, Scan, Turn
 from umbrella_train.end_of_turn import EndOfTurn
+from umbrella_train.evaluation import generate
 from umbrella_train.evaluation.answers import modality_name
 from umbrella_train.evaluation.generate import EvaluationResult, evaluate_dataset, generate_in_order
 from umbrella_train.evaluation.metrics import summarise
@@ -252,6 +253,45 @@ def test_ranks_split_the_questions_and_get_the_same_result(
     assert len({model.num_batches for model in models}) == 1
     positions = [position for share in shares for position, _ in share]
     assert sorted(positions) == sorted(set(positions))
+
+
+@dataclass
+class CandidateDataset(ToyDataset):
+    """Its candidates are single tokens."""
+
+    def candidate_tokens(self, index: int, candidates: Sequence[str], *, with_scans: bool = True) -> Any:
+        return [(number + 1,) for number in range(len(candidates))]
+
+
+@pytest.mark.parametrize("num_samples", [1, 5, 7])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_the_likelihoods_of_all_questions_each_once(
+    num_samples: int, world_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(model: Any, batch: Any, candidates: Any, *, max_rows: int) -> list[list[float]]:
+        numbers = [int(number) for number in batch["pixel_values"]["T1"].tolist()] or [0] * len(candidates)
+        return [[-float(number % 2), -0.5] for number in numbers]
+
+    monkeypatch.setattr(generate, "score_candidates", score)
+    dataset = CandidateDataset([side_sample(i) for i in range(num_samples)])
+    single = evaluate(ToyModel(), dataset, batch_size=2)
+    assert all(p.option_scores is not None for p in single.predictions)
+    # Controls are answered by likelihood only.
+    assert {p.generated is None for p in single.predictions if p.condition != "accuracy"} <= {True}
+    assert all(p.generated == p.predicted == p.answer for p in single.predictions if p.condition == "accuracy")
+    shares: list[Any] = []
+
+    def gather(filled: list[Any], share: Any) -> None:
+        shares.append(share)
+        filled[: len(shares)] = shares
+        filled[len(shares) :] = [[]] * (world_size - len(shares))
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    for rank in range(world_size):
+        together = evaluate(ToyModel(), dataset, batch_size=2, rank=rank, world_size=world_size)
+    assert together == single
+    positions = [position for share in shares for position, _ in share]
+    assert sorted(positions) == list(range(len(single.predictions)))
 
 
 def test_batches_have_similar_prompts_and_every_question_once() -> None:
