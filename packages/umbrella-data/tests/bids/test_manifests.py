@@ -8,6 +8,7 @@ import pytest
 
 from umbrella_data.bids.manifests import is_test_subject, write_manifests
 from umbrella_data.bids.selection import Selection, select_scans
+from umbrella_data.cli import main
 from umbrella_data.errors import ManifestError
 from umbrella_data.manifest.manifest import read_manifest
 
@@ -170,3 +171,16 @@ def test_tasks_of_a_real_tree_are_listed_when_none_is_rest(real_data):
     assert listing.scans == ()
     assert "--task" in listing.messages[-1]
     assert listing.messages[-1].endswith(": 4 task-objectviewing, 2 task-oneback, 2 task-unknown")
+
+
+def test_only_the_questions_that_are_asked_for(tree, tmp_path):
+    report = write_manifests(tree, out=tmp_path / "out", questions=["age", "num_frames"])
+    rows = [row for of_split in report.rows.values() for row in of_split]
+    assert {row["task"] for row in rows} == {"age", "num_frames"}
+    with pytest.raises(ManifestError, match="no question ages, weight"):
+        write_manifests(tree, out=tmp_path / "none", questions=["weight", "ages", "sex"])
+    assert not (tmp_path / "none").exists()
+    command = ["from-bids", str(tree), "--out", str(tmp_path / "command"), "--question", "sex"]
+    assert main(command) == 0
+    lines = (tmp_path / "command" / "train.jsonl").read_text().splitlines()
+    assert {json.loads(line)["task"] for line in lines} == {"sex"}

@@ -64,6 +64,7 @@ def write_manifests(
     min_frames: int = 0,
     choices: Sequence[str] = (),
     numbers: Mapping[str, str | None] | None = None,
+    questions: Collection[str] | None = None,
     modalities: Collection[str] | None = None,
     selection: Selection | None = None,
     space: str | None = None,
@@ -90,6 +91,7 @@ def write_manifests(
         min_frames: Leave out series with fewer frames.
         choices: Categorical columns of `participants.tsv` to ask about.
         numbers: Numeric columns to ask about, with their units; None takes that of `participants.json`.
+        questions: Only questions of these tasks, such as `age`; None asks all that apply.
         modalities: Only these modalities, names or aliases; None keeps all.
         selection: Which scans to use; None is `Selection()`, whose defaults leave out tasks other than rest, images
             with contrast agent, and all but one echo of a run.
@@ -108,7 +110,7 @@ def write_manifests(
         progress: Wraps the results while scans are read, as tqdm does; called with the results and their number.
 
     Raises:
-        ManifestError: If the tree does not exist or is outside of `data_root`, or if a table of labels or its
+        ManifestError: If there is no such question; if the tree does not exist or is outside of `data_root`, or if a table of labels or its
             JSON file is missing or invalid, or is the tree's own and a link out of `data_root`; or for a wrong
             `selection`; or with everything that is wrong with the shards to merge.
         ValueError: For an unknown modality, or a `b0_threshold` that is not below `max_b`.
@@ -133,6 +135,7 @@ def write_manifests(
         are_needed=bool(columns or missing),
     )
     known = read_participants(files, choices=choices, numbers=numbers, missing=missing)
+    asked = _choose_questions([*METADATA_QUESTIONS, *known.questions], questions, tree=tree)
     compared = known.compare([(scan.subject, scan.session) for scan in listing.scans])
     report = BidsReport(messages=[*listing.messages, *compared, *known.messages])
     check_dipy(base / scan.path for scan in listing.scans if needs_fit(scan.paths, scan.modality))
@@ -153,7 +156,7 @@ def write_manifests(
         num_workers=num_workers,
         progress=progress,
     )
-    _add_results(report, results, known=known, test_fraction=test_fraction, seed=seed)
+    _add_results(report, results, known=known, questions=asked, test_fraction=test_fraction, seed=seed)
     if parts is not None and parts.shard is not None:
         return report
     report.messages += _columns_without_rows(report, columns, known.questions)
@@ -169,6 +172,7 @@ def _add_results(
     results: Iterable[tuple[BidsScan, VerifiedScan | ScanError]],
     *,
     known: Participants,
+    questions: Sequence[Question],
     test_fraction: float,
     seed: int,
 ) -> None:
@@ -181,7 +185,18 @@ def _add_results(
         labels = known.labels_of(scan.subject, scan.session)
         metadata = ScanMetadata(scan.modality, num_frames=found.num_frames, num_b0=found.num_b0, labels=labels)
         report.scans[split].append(scan)
-        report.rows[split] += make_rows(scan, metadata, questions=known.questions, seed=seed)
+        report.rows[split] += make_rows(scan, metadata, questions=questions, seed=seed)
+
+
+def _choose_questions(known: Sequence[Question], tasks: Collection[str] | None, *, tree: Path) -> list[Question]:
+    names = [question.task for question in known]
+    if unknown := sorted(set(tasks or ()) - set(names)):
+        raise ManifestError(
+            f"no question {', '.join(unknown)}; there are questions about {', '.join(names)}, and about columns that "
+            "--choice and --number name",
+            path=tree,
+        )
+    return [question for question in known if tasks is None or question.task in tasks]
 
 
 def _relative_to(base: Path, listing: BidsListing, *, tree: Path) -> BidsListing:
@@ -197,8 +212,8 @@ def _relative_to(base: Path, listing: BidsListing, *, tree: Path) -> BidsListing
 
 
 def make_rows(scan: BidsScan, metadata: ScanMetadata, *, questions: Sequence[Question], seed: int = 0) -> Iterator[Row]:
-    """The manifest rows of one scan: one for each question that applies, questions about its metadata first."""
-    for question in (*METADATA_QUESTIONS, *questions):
+    """The manifest rows of one scan: one for each question that applies."""
+    for question in questions:
         row_id = f"{scan.name}_{question.task}"
         exchange = question.ask(metadata, draw=_hash(f"{seed}:{row_id}"))
         if exchange is None:

@@ -85,6 +85,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--min-frames", type=int, default=0, help="leave out series with fewer frames (0)")
     add("--choice", action="append", default=[], metavar="COLUMN", help="also ask about a column of a few texts")
     add("--number", action="append", default=[], metavar="COLUMN[:UNIT]", help="also ask about a column of numbers")
+    add("--question", action="append", metavar="TASK", help="only questions of this task, such as age (default: all)")
     add(
         "--missing",
         action="append",
@@ -130,6 +131,7 @@ def run(options: argparse.Namespace) -> int:
         min_frames=options.min_frames,
         choices=options.choice,
         numbers={column: unit or None for column, _, unit in (text.partition(":") for text in options.number)},
+        questions=options.question,
         missing=options.missing,
         modalities=options.modality,
         selection=Selection(
