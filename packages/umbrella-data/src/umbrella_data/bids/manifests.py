@@ -110,8 +110,8 @@ def write_manifests(
         progress: Wraps the results while scans are read, as tqdm does; called with the results and their number.
 
     Raises:
-        ManifestError: If there is no such question; if the tree does not exist or is outside of `data_root`, or if a table of labels or its
-            JSON file is missing or invalid, or is the tree's own and a link out of `data_root`; or for a wrong
+        ManifestError: If there is no such question; if the tree does not exist or is outside of `data_root`, or if a
+            table of labels or its JSON file is missing or invalid, or is the tree's own and a link out of `data_root`; or for a wrong
             `selection`; or with everything that is wrong with the shards to merge.
         ValueError: For an unknown modality, or a `b0_threshold` that is not below `max_b`.
         ImportError: If a DWI must be fitted and dipy is missing, before a scan is read.
