@@ -111,8 +111,8 @@ def write_manifests(
 
     Raises:
         ManifestError: If there is no such question; if the tree does not exist or is outside of `data_root`, or if a
-            table of labels or its JSON file is missing or invalid, or is the tree's own and a link out of `data_root`; or for a wrong
-            `selection`; or with everything that is wrong with the shards to merge.
+            table of labels or its JSON file is missing or invalid, or is the tree's own and a link out of `data_root`;
+            or for a wrong `selection`; or with everything that is wrong with the shards to merge.
         ValueError: For an unknown modality, or a `b0_threshold` that is not below `max_b`.
         ImportError: If a DWI must be fitted and dipy is missing, before a scan is read.
     """
