@@ -73,6 +73,6 @@ def test_answers_are_learned_and_given(tmp_path: Path, name: str, kind: str) -> 
     answers = [row["messages"][-1]["content"] for row in make_rows()]
     own = [row for row in predictions if row["condition"] == "accuracy"]
     assert [row["generated"] for row in own] == answers
-    # By the likelihood of the options. Between few numbers in training, the others are likely, too: their mean says little.
+    # By the likelihood of the options. With few numbers in training, others are likely too, and their mean says little.
     for row in own:
         assert row["predicted"] == (row["answer"] if row["type"] == "choice" else row["expected"])
