@@ -439,10 +439,11 @@ def test_every_key_has_a_description() -> None:
 
 def test_packaged_configs_load_and_state_their_token_counts() -> None:
     paths = sorted(demo_config_path().parent.glob("*.yaml"))
-    assert [path.stem for path in paths] == ["bids_small", "demo", "llava_interleave_0.5b"]
+    assert [path.stem for path in paths] == ["bids_small", "demo", "llava_interleave_0.5b", "t1_age_sex"]
     for path in paths:
         config = load_config(path)
-        assert list(config.model.modalities) == ["T1", "rsfMRI", "dMRI"]
+        expected = ["T1"] if path.stem == "t1_age_sex" else ["T1", "rsfMRI", "dMRI"]
+        assert list(config.model.modalities) == expected
         # The comments behind the sizes hold the token counts.
         for name, count in re.findall(r"^ +(\w+): \{image_size.*# ([\d,]+)", path.read_text(), flags=re.MULTILINE):
             assert config.model.modalities[name].num_patches == int(count.replace(",", "")), (path, name)
