@@ -50,6 +50,34 @@ def test_decimals_are_those_of_training() -> None:
     assert [rounded.number_text(value) for value in rounded.numbers()] == ["21", "22"]
 
 
+def test_options_in_another_letter_case_have_the_words_of_training() -> None:
+    space = collect_answer_spaces([sample("Female.", Answer("choice", "female", options=("female", "male")))])
+    assert space["T1/task"].option_texts(["FEMALE", "Male"]) == ["Female.", "Male"]
+
+
+def test_reasoning_before_an_answer_is_no_part_of_its_words() -> None:
+    thought = "<think>\nAbout 40?\n</think>\n\n"
+    rows = [sample(f"{thought}left", Answer("choice", "left", options=("left", "right")))]
+    assert collect_answer_spaces(rows)["T1/task"].option_texts(["left"]) == ["left"]
+    assert collect_answer_spaces([number(41, f"{thought}41 years")])["T1/task"].number_text(3) == "3 years"
+
+
+def test_a_grid_that_is_finer_than_the_training_answers_has_a_text_for_each_number() -> None:
+    space = collect_answer_spaces([number(31, "31 years")])["T1/task"]
+    texts = [space.number_text(each) for each in space.numbers([0.1, 0.7, 0.3])]
+    assert texts == ["0.1 years", "0.4 years", "0.7 years"]
+    assert [space.number_text(each) for each in space.numbers([18, 19, 0.5])] == ["18 years", "18.5 years", "19 years"]
+
+
+def test_numbers_have_the_commas_and_signs_of_training() -> None:
+    rows = [sample(words, Answer("number", value, unit="mm³")) for words, value in
+            (("980 mm³", 980), ("990 mm³", 990), ("1,020 mm³", 1020))]  # fmt: skip
+    space = collect_answer_spaces(rows)["T1/task"]
+    assert [space.number_text(each) for each in (999, 1000, 1234567)] == ["999 mm³", "1,000 mm³", "1,234,567 mm³"]
+    plain = collect_answer_spaces([number(1234, "1234 mm³")])["T1/task"]
+    assert plain.number_text(1235) == "1235 mm³"
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 500), (1000, 1_512_345), (-20, 1000), (0.001, 0.9)])
 def test_a_wide_range_has_a_wider_step(low: float, high: float) -> None:
     numbers = collect_answer_spaces([number(low, f"{low}"), number(high, f"{high}")])["T1/task"].numbers()

@@ -217,6 +217,12 @@ class _Asker:
         answer = self.dataset.sample(question.index).answer
         if not scores or tokens is None or answer is None:
             return Reply(generated=text)
+        if not np.isfinite(scores).all():
+            raise RunError(
+                f"sample {question.index + 1} of the evaluation data, condition {question.condition}: the model's "
+                "log-likelihood of a possible answer is not finite; look for weights or scans with values that are not "
+                "finite, or compute in float32 or bfloat16"
+            )
         if answer.type == "choice":
             return Reply(text, option_scores=scores, option_lengths=tuple(map(len, tokens)))
         mean, lower, upper = expected_value(np.array(self._numbers(question)), np.array(scores))

@@ -207,6 +207,7 @@ def evaluate_sources(
     model.to(device)
     end_of_turn = find_end_of_turn(components.tokenizer, image_token_id=components.model.config.image_token_id)
     spaces = read_answer_spaces(folder.answers)
+    texts = text_scores(laterality_lexicon=config.report.laterality_lexicon)  # first: may be rejected
 
     def ask(source: DatasetConfig, words: str, **options: Any) -> EvaluationResult:
         with progress_bar(words=words, unit="batch") as bar:
@@ -249,7 +250,7 @@ def evaluate_sources(
         predictions,
         seed=config.seed,
         temperatures=fit_temperatures([prediction for result in fitted for prediction in result.predictions]),
-        texts=text_scores(laterality_lexicon=config.report.laterality_lexicon),
+        texts=texts,
     )
     if rank == 0 and step is not None:
         folder.append_metrics({"step": step, **metrics})
