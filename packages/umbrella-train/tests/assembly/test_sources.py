@@ -11,9 +11,9 @@ import pytest
 from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_train.assembly.sources import (
     Sources,
+    find_answer_spaces,
     find_sources,
     prepare_sources,
-    save_answer_spaces,
     warn_of_repeated_fits,
 )
 from umbrella_train.config import DatasetConfig, RunConfig
@@ -120,5 +120,4 @@ def test_a_grid_of_a_task_without_numbers_in_training_is_an_error(
 ) -> None:
     config = make_config(tmp_path, report={"number_grids": {"lesion_size": [0, 1, 0.5]}})
     with pytest.raises(RunError, match=r"report\.number_grids: .*task lesion_size;"):
-        save_answer_spaces(tmp_path / "answers.json", [DatasetConfig(manifest=cohort.train_manifest)], config=config)
-    assert not (tmp_path / "answers.json").exists()
+        find_answer_spaces([DatasetConfig(manifest=cohort.train_manifest)], config=config)

@@ -11,6 +11,7 @@ from umbrella_train.evaluation.answer_space import (
     MAX_CANDIDATES,
     AnswerSpace,
     collect_answer_spaces,
+    find_answer_space,
     read_answer_spaces,
     write_answer_spaces,
 )
@@ -90,6 +91,14 @@ def test_a_wide_range_has_a_wider_step(low: float, high: float) -> None:
 @pytest.mark.parametrize("words", ["1.2e-5", "forty", "between 3 and 4"])
 def test_numbers_that_are_not_in_plain_digits_have_no_space(words: str) -> None:
     assert collect_answer_spaces([number(4, words)]) == {}
+
+
+def test_a_task_with_other_modalities_than_in_training_has_its_space() -> None:
+    spaces = {"T1+dMRI/task": AnswerSpace(minimum=1.0), "T1/age": AnswerSpace(minimum=2.0)}
+    assert find_answer_space(spaces, sample("x", None)) == spaces["T1+dMRI/task"]
+    assert find_answer_space(spaces, sample("x", None, task="sex")) is None
+    spaces["T1/task"] = AnswerSpace(minimum=3.0)
+    assert find_answer_space(spaces, sample("x", None)) == spaces["T1/task"]
 
 
 def test_spaces_are_read_as_they_were_written(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from umbrella_train.config import DatasetConfig, RunConfig
 from umbrella_train.config.data import SyntheticConfig
 from umbrella_train.distributed.ranks import is_first_rank
 from umbrella_train.errors import RunError
-from umbrella_train.evaluation.answer_space import collect_answer_spaces, write_answer_spaces
+from umbrella_train.evaluation.answer_space import AnswerSpace, collect_answer_spaces, write_answer_spaces
 
 logger = logging.getLogger(__name__)
 
@@ -198,8 +198,8 @@ def _write_cohort(config: RunConfig, synthetic: SyntheticConfig) -> DemoCohort:
     return cohort
 
 
-def save_answer_spaces(path: Path, sources: Sequence[DatasetConfig], *, config: RunConfig) -> None:
-    """Write the possible answers of each task in training manifests, of at most `MAX_ROWS_CHECKED` rows of each.
+def find_answer_spaces(sources: Sequence[DatasetConfig], *, config: RunConfig) -> dict[str, AnswerSpace]:
+    """The possible answers of each task in training manifests, of at most `MAX_ROWS_CHECKED` rows of each.
 
     Raises:
         RunError: A grid of candidate numbers is for a task without such numbers in training.
@@ -217,7 +217,12 @@ def save_answer_spaces(path: Path, sources: Sequence[DatasetConfig], *, config: 
             f"report.number_grids: the training data have no numbers in plain digits for the task "
             f"{', '.join(unknown)}; remove it"
         )
-    write_answer_spaces(path, spaces)
+    return spaces
+
+
+def save_answer_spaces(path: Path, sources: Sequence[DatasetConfig], *, config: RunConfig) -> None:
+    """Write `find_answer_spaces` of the training manifests as JSON."""
+    write_answer_spaces(path, find_answer_spaces(sources, config=config))
 
 
 def warn_of_repeated_fits(sources: Sources, *, config: RunConfig) -> None:

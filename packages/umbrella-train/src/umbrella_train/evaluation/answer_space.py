@@ -127,6 +127,12 @@ def collect_answer_spaces(samples: Iterable[Sample], *, decimals: int | None = N
     return spaces
 
 
+def find_answer_space(spaces: Mapping[str, AnswerSpace], sample: Sample) -> AnswerSpace | None:
+    """The space of a sample's task, or that of the task with other modalities; None if training did not have it."""
+    others = (space for name, space in spaces.items() if name.partition("/")[2] == sample.task)
+    return spaces.get(task_name(sample)) or next(others, None)
+
+
 def write_answer_spaces(path: Path, spaces: Mapping[str, AnswerSpace]) -> None:
     """Write the spaces as JSON."""
     content = {name: asdict(space) for name, space in sorted(spaces.items())}
