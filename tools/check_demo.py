@@ -1,7 +1,8 @@
 """Checks a finished demo run against the figures of the README: `python tools/check_demo.py runs/demo`.
 
-Each modality must have an accuracy of at least 95 % on its held-out questions; with another subject's scan, or without
-one, the accuracy must be in the binomial interval of chance.
+Each modality must have an accuracy of at least 95 % and an AUROC of at least 0.99 on its held-out questions. With
+another subject's scan, or without one, the accuracy must be in the binomial interval of chance, and the AUROC be 0.5
+within its interval.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 MODALITIES = ("T1", "rsfMRI", "dMRI")
 MIN_ACCURACY = 0.95
+MIN_AUROC = 0.99
 MIN_SUBJECTS = 64
 
 
@@ -24,13 +26,20 @@ def find_problems(metrics: dict[str, float]) -> list[str]:
             problems.append(f"{modality}: {subjects:.0f} held-out subjects, fewer than {MIN_SUBJECTS}")
         if accuracy < MIN_ACCURACY:
             problems.append(f"{modality}: accuracy {accuracy:.1%} is below {MIN_ACCURACY:.0%}")
+        if (auroc := metrics[f"eval/auroc/{modality}"]) < MIN_AUROC:
+            problems.append(f"{modality}: AUROC {auroc:.3f} is below {MIN_AUROC}")
         lower, upper = metrics[f"eval/chance_lower/{modality}"], metrics[f"eval/chance_upper/{modality}"]
         for control in ("shuffled", "no_scan"):
             value = metrics[f"eval/{control}/{modality}"]
             if not lower <= value <= upper:
                 problems.append(f"{modality}: {control} {value:.1%} is not chance ({lower:.1%} to {upper:.1%})")
+            low, high = (metrics[f"eval/auroc_{control}_{side}/{modality}"] for side in ("lower", "upper"))
+            if not low <= 0.5 <= high:
+                problems.append(f"{modality}: AUROC of {control}, {low:.3f} to {high:.3f}, is not 0.5")
         if metrics[f"eval/swapped/{modality}"] > upper:
             problems.append(f"{modality}: swapped {metrics[f'eval/swapped/{modality}']:.1%} is above chance")
+        if (swapped := metrics[f"eval/auroc_swapped/{modality}"]) > 0.5:
+            problems.append(f"{modality}: AUROC of swapped, {swapped:.3f}, is above 0.5")
     return problems
 
 

@@ -10,7 +10,10 @@ pytest.importorskip("transformers")
 
 from chat import TEMPLATES, build_tokenizer
 
+from umbrella_data.chat.encoder import ChatEncoder
+from umbrella_data.chat.row_check import encoding_problems
 from umbrella_data.cli import main
+from umbrella_data.manifest.manifest import read_manifest
 
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
 
@@ -45,6 +48,15 @@ def test_row_that_cannot_be_encoded_is_listed(check, second):
     assert code == 1
     assert "line 2, subject sub-1: " in said
     assert "line 1" not in said
+
+
+def test_an_option_that_cannot_be_asked_is_listed(write_manifest):
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "left"}]
+    answers = [{"type": "choice", "options": ["left", other], "value": "left"} for other in ("right", "</s>", "a <b>")]
+    rows = [{"id": f"r{i}", "subject": "s", "messages": turns, "answer": each} for i, each in enumerate(answers)]
+    tokenizer = build_tokenizer("byte level", TEMPLATES["ChatML"])
+    encoder = ChatEncoder(tokenizer, image_token_id=tokenizer.convert_tokens_to_ids("<image>"), num_image_tokens={})
+    assert [line for line, _ in encoding_problems(read_manifest(write_manifest(rows)), encoder)] == [2]
 
 
 def test_rows_that_can_be_encoded_pass(check):

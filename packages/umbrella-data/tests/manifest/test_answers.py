@@ -115,6 +115,7 @@ def test_answer_is_read_after_its_reasoning():
         ("minus 41.2", -3.14, 1, "-3.1"),
         ("41", -0.2, 0, "0"),
         ("1.5e3 ml", 1500.0, 0, "1500 ml"),
+        ("12 mm³ … in T1", 15.0, 0, "15 mm³ … in T1"),
         ("<think>8 or 9: 41.23</think>\n\n41.23 years", 41.23, 0, "<think>8 or 9: 41.23</think>\n\n41 years"),
     ],
 )

@@ -11,8 +11,8 @@ import pytest
 from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_train.assembly.sources import (
     Sources,
-    find_evaluation,
-    find_training,
+    find_answer_spaces,
+    find_sources,
     prepare_sources,
     warn_of_repeated_fits,
 )
@@ -101,11 +101,23 @@ def test_synthetic_cohort_is_written_once(make_config: MakeConfig, tmp_path: Pat
 
 def test_both_splits_of_an_existing_run_are_found(make_config: MakeConfig, cohort: DemoCohort, tmp_path: Path) -> None:
     config = make_config(tmp_path)
-    assert [source.manifest for source in find_training(config)] == [cohort.train_manifest]
+    found = find_sources(config)
+    assert [source.manifest for source in (*found.train, *found.evaluation)] == [
+        cohort.train_manifest,
+        cohort.test_manifest,
+    ]
     synthetic = {**SYNTHETIC, "directory": str(tmp_path / "cohort")}
     config = make_config(tmp_path, data={"train": [], "evaluation": [], "synthetic": synthetic})
-    for find in (find_training, find_evaluation):
-        with pytest.raises(RunError, match="the synthetic cohort of this run is missing"):
-            find(config)
+    with pytest.raises(RunError, match="the synthetic cohort of this run is missing"):
+        find_sources(config)
+    assert find_sources(config, [DatasetConfig(manifest=cohort.test_manifest)]).train == ()
     written = prepare_sources(config)
-    assert (find_training(config), find_evaluation(config)) == (written.train, written.evaluation)
+    assert find_sources(config) == written
+
+
+def test_a_grid_of_a_task_without_numbers_in_training_is_an_error(
+    make_config: MakeConfig, cohort: DemoCohort, tmp_path: Path
+) -> None:
+    config = make_config(tmp_path, report={"number_grids": {"lesion_size": [0, 1, 0.5]}})
+    with pytest.raises(RunError, match=r"report\.number_grids: .*task lesion_size;"):
+        find_answer_spaces([DatasetConfig(manifest=cohort.train_manifest)], config=config)

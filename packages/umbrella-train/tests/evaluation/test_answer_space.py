@@ -11,6 +11,7 @@ from umbrella_train.evaluation.answer_space import (
     MAX_CANDIDATES,
     AnswerSpace,
     collect_answer_spaces,
+    find_answer_space,
     read_answer_spaces,
     write_answer_spaces,
 )
@@ -50,6 +51,34 @@ def test_decimals_are_those_of_training() -> None:
     assert [rounded.number_text(value) for value in rounded.numbers()] == ["21", "22"]
 
 
+def test_options_in_another_letter_case_have_the_words_of_training() -> None:
+    space = collect_answer_spaces([sample("Female.", Answer("choice", "female", options=("female", "male")))])
+    assert space["T1/task"].option_texts(["FEMALE", "Male"]) == ["Female.", "Male"]
+
+
+def test_reasoning_before_an_answer_is_no_part_of_its_words() -> None:
+    thought = "<think>\nAbout 40?\n</think>\n\n"
+    rows = [sample(f"{thought}left", Answer("choice", "left", options=("left", "right")))]
+    assert collect_answer_spaces(rows)["T1/task"].option_texts(["left"]) == ["left"]
+    assert collect_answer_spaces([number(41, f"{thought}41 years")])["T1/task"].number_text(3) == "3 years"
+
+
+def test_a_grid_that_is_finer_than_the_training_answers_has_a_text_for_each_number() -> None:
+    space = collect_answer_spaces([number(31, "31 years")])["T1/task"]
+    texts = [space.number_text(each) for each in space.numbers([0.1, 0.7, 0.3])]
+    assert texts == ["0.1 years", "0.4 years", "0.7 years"]
+    assert [space.number_text(each) for each in space.numbers([18, 19, 0.5])] == ["18 years", "18.5 years", "19 years"]
+
+
+def test_numbers_have_the_commas_and_signs_of_training() -> None:
+    rows = [sample(words, Answer("number", value, unit="mm³")) for words, value in
+            (("980 mm³", 980), ("990 mm³", 990), ("1,020 mm³", 1020))]  # fmt: skip
+    space = collect_answer_spaces(rows)["T1/task"]
+    assert [space.number_text(each) for each in (999, 1000, 1234567)] == ["999 mm³", "1,000 mm³", "1,234,567 mm³"]
+    plain = collect_answer_spaces([number(1234, "1234 mm³")])["T1/task"]
+    assert plain.number_text(1235) == "1235 mm³"
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 500), (1000, 1_512_345), (-20, 1000), (0.001, 0.9)])
 def test_a_wide_range_has_a_wider_step(low: float, high: float) -> None:
     numbers = collect_answer_spaces([number(low, f"{low}"), number(high, f"{high}")])["T1/task"].numbers()
@@ -62,6 +91,14 @@ def test_a_wide_range_has_a_wider_step(low: float, high: float) -> None:
 @pytest.mark.parametrize("words", ["1.2e-5", "forty", "between 3 and 4"])
 def test_numbers_that_are_not_in_plain_digits_have_no_space(words: str) -> None:
     assert collect_answer_spaces([number(4, words)]) == {}
+
+
+def test_a_task_with_other_modalities_than_in_training_has_its_space() -> None:
+    spaces = {"T1+dMRI/task": AnswerSpace(minimum=1.0), "T1/age": AnswerSpace(minimum=2.0)}
+    assert find_answer_space(spaces, sample("x", None)) == spaces["T1+dMRI/task"]
+    assert find_answer_space(spaces, sample("x", None, task="sex")) is None
+    spaces["T1/task"] = AnswerSpace(minimum=3.0)
+    assert find_answer_space(spaces, sample("x", None)) == spaces["T1/task"]
 
 
 def test_spaces_are_read_as_they_were_written(tmp_path: Path) -> None:

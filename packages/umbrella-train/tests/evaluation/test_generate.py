@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from umbrella_data.manifest.sample import Answer, Sample, Scan, Turn
 from umbrella_train.end_of_turn import EndOfTurn
+from umbrella_train.errors import RunError
 from umbrella_train.evaluation import generate
 from umbrella_train.evaluation.answers import modality_name
 from umbrella_train.evaluation.generate import EvaluationResult, evaluate_dataset, generate_in_order
@@ -292,6 +293,16 @@ def test_ranks_share_the_likelihoods_of_all_questions_each_once(
     assert together == single
     positions = [position for share in shares for position, _ in share]
     assert sorted(positions) == list(range(len(single.predictions)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_likelihood_that_is_not_finite_is_an_error(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(model: Any, batch: Any, candidates: Any, *, max_rows: int) -> list[list[float]]:
+        return [[-1.0, value]] * len(candidates)
+
+    monkeypatch.setattr(generate, "score_candidates", score)
+    with pytest.raises(RunError, match=r"^sample \d .*condition \w+: .*not finite"):
+        evaluate(ToyModel(), CandidateDataset([side_sample(i) for i in range(2)]))
 
 
 def test_batches_have_similar_prompts_and_every_question_once() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from umbrella_data.bids.questions import ScanMetadata, number_question
 from umbrella_data.manifest.sample import ANSWER_TYPES, Answer
-from umbrella_train.evaluation.metrics import fit_temperatures, summarise
+from umbrella_train.evaluation.metrics import class_probabilities, fit_temperatures, summarise
 from umbrella_train.evaluation.predictions import READERS, Condition, Prediction, Reply, read_reply
 
 SEX = Answer(type="choice", value="female", options=("female", "male"))
@@ -281,6 +281,30 @@ def test_errors_of_texts_are_means_of_the_readable_ones() -> None:
     assert metrics["eval/error_constant/T1/age"] == 0  # all have the same age
     assert metrics["eval/unparsed/T1/age"] == pytest.approx(1 / 6)
     assert "eval/accuracy/T1" not in metrics
+
+
+def test_texts_that_are_all_right_have_an_interval() -> None:
+    answer = Answer(type="text", value="left")
+    metrics = summarise([prediction(f"s{i}", Reply("left"), task="report", answer=answer) for i in range(3)])
+    for label in ("exact_match", "token_f1"):
+        assert metrics[f"eval/{label}/T1/report"] == metrics[f"eval/{label}_upper/T1/report"] == 1
+        assert metrics[f"eval/{label}_lower/T1/report"] == pytest.approx(0.4385, abs=1e-4)  # Wilson, 3 of 3
+
+
+def test_counts_of_modalities_with_tasks_of_two_types_are_per_task() -> None:
+    members = [prediction("a", Reply("female")), prediction("a", Reply("60"), task="age", answer=AGE)]
+    metrics = summarise(members)
+    assert metrics["eval/accuracy/T1"] == 1
+    assert metrics["eval/error/T1"] == 3
+    assert not {"eval/questions/T1", "eval/subjects/T1", "eval/unparsed/T1"} & metrics.keys()
+    assert metrics["eval/questions/T1/sex"] == metrics["eval/questions/T1/age"] == 1
+
+
+def test_likelihoods_that_are_not_finite_give_no_probabilities() -> None:
+    members = [prediction(f"s{i}", Reply(option_scores=(-1.0, score), option_lengths=(1, 1))) for i, score in
+               enumerate((-2.0, float("nan")))]  # fmt: skip
+    assert class_probabilities(members[:1]) is not None
+    assert class_probabilities(members) is None
 
 
 def test_texts_have_their_scores_and_controls() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from umbrella_data.manifest.sample import Answer
-from umbrella_train.evaluation.comparison import better_baselines, is_doubtful
+from umbrella_train.evaluation.comparison import baseline_metrics, better_baselines, is_doubtful
 from umbrella_train.evaluation.metrics import summarise
 from umbrella_train.evaluation.predictions import Condition, Prediction, Reply, read_reply
 from umbrella_train.evaluation.score_table import score_cell, score_table
@@ -34,6 +34,19 @@ def predictions_of(
         for condition, texts in said.items()
         for number, text in enumerate(texts)
     ]
+
+
+def test_a_baseline_belongs_to_the_task_of_its_whole_name() -> None:
+    found = {"baseline/volume/accuracy/T1/T1/sex": 0.5, "baseline/volume/accuracy/T1/sex": 0.75}
+    assert baseline_metrics(found, "T1/sex") == {"volume": {"eval/accuracy/T1/sex": 0.75}}
+    assert baseline_metrics(found, "T1/T1/sex") == {"volume": {"eval/accuracy/T1/T1/sex": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1.234, "1.23"), (30567.4, "30567"), (999.7, "1000"), (0.00012, "0.00012")]
+)
+def test_large_errors_have_no_exponent(value: float, text: str) -> None:
+    assert score_cell({"eval/error/T1/volume": value}, "error", "T1/volume").value == text
 
 
 @pytest.fixture(scope="module")

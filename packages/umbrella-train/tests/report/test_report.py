@@ -20,9 +20,9 @@ from umbrella_train.config import dump_config, load_config
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation.metrics import summarise
 from umbrella_train.evaluation.predictions import CONDITIONS, Condition, Prediction, Reply, read_reply
-from umbrella_train.evaluation.score_table import Cell
+from umbrella_train.evaluation.score_table import DOUBT_NOTE, Cell
 from umbrella_train.report import build_report
-from umbrella_train.report.answers import accuracy_figure
+from umbrella_train.report.answers import accuracy_figure, error_figure
 from umbrella_train.report.curves import MAX_POINTS, gradient_figure, loss_figure
 from umbrella_train.report.figure_style import modality_colours
 from umbrella_train.report.page import without_paths
@@ -203,6 +203,39 @@ def test_questions_without_one_readable_answer_are_in_the_table(tmp_path: Path) 
     assert row["cells"]["unparsed"].value == "100.0 %"
     assert row["cells"]["error"] == Cell("–")
     assert "numbers" in Page(build_report([run.path])).sections
+
+
+def test_report_of_one_subject_has_figures_without_intervals(tmp_path: Path) -> None:
+    run = make_run(tmp_path, is_evaluated=False)
+    predictions = [ask_age(random.Random(0), 0, condition) for condition in CONDITIONS]
+    metrics = summarise(predictions)
+    assert "eval/error_lower/T1/age" not in metrics
+    run.append_metrics({"step": 60, **metrics})
+    run.write_predictions(one.to_row() for one in predictions)
+    assert "numbers" in Page(build_report([run.path])).sections
+    (panel,) = error_figure([read_run(run.path, name="demo")]).axes
+    assert panel.get_title() == "T1 · age"
+
+
+def test_names_of_options_are_drawn_as_they_are(tmp_path: Path) -> None:
+    run = make_run(tmp_path, is_evaluated=False)
+    answer = Answer(type="choice", value="$\\less$5", options=("$\\less$5", "<b>$x_$</b>"))
+    predictions = [prediction("T1", "cost", i, "accuracy", answer.options[i % 2], answer) for i in range(4)]
+    run.append_metrics({"step": 60, **summarise(predictions)})
+    run.write_predictions(one.to_row() for one in predictions)
+    assert "outcomes" in Page(build_report([run.path])).sections
+
+
+@pytest.mark.parametrize("is_used", [True, False])
+def test_marks_at_the_top_are_explained(tmp_path: Path, is_used: bool) -> None:
+    run = make_run(tmp_path, is_evaluated=False)
+    answer = Answer(type="choice", value="left", options=("left", "right"))
+    said = {"accuracy": "left", "shuffled": "right" if is_used else "left"}
+    predictions = [prediction("T1", "side", i, kind, said[kind], answer) for i in range(9) for kind in said]
+    run.append_metrics({"step": 60, **summarise(predictions)})
+    words = Page(build_report([run.path])).words
+    assert ("100.0 %*" in words) != is_used
+    assert words.count(DOUBT_NOTE) == (0 if is_used else 2)  # below the tiles, and below the table
 
 
 def test_a_task_with_hits_and_errors_is_in_both_tables(tmp_path: Path) -> None:

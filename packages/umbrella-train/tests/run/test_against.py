@@ -165,6 +165,8 @@ def test_an_interval_that_does_not_exist_is_null(tmp_path: Path, capsys: pytest.
     first, second = (write_run(tmp_path / name, [sex_row("sub-1")]) for name in "ab")
     cli.eval_command([str(first), "--against", str(second), "--json"])
     assert json.loads(capsys.readouterr().out)["against/accuracy_lower/T1/sex"] is None
+    cli.eval_command([str(first), "--against", str(second)])
+    assert "nan" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [["--manifest", "a.jsonl"], ["--no-controls"], ["--max-samples", "1"]])

@@ -19,6 +19,7 @@ from umbrella_train.assembly.answer_manifests import answer_manifests
 from umbrella_train.assembly.predict import predict
 from umbrella_train.config import RunConfig
 from umbrella_train.errors import RunError
+from umbrella_train.run import evaluation
 from umbrella_train.run.evaluation import evaluate_run
 from umbrella_train.run.training import train
 
@@ -90,6 +91,24 @@ def test_eval_writes_an_answer_for_each_row_and_scores_those_with_an_answer(
         assert (given["score"] is None) == (given["is_parsed"] is None) == (not right)
     assert metrics["eval/questions/T1"] + metrics["eval/questions/dMRI"] + metrics["eval/questions/rsfMRI"] == 6
     assert files_of(folder) == before
+
+
+def test_a_run_of_an_earlier_version_has_the_possible_answers_of_its_training_data(
+    folder: Path, cohort: DemoCohort, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(folder, older)
+    (older / "answers.json").unlink()
+    before, asked = files_of(older), []
+    find = evaluation.find_answer_spaces
+    monkeypatch.setattr(
+        evaluation, "find_answer_spaces", lambda train, **keys: asked.extend(train) or find(train, **keys)
+    )
+    for run in (folder, older):
+        evaluate_run(run, **options(cohort, mixed), out=tmp_path / f"{run.name}.jsonl")
+    assert rows_of(tmp_path / "older.jsonl") == rows_of(tmp_path / f"{folder.name}.jsonl")
+    assert [source.manifest for source in asked] == [cohort.train_manifest]
+    assert files_of(older) == before
 
 
 def test_answers_are_those_to_the_same_questions_asked_alone(

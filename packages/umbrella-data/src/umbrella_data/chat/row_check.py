@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
+from umbrella_data.chat.candidates import encode_candidates
 from umbrella_data.chat.encoder import ChatEncoder
 from umbrella_data.chat.number_targets import NumberTargets
 from umbrella_data.errors import ManifestError
@@ -29,7 +30,8 @@ def encoding_problems(
 ) -> Iterator[tuple[int, str]]:
     """The line of each row that cannot be encoded, and why; no scan is opened.
 
-    The prompts of a few rows of each answer type are compared with the training text, see `prompt_problem`.
+    The prompts of a few rows of each answer type are compared with the training text, see `prompt_problem`. Each option
+    of a choice must be encodable after a prompt, also if it is no row's answer.
 
     Args:
         manifest: Rows that are invalid in themselves are passed over.
@@ -40,6 +42,7 @@ def encoding_problems(
     """
     numbers = numbers or NumberTargets()
     num_compared: Counter[tuple[str, ...]] = Counter()
+    known_options: set[str] = set()
     for row in range(len(manifest)) if rows is None else rows:
         try:
             sample = manifest[row]
@@ -53,6 +56,10 @@ def encoding_problems(
             num_compared[kind] += 1
             if problem is None and num_compared[kind] <= _PER_KIND:
                 problem = prompt_problem(encoder, messages, max_length=max_length)
+            options = set(sample.answer.options if sample.answer else ()) - known_options
+            if problem is None and options:
+                encode_candidates(encoder, messages, sorted(options), max_length=max_length)
+                known_options |= options
         except ValueError as error:
             problem = str(error)
         if problem is not None:

@@ -91,6 +91,9 @@ def replace_number(text: str, value: float, *, decimals: int, unit: str | None =
     found = _find_number(words, unit)
     if found is None:
         raise ValueError(f"the text {text!r:.60} has no readable number")
+    own = list(_NUMBER.finditer(words))
+    if len(own) == 1 and own[0][0] == found[0]:
+        found = own[0]  # in the words as they are: "mm³" stays
     thousands = "," if "," in found[0] else ""
     number = f"{round(value, decimals) + 0.0:{thousands}.{decimals}f}"  # + 0.0: there is no -0
     before, _, after = text.rpartition(words) if REASONING_TAGS[1] in text else text.partition(words)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from umbrella_data import ManifestError
+from umbrella_data.errors import did_you_mean
 from umbrella_data.manifest.sample import Sample
 from umbrella_data.modality import find_modality
 from umbrella_data.progress import progress_bar
@@ -22,7 +23,7 @@ from umbrella_train.config import DatasetConfig, RunConfig
 from umbrella_train.config.data import SyntheticConfig
 from umbrella_train.distributed.ranks import is_first_rank
 from umbrella_train.errors import RunError
-from umbrella_train.evaluation.answer_space import collect_answer_spaces, write_answer_spaces
+from umbrella_train.evaluation.answer_space import AnswerSpace, collect_answer_spaces, write_answer_spaces
 
 logger = logging.getLogger(__name__)
 
@@ -197,15 +198,31 @@ def _write_cohort(config: RunConfig, synthetic: SyntheticConfig) -> DemoCohort:
     return cohort
 
 
-def save_answer_spaces(path: Path, sources: Sequence[DatasetConfig], *, config: RunConfig) -> None:
-    """Write the possible answers of each task in training manifests, of at most `MAX_ROWS_CHECKED` rows of each."""
+def find_answer_spaces(sources: Sequence[DatasetConfig], *, config: RunConfig) -> dict[str, AnswerSpace]:
+    """The possible answers of each task in training manifests, of at most `MAX_ROWS_CHECKED` rows of each.
+
+    Raises:
+        RunError: A grid of candidate numbers is for a task without such numbers in training.
+    """
 
     def samples() -> Iterator[Sample]:
         for source in sources:
             manifest = open_source(source)
             yield from (manifest[row] for row in range(0, len(manifest), -(-len(manifest) // MAX_ROWS_CHECKED)))
 
-    write_answer_spaces(path, collect_answer_spaces(samples(), decimals=config.data.number_decimals))
+    spaces = collect_answer_spaces(samples(), decimals=config.data.number_decimals)
+    tasks = {name.partition("/")[2] for name, space in spaces.items() if space.minimum is not None}
+    if unknown := [f"{task}{did_you_mean(task, tasks)}" for task in config.report.number_grids if task not in tasks]:
+        raise RunError(
+            f"report.number_grids: the training data have no numbers in plain digits for the task "
+            f"{', '.join(unknown)}; remove it"
+        )
+    return spaces
+
+
+def save_answer_spaces(path: Path, sources: Sequence[DatasetConfig], *, config: RunConfig) -> None:
+    """Write `find_answer_spaces` of the training manifests as JSON."""
+    write_answer_spaces(path, find_answer_spaces(sources, config=config))
 
 
 def warn_of_repeated_fits(sources: Sources, *, config: RunConfig) -> None:

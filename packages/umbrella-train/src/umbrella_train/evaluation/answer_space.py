@@ -14,12 +14,20 @@ from typing import Any
 import numpy as np
 
 from umbrella_data.files.atomic import write_atomically
-from umbrella_data.manifest.answers import count_decimals, read_number, replace_number
+from umbrella_data.manifest.answers import (
+    count_decimals,
+    normalise,
+    read_number,
+    replace_number,
+    without_reasoning,
+)
 from umbrella_data.manifest.sample import Sample
 from umbrella_train.evaluation.answers import task_name
 
 MAX_CANDIDATES = 101
 """Numbers that are compared for one question."""
+# Sums of a grid's steps have rounding errors.
+_MAX_GRID_DECIMALS = 9
 _EXPONENT = re.compile(r"\d[eE][-+]?\d")
 
 
@@ -44,8 +52,9 @@ class AnswerSpace:
     maximum: float | None = None
 
     def option_texts(self, options: Sequence[str]) -> list[str]:
-        """The texts of options; one that training did not have is its own text."""
-        return [(self.words or {}).get(option, option) for option in options]
+        """The texts of options, also in another letter case; one that training did not have is its own text."""
+        words = {normalise(option): text for option, text in (self.words or {}).items()}
+        return [words.get(normalise(option), option) for option in options]
 
     def numbers(self, grid: Sequence[float] | None = None) -> list[float]:
         """Candidate numbers in ascending order, at most `MAX_CANDIDATES` of them without a grid.
@@ -66,12 +75,10 @@ class AnswerSpace:
         return [number / scale for number in range(low, high + 1, step)]
 
     def number_text(self, number: float) -> str:
-        """A number as training writes it."""
-        decimals = self.decimals
-        if not self.is_fixed:
-            shortest = np.format_float_positional(round(number, decimals), trim="-")
-            decimals = len(shortest.partition(".")[2])
-        return replace_number(self.frame, number, decimals=decimals)
+        """A number as training writes it; with more decimals if it needs them, so that no two numbers are one text."""
+        rounded = round(number, max(self.decimals, _MAX_GRID_DECIMALS))
+        needed = len(np.format_float_positional(rounded, trim="-").partition(".")[2])
+        return replace_number(self.frame, number, decimals=max(needed, self.decimals if self.is_fixed else 0))
 
 
 def collect_answer_spaces(samples: Iterable[Sample], *, decimals: int | None = None) -> dict[str, AnswerSpace]:
@@ -88,7 +95,8 @@ def collect_answer_spaces(samples: Iterable[Sample], *, decimals: int | None = N
     num_decimals: dict[str, Counter[int]] = defaultdict(Counter)
     ranges: dict[str, tuple[float, float]] = {}
     for sample in samples:
-        answer, words, name = sample.answer, sample.messages[-1].text, task_name(sample)
+        answer, name = sample.answer, task_name(sample)
+        words = without_reasoning(sample.messages[-1].text).strip()
         if answer is None or sample.messages[-1].role != "assistant":
             continue
         if answer.type == "choice":
@@ -96,7 +104,8 @@ def collect_answer_spaces(samples: Iterable[Sample], *, decimals: int | None = N
         elif answer.type == "number" and not _EXPONENT.search(words):
             if read_number(words, unit=answer.unit) is None:
                 continue
-            frames[name][replace_number(words, 0, decimals=0, unit=answer.unit)] += 1
+            # A number with four digits keeps a comma between them.
+            frames[name][replace_number(words, 1000, decimals=0, unit=answer.unit)] += 1
             num_decimals[name][count_decimals(words, unit=answer.unit)] += 1
             low, high = ranges.get(name, (math.inf, -math.inf))
             ranges[name] = (min(low, float(answer.value)), max(high, float(answer.value)))
@@ -106,14 +115,22 @@ def collect_answer_spaces(samples: Iterable[Sample], *, decimals: int | None = N
     }
     for name, counts in frames.items():
         found = num_decimals[name]
+        frame = counts.most_common(1)[0][0]
+        with_comma = frame.replace("1000", "1,000")  # numbers below 1,000 do not show it
         spaces[name] = AnswerSpace(
-            frame=counts.most_common(1)[0][0],
+            frame=with_comma if with_comma in counts else frame,
             decimals=found.most_common(1)[0][0] if decimals is None else decimals,
             is_fixed=len(found) == 1 or decimals is not None,
             minimum=ranges[name][0],
             maximum=ranges[name][1],
         )
     return spaces
+
+
+def find_answer_space(spaces: Mapping[str, AnswerSpace], sample: Sample) -> AnswerSpace | None:
+    """The space of a sample's task, or that of the task with other modalities; None if training did not have it."""
+    others = (space for name, space in spaces.items() if name.partition("/")[2] == sample.task)
+    return spaces.get(task_name(sample)) or next(others, None)
 
 
 def write_answer_spaces(path: Path, spaces: Mapping[str, AnswerSpace]) -> None:

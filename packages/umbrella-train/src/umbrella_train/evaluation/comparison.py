@@ -26,9 +26,9 @@ def baseline_metrics(metrics: Metrics, name: str) -> dict[str, dict[str, float]]
     """The figures `baseline/BASELINE/LABEL/NAME` of a task by baseline, with keys as those of the model."""
     found: dict[str, dict[str, float]] = {}
     for key, value in metrics.items():
-        if key.startswith("baseline/") and key.endswith(f"/{name}"):
-            baseline, label = key.removesuffix(f"/{name}").split("/")[1:]
-            found.setdefault(baseline, {})[f"eval/{label}/{name}"] = value
+        kind, *parts = key.split("/", 3)  # a name may have more slashes
+        if kind == "baseline" and len(parts) == 3 and parts[2] == name:
+            found.setdefault(parts[0], {})[f"eval/{parts[1]}/{name}"] = value
     return found
 
 

@@ -16,8 +16,8 @@ from umbrella_data import ConversationDataset, ScanError
 from umbrella_data.manifest.sample import Sample
 from umbrella_train.end_of_turn import EndOfTurn
 from umbrella_train.errors import RunError
-from umbrella_train.evaluation.answer_space import AnswerSpace
-from umbrella_train.evaluation.answers import modality_name, question_text, scored_row, task_name
+from umbrella_train.evaluation.answer_space import AnswerSpace, find_answer_space
+from umbrella_train.evaluation.answers import modality_name, question_text, scored_row
 from umbrella_train.evaluation.controls import Question, plan_questions
 from umbrella_train.evaluation.likelihood import Tokens, score_candidates
 from umbrella_train.evaluation.predictions import Prediction, Reply, read_reply
@@ -217,6 +217,12 @@ class _Asker:
         answer = self.dataset.sample(question.index).answer
         if not scores or tokens is None or answer is None:
             return Reply(generated=text)
+        if not np.isfinite(scores).all():
+            raise RunError(
+                f"sample {question.index + 1} of the evaluation data, condition {question.condition}: the model's "
+                "log-likelihood of a possible answer is not finite; look for weights or scans with values that are not "
+                "finite, or compute in float32 or bfloat16"
+            )
         if answer.type == "choice":
             return Reply(text, option_scores=scores, option_lengths=tuple(map(len, tokens)))
         mean, lower, upper = expected_value(np.array(self._numbers(question)), np.array(scores))
@@ -225,13 +231,13 @@ class _Asker:
     def _numbers(self, question: Question) -> list[float]:
         """Candidate numbers; none if training did not have such numbers."""
         sample = self.dataset.sample(question.index)
-        space = self.spaces.get(task_name(sample))
+        space = find_answer_space(self.spaces, sample)
         return [] if space is None else space.numbers(self.grids.get(sample.task))
 
     def _candidates(self, question: Question) -> list[Tokens] | None:
         """Tokens of the options, or of the candidate numbers; None if the answer is only generated."""
         sample = self.dataset.sample(question.index)
-        answer, space = sample.answer, self.spaces.get(task_name(sample), AnswerSpace())
+        answer, space = sample.answer, find_answer_space(self.spaces, sample) or AnswerSpace()
         if answer is None or answer.type == "text":
             return None
         if answer.type == "choice":

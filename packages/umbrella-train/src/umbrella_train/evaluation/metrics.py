@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from umbrella_train.evaluation.classification import classification_figures, fit_temperature
 from umbrella_train.evaluation.comparison import COMPARED, control_label, num_overlaps
-from umbrella_train.evaluation.intervals import Figure, bca_interval, binomial_interval, mean_statistic, wilson_interval
+from umbrella_train.evaluation.intervals import (
+    Figure,
+    bca_interval,
+    binomial_interval,
+    mean_statistic,
+    wilson_figure,
+    wilson_interval,
+)
 from umbrella_train.evaluation.predictions import CONDITIONS, Condition, Prediction
 from umbrella_train.evaluation.probabilities import softmax
 from umbrella_train.evaluation.regression import regression_figures
@@ -24,11 +31,13 @@ _CONTROLLED: Mapping[str, tuple[str, ...]] = {
     "number": ("error", "r2"),
     "text": ("token_f1", "exact_match"),
 }
-# Labels that a set of modalities with one task has, too.
+# Labels that a set of modalities with one task of a type has, too.
 _HEADLINES = frozenset(
-    {"questions", "subjects", "unparsed", "chance", "majority", "error_constant", "overlaps"}
+    {"chance", "majority", "error_constant"}
     | {control_label(figure, condition) for figure in COMPARED for condition in CONDITIONS}
 )
+# Labels that answers of all types have: with two tasks, they would be of either.
+_COMMON = frozenset({"questions", "subjects", "unparsed", "overlaps"})
 
 
 def summarise(
@@ -54,7 +63,7 @@ def summarise(
     - `overlaps`: the number of controls whose interval overlaps that of the main figure.
 
     Where all questions about a set of modalities with one type of answer are one task, its main figures are also there
-    under the modalities alone (`eval/accuracy/T1`).
+    under the modalities alone (`eval/accuracy/T1`); counts and `overlaps`, where all its questions are one task.
 
     Args:
         predictions: Predictions of all conditions.
@@ -88,12 +97,14 @@ def summarise(
             metrics |= keyed
             modality = same_kind[0].modality
             if len(tasks[modality, kind]) == 1:
-                metrics |= {f"eval/{label}/{modality}": value for label, value in found.items() if _is_headline(label)}
+                is_only = {key for key in tasks if key[0] == modality} == {(modality, kind)}
+                shown = _HEADLINES | _COMMON if is_only else _HEADLINES
+                metrics |= {
+                    f"eval/{label}/{modality}": value
+                    for label, value in found.items()
+                    if label.removesuffix("_lower").removesuffix("_upper") in shown
+                }
     return metrics
-
-
-def _is_headline(label: str) -> bool:
-    return label.removesuffix("_lower").removesuffix("_upper") in _HEADLINES
 
 
 def _counts(predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -133,7 +144,7 @@ def class_probabilities(
 ) -> tuple[tuple[str, ...], NDArray[np.float64]] | None:
     """The options (K,) and their probabilities (N, K) under predictions of one task.
 
-    None if the questions have different options, or not all were answered by likelihood.
+    None if the questions have different options, or not all were answered by likelihood, with finite values.
     """
     orders = {p.options for p in members}
     scores = [dict(zip(p.options, p.option_scores, strict=True)) for p in members if p.option_scores is not None]
@@ -141,7 +152,8 @@ def class_probabilities(
         return None
     # The order has a meaning, but not if it is drawn for each question.
     options = members[0].options if len(orders) == 1 else tuple(sorted(members[0].options))
-    return options, softmax([[row[option] for option in options] for row in scores], temperature=temperature)
+    table = np.array([[row[option] for option in options] for row in scores], dtype=np.float64)
+    return (options, softmax(table, temperature=temperature)) if np.isfinite(table).all() else None
 
 
 def fit_temperatures(predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -227,7 +239,7 @@ def _summarise_texts(
             known = [(value, subject) for value, subject in scored if value is not None]
             if known:
                 values, subjects = zip(*known, strict=True)
-                metrics |= _labelled(control_label(key, condition), _mean(values, subjects, seed=seed))
+                metrics |= _labelled(control_label(key, condition), _mean_share(values, subjects, seed=seed))
     return metrics
 
 
@@ -245,6 +257,13 @@ def _proportion(hits: Sequence[float], members: Sequence[Prediction]) -> Figure:
 
 def _mean(values: Sequence[float], subjects: Sequence[str], *, seed: int) -> Figure:
     return bca_interval(mean_statistic(np.asarray(values)), subjects=subjects, seed=seed)
+
+
+def _mean_share(values: Sequence[float], subjects: Sequence[str], *, seed: int) -> Figure:
+    """The mean of scores from 0 to 1; equal scores have Wilson's interval, since no resample differs."""
+    figure = _mean(values, subjects, seed=seed)
+    is_equal = figure.lower == figure.upper and 0 <= figure.value <= 1
+    return wilson_figure(figure.value, count=len(set(subjects))) if is_equal else figure
 
 
 def _labelled(label: str, figure: Figure) -> dict[str, float]:

@@ -176,8 +176,13 @@ def score_cell(metrics: Mapping[str, float], label: str, name: str) -> Cell:
     if label in _PERCENT:
         interval = " to ".join(f"{100 * bound:.0f}" for bound in bounds)
         return Cell(f"{100 * value:.1f} %{mark}", interval and f"{interval} %")
-    digits = ".3g" if label.startswith(("error", "rmse")) else ".2f"
-    return Cell(f"{value:{digits}}{mark}", " to ".join(f"{bound:{digits}}" for bound in bounds))
+    show = short if label.startswith(("error", "rmse")) else "{:.2f}".format
+    return Cell(f"{show(value)}{mark}", " to ".join(map(show, bounds)))
+
+
+def short(value: float) -> str:
+    """A number with 3 digits, or as an integer if it has more before the point: no `1.23e+04`."""
+    return f"{value:.0f}" if 999.5 <= abs(value) < 1e15 else f"{value:.3g}"
 
 
 def _with_interval(cell: Cell) -> str:

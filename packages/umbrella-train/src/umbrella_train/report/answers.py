@@ -52,7 +52,7 @@ def accuracy_figure(runs: Sequence[RunData]) -> Figure:
 
 def error_figure(runs: Sequence[RunData]) -> Figure:
     """Mean absolute error of every question about a number, with its controls; one panel per question."""
-    names = list(dict.fromkeys(name for run in runs for name in run.names_below("error")))
+    names = list(dict.fromkeys(name for run in runs for name in run.names_below("error") if "/" in name))
     runs_of = {name: [run for run in runs if f"eval/error/{name}" in run.evaluation] for name in names}
     figure, axes = panels(len(names), 1, height=1.0 + sum(0.6 + 0.8 * len(members) for members in runs_of.values()))
     by_run = colours_of([run.name for run in runs])
@@ -91,9 +91,12 @@ def _draw_lanes(
         if value is None:
             continue
         height = position + (lane - (len(labels) - 1) / 2) * _LANE
-        bounds = [metrics[f"eval/{label}_{side}/{name}"] for side in ("lower", "upper")]
+        # There is no interval of one subject.
+        keys = [f"eval/{label}_{side}/{name}" for side in ("lower", "upper")]
+        bounds = [metrics[key] for key in keys if key in metrics]
         is_own = lane == 0
-        axes.plot(bounds, [height, height], color=lane_colour, linewidth=2.2 if is_own else 1.2)
+        if bounds:
+            axes.plot(bounds, [height, height], color=lane_colour, linewidth=2.2 if is_own else 1.2)
         fill = lane_colour if is_own else "white"
         size = 8 if is_own else 5.5
         axes.plot([value], [height], marker, color=lane_colour, markerfacecolor=fill, markersize=size, clip_on=False)

@@ -34,6 +34,8 @@ _STYLE: Any = {
     "xtick.color": "#57606a",
     "ytick.color": "#57606a",
     "legend.frameon": False,
+    # Names of tasks and options may have dollar signs.
+    "text.parse_math": False,
     # Makes the SVG reproducible.
     "svg.hashsalt": "umbrella",
 }

@@ -7,14 +7,14 @@ from typing import Any
 
 from umbrella_train.config.schema import flatten
 from umbrella_train.evaluation.comparison import COMPARED
-from umbrella_train.evaluation.score_table import DASH, DOUBT_NOTE, TABLES, Cell, ScoreTable, build_table
+from umbrella_train.evaluation.score_table import DASH, DOUBT_MARK, DOUBT_NOTE, TABLES, Cell, ScoreTable, build_table
 from umbrella_train.report.run_data import RunData, label_of
 
 # Per task: half of them wrong, half of them right.
 NUM_EXAMPLES = 4
 
 
-def tiles(run: RunData) -> list[dict[str, str]]:
+def tiles(run: RunData) -> list[dict[str, Any]]:
     """The main figure of each task, for the top of the page."""
     found = []
     for kind in TABLES:
@@ -29,6 +29,7 @@ def tiles(run: RunData) -> list[dict[str, str]]:
             ]
             found.append(
                 {
+                    "is_doubtful": any(DOUBT_MARK in words for words in (row[main].value, *references)),
                     "name": f"{label_of(name)}: {COMPARED[main]}",
                     "value": row[main].value,
                     "interval": f"{row['subjects'].value} subjects, 95 % interval {row[main].note}",

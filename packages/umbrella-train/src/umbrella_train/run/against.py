@@ -179,7 +179,8 @@ def comparison_table(comparisons: Sequence[Comparison], *, names: tuple[str, str
         for label, difference in each.differences.items():
             values = [f"{value:.3g}" for value in difference.values]
             figure = difference.figure
-            interval = f"{figure.value:+.3g} ({figure.lower:+.3g} to {figure.upper:+.3g})"
+            bounds = f"{figure.lower:+.3g} to {figure.upper:+.3g}" if math.isfinite(figure.lower) else "no interval"
+            interval = f"{figure.value:+.3g} ({bounds})"
             lines.append([each.name, label, *values, interval, f"{difference.p:.2g}", f"{each.num_subjects}"])
         if each.only_in_one:
             notes.append(f"{each.name}: {each.only_in_one} subjects are in one of the runs only")

@@ -17,7 +17,7 @@ from umbrella_train.assembly.build import TrainingComponents, build_components
 from umbrella_train.assembly.held_out import Overlap, check_held_out
 from umbrella_train.assembly.masks import warn_of_other_masks
 from umbrella_train.assembly.predict import load_processor
-from umbrella_train.assembly.sources import MAX_ROWS_CHECKED, Sources, check_manifests, find_sources, save_answer_spaces
+from umbrella_train.assembly.sources import MAX_ROWS_CHECKED, Sources, check_manifests, find_answer_spaces, find_sources
 from umbrella_train.assembly.subject_parts import open_source
 from umbrella_train.checkpoint.changes import read_record, run_settings
 from umbrella_train.checkpoint.integrity import checkpoint_folders
@@ -85,8 +85,6 @@ def evaluate_run(
         from umbrella_train.run.baselines import evaluate_baselines, find_baseline_data  # late: imports scikit-learn
 
         baseline_data = find_baseline_data(found.train, config=config, segmentations=segmentations)
-    if not folder.answers.exists() and found.train:  # a run of an earlier version
-        save_answer_spaces(folder.answers, found.train, config=config)
     processor = load_processor(folder.model)
     components = replace(
         build_components(config, weights=folder.model), asks_for_reasoning=processor.asks_for_reasoning
@@ -206,7 +204,11 @@ def evaluate_sources(
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     model.to(device)
     end_of_turn = find_end_of_turn(components.tokenizer, image_token_id=components.model.config.image_token_id)
-    spaces = read_answer_spaces(folder.answers)
+    if folder.answers.exists():
+        spaces = read_answer_spaces(folder.answers)
+    else:  # a run of an earlier version, whose folder may be read-only
+        spaces = find_answer_spaces(sources.train, config=config)
+    texts = text_scores(laterality_lexicon=config.report.laterality_lexicon)  # first: may be rejected
 
     def ask(source: DatasetConfig, words: str, **options: Any) -> EvaluationResult:
         with progress_bar(words=words, unit="batch") as bar:
@@ -249,7 +251,7 @@ def evaluate_sources(
         predictions,
         seed=config.seed,
         temperatures=fit_temperatures([prediction for result in fitted for prediction in result.predictions]),
-        texts=text_scores(laterality_lexicon=config.report.laterality_lexicon),
+        texts=texts,
     )
     if rank == 0 and step is not None:
         folder.append_metrics({"step": step, **metrics})
