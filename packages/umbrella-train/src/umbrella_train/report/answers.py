@@ -91,7 +91,8 @@ def _draw_lanes(
         if value is None:
             continue
         height = position + (lane - (len(labels) - 1) / 2) * _LANE
-        bounds = [metrics[f"eval/{label}_{side}/{name}"] for side in ("lower", "upper")]
+        # A figure of one subject has no interval.
+        bounds = [metrics.get(f"eval/{label}_{side}/{name}", value) for side in ("lower", "upper")]
         is_own = lane == 0
         axes.plot(bounds, [height, height], color=lane_colour, linewidth=2.2 if is_own else 1.2)
         fill = lane_colour if is_own else "white"
