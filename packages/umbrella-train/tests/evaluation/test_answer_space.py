@@ -48,6 +48,7 @@ def test_decimals_are_those_of_training() -> None:
     assert [shortest.number_text(value) for value in shortest.numbers()] == ["2.49", "2.5", "2.51"]
     rounded = collect_answer_spaces([number(20.6, "20.6"), number(22.4, "22.4")], decimals=0)["T1/task"]
     assert [rounded.number_text(value) for value in rounded.numbers()] == ["21", "22"]
+    assert (rounded.minimum, rounded.maximum) == (21, 22)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 500), (1000, 1_512_345), (-20, 1000), (0.001, 0.9)])

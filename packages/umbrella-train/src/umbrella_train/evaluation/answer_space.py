@@ -105,13 +105,15 @@ def collect_answer_spaces(samples: Iterable[Sample], *, decimals: int | None = N
         for name, options in texts.items()
     }
     for name, counts in frames.items():
-        found = num_decimals[name]
+        found, bounds = num_decimals[name], ranges[name]
+        if decimals is not None:
+            bounds = (round(bounds[0], decimals), round(bounds[1], decimals))
         spaces[name] = AnswerSpace(
             frame=counts.most_common(1)[0][0],
             decimals=found.most_common(1)[0][0] if decimals is None else decimals,
             is_fixed=len(found) == 1 or decimals is not None,
-            minimum=ranges[name][0],
-            maximum=ranges[name][1],
+            minimum=bounds[0],
+            maximum=bounds[1],
         )
     return spaces
 

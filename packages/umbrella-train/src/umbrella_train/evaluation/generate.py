@@ -223,10 +223,11 @@ class _Asker:
         return Reply(text, expected=mean, interval=(lower, upper))
 
     def _numbers(self, question: Question) -> list[float]:
-        """Candidate numbers; none if training did not have such numbers."""
+        """Candidate numbers as they are written, each once; none if training did not have such numbers."""
         sample = self.dataset.sample(question.index)
         space = self.spaces.get(task_name(sample))
-        return [] if space is None else space.numbers(self.grids.get(sample.task))
+        numbers = [] if space is None else space.numbers(self.grids.get(sample.task))
+        return numbers if space is None else list(dict.fromkeys(round(each, space.decimals) for each in numbers))
 
     def _candidates(self, question: Question) -> list[Tokens] | None:
         """Tokens of the options, or of the candidate numbers; None if the answer is only generated."""
