@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -31,6 +32,30 @@ def test_scripts_are_valid_and_ask_for_a_requeue_and_a_signal(script):
     assert any(re.fullmatch(r"--signal=B:USR1@\d+", option) for option in options)
     # sbatch reads options up to the first command.
     assert text.rindex("#SBATCH") < text.index("set -euo pipefail")
+
+
+@pytest.mark.parametrize("name", ["train_one_node.sh", "train_nodes.sh"])
+@pytest.mark.parametrize("fold", [None, "3"])
+def test_a_stopped_fold_requeues_its_own_job(tmp_path, name, fold):
+    # Job 7 of the array 7: without the number of the fold, scontrol would requeue the jobs of all folds.
+    mark = "my/REQUEUE" if fold is None else f"my/fold-{fold}/REQUEUE"
+    commands = {
+        "umbrella-train": f'echo "$@" >words; mkdir -p {Path(mark).parent}; touch {mark}; exit 138',
+        "srun": f'echo "$@" >words; mkdir -p {Path(mark).parent}; touch {mark}; exit 1',
+        "scontrol": '[[ $1 == show ]] && echo node || echo "$@" >requeued',
+    }
+    (tmp_path / "bin").mkdir()
+    for command, body in commands.items():
+        path = tmp_path / "bin" / command
+        path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+        path.chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node", "SLURM_JOB_NUM_NODES": "1"}
+    array = {} if fold is None else {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": fold}
+    environment = {"PATH": os.environ["PATH"], "UMBRELLA_ENV": str(tmp_path), "CONFIG": "my.yaml", "RUN": "my"}
+    words = ["bash", EXAMPLES / "slurm" / name, "--folds", "5"]
+    subprocess.run(words, check=False, cwd=tmp_path, env=environment | job | array)
+    assert (tmp_path / "requeued").read_text() == f"requeue {'7' if fold is None else '7_3'}\n"
+    assert ("--fold 3" in (tmp_path / "words").read_text()) == (fold is not None)
 
 
 def test_torchrun_has_less_time_to_end_than_the_job():

@@ -37,7 +37,10 @@ if [[ -z ${SLURM_JOB_ID:-} ]]; then
   exit
 fi
 
+job=$SLURM_JOB_ID
 if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
+  # One job of an array has the number of the whole array.
+  job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
   # Without NUM_SHARDS, all shards are in this array. That is not so if a part of them is run again.
   part=(--shard "$SLURM_ARRAY_TASK_ID/${NUM_SHARDS:-$SLURM_ARRAY_TASK_COUNT}")
 else
@@ -60,7 +63,7 @@ wait "$pid" || status=$?
 if $is_time_up && ((status != 0)); then
   if [[ $1 == cache ]]; then
     # What is in the cache stays there: the job continues where it was stopped.
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$job"
   else
     echo "error: the time limit is too short for ${part[*]}: raise --time, or NUM_SHARDS and run all shards again" >&2
   fi

@@ -39,9 +39,12 @@ trap 'kill -USR1 "$pid" || true' USR1
 trap 'is_ended=true' TERM
 # In a job array, each job trains one fold: sbatch --array=1-5 train_nodes.sh --folds 5
 mark=$run/REQUEUE
+job=$SLURM_JOB_ID
 if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
   set -- "$@" --fold "$SLURM_ARRAY_TASK_ID"
   mark=$run/fold-$SLURM_ARRAY_TASK_ID/REQUEUE
+  # One job of an array has the number of the whole array.
+  job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 fi
 rm -f "$mark"
 # srun does not take --cpus-per-task from sbatch (since SLURM 22.05). In the background: bash runs a trap only when the
@@ -61,6 +64,6 @@ wait "$pid" || status=$?
 # The run has stopped for the time limit: it leaves a file, since the exit code of torchrun is 1 for any reason. Not after
 # TERM: SLURM requeues after a preemption, and a job that was cancelled must not come back.
 if ! $is_ended && [[ -e $mark ]]; then
-  scontrol requeue "$SLURM_JOB_ID"
+  scontrol requeue "$job"
 fi
 exit "$status"

@@ -45,9 +45,12 @@ trap 'kill -USR1 "$pid" || true' USR1
 trap 'is_ended=true' TERM
 # In a job array, each job trains one fold: sbatch --array=1-5 train_one_node.sh --folds 5
 mark=$run/REQUEUE
+job=$SLURM_JOB_ID
 if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
   set -- "$@" --fold "$SLURM_ARRAY_TASK_ID"
   mark=$run/fold-$SLURM_ARRAY_TASK_ID/REQUEUE
+  # One job of an array has the number of the whole array.
+  job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 fi
 rm -f "$mark"
 # --resume auto starts the run, and resumes it in later jobs. In the background: bash runs a trap only when the command in
@@ -63,6 +66,6 @@ wait "$pid" || status=$?
 # 138 is 128 + USR1: the run has stopped for the time limit. Under torchrun, the exit code is 1, and there is a file. Not
 # after TERM: SLURM requeues after a preemption, and a job that was cancelled must not come back.
 if ! $is_ended && { ((status == 138)) || [[ -e $mark ]]; }; then
-  scontrol requeue "$SLURM_JOB_ID"
+  scontrol requeue "$job"
 fi
 exit "$status"

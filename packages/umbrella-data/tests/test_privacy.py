@@ -87,7 +87,7 @@ def test_hash_that_is_unknown_or_ambiguous_is_rejected(tmp_path):
 def test_folders_here_and_in_runs_are_searched_the_newest_first(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     hashes = {}
-    for age, folder in enumerate(["page", "runs/new", "runs/old", "."]):
+    for age, folder in enumerate(["page", "runs/new", "runs/old", "runs/cv/fold-1", "."]):
         hashes[folder] = pseudonyms(tmp_path / folder)("sub-c")
         os.utime(tmp_path / folder / TABLE_NAME, (10_000 - age, 10_000 - age))
     for folder, pseudonym in hashes.items():

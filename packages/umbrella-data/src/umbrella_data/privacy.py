@@ -91,8 +91,9 @@ def names_by_hash(folders: Iterable[Path]) -> dict[str, str]:
 
 
 def folders_with_names(top: Path) -> list[Path]:
-    """Folders with a table of names: `top`, those in it and those in its `runs`, the newest first."""
-    tables = [path for pattern in ("", "*/", "runs/*/") for path in top.glob(f"{pattern}{TABLE_NAME}")]
+    """Folders with a table of names: `top`, those in it and in its `runs`, and their folds, the newest first."""
+    places = ("", "*/", "*/fold-*/", "runs/*/", "runs/*/fold-*/")
+    tables = [path for pattern in places for path in top.glob(f"{pattern}{TABLE_NAME}")]
     return [path.parent for path in sorted(tables, key=lambda path: path.stat().st_mtime_ns, reverse=True)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +15,9 @@ from umbrella_data.manifest.sample import Answer, Sample, Scan, Turn
 from umbrella_train.end_of_turn import EndOfTurn
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation import generate
+from umbrella_train.evaluation.answer_space import AnswerSpace
 from umbrella_train.evaluation.answers import modality_name
+from umbrella_train.evaluation.controls import Question
 from umbrella_train.evaluation.generate import EvaluationResult, evaluate_dataset, generate_in_order
 from umbrella_train.evaluation.metrics import summarise
 
@@ -127,6 +129,28 @@ def evaluate(model: ToyModel, dataset: ToyDataset, **options: Any) -> Evaluation
         subject_hash=lambda subject: f"hash of {subject[-3:]}",
         **arguments,
     )
+
+
+def test_numbers_of_a_grid_are_candidates_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = (Turn("user", ("Age?",)), Turn("assistant", ("41 years",)))
+    dataset = ToyDataset([Sample("i", "s", "age", turns, Answer("number", 41, unit="years"))])
+    texts: list[Sequence[str]] = []
+
+    def candidate_tokens(_: ToyDataset, index: int, candidates: Sequence[str], **options: bool) -> list[tuple[int]]:
+        texts.append(candidates)
+        return [(1,)] * len(candidates)
+
+    monkeypatch.setattr(ToyDataset, "candidate_tokens", candidate_tokens)
+    spaces = {"text/age": AnswerSpace(frame="0 years", decimals=0, minimum=40, maximum=42)}
+    grids = {"age": (40, 42, 0.25)}
+    asker = generate._Asker(
+        None, cast(Any, dataset), None, cast(Any, None), 1, "cpu", EndOfTurn(), spaces=spaces, grids=grids
+    )
+    question = Question(0, "accuracy")
+    tokens = asker._candidates(question)
+    assert texts == [["40 years", "41 years", "42 years"]]
+    reply = asker._reply(question, None, (-100.0, 0.0, 0.0), tokens)
+    assert reply.expected == pytest.approx(41.5)
 
 
 def test_a_model_that_uses_the_scan_is_right_with_its_own_scan_only() -> None:

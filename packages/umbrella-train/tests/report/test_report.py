@@ -238,6 +238,18 @@ def test_marks_at_the_top_are_explained(tmp_path: Path, is_used: bool) -> None:
     assert words.count(DOUBT_NOTE) == (0 if is_used else 2)  # below the tiles, and below the table
 
 
+def test_figures_of_one_subject_are_drawn_without_an_interval(tmp_path: Path) -> None:
+    run = make_run(tmp_path, is_evaluated=False)
+    dice = random.Random(0)
+    predictions = [each for kind in CONDITIONS for each in (ask(dice, "T1", 0, kind), ask_age(dice, 0, kind))]
+    metrics = summarise(predictions)
+    assert "eval/error/T1/age" in metrics
+    assert "eval/error_lower/T1/age" not in metrics
+    run.append_metrics({"step": 60, **metrics})
+    run.write_predictions(each.to_row() for each in predictions)
+    assert "T1 · age" in build_report([run.path]).read_text()
+
+
 def test_a_task_with_hits_and_errors_is_in_both_tables(tmp_path: Path) -> None:
     run = make_run(tmp_path, is_evaluated=False)
     number = Answer(type="number", value=50.0, unit="years")

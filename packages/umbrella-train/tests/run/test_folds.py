@@ -203,6 +203,49 @@ def test_spread_is_over_the_figures_of_the_folds(pooled: Path) -> None:
     assert "accuracy of T1/a by fold: mean 0.5, from 0.25 to 0.75" in page
 
 
+def test_baselines_of_all_folds_are_pooled(pooled: Path) -> None:
+    for fold in fold_folders(pooled):
+        assert not (pooled / "baselines.jsonl").exists()
+        rows = [row for row in lines_of(fold / "predictions.jsonl") if row["condition"] == "accuracy"]
+        text = "".join(json.dumps({"baseline": "volume", **row}) + "\n" for row in rows)
+        (fold / "baselines.jsonl").write_text(text)
+        build_report([pooled])
+    (metrics,) = lines_of(pooled / "metrics.jsonl")
+    assert metrics["baseline/volume/subjects/T1"] == 6
+    assert metrics["baseline/volume/accuracy/T1"] == metrics["eval/accuracy/T1"]
+    subjects = {row["subject"] for row in lines_of(pooled / "predictions.jsonl")}
+    assert {row["subject"] for row in lines_of(pooled / "baselines.jsonl")} == subjects
+    (pooled / "fold-2/baselines.jsonl").unlink()
+    build_report([pooled])
+    assert not (pooled / "baselines.jsonl").exists()
+    assert not any(key.startswith("baseline/") for key in lines_of(pooled / "metrics.jsonl")[0])
+
+
+def test_a_fold_without_answers_adds_none(pooled: Path) -> None:
+    (pooled / "fold-2/predictions.jsonl").write_text("")
+    build_report([pooled])
+    assert predictions_of(pooled) == predictions_of(pooled / "fold-1")
+    (pooled / "fold-2/predictions.jsonl").unlink()
+    with pytest.raises(RunError, match=r"fold-2.predictions\.jsonl: is missing"):
+        build_report([pooled])
+
+
+def test_texts_are_scored_with_the_lexicon_of_the_run(pooled: Path, tmp_path: Path) -> None:
+    (tmp_path / "words.yaml").write_text("left: [esquerda]\nright: [direita]\nbilateral: [ambos]\n")
+    for fold in fold_folders(pooled):
+        rows = lines_of(fold / "predictions.jsonl")
+        for row in rows:
+            row |= {"type": "text", "answer": "esquerda", "predicted": "direita", "generated": "direita", "score": 0.0}
+        (fold / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        text = (fold / "config.yaml").read_text()
+        assert "laterality_lexicon: null" in text
+        words = f"laterality_lexicon: {tmp_path / 'words.yaml'}"
+        (fold / "config.yaml").write_text(text.replace("laterality_lexicon: null", words))
+    build_report([pooled])
+    (metrics,) = lines_of(pooled / "metrics.jsonl")
+    assert {value for key, value in metrics.items() if key.startswith("eval/laterality_f1/")} == {0.0}
+
+
 def test_subject_in_two_folds_is_an_error(pooled: Path) -> None:
     rows = lines_of(pooled / "fold-2/names.jsonl")
     first = names_by_hash([pooled / "fold-1"])[lines_of(pooled / "fold-1/predictions.jsonl")[0]["subject"]]

@@ -26,8 +26,6 @@ from umbrella_train.evaluation.answers import task_name
 
 MAX_CANDIDATES = 101
 """Numbers that are compared for one question."""
-# Sums of a grid's steps have rounding errors.
-_MAX_GRID_DECIMALS = 9
 _EXPONENT = re.compile(r"\d[eE][-+]?\d")
 
 
@@ -60,12 +58,13 @@ class AnswerSpace:
         """Candidate numbers in ascending order, at most `MAX_CANDIDATES` of them without a grid.
 
         Args:
-            grid: First, last and step; None for the range of the training answers, with the smallest step that is a
+            grid: First, last and step, rounded to the decimals of training; None for the range of the training answers, with the smallest step that is a
                 multiple of the last digit.
         """
         if grid is not None:
             first, last, step = grid
-            return [first + position * step for position in range(math.floor((last - first) / step + 1e-9) + 1)]
+            steps = range(math.floor((last - first) / step + 1e-9) + 1)
+            return list(dict.fromkeys(round(first + position * step, self.decimals) for position in steps))
         if self.minimum is None or self.maximum is None:
             return []
         # In units of the last digit, so that sums are exact.
@@ -75,10 +74,12 @@ class AnswerSpace:
         return [number / scale for number in range(low, high + 1, step)]
 
     def number_text(self, number: float) -> str:
-        """A number as training writes it; with more decimals if it needs them, so that no two numbers are one text."""
-        rounded = round(number, max(self.decimals, _MAX_GRID_DECIMALS))
-        needed = len(np.format_float_positional(rounded, trim="-").partition(".")[2])
-        return replace_number(self.frame, number, decimals=max(needed, self.decimals if self.is_fixed else 0))
+        """A number as training writes it."""
+        decimals = self.decimals
+        if not self.is_fixed:
+            shortest = np.format_float_positional(round(number, decimals), trim="-")
+            decimals = len(shortest.partition(".")[2])
+        return replace_number(self.frame, number, decimals=decimals)
 
 
 def collect_answer_spaces(samples: Iterable[Sample], *, decimals: int | None = None) -> dict[str, AnswerSpace]:
@@ -114,15 +115,17 @@ def collect_answer_spaces(samples: Iterable[Sample], *, decimals: int | None = N
         for name, options in texts.items()
     }
     for name, counts in frames.items():
-        found = num_decimals[name]
         frame = counts.most_common(1)[0][0]
         with_comma = frame.replace("1000", "1,000")  # numbers below 1,000 do not show it
+        found, bounds = num_decimals[name], ranges[name]
+        if decimals is not None:
+            bounds = (round(bounds[0], decimals), round(bounds[1], decimals))
         spaces[name] = AnswerSpace(
             frame=with_comma if with_comma in counts else frame,
             decimals=found.most_common(1)[0][0] if decimals is None else decimals,
             is_fixed=len(found) == 1 or decimals is not None,
-            minimum=ranges[name][0],
-            maximum=ranges[name][1],
+            minimum=bounds[0],
+            maximum=bounds[1],
         )
     return spaces
 

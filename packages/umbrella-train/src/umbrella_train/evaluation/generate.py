@@ -229,7 +229,7 @@ class _Asker:
         return Reply(text, expected=mean, interval=(lower, upper))
 
     def _numbers(self, question: Question) -> list[float]:
-        """Candidate numbers; none if training did not have such numbers."""
+        """Candidate numbers as they are written, each once; none if training did not have such numbers."""
         sample = self.dataset.sample(question.index)
         space = find_answer_space(self.spaces, sample)
         return [] if space is None else space.numbers(self.grids.get(sample.task))

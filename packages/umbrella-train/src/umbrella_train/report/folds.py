@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,6 +18,7 @@ from umbrella_train.config.strict_yaml import read_yaml
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation.metrics import summarise
 from umbrella_train.evaluation.predictions import Prediction
+from umbrella_train.evaluation.text_scores import text_scores
 from umbrella_train.run_folder import RunFolder, fold_folders, read_lines, write_lines
 
 _MAIN = ("accuracy", "balanced_accuracy", "auroc", "error", "r2", "pearson")
@@ -32,48 +33,33 @@ def pool_folds(path: Path) -> RunFolder:
     """Write `config.yaml`, `metrics.jsonl` and `predictions.jsonl` of all folds together; earlier ones are replaced.
 
     The figures are those of `summarise` over the answers of all folds, each from the model that was not trained on the
-    subject, and for the main ones `eval/LABEL_fold_mean/NAME`, `_fold_min` and `_fold_max`. Subjects are hashed with
-    one salt, which is in the folder.
+    subject, and for the main ones `eval/LABEL_fold_mean/NAME`, `_fold_min` and `_fold_max`. So are those of baselines,
+    with `baselines.jsonl`, once every fold with answers has them. Subjects are hashed with one salt, which is in the
+    folder.
 
     Args:
         path: The folder of the folds `fold-1`, `fold-2`, ...
 
     Raises:
-        RunError: A fold is missing or not finished, or the folds are not of one split.
+        RunError: A fold is missing or not finished, or the folds are not of one split; or as `text_scores`.
     """
     folds = [RunFolder(fold) for fold in fold_folders(path)]
     configs = [read_yaml(fold.config)[0] for fold in folds]
     _check_split(path, folds, configs)
     folder = RunFolder(path)
-    name_hash = pseudonyms(path)
-    predictions: list[Prediction] = []
-    figures: list[Mapping[str, Any]] = []
-    fold_of: dict[str, str] = {}
-    for fold in folds:
-        names = names_by_hash([fold.path])
-        rows, num_broken = read_lines(fold.predictions)
-        if num_broken or not rows:
-            raise RunError(
-                f"{fold.predictions}: {num_broken} of {len(rows) + num_broken} lines are unreadable; evaluate the fold "
-                f"again with: umbrella-eval {fold.path}"
-            )
-        for row in rows:
-            name = names.get(row["subject"])
-            # Without the fold's table of names, its own hash is kept.
-            subject = row["subject"] if name is None else name_hash(name)
-            key = row["subject"] if name is None else subject_key(name)
-            if fold_of.setdefault(key, fold.path.name) != fold.path.name:
-                raise RunError(
-                    f"{path}: a subject is in {fold_of[key]} and {fold.path.name}, so the manifests have changed; "
-                    "train all folds again under another name"
-                )
-            predictions.append(Prediction.from_row({**row, "subject": subject}))
-        figures.append(_newest_figures(fold))
+    answers = {fold.path: _read_answers(fold.predictions) for fold in folds}
+    predictions = [Prediction.from_row(row) for row in _with_one_salt(path, answers)]
+    figures = [_newest_figures(fold) for fold in folds]
+    report = configs[0].get("report") or {}
+    lexicon = report.get("laterality_lexicon")
+    texts = text_scores(laterality_lexicon=None if lexicon is None else Path(lexicon))
+    seed = int(configs[0].get("seed") or 0)
     config = configs[0] | {"name": path.name, "output_dir": str(path.parent)}
     config["data"] = config["data"] | {"num_folds": None, "fold": None}
     text = f"# Pooled over the {len(folds)} folds in this folder.\n{yaml.safe_dump(config, sort_keys=False)}"
     write_atomically(folder.config, [text.encode()])
-    metrics = {**summarise(predictions, seed=int(config.get("seed") or 0)), **_spread(figures)}
+    metrics = {**summarise(predictions, seed=seed, texts=texts), **_spread(figures)}
+    metrics |= _pool_baselines(folder, [fold for fold in folds if answers[fold.path]], seed=seed)
     step = max(int(row.get("step", 0)) for row in figures)
     write_lines(folder.metrics, [{"step": step, NUM_MODELS: len(folds), **metrics}])
     write_lines(folder.predictions, (prediction.to_row() for prediction in predictions))
@@ -99,6 +85,49 @@ def fold_notes(path: Path, metrics: Mapping[str, Any]) -> list[str]:
     keys = dict.fromkeys(key for settings in flat for key in settings if key not in ("name", "data.fold"))
     changed = [key for key in keys if any(settings.get(key) != flat[0].get(key) for settings in flat)]
     return [*notes, *([f"The folds have different settings: {', '.join(changed)}"] if changed else [])]
+
+
+def _read_answers(path: Path) -> list[dict[str, Any]]:
+    """The rows of predictions; none for a fold whose subjects have no answers."""
+    rows, num_broken = read_lines(path)
+    if num_broken or not path.is_file():
+        what = f"{num_broken} of {len(rows) + num_broken} lines are unreadable" if num_broken else "is missing"
+        raise RunError(f"{path}: {what}; evaluate the fold again with: umbrella-eval {path.parent}")
+    return rows
+
+
+def _with_one_salt(path: Path, answers: Mapping[Path, Sequence[Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """The rows of all folds, with the hashes of the pooled folder; a subject in two folds is an error."""
+    name_hash = pseudonyms(path)
+    fold_of: dict[str, str] = {}
+    for fold, rows in answers.items():
+        names = names_by_hash([fold])
+        for row in rows:
+            name = names.get(row["subject"])
+            # Without the fold's table of names, its own hash is kept.
+            subject = row["subject"] if name is None else name_hash(name)
+            key = row["subject"] if name is None else subject_key(name)
+            if fold_of.setdefault(key, fold.name) != fold.name:
+                raise RunError(
+                    f"{path}: a subject is in {fold_of[key]} and {fold.name}, so the manifests have changed; "
+                    "train all folds again under another name"
+                )
+            yield {**row, "subject": subject}
+
+
+def _pool_baselines(folder: RunFolder, folds: Sequence[RunFolder], *, seed: int) -> dict[str, float]:
+    """Figures of the baselines of all folds; their file is written, or removed if a fold has none."""
+    if not folds or not all(fold.baselines.is_file() for fold in folds):
+        folder.baselines.unlink(missing_ok=True)
+        return {}
+    from umbrella_train.baselines.compare import summarise_baselines  # late: imports scikit-learn
+
+    rows = list(_with_one_salt(folder.path, {fold.path: _read_answers(fold.baselines) for fold in folds}))
+    write_lines(folder.baselines, rows)
+    predictions: dict[str, list[Prediction]] = {}
+    for row in rows:
+        predictions.setdefault(row["baseline"], []).append(Prediction.from_row(row))
+    return summarise_baselines(predictions, seed=seed)
 
 
 def _check_split(path: Path, folds: Sequence[RunFolder], configs: Sequence[Mapping[str, Any]]) -> None:
