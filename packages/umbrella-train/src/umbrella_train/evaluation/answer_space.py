@@ -58,8 +58,8 @@ class AnswerSpace:
         """Candidate numbers in ascending order, at most `MAX_CANDIDATES` of them without a grid.
 
         Args:
-            grid: First, last and step, rounded to the decimals of training; None for the range of the training answers, with the smallest step that is a
-                multiple of the last digit.
+            grid: First, last and step, rounded to the decimals of training; None for the range of the training answers,
+                with the smallest step that is a multiple of the last digit.
         """
         if grid is not None:
             first, last, step = grid
