@@ -24,7 +24,7 @@ from umbrella_train.evaluation.score_table import DOUBT_NOTE, Cell
 from umbrella_train.report import build_report
 from umbrella_train.report.answers import accuracy_figure, error_figure
 from umbrella_train.report.curves import MAX_POINTS, gradient_figure, loss_figure
-from umbrella_train.report.figure_style import modality_colours
+from umbrella_train.report.figure_style import draw, modality_colours
 from umbrella_train.report.page import without_paths
 from umbrella_train.report.run_data import gradient_norms, points, read_run
 from umbrella_train.report.tables import score_tables
@@ -417,3 +417,8 @@ def test_changes_at_a_resume_are_listed_without_paths(tmp_path: Path) -> None:
     assert "resumed after step 20 with another setting: seed: 7 (before: 0)" in page
     assert "resumed after step 20 with another setting: model.pretrained (see config.yaml)" in page
     assert "/secret" not in page
+
+
+def test_labels_of_a_logarithmic_axis_are_plain(tmp_path: Path) -> None:
+    uri = draw(lambda: gradient_figure([read_run(make_run(tmp_path).path, name="demo")], scale=1e-7))
+    assert "mathdefault" not in base64.b64decode(uri.partition(",")[2]).decode()

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from umbrella_train.report.figure_style import GREY, INK, colours_of, mark, modality_colours, panels
+from umbrella_train.report.figure_style import GREY, INK, colours_of, mark, modality_colours, panels, use_log_axis
 from umbrella_train.report.run_data import GradientNorms, Points, RunData, gradient_norms, points
 
 # More points only make the file larger.
@@ -23,7 +23,7 @@ def loss_figure(runs: Sequence[RunData]) -> Figure:
         _draw_loss(axes, run, colour=colour, is_alone=len(runs) == 1)
     drawn = [value for run in runs for value in points(run.training, "loss").values if math.isfinite(value)]
     if drawn and min(drawn) > 0 and max(drawn) > 10 * min(drawn):
-        axes.set_yscale("log")
+        use_log_axis(axes)
     axes.set(xlabel="optimizer step", ylabel="loss (nats per token)")
     axes.legend(loc="upper right")
     return figure
@@ -46,7 +46,7 @@ def gradient_figure(runs: Sequence[RunData], *, scale: float | None) -> Figure:
                 _draw_norms(panel, found[modality], colour=colour)
         if scale:
             panel.axhline(scale, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
-        panel.set_yscale("log")
+        use_log_axis(panel)
         panel.margins(y=0.1)
         panel.set_title(modality)
         panel.set_xlabel("optimizer step")

@@ -11,6 +11,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 # Okabe and Ito's palette, distinguishable with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a7a00", "#333333")
@@ -64,6 +65,13 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
 def modality_colours(configured: Sequence[str], found: Sequence[str]) -> dict[str, str]:
     """One colour per modality, by the order of the config, so that it is the same in all figures of a run."""
     return colours_of(list(dict.fromkeys([*configured, *sorted(found)])))
+
+
+def use_log_axis(axes: Axes) -> None:
+    """A logarithmic y axis whose labels are plain text, such as 1e-05: formulas are off, since names may hold a $."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def mark(marker: str, colour: str, label: str, *, is_filled: bool) -> Line2D:
