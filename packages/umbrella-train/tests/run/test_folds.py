@@ -274,6 +274,7 @@ def test_different_settings_and_notes_of_folds_are_in_the_report(pooled: Path) -
         ({"num_folds": 2}, "--resume auto"),
         ({"num_folds": 2, "fold": 2}, "fold-2"),
         ({"num_folds": 2, "resume": "runs/other"}, "runs/other"),
+        ({"num_folds": 3, "fold": 3, "resume": "auto"}, "--folds 2, not 3"),
     ],
 )
 def test_wrong_folds_are_errors(config: RunConfig, trained: Path, options: dict[str, Any], words: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from umbrella_train.assembly.sources import name_cohort_directory
 from umbrella_train.checkpoint.resume import AUTO
 from umbrella_train.config import RunConfig
+from umbrella_train.config.strict_yaml import read_yaml
 from umbrella_train.distributed.ranks import is_first_rank, on_first_rank
 from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.evaluation.score_table import score_table
@@ -90,6 +91,11 @@ def _check(config: RunConfig, *, num_folds: int, fold: int | None, resume: str |
         raise RunError(f"--resume {resume}: with --folds it is {AUTO}, which resumes each fold")
     if RunFolder(top).config.exists() and not fold_folders(top):
         raise RunError(f"{top}: is the folder of a run without folds; choose another --name")
+    found = [read_yaml(RunFolder(path).config)[0].get("data") or {} for path in fold_folders(top)]
+    others = {data.get("num_folds") for data in found} - {num_folds, None}
+    if others and (is_new or resume is not None):
+        numbers = ", ".join(map(str, others))
+        raise RunError(f"{top}: has folds of --folds {numbers}, not {num_folds}; choose another --name")
     existing = [path.name for path in fold_folders(top) if fold is None or path.name == f"fold-{fold}"]
     if is_new and existing:
         raise RunError(f"{top}: has {', '.join(existing)}; resume with --resume {AUTO}, or choose another --name")
