@@ -17,7 +17,7 @@ from umbrella_train.errors import RunError
 from umbrella_train.evaluation import generate
 from umbrella_train.evaluation.answer_space import AnswerSpace
 from umbrella_train.evaluation.answers import modality_name
-from umbrella_train.evaluation.controls import Question
+from umbrella_train.evaluation.controls import Question, repeated_questions
 from umbrella_train.evaluation.generate import EvaluationResult, evaluate_dataset, generate_in_order
 from umbrella_train.evaluation.metrics import summarise
 
@@ -317,6 +317,28 @@ def test_ranks_share_the_likelihoods_of_all_questions_each_once(
     assert together == single
     positions = [position for share in shares for position, _ in share]
     assert sorted(positions) == list(range(len(single.predictions)))
+
+
+def test_rounding_errors_of_batches_do_not_order_equal_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    num_calls = iter(range(1000))
+
+    def score(model: Any, batch: Any, candidates: Any, *, max_rows: int) -> list[list[float]]:
+        noise = 1e-7 * next(num_calls)
+        return [[-0.5, -0.5 + noise]] * len(candidates)
+
+    monkeypatch.setattr(generate, "score_candidates", score)
+    # All left sides come first, as in a sorted manifest.
+    samples = sorted((side_sample(i) for i in range(8)), key=lambda sample: str(sample.messages[-1].text))
+    metrics = summarise(evaluate(ToyModel(), CandidateDataset(samples), batch_size=4).predictions)
+    assert metrics["eval/auroc/T1"] == 1
+    assert metrics["eval/auroc_no_scan/T1"] == 0.5
+
+
+def test_only_equal_questions_are_repeated() -> None:
+    one, other = side_sample(0), side_sample(1)
+    rows = [one, other, side_sample(2, task="lobe"), replace(other, answer=replace(one.answer, options=("a", "b")))]
+    questions = [Question(index, "no_scan") for index in range(4)] + [Question(0, "accuracy"), Question(0, "no_scan")]
+    assert repeated_questions(questions, ToyDataset(rows)) == {1: 0, 5: 0}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])

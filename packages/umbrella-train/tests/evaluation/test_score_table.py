@@ -49,6 +49,11 @@ def test_large_errors_have_no_exponent(value: float, text: str) -> None:
     assert score_cell({"eval/error/T1/volume": value}, "error", "T1/volume").value == text
 
 
+def test_texts_of_a_run_of_an_earlier_version_are_in_the_table() -> None:
+    older = {"eval/accuracy/T1/finding": 0.5, "eval/no_scan/T1/finding": 0.25, "eval/subjects/T1/finding": 8.0}
+    assert rows_of(score_table(older)) == {"T1/finding": ["50.0 %", "25.0 %", "8"]}
+
+
 @pytest.fixture(scope="module")
 def metrics() -> dict[str, float]:
     predictions = [

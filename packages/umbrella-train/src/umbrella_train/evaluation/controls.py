@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -77,6 +78,26 @@ def plan_questions(
         num_left = None if max_samples is None else max(0, max_samples - len(by_modalities[modalities]))
         questions += [Question(index, "accuracy") for index in sorted(rng.permutation(indices)[:num_left].tolist())]
     return questions
+
+
+def repeated_questions(questions: Sequence[Question], dataset: ConversationDataset) -> dict[int, int]:
+    """Positions of questions without scans that have the same words as an earlier one, with the position of that one.
+
+    Their answers are the same. Likelihoods that are computed in other batches differ by rounding errors, and an AUROC,
+    which sees only the order, would be that of the batches.
+    """
+    first: dict[Any, int] = {}
+    found = {}
+    for position, question in enumerate(questions):
+        if question.condition == "no_scan":
+            sample = dataset.sample(question.index)
+            turns = sample.messages[:-1] if sample.messages[-1].role == "assistant" else sample.messages
+            words = tuple((turn.role, turn.text) for turn in turns)
+            answer = sample.answer
+            key = (words, sample.modalities, sample.task, answer and (answer.type, answer.options, answer.unit))
+            if first.setdefault(key, position) != position:
+                found[position] = first[key]
+    return found
 
 
 def _pools(indices: Sequence[int], samples: Mapping[int, Sample]) -> list[list[int]]:

@@ -18,7 +18,7 @@ from umbrella_train.end_of_turn import EndOfTurn
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation.answer_space import AnswerSpace, find_answer_space
 from umbrella_train.evaluation.answers import modality_name, question_text, scored_row
-from umbrella_train.evaluation.controls import Question, plan_questions
+from umbrella_train.evaluation.controls import Question, plan_questions, repeated_questions
 from umbrella_train.evaluation.likelihood import Tokens, score_candidates
 from umbrella_train.evaluation.predictions import Prediction, Reply, read_reply
 from umbrella_train.evaluation.regression import expected_value
@@ -115,6 +115,8 @@ def evaluate_dataset(
     finally:
         model.train(was_training)
     replies = dict(sorted(_gather(answers, world_size=world_size)))
+    same = repeated_questions(questions, dataset)
+    replies |= {position: replies[first] for position, first in same.items() if {position, first} <= replies.keys()}
     predictions = [
         _prediction(sample, questions[position], reply, subject_hash=subject_hash)
         for position, reply in replies.items()

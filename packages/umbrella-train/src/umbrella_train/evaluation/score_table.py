@@ -38,7 +38,7 @@ class TableKind:
 TABLES = (
     TableKind(
         title="right answers",
-        needs="majority",
+        needs="accuracy",
         columns={
             "accuracy": "own scan", "auroc": "AUROC", **_CONTROLS, "chance": "guessing", "majority": "commonest answer",
             **_COUNTS,
