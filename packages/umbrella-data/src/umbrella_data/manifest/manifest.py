@@ -51,7 +51,7 @@ class Manifest(Sequence[Sample]):
         self._facts = facts
         self.index_dir = index_dir
         self._may_end_with_user = may_end_with_user
-        self._selected: tuple[Manifest, NDArray[np.int64]] | None = None
+        self.selected_from: tuple[Manifest, NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
         return len(self._index)
@@ -83,12 +83,12 @@ class Manifest(Sequence[Sample]):
     @property
     def whole(self) -> Manifest:
         """The manifest with all rows of the file; itself, unless it is from `select`."""
-        return self if self._selected is None else self._selected[0]
+        return self if self.selected_from is None else self.selected_from[0]
 
     @property
     def rows(self) -> NDArray[np.int64] | None:
         """The numbers of its rows in `whole`, (N,), if it is from `select`."""
-        return None if self._selected is None else self._selected[1]
+        return None if self.selected_from is None else self.selected_from[1]
 
     def select(self, rows: Sequence[int] | NDArray[np.int64]) -> Manifest:
         """A manifest of some of the rows, in the given order; no file is read or written.
@@ -112,7 +112,7 @@ class Manifest(Sequence[Sample]):
             index_dir=self.index_dir,
             may_end_with_user=self._may_end_with_user,
         )
-        part._selected = (self.whole, chosen if self.rows is None else self.rows[chosen])
+        part.selected_from = (self.whole, chosen if self.rows is None else self.rows[chosen])
         return part
 
     @property
@@ -136,8 +136,8 @@ class Manifest(Sequence[Sample]):
         Raises:
             ManifestError: With the problems of all invalid rows.
         """
-        if self._facts is None and self._selected is not None:
-            whole, rows = self._selected
+        if self._facts is None and self.selected_from is not None:
+            whole, rows = self.selected_from
             self._facts = whole.index_rows(progress=progress).select(rows)
         if self._facts is None:
             if progress is None:
