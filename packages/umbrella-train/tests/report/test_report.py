@@ -422,3 +422,20 @@ def test_changes_at_a_resume_are_listed_without_paths(tmp_path: Path) -> None:
 def test_labels_of_a_logarithmic_axis_are_plain(tmp_path: Path) -> None:
     uri = draw(lambda: gradient_figure([read_run(make_run(tmp_path).path, name="demo")], scale=1e-7))
     assert "mathdefault" not in base64.b64decode(uri.partition(",")[2]).decode()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "is_chosen"),
+    [
+        ((), False),
+        (("--trainer.load-best-model-at-end", "true", "--trainer.eval-steps", "5"), True),
+        (("--trainer.early-stopping-patience", "2", "--trainer.eval-steps", "5"), True),
+        (("--trainer.early-stopping-patience", "2", "--trainer.metric-for-best-model", "loss"), False),
+        (("--trainer.metric-for-best-model", "eval_loss", "--trainer.eval-steps", "5"), False),
+    ],
+)
+def test_a_model_that_was_chosen_on_the_evaluation_subjects_is_named(
+    tmp_path: Path, overrides: tuple[str, ...], is_chosen: bool
+) -> None:
+    data = read_run(make_run(tmp_path, overrides=overrides).path, name="demo")
+    assert any("was chosen by eval_loss" in note for note in data.notes) == is_chosen

@@ -13,6 +13,7 @@ from typing import Any
 
 from umbrella_data.dataset.bad_scans import LIST_NAME
 from umbrella_train.config.strict_yaml import read_yaml
+from umbrella_train.config.training import best_metric
 from umbrella_train.evaluation.predictions import Prediction
 from umbrella_train.evaluation.score_table import names_below
 from umbrella_train.report.folds import fold_notes
@@ -112,6 +113,7 @@ def read_run(path: Path, *, name: str) -> RunData:
     notes += _changes(folder)
     notes += _left_out(folder)
     notes += _skipped(metrics)
+    notes += _chosen(config)
     notes += _overlap(metrics)
     is_held_out = _is_held_out(metrics)
     if folds := [read_run(fold, name=fold.name) for fold in fold_folders(path)]:
@@ -181,6 +183,21 @@ def _left_out(folder: RunFolder) -> list[str]:
     listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     samples = "1 sample was" if len(rows) == 1 else f"{len(rows)} samples were"
     return [f"{LIST_NAME}: {samples} skipped for unusable scans ({listed})"]
+
+
+def _chosen(config: Mapping[str, Any]) -> list[str]:
+    """That the evaluation subjects have chosen the model: a figure of the best of many checkpoints is too good."""
+    trainer = config.get("trainer")
+    if not isinstance(trainer, Mapping):
+        return []
+    is_used = trainer.get("load_best_model_at_end") or trainer.get("early_stopping_patience") is not None
+    key = best_metric(trainer) or ""
+    if not is_used or not key.startswith("eval"):
+        return []
+    return [
+        f"The model was chosen by {key} on the evaluation subjects (trainer.load_best_model_at_end, "
+        "early_stopping_patience), so that its scores on them are too good; test it on other subjects"
+    ]
 
 
 def _skipped(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
