@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict
+from pydantic import InstanceOf
 
 from umbrella_train.config.data import DatasetConfig
 
@@ -31,7 +31,5 @@ class Rows:
 class ManifestPart(DatasetConfig):
     """Some rows of a manifest; `umbrella_train.assembly.subject_parts.open_source` opens it."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    rows: Rows
+    rows: InstanceOf[Rows]
     """The rows."""
