@@ -142,7 +142,7 @@ def test_labels_with_known_noise_give_the_known_ceiling(trained: Trained) -> Non
 def test_a_model_whose_image_path_is_cut_overlaps_its_controls_and_is_marked(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from umbrella_train.evaluation.score_table import DOUBT_NOTE, score_table
+    from umbrella_train.evaluation.score_table import OVERLAP_NOTE, score_table
 
     weights = trained.run / "model" / "model.safetensors"
     content = load_file(weights)
@@ -154,4 +154,4 @@ def test_a_model_whose_image_path_is_cut_overlaps_its_controls_and_is_marked(
         save_file(content, weights, metadata={"format": "pt"})
     assert metrics["eval/auroc/T1/side"] == pytest.approx(0.5)
     assert metrics["eval/overlaps/T1/side"] == 3
-    assert DOUBT_NOTE in score_table(metrics)
+    assert OVERLAP_NOTE in score_table(metrics)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from umbrella_data.manifest.sample import Answer
-from umbrella_train.evaluation.comparison import baseline_metrics, better_baselines, is_doubtful
+from umbrella_train.evaluation.comparison import baseline_metrics, better_baselines, has_overlap
 from umbrella_train.evaluation.metrics import summarise
 from umbrella_train.evaluation.predictions import Condition, Prediction, Reply, read_reply
 from umbrella_train.evaluation.score_table import score_cell, score_table
@@ -131,26 +131,26 @@ def test_baselines_are_below_their_task_and_named_where_they_are_better(metrics:
 
 
 @pytest.mark.parametrize(
-    ("own", "other", "is_doubtful_figure"),
+    ("own", "other", "is_marked"),
     [((0.8, 0.9), (0.4, 0.6), False), ((0.6, 0.9), (0.4, 0.6), True), ((0.1, 0.2), (0.4, 0.6), True)],
 )
 @pytest.mark.parametrize("other_key", ["eval/auroc_shuffled{}/T1/sex", "baseline/cnn/auroc{}/T1/sex"])
 def test_a_figure_is_marked_unless_its_interval_is_better(
-    own: tuple[float, float], other: tuple[float, float], is_doubtful_figure: bool, other_key: str
+    own: tuple[float, float], other: tuple[float, float], is_marked: bool, other_key: str
 ) -> None:
     found = {"eval/auroc/T1/sex": sum(own) / 2, other_key.format(""): sum(other) / 2}
     for side, mine, others in zip(("lower", "upper"), own, other, strict=True):
         found |= {f"eval/auroc_{side}/T1/sex": mine, other_key.format(f"_{side}"): others}
-    assert is_doubtful(found, "auroc", "T1/sex") == is_doubtful_figure
-    assert score_cell(found, "auroc", "T1/sex").value.endswith("*") == is_doubtful_figure
+    assert has_overlap(found, "auroc", "T1/sex") == is_marked
+    assert score_cell(found, "auroc", "T1/sex").value.endswith("*") == is_marked
 
 
 def test_a_smaller_error_is_better() -> None:
     found = {"eval/error/T1/age": 5.0, "eval/error_lower/T1/age": 4.0, "eval/error_upper/T1/age": 6.0}
     control = {"eval/error_no_scan/T1/age": 9.0, "eval/error_no_scan_lower/T1/age": 7.0,
                "eval/error_no_scan_upper/T1/age": 11.0}  # fmt: skip
-    assert not is_doubtful(found | control, "error", "T1/age")
-    assert is_doubtful(found | control | {"eval/error_no_scan_lower/T1/age": 5.5}, "error", "T1/age")
+    assert not has_overlap(found | control, "error", "T1/age")
+    assert has_overlap(found | control | {"eval/error_no_scan_lower/T1/age": 5.5}, "error", "T1/age")
 
 
 def test_without_unreadable_answers_there_is_no_column_for_them() -> None:

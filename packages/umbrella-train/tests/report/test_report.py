@@ -20,7 +20,7 @@ from umbrella_train.config import dump_config, load_config
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation.metrics import summarise
 from umbrella_train.evaluation.predictions import CONDITIONS, Condition, Prediction, Reply, read_reply
-from umbrella_train.evaluation.score_table import DOUBT_NOTE, Cell
+from umbrella_train.evaluation.score_table import OVERLAP_NOTE, Cell
 from umbrella_train.report import build_report
 from umbrella_train.report.answers import accuracy_figure, error_figure
 from umbrella_train.report.curves import MAX_POINTS, gradient_figure, loss_figure
@@ -235,7 +235,7 @@ def test_marks_at_the_top_are_explained(tmp_path: Path, is_used: bool) -> None:
     run.append_metrics({"step": 60, **summarise(predictions)})
     words = Page(build_report([run.path])).words
     assert ("100.0 %*" in words) != is_used
-    assert words.count(DOUBT_NOTE) == (0 if is_used else 2)  # below the tiles, and below the table
+    assert words.count(OVERLAP_NOTE) == (0 if is_used else 2)  # below the tiles, and below the table
 
 
 def test_figures_of_one_subject_are_drawn_without_an_interval(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 from umbrella_data.manifest.sample import Sample
 from umbrella_data.modality import MODALITIES
 from umbrella_train.evaluation.predictions import Reply, read_reply
-from umbrella_train.evaluation.probabilities import softmax
 
 
 def answer_row(sample: Sample, generated: str | None) -> dict[str, Any]:
@@ -42,6 +41,8 @@ def scored_row(sample: Sample, reply: Reply | None) -> dict[str, Any]:
     answer = sample.answer
     read = {} if answer is None or reply is None else read_reply(reply, answer)
     scores = read.get("option_scores")
+    from scipy.special import softmax  # late: takes a fraction of a second
+
     return {
         **answer_row(sample, None if reply is None else reply.generated),
         "type": None if answer is None else answer.type,
@@ -49,7 +50,7 @@ def scored_row(sample: Sample, reply: Reply | None) -> dict[str, Any]:
         "answer": None if answer is None else answer.value,
         "unit": None if answer is None else answer.unit,
         **{key: read.get(key) for key in ("predicted", "score", "score_generated", "is_parsed")},
-        "probabilities": None if scores is None else softmax([scores])[0].tolist(),
+        "probabilities": None if scores is None else softmax(scores).tolist(),
         "interval": read.get("interval"),
     }
 

@@ -32,7 +32,7 @@ def baseline_metrics(metrics: Metrics, name: str) -> dict[str, dict[str, float]]
     return found
 
 
-def is_doubtful(metrics: Metrics, label: str, name: str) -> bool:
+def has_overlap(metrics: Metrics, label: str, name: str) -> bool:
     """Whether the interval of a figure overlaps that of one of its controls or of a baseline."""
     if label not in COMPARED:
         return False

@@ -83,7 +83,7 @@ def plan_questions(
 def repeated_questions(questions: Sequence[Question], dataset: ConversationDataset) -> dict[int, int]:
     """Positions of questions without scans that have the same words as an earlier one, with the position of that one.
 
-    Their answers are the same. Likelihoods that are computed in other batches differ by rounding errors, and an AUROC,
+    They are asked once. Likelihoods that are computed in other batches differ by rounding errors, and an AUROC,
     which sees only the order, would be that of the batches.
     """
     first: dict[Any, int] = {}

@@ -106,7 +106,9 @@ def evaluate_dataset(
         max_rows=batch_size,
         generates_own=is_generated,
     )
-    batches = list(_batches(dataset, questions, batch_size=batch_size, is_generated=asker.is_generated))
+    same = repeated_questions(questions, dataset)
+    positions = [position for position in range(len(questions)) if position not in same]
+    batches = list(_batches(dataset, questions, positions, batch_size=batch_size, is_generated=asker.is_generated))
     was_training = model.training
     model.eval()
     try:
@@ -114,9 +116,9 @@ def evaluate_dataset(
         answers = _ask_in_rounds(ask, batches, rank=rank, world_size=world_size, progress=progress)
     finally:
         model.train(was_training)
-    replies = dict(sorted(_gather(answers, world_size=world_size)))
-    same = repeated_questions(questions, dataset)
-    replies |= {position: replies[first] for position, first in same.items() if {position, first} <= replies.keys()}
+    asked = dict(_gather(answers, world_size=world_size))
+    copied = {position: asked[first] for position, first in same.items() if first in asked}
+    replies = dict(sorted((asked | copied).items()))
     predictions = [
         _prediction(sample, questions[position], reply, subject_hash=subject_hash)
         for position, reply in replies.items()
@@ -150,7 +152,7 @@ def generate_in_order(
         end = min(start + batch_size * _BATCHES_AHEAD, len(dataset))
         questions = [Question(index, "accuracy") for index in range(start, end)]
         texts: dict[int, str] = {}
-        for positions in _batches(dataset, questions, batch_size=batch_size):
+        for positions in _batches(dataset, questions, range(len(questions)), batch_size=batch_size):
             texts |= asker.generate(questions, positions)
         yield from ((questions[position].index, texts[position]) for position in sorted(texts))
 
@@ -264,21 +266,22 @@ class _Asker:
 def _batches(
     dataset: ConversationDataset,
     questions: Sequence[Question],
+    positions: Sequence[int],
     *,
     batch_size: int,
     is_generated: Callable[[Question], bool] = lambda _: True,
 ) -> Iterator[list[int]]:
-    """Batches of positions of questions; all prompts of a batch have the same list of modalities, or no scans."""
+    """Batches of these positions of questions; all prompts of one have the same list of modalities, or no scans."""
 
     def kind(position: int) -> tuple[bool, bool, tuple[str, ...]]:
         question = questions[position]
         return question.condition == "no_scan", is_generated(question), dataset.modalities(question.index)
 
-    kinds = [kind(position) for position in range(len(questions))]
-    for _, group in groupby(sorted(range(len(questions)), key=kinds.__getitem__), key=kinds.__getitem__):
-        positions = list(group)
-        for start in range(0, len(positions), batch_size):
-            yield positions[start : start + batch_size]
+    kinds = {position: kind(position) for position in positions}
+    for _, group in groupby(sorted(positions, key=kinds.__getitem__), key=kinds.__getitem__):
+        members = list(group)
+        for start in range(0, len(members), batch_size):
+            yield members[start : start + batch_size]
 
 
 def _ask_in_rounds(

@@ -39,7 +39,10 @@ def score_candidates(
     output = model(**inputs, position_ids=position_ids, use_cache=True, logits_to_keep=1)
     cache = getattr(output, CACHE)
     first = _log_softmax(output.logits[:, -1])
-    scores = [[float(first[row, tokens[0]]) for tokens in choices] for row, choices in enumerate(candidates)]
+    # All first tokens at once: each read of a GPU waits for it.
+    pairs = [(row, tokens[0]) for row, choices in enumerate(candidates) for tokens in choices]
+    values = iter(first[tuple(torch.tensor(pairs, device=first.device).reshape(-1, 2).T)].tolist())
+    scores = [[next(values) for _ in choices] for choices in candidates]
     # Candidates of one length need no padding.
     by_length: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for row, choices in enumerate(candidates):

@@ -18,11 +18,9 @@ from umbrella_train.evaluation.intervals import (
     binomial_interval,
     mean_statistic,
     wilson_figure,
-    wilson_interval,
 )
 from umbrella_train.evaluation.predictions import CONDITIONS, Condition, Prediction
-from umbrella_train.evaluation.probabilities import softmax
-from umbrella_train.evaluation.regression import regression_figures
+from umbrella_train.evaluation.regression import interval_coverage, regression_figures
 from umbrella_train.evaluation.text_scores import TEXT_SCORES, TextScore
 
 # Figures with controls.
@@ -153,7 +151,11 @@ def class_probabilities(
     # The order has a meaning, but not if it is drawn for each question.
     options = members[0].options if len(orders) == 1 else tuple(sorted(members[0].options))
     table = np.array([[row[option] for option in options] for row in scores], dtype=np.float64)
-    return (options, softmax(table, temperature=temperature)) if np.isfinite(table).all() else None
+    if not np.isfinite(table).all():
+        return None
+    from scipy.special import softmax  # late: takes a fraction of a second
+
+    return options, softmax(table / temperature, axis=1)
 
 
 def fit_temperatures(predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -218,8 +220,10 @@ def _summarise_numbers(predictions: Sequence[Prediction], seed: int) -> dict[str
         metrics |= _labelled("error_generated", _mean(errors, [p.subject for p in said], seed=seed))
     bounded = [(p, p.interval) for p in own if p.interval is not None]
     if bounded:
-        hits = [float(lower <= float(p.answer) <= upper) for p, (lower, upper) in bounded]
-        metrics |= _labelled("coverage", _proportion(hits, [p for p, _ in bounded]))
+        lower, upper = np.array([interval for _, interval in bounded]).T
+        right = np.array([float(p.answer) for p, _ in bounded])
+        subjects = [p.subject for p, _ in bounded]
+        metrics |= _labelled("coverage", interval_coverage(right, lower, upper, subjects=subjects))
     answers = [float(p.answer) for p in own]
     middle, mean = median(answers), fmean(answers)
     metrics["error_constant"] = fmean(abs(answer - middle) for answer in answers)
@@ -251,8 +255,7 @@ def _by_condition(predictions: Sequence[Prediction]) -> Iterable[tuple[Condition
 
 
 def _proportion(hits: Sequence[float], members: Sequence[Prediction]) -> Figure:
-    value = fmean(hits)
-    return Figure(value, *wilson_interval(value, count=_num_subjects(members)))
+    return wilson_figure(fmean(hits), count=_num_subjects(members))
 
 
 def _mean(values: Sequence[float], subjects: Sequence[str], *, seed: int) -> Figure:

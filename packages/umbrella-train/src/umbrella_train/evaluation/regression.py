@@ -135,14 +135,14 @@ def expected_value(values: Values, log_scores: Values) -> tuple[float, float, fl
     Raises:
         ValueError: Without candidates, for values that are not finite, or without a finite score; -inf is possible.
     """
+    from scipy.special import softmax  # late: takes a fraction of a second
+
     values, log_scores = np.asarray(values, dtype=np.float64), np.asarray(log_scores, dtype=np.float64)
     if not len(values) or values.shape != log_scores.shape:
         raise ValueError(f"values {values.shape} and log_scores {log_scores.shape} need one length of at least 1")
-    highest = log_scores.max()
-    if not np.isfinite(highest) or not np.isfinite(values).all():
+    if not np.isfinite(log_scores.max()) or not np.isfinite(values).all():
         raise ValueError("values must be finite, and log_scores finite or -inf, with one finite score at least")
-    shares = np.exp(log_scores - highest)
-    shares /= shares.sum()
+    shares = softmax(log_scores)
     order = np.argsort(values, kind="stable")
     cumulative = np.cumsum(shares[order])
     # Rounding errors of the sum must not move a bound by one candidate.

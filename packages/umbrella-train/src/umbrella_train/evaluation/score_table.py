@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import wrap
 
-from umbrella_train.evaluation.comparison import BASELINE_COLUMNS, baseline_metrics, better_baselines, is_doubtful
+from umbrella_train.evaluation.comparison import BASELINE_COLUMNS, baseline_metrics, better_baselines, has_overlap
 
 _CONTROLS = {"shuffled": "another's scan", "swapped": "other answer's scan", "no_scan": "no scan"}
 _COUNTS = {"unparsed": "unreadable", "questions": "questions", "subjects": "subjects"}
-DOUBT_MARK = "*"
-DOUBT_NOTE = "* its 95 % interval overlaps that of a control or a baseline"
+OVERLAP_MARK = "*"
+OVERLAP_NOTE = "* its 95 % interval overlaps that of a control or a baseline"
 DASH = "–"
 """A cell without a value."""
 _PERCENT = frozenset({"accuracy", "chance", "majority", "unparsed", *_CONTROLS})
@@ -98,9 +98,9 @@ class ScoreTable:
     remarks: Sequence[str] = ()
 
     @property
-    def is_doubtful(self) -> bool:
+    def has_overlap(self) -> bool:
         """Whether a figure is marked."""
-        return any(cell.value.endswith(DOUBT_MARK) for row in self.rows.values() for cell in row.values())
+        return any(cell.value.endswith(OVERLAP_MARK) for row in self.rows.values() for cell in row.values())
 
     def to_text(self) -> str:
         """The table for a terminal, without empty columns, with intervals of the main figures; empty without rows."""
@@ -116,7 +116,7 @@ class ScoreTable:
             ]
             for name, row in self.rows.items()
         ]
-        notes = [DOUBT_NOTE] if self.is_doubtful else []
+        notes = [OVERLAP_NOTE] if self.has_overlap else []
         headings = [self.kind.columns[label] for label in labels]
         return "\n".join([_align([self.kind.title, *headings], lines), *notes, *self.remarks])
 
@@ -172,7 +172,7 @@ def score_cell(metrics: Mapping[str, float], label: str, name: str) -> Cell:
         return Cell(DASH)
     if label in _COUNTED:
         return Cell(f"{value:.0f}")
-    mark = DOUBT_MARK if is_doubtful(metrics, label, name) else ""
+    mark = OVERLAP_MARK if has_overlap(metrics, label, name) else ""
     if label in _PERCENT:
         interval = " to ".join(f"{100 * bound:.0f}" for bound in bounds)
         return Cell(f"{100 * value:.1f} %{mark}", interval and f"{interval} %")

@@ -12,7 +12,7 @@ import yaml
 
 from umbrella_train.config import RunConfig
 from umbrella_train.config.schema import annotation_at, without_none
-from umbrella_train.evaluation.score_table import DOUBT_NOTE
+from umbrella_train.evaluation.score_table import OVERLAP_NOTE
 from umbrella_train.report import tables
 from umbrella_train.report.answers import accuracy_figure, error_figure
 from umbrella_train.report.curves import gradient_figure, loss_figure
@@ -40,7 +40,7 @@ def render(runs: Sequence[RunData]) -> str:
         answers_on=_answers_on(runs),
         figures=_figures(runs),
         tiles=tables.tiles(runs[0]) if len(runs) == 1 else [],
-        doubt_note=DOUBT_NOTE,
+        overlap_note=OVERLAP_NOTE,
         tables=tables.score_tables(runs),
         pictures=_pictures(runs),
         examples=list(tables.examples(runs[0])) if len(runs) == 1 else [],

@@ -7,7 +7,15 @@ from typing import Any
 
 from umbrella_train.config.schema import flatten
 from umbrella_train.evaluation.comparison import COMPARED
-from umbrella_train.evaluation.score_table import DASH, DOUBT_MARK, DOUBT_NOTE, TABLES, Cell, ScoreTable, build_table
+from umbrella_train.evaluation.score_table import (
+    DASH,
+    OVERLAP_MARK,
+    OVERLAP_NOTE,
+    TABLES,
+    Cell,
+    ScoreTable,
+    build_table,
+)
 from umbrella_train.report.run_data import RunData, label_of
 
 # Per task: half of them wrong, half of them right.
@@ -29,7 +37,7 @@ def tiles(run: RunData) -> list[dict[str, Any]]:
             ]
             found.append(
                 {
-                    "is_doubtful": any(DOUBT_MARK in words for words in (row[main].value, *references)),
+                    "has_overlap": any(OVERLAP_MARK in words for words in (row[main].value, *references)),
                     "name": f"{label_of(name)}: {COMPARED[main]}",
                     "value": row[main].value,
                     "interval": f"{row['subjects'].value} subjects, 95 % interval {row[main].note}",
@@ -49,7 +57,7 @@ def score_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:
             columns = {label: heading for label, heading in kind.columns.items() if label != "subjects"}
             used = {label for label in columns if any(row["cells"][label].value != DASH for row in rows)}
             remarks = [(run.name, remark) for run, table in tables for remark in table.remarks]
-            doubt = DOUBT_NOTE if any(table.is_doubtful for _, table in tables) else ""
+            overlap = OVERLAP_NOTE if any(table.has_overlap for _, table in tables) else ""
             found.append(
                 {
                     "title": kind.title,
@@ -57,7 +65,7 @@ def score_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:
                     "columns": {label: columns[label] for label in columns if label in used},
                     "rows": rows,
                     "remarks": remarks,
-                    "doubt": doubt,
+                    "overlap": overlap,
                 }
             )
     return found

@@ -1,4 +1,4 @@
-"""Evaluation of a run by generated answers: at the end of training, or by `evaluate_run` for a finished run."""
+"""Evaluation of a run by its answers to questions: at the end of training, or by `evaluate_run` for a finished run."""
 
 from __future__ import annotations
 
