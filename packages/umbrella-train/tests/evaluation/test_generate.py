@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from umbrella_data.manifest.sample import Answer, Sample, Scan, Turn
 from umbrella_train.end_of_turn import EndOfTurn
 from umbrella_train.errors import RunError
-from umbrella_train.evaluation import generate
+from umbrella_train.evaluation import asker
 from umbrella_train.evaluation.answer_space import AnswerSpace
 from umbrella_train.evaluation.answers import modality_name
 from umbrella_train.evaluation.controls import Question, repeated_questions
@@ -143,11 +143,11 @@ def test_numbers_of_a_grid_are_candidates_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ToyDataset, "candidate_tokens", candidate_tokens)
     spaces = {"text/age": AnswerSpace(frame="0 years", decimals=0, minimum=40, maximum=42)}
     grids = {"age": (40, 42, 0.25)}
-    asker = generate._Asker(
+    one = asker.Asker(
         None, cast(Any, dataset), None, cast(Any, None), 1, "cpu", EndOfTurn(), spaces=spaces, grids=grids
     )
     question = Question(0, "accuracy")
-    tokens = asker._candidates(question)
+    tokens = one._candidates(question)
     assert texts == [["40 years", "41 years", "42 years"]]
     reply = asker._reply(question, None, (-100.0, 0.0, 0.0), tokens)
     assert reply.expected == pytest.approx(41.5)
@@ -303,7 +303,7 @@ def test_ranks_share_the_likelihoods_of_all_questions_each_once(
         numbers = [int(number) for number in batch["pixel_values"]["T1"].tolist()] or [0] * len(candidates)
         return [[-float(number % 2), -0.5] for number in numbers]
 
-    monkeypatch.setattr(generate, "score_candidates", score)
+    monkeypatch.setattr(asker, "score_candidates", score)
     dataset = CandidateDataset([side_sample(i) for i in range(num_samples)])
     single = evaluate(ToyModel(), dataset, batch_size=2)
     assert all(p.option_scores is not None for p in single.predictions)
@@ -326,7 +326,7 @@ def test_rounding_errors_of_batches_do_not_order_equal_questions(monkeypatch: py
         noise = 1e-7 * next(num_calls)
         return [[-0.5, -0.5 + noise]] * len(candidates)
 
-    monkeypatch.setattr(generate, "score_candidates", score)
+    monkeypatch.setattr(asker, "score_candidates", score)
     # All left sides come first, as in a sorted manifest.
     samples = sorted((side_sample(i) for i in range(8)), key=lambda sample: str(sample.messages[-1].text))
     metrics = summarise(evaluate(ToyModel(), CandidateDataset(samples), batch_size=4).predictions)
@@ -346,7 +346,7 @@ def test_a_likelihood_that_is_not_finite_is_an_error(value: float, monkeypatch: 
     def score(model: Any, batch: Any, candidates: Any, *, max_rows: int) -> list[list[float]]:
         return [[-1.0, value]] * len(candidates)
 
-    monkeypatch.setattr(generate, "score_candidates", score)
+    monkeypatch.setattr(asker, "score_candidates", score)
     with pytest.raises(RunError, match=r"^sample \d .*condition \w+: .*not finite"):
         evaluate(ToyModel(), CandidateDataset([side_sample(i) for i in range(2)]))
 
