@@ -149,7 +149,7 @@ def test_numbers_of_a_grid_are_candidates_once(monkeypatch: pytest.MonkeyPatch) 
     question = Question(0, "accuracy")
     tokens = one._candidates(question)
     assert texts == [["40 years", "41 years", "42 years"]]
-    reply = asker._reply(question, None, (-100.0, 0.0, 0.0), tokens)
+    reply = one._reply(question, None, (-100.0, 0.0, 0.0), tokens)
     assert reply.expected == pytest.approx(41.5)
 
 
