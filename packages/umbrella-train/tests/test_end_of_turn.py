@@ -6,7 +6,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer, image_token_id
+from umbrella_model.tokens import image_token_id
+from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer
 from umbrella_train.end_of_turn import find_end_of_turn
 
 GEMMA = (

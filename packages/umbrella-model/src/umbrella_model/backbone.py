@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.models.llava.modeling_llava import LlavaModel, LlavaMultiModalProjector, LlavaPreTrainedModel
+from transformers.models.llava.modeling_llava import LlavaModel, LlavaPreTrainedModel
 
 from umbrella_model.attention import VARLEN, check_right_padding, no_mask
 from umbrella_model.config import UmbrellaConfig
@@ -22,6 +22,7 @@ from umbrella_model.lora import freeze_base_weights, has_lora, is_lora_name
 from umbrella_model.packing import check_not_packed
 from umbrella_model.parts import named_part_parameters
 from umbrella_model.patch_embed import PatchEmbed, is_sharded
+from umbrella_model.projector import build_projector
 from umbrella_model.splice import check_image_tokens, splice_features
 from umbrella_model.vision_tower import UmbrellaVisionTower
 
@@ -82,6 +83,7 @@ class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
                 unexpected = {key for key in info["unexpected_keys"] if not key.startswith(cls._ignored_prefix)}
                 info = {**info, "unexpected_keys": unexpected}
             check_loaded_keys(info, source=str(pretrained_model_name_or_path))
+        hold_in_memory(model)
         if has_lora(model):
             _check_base_weights(model, info["missing_keys"])
             freeze_base_weights(model)  # loading makes every parameter trainable
@@ -103,10 +105,26 @@ class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
             )
         super().save_pretrained(*args, **kwargs)
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Not custom, for transformers: it would leave buffers of some language models (Falcon-H1) uninitialised."""
+        return False
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, PatchEmbed):
             module.reset_parameters()
+
+
+@torch.no_grad()
+def hold_in_memory(model: nn.Module) -> None:
+    """Copies weights on the CPU, which may be mapped from a file, into memory.
+
+    A system that is short of memory drops mapped pages of frozen weights, and reads them from the file in every step.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()
 
 
 def _check_base_weights(model: Any, missing_keys: Collection[str]) -> None:
@@ -130,9 +148,18 @@ class UmbrellaModel(UmbrellaPreTrainedModel, LlavaModel):
         # LLaVA's own __init__ would build a 2-D tower that is not used.
         super(LlavaModel, self).__init__(config)
         self.vision_tower = UmbrellaVisionTower(config)
-        self.multi_modal_projector = LlavaMultiModalProjector(config)
+        self.multi_modal_projector = build_projector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embeddings of the language model, whatever their name in it."""
+        embedding: nn.Module = self.language_model.get_input_embeddings()
+        return embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the token embeddings, as Hugging Face's `resize_token_embeddings` does."""
+        self.language_model.set_input_embeddings(value)
 
     def embed(
         self,
@@ -233,7 +260,13 @@ class UmbrellaModel(UmbrellaPreTrainedModel, LlavaModel):
             **{CACHE: cache},
             **kwargs,
         )
-        return UmbrellaModelOutput(**outputs, dummy_terms=dummy_terms)
+        return UmbrellaModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            hidden_states=outputs.hidden_states,
+            attentions=getattr(outputs, "attentions", None),
+            dummy_terms=dummy_terms,
+            **{CACHE: getattr(outputs, CACHE)},
+        )
 
     def _causal_mask(
         self, inputs_embeds: Any, attention_mask: Tensor | None, cache: Cache | None, *, packed: bool

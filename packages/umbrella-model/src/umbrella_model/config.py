@@ -127,6 +127,9 @@ class UmbrellaConfig(LlavaConfig):
         modality_order: The modalities in the order of their tags (tag 0 is text, tag i+1 the i-th modality). Default:
             the order of `modalities`. It is a separate list because a saved config sorts its keys. A modality that is
             added to `modalities` later is appended, so that existing tags do not change.
+        projector: `mlp`, LLaVA-1.5's two layers, or `linear`, one.
+        vision_final_norm: Whether the encoder's final norm is applied to the features of the last layer; LLaVA takes
+            them before it.
         lora: The adapters that the model is built with, as written by `umbrella_model.lora.add_lora`: `parts`, `rank`,
             `alpha`, `dropout`; or None.
 
@@ -144,6 +147,8 @@ class UmbrellaConfig(LlavaConfig):
     text_config: Any = None
     modalities: dict[str, Any] | None = None
     modality_order: list[str] | None = None
+    projector: Literal["mlp", "linear"] = "mlp"
+    vision_final_norm: bool = False
     lora: dict[str, Any] | None = None
     vision_feature_layer: int | list[int] = -1
     vision_feature_select_strategy: Literal["default", "full"] = "full"

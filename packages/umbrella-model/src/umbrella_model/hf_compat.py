@@ -26,3 +26,8 @@ def require(condition: Tensor, message: str) -> None:
         torch._assert_async(condition, message)
     elif not condition:
         raise ValueError(message)
+
+
+def tie_head(model: Any, embedding: str) -> None:
+    """Names the parameter that the weight of `lm_head` is tied to, if the config ties them."""
+    model._tied_weights_keys = {"lm_head.weight": embedding}

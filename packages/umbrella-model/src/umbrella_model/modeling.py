@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
 from umbrella_model.backbone import UmbrellaModel, UmbrellaPreTrainedModel
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
 from umbrella_model.from_llava import load_llava
+from umbrella_model.from_parts import compose_parts
 from umbrella_model.generation import check_generation, check_keeps_cache
-from umbrella_model.hf_compat import CACHE
+from umbrella_model.hf_compat import CACHE, tie_head
+from umbrella_model.language_model import LanguageModelSource, build_head, scale_logits
 from umbrella_model.lora import LoraSettings, add_lora
 from umbrella_model.supervision import gather_supervised
 from umbrella_model.supervision import supervised_index as compute_supervised_index
@@ -47,11 +50,74 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
         super(LlavaForConditionalGeneration, self).__init__(config)
         self.loss_type = "ForCausalLM"  # the base class infers another type from the name of this class
         self.model = UmbrellaModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = build_head(config.text_config)
+        embedding = self.model.get_input_embeddings()
+        name = next(name for name, module in self.model.named_modules() if module is embedding)
+        tie_head(self, f"model.{name}.weight")
         self.post_init()
         if config.lora is not None:
             settings = dict(config.lora)
             add_lora(self, settings.pop("parts"), LoraSettings(**settings))
+
+    @classmethod
+    def from_parts(
+        cls,
+        *,
+        language_model: LanguageModelSource,
+        vision_encoder: nn.Module | PretrainedConfig | str | Path,
+        modalities: Mapping[str, PatchEmbedConfig],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        projector: Literal["mlp", "linear"] = "mlp",
+        init: Literal["inflate", "random"] = "inflate",
+        vision_feature_layer: int | None = None,
+        vision_num_heads: int | None = None,
+        dtype: torch.dtype | None = None,
+        attn_implementation: str | None = None,
+    ) -> Self:
+        """Composes a model from any language model and any vision encoder; projector and patch embeds are new.
+
+        Args:
+            language_model: A decoder that `AutoModelForCausalLM` loads: a loaded model (its weights are not copied), a
+                folder, a name on the hub, a config (random weights), or a GGUF file (needs the package gguf).
+            vision_encoder: A SigLIP, SigLIP 2, CLIP, DINOv2, ViT or ViT-MAE model of transformers, as a loaded model, a
+                folder, a name on the hub or a config (random weights); a `ViT` of MONAI, loaded or a file with its
+                state dict; or any module from tokens (N, L, D) to (N, L, D).
+            modalities: Patch embed configuration of each modality, in the order of the tags.
+            tokenizer: Of the language model. If it has no image token, `<|image|>` is added, and without a chat
+                template it gets ChatML, with a warning; both change it in place. The embeddings get rows only for ids
+                that have none. Without a tokenizer, the image token is a new row at the end.
+            projector: `mlp` has two layers as in LLaVA-1.5, `linear` one.
+            init: `inflate` initialises the patch embeds from the encoder's own filter and positions, if it has any;
+                `random` at random.
+            vision_feature_layer: The encoder layer whose output goes to the projector: an entry of Hugging Face's
+                `hidden_states` (0 is the embeddings, -1 the last layer), before the final norm. None for the encoder's
+                own output, after its final norm.
+            vision_num_heads: Attention heads of the encoder in a file with a state dict, which does not say it.
+            dtype: Of all weights; None for that of the language model.
+            attn_implementation: Attention of the language model; None for its own.
+
+        Returns:
+            The model, an instance of the class that the method is called on, in eval mode.
+
+        Raises:
+            ValueError: An argument is unknown or out of range, or a part cannot be used: an encoder-decoder, a language
+                model that ignores `inputs_embeds`, an unsupported encoder, scans of more tokens than the language model
+                has positions.
+            OSError: A folder, file or hub repository does not exist.
+        """
+        return compose_parts(
+            cls,
+            language_model=language_model,
+            vision_encoder=vision_encoder,
+            modalities=modalities,
+            tokenizer=tokenizer,
+            projector=projector,
+            init=init,
+            vision_feature_layer=vision_feature_layer,
+            vision_num_heads=vision_num_heads,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+        )
 
     @classmethod
     def from_llava(
@@ -190,7 +256,7 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
     ) -> dict[str, Tensor]:
         """Logits and loss at supervised positions only."""
         chosen, targets = gather_supervised(hidden_states, labels, supervised_index)
-        logits = self.lm_head(chosen)
+        logits = scale_logits(self.lm_head(chosen), self.config.text_config)
         return {"supervised_logits": logits, "loss": self._loss(logits, shift_labels=targets, **kwargs)}
 
     def _whole_head(
@@ -198,7 +264,7 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
     ) -> dict[str, Tensor]:
         """Logits at all positions or the last `logits_to_keep`, and the loss if there are labels."""
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(hidden_states[:, keep, :])
+        logits = scale_logits(self.lm_head(hidden_states[:, keep, :]), self.config.text_config)
         if labels is None:
             return {"logits": logits}
         return {"logits": logits, "loss": self._loss(logits, labels=labels, **kwargs)}

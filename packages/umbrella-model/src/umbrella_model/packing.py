@@ -57,6 +57,42 @@ def pack_batch(batch: Mapping[str, Any], *, supervised_multiple_of: int = 1) -> 
     return packed | {key: batch[key] for key in _UNCHANGED if key in batch}
 
 
+@torch.no_grad()
+def check_supports_packing(model: Any) -> None:
+    """Rejects a language model in which packed conversations see each other, as in the layers of state-space models.
+
+    It is tried on a few tokens; on the CPU, before the model is wrapped.
+
+    Args:
+        model: An `UmbrellaForConditionalGeneration`.
+
+    Raises:
+        ValueError: With the name of the language model.
+    """
+    was_training = model.training
+    model.eval()
+    # The ids are below those of image tokens and of padding in any tokenizer that has words.
+    rows = torch.tensor([[1, 2, 3, 4, 5], [5, 4, 3, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    try:
+        packed = model(**pack_batch({"input_ids": rows, "attention_mask": mask})).logits[0]
+        alone = torch.cat([model(input_ids=row[keep.bool()].unsqueeze(0)).logits[0] for row, keep in zip(rows, mask)])
+        is_same = torch.allclose(packed, alone, atol=1e-3 * float(alone.abs().max()), rtol=1e-3)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{_language_model(model)} does not support packed conversations: {error}") from error
+    finally:
+        model.train(was_training)
+    if not is_same:
+        raise ValueError(
+            f"{_language_model(model)} mixes the conversations of a packed row, as the recurrent layers of state-space "
+            "models do; train on padded batches (data.packing: false)"
+        )
+
+
+def _language_model(model: Any) -> str:
+    return f"language model {model.config.text_config.model_type}"
+
+
 def check_not_packed(position_ids: Tensor | None, attention_mask: Tensor | None) -> None:
     """Rejects packed rows without sequence boundaries (on a GPU with an asynchronous assertion).
 

@@ -10,9 +10,10 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
 from umbrella_model import parameter_table, trainable
+from umbrella_model.tokens import image_token_id
 from umbrella_train import DummyLoss
 from umbrella_train.assembly.build import build_components
-from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer, image_token_id
+from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer
 from umbrella_train.config import ConfigError, RunConfig, load_config
 from umbrella_train.config.model import LearnConfig
 

@@ -12,8 +12,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from umbrella_data.synthetic.cohort import DemoCohort
+from umbrella_model.tokens import image_token_id
 from umbrella_train.assembly.build import TrainingComponents, build_components
-from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer, image_token_id
+from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer
 from umbrella_train.assembly.conversation_check import check_conversations, check_vocabulary
 from umbrella_train.config import DatasetConfig, RunConfig, load_config
 from umbrella_train.errors import RunError

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
+from umbrella_model.tokens import image_token_id
 from umbrella_train import cli
 from umbrella_train.assembly import build
 from umbrella_train.assembly.build import build_components
-from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer, image_token_id, load_tokenizer
+from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer, load_tokenizer
 from umbrella_train.assembly.load_errors import loading
 from umbrella_train.assembly.predict import predict
 from umbrella_train.config import RunConfig, dump_config

@@ -24,12 +24,23 @@ from umbrella_model import (
     UmbrellaForConditionalGeneration,
     set_trainable,
 )
+from umbrella_model.language_model import load_language_model
+from umbrella_model.packing import check_supports_packing
 from umbrella_model.parts import Part
+from umbrella_model.tokens import image_token_id
 from umbrella_model.trainable import Mode
+from umbrella_model.vision_encoder import load_vision_encoder
 from umbrella_train.assembly.acceleration import set_attention
-from umbrella_train.assembly.byte_tokenizer import image_token_id, load_tokenizer
+from umbrella_train.assembly.byte_tokenizer import load_tokenizer
 from umbrella_train.assembly.conversation_check import check_vocabulary
-from umbrella_train.assembly.load_errors import ITS_TOKENIZER, LLAVA, TRAINED_MODEL, loading
+from umbrella_train.assembly.load_errors import (
+    ITS_TOKENIZER,
+    LANGUAGE_MODEL,
+    LLAVA,
+    TRAINED_MODEL,
+    VISION_ENCODER,
+    loading,
+)
 from umbrella_train.assembly.subject_parts import open_source
 from umbrella_train.assembly.trained_model import check_tokenizer, is_trained_model, load_trained_model
 from umbrella_train.batches.collators import SupervisedCollator
@@ -180,6 +191,11 @@ def build_components(config: RunConfig, *, weights: Path | None = None) -> Train
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     set_attention(model, config.model.attn_implementation)
+    if config.data.packing and weights is None:
+        try:
+            check_supports_packing(model)
+        except ValueError as error:
+            raise RunError(f"data.packing: {error}") from error
     learn = config.model.learn
     try:
         set_trainable(model, cast(Mapping[Part, Mode], learn.parts), lora=LoraSettings(**learn.lora.model_dump()))
@@ -195,13 +211,17 @@ def build_components(config: RunConfig, *, weights: Path | None = None) -> Train
 
 
 def _tokenizer_source(config: RunConfig) -> str:
-    return str(config.model.tokenizer or config.model.pretrained or "the built-in tokenizer")
+    section = config.model
+    return str(section.tokenizer or section.pretrained or section.language_model or "the built-in tokenizer")
 
 
 def _load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     section = config.model
     if section.tokenizer is not None:
         tokenizer = load_tokenizer(section.tokenizer, key="model.tokenizer")
+    elif section.language_model is not None:
+        right = f"{LANGUAGE_MODEL} {ITS_TOKENIZER}"
+        tokenizer = load_tokenizer(section.language_model, key="model.language_model", right=right)
     else:  # a LLaVA checkpoint brings its own
         tokenizer = load_tokenizer(section.pretrained, key="model.pretrained", right=f"{LLAVA} {ITS_TOKENIZER}")
     if section.template_date is not None and tokenizer.chat_template is not None:
@@ -236,8 +256,64 @@ def _build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Umbre
                 vision_feature_layer=section.vision_feature_layer,
                 dtype=torch.float32,
             )
+    if section.language_model is not None or section.vision_encoder is not None:
+        return _compose_model(config, tokenizer)
     image_id = image_token_id(tokenizer)
     assert section.vision_config is not None
+    text = _text_config(config, tokenizer)
+    model = UmbrellaForConditionalGeneration(
+        UmbrellaConfig(
+            modalities=_patch_embeds(config),
+            vision_config=AutoConfig.for_model(**section.vision_config),
+            text_config=AutoConfig.for_model(**text),
+            image_token_index=image_id,
+            projector=section.projector or "mlp",
+            # The last layer: every layer that was built is used.
+            vision_feature_layer=-1 if section.vision_feature_layer is None else section.vision_feature_layer,
+        )
+    )
+    return model.float()  # the config of a part may have a `dtype`
+
+
+def _compose_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> UmbrellaForConditionalGeneration:
+    """The model from a language model and a vision encoder, of which one may have random weights."""
+    section = config.model
+    language: Any
+    encoder: Any
+    if section.language_model is None:
+        language = AutoConfig.for_model(**_text_config(config, tokenizer))
+    else:
+        with loading("weights", key="model.language_model", source=section.language_model, right=LANGUAGE_MODEL):
+            language = load_language_model(section.language_model, dtype=torch.float32)
+    if section.vision_encoder is None:
+        assert section.vision_config is not None
+        encoder = AutoConfig.for_model(**section.vision_config)
+    else:
+        with loading("weights", key="model.vision_encoder", source=section.vision_encoder, right=VISION_ENCODER):
+            encoder = load_vision_encoder(
+                section.vision_encoder,
+                feature_layer=section.vision_feature_layer,
+                num_heads=section.vision_num_heads,
+                dtype=torch.float32,
+            )
+    try:
+        return UmbrellaForConditionalGeneration.from_parts(
+            language_model=language,
+            vision_encoder=encoder,
+            modalities=_patch_embeds(config),
+            tokenizer=tokenizer,
+            projector=section.projector or "mlp",
+            init=section.init,
+            vision_feature_layer=section.vision_feature_layer,
+            dtype=torch.float32,
+        )
+    except ValueError as error:
+        raise RunError(f"model: {error}") from error
+
+
+def _text_config(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The config of a language model with random weights."""
+    image_id, section = image_token_id(tokenizer), config.model
     assert section.text_config is not None
     text: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -250,17 +326,7 @@ def _build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Umbre
     check_vocabulary(
         tokenizer, num_embeddings=text["vocab_size"], image_token_id=image_id, source=_tokenizer_source(config)
     )
-    model = UmbrellaForConditionalGeneration(
-        UmbrellaConfig(
-            modalities=_patch_embeds(config),
-            vision_config=AutoConfig.for_model(**section.vision_config),
-            text_config=AutoConfig.for_model(**text),
-            image_token_index=image_id,
-            # The last layer: every layer that was built is used.
-            vision_feature_layer=-1 if section.vision_feature_layer is None else section.vision_feature_layer,
-        )
-    )
-    return model.float()  # the config of a part may have a `dtype`
+    return text
 
 
 def _build_pipelines(config: RunConfig) -> dict[str, Pipeline]:

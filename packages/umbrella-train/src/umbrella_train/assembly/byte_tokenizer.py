@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from umbrella_model.tokens import IMAGE_TOKEN
 from umbrella_train.assembly.load_errors import TOKENIZER, loading
 
-IMAGE_TOKEN = "<|image|>"
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
 PADDING = "<|pad|>"
@@ -40,14 +42,9 @@ def load_tokenizer(
         return build_byte_tokenizer()
     # transformers raises KeyError and others on damaged files.
     with loading("tokenizer", key=key, source=name_or_path, right=right, errors=(Exception,)):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path)
+        path = Path(name_or_path)
+        gguf = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path.parent if gguf else name_or_path, **gguf
+        )
     return tokenizer
-
-
-def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token id of scan positions; `<|image|>` is added to a tokenizer without one."""
-    if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
-    token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    assert isinstance(token_id, int)
-    return token_id

@@ -19,6 +19,14 @@ LLAVA = (
     "It must be a complete LLaVA, LLaVA-NeXT or LLaVA-OneVision checkpoint with a SigLIP or CLIP tower, or the model/ "
     "of an earlier run: a folder with config.json and safetensors, or the name of an accessible hub repository."
 )
+LANGUAGE_MODEL = (
+    "It must be a decoder of AutoModelForCausalLM: a folder with config.json and safetensors, the name of an "
+    "accessible hub repository, or a GGUF file."
+)
+VISION_ENCODER = (
+    "It must be a SigLIP, SigLIP 2, CLIP, DINOv2, ViT or ViT-MAE model: a folder with config.json and safetensors, or "
+    "the name of an accessible hub repository; or a file with the state dict of MONAI's ViT (.safetensors, .pt)."
+)
 ITS_TOKENIZER = "Its tokenizer is in the same folder, or named by model.tokenizer."
 TOKENIZER = "It must be a folder with tokenizer.json and tokenizer_config.json, or an accessible hub repository."
 TRAINED_MODEL = "It must be the model/ of a finished run, or a checkpoint-N, written by umbrella-train."

@@ -122,22 +122,35 @@ def _part_states(learn: Mapping[str, Any]) -> dict[str, PartState]:
 
 
 class ModelConfig(Section):
-    """The model: a LLaVA checkpoint, an earlier run's model, or a vision and a text config for random weights."""
+    """The model: a LLaVA or an earlier run's model (pretrained), or a language model and a vision encoder.
+
+    Each of the two is pretrained (language_model, vision_encoder) or has random weights (text_config, vision_config).
+    """
 
     pretrained: Source | None = None
     """A LLaVA checkpoint, or the model of an earlier run (RUN/model): a folder, or a name on the hub."""
+    language_model: Source | None = None
+    """A pretrained decoder of AutoModelForCausalLM: a folder, a name on the hub, or a GGUF file."""
+    vision_encoder: Source | None = None
+    """SigLIP, CLIP, DINOv2, ViT, ViT-MAE: a folder, or a name on the hub; or a file with the weights of MONAI's ViT."""
     tokenizer: Source | None = None
-    """A tokenizer: a folder, or a name on the hub. Without one: the checkpoint's own, or else a byte-level one."""
+    """A tokenizer: a folder, or a name on the hub. Without one: that of the model, or else a byte-level one."""
     template_date: datetime.date | None = None
     """The date for a chat template that writes today's, as in 2025-01-31: training and questions need the same one."""
     vision_config: dict[str, Any] | None = None
     """Hugging Face config of the vision encoder, with its model_type, for random weights."""
     text_config: dict[str, Any] | None = None
     """Hugging Face config of the language model, with its model_type, for random weights."""
+    vision_num_heads: PositiveInt | None = None
+    """Attention heads of a vision_encoder that is a file, which does not say it."""
     vision_feature_layer: int | None = None
-    """The encoder layer whose output goes to the projector, as in LlavaConfig (default: the checkpoint's, or -1)."""
+    """The encoder layer whose output goes to the projector, as in LlavaConfig.
+
+    Default: that of the LLaVA; with language_model or vision_encoder, the output after the final norm; otherwise -1."""
+    projector: Literal["mlp", "linear"] | None = None
+    """The projector: two layers (mlp, the default), or one; pretrained brings its own."""
     init: Literal["inflate", "random"] = "inflate"
-    """Initial patch embeds with pretrained: inflate the checkpoint's 2-D filter and positions, or random."""
+    """Initial patch embeds: inflate the filter and positions of a pretrained vision encoder, or random."""
     attn_implementation: Literal["varlen", "sdpa", "eager"] | None = None
     """Attention: varlen trains without a padding mask. Default: varlen, but sdpa with a sliding window."""
     modalities: Annotated[dict[ModalityName, ModalityModelConfig], Field(min_length=1), UniqueNames]
@@ -147,18 +160,34 @@ class ModelConfig(Section):
     learn: LearnConfig = LearnConfig()
     """Which parts learn."""
 
+    @field_validator("language_model", "vision_encoder", "projector")
+    @classmethod
+    def _check_is_not_pretrained(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("pretrained") is not None:
+            raise ValueError("would not be used: the checkpoint named by pretrained brings its own")
+        return value
+
     @field_validator("vision_config", "text_config")
     @classmethod
     def _check_source(cls, config: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
         if config is not None and (secrets := secret_keys(config)):
             raise errors_at([(path, SECRET_ADVICE) for path in secrets])
-        if info.data.get("pretrained") is not None and config is not None:
-            raise ValueError("would not be used: the checkpoint named by pretrained brings its own")
-        if config is None and info.data.get("pretrained", "") is None:
-            raise ValueError("is required without pretrained")
+        other = {"text_config": "language_model", "vision_config": "vision_encoder"}[str(info.field_name)]
+        given = [name for name in ("pretrained", other) if info.data.get(name) is not None]
+        if given and config is not None:
+            raise ValueError(f"would not be used: what {given[0]} names brings its own")
+        if config is None and not given and {"pretrained", other} <= info.data.keys():
+            raise ValueError(f"is required without {other} and without pretrained")
         if config is not None and "model_type" not in config:
             raise errors_at([("model_type", "is missing: it selects the Hugging Face config class")])
         return config
+
+    @field_validator("vision_num_heads")
+    @classmethod
+    def _check_heads_are_used(cls, number: int | None, info: ValidationInfo) -> int | None:
+        if number is not None and info.data.get("vision_encoder", "") is None:
+            raise ValueError("would not be used: there is no vision_encoder")
+        return number
 
     @field_validator("modalities")
     @classmethod
@@ -210,8 +239,13 @@ class ModelConfig(Section):
     @property
     def random_and_fixed(self) -> list[str]:
         """Parts that keep their random initial weights: nothing pretrained is loaded, and they are not trained."""
+        loaded: set[str] = set(PARTS) if self.pretrained is not None else set()
+        if self.language_model is not None:
+            loaded |= {"language_model", "embeddings"}
+        if self.vision_encoder is not None:
+            loaded |= {"vision_tower", "patch_embed"} if self.init == "inflate" else {"vision_tower"}
         states = self.learn.parts
-        return [] if self.pretrained is not None else [part for part in PARTS if states[part] != "train"]
+        return [part for part in PARTS if part not in loaded and states[part] != "train"]
 
 
 def _pool_size(pool: int | tuple[int, ...], num_axes: int) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ def run_problems(content: Mapping[str, Any]) -> list[str]:
     problems = []
     for name in ("vision_config", "text_config"):
         problems += [f"model.{name}{text}" for text in _hf_config_problems(_table(model, name))]
-    for key in ("pretrained", "tokenizer"):
+    for key in ("pretrained", "language_model", "vision_encoder", "tokenizer"):
         source = model.get(key)
         if isinstance(source, str) and is_path_like(source) and not Path(source).expanduser().exists():
             problems.append(f"model.{key}: {source} is neither an existing folder nor a name on the hub")

@@ -1,0 +1,159 @@
+"""Language models: any decoder of `AutoModelForCausalLM` that takes embeddings, and what its head does to the logits."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from umbrella_model.hf_compat import CACHE
+
+LanguageModelSource = PreTrainedModel | PretrainedConfig | str | Path
+"""A loaded `...ForCausalLM`, a config (random weights), a folder or a name on the hub, or a GGUF file."""
+
+
+def load_language_model(
+    source: LanguageModelSource, *, dtype: torch.dtype | None = None, attn_implementation: str | None = None
+) -> Any:
+    """A decoder with its head, in eval mode.
+
+    Args:
+        source: A loaded model is used as it is, its weights are not copied.
+        dtype: Of the weights; None for that of the source.
+        attn_implementation: As in Hugging Face's `from_pretrained`; None for that of the source.
+
+    Raises:
+        ValueError: The model cannot be composed with a vision encoder; see `check_language_model`.
+        OSError: The folder, file or hub repository does not exist.
+    """
+    options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    if isinstance(source, PreTrainedModel):
+        if attn_implementation is not None:
+            source.set_attn_implementation(attn_implementation)
+        model: Any = source if dtype is None else source.to(dtype)
+    elif isinstance(source, PretrainedConfig):
+        _check_kind(source)
+        model = AutoModelForCausalLM.from_config(source, **options)
+        model = model if dtype is None else model.to(dtype)
+    elif str(source).endswith(".gguf"):
+        model = _load_gguf(Path(source), dtype=dtype, options=options)
+    else:
+        _check_kind(AutoConfig.from_pretrained(source))
+        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto" if dtype is None else dtype, **options)
+    check_language_model(model)
+    return model.eval()
+
+
+def _load_gguf(file: Path, *, dtype: torch.dtype | None, options: dict[str, Any]) -> Any:
+    """The weights of a GGUF file, dequantised."""
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            str(file.parent), gguf_file=file.name, dtype=torch.float32 if dtype is None else dtype
+        )
+    except ImportError as error:
+        raise ImportError(f"{file}: GGUF files need the package gguf; install it with: pip install gguf") from error
+    # transformers marks the loaded model as quantised and would refuse to save it.
+    config = type(loaded.config)(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
+    model = AutoModelForCausalLM.from_config(config, **options).to(loaded.dtype)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    return model
+
+
+def _check_kind(config: Any) -> None:
+    """Rejects configs of other kinds of model, before any weight is read."""
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        raise ValueError(f"{kind} is an encoder-decoder; the language model must be a decoder, such as Llama or Qwen")
+    if config.get_text_config() is not config or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"{kind} is not a model that AutoModelForCausalLM loads as a decoder of text; pass a language model, such as "
+            "Llama or Qwen, or load a LLaVA checkpoint with from_llava"
+        )
+
+
+@torch.no_grad()
+def check_language_model(model: Any) -> None:
+    """Rejects a model whose logits are not a linear head on a causal decoder that reads `inputs_embeds`.
+
+    It is tried on a few tokens, since nothing in a config says so; a model on the meta device is not tried.
+
+    Args:
+        model: A `...ForCausalLM` of transformers.
+
+    Raises:
+        ValueError: With the name of the model and the reason.
+    """
+    name = type(model).__name__
+    if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
+        raise ValueError(f"{name} has no language-model head; load it with AutoModelForCausalLM")
+    _check_kind(model.config)
+    decoder: Any = model.base_model
+    embedding: Any = model.get_input_embeddings()
+    takes = inspect.signature(decoder.forward).parameters
+    if "inputs_embeds" not in takes:
+        raise ValueError(f"{name} does not take inputs_embeds, in which the scans are; use another language model")
+    if CACHE not in takes:
+        raise ValueError(
+            f"{name} keeps no key-value cache, from which answers are generated (a state-space model without "
+            "attention); use a language model with attention"
+        )
+    if embedding.embedding_dim != model.config.hidden_size:
+        raise ValueError(
+            f"{name} has token embeddings of width {embedding.embedding_dim} and layers of width "
+            f"{model.config.hidden_size}; use a language model in which both are equal"
+        )
+    if embedding.weight.is_meta:
+        return
+    was_training = model.training
+    model.eval()
+    tokens = (torch.arange(1, 9, device=embedding.weight.device) % embedding.num_embeddings).unsqueeze(0)
+    other_end = tokens.clone()
+    other_end[0, -1] = 0
+    expected = model(tokens).logits
+    hidden = decoder(inputs_embeds=embedding(tokens), use_cache=False, return_dict=True).last_hidden_state
+    logits = scale_logits(model.get_output_embeddings()(hidden), model.config)
+    changed = model(other_end).logits
+    model.train(was_training)
+    if not _is_close(logits, expected):
+        raise ValueError(
+            f"{name}: its logits are not those of its decoder on inputs_embeds and of a linear head (it reads token "
+            "ids elsewhere, or transforms the logits in its own way); use another language model"
+        )
+    if not _is_close(changed[:, :-1], expected[:, :-1]):
+        raise ValueError(f"{name} attends to later tokens; the language model must be a causal decoder")
+
+
+def _is_close(actual: Tensor, expected: Tensor) -> bool:
+    tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 0.05
+    scale = max(1.0, float(expected.abs().max()))
+    return float((actual - expected).abs().max()) <= tolerance * scale
+
+
+def build_head(config: PretrainedConfig) -> nn.Linear:
+    """The language-model head of a text config, with a bias if this kind of model has one (Phi, GPT-J)."""
+    with torch.device("meta"):
+        head: Any = AutoModelForCausalLM.from_config(config).get_output_embeddings()
+    return nn.Linear(head.in_features, head.out_features, bias=head.bias is not None)
+
+
+def scale_logits(logits: Tensor, config: Any) -> Tensor:
+    """What `...ForCausalLM` does to the logits after the head: a factor (Granite, Cohere), a soft limit (Gemma 2)."""
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    for name in ("logit_scale", "lm_head_multiplier"):
+        if (factor := getattr(config, name, None)) is not None:
+            logits = logits * factor
+    if (limit := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / limit) * limit
+    return logits
