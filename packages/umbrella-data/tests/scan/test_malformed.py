@@ -433,7 +433,7 @@ def test_file_is_rejected_or_read_as_its_row_says(name: str, tmp_path: Path) -> 
         tracemalloc.stop()
 
 
-def test_corpus_is_rejected_in_a_monai_pipeline_with_workers(tmp_path: Path) -> None:
+def test_corpus_is_rejected_in_a_monai_pipeline_with_workers(tmp_path: Path, end_workers: Callable[[], None]) -> None:
     from monai.data import Dataset
     from monai.transforms import Compose, LoadImage
     from torch.utils.data import DataLoader
