@@ -235,4 +235,5 @@ def _filled(config: RunConfig) -> RunConfig:
             ).items()
         },
     }
-    return config.model_copy(update={"data": config.data.model_copy(update=entries)})
+    stages = config.stages or [StageConfig.model_construct(name=MISSING)]
+    return config.model_copy(update={"data": config.data.model_copy(update=entries), "stages": stages})

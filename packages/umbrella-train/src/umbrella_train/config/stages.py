@@ -117,7 +117,7 @@ def _merged(base: Mapping[str, Any], own: Mapping[str, Any], path: tuple[str, ..
         is_table = is_mapping(annotation_at(RunConfig, path)) and annotation_at(RunConfig, below) is not None
         name = table_key(key, base) if is_table and isinstance(key, str) else key
         # Two names of one modality in a stage stay two, for the schema to report.
-        name = key if name in found else name
+        name = key if name in found or name in own else name
         found.add(name)
         before = base.get(name)
         both = isinstance(before, Mapping) and isinstance(value, Mapping)
