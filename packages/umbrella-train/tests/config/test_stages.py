@@ -199,6 +199,12 @@ def test_overrides_apply_to_every_stage_and_those_of_a_stage_to_one(file: Path) 
     assert (align.trainer.report_to, instruct.trainer.report_to) == (["wandb"], [])
 
 
+def test_an_override_changes_one_place_of_a_yaml_alias(tmp_path: Path) -> None:
+    stages = "stages: [{name: a, trainer: &same {max_steps: 3}}, {name: b, trainer: *same}]"
+    config = load_config(write(tmp_path, stages), ["--stages.0.trainer.max-steps", "4"])
+    assert [each.trainer.max_steps for each in stage_configs(config)] == [4, 3]
+
+
 def test_overrides_add_and_remove_stages(file: Path) -> None:
     added = load_config(file, ["--stages.2.name", "more", "--stages.2.trainer.max-steps", "4"])
     assert [(each.name, each.trainer.max_steps) for each in stage_configs(added)][2] == ("more", 4)

@@ -71,6 +71,7 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _stop_if_late(config: RunConfig, max_time: float | None) -> None:
