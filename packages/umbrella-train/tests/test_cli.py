@@ -485,6 +485,7 @@ def test_every_flag_of_the_help_is_a_valid_override() -> None:
         "evaluation": [dataset.model_dump(mode="json")],
         "pipelines": {"T1": pipeline.model_dump(mode="json")},
     }
+    content["stages"] = [{"name": "align", "seed": 0}]
     for flag in flags:
         values = [] if ".no-" in flag else ["1"]
         changed, problems = apply_overrides(content, overrides=[flag, *values], section=RunConfig)

@@ -118,7 +118,7 @@ class RunFolder:
             RunError: If it is not a run's folder.
         """
         if not (path / "config.yaml").is_file():
-            raise RunError(f"{path}: not a run's folder (it has no config.yaml)")
+            raise RunError(runs_hint(path) or f"{path}: not a run's folder (it has no config.yaml)")
         return cls(path)
 
     def begin(self) -> None:
@@ -214,6 +214,15 @@ def fold_folders(path: Path) -> list[Path]:
     """The runs `fold-1`, `fold-2`, ... in the folder of a cross-validation, in this order; empty for other folders."""
     found = {path.name.removeprefix("fold-"): path for path in path.glob("fold-*") if (path / "config.yaml").is_file()}
     return [found[number] for number in sorted(filter(str.isdecimal, found), key=int)]
+
+
+def runs_hint(path: Path) -> str:
+    """A message for a folder that is no run but has some in it, such as that of a run in stages; empty for others."""
+    # The newest last: a stage is created when the one before is finished. Names with a dot are runs that begin.
+    runs = [config for config in path.glob("*/config.yaml") if not config.parent.name.startswith(".")]
+    runs.sort(key=lambda config: config.stat().st_mtime)
+    names = ", ".join(config.parent.name for config in runs)
+    return f"{path}: has the runs {names}; name one, as in {runs[-1].parent}" if runs else ""
 
 
 def _without_comments(text: str) -> list[str]:

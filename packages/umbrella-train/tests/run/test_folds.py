@@ -25,7 +25,7 @@ from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.evaluation.metrics import Prediction, summarise
 from umbrella_train.report import build_report
 from umbrella_train.run import folds as folds_module
-from umbrella_train.run import training
+from umbrella_train.run import in_turn, training
 from umbrella_train.run.evaluation import evaluate_run
 from umbrella_train.run.folds import train_folds
 from umbrella_train.run_folder import fold_folders
@@ -330,7 +330,7 @@ def test_signal_in_a_fold_stops_all(
         config.output_dir.mkdir(exist_ok=True)
         raise RunStoppedError(config.output_dir / config.name, step=3, signal_number=number)
 
-    monkeypatch.setattr(folds_module, "train", train)
+    monkeypatch.setattr(in_turn, "train", train)
     with pytest.raises(RunStoppedError) as caught:
         train_folds(config_in(make_config, tmp_path), num_folds=3)
     assert (started, caught.value.signal_number) == (["fold-1"], number)
@@ -348,8 +348,8 @@ def test_fold_without_time_stops_as_at_a_deadline(
         times.append(max_time)
         return config.output_dir / config.name
 
-    monkeypatch.setattr(folds_module, "train", train)
-    monkeypatch.setattr("umbrella_train.run.folds.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(in_turn, "train", train)
+    monkeypatch.setattr("umbrella_train.run.in_turn.time.monotonic", lambda: next(clock))
     with pytest.raises(RunStoppedError) as caught:
         train_folds(config_in(make_config, tmp_path), num_folds=2, max_time=900)
     assert (times, caught.value.signal_number) == ([900.0], signal.SIGUSR1)

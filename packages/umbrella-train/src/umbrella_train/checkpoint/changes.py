@@ -35,6 +35,7 @@ _HARMLESS = frozenset(
         "name",
         "output_dir",
         "report",
+        "stages",  # are runs of their own
         "trainer.dataloader_num_workers",
         "trainer.ddp_timeout",
         "trainer.eval_steps",

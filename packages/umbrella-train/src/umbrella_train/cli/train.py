@@ -7,9 +7,10 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from umbrella_data.errors import did_you_mean
 from umbrella_train.cli.options import positive
@@ -18,10 +19,15 @@ from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.exit_guard import last_call
 from umbrella_train.stop_signals import ended_by_signals
 
-_OPTIONS = ("config", "folds", "fold", "dry-run", "resume", "allow-changed", "max-time", "quiet", "version", "help")
+if TYPE_CHECKING:
+    from umbrella_train.config import RunConfig
+
+_OPTIONS = (
+    *("config", "folds", "fold", "stage", "dry-run", "resume", "allow-changed", "max-time", "quiet", "version", "help"),
+)
 _TRAIN_USAGE = (
-    "umbrella-train [--config FILE] [--folds N [--fold K]] [--dry-run] [--resume auto|FOLDER] [--quiet] "
-    "[--section.key VALUE ...]"
+    "umbrella-train [--config FILE] [--folds N [--fold K]] [--stage NAME] [--dry-run] [--resume auto|FOLDER] "
+    "[--quiet] [--section.key VALUE ...]"
 )
 
 
@@ -46,6 +52,9 @@ def _train(arguments: Sequence[str] | None) -> None:
         "subjects of its fold, and pool the answers of all; --resume auto continues",
     )
     parser.add_argument("--fold", type=positive, metavar="K", help="with --folds: train only this one, from 1 to N")
+    parser.add_argument(
+        "--stage", metavar="NAME", help="of a configuration with stages: train only this one, from the one before"
+    )
     parser.add_argument("--dry-run", action="store_true", help="two steps, with a table of tokens and memory")
     parser.add_argument(
         "--resume",
@@ -88,12 +97,7 @@ def _train(arguments: Sequence[str] | None) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with ended_by_signals():
         config = load_config(options.config, overrides, to_run=True)
-        if options.folds is None:
-            from umbrella_train.run.training import train  # late: imports torch
-        else:
-            from umbrella_train.run.folds import train_folds
-
-            train = partial(train_folds, num_folds=options.folds, fold=options.fold)
+        train = _trainer_of(config, options)
     # The tables of a dry run are its result.
     set_up_output(is_quiet=options.quiet, has_messages=options.dry_run or not options.quiet)
     try:
@@ -113,6 +117,21 @@ def _train(arguments: Sequence[str] | None) -> None:
     if folder is not None and os.environ.get("RANK", "0") == "0":
         report = folder / "report.html"
         print(f"run folder: {folder}" + (f"\nreport: {report}" if report.exists() else ""))
+
+
+def _trainer_of(config: RunConfig, options: argparse.Namespace) -> Callable[..., Path | None]:
+    """The function that trains one run, its folds or its stages. Imports torch."""
+    if options.folds is not None:
+        from umbrella_train.run.folds import train_folds
+
+        return partial(train_folds, num_folds=options.folds, fold=options.fold)
+    if config.stages or options.stage is not None:
+        from umbrella_train.run.stages import train_stages
+
+        return partial(train_stages, stage=options.stage)
+    from umbrella_train.run.training import train
+
+    return train
 
 
 def _names(text: str) -> list[str]:

@@ -4,7 +4,8 @@ from umbrella_train.config.data import DataConfig, DatasetConfig, SyntheticConfi
 from umbrella_train.config.loading import demo_config_path, dump_config, load_config
 from umbrella_train.config.model import LearnConfig, ModalityModelConfig, ModelConfig
 from umbrella_train.config.problems import ConfigError
-from umbrella_train.config.run_config import RunConfig
+from umbrella_train.config.run_config import RunConfig, StageConfig
+from umbrella_train.config.stages import stage_configs
 from umbrella_train.config.training import DummyLossConfig, ReportConfig, TrainerConfig
 
 __all__ = [
@@ -17,9 +18,11 @@ __all__ = [
     "ModelConfig",
     "ReportConfig",
     "RunConfig",
+    "StageConfig",
     "SyntheticConfig",
     "TrainerConfig",
     "demo_config_path",
     "dump_config",
     "load_config",
+    "stage_configs",
 ]

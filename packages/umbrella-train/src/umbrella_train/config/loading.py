@@ -7,13 +7,13 @@ from importlib.resources import files
 from pathlib import Path
 
 import yaml
-from pydantic import ValidationError
 
 from umbrella_data.cli.pipeline_options import PipelineOptions
 from umbrella_train.config.overrides import apply_overrides
-from umbrella_train.config.problems import ConfigError, validation_problems
+from umbrella_train.config.problems import ConfigError
 from umbrella_train.config.run_checks import run_problems
 from umbrella_train.config.run_config import RunConfig
+from umbrella_train.config.stages import stage_configs, stage_problems, validate
 from umbrella_train.config.strict_yaml import read_yaml
 
 
@@ -39,13 +39,10 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), *, to_run: boo
         raise ConfigError(problems, source=str(path))
     content, override_problems = apply_overrides(content, overrides=overrides, section=RunConfig)
     problems += override_problems
-    config = None
-    try:
-        config = RunConfig.model_validate(content)
-    except ValidationError as error:
-        problems += validation_problems(error, section=RunConfig)
+    config, found = validate(content)
     if to_run:
-        problems += run_problems(content)
+        found += run_problems(content)
+    problems += list(dict.fromkeys([*found, *stage_problems(content, known=found, to_run=to_run)]))
     if problems or config is None:
         raise ConfigError(problems, source=str(path))
     return config
@@ -63,14 +60,16 @@ def read_pipeline_options(path: Path) -> PipelineOptions:
         ConfigError: With every problem of the file.
     """
     config = load_config(path)
-    if config.data.synthetic is None:
-        datasets = [*config.data.train, *config.data.evaluation]
-        sources = [(dataset.manifest, dataset.data_root) for dataset in datasets]
-    else:
-        sources = [(config.cohort_directory / name, None) for name in ("train.jsonl", "test.jsonl")]
+    sources: list[tuple[Path, Path | None]] = []
+    for each in [config, *stage_configs(config)]:
+        if each.data.synthetic is None:
+            datasets = [*each.data.train, *each.data.evaluation]
+            sources += [(dataset.manifest, dataset.data_root) for dataset in datasets]
+        else:
+            sources += [(each.cohort_directory / name, None) for name in ("train.jsonl", "test.jsonl")]
     return PipelineOptions(
         configs=config.pipeline_configs,
         patch_sizes={name: modality.patch_size for name, modality in config.model.modalities.items()},
-        sources=sources,
+        sources=list(dict.fromkeys(sources)),
         cache_dir=config.data.cache_dir,
     )

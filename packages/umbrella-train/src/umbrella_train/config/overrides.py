@@ -8,11 +8,10 @@ parses only on top of a valid default, and not into a section that is null there
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +20,7 @@ from pydantic import BaseModel
 from umbrella_data.modality import find_modality
 from umbrella_data.pipeline.config import AugmentConfig, PipelineSettings
 from umbrella_train.config.data import DatasetConfig
-from umbrella_train.config.run_config import RunConfig
+from umbrella_train.config.run_config import RunConfig, StageConfig
 from umbrella_train.config.schema import (
     allows_none,
     annotation_at,
@@ -31,6 +30,9 @@ from umbrella_train.config.schema import (
     section_of,
 )
 from umbrella_train.config.strict_yaml import parse_yaml
+
+STAGE_SECTIONS = tuple(name for name in StageConfig.model_fields if name != "name")
+"""What a stage can change."""
 
 _NONE_WORDS = frozenset({"none", "null"})
 
@@ -51,15 +53,33 @@ def apply_overrides(
     Returns:
         The new content, and the problems.
     """
-    content = copy.deepcopy(content)
+    content = _copied(content)
     found, problems = _split(overrides)
-    for override in found:
+    # Those of single stages last: they take precedence.
+    for override in sorted(found, key=lambda each: each.flag.partition(".")[0] == "stages"):
         try:
             path, value = _read(override, content=content, section=section)
             _set(content, path, value)
+            for stage in stage_tables(content):
+                path, value = _read(override, content=stage, section=section)
+                if path[0] in STAGE_SECTIONS and _has(stage, path):
+                    _set(stage, path, value)
         except ValueError as error:
             problems.append(f"--{override.flag}: {error}")
     return content, problems
+
+
+def _copied(value: Any) -> Any:
+    """A copy in which no two places share a table or list, as they do by a YAML alias."""
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    return [_copied(each) for each in value] if isinstance(value, list) else value
+
+
+def stage_tables(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The entries of `stages` in raw content; those that are no tables, which the schema rejects, are empty."""
+    stages = content.get("stages")
+    return [stage if isinstance(stage, dict) else {} for stage in stages] if isinstance(stages, list) else []
 
 
 def _split(words: Sequence[str]) -> tuple[list[_Override], list[str]]:
@@ -102,13 +122,13 @@ def _path(flag: str, *, content: dict[str, Any], section: type[BaseModel]) -> tu
             here = here[key] if isinstance(here, list) and key < len(here) else None
         else:
             is_table_of_sections = is_mapping(parent) and annotation_at(section, [*path, part]) is not None
-            key = _table_key(part, here) if is_table_of_sections else part.replace("-", "_")
+            key = table_key(part, here) if is_table_of_sections else part.replace("-", "_")
             here = here.get(key) if isinstance(here, dict) else None
         path.append(key)
     return tuple(path)
 
 
-def _table_key(name: str, table: Any) -> str:
+def table_key(name: str, table: Any) -> str:
     """Find the key of this modality in a table of modalities, whichever of its names the table uses."""
     if not isinstance(table, dict) or name in table:
         return name
@@ -156,6 +176,18 @@ def _from_json(text: str) -> Any:
         raise ValueError(f"{text[:40]} is nested too deeply") from None
     except json.JSONDecodeError:
         return text
+
+
+def _has(stage: dict[str, Any], path: Sequence[str | int]) -> bool:
+    """Whether a stage has its own value at a path, or a value that replaces a table or list on the way to it."""
+    here: Any = stage
+    for part in path:
+        if not isinstance(here, dict):
+            return True
+        if part not in here:
+            return False
+        here = here[part]
+    return True
 
 
 def _set(content: dict[str, Any], path: Sequence[str | int], value: Any) -> None:
@@ -209,4 +241,5 @@ def _filled(config: RunConfig) -> RunConfig:
             ).items()
         },
     }
-    return config.model_copy(update={"data": config.data.model_copy(update=entries)})
+    stages = config.stages or [StageConfig.model_construct(name=MISSING)]
+    return config.model_copy(update={"data": config.data.model_copy(update=entries), "stages": stages})

@@ -57,6 +57,8 @@ def _meant(path: Sequence[str | int], *, section: type[BaseModel]) -> str:
     """Suggest a similar key of the same section, or the same key of another one."""
     parent = section_of(annotation_at(section, path[:-1]))
     similar = did_you_mean(path[-1], parent.model_fields) if parent is not None else ""
+    if path[0] == "stages" and len(path) == 3 and path[-1] in section.model_fields:
+        return f" of a stage: {path[-1]} belongs to the whole run"
     same = next((key for key in _keys(section) if key.split(".")[-1] == path[-1]), None)
     return similar or (f"; did you mean {same!r}?" if same else "")
 

@@ -23,10 +23,11 @@ _TRACKERS: Mapping[str, tuple[tuple[str, ...], str]] = {
 }
 
 
-def run_problems(content: Mapping[str, Any]) -> list[str]:
+def run_problems(content: Mapping[str, Any], *, coming: str | None = None) -> list[str]:
     """List what would prevent a configuration from starting on this machine, each with its dotted path.
 
-    The content is raw, with overrides applied; values that the schema rejects are skipped.
+    The content is raw, with overrides applied; values that the schema rejects are skipped. `coming` is a model that an
+    earlier stage will have written.
     """
     model = _table(content, "model")
     problems = []
@@ -34,7 +35,9 @@ def run_problems(content: Mapping[str, Any]) -> list[str]:
         problems += [f"model.{name}{text}" for text in _hf_config_problems(_table(model, name))]
     for key in ("pretrained", "language_model", "vision_encoder", "tokenizer"):
         source = model.get(key)
-        if isinstance(source, str) and is_path_like(source) and not Path(source).expanduser().exists():
+        if not isinstance(source, str) or not is_path_like(source) or source == coming:
+            continue
+        if not Path(source).expanduser().exists():
             problems.append(f"model.{key}: {source} is neither an existing folder nor a name on the hub")
     problems += _tracker_problems(_table(content, "trainer").get("report_to"))
     # From the command line it is still text.

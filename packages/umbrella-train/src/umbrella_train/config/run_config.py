@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    SerializerFunctionWrapHandler,
+    SkipValidation,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 
 from umbrella_data.pipeline.config import PipelineConfig
 from umbrella_train.config.data import DataConfig
@@ -13,11 +23,34 @@ from umbrella_train.config.model import ModelConfig
 from umbrella_train.config.section import AbsolutePath, Section, errors_at
 from umbrella_train.config.training import DummyLossConfig, ReportConfig, TrainerConfig
 
+COHORT_NAME = "synthetic-cohort"
+FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class StageConfig(Section):
+    """One stage of a run: the keys that differ from the run's. `umbrella_train.config.stages` validates the whole."""
+
+    name: FolderName
+    """Name of the stage, and of its folder in the run's folder."""
+    seed: NonNegativeInt | None = None
+    """Seed (default: the run's)."""
+    # Tables; the classes are the types of their keys on the command line.
+    model: Annotated[ModelConfig | dict[str, Any], SkipValidation] = Field(default_factory=dict)
+    """Keys of model."""
+    data: Annotated[DataConfig | dict[str, Any], SkipValidation] = Field(default_factory=dict)
+    """Keys of data."""
+    dummy_loss: Annotated[DummyLossConfig | dict[str, Any], SkipValidation] = Field(default_factory=dict)
+    """Keys of dummy_loss."""
+    trainer: Annotated[TrainerConfig | dict[str, Any], SkipValidation] = Field(default_factory=dict)
+    """Keys of trainer."""
+    report: Annotated[ReportConfig | dict[str, Any], SkipValidation] = Field(default_factory=dict)
+    """Keys of report."""
+
 
 class RunConfig(Section):
-    """One run."""
+    """One run, or several in stages."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    name: FolderName = "run"
     """Name of the run's folder; a name in use becomes NAME-2, NAME-3, ..."""
     output_dir: AbsolutePath = Path("runs")
     """Folder of the runs' folders; relative to the current directory."""
@@ -33,6 +66,22 @@ class RunConfig(Section):
     """The trainer."""
     report: ReportConfig = ReportConfig()
     """Evaluation and report."""
+    stages: list[StageConfig] = Field(default_factory=list)
+    """Runs in turn, each from the model of the one before, with these changes of the keys above (default: one run)."""
+
+    @field_validator("stages")
+    @classmethod
+    def _check_names(cls, stages: list[StageConfig]) -> list[StageConfig]:
+        if problems := name_problems([stage.name for stage in stages]):
+            raise errors_at(problems)
+        return stages
+
+    @model_serializer(mode="wrap")
+    def _without_empty_stages(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = dump(self)
+        if not self.stages:
+            content.pop("stages", None)
+        return content
 
     @field_validator("data")
     @classmethod
@@ -69,4 +118,19 @@ class RunConfig(Section):
     def cohort_directory(self) -> Path:
         """Folder of the demo cohort, for a run that uses it."""
         synthetic = self.data.synthetic
-        return (synthetic and synthetic.directory) or self.output_dir / "synthetic-cohort"
+        return (synthetic and synthetic.directory) or self.output_dir / COHORT_NAME
+
+
+def name_problems(names: Sequence[Any]) -> list[tuple[str, str]]:
+    """Why names of stages cannot be those of folders in one folder, each with its place in `stages`."""
+    problems = []
+    for number, name in enumerate(names):
+        stem, _, end = str(name).rpartition("-")
+        place = f"{number}.name"
+        if name is not None and name in names[:number]:
+            problems.append((place, f"{name} is also the name of stage {names.index(name)}"))
+        elif end.isdecimal() and stem in names:
+            problems.append((place, f"{name} is the folder of a second run named {stem}; rename it"))
+        elif end.isdecimal() and stem == "fold":
+            problems.append((place, f"{name} is the folder of a fold of a cross-validation; rename it"))
+    return problems

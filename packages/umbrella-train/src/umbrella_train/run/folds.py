@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import logging
-import signal
-import time
 from collections.abc import Collection
 from pathlib import Path
-
-import torch
 
 from umbrella_train.assembly.sources import name_cohort_directory
 from umbrella_train.checkpoint.resume import AUTO
 from umbrella_train.config import RunConfig
 from umbrella_train.config.strict_yaml import read_yaml
-from umbrella_train.distributed.ranks import is_first_rank, on_first_rank
-from umbrella_train.errors import RunError, RunStoppedError
+from umbrella_train.distributed.ranks import on_first_rank
+from umbrella_train.errors import RunError
 from umbrella_train.evaluation.score_table import score_table
+from umbrella_train.run.in_turn import train_in_turn
 from umbrella_train.run.training import train
-from umbrella_train.run_folder import RunFolder, fold_folders, read_lines
-from umbrella_train.stop_signals import ended_by_signals, find_deadline
+from umbrella_train.run_folder import RunFolder, fold_folders, read_lines, runs_hint
+from umbrella_train.stop_signals import ended_by_signals
 
 logger = logging.getLogger(__name__)
 
@@ -61,27 +56,26 @@ def train_folds(
     configs = {number: _config_of(config, number, num_folds=num_folds) for number in numbers}
     if dry_run:
         return train(configs[numbers[0]], dry_run=True)
-    RunFolder(top).requeue.unlink(missing_ok=True)
-    begin, last = time.monotonic(), top
-    with ended_by_signals():  # between the runs, which handle signals themselves
-        for number, each in configs.items():
-            remaining = None if max_time is None else max_time - (time.monotonic() - begin)
-            try:
-                if number != numbers[0]:
-                    _free_memory()
-                    _stop_if_late(each, remaining)
-                last = train(each, resume=resume, allow_changed=allow_changed, max_time=remaining) or top
-            except RunStoppedError as stopped:
-                if fold is None and is_first_rank() and stopped.signal_number != signal.SIGINT:
-                    with contextlib.suppress(OSError):
-                        RunFolder(top).requeue.touch()  # for scripts that start the command again
-                raise
+    last = train_in_turn(
+        list(configs.values()),
+        top=top,
+        marks_top=fold is None,
+        resume=resume,
+        allow_changed=allow_changed,
+        max_time=max_time,
+    )
+    with ended_by_signals():
         return on_first_rank(lambda: _pool(config, num_folds)) or last
 
 
 def _check(config: RunConfig, *, num_folds: int, fold: int | None, resume: str | None, is_new: bool) -> None:
     """Rejects arguments that do not fit together, and folders that are in use."""
     top = config.output_dir / config.name
+    if config.stages:
+        raise RunError(
+            "--folds: cannot be combined with stages; remove them (--stages []), or take the config.yaml of a trained "
+            "stage, which starts from the model of the stage before, with another --name"
+        )
     if num_folds < 2 or (fold is not None and not 1 <= fold <= num_folds):
         given = f"--folds {num_folds}" + ("" if fold is None else f" --fold {fold}")
         raise RunError(f"{given}: there are at least 2 folds, numbered from 1")
@@ -91,6 +85,8 @@ def _check(config: RunConfig, *, num_folds: int, fold: int | None, resume: str |
         raise RunError(f"--resume {resume}: with --folds it is {AUTO}, which resumes each fold")
     if RunFolder(top).config.exists() and not fold_folders(top):
         raise RunError(f"{top}: is the folder of a run without folds; choose another --name")
+    if not fold_folders(top) and runs_hint(top):
+        raise RunError(f"{top}: is the folder of a run in stages, or of other runs; choose another --name")
     found = [read_yaml(RunFolder(path).config)[0].get("data") or {} for path in fold_folders(top)]
     others = {data.get("num_folds") for data in found} - {num_folds, None}
     if others and (is_new or resume is not None):
@@ -106,32 +102,6 @@ def _config_of(config: RunConfig, number: int, *, num_folds: int) -> RunConfig:
     data = config.data.model_copy(update={"num_folds": num_folds, "fold": number})
     top = config.output_dir / config.name
     return config.model_copy(update={"name": f"fold-{number}", "output_dir": top, "data": data})
-
-
-def _free_memory() -> None:
-    """Frees the model and the workers of the run before: a trainer is part of reference cycles."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _stop_if_late(config: RunConfig, max_time: float | None) -> None:
-    """Stops as at the deadline of a run, if the job has no time for another fold.
-
-    Raises:
-        RunStoppedError: On every rank.
-    """
-
-    def is_late() -> bool:
-        try:
-            find_deadline(max_time, save_before_seconds=config.trainer.save_before_seconds)
-        except RunError as error:
-            logger.warning("%s is not started: %s", config.name, error)
-            return True
-        return False
-
-    if on_first_rank(is_late):
-        raise RunStoppedError(None, step=0, signal_number=signal.SIGUSR1)
 
 
 def _pool(config: RunConfig, num_folds: int) -> Path | None:

@@ -94,6 +94,8 @@ def train(
         RunStoppedError: The run was stopped by a signal or at its deadline, after it saved a checkpoint unless there
             was nothing to save.
     """
+    if config.stages:
+        raise RunError("stages: this is a list of runs; train them with umbrella_train.train_stages")
     hf_logging.disable_progress_bar()
     if dry_run:
         with tempfile.TemporaryDirectory() as scratch:
@@ -205,15 +207,13 @@ def _choose_best(trainer: UmbrellaTrainer, config: RunConfig) -> None:
     """Lets the trainer look for the best checkpoint, if one is asked for."""
     section = config.trainer
     if section.best_metric is not None:
-        is_greater_better, patience = bool(section.greater_is_better), section.early_stopping_patience
-        trainer.add_callback(
-            BestCheckpoint(
-                trainer.checkpoints,
-                metric=section.best_metric,
-                is_greater_better=is_greater_better,
-                patience=patience,
-            )
+        best = BestCheckpoint(
+            trainer.checkpoints,
+            metric=section.best_metric,
+            is_greater_better=bool(section.greater_is_better),
+            patience=section.early_stopping_patience,
         )
+        trainer.add_callback(best)
 
 
 def _write_results(
