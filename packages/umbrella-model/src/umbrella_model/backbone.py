@@ -50,6 +50,7 @@ class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
         *model_args: Any,
         strict: bool = True,
         output_loading_info: bool = False,
+        vision_encoder: nn.Module | None = None,
         **kwargs: Any,
     ) -> Any:
         """Hugging Face's `from_pretrained`, except that keys that do not match raise an error by default.
@@ -62,6 +63,8 @@ class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
             strict: Whether missing, unexpected and mismatched keys raise an error. With False, missing tensors are
                 initialised, for example those of a modality that was added to the configuration.
             output_loading_info: Whether to also return Hugging Face's loading info.
+            vision_encoder: The module on patch tokens that the checkpoint was saved with, if it is one of your own;
+                its weights are those of the checkpoint.
             **kwargs: For Hugging Face's `from_pretrained`.
 
         Returns:
@@ -72,11 +75,14 @@ class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
         """
         # Transformers' own error does not name the tensors; `check_loaded_keys` does.
         kwargs.setdefault("ignore_mismatched_sizes", True)
+        if vision_encoder is not None:
+            kwargs["vision_encoder"] = vision_encoder
         with mute_load_report() if strict else nullcontext():
             loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
             )
         model, info = loaded
+        model.base_model.vision_tower.restore_buffers()
         if strict:
             if cls._ignored_prefix is not None:
                 unexpected = {key for key in info["unexpected_keys"] if not key.startswith(cls._ignored_prefix)}
@@ -126,10 +132,10 @@ class UmbrellaModel(UmbrellaPreTrainedModel, LlavaModel):
 
     _ignored_prefix = "lm_head."  # a checkpoint of the whole model has a head
 
-    def __init__(self, config: UmbrellaConfig) -> None:
+    def __init__(self, config: UmbrellaConfig, *, vision_encoder: nn.Module | None = None) -> None:
         # LLaVA's own __init__ would build a 2-D tower that is not used.
         super(LlavaModel, self).__init__(config)
-        self.vision_tower = UmbrellaVisionTower(config)
+        self.vision_tower = UmbrellaVisionTower(config, vision_encoder=vision_encoder)
         self.multi_modal_projector = LlavaMultiModalProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from umbrella_model.config import LLAVA_MODEL_TYPES, PatchEmbedConfig, UmbrellaConfig
 from umbrella_model.inflate import inflate_patch_embed
 from umbrella_model.key_checks import check_loaded_keys, mute_load_report
-from umbrella_model.vision_tower import truncate_encoder
+from umbrella_model.vision_encoder import family_of, load_vision_encoder
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -24,10 +24,6 @@ PatchEmbedInit = Literal["inflate", "random"]
 KEPT_SETTINGS = (
     "image_token_index", "projector_hidden_act", "vision_feature_layer", "multimodal_projector_bias",
     "tie_word_embeddings",
-)  # fmt: skip
-# The 2-D tensors that `init="inflate"` reads.
-INFLATE_SOURCES = (
-    "embeddings.patch_embedding.weight", "embeddings.patch_embedding.bias", "embeddings.position_embedding.weight",
 )  # fmt: skip
 # Options of `from_pretrained` that locate a checkpoint; they apply to its config as well.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -41,8 +37,8 @@ class LlavaConversion:
         kept: LLaVA's tensors that are in the model, bit-identical.
         dropped: LLaVA's tensors that are not: 2-D embeddings, layers after the feature layer, norms, heads, separators
             of image tiles; without `strict` also unexpected tensors of the file.
-        new: The model's tensors that LLaVA does not have: the patch embeds; without `strict` also tensors missing in
-            the file.
+        new: The model's tensors that LLaVA does not have: the patch embeds, CLIP's class token with its position;
+            without `strict` also tensors missing in the file.
     """
 
     kept: tuple[str, ...]
@@ -123,12 +119,13 @@ def convert_llava(
     source = dict(llava.state_dict())
     config = _config_from(llava.config, modalities, vision_feature_layer=vision_feature_layer)
     model: Any = _build_empty(model_class, config)
-    embeddings = llava.model.vision_tower.embeddings
+    assert isinstance(config.vision_feature_layer, int)
+    encoder = load_vision_encoder(llava.model.vision_tower, feature_layer=config.vision_feature_layer)
     # Each moved module shares a config object with its layers. The model's config has to refer to the same object:
     # with a copy, a later resize of the vocabulary would change only one of the two.
-    config.vision_config = llava.model.vision_tower.config
+    config.vision_config = encoder.config
     config.text_config = llava.model.language_model.config
-    model.model.vision_tower.encoder = truncate_encoder(llava.model.vision_tower, depth=config.vision_depth)
+    model.model.vision_tower.encoder = encoder.module
     model.model.multi_modal_projector = llava.model.multi_modal_projector
     model.model.language_model = llava.model.language_model
     model.lm_head = llava.lm_head
@@ -138,7 +135,8 @@ def convert_llava(
         patch_embed.to_empty(device=parameter.device)
         patch_embed.to(parameter.dtype)
         if init == "inflate":
-            inflate_patch_embed(patch_embed, embeddings=embeddings)
+            assert encoder.patches is not None
+            inflate_patch_embed(patch_embed, encoder.patches)
         else:
             patch_embed.reset_parameters()
     model.generation_config = llava.generation_config
@@ -177,7 +175,7 @@ def _without_unused(
 ) -> Mapping[str, Collection[Any]]:
     """The loading info without missing keys that the model does not use."""
     target = model.state_dict().keys()
-    sources = INFLATE_SOURCES if init == "inflate" else ()
+    sources = family_of(model.config.vision_config).embedding_keys(patches=init == "inflate")
     missing = {key for key in info["missing_keys"] if _new_name(key) in target or key.endswith(sources)}
     return {**info, "missing_keys": missing}
 

@@ -43,10 +43,10 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
     # large with 4 accumulation steps.
     accepts_loss_kwargs = True
 
-    def __init__(self, config: UmbrellaConfig) -> None:
+    def __init__(self, config: UmbrellaConfig, *, vision_encoder: nn.Module | None = None) -> None:
         super(LlavaForConditionalGeneration, self).__init__(config)
         self.loss_type = "ForCausalLM"  # the base class infers another type from the name of this class
-        self.model = UmbrellaModel(config)
+        self.model = UmbrellaModel(config, vision_encoder=vision_encoder)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
         if config.lora is not None:
