@@ -82,12 +82,13 @@ class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
                 pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
             )
         model, info = loaded
-        model.base_model.vision_tower.restore_buffers()
         if strict:
             if cls._ignored_prefix is not None:
                 unexpected = {key for key in info["unexpected_keys"] if not key.startswith(cls._ignored_prefix)}
                 info = {**info, "unexpected_keys": unexpected}
             check_loaded_keys(info, source=str(pretrained_model_name_or_path))
+        new_keys = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+        model.base_model.vision_tower.finish_loading(new_keys)
         if has_lora(model):
             _check_base_weights(model, info["missing_keys"])
             freeze_base_weights(model)  # loading makes every parameter trainable

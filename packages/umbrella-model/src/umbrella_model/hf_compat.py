@@ -24,8 +24,6 @@ def mark_initialized(module: nn.Module) -> None:
     """Keeps Hugging Face's initialisation of a model from changing the weights of this part of it."""
     for part in module.modules():
         part._is_hf_initialized = True  # type: ignore[assignment]
-        for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
-            tensor._is_hf_initialized = True  # type: ignore[attr-defined]
 
 
 def require(condition: Tensor, message: str) -> None:

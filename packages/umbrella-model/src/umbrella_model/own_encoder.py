@@ -56,9 +56,9 @@ def build_own_encoder(config: OwnEncoderConfig) -> nn.Module:
     # Loading builds models on the meta device, where the module's own buffers would have no values.
     with torch.device("cpu"):
         module = registered[config.encoder].load()(**(config.options or {}))
-    if not isinstance(module, nn.Module):
-        raise ValueError(f"vision encoder {config.encoder!r} returned a {type(module).__name__}, not a torch module")
-    width = token_width(module)
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"vision encoder {config.encoder!r} is a {type(module).__name__}, not a torch module")
+        width = token_width(module)
     if config.hidden_size not in (None, width):
         raise ValueError(f"vision encoder {config.encoder!r} has width {width}; hidden_size is {config.hidden_size}")
     config.hidden_size = width

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -48,23 +48,36 @@ class UmbrellaVisionTower(nn.Module):
                 "a model needs at least one modality: UmbrellaConfig(modalities={'T1': PatchEmbedConfig(...)})"
             )
         encoder = build_vision_encoder(config) if vision_encoder is None else vision_encoder
-        self._own_buffers: dict[str, Tensor] = {}
-        if isinstance(config.vision_config, OwnEncoderConfig):
+        self.has_own_encoder = isinstance(config.vision_config, OwnEncoderConfig)
+        self.own_buffers: dict[str, Tensor] = {}
+        if self.has_own_encoder:
             mark_initialized(encoder)
-            self._own_buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+            self.own_buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
         self.modality_order = tuple(config.patch_embeds)
         self.hidden_size: int = config.vision_config.hidden_size
         for name, patch_embed in config.patch_embeds.items():
             self.add_module(f"{name}_patch_embed", build_patch_embed(patch_embed, hidden_size=self.hidden_size))
         self.encoder = encoder
 
-    def restore_buffers(self) -> None:
-        """Restores the buffers of a module of one's own that a checkpoint does not have, after loading one.
+    def finish_loading(self, new_keys: Collection[str]) -> None:
+        """Completes a module of one's own after loading a checkpoint.
 
-        Hugging Face replaces such buffers by uninitialised memory; its own models compute them again.
+        Hugging Face's loading replaces buffers that are not in the state dict, and tensors that are missing in the
+        checkpoint, by uninitialised memory; only its own models can compute them again.
+
+        Args:
+            new_keys: Keys that are missing in the checkpoint, or have another shape there.
+
+        Raises:
+            ValueError: One of them belongs to the module.
         """
+        if not self.has_own_encoder:
+            return
+        new = sorted(key for key in new_keys if "vision_tower.encoder." in key)
+        if new:
+            raise ValueError(f"the vision encoder given is not that of the checkpoint, which lacks {', '.join(new)}")
         saved = self.encoder.state_dict().keys()
-        for name, value in self._own_buffers.items():
+        for name, value in self.own_buffers.items():
             if name not in saved:
                 self.encoder.get_buffer(name).copy_(value)
 
