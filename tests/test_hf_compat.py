@@ -24,6 +24,7 @@ PRIVATE_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "torch:_assert_async": (),
         "transformers:PreTrainedConfig._attn_implementation": (),
         "transformers:PreTrainedModel._init_weights": ("module",),
+        "transformers:PreTrainedModel._is_hf_initialized": (),
         "transformers:PreTrainedModel._no_split_modules": (),
     },
     "umbrella_train": {

@@ -37,7 +37,8 @@ from umbrella_data.cache.store import VolumeCache
 from umbrella_data.memory.shared_pool import stack
 from umbrella_data.pipeline.config import PipelineConfig
 from umbrella_data.pipeline.pipeline import Pipeline
-from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer, image_token_id
+from umbrella_model.tokens import image_token_id
+from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer
 
 SIZE = (96, 96, 96)
 BATCH = 8

@@ -117,11 +117,16 @@ def test_vision_features_equal_those_of_the_checkpoint(checkpoint):
     llava, folder = checkpoint
     model = UmbrellaForConditionalGeneration.from_llava(folder, modalities=MODALITIES)
     tower, layer = model.model.vision_tower, llava.config.vision_feature_layer
-    tokens = torch.randn(2, 5, 16)
-    llava.model.vision_tower.embeddings.forward = lambda pixel_values, **kwargs: pixel_values
+    tokens, source = torch.randn(2, 5, 16), llava.model.vision_tower.embeddings
+    has_class_token = hasattr(source, "class_embedding")
     with torch.no_grad():
-        hidden = llava.model.vision_tower(tokens, output_hidden_states=True).hidden_states[layer]
-        expected = llava.model.multi_modal_projector(hidden)
+        whole = tokens
+        if has_class_token:
+            class_token = source.class_embedding + source.position_embedding.weight[0]
+            whole = torch.cat((class_token.expand(2, 1, 16), tokens), dim=1)
+        source.forward = lambda pixel_values, **kwargs: pixel_values
+        hidden = llava.model.vision_tower(whole, output_hidden_states=True).hidden_states[layer]
+        expected = llava.model.multi_modal_projector(hidden[:, int(has_class_token) :])
         ours = model.model.multi_modal_projector(tower.encode(tokens))
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-6)
 
@@ -139,7 +144,7 @@ def test_conversion_lists_every_key_and_kept_tensors_are_bit_identical(checkpoin
     assert set(renamed.values()).isdisjoint(conversion.new)
     for old, new in renamed.items():
         assert torch.equal(source[old], target[new]), old
-    assert all("_patch_embed." in name for name in conversion.new)
+    assert all("_patch_embed." in name or name.endswith(".special_tokens") for name in conversion.new)
     allowed = ("embeddings.", "post_layernorm.", ".head.", "layers.2.")
     dropped = [name for name in conversion.dropped if name != "model.image_newline"]
     assert all("vision_tower" in name and any(part in name for part in allowed) for name in dropped)
@@ -257,6 +262,9 @@ def trimmed(checkpoint):
         UmbrellaForConditionalGeneration, type(llava).from_pretrained(folder), modalities=MODALITIES
     )
     dropped = tuple(name.rpartition("vision_tower.")[2].removeprefix("model.") for name in conversion.dropped)
+    if isinstance(llava.config.vision_config, CLIPVisionConfig):
+        # The class token and its position are used.
+        dropped = tuple(name for name in dropped if "class_embedding" not in name and "position_emb" not in name)
     tensors = load_file(folder / "model.safetensors")
     rest = {name: tensor for name, tensor in tensors.items() if not name.endswith(dropped)}
     assert len(tensors) - len(rest) == len(dropped) > 0
@@ -278,7 +286,18 @@ def test_inflate_raises_without_2d_filter_and_positions(trimmed):
         UmbrellaForConditionalGeneration.from_llava(trimmed[1], modalities=MODALITIES)
     lines = str(error.value).splitlines()[1:]
     assert all("embeddings.p" in line for line in lines)
-    assert {line.split("embeddings.")[1] for line in lines} >= {"patch_embedding.weight", "position_embedding.weight"}
+    assert "patch_embedding.weight" in {line.split("embeddings.")[1] for line in lines}
+
+
+def test_the_class_token_of_clip_must_not_be_missing(checkpoint):
+    llava, folder = checkpoint
+    if not isinstance(llava.config.vision_config, CLIPVisionConfig):
+        pytest.skip("no class token")
+    tensors = load_file(folder / "model.safetensors")
+    rest = {name: tensor for name, tensor in tensors.items() if not name.endswith("class_embedding")}
+    save_file(rest, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing in the checkpoint: \S*embeddings\.class_embedding"):
+        UmbrellaForConditionalGeneration.from_llava(folder, modalities=MODALITIES, init="random")
 
 
 def test_logged_names_follow_the_file_when_not_strict(mismatched, caplog):

@@ -85,7 +85,7 @@ def test_a_filter_is_spread_evenly_over_channels_depth_and_time():
 
 def test_positions_are_interpolated_in_the_plane_and_differ_along_depth():
     table = torch.randn(16, 24)
-    volume = inflate_positions(table, grid_size=(6, 5, 3)).view(6, 5, 3, 24)
+    volume = inflate_positions(table, old_grid=(4, 4), grid_size=(6, 5, 3)).view(6, 5, 3, 24)
     plane = F.interpolate(table.view(1, 4, 4, 24).permute(0, 3, 1, 2), size=(6, 5), mode="bilinear")
     torch.testing.assert_close(volume.mean(2), plane[0].permute(1, 2, 0))
     steps = (volume - volume.mean(2, keepdim=True))[0, 0]
@@ -95,9 +95,24 @@ def test_positions_are_interpolated_in_the_plane_and_differ_along_depth():
     torch.testing.assert_close(steps.square().mean().sqrt(), spread)
 
 
-def test_the_position_of_the_class_token_is_dropped():
-    table = torch.randn(17, 24)
-    torch.testing.assert_close(inflate_positions(table, grid_size=(4, 4, 1)), table[1:])
+def test_positions_of_a_volume_encoder_are_interpolated_and_differ_along_time_alone():
+    table = torch.randn(2 * 3 * 4, 24)
+    assert torch.equal(inflate_positions(table, old_grid=(2, 3, 4), grid_size=(2, 3, 4)), table)
+    series = inflate_positions(table, old_grid=(2, 3, 4), grid_size=(4, 3, 2, 2)).view(24, 2, 24)
+    lines = F.interpolate(table.view(1, 2, 3, 4, 24).permute(0, 4, 1, 2, 3), size=(4, 3, 2), mode="trilinear")
+    torch.testing.assert_close(series.mean(1), lines[0].flatten(1).T)
+    steps = series[:, 1] - series[:, 0]
+    torch.testing.assert_close(steps, steps[:1].expand(24, 24))
+    assert steps.abs().max() > 0.1
+
+
+def test_the_filter_of_a_volume_encoder_keeps_its_channels_and_spreads_over_time():
+    weight = torch.randn(5, 2, 4, 4, 3)
+    assert torch.equal(inflate_filter(weight, patch_size=(4, 4, 3), in_channels=2), weight.double())
+    series = inflate_filter(weight, patch_size=(4, 4, 3, 2), in_channels=2)
+    torch.testing.assert_close(series, (weight.double() / 2)[..., None].expand(5, 2, 4, 4, 3, 2))
+    grey = inflate_filter(weight, patch_size=(4, 4, 3), in_channels=3)
+    torch.testing.assert_close(grey, (weight.double().sum(1, keepdim=True) / 3).expand(5, 3, 4, 4, 3))
 
 
 def test_random_init_does_not_use_the_pretrained_filter():
@@ -118,4 +133,4 @@ def test_inflation_stays_on_the_device_of_the_weights():
     with FakeTensorMode():
         weight, table = torch.empty(8, 3, 4, 4, device="cuda"), torch.empty(16, 24, device="cuda")
         assert inflate_filter(weight, patch_size=(6, 4, 4), in_channels=1).device.type == "cuda"
-        assert inflate_positions(table, grid_size=(4, 4, 2)).device.type == "cuda"
+        assert inflate_positions(table, old_grid=(4, 4), grid_size=(4, 4, 2)).device.type == "cuda"

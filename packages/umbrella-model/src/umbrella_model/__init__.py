@@ -12,6 +12,7 @@ from umbrella_model.backbone import UmbrellaModel
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
 from umbrella_model.lora import LoraSettings, merge_lora
 from umbrella_model.modeling import UmbrellaCausalLMOutput, UmbrellaForConditionalGeneration
+from umbrella_model.own_encoder import OwnEncoderConfig
 from umbrella_model.packing import pack_batch
 from umbrella_model.patch_embed import SeriesPatchEmbed, VolumePatchEmbed
 from umbrella_model.supervision import supervised_index
@@ -20,6 +21,7 @@ from umbrella_model.trainable import parameter_groups, parameter_table, set_trai
 __version__ = _version("umbrella-model")
 
 AutoConfig.register(UmbrellaConfig.model_type, UmbrellaConfig, exist_ok=True)
+AutoConfig.register(OwnEncoderConfig.model_type, OwnEncoderConfig, exist_ok=True)
 AutoModel.register(UmbrellaConfig, UmbrellaModel, exist_ok=True)
 AutoModelForImageTextToText.register(UmbrellaConfig, UmbrellaForConditionalGeneration, exist_ok=True)
 

@@ -51,6 +51,7 @@ class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
         *model_args: Any,
         strict: bool = True,
         output_loading_info: bool = False,
+        vision_encoder: nn.Module | None = None,
         **kwargs: Any,
     ) -> Any:
         """Hugging Face's `from_pretrained`, except that keys that do not match raise an error by default.
@@ -63,6 +64,8 @@ class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
             strict: Whether missing, unexpected and mismatched keys raise an error. With False, missing tensors are
                 initialised, for example those of a modality that was added to the configuration.
             output_loading_info: Whether to also return Hugging Face's loading info.
+            vision_encoder: The module on patch tokens that the checkpoint was saved with, if it is one of your own;
+                its weights are those of the checkpoint.
             **kwargs: For Hugging Face's `from_pretrained`.
 
         Returns:
@@ -73,6 +76,8 @@ class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
         """
         # Transformers' own error does not name the tensors; `check_loaded_keys` does.
         kwargs.setdefault("ignore_mismatched_sizes", True)
+        if vision_encoder is not None:
+            kwargs["vision_encoder"] = vision_encoder
         with mute_load_report() if strict else nullcontext():
             loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
@@ -83,6 +88,8 @@ class UmbrellaPreTrainedModel(LlavaPreTrainedModel):
                 unexpected = {key for key in info["unexpected_keys"] if not key.startswith(cls._ignored_prefix)}
                 info = {**info, "unexpected_keys": unexpected}
             check_loaded_keys(info, source=str(pretrained_model_name_or_path))
+        new_keys = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+        model.base_model.vision_tower.finish_loading(new_keys)
         hold_in_memory(model)
         if has_lora(model):
             _check_base_weights(model, info["missing_keys"])
@@ -144,11 +151,11 @@ class UmbrellaModel(UmbrellaPreTrainedModel, LlavaModel):
 
     _ignored_prefix = "lm_head."  # a checkpoint of the whole model has a head
 
-    def __init__(self, config: UmbrellaConfig) -> None:
+    def __init__(self, config: UmbrellaConfig, *, vision_encoder: nn.Module | None = None) -> None:
         # LLaVA's own __init__ would build a 2-D tower that is not used.
         super(LlavaModel, self).__init__(config)
-        self.vision_tower = UmbrellaVisionTower(config)
-        self.multi_modal_projector = build_projector(config)
+        self.vision_tower = UmbrellaVisionTower(config, vision_encoder=vision_encoder)
+        self.multi_modal_projector: nn.Module = build_projector(config)  # type: ignore[assignment]  # LLaVA has one kind
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 

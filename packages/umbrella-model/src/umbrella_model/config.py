@@ -128,8 +128,8 @@ class UmbrellaConfig(LlavaConfig):
             the order of `modalities`. It is a separate list because a saved config sorts its keys. A modality that is
             added to `modalities` later is appended, so that existing tags do not change.
         projector: `mlp`, LLaVA-1.5's two layers, or `linear`, one.
-        vision_final_norm: Whether the encoder's final norm is applied to the features of the last layer; LLaVA takes
-            them before it.
+        vision_final_norm: Whether the features are after the encoder's final norm, as in Hugging Face's
+            `last_hidden_state`; LLaVA takes them before it. CLIP has no such norm.
         lora: The adapters that the model is built with, as written by `umbrella_model.lora.add_lora`: `parts`, `rank`,
             `alpha`, `dropout`; or None.
 
@@ -148,9 +148,9 @@ class UmbrellaConfig(LlavaConfig):
     modalities: dict[str, Any] | None = None
     modality_order: list[str] | None = None
     projector: Literal["mlp", "linear"] = "mlp"
-    vision_final_norm: bool = False
     lora: dict[str, Any] | None = None
     vision_feature_layer: int | list[int] = -1
+    vision_final_norm: bool = False
     vision_feature_select_strategy: Literal["default", "full"] = "full"
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -234,14 +234,20 @@ class UmbrellaConfig(LlavaConfig):
 
         As in LLaVA, feature layer 0 is the embeddings and -1 the output of the last layer.
         """
-        layers: int = self.vision_config.num_hidden_layers
         if not isinstance(self.vision_feature_layer, int):
             raise ValueError(
                 f"vision_feature_layer {self.vision_feature_layer}: several feature layers are not supported; set one"
             )
-        depth = self.vision_feature_layer if self.vision_feature_layer >= 0 else layers + 1 + self.vision_feature_layer
-        if not 0 <= depth <= layers:
-            raise ValueError(
-                f"vision_feature_layer {self.vision_feature_layer} is out of range for an encoder of {layers} layers"
-            )
-        return depth
+        return feature_depth(self.vision_feature_layer, num_layers=self.vision_config.num_hidden_layers)
+
+
+def feature_depth(feature_layer: int, *, num_layers: int) -> int:
+    """Number of encoder layers up to a feature layer, counted as in LLaVA.
+
+    Raises:
+        ValueError: The encoder does not have the layer.
+    """
+    depth = feature_layer if feature_layer >= 0 else num_layers + 1 + feature_layer
+    if not 0 <= depth <= num_layers:
+        raise ValueError(f"vision_feature_layer {feature_layer} is out of range for an encoder of {num_layers} layers")
+    return depth

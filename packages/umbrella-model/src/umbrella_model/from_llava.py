@@ -6,28 +6,24 @@ import logging
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
+from umbrella_model.backbone import hold_in_memory
 from umbrella_model.config import LLAVA_MODEL_TYPES, PatchEmbedConfig, UmbrellaConfig
-from umbrella_model.inflate import inflate_patch_embed
+from umbrella_model.from_parts import PatchEmbedInit, build_empty, check_init, compose
 from umbrella_model.key_checks import check_loaded_keys, mute_load_report
-from umbrella_model.vision_tower import truncate_encoder
+from umbrella_model.vision_encoder import family_of, load_vision_encoder
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 logger = logging.getLogger(__name__)
 
-PatchEmbedInit = Literal["inflate", "random"]
 KEPT_SETTINGS = (
     "image_token_index", "projector_hidden_act", "vision_feature_layer", "multimodal_projector_bias",
     "tie_word_embeddings",
-)  # fmt: skip
-# The 2-D tensors that `init="inflate"` reads.
-INFLATE_SOURCES = (
-    "embeddings.patch_embedding.weight", "embeddings.patch_embedding.bias", "embeddings.position_embedding.weight",
 )  # fmt: skip
 # Options of `from_pretrained` that locate a checkpoint; they apply to its config as well.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -41,8 +37,8 @@ class LlavaConversion:
         kept: LLaVA's tensors that are in the model, bit-identical.
         dropped: LLaVA's tensors that are not: 2-D embeddings, layers after the feature layer, norms, heads, separators
             of image tiles; without `strict` also unexpected tensors of the file.
-        new: The model's tensors that LLaVA does not have: the patch embeds; without `strict` also tensors missing in
-            the file.
+        new: The model's tensors that LLaVA does not have: the patch embeds, CLIP's class token with its position;
+            without `strict` also tensors missing in the file.
     """
 
     kept: tuple[str, ...]
@@ -69,8 +65,8 @@ def load_llava(
             f"{name_or_path} is a {model_type!r} checkpoint; from_llava supports {', '.join(LLAVA_MODEL_TYPES)}"
         )
     # Reading the weights can take minutes, so the arguments are checked first.
-    _check_init(init)
-    _build_empty(model_class, _config_from(old_config, modalities, vision_feature_layer=vision_feature_layer))
+    check_init(init)
+    build_empty(model_class, _config_from(old_config, modalities, vision_feature_layer=vision_feature_layer))
     # Transformers' own error does not name the tensors; `check_loaded_keys` does.
     kwargs.setdefault("ignore_mismatched_sizes", True)
     with mute_load_report() if strict else nullcontext():
@@ -119,35 +115,23 @@ def convert_llava(
     Raises:
         ValueError: An unknown `init`, a feature layer out of range, or several feature layers.
     """
-    _check_init(init)
+    check_init(init)
     source = dict(llava.state_dict())
     config = _config_from(llava.config, modalities, vision_feature_layer=vision_feature_layer)
-    model: Any = _build_empty(model_class, config)
-    embeddings = llava.model.vision_tower.embeddings
-    # Each moved module shares a config object with its layers. The model's config has to refer to the same object:
-    # with a copy, a later resize of the vocabulary would change only one of the two.
-    config.vision_config = llava.model.vision_tower.config
-    config.text_config = llava.model.language_model.config
-    model.model.vision_tower.encoder = truncate_encoder(llava.model.vision_tower, depth=config.vision_depth)
-    model.model.multi_modal_projector = llava.model.multi_modal_projector
-    model.model.language_model = llava.model.language_model
-    model.lm_head = llava.lm_head
-    parameter = next(llava.parameters())
-    for name in config.patch_embeds:
-        patch_embed = model.model.vision_tower.patch_embed(name)
-        patch_embed.to_empty(device=parameter.device)
-        patch_embed.to(parameter.dtype)
-        if init == "inflate":
-            inflate_patch_embed(patch_embed, embeddings=embeddings)
-        else:
-            patch_embed.reset_parameters()
+    build_empty(model_class, config)  # raises errors before a module of the LLaVA is changed
+    assert isinstance(config.vision_feature_layer, int)
+    model = compose(
+        model_class,
+        config,
+        encoder=load_vision_encoder(llava.model.vision_tower, feature_layer=config.vision_feature_layer),
+        projector=llava.model.multi_modal_projector,
+        language_model=llava.model.language_model,
+        head=llava.lm_head,
+        init=init,
+    )
     model.generation_config = llava.generation_config
+    hold_in_memory(model)
     return model.train(llava.training), _compare_tensors(source, model, loading_info or {})
-
-
-def _check_init(init: str) -> None:
-    if init not in get_args(PatchEmbedInit):
-        raise ValueError(f"init is {init!r}; it must be one of {', '.join(get_args(PatchEmbedInit))}")
 
 
 def _config_from(
@@ -161,12 +145,6 @@ def _config_from(
     return UmbrellaConfig(vision_config=old.vision_config.to_dict(), text_config=old.text_config.to_dict(), **settings)
 
 
-def _build_empty(model_class: type[Model], config: UmbrellaConfig) -> Model:
-    """The model on the meta device: weights are moved into it, and memory is allocated only for the patch embeds."""
-    with torch.device("meta"):
-        return model_class(config)
-
-
 def _new_name(name: str) -> str:
     """The name that a kept tensor of the LLaVA has in the model."""
     return name.replace("model.vision_tower.", "model.vision_tower.encoder.")
@@ -177,7 +155,7 @@ def _without_unused(
 ) -> Mapping[str, Collection[Any]]:
     """The loading info without missing keys that the model does not use."""
     target = model.state_dict().keys()
-    sources = INFLATE_SOURCES if init == "inflate" else ()
+    sources = family_of(model.config.vision_config).embedding_keys(patches=init == "inflate")
     missing = {key for key in info["missing_keys"] if _new_name(key) in target or key.endswith(sources)}
     return {**info, "missing_keys": missing}
 

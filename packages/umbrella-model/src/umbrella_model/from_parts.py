@@ -29,7 +29,7 @@ def compose_parts(
     model_class: type[Model],
     *,
     language_model: LanguageModelSource,
-    vision_encoder: nn.Module | PretrainedConfig | str | Path,
+    vision_encoder: LoadedEncoder | nn.Module | PretrainedConfig | str | Path,
     modalities: Mapping[str, PatchEmbedConfig],
     tokenizer: PreTrainedTokenizerBase | None,
     projector: ProjectorKind,
@@ -45,9 +45,13 @@ def compose_parts(
         raise ValueError(f"projector is {projector!r}; it must be one of {', '.join(get_args(ProjectorKind))}")
     language: Any = load_language_model(language_model, dtype=dtype, attn_implementation=attn_implementation)
     dtype = language.dtype
-    encoder = load_vision_encoder(
-        vision_encoder, feature_layer=vision_feature_layer, dtype=dtype, num_heads=vision_num_heads
-    )
+    if isinstance(vision_encoder, LoadedEncoder):
+        encoder = vision_encoder
+        encoder.module.to(dtype)
+    else:
+        encoder = load_vision_encoder(
+            vision_encoder, feature_layer=vision_feature_layer, dtype=dtype, num_heads=vision_num_heads
+        )
     num_rows = language.get_input_embeddings().num_embeddings
     if tokenizer is None:
         image_token, num_tokens = num_rows, num_rows + 1
@@ -61,8 +65,8 @@ def compose_parts(
         modalities=dict(modalities),
         image_token_index=image_token,
         projector=projector,
-        vision_feature_layer=-1 if vision_feature_layer is None else vision_feature_layer,
-        vision_final_norm=vision_feature_layer is None,
+        vision_feature_layer=-1 if encoder.feature_layer is None else encoder.feature_layer,
+        vision_final_norm=encoder.feature_layer is None,
         tie_word_embeddings=language.config.tie_word_embeddings,
     )
     check_positions(config)
@@ -133,13 +137,12 @@ def compose(
         head: The language-model head.
         init: `inflate` initialises the patch embeds from those of the encoder, if it has any; `random` at random.
     """
-    model: Any = build_empty(model_class, config)
+    model: Any = build_empty(model_class, config, vision_encoder=encoder.module)
     # A moved module shares a config object with its layers. The model's config has to refer to the same object: with a
     # copy, a later resize of the vocabulary would change only one of the two.
     config.vision_config = encoder.config
     config.text_config = language_model.config
     weight = next(language_model.parameters())
-    model.model.vision_tower.encoder = encoder.module
     model.model.language_model = language_model
     model.lm_head = head
     if projector is None:

@@ -6,7 +6,7 @@ import inspect
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.llava.modeling_llava import LlavaModel
 
 # Transformers 5.24 renamed the argument and the output `past_key_values` to `cache`.
@@ -18,6 +18,12 @@ CACHE: Literal["cache", "past_key_values"] = (
 def attention_of(config: Any) -> str:
     """The attention that a model with this config computes, for example `sdpa`."""
     return str(config._attn_implementation)
+
+
+def mark_initialized(module: nn.Module) -> None:
+    """Keeps Hugging Face's initialisation of a model from changing the weights of this part of it."""
+    for part in module.modules():
+        part._is_hf_initialized = True  # type: ignore[assignment]
 
 
 def require(condition: Tensor, message: str) -> None:

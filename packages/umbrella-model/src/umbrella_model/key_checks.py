@@ -23,12 +23,18 @@ def mute_load_report() -> Iterator[None]:
         source.removeFilter(is_other)
 
 
-def check_loaded_keys(info: Mapping[str, Collection[Any]], *, source: str) -> None:
+def check_loaded_keys(
+    info: Mapping[str, Collection[Any]],
+    *,
+    source: str,
+    advice: str = "use strict=False to load those that match and initialise the rest",
+) -> None:
     """Rejects a checkpoint whose keys are not those of the model.
 
     Args:
         info: The loading info that Hugging Face's `from_pretrained(..., output_loading_info=True)` returns.
         source: Path or name of the checkpoint, for the message.
+        advice: What to do, for the message.
 
     Raises:
         ValueError: A key is missing, unexpected or has another shape; the message lists all of them.
@@ -42,7 +48,4 @@ def check_loaded_keys(info: Mapping[str, Collection[Any]], *, source: str) -> No
         ),
     ]
     if lines:
-        raise ValueError(
-            f"{source}: {len(lines)} keys do not match the model; use strict=False to load those that match and "
-            "initialise the rest:\n" + "\n".join(lines)
-        )
+        raise ValueError(f"{source}: {len(lines)} keys do not match the model; {advice}:\n" + "\n".join(lines))

@@ -1,4 +1,4 @@
-"""Language models: any decoder of `AutoModelForCausalLM` that takes embeddings, and what its head does to the logits."""
+"""Language models: any decoder of `AutoModelForCausalLM` that takes embeddings, and the factors of its logits."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ def load_language_model(
     """
     options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     if isinstance(source, PreTrainedModel):
+        model: Any = source
         if attn_implementation is not None:
-            source.set_attn_implementation(attn_implementation)
-        model: Any = source if dtype is None else source.to(dtype)
+            model.set_attn_implementation(attn_implementation)
+        model = model if dtype is None else model.to(dtype)
     elif isinstance(source, PretrainedConfig):
         _check_kind(source)
         model = AutoModelForCausalLM.from_config(source, **options)
@@ -77,8 +78,8 @@ def _check_kind(config: Any) -> None:
         raise ValueError(f"{kind} is an encoder-decoder; the language model must be a decoder, such as Llama or Qwen")
     if config.get_text_config() is not config or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(
-            f"{kind} is not a model that AutoModelForCausalLM loads as a decoder of text; pass a language model, such as "
-            "Llama or Qwen, or load a LLaVA checkpoint with from_llava"
+            f"{kind} is not a model that AutoModelForCausalLM loads as a decoder of text; pass a language model, such "
+            "as Llama or Qwen, or load a LLaVA checkpoint with from_llava"
         )
 
 

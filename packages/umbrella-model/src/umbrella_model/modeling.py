@@ -23,6 +23,7 @@ from umbrella_model.language_model import LanguageModelSource, build_head, scale
 from umbrella_model.lora import LoraSettings, add_lora
 from umbrella_model.supervision import gather_supervised
 from umbrella_model.supervision import supervised_index as compute_supervised_index
+from umbrella_model.vision_encoder import LoadedEncoder
 
 
 @dataclass
@@ -46,10 +47,10 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
     # large with 4 accumulation steps.
     accepts_loss_kwargs = True
 
-    def __init__(self, config: UmbrellaConfig) -> None:
+    def __init__(self, config: UmbrellaConfig, *, vision_encoder: nn.Module | None = None) -> None:
         super(LlavaForConditionalGeneration, self).__init__(config)
         self.loss_type = "ForCausalLM"  # the base class infers another type from the name of this class
-        self.model = UmbrellaModel(config)
+        self.model = UmbrellaModel(config, vision_encoder=vision_encoder)
         self.lm_head = build_head(config.text_config)
         embedding = self.model.get_input_embeddings()
         name = next(name for name, module in self.model.named_modules() if module is embedding)
@@ -64,7 +65,7 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
         cls,
         *,
         language_model: LanguageModelSource,
-        vision_encoder: nn.Module | PretrainedConfig | str | Path,
+        vision_encoder: LoadedEncoder | nn.Module | PretrainedConfig | str | Path,
         modalities: Mapping[str, PatchEmbedConfig],
         tokenizer: PreTrainedTokenizerBase | None = None,
         projector: Literal["mlp", "linear"] = "mlp",
@@ -81,7 +82,7 @@ class UmbrellaForConditionalGeneration(UmbrellaPreTrainedModel, LlavaForConditio
                 folder, a name on the hub, a config (random weights), or a GGUF file (needs the package gguf).
             vision_encoder: A SigLIP, SigLIP 2, CLIP, DINOv2, ViT or ViT-MAE model of transformers, as a loaded model, a
                 folder, a name on the hub or a config (random weights); a `ViT` of MONAI, loaded or a file with its
-                state dict; or any module from tokens (N, L, D) to (N, L, D).
+                state dict; any module from tokens (N, L, D) to (N, L, D); or what `load_vision_encoder` returned.
             modalities: Patch embed configuration of each modality, in the order of the tags.
             tokenizer: Of the language model. If it has no image token, `<|image|>` is added, and without a chat
                 template it gets ChatML, with a warning; both change it in place. The embeddings get rows only for ids

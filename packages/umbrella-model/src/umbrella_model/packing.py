@@ -76,7 +76,7 @@ def check_supports_packing(model: Any) -> None:
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     try:
         packed = model(**pack_batch({"input_ids": rows, "attention_mask": mask})).logits[0]
-        alone = torch.cat([model(input_ids=row[keep.bool()].unsqueeze(0)).logits[0] for row, keep in zip(rows, mask)])
+        alone = torch.cat([model(input_ids=row.unsqueeze(0)).logits[0] for row in (rows[0], rows[1, :3])])
         is_same = torch.allclose(packed, alone, atol=1e-3 * float(alone.abs().max()), rtol=1e-3)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise ValueError(f"{_language_model(model)} does not support packed conversations: {error}") from error

@@ -1,17 +1,18 @@
-"""Vision tower: one patch embed per modality in front of a Hugging Face vision encoder."""
+"""Vision tower: one patch embed per modality in front of a vision encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
 
 from umbrella_model.config import UmbrellaConfig
+from umbrella_model.hf_compat import mark_initialized
+from umbrella_model.own_encoder import OwnEncoderConfig
 from umbrella_model.patch_embed import PatchEmbed, build_patch_embed, is_sharded, is_sharded_by_zero, pool_tokens
+from umbrella_model.vision_encoder import build_vision_encoder
 
 
 @dataclass
@@ -31,58 +32,54 @@ class VisionTowerOutput:
     placeholders: list[Tensor] = field(default_factory=list)
 
 
-class IdentityEmbeddings(nn.Module):
-    """Replaces the 2-D embeddings of a Hugging Face encoder, whose input is already tokens from the patch embeds."""
-
-    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = False) -> Tensor:  # noqa: ARG002
-        """Returns the tokens unchanged; the encoder requires this signature."""
-        return pixel_values
-
-
-def truncate_encoder(encoder: Any, *, depth: int) -> nn.Module:
-    """Removes unused modules of a Hugging Face vision encoder, in place.
-
-    These are the 2-D embeddings, the layers after `vision_feature_layer`, the final norm (LLaVA takes features before
-    it) and the pooling head. Their parameters would get no gradient, which DDP does not allow.
+class UmbrellaVisionTower(nn.Module):
+    """`{modality}_patch_embed` modules in front of one encoder, called in the same order for every batch.
 
     Args:
-        encoder: A SigLIP or CLIP vision model.
-        depth: Number of layers to keep.
-
-    Raises:
-        ValueError: The encoder does not have the structure of SigLIP and CLIP.
+        config: The model's configuration.
+        vision_encoder: A module on patch tokens, from `load_vision_encoder`; None to build the encoder of the config.
     """
-    missing = [name for name in ("embeddings", "encoder", "post_layernorm") if not hasattr(encoder, name)]
-    if missing:
-        raise ValueError(
-            f"vision encoder {type(encoder).__name__!r} has no {', '.join(missing)}; "
-            "use siglip_vision_model or clip_vision_model"
-        )
-    encoder.embeddings = IdentityEmbeddings()
-    encoder.encoder.layers = encoder.encoder.layers[:depth]
-    encoder.post_layernorm = nn.Identity()
-    if hasattr(encoder, "head"):
-        del encoder.head
-    encoder.use_head = False
-    assert isinstance(encoder, nn.Module)
-    return encoder
 
-
-class UmbrellaVisionTower(nn.Module):
-    """`{modality}_patch_embed` modules in front of one encoder, called in the same order for every batch."""
-
-    def __init__(self, config: UmbrellaConfig) -> None:
+    def __init__(self, config: UmbrellaConfig, *, vision_encoder: nn.Module | None = None) -> None:
         super().__init__()
         config.sync_modality_order()
         if not config.patch_embeds:
             raise ValueError(
                 "a model needs at least one modality: UmbrellaConfig(modalities={'T1': PatchEmbedConfig(...)})"
             )
+        encoder = build_vision_encoder(config) if vision_encoder is None else vision_encoder
+        self.has_own_encoder = isinstance(config.vision_config, OwnEncoderConfig)
+        self.own_buffers: dict[str, Tensor] = {}
+        if self.has_own_encoder:
+            mark_initialized(encoder)
+            self.own_buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
         self.modality_order = tuple(config.patch_embeds)
         self.hidden_size: int = config.vision_config.hidden_size
         for name, patch_embed in config.patch_embeds.items():
             self.add_module(f"{name}_patch_embed", build_patch_embed(patch_embed, hidden_size=self.hidden_size))
-        self.encoder = truncate_encoder(AutoModel.from_config(config.vision_config), depth=config.vision_depth)
+        self.encoder = encoder
+
+    def finish_loading(self, new_keys: Collection[str]) -> None:
+        """Completes a module of one's own after loading a checkpoint.
+
+        Hugging Face's loading replaces buffers that are not in the state dict, and tensors that are missing in the
+        checkpoint, by uninitialised memory; only its own models can compute them again.
+
+        Args:
+            new_keys: Keys that are missing in the checkpoint, or have another shape there.
+
+        Raises:
+            ValueError: One of them belongs to the module.
+        """
+        if not self.has_own_encoder:
+            return
+        new = sorted(key for key in new_keys if "vision_tower.encoder." in key)
+        if new:
+            raise ValueError(f"the vision encoder given is not that of the checkpoint, which lacks {', '.join(new)}")
+        saved = self.encoder.state_dict().keys()
+        for name, value in self.own_buffers.items():
+            if name not in saved:
+                self.encoder.get_buffer(name).copy_(value)
 
     def patch_embed(self, modality: str) -> PatchEmbed:
         """The patch embed of a modality.
@@ -146,7 +143,7 @@ class UmbrellaVisionTower(nn.Module):
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Encoder output of tokens; both have shape (N, L, hidden_size)."""
-        features: Tensor = self.encoder(tokens).last_hidden_state
+        features: Tensor = self.encoder(tokens)
         return features
 
     def _zero_token(self) -> Tensor:
