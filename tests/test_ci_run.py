@@ -35,6 +35,7 @@ STEPS = [
 ]
 # Stands for uv and bash: a step of the given words fails.
 STUB = """#!/bin/bash
+[ -z "${PYTHONDONTWRITEBYTECODE-}" ] || exit 4
 case "${0##*/} $*" in *"$FAILING"*) echo "output of the step that fails"; exit 3 ;; esac
 case "$*" in *"$HANGING"*) echo $$ >"$PIDS"; sleep 60; echo survived ;; esac
 """
@@ -49,7 +50,14 @@ def run(folder: Path, *, failing: str = "no step", hanging: str = "no step") -> 
         (folder / "bin" / name).chmod(0o755)
     path = f"{folder / 'bin'}:{os.environ['PATH']}"
     pids = folder / "pids"
-    variables = {"PATH": path, "FAILING": failing, "HANGING": hanging, "PIDS": str(pids), "TMPDIR": str(folder)}
+    variables = {
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PATH": path,
+        "FAILING": failing,
+        "HANGING": hanging,
+        "PIDS": str(pids),
+        "TMPDIR": str(folder),
+    }
     return subprocess.run(
         ["/bin/bash", str(folder / ".ci/run")],
         env={**os.environ, **variables},
