@@ -185,6 +185,12 @@ def test_several_encoders_and_other_files_raise(tmp_path):
     torch.save(make_vit(), tmp_path / "c.pt")  # a pickled module, which would run its code
     with pytest.raises(ValueError, match="save the state dict"):
         load_vision_encoder(tmp_path / "c.pt", feature_layer=None)
+    for name in ("e.pt", "e.safetensors"):
+        (tmp_path / name).write_bytes(b"not tensors")
+        with pytest.raises(ValueError, match="not a file of tensors"):
+            load_vision_encoder(tmp_path / name, feature_layer=None)
+    with pytest.raises(ValueError, match="no such file"):
+        load_vision_encoder(tmp_path / "gone.pth", feature_layer=None)
     (tmp_path / "d.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"must end in .safetensors"):
         load_vision_encoder(tmp_path / "d.bin", feature_layer=None)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import ViTConfig
@@ -20,6 +21,7 @@ from umbrella_model.inflate import PatchWeights
 
 logger = logging.getLogger(__name__)
 
+STATE_DICT_FILES = (".safetensors", ".pt", ".pth", ".ckpt")
 # Every MONAI ViT has this key, and no other of the supported encoders does.
 _POSITIONS = "patch_embedding.position_embeddings"
 _FILTER_KEYS = {"conv": "patch_embedding.patch_embeddings", "perceptron": "patch_embedding.patch_embeddings.1"}
@@ -154,13 +156,13 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: The file has another ending, or is not a state dict.
     """
-    if path.suffix == ".safetensors":
-        return dict(load_file(path))
-    if path.suffix not in (".pt", ".pth", ".ckpt"):
-        raise ValueError(f"{path}: the file must end in .safetensors, .pt, .pth or .ckpt")
+    if path.suffix not in STATE_DICT_FILES:
+        raise ValueError(f"{path}: the file must end in {', '.join(STATE_DICT_FILES)}")
     try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
         raise ValueError(
             f"{path}: not a file of tensors alone ({str(error).splitlines()[0]}); save the state dict: "
             "torch.save(model.state_dict(), path)"
