@@ -26,7 +26,12 @@ STATE_DICT_FILES = (".safetensors", ".pt", ".pth", ".ckpt")
 _POSITIONS = "patch_embedding.position_embeddings"
 _FILTER_KEYS = {"conv": "patch_embedding.patch_embeddings", "perceptron": "patch_embedding.patch_embeddings.1"}
 # Heads and decoders of classifiers and autoencoders, and the cross-attention of layers that have none in use.
-_UNUSED = re.compile(r"(classification_head|conv3d_transpose\w*)\..+|blocks\.\d+\.(norm_cross_attn|cross_attn)\..+")
+_UNUSED = re.compile(
+    r"(classification_head|conv3d_transpose\w*|decoder_\w+)\..+|decoder_pos_embedding|mask_tokens"
+    r"|blocks\.\d+\.(norm_cross_attn|cross_attn)\..+"
+)
+# MaskedAutoEncoderViT has the final norm at the end of its blocks.
+_NORM_IN_BLOCKS = re.compile(r"blocks\.\d+\.(weight|bias)")
 _LAYER_NAMES = {
     "norm1": "layernorm_before",
     "attn.out_proj": "attention.o_proj",
@@ -195,7 +200,11 @@ def find_volume_vit(
     prefix = prefixes[0]
     inside = {key.removeprefix(prefix): tensor for key, tensor in flat.items() if key.startswith(prefix)}
     unused = {key for key in inside if _UNUSED.fullmatch(key)}
-    tensors = {key: tensor for key, tensor in inside.items() if key not in unused}
+    tensors = {
+        f"norm.{norm[1]}" if (norm := _NORM_IN_BLOCKS.fullmatch(key)) else key: tensor
+        for key, tensor in inside.items()
+        if key not in unused
+    }
     _check_keys(tensors, source=source)
     # Entries next to the state dict, such as the optimizer's, are not part of a model.
     top = prefix.partition(".")[0]
