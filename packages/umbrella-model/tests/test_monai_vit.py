@@ -143,6 +143,22 @@ def test_the_decoder_of_an_autoencoder_is_dropped_and_logged(caplog, tmp_path):
     assert "conv3d_transpose_1.bias" in caplog.text
 
 
+@torch.no_grad()
+def test_the_encoder_of_a_masked_autoencoder_is_loaded(tmp_path):
+    sizes = SIZES | {"decoder_hidden_size": 12, "decoder_mlp_dim": 16, "decoder_num_layers": 1, "decoder_num_heads": 2}
+    torch.manual_seed(0)
+    source = nets.MaskedAutoEncoderViT(in_channels=1, img_size=(16, 16, 16), patch_size=(8, 8, 8), **sizes).eval()
+    for parameter in source.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    volumes = torch.randn(2, 1, 16, 16, 16)
+    tokens = torch.cat((source.cls_token.expand(2, 1, 24), source.patch_embedding(volumes)), dim=1)
+    expected = source.blocks(tokens)[:, 1:]
+    path = state_of(source, tmp_path / "mae.pt")
+    for loaded in (load_vision_encoder(path, feature_layer=None, num_heads=4),
+                   load_vision_encoder(source, feature_layer=None)):  # fmt: skip
+        torch.testing.assert_close(our_features(loaded, volumes), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_unused_cross_attention_is_dropped(tmp_path):
     more = {"blocks.0.norm_cross_attn.weight": torch.zeros(24), "blocks.0.cross_attn.out_proj.weight": torch.zeros(2)}
     path = state_of(make_vit(), tmp_path / "vit.pt", lambda state: state | more)
@@ -185,6 +201,12 @@ def test_several_encoders_and_other_files_raise(tmp_path):
     torch.save(make_vit(), tmp_path / "c.pt")  # a pickled module, which would run its code
     with pytest.raises(ValueError, match="save the state dict"):
         load_vision_encoder(tmp_path / "c.pt", feature_layer=None)
+    for name in ("e.pt", "e.safetensors"):
+        (tmp_path / name).write_bytes(b"not tensors")
+        with pytest.raises(ValueError, match="not a file of tensors"):
+            load_vision_encoder(tmp_path / name, feature_layer=None)
+    with pytest.raises(ValueError, match="no such file"):
+        load_vision_encoder(tmp_path / "gone.pth", feature_layer=None)
     (tmp_path / "d.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"must end in .safetensors"):
         load_vision_encoder(tmp_path / "d.bin", feature_layer=None)

@@ -199,11 +199,27 @@ def test_checkpointing_and_attention_can_be_chosen(make_model, make_batch, kind)
     loss.backward()
     torch.testing.assert_close(loss, expected)
     assert len(calls) == 2  # once more in backward
-    model.set_attn_implementation("eager")
-    layers = encoder_layers(model.model.vision_tower.encoder)
-    used = [part.config._attn_implementation for part in layers.modules() if type(part).__name__.endswith("Attention")]
-    assert set(used) == {"eager"}
-    torch.testing.assert_close(model(**batch).loss, expected, atol=1e-5, rtol=1e-5)
+    parts = encoder_layers(model.model.vision_tower.encoder).modules()
+    attentions = [part for part in parts if type(part).__name__.endswith("Attention")]
+    for name in ("eager", "varlen", "sdpa"):
+        model.set_attn_implementation(name)
+        assert {part.config._attn_implementation for part in attentions} == {name}
+        torch.testing.assert_close(model(**batch).loss, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_compiled_layers_give_equal_features(make_model, kind):
+    torch._dynamo.reset()
+    model = make_model(vision_config=CONFIGS[kind]).eval()
+    volumes = {"T1": torch.randn(2, 1, 8, 8, 8), "dMRI": torch.randn(1, 2, 8, 8, 4)}
+    with torch.no_grad():
+        expected = model.model.vision_tower(volumes).features
+        for layer in encoder_layers(model.model.vision_tower.encoder):
+            layer.forward = torch.compile(layer.forward, dynamic=True, backend="eager", fullgraph=True)
+        features = model.model.vision_tower(volumes).features
+    for name in volumes:
+        torch.testing.assert_close(features[name], expected[name])
 
 
 @pytest.mark.parametrize("config", [SwinConfig(), ResNetConfig()])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import ViTConfig
@@ -20,11 +21,17 @@ from umbrella_model.inflate import PatchWeights
 
 logger = logging.getLogger(__name__)
 
+STATE_DICT_FILES = (".safetensors", ".pt", ".pth", ".ckpt")
 # Every MONAI ViT has this key, and no other of the supported encoders does.
 _POSITIONS = "patch_embedding.position_embeddings"
 _FILTER_KEYS = {"conv": "patch_embedding.patch_embeddings", "perceptron": "patch_embedding.patch_embeddings.1"}
 # Heads and decoders of classifiers and autoencoders, and the cross-attention of layers that have none in use.
-_UNUSED = re.compile(r"(classification_head|conv3d_transpose\w*)\..+|blocks\.\d+\.(norm_cross_attn|cross_attn)\..+")
+_UNUSED = re.compile(
+    r"(classification_head|conv3d_transpose\w*|decoder_\w+)\..+|decoder_pos_embedding|mask_tokens"
+    r"|blocks\.\d+\.(norm_cross_attn|cross_attn)\..+"
+)
+# MaskedAutoEncoderViT has the final norm at the end of its blocks.
+_NORM_IN_BLOCKS = re.compile(r"blocks\.\d+\.(weight|bias)")
 _LAYER_NAMES = {
     "norm1": "layernorm_before",
     "attn.out_proj": "attention.o_proj",
@@ -154,13 +161,13 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: The file has another ending, or is not a state dict.
     """
-    if path.suffix == ".safetensors":
-        return dict(load_file(path))
-    if path.suffix not in (".pt", ".pth", ".ckpt"):
-        raise ValueError(f"{path}: the file must end in .safetensors, .pt, .pth or .ckpt")
+    if path.suffix not in STATE_DICT_FILES:
+        raise ValueError(f"{path}: the file must end in {', '.join(STATE_DICT_FILES)}")
     try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
         raise ValueError(
             f"{path}: not a file of tensors alone ({str(error).splitlines()[0]}); save the state dict: "
             "torch.save(model.state_dict(), path)"
@@ -193,7 +200,11 @@ def find_volume_vit(
     prefix = prefixes[0]
     inside = {key.removeprefix(prefix): tensor for key, tensor in flat.items() if key.startswith(prefix)}
     unused = {key for key in inside if _UNUSED.fullmatch(key)}
-    tensors = {key: tensor for key, tensor in inside.items() if key not in unused}
+    tensors = {
+        f"norm.{norm[1]}" if (norm := _NORM_IN_BLOCKS.fullmatch(key)) else key: tensor
+        for key, tensor in inside.items()
+        if key not in unused
+    }
     _check_keys(tensors, source=source)
     # Entries next to the state dict, such as the optimizer's, are not part of a model.
     top = prefix.partition(".")[0]

@@ -16,7 +16,7 @@ from umbrella_model.config import UmbrellaConfig, feature_depth
 from umbrella_model.encoder_families import EncoderFamily, adapt_encoder, family_of, supported_encoders
 from umbrella_model.inflate import PatchWeights, inflate_patch_embed
 from umbrella_model.key_checks import check_loaded_keys, mute_load_report
-from umbrella_model.monai_vit import VolumeViT, find_volume_vit, read_state_dict
+from umbrella_model.monai_vit import STATE_DICT_FILES, VolumeViT, find_volume_vit, read_state_dict
 from umbrella_model.own_encoder import OwnEncoderConfig, build_own_encoder, token_width
 
 __all__ = [
@@ -94,7 +94,9 @@ def load_vision_encoder(
         ValueError: The source is not supported, its keys or sizes do not fit, or an argument does not apply to it.
     """
     volume: VolumeViT | None = None
-    if isinstance(source, (str, Path)) and Path(source).is_file():
+    if isinstance(source, (str, Path)) and (Path(source).is_file() or Path(source).suffix in STATE_DICT_FILES):
+        if not Path(source).is_file():
+            raise ValueError(f"{source}: there is no such file")
         volume = find_volume_vit(read_state_dict(Path(source)), source=str(source), num_heads=num_heads)
         if volume is None:
             raise ValueError(f"{source} has no keys of a MONAI ViT; supported are {supported_encoders()}")

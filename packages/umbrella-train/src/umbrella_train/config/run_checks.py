@@ -86,6 +86,8 @@ def _hf_config_problems(section: Mapping[str, Any]) -> list[str]:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
+    import umbrella_model  # noqa: F401  (registers the model type of own vision encoders)
+
     if model_type not in CONFIG_MAPPING:
         meant = did_you_mean(model_type, CONFIG_MAPPING.keys(), num=3)
         return [f".model_type: {model_type} is not a model type of transformers{meant}"]

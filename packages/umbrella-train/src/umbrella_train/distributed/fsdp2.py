@@ -23,6 +23,8 @@ from umbrella_train.distributed.deepspeed import is_partitioned
 from umbrella_train.distributed.tensors import full, local, shard_like
 from umbrella_train.errors import RunError
 
+LAYER_LISTS = ("layers", "layer", "blocks")
+
 
 def shard_model(model: nn.Module, *, device: torch.device) -> None:
     """Shards a model in place over all ranks.
@@ -54,9 +56,16 @@ def sharding_units(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def transformer_layers(model: nn.Module) -> Iterator[nn.Module]:
-    """The layers of the vision encoder and of the language model."""
+    """The layers of the vision encoder and of the language model.
+
+    Hugging Face's DINOv2 calls its list `layer`, and modules of one's own often `blocks`. Lists inside of a layer are
+    part of it.
+    """
+    found = ""
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and name.endswith("layers"):
+        is_inside = found and name.startswith(f"{found}.")
+        if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] in LAYER_LISTS and not is_inside:
+            found = name
             yield from module
 
 

@@ -1,0 +1,65 @@
+"""The layers that are sharded and compiled one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import nn
+from transformers import (
+    CLIPVisionConfig,
+    Dinov2Config,
+    PretrainedConfig,
+    Qwen2Config,
+    Siglip2VisionConfig,
+    ViTConfig,
+)
+
+from umbrella_model import OwnEncoderConfig, PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration
+from umbrella_train.distributed.fsdp2 import transformer_layers
+
+SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+
+
+class Block(nn.Module):
+    """A layer with a list of its own inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16)])
+
+
+class Blocks(nn.Module):
+    """An own encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(), Block(), Block()])
+
+
+@pytest.mark.parametrize(
+    ("config", "encoder"),
+    [
+        (CLIPVisionConfig(**SIZES, image_size=16, patch_size=4), None),
+        (Siglip2VisionConfig(**SIZES, num_patches=16, patch_size=4), None),
+        (Dinov2Config(**SIZES, image_size=16, patch_size=4), None),
+        (ViTConfig(**SIZES, image_size=16, patch_size=4), None),
+        (OwnEncoderConfig(hidden_size=16), Blocks()),
+    ],
+    ids=lambda value: value.model_type if isinstance(value, PretrainedConfig) else "",
+)
+def test_layers_of_every_encoder_are_found(config: PretrainedConfig, encoder: nn.Module | None) -> None:
+    text = Qwen2Config(**SIZES | {"num_hidden_layers": 2}, num_key_value_heads=1, vocab_size=20, intermediate_size=16)
+    model = UmbrellaForConditionalGeneration(
+        UmbrellaConfig(
+            modalities={"T1": PatchEmbedConfig((4, 4, 4), (4, 4, 4))},
+            vision_config=config,
+            text_config=text,
+            image_token_index=19,
+        ),
+        vision_encoder=encoder,
+    )
+    layers = list(transformer_layers(model))
+    assert len(layers) == 3 + 2
+    assert layers[3:] == list(model.model.language_model.layers)
+    assert all(layer in list(model.model.vision_tower.encoder.modules()) for layer in layers[:3])
