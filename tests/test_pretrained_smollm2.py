@@ -2,20 +2,69 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from umbrella_model import PatchEmbedConfig, UmbrellaForConditionalGeneration
+from umbrella_train.config import demo_config_path, load_config
+from umbrella_train.run.stages import train_stages
 
 pytestmark = pytest.mark.pretrained
 
 
-def test_language_model_loads_and_answers(smollm2: Path):
+def test_text_of_a_composed_model_is_the_language_models_own(smollm2: Path):
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    model = AutoModelForCausalLM.from_pretrained(smollm2)
-    assert model.dtype == torch.float32
+    language = AutoModelForCausalLM.from_pretrained(smollm2)
+    assert language.dtype == torch.float32
     chat = [{"role": "user", "content": "What is the capital of France?"}]
     question = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    tokens = model.generate(**question, max_new_tokens=16, do_sample=False)
-    assert "Paris" in tokenizer.decode(tokens[0, question["input_ids"].shape[1] :])
+    prompt = {name: question[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        expected = language(**prompt).logits
+    answer = language.generate(**prompt, max_new_tokens=16, do_sample=False)
+    assert "Paris" in tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :])
+
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = UmbrellaForConditionalGeneration.from_parts(
+        language_model=language,
+        vision_encoder=AutoConfig.for_model("siglip_vision_model", **vision, image_size=16, patch_size=4),
+        modalities={"T1": PatchEmbedConfig((16, 16, 16), (8, 8, 8))},
+        tokenizer=tokenizer,
+    )
+    # The image token has one more row; ties and template are kept.
+    assert model.config.image_token_id == 49_152
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    with torch.no_grad():
+        torch.testing.assert_close(model(**prompt).logits[..., :49_152], expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(model.generate(**prompt, max_new_tokens=16, do_sample=False), answer)
+
+
+def test_the_shipped_configuration_trains_in_two_stages(smollm2: Path, tmp_path: Path):
+    small = {
+        "model.language_model": smollm2,
+        "data.synthetic.num_train": 12,
+        "data.synthetic.num_test": 4,
+        "data.cache_dir": tmp_path / "cache",
+        "trainer.max_steps": 5,
+        "trainer.per_device_train_batch_size": 4,
+        "trainer.warmup_steps": 1,
+        "trainer.logging_steps": 1,
+        "report.enabled": "false",
+        "report.pictures": "false",
+        "report.controls": "false",
+        "report.max_samples": 2,
+        "output_dir": tmp_path,
+    }
+    overrides = [word for key, value in small.items() for word in (f"--{key}", str(value))]
+    last = train_stages(load_config(demo_config_path().with_name("smollm2_135m.yaml"), overrides))
+    assert last == tmp_path / "smollm2-135m" / "instruct"
+    losses = []
+    for stage in ("align", "instruct"):
+        lines = (tmp_path / "smollm2-135m" / stage / "metrics.jsonl").read_text().splitlines()
+        losses += [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+    assert len(losses) == 10
+    assert losses[-1] < 0.5 * losses[0]

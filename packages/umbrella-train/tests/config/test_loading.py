@@ -439,7 +439,8 @@ def test_every_key_has_a_description() -> None:
 
 def test_packaged_configs_load_and_state_their_token_counts() -> None:
     paths = sorted(demo_config_path().parent.glob("*.yaml"))
-    assert [path.stem for path in paths] == ["bids_small", "demo", "llava_interleave_0.5b", "t1_age_sex"]
+    names = ["bids_small", "demo", "llava_interleave_0.5b", "qwen3_0.6b_siglip2", "smollm2_135m", "t1_age_sex"]
+    assert [path.stem for path in paths] == names
     for path in paths:
         config = load_config(path)
         expected = ["T1"] if path.stem == "t1_age_sex" else ["T1", "rsfMRI", "dMRI"]

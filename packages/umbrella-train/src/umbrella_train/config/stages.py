@@ -22,6 +22,7 @@ WEIGHT_SOURCES = (
     "init",
     "language_model",
     "vision_encoder",
+    "vision_num_heads",
     "projector",
 )
 """Keys of `model` that say where weights and words come from: a stage has them from the one before."""
