@@ -17,6 +17,7 @@ from umbrella_model.packing import pack_batch
 from umbrella_model.patch_embed import SeriesPatchEmbed, VolumePatchEmbed
 from umbrella_model.supervision import supervised_index
 from umbrella_model.trainable import parameter_groups, parameter_table, set_trainable
+from umbrella_model.vision_encoder import load_vision_encoder
 
 __version__ = _version("umbrella-model")
 
@@ -27,6 +28,7 @@ AutoModelForImageTextToText.register(UmbrellaConfig, UmbrellaForConditionalGener
 
 __all__ = [
     "LoraSettings",
+    "OwnEncoderConfig",
     "PatchEmbedConfig",
     "SeriesPatchEmbed",
     "UmbrellaCausalLMOutput",
@@ -35,6 +37,7 @@ __all__ = [
     "UmbrellaModel",
     "VolumePatchEmbed",
     "checkpoint_parts",
+    "load_vision_encoder",
     "merge_lora",
     "pack_batch",
     "parameter_groups",

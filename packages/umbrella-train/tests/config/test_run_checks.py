@@ -49,6 +49,13 @@ def test_a_value_that_transformers_rejects_is_reported_with_its_section() -> Non
     assert "hidden_size" in problem
 
 
+def test_own_vision_encoder_is_a_model_type() -> None:
+    own = {"model_type": "umbrella_vision_encoder", "encoder": "mixer", "options": {"depth": 2}}
+    assert run_checks.run_problems({"model": {"vision_config": own}}) == []
+    (problem,) = run_checks.run_problems({"model": {"vision_config": own | {"option": {}}}})
+    assert problem.startswith("model.vision_config.option: ")
+
+
 def test_misspelt_key_of_a_hugging_face_config_is_reported() -> None:
     # rope_theta is of older config.json files; transformers still reads it.
     layers, size = problems_of(

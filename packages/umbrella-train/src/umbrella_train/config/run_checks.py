@@ -84,15 +84,14 @@ def _hf_config_problems(section: Mapping[str, Any]) -> list[str]:
         return []  # the schema reports it
     # Late: these imports take seconds.
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import CONFIG_MAPPING
 
-    import umbrella_model  # noqa: F401  (registers the model type of own vision encoders)
+    from umbrella_train.config.model_types import CONFIG_CLASSES
 
-    if model_type not in CONFIG_MAPPING:
-        meant = did_you_mean(model_type, CONFIG_MAPPING.keys(), num=3)
+    if model_type not in CONFIG_CLASSES:
+        meant = did_you_mean(model_type, CONFIG_CLASSES.keys(), num=3)
         return [f".model_type: {model_type} is not a model type of transformers{meant}"]
     try:
-        config = CONFIG_MAPPING[str(model_type)](
+        config = CONFIG_CLASSES[str(model_type)](
             **{key: value for key, value in section.items() if key != "model_type"}
         )
     except (StrictDataclassError, TypeError, ValueError) as error:
