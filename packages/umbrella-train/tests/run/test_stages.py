@@ -249,7 +249,7 @@ def test_command_passes_stages(
     cli.train_command([*words, "--trainer.max-steps", "2", "--stage", "b"])
     cli.train_command(["--stage", "b"])
     assert calls == [([2, 3], None), ([2, 3], "b"), ([], "b")]
-    for words in (["--stgae", "b"], ["--stages.0.name", "a", "--stages.1.name", "a"]):
+    for words in (["--stgae", "b"], ["--stage", "b", "--folds", "2"], ["--stages.0.name", "a", "--stages.1.name", "a"]):
         with pytest.raises(SystemExit) as caught:
             cli.train_command(words)
         assert caught.value.code == 2

@@ -92,6 +92,8 @@ def _train(arguments: Sequence[str] | None) -> None:
         raise RunError("--allow-changed needs --resume")
     if options.fold is not None and options.folds is None:
         raise RunError("--fold needs --folds")
+    if options.stage is not None and options.folds is not None:
+        raise RunError("--stage cannot be combined with --folds; remove one of them")
     _check_words(overrides)
     # A lost connection between ranks is an error with a message; torch would also print a warning with C++ frames.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
