@@ -50,13 +50,14 @@ def test_the_shipped_configuration_trains_in_two_stages(smollm2: Path, tmp_path:
         "data.synthetic.num_test": 4,
         "data.cache_dir": tmp_path / "cache",
         "trainer.max_steps": 5,
-        "trainer.per_device_train_batch_size": 4,
+        "trainer.per_device_train_batch_size": 2,
         "trainer.warmup_steps": 1,
         "trainer.logging_steps": 1,
         "report.enabled": "false",
         "report.pictures": "false",
         "report.controls": "false",
-        "report.max_samples": 2,
+        "report.max_samples": 1,
+        "report.max_new_tokens": 2,
         "output_dir": tmp_path,
     }
     overrides = [word for key, value in small.items() for word in (f"--{key}", str(value))]
