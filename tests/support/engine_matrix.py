@@ -7,6 +7,8 @@ from typing import Any
 
 from engines import Case
 from pairwise import all_combinations, pairwise
+from toy import COMPOSED as COMPOSED_MODELS
+from toy import UNPACKED
 
 OPTIONS: dict[str, Sequence[Any]] = {
     "engine": ["ddp", "fsdp2"],
@@ -70,7 +72,7 @@ EVERY = [build_case(**combination) for combination in all_combinations(OPTIONS)]
 
 # Composed models: language models that can be packed, and the others.
 COMPOSED_OPTIONS: dict[str, Sequence[Any]] = {
-    "model": ["gpt2", "granite", "phi", "gemma2"],
+    "model": [name for name in COMPOSED_MODELS if name not in UNPACKED],
     "engine": ["ddp", "fsdp2"],
     "schedule": ["different", "text", "random"],
     "learn": ["full", "lora", "align"],
@@ -78,7 +80,7 @@ COMPOSED_OPTIONS: dict[str, Sequence[Any]] = {
     "gradient_checkpointing": [False, True],
     "packing": [False, True],
 }
-UNPACKED_OPTIONS = {**COMPOSED_OPTIONS, "model": ["opt", "falcon_h1"], "packing": [False]}
+UNPACKED_OPTIONS = {**COMPOSED_OPTIONS, "model": UNPACKED, "packing": [False]}
 COMPOSED = [
     build_case(steps_as="sgd32", absent="update", **chosen)
     for options in (COMPOSED_OPTIONS, UNPACKED_OPTIONS)

@@ -49,9 +49,9 @@ COMPOSED: dict[str, tuple[tuple[str, dict[str, Any]], str, Literal["mlp", "linea
         "siglip2_vision_model",
         "linear",
     ),
-    # Layers two modules deep, tied; positions that count over the row, so that rows cannot be packed.
+    # Layers two modules deep, tied; positions that count over the row.
     "opt": (("opt", {"ffn_dim": 32, "word_embed_proj_dim": 16, "dropout": 0.0}), "dinov2_with_registers", "mlp"),
-    # A recurrent state, which cannot be packed either.
+    # A recurrent state.
     "falcon_h1": (
         ("falcon_h1", {"num_key_value_heads": 1, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}),
         "vit_mae",
@@ -59,7 +59,8 @@ COMPOSED: dict[str, tuple[tuple[str, dict[str, Any]], str, Literal["mlp", "linea
     ),
 }
 
-UNPACKED = ("opt", "falcon_h1")
+# Gemma 2 has eager attention, which is rejected for packed batches.
+UNPACKED = ("gemma2", "opt", "falcon_h1")
 
 
 def build_composed(name: str, *, seed: int = 0) -> UmbrellaForConditionalGeneration:
