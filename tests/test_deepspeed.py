@@ -22,6 +22,7 @@ from toy import COMPOSED as COMPOSED_MODELS
 from toy import ORDER, UNPACKED
 
 import umbrella_train
+from umbrella_model import UmbrellaForConditionalGeneration
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.timeout(600)]
 
@@ -105,6 +106,8 @@ def test_composed_models_under_zero_equal_one_process(stage: int, tmp_path: Path
     launch([*COMPOSED, tied, resumed], folder, launcher=accelerate(stage), timeout=500)
     for case in COMPOSED:
         check_case(case, folder, stage=stage, scratch=tmp_path)
+    loaded = UmbrellaForConditionalGeneration.from_pretrained(folder / "whole-run" / "checkpoint-2")
+    assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
     whole, again = (load_file(folder / f"{name}-0.safetensors") for name in ("whole", "resumed"))
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 

@@ -18,6 +18,8 @@ from launching import launch, launch_warm, results_of, torchrun
 from safetensors.torch import load_file
 from torch import Tensor
 
+from umbrella_model import UmbrellaForConditionalGeneration
+
 # Captured as a whole and run by autograd: the graph changes of a compiler, without its minutes.
 COMPILED = Case("compiled", "random", steps=4, compiler="aot_eager")
 LONG = [Case(f"{engine}-random-200", "random", steps=200, engine=engine) for engine in ("ddp", "fsdp2")]
@@ -183,6 +185,8 @@ def test_sharded_resume_is_bit_identical_also_on_another_number_of_ranks(model: 
         name: tensor.tolist() for name, tensor in resumed.items()
     }
     assert not [path for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth", ".bin", ".distcp")]
+    loaded = UmbrellaForConditionalGeneration.from_pretrained(checkpoint)
+    assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == (model is not None)
     alone = replace(whole, name="alone", engine="ddp", resume=str(checkpoint))
     assert run_case(alone, output=tmp_path, simulated_world_size=2)["error"] is None
     plain = load_file(tmp_path / "alone-0.safetensors")
