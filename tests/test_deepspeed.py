@@ -18,9 +18,11 @@ import warm
 from engines import Case, run_case, run_cases
 from launching import launch
 from safetensors.torch import load_file
-from toy import ORDER
+from toy import COMPOSED as COMPOSED_MODELS
+from toy import ORDER, UNPACKED
 
 import umbrella_train
+from umbrella_model import UmbrellaForConditionalGeneration
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.timeout(600)]
 
@@ -35,6 +37,22 @@ CASES = [
     Case("lora", "random", steps=4, learn="lora", **ADAM),
     Case("patch-embeds", "random", steps=4, learn="patch_embed_only"),
     Case("packed", "random", steps=4, accumulation=2, packing=True),
+    Case("gpt2", "random", steps=2, model="gpt2", learn="lora", packing=True),
+]
+# Every composed model, in turn with adapters, on packed batches, and with checkpointed activations.
+COMPOSED = [
+    Case(
+        f"{model}-{learn}",
+        schedule,
+        steps=3,
+        accumulation=2,
+        model=model,
+        learn=learn,
+        packing=model not in UNPACKED and learn != "align",
+        arguments={"gradient_checkpointing": learn == "full"},
+    )
+    for model in COMPOSED_MODELS
+    for learn, schedule in (("full", "random"), ("lora", "different"), ("align", "text"))
 ]
 BF16 = Case("bf16", "different", steps=2, arguments={"bf16": True})
 SAVING = {"save_strategy": "steps", "save_steps": 2}
@@ -75,16 +93,34 @@ def log_of(case: Case, folder: Path, *, rank: int = 0) -> dict:
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_ranks_under_zero_equal_one_process(case: Case, stage: int, launched: Callable[[int], Path], tmp_path: Path):
-    folder = launched(stage)
+    check_case(case, launched(stage), stage=stage, scratch=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_composed_models_under_zero_equal_one_process(stage: int, tmp_path: Path):
+    folder = tmp_path / "ranks"
+    tied = replace(WHOLE, model="gpt2")
+    resumed = replace(tied, name="resumed", resume=str(folder / "whole-run" / "checkpoint-2"))
+    launch([*COMPOSED, tied, resumed], folder, launcher=accelerate(stage), timeout=500)
+    for case in COMPOSED:
+        check_case(case, folder, stage=stage, scratch=tmp_path)
+    loaded = UmbrellaForConditionalGeneration.from_pretrained(folder / "whole-run" / "checkpoint-2")
+    assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
+    whole, again = (load_file(folder / f"{name}-0.safetensors") for name in ("whole", "resumed"))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def check_case(case: Case, folder: Path, *, stage: int, scratch: Path) -> None:
     for rank in range(2):
         log = log_of(case, folder, rank=rank)
         assert log["error"] is None
         assert (log["num_sharded"] == len(log["parameters"])) == (stage == 3)
     alone = replace(case, packing=False)
-    assert run_case(alone, output=tmp_path, simulated_world_size=2)["error"] is None
+    assert run_case(alone, output=scratch, simulated_world_size=2)["error"] is None
     weights, reference = (
         load_file(folder / f"{case.name}-0.safetensors"),
-        load_file(tmp_path / f"{case.name}-0.safetensors"),
+        load_file(scratch / f"{case.name}-0.safetensors"),
     )
     # A bias of keys shifts all scores equally: its true gradient is zero, and Adam turns rounding into a step.
     names = [name for name in reference if "/" not in name and not (case.optim != "sgd" and "k_proj.bias" in name)]

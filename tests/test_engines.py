@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_matrix import EVERY, TRIALS
+from engine_matrix import COMPOSED, EVERY, TRIALS
 from engines import Case, build_case_model, run_case
 from launching import launch, launch_warm, results_of, torchrun
 from safetensors.torch import load_file
 from torch import Tensor
+
+from umbrella_model import UmbrellaForConditionalGeneration
 
 # Captured as a whole and run by autograd: the graph changes of a compiler, without its minutes.
 COMPILED = Case("compiled", "random", steps=4, compiler="aot_eager")
@@ -88,13 +90,27 @@ def test_ranks_equal_one_process(case: Case, world_size: int, launched: Callable
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_every_combination_equals_one_process(engine: str, world_size: int, tmp_path: Path) -> None:
     # Some are also among the pairs.
-    named = {case.name: case for case in [*(case for case, _ in TRIALS), *EVERY, *LONG] if case.engine == engine}
+    every = [*(case for case, _ in TRIALS), *EVERY, *LONG]
+    check_cases({case.name: case for case in every if case.engine == engine}, world_size=world_size, scratch=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_composed_models_equal_one_process(engine: str, world_size: int, tmp_path: Path) -> None:
+    check_cases(
+        {case.name: case for case in COMPOSED if case.engine == engine}, world_size=world_size, scratch=tmp_path
+    )
+
+
+def check_cases(named: dict[str, Case], *, world_size: int, scratch: Path) -> None:
     cases = list(named.values())
-    launch_warm(cases, tmp_path / "ranks", num_ranks=world_size, timeout=3000)
+    launch_warm(cases, scratch / "ranks", num_ranks=world_size, timeout=3000)
     failed = {}
     for case in cases:
         try:
-            check_case(case, tmp_path / "ranks", world_size=world_size, scratch=tmp_path)
+            check_case(case, scratch / "ranks", world_size=world_size, scratch=scratch)
         except AssertionError as error:
             failed[case.name] = str(error)[:300]
     assert not failed, f"{len(failed)} of {len(cases)} cases"
@@ -145,7 +161,9 @@ def test_hold_does_not_change_an_absent_modality(world_size: int, steps: int, tm
 # ---- sharded checkpoints ----
 
 
-def test_sharded_resume_is_bit_identical_also_on_another_number_of_ranks(tmp_path: Path) -> None:
+# A composed model with tied embeddings: a checkpoint has them once.
+@pytest.mark.parametrize("model", [None, "gpt2"])
+def test_sharded_resume_is_bit_identical_also_on_another_number_of_ranks(model: str | None, tmp_path: Path) -> None:
     saving = {"save_strategy": "steps", "save_steps": 2, "max_grad_norm": 1.0}
     # dMRI is never stepped: checkpoints do not have its moments.
     whole = Case(
@@ -155,6 +173,7 @@ def test_sharded_resume_is_bit_identical_also_on_another_number_of_ranks(tmp_pat
         optim="adamw_torch_fused",
         dummy_loss={"absent": "hold"},
         engine="fsdp2",
+        model=model,
         arguments=saving,
     )
     checkpoint = tmp_path / "whole-run" / "checkpoint-2"
@@ -166,6 +185,8 @@ def test_sharded_resume_is_bit_identical_also_on_another_number_of_ranks(tmp_pat
         name: tensor.tolist() for name, tensor in resumed.items()
     }
     assert not [path for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth", ".bin", ".distcp")]
+    loaded = UmbrellaForConditionalGeneration.from_pretrained(checkpoint)
+    assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == (model is not None)
     alone = replace(whole, name="alone", engine="ddp", resume=str(checkpoint))
     assert run_case(alone, output=tmp_path, simulated_world_size=2)["error"] is None
     plain = load_file(tmp_path / "alone-0.safetensors")

@@ -7,6 +7,8 @@ from typing import Any
 
 from engines import Case
 from pairwise import all_combinations, pairwise
+from toy import COMPOSED as COMPOSED_MODELS
+from toy import UNPACKED
 
 OPTIONS: dict[str, Sequence[Any]] = {
     "engine": ["ddp", "fsdp2"],
@@ -39,6 +41,7 @@ def build_case(
     learn: str = "full",
     gradient_scale: str = "mean",
     packing: bool = False,
+    model: str | None = None,
 ) -> Case:
     """One combination as a case."""
     dummy_loss: dict[str, Any] = {"absent": absent}
@@ -46,8 +49,9 @@ def build_case(
         # The dummy gradient would differ by rounding; zero keeps only the graph.
         dummy_loss["scale"] = 0.0
     words = [engine, schedule, steps_as, str(accumulation), "ckpt" if gradient_checkpointing else "keep", absent]
+    words += [learn, gradient_scale, "packed" if packing else "padded"]
     return Case(
-        "-".join([*words, learn, gradient_scale, "packed" if packing else "padded"]),
+        "-".join(words if model is None else [model, *words]),
         schedule=schedule,
         steps=4,
         accumulation=accumulation,
@@ -57,6 +61,7 @@ def build_case(
         gradient_scale=gradient_scale,
         packing=packing,
         dtype="float64" if steps_as == "adam64" else "float32",
+        model=model,
         learn=learn,
         arguments={"gradient_checkpointing": gradient_checkpointing, "bf16": steps_as == "bf16", "weight_decay": 0.01},
     )
@@ -64,3 +69,25 @@ def build_case(
 
 TRIALS = [(build_case(**chosen), ranks) for chosen, ranks in ((c, c.pop("world_size")) for c in pairwise(MORE_OPTIONS))]
 EVERY = [build_case(**combination) for combination in all_combinations(OPTIONS)]
+
+# Composed models: language models that can be packed, and the others.
+COMPOSED_OPTIONS: dict[str, Sequence[Any]] = {
+    "model": [name for name in COMPOSED_MODELS if name not in UNPACKED],
+    "engine": ["ddp", "fsdp2"],
+    "schedule": ["different", "text", "random"],
+    "learn": ["full", "lora", "align"],
+    "accumulation": [1, 2],
+    "gradient_checkpointing": [False, True],
+    "packing": [False, True],
+}
+UNPACKED_OPTIONS = {**COMPOSED_OPTIONS, "model": UNPACKED, "packing": [False]}
+COMPOSED = [
+    build_case(steps_as="sgd32", absent="update", **chosen)
+    for options in (COMPOSED_OPTIONS, UNPACKED_OPTIONS)
+    for chosen in pairwise(options)
+]
+# Each engine with adapters on packed batches. The first step changes one matrix of an adapter, the second both.
+TRIALS += [
+    (Case(f"gpt2-{engine}", "random", steps=2, model="gpt2", learn="lora", packing=True, engine=engine), 2)
+    for engine in ("ddp", "fsdp2")
+]

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy, rms_norm
 from torch.utils.data import DataLoader
-from toy import ORDER, ToyDataset, build_collator, build_model
+from toy import ORDER, ToyDataset, build_collator, build_composed, build_model
 from transformers import TrainingArguments
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
@@ -52,6 +52,7 @@ class Case:
         packing: Whether batches are packed.
         dtype: Of the parameters: float32, float64 or bfloat16.
         batch_size: Samples of a rank's micro-batch.
+        model: A name of `toy.COMPOSED`; None for the model of `build_model`.
         learn: Parts or preset of `set_trainable`.
         compiler: Backend to compile the layers with.
         resume: A checkpoint to resume from.
@@ -73,6 +74,7 @@ class Case:
     packing: bool = False
     dtype: str = "float32"
     batch_size: int = 2
+    model: str | None = None
     learn: str | dict[str, str] | None = None
     compiler: str | None = None
     resume: str | None = None
@@ -193,7 +195,7 @@ def _norm_in_double(norm: Qwen2RMSNorm, hidden_states: Tensor) -> Tensor:
 def build_case_model(case: Case) -> Any:
     """The initial model of a case, the same on every rank."""
     with built_whole():
-        model = build_model(seed=0)
+        model = build_model(seed=0) if case.model is None else build_composed(case.model)
     set_attention(model, None)  # as in a run
     if case.learn is not None:
         torch.manual_seed(1)  # adapters have random initial weights

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import Dataset
-from transformers import Qwen2Config, SiglipVisionConfig
+from transformers import AutoConfig, Qwen2Config, SiglipVisionConfig
 
 from umbrella_data import Example, ExampleScan, PaddingCollator
 from umbrella_model import PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration
@@ -21,6 +22,60 @@ PATCH_EMBEDS = {
     "rsfMRI": PatchEmbedConfig((8, 8, 4, 4), (4, 4, 4, 2)),
     "dMRI": PatchEmbedConfig((8, 8, 8), (4, 4, 8), in_channels=2),
 }
+
+_SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+_WORDS = {**_SIZES, "initializer_range": 0.1, "max_position_embeddings": 64}
+_VISION = {**_SIZES, "image_size": 16, "patch_size": 4}
+# Language model, vision encoder and projector of `build_composed`; language models without dropout.
+COMPOSED: dict[str, tuple[tuple[str, dict[str, Any]], str, Literal["mlp", "linear"]]] = {
+    # Tied, layers of Conv1D called h, absolute positions; a class token, and norms at both ends.
+    "gpt2": (("gpt2", {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}), "clip_vision_model", "mlp"),
+    # Tied, scaled logits and embeddings.
+    "granite": (
+        ("granite", {"logits_scaling": 4.0, "embedding_multiplier": 2.0, "tie_word_embeddings": True}),
+        "vit",
+        "linear",
+    ),
+    # A head with a bias.
+    "phi": (("phi", {}), "dinov2", "mlp"),
+    # Another attention in each second layer; limited logits.
+    "gemma2": (
+        ("gemma2", {"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 4, "final_logit_softcapping": 3.0}),
+        "siglip2_vision_model",
+        "linear",
+    ),
+    # Layers two modules deep, tied; positions that count over the row.
+    "opt": (("opt", {"ffn_dim": 32, "word_embed_proj_dim": 16, "dropout": 0.0}), "dinov2_with_registers", "mlp"),
+    # A recurrent state.
+    "falcon_h1": (
+        ("falcon_h1", {"num_key_value_heads": 1, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}),
+        "vit_mae",
+        "linear",
+    ),
+}
+
+# Gemma 2 has eager attention, which is rejected for packed batches.
+UNPACKED = ("gemma2", "opt", "falcon_h1")
+
+
+def build_composed(name: str, *, seed: int = 0) -> UmbrellaForConditionalGeneration:
+    """A model composed by `from_parts` from random parts, with the vocabulary and modalities of `build_model`."""
+    torch.manual_seed(seed)
+    (kind, options), vision, projector = COMPOSED[name]
+    # The image token is the row that `from_parts` adds.
+    tokens = {"vocab_size": IMAGE_TOKEN, "pad_token_id": PADDING, "bos_token_id": None, "eos_token_id": None}
+    model = UmbrellaForConditionalGeneration.from_parts(
+        language_model=AutoConfig.for_model(kind, **_WORDS | tokens | options),
+        vision_encoder=AutoConfig.for_model(vision, **_VISION),
+        modalities={name: PATCH_EMBEDS[name] for name in ORDER},
+        projector=projector,
+    )
+    return model.train()
 
 
 def build_model(

@@ -160,6 +160,33 @@ def test_packed_conversations_are_separate_or_the_model_is_rejected(kind, attent
     torch.testing.assert_close(packed[4:], alone, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_lora_adapts_linear_layers_of_every_language_model(kind, make_batch):
+    model = compose(language_model(kind)).train()
+    set_trainable(model, "lora")
+    adapters = {name for name, parameter in model.named_parameters() if parameter.requires_grad and ".lora_" in name}
+    # Not positions, which are in a torch embedding.
+    assert adapters
+    assert not [name for name in adapters if "wpe" in name or "embed_positions" in name]
+    batch = make_batch((3, "T1", 4), (2, "rsfMRI", 3), modalities=MODALITIES)
+    batch["input_ids"][batch["input_ids"] == 60] = model.config.image_token_id
+    model(**batch).loss.backward()
+    assert adapters <= {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "granite", "olmo2", "opt", "phi"])
+def test_varlen_in_training_equals_sdpa(kind, make_batch):
+    # Without dropout: in training mode that is random.
+    options = {"dropout": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    model = compose(language_model(kind, **options)).train()
+    batch = make_batch((3, "T1", 4), (2, "rsfMRI", 3), modalities=MODALITIES)
+    batch["input_ids"][batch["input_ids"] == 60] = model.config.image_token_id
+    model.set_attn_implementation({"text_config": "sdpa"})
+    expected = model(**batch).loss
+    model.set_attn_implementation({"text_config": "varlen"})
+    torch.testing.assert_close(model(**batch).loss, expected, atol=1e-5, rtol=1e-5)
+
+
 MATRIX = {
     "kind": ["llama", "gpt2", "granite", "gemma3_text"],
     "encoder": ["siglip_vision_model", "clip_vision_model", "vit"],

@@ -260,6 +260,10 @@ class UmbrellaModel(UmbrellaPreTrainedModel, LlavaModel):
             # The cache would be unused, and with one transformers ignores that a row is packed.
             kwargs["use_cache"] = False
         attention_mask = self._causal_mask(inputs_embeds, attention_mask, cache, packed="cu_seq_lens_q" in kwargs)
+        if position_ids is None and attention_mask is not None and attention_mask.numel() == 0:
+            # Some language models (OPT) would compute the positions from the mask, which is empty.
+            assert inputs_embeds is not None
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

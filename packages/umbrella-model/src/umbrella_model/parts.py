@@ -26,13 +26,17 @@ def named_part_parameters(model: PreTrainedModel) -> Iterator[tuple[Part, str, n
 
 
 def part_layers(model: PreTrainedModel, part: Part) -> list[str]:
-    """Names of the linear layers of a part; for `embeddings`, of the input and output embeddings."""
+    """Names of the linear layers of a part; for `embeddings`, of the input and output embeddings.
+
+    Tables of positions (GPT-2, OPT) are no linear layers, although they are embeddings in torch.
+    """
     embeddings = {id(module) for module in _embeddings(model)}
+    if part == "embeddings":
+        return [name for name, module in model.named_modules() if id(module) in embeddings]
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Embedding | Conv1D)
-        and ("embeddings" if id(module) in embeddings else _part_of(name)) == part
+        if isinstance(module, nn.Linear | Conv1D) and id(module) not in embeddings and _part_of(name) == part
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 from transformers import (
+    AutoConfig,
     CLIPVisionConfig,
     Dinov2Config,
     PretrainedConfig,
@@ -37,6 +38,20 @@ class Blocks(nn.Module):
         self.blocks = nn.ModuleList([Block(), Block(), Block()])
 
 
+def build(
+    vision: PretrainedConfig, text: PretrainedConfig, *, encoder: nn.Module | None = None
+) -> UmbrellaForConditionalGeneration:
+    return UmbrellaForConditionalGeneration(
+        UmbrellaConfig(
+            modalities={"T1": PatchEmbedConfig((4, 4, 4), (4, 4, 4))},
+            vision_config=vision,
+            text_config=text,
+            image_token_index=19,
+        ),
+        vision_encoder=encoder,
+    )
+
+
 @pytest.mark.parametrize(
     ("config", "encoder"),
     [
@@ -50,16 +65,29 @@ class Blocks(nn.Module):
 )
 def test_layers_of_every_encoder_are_found(config: PretrainedConfig, encoder: nn.Module | None) -> None:
     text = Qwen2Config(**SIZES | {"num_hidden_layers": 2}, num_key_value_heads=1, vocab_size=20, intermediate_size=16)
-    model = UmbrellaForConditionalGeneration(
-        UmbrellaConfig(
-            modalities={"T1": PatchEmbedConfig((4, 4, 4), (4, 4, 4))},
-            vision_config=config,
-            text_config=text,
-            image_token_index=19,
-        ),
-        vision_encoder=encoder,
-    )
+    model = build(config, text, encoder=encoder)
     layers = list(transformer_layers(model))
     assert len(layers) == 3 + 2
     assert layers[3:] == list(model.model.language_model.layers)
     assert all(layer in list(model.model.vision_tower.encoder.modules()) for layer in layers[:3])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "path"),
+    [
+        ("gpt2", {}, "h"),
+        ("gptj", {"rotary_dim": 4}, "h"),
+        ("gpt_bigcode", {}, "h"),
+        ("bloom", {"n_layer": 2, "n_head": 2}, "h"),
+        ("falcon", {}, "h"),
+        ("mpt", {"d_model": 16, "n_layers": 2, "n_heads": 2}, "blocks"),
+        ("opt", {"ffn_dim": 16, "word_embed_proj_dim": 16}, "decoder.layers"),
+        ("gpt_neox", {}, "layers"),
+    ],
+)
+def test_layers_of_every_language_model_are_found(kind: str, options: dict[str, Any], path: str) -> None:
+    sizes = {**SIZES, "num_hidden_layers": 2, "vocab_size": 20, "pad_token_id": 0, "intermediate_size": 16}
+    model = build(CLIPVisionConfig(**SIZES, image_size=16, patch_size=4), AutoConfig.for_model(kind, **sizes | options))
+    layers = list(transformer_layers(model))
+    assert len(layers) == 3 + 2
+    assert layers[3:] == list(model.model.language_model.get_submodule(path))

@@ -23,7 +23,7 @@ from umbrella_train.distributed.deepspeed import is_partitioned
 from umbrella_train.distributed.tensors import full, local, shard_like
 from umbrella_train.errors import RunError
 
-LAYER_LISTS = ("layers", "layer", "blocks")
+LAYER_LISTS = ("layers", "layer", "blocks", "h")
 
 
 def shard_model(model: nn.Module, *, device: torch.device) -> None:
@@ -58,8 +58,8 @@ def sharding_units(model: nn.Module) -> Iterator[nn.Module]:
 def transformer_layers(model: nn.Module) -> Iterator[nn.Module]:
     """The layers of the vision encoder and of the language model.
 
-    Hugging Face's DINOv2 calls its list `layer`, and modules of one's own often `blocks`. Lists inside of a layer are
-    part of it.
+    Hugging Face's DINOv2 calls its list `layer`, GPT-2 and its relatives `h`, MPT and modules of one's own
+    `blocks`. Lists inside of a layer are part of it.
     """
     found = ""
     for name, module in model.named_modules():

@@ -62,25 +62,44 @@ def score_candidates(
 def _score_rest(model: Any, tokens: Tensor, *, rows: Tensor, cache: Any, mask: Tensor) -> Tensor:
     """Log-likelihoods (R,) of tokens (R, n) after their first ones; `rows` (R,) are the numbers of their prompts."""
     known, wanted = tokens[:, :-1], tokens[:, 1:]
+    selected = _select(cache, rows)
     prompt_mask = mask.index_select(0, rows)
-    steps = torch.arange(known.shape[1], device=mask.device)
-    output = model(
-        input_ids=known,
-        attention_mask=torch.cat([prompt_mask, torch.ones_like(known)], dim=1),
-        position_ids=prompt_mask.sum(dim=1, keepdim=True) + steps,
-        use_cache=True,
-        **{CACHE: _select(cache, rows)},
-    )
-    return _log_softmax(output.logits).gather(2, wanted.unsqueeze(2)).squeeze(2).sum(dim=1)
+    whole_mask = torch.cat([prompt_mask, torch.ones_like(known)], dim=1)
+    start, num_known = prompt_mask.shape[1], known.shape[1]
+    position_ids = prompt_mask.sum(dim=1, keepdim=True) + torch.arange(num_known, device=mask.device)
+    # Some recurrent layers (Jamba) start from a zero state if they get several tokens at once.
+    width = 1 if any(hasattr(layer, "recurrent_states") for layer in selected.layers) else num_known
+    logits = []
+    for begin in range(0, num_known, width):
+        end = begin + width
+        output = model(
+            input_ids=known[:, begin:end],
+            attention_mask=whole_mask[:, : start + end],
+            position_ids=position_ids[:, begin:end],
+            use_cache=True,
+            **{CACHE: selected},
+        )
+        logits.append(output.logits)
+    return _log_softmax(torch.cat(logits, dim=1)).gather(2, wanted.unsqueeze(2)).squeeze(2).sum(dim=1)
 
 
 def _select(cache: Any, rows: Tensor) -> Any:
     """A cache with these rows of another one, which stays as it is."""
     selected = copy.copy(cache)
     # Each layer replaces its tensors by selected ones, so that copies of the objects are enough.
-    selected.layers = [copy.copy(layer) for layer in cache.layers]
-    selected.batch_select_indices(rows)
+    selected.layers = [_copy_layer(layer) for layer in cache.layers]
+    # Not `batch_select_indices`, which recurrent layers do not have; it selects only attention in mixed ones.
+    selected.reorder_cache(rows)
     return selected
+
+
+def _copy_layer(layer: Any) -> Any:
+    """A cache layer with the same tensors, in dicts of its own: recurrent layers keep their states in dicts."""
+    copied = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, dict):
+            setattr(copied, name, dict(value))
+    return copied
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
