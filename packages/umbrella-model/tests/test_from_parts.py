@@ -9,6 +9,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, LlavaConfig, PreTrainedTokenizerFast, T5Config
+from transformers.utils.quantization_config import GgufConfig
 
 from umbrella_model import (
     PatchEmbedConfig,
@@ -353,6 +354,16 @@ def test_options_of_a_loaded_encoder_are_given_when_it_is_loaded(options):
     encoder = load_vision_encoder(vision_config(), feature_layer=None)
     with pytest.raises(ValueError, match="load_vision_encoder"):
         compose(language_config("llama"), vision_encoder=encoder, **options)
+
+
+def test_the_marks_of_a_gguf_file_are_not_saved(tmp_path):
+    """transformers marks a model from a GGUF file as quantised, although its weights are not."""
+    language = language_model("llama")
+    language.config.quantization_config = GgufConfig()
+    model = compose(language)
+    assert "quantization_config" not in model.config.text_config.to_dict()
+    model.save_pretrained(tmp_path)
+    assert "quantization_config" not in (tmp_path / "config.json").read_text()
 
 
 @pytest.mark.parametrize("option", ["init", "projector"])

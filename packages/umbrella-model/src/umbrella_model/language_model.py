@@ -55,6 +55,8 @@ def load_language_model(
         _check_kind(AutoConfig.from_pretrained(source))
         model = AutoModelForCausalLM.from_pretrained(source, dtype="auto" if dtype is None else dtype, **options)
     check_language_model(model)
+    if getattr(getattr(model.config, "quantization_config", None), "quant_method", None) == "gguf":
+        del model.config.quantization_config  # the weights are dequantised
     return model.eval()
 
 
@@ -62,16 +64,11 @@ def _load_gguf(file: Path, *, dtype: torch.dtype | None, options: dict[str, Any]
     """The weights of a GGUF file, dequantised."""
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            str(file.parent), gguf_file=file.name, dtype=torch.float32 if dtype is None else dtype
+            str(file.parent), gguf_file=file.name, dtype=torch.float32 if dtype is None else dtype, **options
         )
     except ImportError as error:
         raise ImportError(f"{file}: GGUF files need the package gguf; install it with: pip install gguf") from error
-    # transformers marks the loaded model as quantised and would refuse to save it.
-    config = type(loaded.config)(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
-    model = AutoModelForCausalLM.from_config(config, **options).to(loaded.dtype)
-    model.load_state_dict(loaded.state_dict())
-    model.generation_config = loaded.generation_config
-    return model
+    return loaded
 
 
 def _check_kind(config: Any) -> None:
