@@ -123,7 +123,7 @@ class VolumeViT:
         if image_size is None:
             side = round(count ** (1 / len(patch)))
             grid = (side,) * len(patch)
-            advice = "pass image_size, the voxels along each axis that it was trained on"
+            advice = "pass image_size, the voxels along each axis that it was trained on, to load_vision_encoder"
         elif len(image_size) == len(patch):
             grid = tuple(size // step for size, step in zip(image_size, patch, strict=True))
             advice = f"image_size {tuple(image_size)} with patches of {patch} gives {math.prod(grid)}"
