@@ -9,8 +9,15 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, LlavaConfig, PreTrainedTokenizerFast, T5Config
+from transformers.utils.quantization_config import GgufConfig
 
-from umbrella_model import PatchEmbedConfig, UmbrellaForConditionalGeneration, pack_batch, set_trainable
+from umbrella_model import (
+    PatchEmbedConfig,
+    UmbrellaForConditionalGeneration,
+    load_vision_encoder,
+    pack_batch,
+    set_trainable,
+)
 from umbrella_model.packing import check_supports_packing
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -37,6 +44,13 @@ FAMILIES = {
     "mixtral": GROUPED,
     "falcon_h1": GROUPED | {"head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
 }  # fmt: skip
+# They cannot be composed: MiniMax needs a cache of its own, DeepSeek 4 chooses experts by token id, and Llama 4 is its
+# own base model.
+REJECTED = {
+    "minimax": GROUPED | {"head_dim": 8, "layer_types": ["linear_attention", "full_attention"]},
+    "deepseek_v4": GROUPED | {"n_routed_experts": 8, "head_dim": 8, "qk_rope_head_dim": 4, "q_lora_rank": 8},
+    "llama4_text": GROUPED | {"head_dim": 8, "intermediate_size_mlp": 32, "num_local_experts": 2},
+}
 # A recurrent state in Falcon-H1; OPT counts positions over the whole row.
 MIXING = {"falcon_h1", "opt"}
 MODALITIES = {
@@ -49,7 +63,9 @@ VISION = SIZES | {"image_size": 16, "patch_size": 4}
 
 def language_config(kind, **options):
     common = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
-    return AutoConfig.for_model(kind, **(FAMILIES[kind] | common | {"max_position_embeddings": 64} | options))
+    return AutoConfig.for_model(
+        kind, **((FAMILIES | REJECTED)[kind] | common | {"max_position_embeddings": 64} | options)
+    )
 
 
 def language_model(kind, **options):
@@ -309,6 +325,72 @@ def test_other_models_are_rejected_by_name(source, message):
 def test_a_scan_must_fit_into_the_positions():
     with pytest.raises(ValueError, match="rsfMRI"):
         compose(language_config("gpt2", max_position_embeddings=8))
+
+
+def with_adapters(model):
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (lambda: torch.nn.Linear(2, 2), "Linear"),
+        (lambda: None, "NoneType"),
+        (lambda: with_adapters(language_model("llama")), "merge_and_unload"),
+        (lambda: language_model("minimax"), "MiniMaxForCausalLM"),
+        (lambda: language_model("deepseek_v4"), "DeepseekV4ForCausalLM"),
+        (lambda: language_model("llama4_text"), "Llama4ForCausalLM"),
+    ],
+    ids=["module", "none", "adapters", "own-cache", "token-ids", "not-its-base-model"],
+)
+def test_what_cannot_be_a_language_model_is_rejected_by_name(source, message):
+    with pytest.raises(ValueError, match=message):
+        compose(source())
+
+
+def test_a_model_that_its_config_does_not_describe_is_rejected():
+    """It would be saved, and not load."""
+    language = language_model("llama")
+    language.model.layers[0].mlp.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"LlamaModel.*mlp\.extra"):
+        compose(language)
+
+
+@pytest.mark.parametrize("source", [None, 3])
+def test_what_cannot_be_a_vision_encoder_is_rejected_by_type(source):
+    with pytest.raises(ValueError, match=type(source).__name__):
+        compose(language_config("llama"), vision_encoder=source)
+
+
+@pytest.mark.parametrize("part", ["language_model", "vision_encoder"])
+def test_a_missing_path_is_named(part, tmp_path):
+    for name in ("folder", "file.gguf", "file.pth"):
+        with pytest.raises(FileNotFoundError, match=f"{part} is .*{name}"):
+            compose(**{"language": language_config("llama")} | {part.replace("_model", ""): tmp_path / name})
+
+
+def test_a_trained_model_is_not_a_language_model(tmp_path):
+    compose(language_model("llama")).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="from_pretrained"):
+        compose(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"vision_feature_layer": -1}, {"vision_num_heads": 2}])
+def test_options_of_a_loaded_encoder_are_given_when_it_is_loaded(options):
+    encoder = load_vision_encoder(vision_config(), feature_layer=None)
+    with pytest.raises(ValueError, match="load_vision_encoder"):
+        compose(language_config("llama"), vision_encoder=encoder, **options)
+
+
+def test_the_marks_of_a_gguf_file_are_not_saved(tmp_path):
+    """transformers marks a model from a GGUF file as quantised, although its weights are not."""
+    language = language_model("llama")
+    language.config.quantization_config = GgufConfig()
+    model = compose(language)
+    assert "quantization_config" not in model.config.text_config.to_dict()
+    model.save_pretrained(tmp_path)
+    assert "quantization_config" not in (tmp_path / "config.json").read_text()
 
 
 @pytest.mark.parametrize("option", ["init", "projector"])

@@ -46,6 +46,11 @@ def compose_parts(
     language: Any = load_language_model(language_model, dtype=dtype, attn_implementation=attn_implementation)
     dtype = language.dtype
     if isinstance(vision_encoder, LoadedEncoder):
+        if vision_feature_layer is not None or vision_num_heads is not None:
+            raise ValueError(
+                "vision_feature_layer and vision_num_heads do not apply to an encoder from load_vision_encoder; pass "
+                "feature_layer and num_heads to it"
+            )
         encoder = vision_encoder
         encoder.module.to(dtype)
     else:
@@ -136,8 +141,12 @@ def compose(
         language_model: The decoder without its head.
         head: The language-model head.
         init: `inflate` initialises the patch embeds from those of the encoder, if it has any; `random` at random.
+
+    Raises:
+        ValueError: The language model is not the one that its config describes, so that a saved model would not load.
     """
     model: Any = build_empty(model_class, config, vision_encoder=encoder.module)
+    _check_same_tensors(language_model, model.model.language_model)
     # A moved module shares a config object with its layers. The model's config has to refer to the same object: with a
     # copy, a later resize of the vocabulary would change only one of the two.
     config.vision_config = encoder.config
@@ -155,6 +164,18 @@ def compose(
         patch_embed.to(weight.dtype)
         _initialise(patch_embed, encoder.patches if init == "inflate" else None)
     return model
+
+
+def _check_same_tensors(language_model: nn.Module, rebuilt: nn.Module) -> None:
+    ours, theirs = (
+        {key: value.shape for key, value in each.state_dict().items()} for each in (language_model, rebuilt)
+    )
+    different = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    if different:
+        raise ValueError(
+            f"{type(language_model).__name__}: a saved model would not load, since {type(rebuilt).__name__}, which its "
+            f"config describes, has other tensors ({', '.join(different[:3])}); use another language model"
+        )
 
 
 def _initialise(patch_embed: Any, patches: PatchWeights | None) -> None:

@@ -1,11 +1,38 @@
-"""Checks that a checkpoint has exactly the tensors of the model."""
+"""Checks of the source of a model: it exists, and has exactly the tensors of the model."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+
+def check_source(source: Any, *, kinds: tuple[type, ...], argument: str, suffixes: tuple[str, ...]) -> None:
+    """Rejects a source of another type, and a path where nothing is, which transformers would look for on the hub.
+
+    Args:
+        source: A loaded part, a config, or a path or name.
+        kinds: Classes of loaded parts and configs.
+        argument: Its name, for the message.
+        suffixes: Endings of names that can only be files.
+
+    Raises:
+        ValueError: The source has another type.
+        FileNotFoundError: There is no such folder or file.
+    """
+    if isinstance(source, kinds):
+        return
+    if hasattr(source, "merge_and_unload"):  # peft is an optional package
+        raise ValueError(f"{argument} is a {type(source).__name__} with adapters; pass model.merge_and_unload()")
+    if not isinstance(source, (str, Path)):
+        right = ", a ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{argument} is a {type(source).__name__}; pass a {right}, a path or a name on the hub")
+    name = str(source)
+    only_path = isinstance(source, Path) or name[:1] in (".", "/", "~") or name.count("/") > 1
+    if (only_path or name.endswith(suffixes)) and not Path(source).exists():
+        raise FileNotFoundError(f"{argument} is {name}: there is no such file or folder; check the path")
 
 
 @contextmanager

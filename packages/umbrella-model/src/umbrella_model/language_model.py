@@ -12,11 +12,13 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    DynamicCache,
     PretrainedConfig,
     PreTrainedModel,
 )
 
 from umbrella_model.hf_compat import CACHE
+from umbrella_model.key_checks import check_source
 
 LanguageModelSource = PreTrainedModel | PretrainedConfig | str | Path
 """A loaded `...ForCausalLM`, a config (random weights), a folder or a name on the hub, or a GGUF file."""
@@ -36,6 +38,7 @@ def load_language_model(
         ValueError: The model cannot be composed with a vision encoder; see `check_language_model`.
         OSError: The folder, file or hub repository does not exist.
     """
+    check_source(source, kinds=(PreTrainedModel, PretrainedConfig), argument="language_model", suffixes=(".gguf",))
     options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     if isinstance(source, PreTrainedModel):
         model: Any = source
@@ -52,6 +55,8 @@ def load_language_model(
         _check_kind(AutoConfig.from_pretrained(source))
         model = AutoModelForCausalLM.from_pretrained(source, dtype="auto" if dtype is None else dtype, **options)
     check_language_model(model)
+    if getattr(getattr(model.config, "quantization_config", None), "quant_method", None) == "gguf":
+        del model.config.quantization_config  # the weights are dequantised
     return model.eval()
 
 
@@ -59,21 +64,21 @@ def _load_gguf(file: Path, *, dtype: torch.dtype | None, options: dict[str, Any]
     """The weights of a GGUF file, dequantised."""
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            str(file.parent), gguf_file=file.name, dtype=torch.float32 if dtype is None else dtype
+            str(file.parent), gguf_file=file.name, dtype=torch.float32 if dtype is None else dtype, **options
         )
     except ImportError as error:
         raise ImportError(f"{file}: GGUF files need the package gguf; install it with: pip install gguf") from error
-    # transformers marks the loaded model as quantised and would refuse to save it.
-    config = type(loaded.config)(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
-    model = AutoModelForCausalLM.from_config(config, **options).to(loaded.dtype)
-    model.load_state_dict(loaded.state_dict())
-    model.generation_config = loaded.generation_config
-    return model
+    return loaded
 
 
 def _check_kind(config: Any) -> None:
     """Rejects configs of other kinds of model, before any weight is read."""
     kind = config.model_type
+    if kind == "umbrella":
+        raise ValueError(
+            "it is a trained model of this package, not a language model alone; load it with from_pretrained (in a "
+            "run's configuration: model.pretrained)"
+        )
     if config.is_encoder_decoder:
         raise ValueError(f"{kind} is an encoder-decoder; the language model must be a decoder, such as Llama or Qwen")
     if config.get_text_config() is not config or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -83,7 +88,6 @@ def _check_kind(config: Any) -> None:
         )
 
 
-@torch.no_grad()
 def check_language_model(model: Any) -> None:
     """Rejects a model whose logits are not a linear head on a causal decoder that reads `inputs_embeds`.
 
@@ -96,17 +100,16 @@ def check_language_model(model: Any) -> None:
         ValueError: With the name of the model and the reason.
     """
     name = type(model).__name__
-    if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
+    if model.get_output_embeddings() is None:
         raise ValueError(f"{name} has no language-model head; load it with AutoModelForCausalLM")
     _check_kind(model.config)
-    decoder: Any = model.base_model
     embedding: Any = model.get_input_embeddings()
-    takes = inspect.signature(decoder.forward).parameters
+    takes = inspect.signature(model.base_model.forward).parameters
     if "inputs_embeds" not in takes:
         raise ValueError(f"{name} does not take inputs_embeds, in which the scans are; use another language model")
     if CACHE not in takes:
         raise ValueError(
-            f"{name} keeps no key-value cache, from which answers are generated (a state-space model without "
+            f"{name} keeps no key-value cache, from which answers are generated (as state-space models without "
             "attention); use a language model with attention"
         )
     if embedding.embedding_dim != model.config.hidden_size:
@@ -118,21 +121,41 @@ def check_language_model(model: Any) -> None:
         return
     was_training = model.training
     model.eval()
+    try:
+        problem = _find_problem(model)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        problem = f"it fails on a few embeddings with a cache ({type(error).__name__}: {error})"
+    finally:
+        model.train(was_training)
+    if problem is not None:
+        raise ValueError(f"{name}: {problem}; use another language model")
+
+
+@torch.no_grad()
+def _find_problem(model: Any) -> str | None:
+    """Compares logits on a few tokens with those of the decoder on embeddings and of the head, also with a cache."""
+    decoder, embedding = model.base_model, model.get_input_embeddings()
+
+    def logits_of(ids: Tensor, **options: Any) -> Tensor:
+        hidden = decoder(inputs_embeds=embedding(ids), return_dict=True, **options).last_hidden_state
+        return scale_logits(model.get_output_embeddings()(hidden), model.config)
+
     tokens = (torch.arange(1, 9, device=embedding.weight.device) % embedding.num_embeddings).unsqueeze(0)
     other_end = tokens.clone()
     other_end[0, -1] = 0
     expected = model(tokens).logits
-    hidden = decoder(inputs_embeds=embedding(tokens), use_cache=False, return_dict=True).last_hidden_state
-    logits = scale_logits(model.get_output_embeddings()(hidden), model.config)
-    changed = model(other_end).logits
-    model.train(was_training)
-    if not _is_close(logits, expected):
-        raise ValueError(
-            f"{name}: its logits are not those of its decoder on inputs_embeds and of a linear head (it reads token "
-            "ids elsewhere, or transforms the logits in its own way); use another language model"
+    if not _is_close(logits_of(tokens, use_cache=False), expected):
+        return (
+            "its logits are not those of its decoder on inputs_embeds and of a linear head (it reads token ids "
+            "elsewhere, or transforms the logits in its own way)"
         )
-    if not _is_close(changed[:, :-1], expected[:, :-1]):
-        raise ValueError(f"{name} attends to later tokens; the language model must be a causal decoder")
+    if not _is_close(model(other_end).logits[:, :-1], expected[:, :-1]):
+        return "it attends to later tokens, and must be a causal decoder"
+    cache = DynamicCache(config=model.config)
+    cached = [logits_of(part, use_cache=True, **{CACHE: cache}) for part in (tokens[:, :-1], tokens[:, -1:])]
+    if not _is_close(torch.cat(cached, dim=1), expected):
+        return "its logits with a cache, from which answers are generated, differ from those without"
+    return None
 
 
 def _is_close(actual: Tensor, expected: Tensor) -> bool:

@@ -32,6 +32,7 @@ _UNUSED = re.compile(
 )
 # MaskedAutoEncoderViT has the final norm at the end of its blocks.
 _NORM_IN_BLOCKS = re.compile(r"blocks\.\d+\.(weight|bias)")
+_HEADS = "num_heads (vision_num_heads of from_parts and of a run's model section)"
 _LAYER_NAMES = {
     "norm1": "layernorm_before",
     "attn.out_proj": "attention.o_proj",
@@ -122,7 +123,7 @@ class VolumeViT:
         if image_size is None:
             side = round(count ** (1 / len(patch)))
             grid = (side,) * len(patch)
-            advice = "pass image_size, the voxels along each axis that it was trained on"
+            advice = "pass image_size, the voxels along each axis that it was trained on, to load_vision_encoder"
         elif len(image_size) == len(patch):
             grid = tuple(size // step for size, step in zip(image_size, patch, strict=True))
             advice = f"image_size {tuple(image_size)} with patches of {patch} gives {math.prod(grid)}"
@@ -216,11 +217,11 @@ def find_volume_vit(
     width = tensors[_POSITIONS].shape[-1]
     heads = num_heads if vit is None else vit.blocks[0].attn.num_heads
     if heads is None:
-        raise ValueError(f"{source}: a state dict does not have the number of attention heads; pass vision_num_heads")
+        raise ValueError(f"{source}: a state dict does not have the number of attention heads; pass {_HEADS}")
     if num_heads not in (None, heads):
-        raise ValueError(f"{source}: it has {heads} attention heads, not {num_heads}; leave vision_num_heads out")
+        raise ValueError(f"{source}: it has {heads} attention heads, not {num_heads}; leave out {_HEADS}")
     if heads < 1 or width % heads:
-        raise ValueError(f"{source}: vision_num_heads is {heads}; it must divide the hidden size {width}")
+        raise ValueError(f"{source}: {heads} attention heads do not divide the hidden size {width}; change {_HEADS}")
     return VolumeViT(tensors, source, heads, None if vit is None else _perceptron_patch(vit))
 
 

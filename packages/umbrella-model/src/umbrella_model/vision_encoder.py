@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from umbrella_model.config import UmbrellaConfig, feature_depth
 from umbrella_model.encoder_families import EncoderFamily, adapt_encoder, family_of, supported_encoders
 from umbrella_model.inflate import PatchWeights, inflate_patch_embed
-from umbrella_model.key_checks import check_loaded_keys, mute_load_report
+from umbrella_model.key_checks import check_loaded_keys, check_source, mute_load_report
 from umbrella_model.monai_vit import STATE_DICT_FILES, VolumeViT, find_volume_vit, read_state_dict
 from umbrella_model.own_encoder import OwnEncoderConfig, build_own_encoder, token_width
 
@@ -92,11 +92,11 @@ def load_vision_encoder(
 
     Raises:
         ValueError: The source is not supported, its keys or sizes do not fit, or an argument does not apply to it.
+        OSError: A folder, file or hub repository does not exist.
     """
+    check_source(source, kinds=(nn.Module, PretrainedConfig), argument="vision_encoder", suffixes=STATE_DICT_FILES)
     volume: VolumeViT | None = None
-    if isinstance(source, (str, Path)) and (Path(source).is_file() or Path(source).suffix in STATE_DICT_FILES):
-        if not Path(source).is_file():
-            raise ValueError(f"{source}: there is no such file")
+    if isinstance(source, (str, Path)) and Path(source).is_file():
         volume = find_volume_vit(read_state_dict(Path(source)), source=str(source), num_heads=num_heads)
         if volume is None:
             raise ValueError(f"{source} has no keys of a MONAI ViT; supported are {supported_encoders()}")
@@ -108,7 +108,7 @@ def load_vision_encoder(
         return _in_dtype(loaded, dtype)
     for argument, value in (("num_heads", num_heads), ("image_size", image_size), ("patch_size", patch_size)):
         if value is not None:
-            raise ValueError(f"{argument} is for a MONAI ViT; remove it for {_name_of(source)}")
+            raise ValueError(f"{argument} is for a MONAI ViT; leave it out for {_name_of(source)}")
     if isinstance(source, PreTrainedModel):
         family = family_of(source.config, name=type(source).__name__)
         return _in_dtype(_adapt(_find(source, family), feature_layer=feature_layer), dtype)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
-from umbrella_model import parameter_table, trainable
+from umbrella_data.chat import template
+from umbrella_model import parameter_table, tokens, trainable
 from umbrella_model.tokens import image_token_id
 from umbrella_train import DummyLoss
 from umbrella_train.assembly.build import build_components
@@ -22,6 +23,10 @@ MODALITIES = {
     "rsfMRI": {"image_size": [8, 8, 8, 8], "patch_size": [4, 4, 4, 4]},
     "T1": {"image_size": [16, 16, 16], "patch_size": [8, 8, 8]},
 }
+
+
+def test_chatml_is_the_same_for_encoding_and_for_composed_models() -> None:
+    assert tokens.CHATML_TEMPLATE == template.CHATML_TEMPLATE
 
 
 @pytest.fixture

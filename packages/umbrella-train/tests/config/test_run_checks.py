@@ -9,13 +9,42 @@ from types import ModuleType
 
 import pytest
 
+from umbrella_model import monai_vit
 from umbrella_train.config import ConfigError, load_config, run_checks
+from umbrella_train.config.model import STATE_DICT_FILES
 
 
 def problems_of(*overrides: str, to_run: bool = True) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as caught:
         load_config(None, overrides, to_run=to_run)
     return caught.value.problems
+
+
+def parts_of(**sources: object) -> tuple[str, ...]:
+    """The problems of a model of given parts, in place of the demo's random weights."""
+    kept = {"vision_encoder": "vision_config", "language_model": "text_config"}
+    emptied = [f for key, config in kept.items() if key in sources for f in (f"--model.{config}", "null")]
+    given = [f for key, value in sources.items() for f in (f"--model.{key.replace('_', '-')}", str(value))]
+    return problems_of(*emptied, *given)
+
+
+def test_missing_files_of_parts_are_reported_at_once() -> None:
+    language, vision = parts_of(language_model="no.gguf", vision_encoder="no.pth", vision_num_heads=4)
+    assert language.startswith("model.language_model: no.gguf ")
+    assert vision.startswith("model.vision_encoder: no.pth ")
+
+
+def test_attention_heads_belong_to_a_file_of_weights(tmp_path: Path) -> None:
+    (tmp_path / "vit.pt").touch()
+    (problem,) = parts_of(vision_encoder=tmp_path / "vit.pt")
+    assert problem.startswith("model.vision_num_heads: is required")
+    for options in ({"vision_encoder": tmp_path}, {}):
+        (problem,) = parts_of(vision_num_heads=3, **options)
+        assert problem.startswith("model.vision_num_heads: would not be used")
+
+
+def test_endings_of_weights_are_those_of_umbrella_model() -> None:
+    assert STATE_DICT_FILES == monai_vit.STATE_DICT_FILES
 
 
 def test_the_demo_has_no_problem() -> None:

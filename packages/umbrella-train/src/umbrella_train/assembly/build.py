@@ -304,7 +304,7 @@ def _compose_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Umb
             tokenizer=tokenizer,
             projector=section.projector or "mlp",
             init=section.init,
-            vision_feature_layer=section.vision_feature_layer,
+            vision_feature_layer=section.vision_feature_layer if section.vision_encoder is None else None,
             dtype=torch.float32,
         )
     except ValueError as error:

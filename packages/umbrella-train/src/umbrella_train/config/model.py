@@ -16,6 +16,8 @@ from umbrella_train.config.strict_yaml import SECRET_ADVICE, secret_keys
 
 PartState = Literal["train", "frozen", "lora"]
 Sizes = Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=4)]
+# Endings of files with the weights of MONAI's ViT, as in umbrella_model; a test compares the two.
+STATE_DICT_FILES = (".safetensors", ".pt", ".pth", ".ckpt")
 # transformers would look for a folder named "~".
 Source = Annotated[str, AfterValidator(lambda name: str(Path(name).expanduser()) if name.startswith("~") else name)]
 
@@ -185,8 +187,15 @@ class ModelConfig(Section):
     @field_validator("vision_num_heads")
     @classmethod
     def _check_heads_are_used(cls, number: int | None, info: ValidationInfo) -> int | None:
-        if number is not None and info.data.get("vision_encoder", "") is None:
-            raise ValueError("would not be used: there is no vision_encoder")
+        if "vision_encoder" not in info.data:
+            return number
+        encoder = info.data["vision_encoder"]
+        is_file = encoder is not None and encoder.endswith(STATE_DICT_FILES)
+        if number is not None and not is_file:
+            reason = "there is no vision_encoder" if encoder is None else f"{encoder} has its own number in its config"
+            raise ValueError(f"would not be used: {reason}")
+        if number is None and is_file:
+            raise ValueError(f"is required: {encoder} has the weights of MONAI's ViT alone, without their number")
         return number
 
     @field_validator("modalities")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from umbrella_data.errors import did_you_mean
+from umbrella_train.config.model import STATE_DICT_FILES
 
 # The modules that a tracker needs, and what installs them. None of them is imported here.
 _TRACKERS: Mapping[str, tuple[tuple[str, ...], str]] = {
@@ -38,7 +39,7 @@ def run_problems(content: Mapping[str, Any], *, coming: str | None = None) -> li
         if not isinstance(source, str) or not is_path_like(source) or source == coming:
             continue
         if not Path(source).expanduser().exists():
-            problems.append(f"model.{key}: {source} is neither an existing folder nor a name on the hub")
+            problems.append(f"model.{key}: {source} is neither an existing folder or file nor a name on the hub")
     problems += _tracker_problems(_table(content, "trainer").get("report_to"))
     # From the command line it is still text.
     world_size = str(_table(content, "trainer").get("world_size"))
@@ -62,8 +63,13 @@ def _tracker_problems(names: Any) -> list[str]:
 
 
 def is_path_like(name: str) -> bool:
-    """Whether a source can only be a folder; names on the hub are `name` or `owner/name`."""
-    return name[:1] in (".", "/", "~") or name.count("/") > 1 or name.endswith("/") or "\\" in name
+    """Whether a source can only be a folder or file; names on the hub are `name` or `owner/name`."""
+    return (
+        name[:1] in (".", "/", "~")
+        or name.count("/") > 1
+        or name.endswith(("/", ".gguf", *STATE_DICT_FILES))
+        or "\\" in name
+    )
 
 
 def world_size_problem(expected: int | None) -> str | None:
