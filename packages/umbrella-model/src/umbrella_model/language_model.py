@@ -63,12 +63,11 @@ def load_language_model(
 def _load_gguf(file: Path, *, dtype: torch.dtype | None, options: dict[str, Any]) -> Any:
     """The weights of a GGUF file, dequantised."""
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        return AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, dtype=torch.float32 if dtype is None else dtype, **options
         )
     except ImportError as error:
         raise ImportError(f"{file}: GGUF files need the package gguf; install it with: pip install gguf") from error
-    return loaded
 
 
 def _check_kind(config: Any) -> None:

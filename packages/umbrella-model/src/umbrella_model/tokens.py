@@ -29,9 +29,10 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> int:
         The id of the image token.
     """
     if tokenizer.chat_template is None:
-        logger.warning("the tokenizer has no chat template: ChatML is used, with %s and %s", *CHATML_TOKENS)
         tokenizer.chat_template = CHATML_TEMPLATE
-        _add_missing(tokenizer, CHATML_TOKENS)
+        missing = _add_missing(tokenizer, CHATML_TOKENS)
+        advice = "; they are new tokens: train the embeddings too (model.learn.embeddings: train)" if missing else ""
+        logger.warning("the tokenizer has no chat template: ChatML is used, with %s and %s%s", *CHATML_TOKENS, advice)
     return image_token_id(tokenizer)
 
 
@@ -46,10 +47,12 @@ def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return token_id
 
 
-def _add_missing(tokenizer: PreTrainedTokenizerBase, tokens: Any) -> None:
+def _add_missing(tokenizer: PreTrainedTokenizerBase, tokens: Any) -> list[str]:
+    """Adds special tokens that the tokenizer does not have; returns them."""
     # `add_special_tokens` would replace the tokenizer's list of other special tokens.
     missing = [token for token in tokens if token not in tokenizer.get_vocab()]
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in missing], special_tokens=True)
+    return missing
 
 
 @torch.no_grad()
