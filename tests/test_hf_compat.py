@@ -26,6 +26,7 @@ PRIVATE_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "transformers:PreTrainedModel._init_weights": ("module",),
         "transformers:PreTrainedModel._is_hf_initialized": (),
         "transformers:PreTrainedModel._no_split_modules": (),
+        "transformers:PreTrainedModel._tied_weights_keys": (),
     },
     "umbrella_train": {
         "accelerate:Accelerator._is_accelerate_prepared": (),

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from umbrella_model.tokens import IMAGE_TOKEN, image_token_id
 from umbrella_train.assembly.byte_tokenizer import (
-    IMAGE_TOKEN,
     TURN_END,
     TURN_START,
     build_byte_tokenizer,
-    image_token_id,
     load_tokenizer,
 )
 
