@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def add_completion(
     )
 
 
-def _complete_files(parser: argparse.ArgumentParser, files: dict[str, str]) -> None:
+def _complete_files(parser: argparse.ArgumentParser, files: Mapping[str, Any]) -> None:
     """Mark the arguments of a parser and its subcommands that are paths; shtab reads the attribute `complete`."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

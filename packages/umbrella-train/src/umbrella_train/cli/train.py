@@ -149,7 +149,7 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
     for key, annotation in dotted_keys(RunConfig, tables=MODALITIES):
         # A switch needs no value, and a list takes several.
         many = "*" if is_sequence(annotation) else "?" if is_switch(annotation) else None
-        kind = Path if annotation is Path else None
+        kind = Path if annotation is Path else str
         parser.add_argument(f"--{key}", nargs=many, choices=words_of(annotation) or None, type=kind)
 
 
