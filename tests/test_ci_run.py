@@ -19,6 +19,8 @@ STEPS = [
     "uv run ruff format",
     "uv run lint-imports",
     "uv run mypy",
+    "vendor.github-workflows",
+    "vendor.github-issue-forms",
     "uv run python tools/check_api.py",
     "bash tools/gpu_check.sh",
     "tools/pretrained_smollm2.py",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-import tomllib
 from importlib.metadata import entry_points, version
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,27 +14,37 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("data", "model", "train")
 
 
-def written_versions() -> dict[str, str]:
-    """The version in each file that states it."""
-    paths = [ROOT / "pyproject.toml", *sorted(ROOT.glob("packages/*/pyproject.toml"))]
-    found = {str(path.relative_to(ROOT)): tomllib.loads(path.read_text())["project"]["version"] for path in paths}
-    return found | {
-        "CITATION.cff": re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[0]
-    }
+@pytest.fixture
+def release_notes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import release_notes
+
+    return release_notes
 
 
-def test_every_file_states_the_same_version():
-    found = written_versions()
-    assert len(found) == 5
+def test_every_file_states_the_same_version(release_notes):
+    found = release_notes.written_versions(ROOT)
+    # The last two are requirements of umbrella-train.
+    assert list(found) == [
+        "pyproject.toml",
+        "packages/umbrella-data/pyproject.toml",
+        "packages/umbrella-model/pyproject.toml",
+        "packages/umbrella-train/pyproject.toml",
+        "packages/umbrella-train/pyproject.toml: umbrella-data",
+        "packages/umbrella-train/pyproject.toml: umbrella-model",
+        "CITATION.cff",
+    ]
     assert len(set(found.values())) == 1, found
+    # The newest release, if there was one, is what the files state until the next.
+    assert release_notes.released_versions((ROOT / "CHANGELOG.md").read_text())[:1] in ([], [found["pyproject.toml"]])
 
 
-def test_packages_have_the_version_that_is_installed():
+def test_packages_have_the_version_that_is_installed(release_notes):
     for name in PACKAGES:
         package = __import__(f"umbrella_{name}")
         assert package.__version__ == version(f"umbrella-{name}")
         # After a change of the version, uv sync installs it.
-        assert package.__version__ == written_versions()["pyproject.toml"]
+        assert package.__version__ == release_notes.written_versions(ROOT)["pyproject.toml"]
         assert "__version__" not in package.__all__
 
 

@@ -16,6 +16,19 @@ pins = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["uv"]["constrai
 Path(sys.argv[1]).write_text("\n".join(pins))
 PYTHON
 cd "$scratch"
+# A published package requires exactly its own version of the others.
+python3 - <<'PYTHON'
+import re, zipfile
+from pathlib import Path
+
+for wheel in sorted(Path("wheels").glob("*.whl")):
+    with zipfile.ZipFile(wheel) as files:
+        (metadata,) = [files.read(name).decode() for name in files.namelist() if name.endswith(".dist-info/METADATA")]
+    version = re.findall(r"^Version: (.+)$", metadata, re.MULTILINE)[0]
+    needs = re.findall(r"^Requires-Dist: umbrella-(\w+)(?:\[[\w,]+\])?(.*)$", metadata, re.MULTILINE)
+    expected = [(name, f"=={version}") for name in ("data", "model")] if "train" in wheel.name else []
+    assert needs == expected, f"{wheel.name} requires {needs}, not {expected}"
+PYTHON
 for name in data model train; do
   uv venv --quiet "env-$name"
   uv pip install --quiet --python "env-$name" --constraint constraints.txt --find-links wheels "umbrella-$name"

@@ -372,7 +372,18 @@ def test_a_folder_that_is_not_a_run_is_rejected(
 
 @pytest.mark.parametrize("command", ["train_command", "eval_command", "predict_command", "report_command"])
 def test_help_imports_nothing_heavy(command: str) -> None:
-    unneeded = {"torch", "transformers", "matplotlib", "scipy", "monai", "nibabel", "numpy", "pandas", *TRACKERS}
+    unneeded = {
+        "torch",
+        "transformers",
+        "matplotlib",
+        "scipy",
+        "monai",
+        "nibabel",
+        "numpy",
+        "pandas",
+        "shtab",
+        *TRACKERS,
+    }
     # The keys of the configuration are described by its classes.
     unneeded |= set() if command == "train_command" else {"pydantic"}
     code = (

@@ -7,8 +7,9 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from umbrella_data.cli.completion import add_completion
 from umbrella_data.cli.output import add_quiet, show_no_other_progress
 from umbrella_data.errors import UmbrellaDataError
 from umbrella_data.files.faults import describe_os_error
@@ -32,10 +33,17 @@ def errors_as_messages() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def make_parser(name: str, description: str, *, add_help: bool = True) -> argparse.ArgumentParser:
-    """A parser with `--quiet` and `--version`."""
+def make_parser(
+    name: str,
+    description: str,
+    *,
+    add_help: bool = True,
+    add_keys: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> argparse.ArgumentParser:
+    """A parser with `--quiet`, `--version` and `--print-completion`, which also completes what `add_keys` adds."""
     parser = argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False, add_help=add_help)
     parser.add_argument("--version", action="version", version=f"{name} {__version__}")
+    add_completion(parser, add_keys)
     add_quiet(parser)
     return parser
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from umbrella_data import __version__
 from umbrella_data.cli import cache, check, demo, from_bids, preview, whois
+from umbrella_data.cli.completion import add_completion
 from umbrella_data.cli.output import add_quiet, show_no_other_progress
 
 COMMANDS = {
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="umbrella-data", description="Validate, convert, preview and cache the data that UMBRELLA trains on."
     )
     parser.add_argument("--version", action="version", version=f"umbrella-data {__version__}")
+    add_completion(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         command = commands.add_parser(

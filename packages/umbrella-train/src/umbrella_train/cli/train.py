@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _OPTIONS = (
     *("config", "folds", "fold", "stage", "dry-run", "resume", "allow-changed", "max-time", "quiet", "version", "help"),
+    "print-completion",
 )
 _TRAIN_USAGE = (
     "umbrella-train [--config FILE] [--folds N [--fold K]] [--stage NAME] [--dry-run] [--resume auto|FOLDER] "
@@ -40,7 +41,10 @@ def train_command(arguments: Sequence[str] | None = None) -> None:
 @errors_as_messages()
 def _train(arguments: Sequence[str] | None) -> None:
     parser = make_parser(
-        "umbrella-train", "Train a model from a configuration file; without one, run the demo.", add_help=False
+        "umbrella-train",
+        "Train a model from a configuration file; without one, run the demo.",
+        add_help=False,
+        add_keys=_add_keys,
     )
     parser.usage = _TRAIN_USAGE
     parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML file (default: the packaged demo)")
@@ -134,6 +138,19 @@ def _trainer_of(config: RunConfig, options: argparse.Namespace) -> Callable[...,
     from umbrella_train.run.training import train
 
     return train
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    """Add every key of the configuration, for completion."""
+    from umbrella_data.modality import MODALITIES
+    from umbrella_train.config import RunConfig
+    from umbrella_train.config.schema import dotted_keys, is_sequence, is_switch, words_of
+
+    for key, annotation in dotted_keys(RunConfig, tables=MODALITIES):
+        # A switch needs no value, and a list takes several.
+        many = "*" if is_sequence(annotation) else "?" if is_switch(annotation) else None
+        kind = Path if annotation is Path else str
+        parser.add_argument(f"--{key}", nargs=many, choices=words_of(annotation) or None, type=kind)
 
 
 def _names(text: str) -> list[str]:

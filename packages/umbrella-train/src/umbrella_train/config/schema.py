@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -55,6 +55,30 @@ def is_sequence(annotation: Any) -> bool:
 def is_mapping(annotation: Any) -> bool:
     """Whether the annotation is a dict (or a dict or None)."""
     return get_origin(without_none(annotation)) is dict
+
+
+def words_of(annotation: Any) -> list[str]:
+    """The words that a key takes, if its annotation is a `Literal` or a union with one."""
+    literals = [member for member in _members(without_none(annotation)) if get_origin(member) is Literal]
+    return [str(word) for literal in literals for word in get_args(literal)]
+
+
+def dotted_keys(section: type[BaseModel], *, tables: Iterable[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key below a section, as on the command line, with its annotation without `None` and `Annotated`.
+
+    A table of sections has the names of `tables` as keys. Positions of lists are not included.
+    """
+    for name, field in section.model_fields.items():
+        key, annotation = f"{prefix}{name.replace('_', '-')}", without_none(field.annotation)
+        below = section_of(annotation)
+        if below is not None:
+            yield from dotted_keys(below, tables=tables, prefix=f"{key}.")
+        elif is_mapping(annotation) and (below := section_of(get_args(annotation)[1])) is not None:
+            for table in tables:
+                yield from dotted_keys(below, tables=tables, prefix=f"{key}.{table}.")
+        # A section that can also be null, or a list, is a key with a value of its own.
+        if below is None or field.annotation is not below:
+            yield key, annotation
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
