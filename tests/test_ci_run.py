@@ -20,6 +20,7 @@ STEPS = [
     "uv run lint-imports",
     "uv run mypy",
     "uv run python tools/check_api.py",
+    "bash tools/build_docs.sh",
     "bash tools/gpu_check.sh",
     "tools/pretrained_smollm2.py",
     "--package umbrella-data pytest",
