@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from umbrella_data.cli import main
 from umbrella_data.cli.exit_codes import ExitCode
 from umbrella_data.errors import ScanReason
 from umbrella_data.scan.header import ScanWarning
@@ -172,6 +175,24 @@ def test_every_command_has_its_help(reference):
         assert f"\n## {name}\n\n```text\nusage: {name} " in page
     assert "--allow-changed" in page
     assert "Keys to override" not in page
+
+
+def test_commands_in_pages_print_what_is_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/your-data.md").read_text()
+    calls = "".join(re.findall(r"^```console\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)).split("$ ")[1:]
+    assert len(calls) == 4
+    codes = []
+    for call in calls:
+        line, *shown = call.splitlines()
+        command, *words = shlex.split(line)
+        if command == "umbrella-data":
+            codes.append(main([*words, *([] if words[0] == "demo" else ["--workers", "1"])]))
+        else:
+            subprocess.run([command, *words], check=True)
+        printed = capsys.readouterr().out.splitlines()
+        assert [text for text in shown if text not in printed] == []
+    assert codes == [0, 0, 1]
 
 
 def test_configurations_in_pages_are_valid(tmp_path):

@@ -33,6 +33,9 @@ METRIC_KEYS = (
     MetricKey(form="eval_loss", meaning="loss of the held-out samples, without dummy terms", is_of_training=True),
     MetricKey(form="eval/loss/MODALITIES", meaning="the same, of the samples with these modalities",
               is_of_training=True),
+    MetricKey(form="eval_runtime", meaning="duration of the evaluation loss in seconds"),
+    MetricKey(form="eval_samples_per_second", meaning="samples per second in it"),
+    MetricKey(form="eval_steps_per_second", meaning="batches per second in it"),
     MetricKey(form="loss", meaning="training loss, the mean since the line before", is_of_training=True),
     MetricKey(form="grad_norm", meaning="L2 norm of the whole gradient before clipping", is_of_training=True),
     MetricKey(form="grad/[MODALITY]/PART", meaning="gradient norm of a patch embed; `[inactive]` if "
