@@ -65,8 +65,8 @@ Small.
 ```text
 ## no heading, [no link](nowhere.md)
 ```
-See [one](#one), [the
-page](../docs/other.md) and [a script](../script.sh).
+See [one](#one), [two](#two), [the
+page](../docs/other.md), [docs/other.md](../docs/other.md) and [a `script`](../script.sh), `[no](link.md)`.
 """
 REST = "[Package](../package/README.md) <!-- include -->"
 
@@ -87,7 +87,10 @@ def test_links_follow_the_sections_and_those_to_files_become_text(assemble):
         one="[One](../package/README.md#one) <!-- include -->",
         other="# Other\n[two](../package/README.md#two)",
     )
-    assert "See [one](one.md#one), [the\npage](other.md) and a script." in pages["rest.md"]
+    assert (
+        "See [one](one.md#one), [two](#two), [the\npage](other.md), [Other](other.md) and a `script`, `[no](link.md)`."
+        in pages["rest.md"]
+    )
     assert "[no link](nowhere.md)" in pages["rest.md"]
     assert pages["other.md"] == "# Other\n[two](rest.md#two)\n"
 

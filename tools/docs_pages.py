@@ -28,7 +28,8 @@ import docs_reference
 ROOT = Path(__file__).parents[1]
 CONFIG = "docs/zensical.toml"
 _INCLUDE = re.compile(r"^\[[^\]]+\]\((?P<target>[^)#]+)(?:#(?P<anchor>[^)]+))?\) <!-- include -->$")
-_LINK = re.compile(r"(?P<bang>!?)\[(?P<text>[^\[\]]*)\]\((?P<target>[^)\s]+)\)")
+# Code in a line comes first: it is not searched for links.
+_LINK = re.compile(r"`[^`]+`|(?P<bang>!?)\[(?P<text>[^\[\]]*)\]\((?P<target>[^)\s]+)\)")
 _HEADING = re.compile(r"^(?P<marks>#{1,6}) (?P<title>.+)$")
 
 
@@ -148,14 +149,17 @@ class _Site:
         """Text of a file, without code blocks, with links that hold on a page."""
 
         def link(match: re.Match[str]) -> str:
-            if match["target"].startswith(("http://", "https://", "mailto:")):
+            if match["target"] is None or match["target"].startswith(("http://", "https://", "mailto:")):
                 return match[0]
             target, _, anchor = match["target"].partition("#")
             path = _resolve(file, target)
             parts = [part for part in self._parts.get(path, []) if not anchor or part.anchor == anchor]
             where = next((self._page_of[id(part)] for part in parts if id(part) in self._page_of), None)
             if where is not None:
-                return f"[{match['text']}]({'' if where == page and anchor else where}{f'#{anchor}' if anchor else ''})"
+                # "docs/cluster.md" says nothing to a reader of the site.
+                titles = [part.lines[0][2:] for part in self._parts[path] if part.level == 1]
+                text = titles[0] if match["text"].endswith(".md") and titles else match["text"]
+                return f"[{text}]({'' if where == page and anchor else where}{f'#{anchor}' if anchor else ''})"
             if match["bang"]:
                 return f"![{match['text']}]({PurePosixPath(path).relative_to('docs')})"
             if anchor and path in self._parts:
