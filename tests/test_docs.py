@@ -75,7 +75,7 @@ def test_sections_are_on_the_page_of_the_smallest_include(assemble):
     one = "# Mine\n\n[One](../package/README.md#one) <!-- include -->"
     part = "# Part of it\n[Part](../package/README.md#part) <!-- include -->\nEnd."
     pages = assemble(README, rest=REST, one=one, other=part)
-    assert pages["one.md"] == "# Mine\n\n## One\nFirst.\n\n"
+    assert pages["one.md"] == "# Mine\n\n## One\nFirst.\n"
     assert pages["other.md"] == "# Part of it\n### Part\nSmall.\n\nEnd.\n"
     assert pages["rest.md"].startswith("# Package\nText.\n\n## Two\n```text\n")
 
@@ -107,6 +107,12 @@ def test_links_follow_the_sections_and_those_to_files_become_text(assemble):
 def test_links_and_includes_that_do_not_hold_are_errors(assemble, line, named):
     with pytest.raises(ValueError, match=re.escape(named)):
         assemble(README, rest=REST, other=f"# Other\n{line}")
+
+
+def test_lists_and_tables_are_those_of_python_markdown(assemble):
+    page = "# A\nText:\n- one\n  more\n  ```json\n  - x\n  ```\n- two\n\nText:\n1. one\n   more\n\nText\n| a |\n|---|\n"
+    wanted = "# A\nText:\n\n- one\n    more\n    ```json\n    - x\n    ```\n- two\n\nText:\n\n1. one\n    more\n\n"
+    assert assemble(README, a=page)["a.md"] == f"{wanted}Text\n\n| a |\n|---|\n"
 
 
 def test_pages_of_this_repository_are_complete(tools, reference):

@@ -30,6 +30,7 @@ CONFIG = "docs/zensical.toml"
 _INCLUDE = re.compile(r"^\[[^\]]+\]\((?P<target>[^)#]+)(?:#(?P<anchor>[^)]+))?\) <!-- include -->$")
 # Code in a line comes first: it is not searched for links.
 _LINK = re.compile(r"`[^`]+`|(?P<bang>!?)\[(?P<text>[^\[\]]*)\]\((?P<target>[^)\s]+)\)")
+_ITEM = re.compile(r"^(- |\d\. )")
 _HEADING = re.compile(r"^(?P<marks>#{1,6}) (?P<title>.+)$")
 
 
@@ -83,7 +84,7 @@ def assemble(sources: dict[str, str], *, root: Path = ROOT) -> dict[str, str]:
     for name, text in sources.items():
         site.add(name, text)
     site.place()
-    pages = {name: "\n".join(site.lines(name)) + "\n" for name in sources}
+    pages = {name: "\n".join(_for_python_markdown("\n".join(site.lines(name)))) + "\n" for name in sources}
     if site.problems:
         raise ValueError("\n".join(dict.fromkeys(site.problems)))
     return pages
@@ -169,6 +170,23 @@ class _Site:
             return str(match["text"])
 
         return _LINK.sub(link, text)
+
+
+def _for_python_markdown(text: str) -> Iterator[str]:
+    """Lines as Python-Markdown wants them: lists and tables after a blank line, and list items indented by four."""
+    before = ""
+    indent = ""
+    for line, is_code in _lines(text.splitlines()):
+        item = None if is_code else _ITEM.match(line)
+        is_first_row = not is_code and line.startswith("|") and not before.startswith("|")
+        if before and (is_first_row or (item and not indent)):
+            yield ""
+        if item:
+            indent = " " * (4 - len(item[0]))
+        elif line and not line.startswith(" "):
+            indent = ""
+        yield indent + line if line.startswith(" ") else line
+        before = line
 
 
 def _runs(lines: list[str]) -> Iterator[tuple[str, bool]]:
