@@ -22,6 +22,7 @@ STEPS = [
     "vendor.github-workflows",
     "vendor.github-issue-forms",
     "uv run python tools/check_api.py",
+    "bash tools/build_docs.sh",
     "bash tools/gpu_check.sh",
     "tools/pretrained_smollm2.py",
     "--package umbrella-data pytest",

@@ -47,6 +47,47 @@ class ScanReason(StrEnum):
     NO_BRAIN = "no_brain"
     MASK = "mask"
 
+    @property
+    def meaning(self) -> str:
+        """What is wrong with the scan."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    ScanReason.MISSING: "there is no such file, or a link whose target is missing (git-annex: `datalad get`)",
+    ScanReason.NOT_REGULAR_FILE: "a folder, a pipe, a socket or a device",
+    ScanReason.UNREADABLE: "an error of the system, a file that changes while it is read, or half of a pair is missing",
+    ScanReason.FILE_TYPE: "no NIfTI file: a pointer of git-annex or Git LFS, a web page, an archive, DICOM, ...",
+    ScanReason.GZIP_HEADER: "an empty or uncompressed file whose name ends in .gz, or gzip under another name",
+    ScanReason.GZIP_DATA: "the compressed data are damaged",
+    ScanReason.GZIP_CRC: "the decompressed data do not have the checksum that the file states",
+    ScanReason.GZIP_LENGTH: "the decompressed data do not have the length that the file states",
+    ScanReason.GZIP_TRUNCATED: "the compressed data end too early",
+    ScanReason.GZIP_TRAILING: "bytes follow the compressed data",
+    ScanReason.HEADER: "no longer used; in lists of bad scans of earlier versions, for `extension`",
+    ScanReason.EXTENSION: "header extensions whose sizes do not fit between header and voxels",
+    ScanReason.DIMS: "impossible numbers of voxels in the header",
+    ScanReason.DTYPE: "a datatype that is not supported: complex, RGB or 128-bit numbers",
+    ScanReason.OFFSET: "an impossible position of the voxels in the file",
+    ScanReason.SCALING: "slope and intercept with which voxels cannot be scaled",
+    ScanReason.SPACING: "voxel sizes that no brain scan has; check the affine and its unit",
+    ScanReason.AFFINE: "an affine, sform or qform that cannot be used",
+    ScanReason.TRUNCATED: "fewer bytes than the header declares, or an empty file",
+    ScanReason.TRAILING: "more bytes than the header declares",
+    ScanReason.TOO_LARGE: "more voxels than `max_voxels`, or far more than the file can hold",
+    ScanReason.RANK: "a series where a volume is needed, or the reverse",
+    ScanReason.NON_FINITE: "voxels that are NaN or infinite",
+    ScanReason.CONSTANT: "every voxel, or every voxel of a frame or b0 volume, has the same value",
+    ScanReason.WINDOW: "frames are requested that the series does not have",
+    ScanReason.SHORT_SERIES: "a series that is shorter than the model's window; `short_series: pad` accepts it",
+    ScanReason.REPETITION_TIME: "no repetition time in header or sidecar, with `window_seconds`",
+    ScanReason.MAPS: "ready maps that do not belong together: another number, order, grid or range of values",
+    ScanReason.BVAL: "b-values that are missing, unreadable or do not fit the DWI",
+    ScanReason.BVEC: "directions that are missing, unreadable or do not determine a tensor",
+    ScanReason.NO_BRAIN: "no brain is found in the mean b0 volume; give a mask",
+    ScanReason.MASK: "a brain mask that is missing, unreadable or does not fit its scan",
+}
+
 
 def did_you_mean(word: object, known: Iterable[str], *, num: int = 1, cutoff: float = 0.6) -> str:
     """The end of a message about an unknown word: "; did you mean 'X'?", or "" if no known word is similar.

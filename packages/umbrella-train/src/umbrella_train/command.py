@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from umbrella_data.cli.completion import add_completion
+from umbrella_data.cli.exit_codes import ExitCode
 from umbrella_data.cli.output import add_quiet, show_no_other_progress
 from umbrella_data.errors import UmbrellaDataError
 from umbrella_data.files.faults import describe_os_error
@@ -30,7 +31,7 @@ def errors_as_messages() -> Iterator[None]:
         if message is None:
             raise
         print("\n".join([f"error: {message}", *getattr(error, "__notes__", ())]), file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(ExitCode.ERROR) from None
 
 
 def make_parser(

@@ -18,6 +18,7 @@ from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_model import UmbrellaForConditionalGeneration
 from umbrella_train.checkpoint.integrity import checkpoint_problems
 from umbrella_train.config import RunConfig, dump_config, load_config
+from umbrella_train.config.metric_keys import metric_key
 from umbrella_train.errors import RunError, RunStoppedError
 from umbrella_train.run import training as run
 from umbrella_train.run.evaluation import evaluate_run
@@ -261,3 +262,17 @@ def test_a_signal_at_the_end_of_the_training_stops_before_the_evaluation(
     assert checkpoint_problems(folder / "checkpoint-1") == []
     assert train(config, resume="auto") == folder
     assert (folder / "FINISHED").exists()
+
+
+def test_every_key_of_the_metrics_is_documented(folder: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    figures = "".join(
+        readme.split(f"\n### {title}\n")[1].split("\n### ")[0] for title in ("Figures", "Scores of texts")
+    )
+    labels = set(re.findall(r"`(\w+)`", figures)) | {"loss"}
+    found = {key for row in rows_of(folder) for key in row}
+    assert len(found) > 50
+    assert [key for key in sorted(found) if metric_key(key) is None] == []
+    used = {key.split("/")[1] for key in found if key.startswith("eval/")}
+    bases = {re.sub(r"(?<=.)_(shuffled|swapped|no_scan)$", "", re.sub(r"_(lower|upper)$", "", label)) for label in used}
+    assert bases - labels == set()

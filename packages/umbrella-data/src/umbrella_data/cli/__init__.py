@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
 from umbrella_data import __version__
 from umbrella_data.cli import cache, check, demo, from_bids, preview, whois
 from umbrella_data.cli.completion import add_completion
+from umbrella_data.cli.exit_codes import ExitCode
 from umbrella_data.cli.output import add_quiet, show_no_other_progress
 
 COMMANDS = {
@@ -35,8 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Python flushes again when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        # The exit code that a shell reports for SIGPIPE.
-        return 128 + signal.SIGPIPE
+        return ExitCode.CLOSED_PIPE
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -51,7 +50,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return int(options.run(options))
     except (UmbrellaDataError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return ExitCode.PROBLEMS
     except OSError as error:
         from umbrella_data.files.faults import describe_os_error
 
@@ -59,7 +58,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         if message is None or isinstance(error, BrokenPipeError):
             raise
         print(f"error: {message}", file=sys.stderr)
-        return 2
+        return ExitCode.ERROR
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from umbrella_data.errors import did_you_mean
+from umbrella_train.config.metric_keys import METRIC_KEYS
 from umbrella_train.config.section import AbsolutePath, Section, errors_at
 
 MAX_NUMBERS = 1_000
@@ -36,7 +37,7 @@ class DummyLossConfig(Section):
     """update: the optimizer applies the tiny step; hold: modalities that are absent on all ranks stay unchanged."""
 
 
-LOGGED_IN_TRAINING = ("eval_loss", "eval/loss/", "loss", "grad_norm", "grad/", "grad_share/", "drift/")
+LOGGED_IN_TRAINING = tuple(each.start for each in METRIC_KEYS if each.is_of_training)
 """Keys of metrics.jsonl, or how they begin, that are logged before the end of a run."""
 
 
