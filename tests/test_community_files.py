@@ -33,7 +33,7 @@ def test_a_bug_names_its_versions_and_the_output_of_check():
 
 @pytest.mark.parametrize("name", FILES)
 def test_links_lead_to_files_and_headings(name):
-    text = (ROOT / name).read_text()
+    text = re.sub(r"`[^`]*`", "", (ROOT / name).read_text())  # not what is code
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
         file, _, heading = target.partition("#")
         path = (ROOT / name).parent / file if file else ROOT / name

@@ -50,6 +50,8 @@ PRIVATE_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 LISTED = [(package, name) for package, table in PRIVATE_NAMES.items() for name in table]
+# Of the standard library, which has no public name for them.
+STANDARD_LIBRARY = ("os._exit", "parser._actions", "argparse._SubParsersAction")
 # Functions that take a name as text.
 BY_TEXT = ("getattr", "hasattr", "setattr", "delattr", "__setattr__", "attrgetter", "import_module")
 # Libraries whose classes have private attributes that a subclass could override by accident.
@@ -112,7 +114,7 @@ def foreign_uses(source: str) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and _is_private(node.attr):
-            if ast.unparse(node.value) not in ("self", "cls", "super()") and ast.unparse(node) != "os._exit":
+            if ast.unparse(node.value) not in ("self", "cls", "super()") and ast.unparse(node) not in STANDARD_LIBRARY:
                 found.append(ast.unparse(node))
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
