@@ -69,3 +69,18 @@ def test_the_shipped_configuration_trains_in_two_stages(smollm2: Path, tmp_path:
         losses += [row["loss"] for row in map(json.loads, lines) if "loss" in row]
     assert len(losses) == 10
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(5400)
+def test_the_shipped_configuration_learns_the_built_in_cohort(smollm2: Path, tmp_path: Path):
+    """About 30 minutes on one core."""
+    options = {"model.language_model": smollm2, "data.cache_dir": tmp_path / "cache", "output_dir": tmp_path}
+    overrides = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    last = train_stages(load_config(demo_config_path().with_name("smollm2_135m.yaml"), overrides))
+    assert last is not None
+    scores = json.loads((last / "metrics.jsonl").read_text().splitlines()[-1])
+    for task in ("T1/lesion_side", "dMRI/fibre_damage_side", "rsfMRI/first_active_side"):
+        assert scores[f"eval/accuracy/{task}"] >= 0.95
+        for control in ("shuffled", "no_scan"):
+            assert 0.3 <= scores[f"eval/{control}/{task}"] <= 0.7
