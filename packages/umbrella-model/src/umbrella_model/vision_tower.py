@@ -47,16 +47,19 @@ class UmbrellaVisionTower(nn.Module):
             raise ValueError(
                 "a model needs at least one modality: UmbrellaConfig(modalities={'T1': PatchEmbedConfig(...)})"
             )
-        encoder = build_vision_encoder(config) if vision_encoder is None else vision_encoder
         self.has_own_encoder = isinstance(config.vision_config, OwnEncoderConfig)
-        self.own_buffers: dict[str, Tensor] = {}
-        if self.has_own_encoder:
-            mark_initialized(encoder)
-            self.own_buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+        if vision_encoder is None and self.has_own_encoder:
+            vision_encoder = build_vision_encoder(config)  # finds hidden_size
         self.modality_order = tuple(config.patch_embeds)
         self.hidden_size: int = config.vision_config.hidden_size
         for name, patch_embed in config.patch_embeds.items():
             self.add_module(f"{name}_patch_embed", build_patch_embed(patch_embed, hidden_size=self.hidden_size))
+        # After the patch embeds: the order decides which random weights a seed gives.
+        encoder = build_vision_encoder(config) if vision_encoder is None else vision_encoder
+        self.own_buffers: dict[str, Tensor] = {}
+        if self.has_own_encoder:
+            mark_initialized(encoder)
+            self.own_buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
         self.encoder = encoder
 
     def finish_loading(self, new_keys: Collection[str]) -> None:
