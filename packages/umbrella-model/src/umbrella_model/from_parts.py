@@ -44,19 +44,9 @@ def compose_parts(
     if projector not in get_args(ProjectorKind):
         raise ValueError(f"projector is {projector!r}; it must be one of {', '.join(get_args(ProjectorKind))}")
     language: Any = load_language_model(language_model, dtype=dtype, attn_implementation=attn_implementation)
-    dtype = language.dtype
-    if isinstance(vision_encoder, LoadedEncoder):
-        if vision_feature_layer is not None or vision_num_heads is not None:
-            raise ValueError(
-                "vision_feature_layer and vision_num_heads do not apply to an encoder from load_vision_encoder; pass "
-                "feature_layer and num_heads to it"
-            )
-        encoder = vision_encoder
-        encoder.module.to(dtype)
-    else:
-        encoder = load_vision_encoder(
-            vision_encoder, feature_layer=vision_feature_layer, dtype=dtype, num_heads=vision_num_heads
-        )
+    encoder = _encoder(
+        vision_encoder, feature_layer=vision_feature_layer, num_heads=vision_num_heads, dtype=language.dtype
+    )
     num_rows = language.get_input_embeddings().num_embeddings
     if tokenizer is None:
         image_token, num_tokens = num_rows, num_rows + 1
@@ -92,6 +82,25 @@ def compose_parts(
         "random" if encoder.patches is None else init,
     )  # fmt: skip
     return model.eval()
+
+
+def _encoder(
+    source: LoadedEncoder | nn.Module | PretrainedConfig | str | Path,
+    *,
+    feature_layer: int | None,
+    num_heads: int | None,
+    dtype: torch.dtype,
+) -> LoadedEncoder:
+    """The vision encoder, which may be loaded already."""
+    if not isinstance(source, LoadedEncoder):
+        return load_vision_encoder(source, feature_layer=feature_layer, dtype=dtype, num_heads=num_heads)
+    if feature_layer is not None or num_heads is not None:
+        raise ValueError(
+            "vision_feature_layer and vision_num_heads do not apply to an encoder from load_vision_encoder; pass "
+            "feature_layer and num_heads to it"
+        )
+    source.module.to(dtype)
+    return source
 
 
 def check_init(init: str) -> None:

@@ -142,3 +142,10 @@ def test_a_server_of_mlflow_needs_no_database(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     (problem,) = problems_of("--trainer.report-to", "mlflow")
     assert "mlflow needs sqlalchemy" in problem
+
+
+def test_endings_of_weight_files_are_those_of_the_model_package() -> None:
+    from umbrella_model.monai_vit import STATE_DICT_FILES as READ
+    from umbrella_train.config.model import STATE_DICT_FILES
+
+    assert STATE_DICT_FILES == READ
