@@ -54,9 +54,22 @@ RUN = {
 # Shell commands that start so, in a file, and the test that runs them.
 RUN_COMMANDS = {
     ("README.md", "command -v uv"): "tests/test_try_readme.py",
-    ("README.md", "uv run umbrella-train"): THIS,
+    ("README.md", "uv run umbrella-train"): ".ci/run",
+    ("README.md", "uv run umbrella-train --config"): THIS,
+    (
+        "README.md",
+        "uv run umbrella-train --config my.yaml --resume",
+    ): "packages/umbrella-train/tests/run/test_training.py",
+    (
+        "README.md",
+        "uv run umbrella-train --config my.yaml --name cv",
+    ): "packages/umbrella-train/tests/run/test_folds.py",
     ("README.md", "uv run umbrella-data"): THIS,
     ("README.md", "uv run umbrella-eval"): THIS,
+    (
+        "README.md",
+        "uv run umbrella-eval runs/bids-small --baselines",
+    ): "packages/umbrella-train/tests/run/test_baselines.py",
     ("README.md", "uv run umbrella-predict"): THIS,
     ("README.md", "uv run umbrella-report"): THIS,
     ("README.md", "cp packages/"): THIS,
@@ -310,10 +323,12 @@ def test_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
     scans = sorted(tmp_path.glob("BIDS/sub-*/anat/*_T1w.nii.gz"))
     shutil.copy(scans[0], "scan.nii.gz")
     shutil.copy("BIDS/test.jsonl", "new.jsonl")
-    (commands,) = (block.commands for block in blocks("README.md", "bash") if "from-bids" in block.text)
+    rows = RUN_COMMANDS | NOT_RUN
+    commands = [line for block in blocks("README.md", "bash") for line in block.commands]
+    commands = [line for line in commands if rows[row_of(rows, "README.md", line)] == THIS]
     programs = {"umbrella-train": train_command, "umbrella-eval": eval_command}
     programs |= {"umbrella-predict": predict_command, "umbrella-report": report_command}
-    printed = []
+    printed = {}
     for command in commands:
         words = shlex.split(command.removeprefix("uv run "))
         if words[0] == "cp":
@@ -321,15 +336,14 @@ def test_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
         elif words[0] == "umbrella-data":
             assert data_command([*words[1:], "--workers", "1"]) == 0
         else:
-            if words[0] == "umbrella-report":
-                shutil.copytree("runs/bids-small", "runs/demo")
             programs[words[0]](words[1:])
-        printed.append(capsys.readouterr().out)
-    assert len(printed) == 11
-    assert "difference (95 % interval)" in printed[7]
+        printed[command] = capsys.readouterr().out
+    assert len(printed) == 10
+    (table,) = (text for command, text in printed.items() if "--against" in command)
+    assert "difference (95 % interval)" in table
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 6
-    assert {path.name for path in tmp_path.glob("runs/*")} >= {"bids-small", "cv", "demo"}
-    assert len(list(tmp_path.glob("runs/cv/fold-*/FINISHED"))) == 5
+    assert sorted(path.parent.name for path in tmp_path.glob("runs/*/FINISHED")) == ["bids-small", "slow"]
+    assert (tmp_path / "runs/bids-small/report.html").stat().st_size > 10_000
 
 
 def small(source: Path, target: Path) -> None:
