@@ -35,6 +35,7 @@ STEPS = [
     "uv run pytest --durations",
     "uv run pytest -n 0 -m pretrained",
     "uv run --with deepspeed",
+    "uv run pytest -n 0 -m examples",
 ]
 # Stands for uv and bash: a step of the given words fails.
 STUB = """#!/bin/bash

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from umbrella_data.cli import main
 from umbrella_data.cli.exit_codes import ExitCode
 from umbrella_data.errors import ScanReason
 from umbrella_data.scan.header import ScanWarning
+from umbrella_train.cli import train_command
 from umbrella_train.config import load_config
 from umbrella_train.config.run_config import RunConfig, StageConfig
 from umbrella_train.config.schema import annotation_at, is_mapping, is_sequence, section_of
@@ -119,6 +121,7 @@ def test_pages_of_this_repository_are_complete(tools, reference):
     import docs_pages
 
     sources = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
+    assert set(reference) == {name for name, text in sources.items() if "is generated when the site is built" in text}
     pages = docs_pages.assemble(sources | reference)
     text = "\n".join(pages.values())
     for file in (
@@ -186,10 +189,15 @@ def test_every_command_has_its_help(reference):
     assert "Keys to override" not in page
 
 
+def shown_calls(section: str) -> list[str]:
+    """The commands in a section of docs/your-data.md, each with the lines that it prints."""
+    text = (ROOT / "docs/your-data.md").read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return "".join(re.findall(r"^```console\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)).split("$ ")[1:]
+
+
 def test_commands_in_pages_print_what_is_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs/your-data.md").read_text()
-    calls = "".join(re.findall(r"^```console\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)).split("$ ")[1:]
+    calls = shown_calls("A first look, with the built-in cohort")
     assert len(calls) == 4
     codes = []
     for call in calls:
@@ -202,6 +210,34 @@ def test_commands_in_pages_print_what_is_shown(tmp_path, monkeypatch, capsys):
         printed = capsys.readouterr().out.splitlines()
         assert [text for text in shown if text not in printed] == []
     assert codes == [0, 0, 1]
+
+
+@pytest.mark.examples
+def test_commands_with_real_scans_print_what_is_shown(real_data, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "BIDS").symlink_to(real_data)
+    shutil.copy(ROOT / "packages/umbrella-train/src/umbrella_train/configs/t1_age_sex.yaml", "my.yaml")
+    calls = shown_calls("The whole way, with real scans")
+    assert [call.split()[:2] for call in calls] == [
+        ["umbrella-data", "from-bids"],
+        ["umbrella-data", "check"],
+        ["umbrella-data", "preview"],
+        ["umbrella-train", "--config"],
+        ["umbrella-train", "--config"],
+        ["umbrella-eval", "runs/first"],
+    ]
+    # Scores of training depend on the machine in their last digits, and the baselines take minutes: not compared.
+    for call in calls[:4]:
+        line, *shown = call.splitlines()
+        command, *words = shlex.split(line)
+        if command == "umbrella-data":
+            assert main([*words, *([] if words[0] == "preview" else ["--workers", "1"])]) == 0
+        else:
+            train_command(words)
+        done = capfd.readouterr()
+        printed = [text.rstrip() for text in (done.out + done.err).splitlines()]
+        starts = [text.partition("…")[0] for text in shown if "loss" not in text]
+        assert [text for text in starts if not any(line.startswith(text) for line in printed)] == []
 
 
 def test_configurations_in_pages_are_valid(tmp_path):

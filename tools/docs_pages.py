@@ -8,7 +8,7 @@ tools/docs_reference.py generates. A page takes over a section of a README by a 
     [Manifests](../packages/umbrella-data/README.md#manifests) <!-- include -->
 
 A link without an anchor takes over all sections that no other page has. Links between files become links between pages;
-links to files that are on no page, such as scripts, become their text.
+links to notebooks lead to copies of them, and links to other files that are on no page, such as scripts, become text.
 """
 
 from __future__ import annotations
@@ -161,6 +161,8 @@ class _Site:
                 titles = [part.lines[0][2:] for part in self._parts[path] if part.level == 1]
                 text = titles[0] if match["text"].endswith(".md") and titles else match["text"]
                 return f"[{text}]({'' if where == page and anchor else where}{f'#{anchor}' if anchor else ''})"
+            if path.endswith(".ipynb") and (self._root / path).exists():
+                return f"[{match['text']}](notebooks/{PurePosixPath(path).name})"
             if match["bang"]:
                 return f"![{match['text']}]({PurePosixPath(path).relative_to('docs')})"
             if anchor and path in self._parts:
@@ -239,6 +241,9 @@ def main() -> None:
     for name, text in pages.items():
         (docs / name).write_text(text, encoding="utf-8")
     shutil.copytree(ROOT / "docs/images", docs / "images")
+    (docs / "notebooks").mkdir()
+    for path in (ROOT / "examples/notebooks").glob("*.ipynb"):
+        shutil.copy(path, docs / "notebooks")
     shutil.copy(ROOT / "docs/site.css", docs)
     shutil.copy(ROOT / CONFIG, folder)
     (folder / "packages").symlink_to(ROOT / "packages")

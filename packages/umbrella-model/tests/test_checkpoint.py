@@ -47,6 +47,22 @@ def test_a_reloaded_model_gives_equal_logits(saved, make_batch):
         assert torch.equal(loaded(**batch).logits, model(**batch).logits)
 
 
+def test_a_config_without_the_keys_that_were_added_later_loads_as_before(saved, make_batch):
+    # As an older version wrote it: the default of a new key is what the model did before there was the key.
+    model, folder = saved
+    content = json.loads((folder / "config.json").read_text())
+    for key in ("projector", "vision_final_norm", "lora"):
+        content.pop(key)
+    for modality in content["modalities"].values():
+        modality.pop("pool")
+    (folder / "config.json").write_text(json.dumps(content))
+    loaded = UmbrellaForConditionalGeneration.from_pretrained(folder)
+    assert loaded.config.modalities == model.config.modalities
+    batch = make_batch(*ROWS)
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
 def test_parameters_and_buffers_are_bit_identical_after_reload(saved):
     model, folder = saved
     loaded = UmbrellaForConditionalGeneration.from_pretrained(folder)

@@ -55,6 +55,7 @@ def paths_of(problems: tuple[str, ...]) -> list[str]:
 
 def test_modalities_keep_their_order_and_get_canonical_names(good: Path) -> None:
     config = load_config(good)
+    assert load_config(str(good)) == config
     assert list(config.model.modalities) == ["rsfMRI", "T1"]
     assert config.model.modalities["rsfMRI"].grid_size == (2, 2, 2, 2)
     assert config.model.modalities["rsfMRI"].num_patches == 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -22,7 +23,9 @@ def demo_config_path() -> Path:
     return Path(str(files("umbrella_train") / "configs" / "demo.yaml"))
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = (), *, to_run: bool = False) -> RunConfig:
+def load_config(
+    path: str | os.PathLike[str] | None, overrides: Sequence[str] = (), *, to_run: bool = False
+) -> RunConfig:
     """Read and check a configuration.
 
     Args:
@@ -33,7 +36,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), *, to_run: boo
     Raises:
         ConfigError: With every problem of the file and of the overrides at once.
     """
-    path = path if path is not None else demo_config_path()
+    path = Path(path) if path is not None else demo_config_path()
     content, problems = read_yaml(path)
     if problems and not content:
         raise ConfigError(problems, source=str(path))
