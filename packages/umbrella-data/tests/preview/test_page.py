@@ -38,7 +38,7 @@ def test_page_has_each_modality_of_several_subjects(manifest, tmp_path, capsys):
     assert "5 pictures" in capsys.readouterr().out
     names = sorted(path.name for path in out.iterdir())
     pictures = ["T1-1.png", "T1-2.png", "dMRI-1.png", "rsfMRI-1.png", "rsfMRI-2.png"]
-    assert names == sorted([*pictures, "index.html", "names.jsonl", "salt"])
+    assert names == sorted([*pictures, "index.html", "names.jsonl", "salt", "viewer.js"])
     page = (out / "index.html").read_text()
     assert page.index("T1-1.png") < page.index("rsfMRI-1.png") < page.index("dMRI-1.png")  # the order of the options
     for name in names:
@@ -55,7 +55,7 @@ def test_page_has_each_modality_of_several_subjects(manifest, tmp_path, capsys):
         assert main(["whois", pseudonym, "--in", str(out)]) == 0
     assert capsys.readouterr().out.splitlines() == ["sub-a", str(tmp_path / "a_0.nii.gz")]
     for path in out.iterdir():
-        if path.name == "names.jsonl":  # the table for umbrella-data whois
+        if path.name in {"names.jsonl", "viewer.js"}:  # the table for umbrella-data whois; the same for every page
             continue
         content = path.read_bytes()
         assert not any(name in content for name in (b"sub-a", b"a_0", b"nii.gz", str(tmp_path).encode()))

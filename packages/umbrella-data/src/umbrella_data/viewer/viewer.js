@@ -4,12 +4,13 @@
   "use strict";
   const STYLE = `
 .scan-viewer { margin: .6rem 0; } .scan-viewer > summary { cursor: pointer; }
+.scan-viewer-place { container-type: inline-size; }
 .scan-viewer-canvas { position: relative; width: 100%; aspect-ratio: 5 / 2; background: #000; margin: .5rem 0; overflow: hidden; }
 .scan-viewer-canvas canvas { display: block; position: absolute; left: 0; top: 0; outline: none; }
 .scan-viewer-controls { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; font-size: .9rem; }
 .scan-viewer-controls label { display: flex; align-items: center; gap: .4rem; }
 .scan-viewer p { margin: .3rem 0; font-size: .9rem; } .scan-viewer-value { font-variant-numeric: tabular-nums; }
-@media (max-width: 700px) { .scan-viewer-canvas { aspect-ratio: 1; } }
+@container (max-width: 600px) { .scan-viewer-canvas { aspect-ratio: 1; } }
 @media print { .scan-viewer { display: none; } }`;
   let current = null;
 
@@ -45,7 +46,8 @@
     }
     const nv = new niivue.Niivue({
       dragAndDropEnabled: false, isNearestInterpolation: true, multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
-      multiplanarPadPixels: 4, crosshairColor: [0.2, 0.7, 1, 0.9], backColor: [0, 0, 0, 1], logLevel: "error",
+      multiplanarPadPixels: 4, crosshairColor: [0.2, 0.7, 1, 1], crosshairWidth: 0.5, crosshairWidthUnit: "percent",
+      crosshairGap: 4, showAllOrientationMarkers: true, fontMinPx: 16, fontColor: [1, 0.84, 0, 1], logLevel: "error",
     });
     details.viewer = nv;
     await nv.attachToCanvas(canvas);
