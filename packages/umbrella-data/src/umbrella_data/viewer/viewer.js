@@ -68,7 +68,7 @@
       if (frame) nv.setFrame4D(nv.volumes[0].id, frame);
     };
     const describe = (location) => {
-      const mm = Array.from(location.mm).slice(0, 3).map((x) => x.toFixed(1)).join(", ");
+      const mm = Array.from(location.mm).slice(0, 3).map((x) => (Math.round(10 * x) / 10 + 0).toFixed(1)).join(", ");
       const named = location.values.slice(1).map((each, i) => `${data.overlays[i].name} ${+each.value.toPrecision(3)}`);
       const values = [`value ${+location.values[0].value.toPrecision(4)}`, ...named].join(", ");
       value.textContent = `Crosshair: ${values}; ${mm} mm to the right, front and top of the centre.`;
