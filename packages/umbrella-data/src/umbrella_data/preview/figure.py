@@ -11,6 +11,7 @@ import torch
 
 from umbrella_data.modality import ModalitySpec, find_modality
 from umbrella_data.pipeline.patch_grid import patch_grid
+from umbrella_data.viewer.fragment import display_limits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,11 +83,8 @@ def _draw_plane(
     name, cut, (right, up), letters = plane
     image = np.take(frame, frame.shape[cut] // 2, axis=cut)
     # take() keeps the order of the other two axes; the first of them is drawn to the right.
-    low = np.percentile(frame, 1)
-    # The foreground sets the upper limit: a small scan in a wide grid would otherwise be all white.
-    foreground = frame[frame > frame.min()]
-    high = np.percentile(foreground, 99.5) if len(foreground) else low
-    axes.imshow(image.T, origin="lower", cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
+    low, high = display_limits(frame)
+    axes.imshow(image.T, origin="lower", cmap="gray", vmin=low, vmax=high, interpolation="nearest")
     width, height = image.shape
     _write_letters(axes, letters, ((0.05, 0.5), (0.95, 0.5), (0.5, 0.05), (0.5, 0.95)))
     if patch_size is not None:

@@ -194,6 +194,8 @@ class ReportConfig(Section):
     """Write report.html."""
     pictures: bool = True
     """Draw one picture per modality of what the model sees."""
+    viewer: bool = False
+    """With pictures: put the whole scan of each picture into report.html, to scroll through; it can show a face."""
     max_new_tokens: PositiveInt = 32
     """Longest answer in tokens."""
     controls: bool = True
