@@ -119,6 +119,7 @@ def _draw_carpet(axes: Any, series: np.ndarray, *, frames_a_patch: int | None) -
     _write_letters(axes, "LR", ((0.017, 0.95), (0.017, 0.05)))
     for position in range(frames_a_patch, series.shape[-1], frames_a_patch) if frames_a_patch else ():
         axes.axvline(position - 0.5, **_BORDER)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("frame", fontsize=8, color="0.3")
     axes.set_ylabel("voxels", color="0.3")
     axes.tick_params(labelsize=8, colors="0.3")

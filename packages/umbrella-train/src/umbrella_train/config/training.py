@@ -50,7 +50,9 @@ def best_metric(trainer: Mapping[str, Any]) -> str | None:
 class TrainerConfig(Section):
     """Training options with the names and meanings of transformers' TrainingArguments.
 
-    The last six are our own; gradient_checkpointing also takes a part's name, and torch_compile means single layers.
+    Our own are save_before_seconds, early_stopping_patience, engine, gradient_scale, parity_every, on_non_finite,
+    max_skipped_steps and world_size; gradient_checkpointing also takes a part's name, and torch_compile means single
+    layers.
     """
 
     max_steps: int = -1
