@@ -293,18 +293,20 @@ def test_python_of_the_readmes(tmp_path, monkeypatch, capsys):
     execute(dummy_loss, names)
     assert names["loss"] > names["out"].loss
     before = {name: weight.detach().clone() for name, weight in names["model"].named_parameters()}
+    names["dataset"] = [names["dataset"][0]] * 4
     execute(module, names)
     assert capsys.readouterr().out.splitlines()[-1].startswith("2 {'loss': ")
-    # Also those of modalities that were in no batch: the dummy loss gave them gradients.
+    # All batches have T1 alone: the dummy loss gives the other patch embeds their gradients.
     changed = [name for name, weight in names["model"].named_parameters() if not weight.equal(before[name])]
     assert [name for name in before if "patch_embed.proj" in name and name not in changed] == []
 
 
 @pytest.mark.examples
+@pytest.mark.timeout(900)
 def test_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
     """From a BIDS folder to reports, with the demo cohort and a smaller model."""
     monkeypatch.chdir(tmp_path)
-    assert data_command(["demo", "--out", "BIDS", "--num-train", "10", "--num-test", "4"]) == 0
+    assert data_command(["demo", "--out", "BIDS", "--num-train", "8", "--num-test", "2"]) == 0
     scans = sorted(tmp_path.glob("BIDS/sub-*/anat/*_T1w.nii.gz"))
     shutil.copy(scans[0], "scan.nii.gz")
     shutil.copy("BIDS/test.jsonl", "new.jsonl")
@@ -325,7 +327,7 @@ def test_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
         printed.append(capsys.readouterr().out)
     assert len(printed) == 11
     assert "difference (95 % interval)" in printed[7]
-    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 12
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 6
     assert {path.name for path in tmp_path.glob("runs/*")} >= {"bids-small", "cv", "demo"}
     assert len(list(tmp_path.glob("runs/cv/fold-*/FINISHED"))) == 5
 
@@ -339,5 +341,6 @@ def small(source: Path, target: Path) -> None:
     for modality in content["model"]["modalities"].values():
         modality["image_size"][:3] = [16, 16, 16]
     content["trainer"] |= {"max_steps": 2, "warmup_steps": 0, "eval_steps": 2, "use_cpu": True}
-    content["report"] |= {"max_samples": 3, "max_new_tokens": 2}
+    content["data"]["cache_dir"] = "cache"
+    content["report"] |= {"max_samples": 2, "max_new_tokens": 2}
     target.write_text(yaml.safe_dump(content))

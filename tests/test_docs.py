@@ -97,10 +97,17 @@ def test_links_follow_the_sections_and_those_to_files_become_text(assemble):
     assert pages["other.md"] == "# Other\n[two](rest.md#two)\n"
 
 
+def test_links_to_notebooks_lead_to_their_copies(assemble, tmp_path):
+    (tmp_path / "package/book.ipynb").touch()
+    pages = assemble("# Package\n[book.ipynb](book.ipynb)\n", rest=REST)
+    assert pages["rest.md"] == "# Package\n[book.ipynb](notebooks/book.ipynb)\n"
+
+
 @pytest.mark.parametrize(
     ("line", "named"),
     [
         ("[a](missing.md)", "docs/missing.md"),
+        ("[a](../package/missing.ipynb)", "package/missing.ipynb"),
         ("[a](../package/README.md#three)", "README.md#three"),
         ("[a](../package/README.md#three) <!-- include -->", "README.md#three"),
         (REST, "package/README.md"),
