@@ -75,6 +75,10 @@ RUN_COMMANDS = {
     (TRAIN, "umbrella-eval RUN --manifest"): "packages/umbrella-train/tests/run/test_answers.py",
     (TRAIN, "for name in umbrella-data"): "packages/umbrella-train/tests/test_completion.py",
     ("docs/benchmarks.md", "uv run --with gguf"): "tests/test_pretrained_tool.py",
+    ("docs/extending.md", "umbrella-data from-bids"): THIS,
+    ("docs/mixtures.md", "umbrella-data from-bids"): THIS,
+    ("docs/models.md", "uv run --with gguf"): "tests/test_pretrained_tool.py",
+    ("docs/models.md", "uv run umbrella-train"): "tests/test_pretrained_smollm2.py",
     ("docs/benchmarks.md", "bash tools/gpu_check.sh dry-run"): ".ci/run",
     ("CONTRIBUTING.md", "uv sync"): ".ci/run",
     ("CONTRIBUTING.md", "uv run"): ".ci/run",
@@ -266,6 +270,31 @@ def test_shards_and_indexes_of_the_readme(tmp_path, monkeypatch):
         assert data_command(shlex.split(command)[1:]) == 0
     report = json.loads((tmp_path / "sharded/check.json").read_text())
     assert [manifest["num_rows"] for manifest in report["manifests"]] == [9, 6]
+
+
+def test_manifests_of_single_modalities_and_own_questions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert data_command(["demo", "--out", "BIDS", "--num-train", "6", "--num-test", "4"]) == 0
+    (tmp_path / "BIDS/participants.tsv").write_text(
+        "participant_id\thandedness\tbmi\n"
+        + "".join(f"sub-{i:04}\t{('left', 'right')[i % 2]}\t{20 + i}\n" for i in range(1, 11))
+    )
+    commands = [command for page in ("mixtures", "extending") for block in blocks(f"docs/{page}.md", "bash")
+                for command in block.commands]  # fmt: skip
+    for command in commands:
+        assert data_command([*shlex.split(command)[1:], "--workers", "1"]) == 0
+    splits = [
+        {split: {sample.subject for sample in read_manifest(f"manifests/{name}/{split}.jsonl", data_root="BIDS")}
+         for split in ("train", "test")}
+        for name in ("T1", "rsfMRI")
+    ]  # fmt: skip
+    assert splits[0] == splits[1]
+    assert splits[0]["train"].isdisjoint(splits[0]["test"])
+    asked = {
+        sample.task: sample.messages[0].text for sample in read_manifest("manifests/train.jsonl", data_root="BIDS")
+    }
+    assert "What is the handedness of this person?" in asked["handedness"]
+    assert "bmi" in asked
 
 
 @pytest.mark.examples
