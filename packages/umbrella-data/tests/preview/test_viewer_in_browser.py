@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("matplotlib", reason="pictures need the extra [preview]")
 
 from matplotlib.image import imread
 
 from umbrella_data.cli import main
+from umbrella_data.viewer import Overlay, viewer_html, viewer_script
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]  # software rendering, on a machine that may be busy
 
@@ -31,6 +34,36 @@ const timer = setInterval(() => {
   clearInterval(timer);
   document.querySelector("input[type=checkbox]").click();
 }, 50);
+</script>"""
+
+
+# Uses the controls of the first viewer, then opens the second one; writes what the page says to #log.
+STEPS = """<pre id="log"></pre><script>
+const [first, second] = document.querySelectorAll("details");
+const shown = (details) => new Promise((resolve) => {
+  const timer = setInterval(() => {
+    if (details.dataset.state === "shown") { clearInterval(timer); resolve(); }
+  }, 50);
+});
+const write = (text) => { document.querySelector("#log").textContent += text + "\\n"; };
+const value = (details) => write(details.querySelector(".scan-viewer-value").textContent.split(";")[0]);
+(async () => {
+  await shown(first);
+  value(first);
+  const frame = first.querySelector("input[type=range]");
+  frame.value = 2;
+  frame.oninput();
+  value(first);
+  const channel = first.querySelector("select");
+  channel.selectedIndex = 1;
+  await channel.onchange();
+  value(first);
+  write(first.querySelector(".scan-viewer-place").textContent.match(/Frames in this page.*[.]/));
+  second.open = true;
+  await shown(second);
+  value(second);
+  write(`${first.open} ${first.querySelectorAll("canvas").length} ${second.querySelectorAll("canvas").length}`);
+})();
 </script>"""
 
 
@@ -53,19 +86,24 @@ def chromium() -> str:
     pytest.skip("chromium is not installed")
 
 
+def browse(browser: str, page: Path, *options: str) -> str:
+    """Starts the browser for one page, and returns what it prints."""
+    command = [
+        browser, "--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
+        "--hide-scrollbars", "--virtual-time-budget=20000", f"--user-data-dir={page.parent / 'profile'}",
+        *options, page.as_uri(),
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, timeout=500, check=True, text=True).stdout
+
+
 def take_pictures(browser: str, pages: list[Path], folder: Path) -> list[np.ndarray]:
     """The pixels (HEIGHT, WIDTH, 3), from 0 to 1, of some pages, in one start of the browser."""
     frames = "".join(f'<iframe src="{page}" width="{WIDTH}" height="{HEIGHT}"></iframe>' for page in pages)
     style = "<style>body { margin: 0 } iframe { display: block; border: 0 }</style>"
     (folder / "all.html").write_text(f"<!doctype html>{style}{frames}")
-    command = [
-        browser, "--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-        "--hide-scrollbars", "--virtual-time-budget=20000", f"--user-data-dir={folder / 'profile'}",
-        f"--window-size={WIDTH},{HEIGHT * len(pages)}", f"--screenshot={folder / 'all.png'}",
-        (folder / "all.html").as_uri(),
-    ]  # fmt: skip
-    subprocess.run(command, capture_output=True, timeout=500, check=True)
-    pixels = imread(folder / "all.png")[..., :3]
+    picture = folder / "all.png"
+    browse(browser, folder / "all.html", f"--window-size={WIDTH},{HEIGHT * len(pages)}", f"--screenshot={picture}")
+    pixels = imread(picture)[..., :3]
     return np.split(pixels[: HEIGHT * len(pages)], len(pages))
 
 
@@ -145,3 +183,26 @@ def test_real_scan_is_drawn(chromium, real_data, make_row, write_manifest, tmp_p
     is_grey = (np.ptp(pixels, axis=2) < 0.02) & (pixels.min(axis=2) > 0.1) & (pixels.max(axis=2) < 0.9)
     assert is_grey.sum() > 20_000
     assert len(np.unique(pixels[is_grey].round(2))) > 30
+
+
+def test_controls_change_frame_and_channel_and_one_viewer_is_open(chromium, tmp_path):
+    # The value is 10 times the channel plus the frame, from 1.
+    frames = torch.arange(1.0, 5.0) + 10 * torch.arange(2.0).view(2, 1, 1, 1, 1)
+    volume = frames.expand(2, 5, 5, 5, 4).contiguous()
+    volume[:, 0] = 0  # contrast
+    inside = Overlay(name="Inside <b>", values=np.ones((5, 5, 5)))
+    options = {"spacing": (2.0, 2.0, 2.0), "overlays": [inside]}
+    viewers = [
+        viewer_html(volume, channels=["A", "B"], max_frames=3, is_open=True, **options),
+        viewer_html(volume[:1, ..., 0], channels=["C"], **options),
+    ]
+    page = tmp_path / "page.html"
+    page.write_text(f"<!doctype html>{''.join(viewers)}<script>{viewer_script()}</script>{STEPS}", encoding="utf-8")
+    (log,) = re.findall(r'<pre id="log">(.*?)</pre>', browse(chromium, page, "--dump-dom"), re.DOTALL)
+    first, second, third, listed, other, last = log.splitlines()
+    for line, expected in ((first, 1), (second, 4), (third, 14), (other, 1)):
+        found, overlay = re.fullmatch(r"Crosshair: value ([\d.]+), Inside &lt;b&gt; ([\d.]+)", line).groups()
+        assert float(found) == pytest.approx(expected, abs=0.01)
+        assert float(overlay) == 1
+    assert re.findall(r"\d+", listed) == ["1", "3", "4", "4"]
+    assert last == "false 0 1"

@@ -27,7 +27,7 @@ from umbrella_train.report.answers import accuracy_figure, error_figure
 from umbrella_train.report.curves import MAX_POINTS, gradient_figure, loss_figure
 from umbrella_train.report.figure_style import draw, modality_colours
 from umbrella_train.report.page import without_paths
-from umbrella_train.report.run_data import gradient_norms, points, read_run
+from umbrella_train.report.run_data import gradient_norms, has_viewers, points, read_run
 from umbrella_train.report.tables import score_tables
 from umbrella_train.run_folder import RunFolder
 
@@ -319,6 +319,20 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     assert "trainer.learning_rate 0.002 0.002 0.5" in " ".join(words.split())
     # The runs have the same pictures: they are shown once.
     assert len([image for image in page.images if "png" in image]) == 3
+
+
+@pytest.mark.parametrize("synthetic", [None, {"num_train": 3}])
+@pytest.mark.parametrize("choice", [None, False, True])
+def test_whole_scans_are_in_the_report_if_asked_for_or_synthetic(
+    choice: bool | None, synthetic: dict[str, int] | None
+) -> None:
+    expected = choice if choice is not None else synthetic is not None
+    assert has_viewers({"report": {"viewer": choice}, "data": {"synthetic": synthetic}}) is expected
+
+
+@pytest.mark.parametrize("config", [{}, {"report": None, "data": None}, {"report": "broken", "data": []}])
+def test_whole_scans_of_an_unreadable_configuration_are_not_in_the_report(config: dict[str, Any]) -> None:
+    assert has_viewers(config) is False
 
 
 def test_viewers_are_in_the_report_while_its_config_says_so(tmp_path: Path) -> None:

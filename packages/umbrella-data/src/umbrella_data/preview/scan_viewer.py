@@ -44,7 +44,7 @@ def scan_viewer(
     overlays = []
     if mask is not None:
         inside = mask_on_grid(mask, pipeline=pipeline, paths=paths)
-        overlays.append(Overlay(name="Brain mask", values=inside, opacity=0.3))
+        overlays.append(Overlay(name="Brain mask", values=inside, opacity=0.2))
     return viewer_html(
         volume,
         spacing=grid_spacing(pipeline, paths),

@@ -196,8 +196,8 @@ class ReportConfig(Section):
     """Write report.html."""
     pictures: bool = True
     """Draw one picture per modality of what the model sees."""
-    viewer: bool = False
-    """With pictures: put the whole scan of each picture into report.html, to scroll through; it can show a face."""
+    viewer: bool | None = None
+    """With pictures: put their whole scans, which can show a face, into report.html (default: synthetic ones only)."""
     max_new_tokens: PositiveInt = 32
     """Longest answer in tokens."""
     controls: bool = True

@@ -50,7 +50,7 @@ class RunData:
         validation: Lines with an evaluation loss.
         predictions: Rows of predictions.jsonl.
         pictures: PNG files by modality.
-        viewers: HTML files of scans to scroll through, by modality; none without `report.viewer` in the config.
+        viewers: HTML files of scans to scroll through, by modality; none unless `has_viewers`.
         notes: Messages at the top of the report: unreadable lines, a run that did not finish, ...
         is_held_out: Whether no subject or file of the evaluation data is in the training data; None if this was not
             checked.
@@ -136,7 +136,7 @@ def read_run(path: Path, *, name: str) -> RunData:
         notes=notes,
         is_held_out=is_held_out,
         # A scan leaves the machine with the report only while the config says so, also if the run had it on before.
-        viewers=_by_modality(folder, "*.html", config=config) if (config.get("report") or {}).get("viewer") else {},
+        viewers=_by_modality(folder, "*.html", config=config) if has_viewers(config) else {},
     )
 
 
@@ -245,6 +245,13 @@ def _points(pairs: Sequence[tuple[int, float]]) -> Points:
 
 def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
+
+
+def has_viewers(config: Mapping[str, Any]) -> bool:
+    """Whether whole scans are in the report: as `report.viewer` says, by default those of the synthetic cohort only."""
+    section, data = config.get("report"), config.get("data")
+    choice = section.get("viewer") if isinstance(section, Mapping) else None
+    return isinstance(data, Mapping) and data.get("synthetic") is not None if choice is None else bool(choice)
 
 
 def _by_modality(folder: RunFolder, pattern: str, *, config: Mapping[str, Any]) -> dict[str, Path]:

@@ -10,6 +10,7 @@ from umbrella_data.preview.figure import draw_volume
 from umbrella_data.preview.scan_viewer import conversation_html, scan_viewer
 from umbrella_train.assembly.build import TrainingComponents
 from umbrella_train.config import DatasetConfig, RunConfig
+from umbrella_train.report.run_data import has_viewers
 from umbrella_train.run_folder import RunFolder
 
 
@@ -18,7 +19,7 @@ def draw_pictures(
 ) -> None:
     """Draws the first scan of each modality after its pipeline, as `T1.png` and so on.
 
-    With `report.viewer`, the HTML of its viewer, with its questions and answers, is written as `T1.html`.
+    The HTML of its viewer, with its questions and answers, is written as `T1.html` if the report may have it.
     """
     missing = dict(config.model.modalities)
     for source in sources:
@@ -45,7 +46,7 @@ def draw_pictures(
                     width, height = figure.get_size_inches()
                     figure.set_size_inches(0.7 * width, 0.7 * height)
                     figure.savefig(folder.pictures / f"{scan.modality}.png", dpi=160)
-                    if config.report.viewer:
+                    if has_viewers(config.model_dump()):
                         viewer = scan_viewer(volume, pipeline=pipeline, paths=scan.paths, mask=scan.mask)
                         text = conversation_html(sample, name=folder.subject_hash()) + viewer
                         write_atomically(folder.pictures / f"{scan.modality}.html", [text.encode()])
