@@ -24,7 +24,7 @@ from umbrella_data.cli import main as data_command
 from umbrella_data.manifest import dialects
 from umbrella_data.manifest.manifest import read_manifest
 from umbrella_data.modality import ENTRY_POINTS, ModalitySpec
-from umbrella_train.cli import eval_command, predict_command, report_command, train_command
+from umbrella_train.cli import app_command, eval_command, predict_command, report_command, train_command
 from umbrella_train.config import load_config
 from umbrella_train.evaluation.laterality import read_lexicon
 from umbrella_train.evaluation.text_scores import TEXT_SCORES_GROUP
@@ -73,6 +73,7 @@ RUN_COMMANDS = {
     (TRAIN, "umbrella-data from-bids BIDS --out new"): "packages/umbrella-train/tests/run/test_answers.py",
     (TRAIN, "umbrella-predict RUN --manifest"): "packages/umbrella-train/tests/run/test_answers.py",
     (TRAIN, "umbrella-eval RUN --manifest"): "packages/umbrella-train/tests/run/test_answers.py",
+    (TRAIN, "umbrella-app RUN"): "packages/umbrella-train/tests/app/test_command.py",
     (TRAIN, "for name in umbrella-data"): "packages/umbrella-train/tests/test_completion.py",
     ("docs/benchmarks.md", "uv run --with gguf"): "tests/test_pretrained_tool.py",
     ("docs/extending.md", "umbrella-data from-bids"): THIS,
@@ -173,6 +174,7 @@ def test_tests_that_run_blocks_exist(test):
 
 def test_options_of_all_commands_exist(capsys):
     own = {"train": train_command, "eval": eval_command, "predict": predict_command, "report": report_command}
+    own["app"] = app_command
     calls: dict[str, Callable[[], object]] = {
         f"umbrella-data {name}": lambda name=name: data_command([name, "--help"]) for name in COMMANDS
     }

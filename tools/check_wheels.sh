@@ -53,4 +53,4 @@ print(f"umbrella-{name}: {len(package.__all__)} public names")
 PYTHON
 done
 env-data/bin/umbrella-data --help >/dev/null
-for command in umbrella-train umbrella-eval umbrella-report umbrella-predict; do env-train/bin/$command --help >/dev/null; done
+for command in umbrella-train umbrella-eval umbrella-report umbrella-predict umbrella-app; do env-train/bin/$command --help >/dev/null; done
