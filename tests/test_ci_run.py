@@ -45,7 +45,13 @@ case "$*" in *"$HANGING"*) echo $$ >"$PIDS"; sleep 60; echo survived ;; esac
 """
 
 
-def run(folder: Path, *, failing: str = "no step", hanging: str = "no step") -> subprocess.CompletedProcess[str]:
+# What the script itself calls.
+TOOLS = ("cat", "dirname", "env", "mktemp", "rm", "sed", "tail")
+
+
+def run(
+    folder: Path, *, failing: str = "no step", hanging: str = "no step", has_browser: bool = True
+) -> subprocess.CompletedProcess[str]:
     (folder / ".ci").mkdir()
     shutil.copy(ROOT / ".ci/run", folder / ".ci/run")
     (folder / "bin").mkdir()
@@ -53,6 +59,15 @@ def run(folder: Path, *, failing: str = "no step", hanging: str = "no step") -> 
         (folder / "bin" / name).write_text(STUB)
         (folder / "bin" / name).chmod(0o755)
     path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    if has_browser:
+        (folder / "bin/chromium").symlink_to("uv")  # the tests install nothing
+    else:
+        (folder / "bin/apt-get").symlink_to("uv")
+        (folder / "bin/id").write_text("#!/bin/bash\necho 0\n")
+        (folder / "bin/id").chmod(0o755)
+        for tool in TOOLS:
+            (folder / "bin" / tool).symlink_to(str(shutil.which(tool)))
+        path = str(folder / "bin")
     pids = folder / "pids"
     variables = {
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -80,6 +95,15 @@ def test_all_steps_run_once_and_their_output_is_in_order(tmp_path):
     assert len(headers) == len(STEPS)
     assert [step for step, header in zip(STEPS, headers, strict=True) if step not in header] == []
     assert "all checks passed" in done.stdout
+
+
+def test_browser_is_installed_where_there_is_none(tmp_path):
+    done = run(tmp_path, has_browser=False)
+    headers = [line for line in done.stdout.splitlines() if line.startswith("== ")]
+    assert done.returncode == 0, done.stdout
+    assert "apt-get install" in headers[1]
+    assert "chromium" in headers[1]
+    assert len(headers) == len(STEPS) + 2
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -24,7 +24,7 @@ from umbrella_data.cli import main as data_command
 from umbrella_data.manifest import dialects
 from umbrella_data.manifest.manifest import read_manifest
 from umbrella_data.modality import ENTRY_POINTS, ModalitySpec
-from umbrella_train.cli import eval_command, predict_command, report_command, train_command
+from umbrella_train.cli import app_command, eval_command, predict_command, report_command, train_command
 from umbrella_train.config import load_config
 from umbrella_train.evaluation.laterality import read_lexicon
 from umbrella_train.evaluation.text_scores import TEXT_SCORES_GROUP
@@ -86,8 +86,13 @@ RUN_COMMANDS = {
     (TRAIN, "umbrella-data from-bids BIDS --out new"): "packages/umbrella-train/tests/run/test_answers.py",
     (TRAIN, "umbrella-predict RUN --manifest"): "packages/umbrella-train/tests/run/test_answers.py",
     (TRAIN, "umbrella-eval RUN --manifest"): "packages/umbrella-train/tests/run/test_answers.py",
+    (TRAIN, "umbrella-app RUN"): "packages/umbrella-train/tests/app/test_command.py",
     (TRAIN, "for name in umbrella-data"): "packages/umbrella-train/tests/test_completion.py",
     ("docs/benchmarks.md", "uv run --with gguf"): "tests/test_pretrained_tool.py",
+    ("docs/extending.md", "umbrella-data from-bids"): THIS,
+    ("docs/mixtures.md", "umbrella-data from-bids"): THIS,
+    ("docs/models.md", "uv run --with gguf"): "tests/test_pretrained_tool.py",
+    ("docs/models.md", "uv run umbrella-train"): "tests/test_pretrained_smollm2.py",
     ("docs/benchmarks.md", "bash tools/gpu_check.sh dry-run"): ".ci/run",
     ("CONTRIBUTING.md", "uv sync"): ".ci/run",
     ("CONTRIBUTING.md", "uv run"): ".ci/run",
@@ -182,6 +187,7 @@ def test_tests_that_run_blocks_exist(test):
 
 def test_options_of_all_commands_exist(capsys):
     own = {"train": train_command, "eval": eval_command, "predict": predict_command, "report": report_command}
+    own["app"] = app_command
     calls: dict[str, Callable[[], object]] = {
         f"umbrella-data {name}": lambda name=name: data_command([name, "--help"]) for name in COMMANDS
     }
@@ -279,6 +285,31 @@ def test_shards_and_indexes_of_the_readme(tmp_path, monkeypatch):
         assert data_command(shlex.split(command)[1:]) == 0
     report = json.loads((tmp_path / "sharded/check.json").read_text())
     assert [manifest["num_rows"] for manifest in report["manifests"]] == [9, 6]
+
+
+def test_manifests_of_single_modalities_and_own_questions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert data_command(["demo", "--out", "BIDS", "--num-train", "6", "--num-test", "4"]) == 0
+    (tmp_path / "BIDS/participants.tsv").write_text(
+        "participant_id\thandedness\tbmi\n"
+        + "".join(f"sub-{i:04}\t{('left', 'right')[i % 2]}\t{20 + i}\n" for i in range(1, 11))
+    )
+    commands = [command for page in ("mixtures", "extending") for block in blocks(f"docs/{page}.md", "bash")
+                for command in block.commands]  # fmt: skip
+    for command in commands:
+        assert data_command([*shlex.split(command)[1:], "--workers", "1"]) == 0
+    splits = [
+        {split: {sample.subject for sample in read_manifest(f"manifests/{name}/{split}.jsonl", data_root="BIDS")}
+         for split in ("train", "test")}
+        for name in ("T1", "rsfMRI")
+    ]  # fmt: skip
+    assert splits[0] == splits[1]
+    assert splits[0]["train"].isdisjoint(splits[0]["test"])
+    asked = {
+        sample.task: sample.messages[0].text for sample in read_manifest("manifests/train.jsonl", data_root="BIDS")
+    }
+    assert "What is the handedness of this person?" in asked["handedness"]
+    assert "bmi" in asked
 
 
 @pytest.mark.examples

@@ -190,7 +190,8 @@ def test_every_code_has_a_row_with_its_meaning(reference, codes):
 
 def test_every_command_has_its_help(reference):
     page = reference["commands.md"]
-    for name in ("umbrella-data check", "umbrella-data whois", "umbrella-train", "umbrella-eval", "umbrella-predict"):
+    own = ("train", "eval", "predict", "app", "report")
+    for name in ("umbrella-data check", "umbrella-data whois", *(f"umbrella-{each}" for each in own)):
         assert f"\n## {name}\n\n```text\nusage: {name} " in page
     assert "--allow-changed" in page
     assert "Keys to override" not in page

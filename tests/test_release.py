@@ -111,11 +111,15 @@ def test_the_release_is_published_without_tokens_after_all_checks():
     assert "workflow_call" in workflow("ci.yml")[True]
     assert jobs["checks"]["uses"] == "./.github/workflows/ci.yml"
     assert set(jobs["publish"]["needs"]) == {"checks", "build"}
-    assert jobs["announce"]["needs"] == "publish"
+    assert jobs["announce"]["needs"] == jobs["docs"]["needs"] == "publish"
     assert jobs["publish"]["environment"] == "pypi"
     # Each job can do one thing only; the one that runs the build can write nothing.
     rights = {name: job["permissions"] for name, job in jobs.items() if "permissions" in job}
-    assert rights == {"publish": {"id-token": "write"}, "announce": {"contents": "write"}}
+    assert rights == {
+        "publish": {"id-token": "write"},
+        "announce": {"contents": "write"},
+        "docs": {"id-token": "write", "pages": "write"},
+    }
     assert release["permissions"] == {"contents": "read"}
     text = (ROOT / ".github/workflows/release.yml").read_text()
     assert "secrets." not in text

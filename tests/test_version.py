@@ -65,4 +65,4 @@ def test_commands_print_the_version_without_loading_torch(command):
 
 
 def test_every_command_is_tried():
-    assert len(COMMANDS) == 5
+    assert len(COMMANDS) == 6

@@ -44,9 +44,13 @@ others = {"data": {"model", "train"}, "model": {"data", "train"}, "train": set()
 for other in others:
     assert importlib.util.find_spec(f"umbrella_{other}") is None, f"umbrella-{name} installed umbrella-{other}"
 files = [str(path) for path in importlib.metadata.files(f"umbrella-{name}")]
-assert f"umbrella_{name}/py.typed" in files, "py.typed is missing"
+needed = [f"umbrella_{name}/py.typed"]
+if name == "data":
+    needed += [f"umbrella_data/viewer/{file}" for file in ("niivue.umd.js", "viewer.js", "LICENSE.niivue.txt")]
+for file in needed:
+    assert file in files, f"{file} is missing"
 print(f"umbrella-{name}: {len(package.__all__)} public names")
 PYTHON
 done
 env-data/bin/umbrella-data --help >/dev/null
-for command in umbrella-train umbrella-eval umbrella-report umbrella-predict; do env-train/bin/$command --help >/dev/null; done
+for command in umbrella-train umbrella-eval umbrella-report umbrella-predict umbrella-app; do env-train/bin/$command --help >/dev/null; done

@@ -17,7 +17,7 @@ from umbrella_data.cli import main as data_command
 from umbrella_data.cli.exit_codes import ExitCode
 from umbrella_data.errors import ScanReason
 from umbrella_data.scan.header import ScanWarning
-from umbrella_train.cli import eval_command, predict_command, report_command, train_command
+from umbrella_train.cli import app_command, eval_command, predict_command, report_command, train_command
 from umbrella_train.config.metric_keys import METRIC_KEYS
 from umbrella_train.config.run_config import RunConfig
 
@@ -178,7 +178,13 @@ def commands_page() -> str:
     commands: dict[str, Callable[[], object]] = {
         f"umbrella-data {name}": partial(data_command, [name, "--help"]) for name in COMMANDS
     }
-    own = {"train": train_command, "eval": eval_command, "predict": predict_command, "report": report_command}
+    own = {
+        "train": train_command,
+        "eval": eval_command,
+        "predict": predict_command,
+        "app": app_command,
+        "report": report_command,
+    }
     commands |= {f"umbrella-{name}": partial(command, ["--help"]) for name, command in own.items()}
     parts = ["# Commands", "Every command has `--help`, and `--version`."]
     for name, command in commands.items():

@@ -55,7 +55,7 @@ def test_from_bids_reads_labels_of_several_tables(nifti, random_voxels, tmp_path
         for sample in read_manifest(tmp_path / "train.jsonl", data_root=tmp_path / "bids")
     }
     assert answers == {"modality": "a T1-weighted structural scan", "age": "30", "icv": "1512345.5"}
-    assert "note: 1 of 1 subjects of the table have a scan\n" in capsys.readouterr().out
+    assert "note: 1 of 1 subjects of the table have a scan that is used\n" in capsys.readouterr().out
     assert main([*words, "--participants", str(tmp_path / "typo.tsv")]) == 1
     assert "typo.tsv" in capsys.readouterr().err
 

@@ -54,11 +54,12 @@ def test_code_blocks_run_and_use_the_cache_of_the_command(
     capsys.readouterr()
     names = {"__name__": "__main__"}
     snippets = blocks("python")
-    assert len(snippets) == 3
+    assert len(snippets) == 4
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), names)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("cache/volumes/*/*")} == prepared
     assert not caplog.records
+    assert (tmp_path / "scan.html").read_text(encoding="utf-8").count('<details class="scan-viewer" open>') == 1
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("torch.Size([1, 40, 40, 40]) (5.0, 5.0, 5.0)")
     batches = printed[2:]

@@ -370,7 +370,9 @@ def test_a_folder_that_is_not_a_run_is_rejected(
     assert run.calls == []
 
 
-@pytest.mark.parametrize("command", ["train_command", "eval_command", "predict_command", "report_command"])
+@pytest.mark.parametrize(
+    "command", ["train_command", "eval_command", "predict_command", "app_command", "report_command"]
+)
 def test_help_imports_nothing_heavy(command: str) -> None:
     unneeded = {
         "torch",
@@ -382,6 +384,8 @@ def test_help_imports_nothing_heavy(command: str) -> None:
         "numpy",
         "pandas",
         "shtab",
+        "starlette",
+        "uvicorn",
         *TRACKERS,
     }
     # The keys of the configuration are described by its classes.
@@ -468,7 +472,7 @@ def test_quiet_hides_progress_and_messages_but_not_the_tables_of_a_dry_run(
     assert "a warning\n" in shown
 
 
-@pytest.mark.parametrize("command", [cli.eval_command, cli.predict_command, cli.report_command])
+@pytest.mark.parametrize("command", [cli.eval_command, cli.predict_command, cli.app_command, cli.report_command])
 def test_every_command_has_quiet(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command(["--help"])

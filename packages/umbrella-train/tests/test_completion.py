@@ -15,7 +15,7 @@ from umbrella_train.config import RunConfig, load_config
 from umbrella_train.config.overrides import describe_keys
 from umbrella_train.config.schema import annotation_at, dotted_keys
 
-COMMANDS = ["train", "eval", "predict", "report"]
+COMMANDS = ["train", "eval", "predict", "app", "report"]
 
 
 def script(command: str, shell: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -36,6 +36,7 @@ def script(command: str, shell: str, capsys: pytest.CaptureFixture[str]) -> str:
         (["umbrella-train", "--config", "my"], ["my.yaml"]),
         (["umbrella-eval", "runs", "--base"], ["--baselines"]),
         (["umbrella-predict", "--max-new"], ["--max-new-tokens"]),
+        (["umbrella-app", "runs", "--no-b"], ["--no-browser"]),
         (["umbrella-report", "--outp"], ["--output"]),
     ],
 )

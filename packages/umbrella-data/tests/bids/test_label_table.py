@@ -294,7 +294,7 @@ def test_visits_of_a_long_table_have_their_own_labels(tree, cell):
     assert visits(rows) == {"sub-03_ses-1": 50.0, "sub-03_ses-2": 52.0}
     assert visits(rows, "score") == {"sub-03_ses-1": 30.0}
     assert rows["sub-01", "age"] == (30.0, "years")
-    assert messages == ["3 of 3 subjects of the table have a scan"]
+    assert messages == ["3 of 3 subjects of the table have a scan that is used"]
 
 
 def test_tree_without_sessions_has_the_labels_of_a_subject_s_only_visit(tree):
@@ -313,7 +313,7 @@ def test_sessions_table_replaces_the_columns_that_it_has(tree):
     rows, messages = labels(tree)
     assert visits(rows) == {"sub-03_ses-1": 51.0}
     assert visits(rows, "sex") == {"sub-03_ses-1": "female", "sub-03_ses-2": "female"}
-    assert messages == ["3 of 3 subjects of the table have a scan"]
+    assert messages == ["3 of 3 subjects of the table have a scan that is used"]
     write_table(tree, ["session_id\tage", "ses-1\t51"], sessions)
     rows, messages = labels(tree)
     assert visits(rows) == {"sub-03_ses-1": 51.0}

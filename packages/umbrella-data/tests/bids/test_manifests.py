@@ -120,7 +120,7 @@ def test_own_table_of_a_tree_may_not_be_a_link_out_of_data_root(tree, tmp_path):
     own = tree / "participants.tsv"
     elsewhere = own.rename(tree.parent / "elsewhere.tsv")
     own.symlink_to(elsewhere)
-    all_known = "20 of 20 subjects of the table have a scan"
+    all_known = "20 of 20 subjects of the table have a scan that is used"
     with pytest.raises(ManifestError, match=r"participants\.tsv.*--participants"):
         write_manifests(tree, out=tmp_path / "out")
     assert all_known in write_manifests(tree, out=tmp_path / "out", data_root=tree.parent).messages

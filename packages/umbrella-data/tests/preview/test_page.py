@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib", reason="figures need the extra [preview]")
 from umbrella_data.cli import main
 from umbrella_data.pipeline.config import PipelineConfig
 from umbrella_data.privacy import name_hasher, read_or_create_salt
+from umbrella_data.viewer import viewer_script
 
 SIZES = ["--size", "T1=16,16,16", "--size", "rsfMRI=8,8,8,4", "--size", "dMRI=8,8,8"]
 PATCHES = ["--patch", "T1=8,8,8", "--patch", "rsfMRI=8,8,4,2"]
@@ -38,7 +39,7 @@ def test_page_has_each_modality_of_several_subjects(manifest, tmp_path, capsys):
     assert "5 pictures" in capsys.readouterr().out
     names = sorted(path.name for path in out.iterdir())
     pictures = ["T1-1.png", "T1-2.png", "dMRI-1.png", "rsfMRI-1.png", "rsfMRI-2.png"]
-    assert names == sorted([*pictures, "index.html", "names.jsonl", "salt"])
+    assert names == sorted([*pictures, "index.html", "names.jsonl", "salt", "viewer.js"])
     page = (out / "index.html").read_text()
     assert page.index("T1-1.png") < page.index("rsfMRI-1.png") < page.index("dMRI-1.png")  # the order of the options
     for name in names:
@@ -55,7 +56,7 @@ def test_page_has_each_modality_of_several_subjects(manifest, tmp_path, capsys):
         assert main(["whois", pseudonym, "--in", str(out)]) == 0
     assert capsys.readouterr().out.splitlines() == ["sub-a", str(tmp_path / "a_0.nii.gz")]
     for path in out.iterdir():
-        if path.name == "names.jsonl":  # the table for umbrella-data whois
+        if path.name in {"names.jsonl", "viewer.js"}:  # the table for umbrella-data whois; the same for every page
             continue
         content = path.read_bytes()
         assert not any(name in content for name in (b"sub-a", b"a_0", b"nii.gz", str(tmp_path).encode()))
@@ -81,6 +82,29 @@ def test_names_option_writes_names_of_subjects_and_files(manifest, tmp_path):
     assert "sub-a" in page
     assert "a_0.nii.gz" in page
     assert not (out / "salt").exists()
+
+
+def test_page_has_the_questions_the_answers_and_a_viewer_of_each_scan(
+    nifti, random_voxels, make_row, write_manifest, tmp_path
+):
+    rows = []
+    for name, text in (("a", "Is a_0.nii.gz of sub-a <b>old</b>?"), ("b", "sub-bb?")):
+        nifti.write(random_voxels(6, 7, 8), f"{name}_0.nii.gz")
+        rows.append(make_row(name, "T1", question=text, answer="yes & no"))
+    out = tmp_path / "page"
+    args = ["preview", str(write_manifest(rows)), *SIZES[:2], "--out", str(out)]
+    assert main(args) == 0
+    page = (out / "index.html").read_text()
+    name_hash = name_hasher(read_or_create_salt(out / "salt"))
+    question = f"Is {name_hash('a_0.nii.gz')} of {name_hash('sub-a')} &lt;b&gt;old&lt;/b&gt;?"
+    answer = "<dt>Answer</dt><dd>yes &amp; no</dd>"
+    assert f"<dt>Question</dt><dd>{question}</dd>{answer}" in page
+    assert f"<dt>Question</dt><dd>sub-bb?</dd>{answer}" in page  # not the name of a subject
+    assert page.count('<details class="scan-viewer">') == 2
+    assert page.count('<script src="viewer.js"></script>') == 1
+    assert (out / "viewer.js").read_text() == viewer_script()
+    assert main([*args, "--names"]) == 0
+    assert "<dd>Is a_0.nii.gz of sub-a &lt;b&gt;old&lt;/b&gt;?</dd>" in (out / "index.html").read_text()
 
 
 def test_page_lists_scans_that_cannot_be_used(manifest, tmp_path, capsys):

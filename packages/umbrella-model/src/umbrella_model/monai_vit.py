@@ -33,6 +33,8 @@ _UNUSED = re.compile(
 # MaskedAutoEncoderViT has the final norm at the end of its blocks.
 _NORM_IN_BLOCKS = re.compile(r"blocks\.\d+\.(weight|bias)")
 _HEADS = "num_heads (vision_num_heads of from_parts and of a run's model section)"
+_IMAGE_SIZE = "image_size to load_vision_encoder (model.vision_image_size of a run)"
+_PATCH_SIZE = "patch_size to load_vision_encoder (model.vision_patch_size of a run)"
 _LAYER_NAMES = {
     "norm1": "layernorm_before",
     "attn.out_proj": "attention.o_proj",
@@ -115,7 +117,7 @@ class VolumeViT:
         if width % math.prod(patch) or (patch_size is None and self.patch_size is None and side**3 != width):
             raise ValueError(
                 f"{self.source}: a patch has {width} values, not a multiple of the {math.prod(patch)} voxels of "
-                f"{patch}; pass patch_size, the voxels of a patch along each axis"
+                f"{patch}; pass {_PATCH_SIZE}, the voxels of a patch along each axis"
             )
         return weight.unflatten(1, (*patch, width // math.prod(patch))).movedim(-1, 1)
 
@@ -123,7 +125,7 @@ class VolumeViT:
         if image_size is None:
             side = round(count ** (1 / len(patch)))
             grid = (side,) * len(patch)
-            advice = "pass image_size, the voxels along each axis that it was trained on, to load_vision_encoder"
+            advice = f"pass {_IMAGE_SIZE}, the voxels along each axis that it was trained on"
         elif len(image_size) == len(patch):
             grid = tuple(size // step for size, step in zip(image_size, patch, strict=True))
             advice = f"image_size {tuple(image_size)} with patches of {patch} gives {math.prod(grid)}"

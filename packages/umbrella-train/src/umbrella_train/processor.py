@@ -9,7 +9,7 @@ Importing this module registers it with Hugging Face's `AutoProcessor`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,12 @@ class UmbrellaProcessor(ProcessorMixin):
         self.masked = dict(masked or {})
         self.asks_for_reasoning = asks_for_reasoning
 
-    def __call__(self, conversations: Sequence[Message] | Sequence[Sequence[Message]]) -> dict[str, Any]:
+    def __call__(
+        self,
+        conversations: Sequence[Message] | Sequence[Sequence[Message]],
+        *,
+        load: Callable[[Scan], Tensor] | None = None,
+    ) -> dict[str, Any]:
         """Prompts for generation, or training examples, from one conversation or several.
 
         Args:
@@ -72,6 +77,7 @@ class UmbrellaProcessor(ProcessorMixin):
                 "path": "scan.nii.gz"}, {"type": "text", "text": "..."}]}`, with paths relative to the current folder.
                 Those that end with the user's turn make prompts, padded on the left; those that end with the
                 assistant's make training examples, padded on the right and with labels.
+            load: Returns the volume of a scan, for scans that were already loaded; None loads each by `load_scan`.
 
         Returns:
             The batch of `umbrella_data.PaddingCollator`; prompts have no `labels`.
@@ -93,7 +99,7 @@ class UmbrellaProcessor(ProcessorMixin):
             asks_for_reasoning=self.asks_for_reasoning,
         )
         examples = [
-            self._example(conversation, encoder, is_prompt=is_prompt, index=index)
+            self._example(conversation, encoder, is_prompt=is_prompt, index=index, load=load or self.load_scan)
             for index, conversation in enumerate(turns)
         ]
         collate = PaddingCollator(
@@ -121,19 +127,35 @@ class UmbrellaProcessor(ProcessorMixin):
         end = self.end_of_turn
         return [end.decode(row, self.tokenizer) for row in generated[:, prompt_length:].tolist()]
 
-    def _example(self, turns: Sequence[Turn], encoder: ChatEncoder, *, is_prompt: bool, index: int) -> Example:
+    def load_scan(self, scan: Scan) -> Tensor:
+        """The scan as the model sees it, (C, X, Y, Z) or (C, X, Y, Z, T); warns of a mask that is unlike training.
+
+        Raises:
+            ScanError: The scan is damaged or inconsistent.
+        """
+        if problem := other_mask(scan.modality, trained=self.masked, is_masked=scan.mask is not None):
+            logger.warning("%s", problem)
+        return self.pipeline_of(scan.modality)(scan.paths, generator=None, mask=scan.mask)
+
+    def pipeline_of(self, modality: str) -> Pipeline:
+        """The pipeline of one of the model's modalities, by its canonical name."""
+        return Pipeline(PipelineConfig.model_validate(self.pipelines[modality]), modality=modality)
+
+    def _example(
+        self,
+        turns: Sequence[Turn],
+        encoder: ChatEncoder,
+        *,
+        is_prompt: bool,
+        index: int,
+        load: Callable[[Scan], Tensor],
+    ) -> Example:
         encoded = encoder.encode_prompt(turns) if is_prompt else encoder.encode(turns)
         scans = tuple(
-            ExampleScan(scan.modality, self._load(scan), start=start, num_tokens=self.num_image_tokens[scan.modality])
+            ExampleScan(scan.modality, load(scan), start=start, num_tokens=self.num_image_tokens[scan.modality])
             for scan, start in zip(encoded.scans, encoded.scan_starts, strict=True)
         )
         return Example(input_ids=encoded.input_ids, labels=encoded.labels, scans=scans, index=index)
-
-    def _load(self, scan: Scan) -> Tensor:
-        if problem := other_mask(scan.modality, trained=self.masked, is_masked=scan.mask is not None):
-            logger.warning("%s", problem)
-        config = PipelineConfig.model_validate(self.pipelines[scan.modality])
-        return Pipeline(config, modality=scan.modality)(scan.paths, generator=None, mask=scan.mask)
 
 
 def other_mask(modality: str, *, trained: Mapping[str, bool], is_masked: bool) -> str | None:

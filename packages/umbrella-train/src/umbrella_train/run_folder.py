@@ -62,7 +62,7 @@ class RunFolder:
     report = _File("report.html")
     """The report."""
     pictures = _File("pictures")
-    """Pictures of what the model sees, one PNG per modality."""
+    """Pictures of what the model sees, one PNG per modality, and with `report.viewer` the HTML of the scan."""
     salt = _File("salt")
     """The salt of the subjects' hashes, readable by its owner only."""
     changes = _File("changes.jsonl")

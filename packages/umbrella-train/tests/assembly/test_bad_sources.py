@@ -101,7 +101,7 @@ def test_question_about_a_bad_scan_is_skipped_and_listed(
     data = {**sources(own_cohort), "cache_dir": None, "pipelines": {}}
     options = {
         "trainer": {"max_steps": 1, "use_cpu": True},
-        "report": {"enabled": True, "controls": True, "pictures": True},
+        "report": {"enabled": True, "controls": True, "pictures": True, "viewer": True},
     }
     skipping = make_config(tmp_path / "runs", data={**data, "on_bad_scan": "skip", "max_bad_fraction": 0.9}, **options)
     folder = train(skipping)
@@ -111,7 +111,10 @@ def test_question_about_a_bad_scan_is_skipped_and_listed(
     metrics = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert metrics["eval/questions/T1"] == metrics["eval/questions/dMRI"] - 1
     assert (folder / "pictures" / "T1.png").is_file()
-    assert "1 sample was skipped" in (folder / "report.html").read_text()
+    report, viewer = (folder / "report.html").read_text(), (folder / "pictures" / "T1.html").read_text()
+    assert "1 sample was skipped" in report
+    assert viewer.startswith('<dl class="conversation"><dt>Question</dt>')
+    assert viewer in report
     with pytest.raises(RunError, match=r"nothing\.jsonl"):
         evaluate_run(folder, manifests=[tmp_path / "nothing.jsonl"])
     with pytest.raises(Exception, match="gzip"):

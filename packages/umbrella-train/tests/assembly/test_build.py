@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.networks.nets import ViT
 from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
 from umbrella_data.chat import template
@@ -17,6 +18,7 @@ from umbrella_train.assembly.build import build_components
 from umbrella_train.assembly.byte_tokenizer import build_byte_tokenizer
 from umbrella_train.config import ConfigError, RunConfig, load_config
 from umbrella_train.config.model import LearnConfig
+from umbrella_train.errors import RunError
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
 MODALITIES = {
@@ -155,3 +157,29 @@ def test_trainable_parts_of_the_config_are_applied(llava: Path, learn: dict[str,
 def test_learning_rate_of_a_frozen_part_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"learning_rates\.vision_tower"):
         LearnConfig.model_validate({"preset": "align", "learning_rates": {"vision_tower": 1e-4}})
+
+
+def test_a_file_with_an_oblong_monai_vit_is_used_by_configuration(tmp_path: Path) -> None:
+    size, patch = (16, 8, 24), (8, 4, 6)
+    monai = ViT(1, size, patch, hidden_size=16, mlp_dim=32, num_layers=1, num_heads=2, proj_type="perceptron")
+    torch.save(monai.state_dict(), tmp_path / "vit.pt")
+    entries = {
+        "vision_encoder": str(tmp_path / "vit.pt"),
+        "vision_num_heads": 2,
+        "text_config": {"model_type": "qwen2", **SIZES, "num_key_value_heads": 1},
+        "modalities": {"T1": {"image_size": size, "patch_size": patch}},
+    }
+    sizes = {"vision_image_size": size, "vision_patch_size": patch}
+
+    def build(**sizes: Any) -> torch.nn.Module:
+        config = RunConfig.model_validate({"model": {**entries, **sizes}, "data": {"synthetic": {}}})
+        return build_components(config).model.eval()
+
+    model = build(**sizes)
+    scans = torch.randn(2, 1, *size)
+    with torch.no_grad():
+        features = model.model.vision_tower({"T1": scans}).features["T1"]
+        torch.testing.assert_close(features, monai.eval()(scans)[0])
+    for missing in sizes:
+        with pytest.raises(RunError, match=f"model.{missing}"):
+            build(**{key: value for key, value in sizes.items() if key != missing})

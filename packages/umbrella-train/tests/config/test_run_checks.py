@@ -41,6 +41,9 @@ def test_attention_heads_belong_to_a_file_of_weights(tmp_path: Path) -> None:
     for options in ({"vision_encoder": tmp_path}, {}):
         (problem,) = parts_of(vision_num_heads=3, **options)
         assert problem.startswith("model.vision_num_heads: would not be used")
+    for key in ("image", "patch"):
+        (problem,) = problems_of(f"--model.vision-{key}-size", "8", "8", "16")
+        assert problem.startswith(f"model.vision_{key}_size: would not be used")
 
 
 def test_endings_of_weights_are_those_of_umbrella_model() -> None:

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from umbrella_model import set_trainable
-from umbrella_train.dummy_loss.drift_monitor import DRIFT_NAME, DriftWatch
+from umbrella_train.dummy_loss import drift_monitor
+from umbrella_train.dummy_loss.drift_monitor import DRIFT_NAME, WARNING_STEPS, DriftWatch
 
 # dMRI is in the first step, then absent for the rest; rsfMRI is never there.
 VANISHES = [[("T1", "dMRI")], *([[("T1",)]] * 5)]
@@ -96,17 +97,19 @@ def test_drift_is_warned_of_once_with_the_setting_that_prevents_it(tower, caplog
     watch = DriftWatch(tower)
     std = tower.patch_embed("dMRI").proj.weight.std().item()
     with caplog.at_level(logging.WARNING):
-        for step, distance in enumerate([0.019, 0.002, 0.03]):
-            watch.before_step(frozenset({"T1", "rsfMRI"}), step=step)
+        # The drift of 0.03 after few steps is that of momentum.
+        for step, distance in ((1, 0.03), (WARNING_STEPS, -0.011), (WARNING_STEPS + 1, 0.002), (90, 0.03)):
+            watch.before_step(frozenset({"T1", "rsfMRI"}), step=0)
             move(tower, "dMRI", by=distance * std)
-            watch.measure(step=step + 1)
-            assert len(caplog.records) == min(step, 1)
-    assert caplog.messages[0].startswith("dMRI has been absent for 2 steps")
+            watch.measure(step=step)
+            assert len(caplog.records) == (step > WARNING_STEPS)
+    assert caplog.messages[0].startswith(f"dMRI has been absent for {WARNING_STEPS + 1} steps")
     assert "2.1 %" in caplog.messages[0]
     assert "dummy_loss.absent: hold" in caplog.messages[0]
 
 
-def test_trainer_warns_of_a_modality_that_drifts(train_batches, caplog):
+def test_trainer_warns_of_a_modality_that_drifts(train_batches, caplog, monkeypatch):
+    monkeypatch.setattr(drift_monitor, "WARNING_STEPS", 2)
     with caplog.at_level(logging.WARNING, logger="umbrella_train.dummy_loss.drift_monitor"):
         train_batches([[("T1",), ("rsfMRI",)]] * 12, optim="adamw_torch", learning_rate=0.05)
     assert [record.getMessage().split()[0] for record in caplog.records] == ["dMRI"]
@@ -130,7 +133,8 @@ def test_drift_is_that_of_the_logged_step_if_not_every_step_is_logged(train_batc
 
 
 @pytest.mark.parametrize("save_at", [1, 3], ids=["when-last-seen", "while-absent"])
-def test_resumed_run_measures_what_an_unbroken_one_does(save_at, make_trainer, tmp_path, caplog):
+def test_resumed_run_measures_what_an_unbroken_one_does(save_at, make_trainer, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(drift_monitor, "WARNING_STEPS", 2)
     options = {**ADAM, "learning_rate": 5e-3, "save_strategy": "steps", "save_steps": save_at, "save_total_limit": None}
     trainer = make_trainer(VANISHES, **options)
     trainer.train()

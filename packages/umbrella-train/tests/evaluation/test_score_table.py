@@ -51,7 +51,7 @@ def test_large_errors_have_no_exponent(value: float, text: str) -> None:
 
 def test_texts_of_a_run_of_an_earlier_version_are_in_the_table() -> None:
     older = {"eval/accuracy/T1/finding": 0.5, "eval/no_scan/T1/finding": 0.25, "eval/subjects/T1/finding": 8.0}
-    assert rows_of(score_table(older)) == {"T1/finding": ["50.0 %", "25.0 %", "8"]}
+    assert rows_of(score_table(older)) == {"T1/finding": ["50.0 % (no interval)", "25.0 %", "8"]}
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from umbrella_data.manifest.sample import Answer
+from umbrella_data.viewer import viewer_script
 from umbrella_train.config import dump_config, load_config
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation.metrics import summarise
@@ -26,7 +27,7 @@ from umbrella_train.report.answers import accuracy_figure, error_figure
 from umbrella_train.report.curves import MAX_POINTS, gradient_figure, loss_figure
 from umbrella_train.report.figure_style import draw, modality_colours
 from umbrella_train.report.page import without_paths
-from umbrella_train.report.run_data import gradient_norms, points, read_run
+from umbrella_train.report.run_data import gradient_norms, has_viewers, points, read_run
 from umbrella_train.report.tables import score_tables
 from umbrella_train.run_folder import RunFolder
 
@@ -318,6 +319,41 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     assert "trainer.learning_rate 0.002 0.002 0.5" in " ".join(words.split())
     # The runs have the same pictures: they are shown once.
     assert len([image for image in page.images if "png" in image]) == 3
+
+
+@pytest.mark.parametrize("synthetic", [None, {"num_train": 3}])
+@pytest.mark.parametrize("choice", [None, False, True])
+def test_whole_scans_are_in_the_report_if_asked_for_or_synthetic(
+    choice: bool | None, synthetic: dict[str, int] | None
+) -> None:
+    expected = choice if choice is not None else synthetic is not None
+    assert has_viewers({"report": {"viewer": choice}, "data": {"synthetic": synthetic}}) is expected
+
+
+@pytest.mark.parametrize("config", [{}, {"report": None, "data": None}, {"report": "broken", "data": []}])
+def test_whole_scans_of_an_unreadable_configuration_are_not_in_the_report(config: dict[str, Any]) -> None:
+    assert has_viewers(config) is False
+
+
+def test_viewers_are_in_the_report_while_its_config_says_so(tmp_path: Path) -> None:
+    scan = '<details class="scan-viewer"><summary>{}</summary><script type="application/json">{{}}</script></details>'
+    runs = [make_run(tmp_path, name=name, overrides=("--report.viewer", "true")) for name in ("demo", "other")]
+    off = make_run(tmp_path, name="off", overrides=("--report.viewer", "false"))
+    for run in (*runs, off):
+        (run.pictures / "dMRI.html").write_text(scan.format("FA"))
+        (run.pictures / "T1.html").write_text(scan.format("T1" if run is runs[0] else "another T1"))
+    page = Page(build_report([runs[0].path]))
+    assert page.text.index(scan.format("T1")) < page.text.index(scan.format("FA"))
+    # The script is in the page, once: the report needs no other file.
+    assert page.text.count(viewer_script()) == 1
+    assert not [address for address in page.addresses if not address.startswith("data:")]
+    # One viewer of each different scan.
+    both = Page(build_report([run.path for run in runs], output=tmp_path / "both.html")).text
+    assert [both.count(scan.format(name)) for name in ("T1", "another T1", "FA")] == [1, 1, 1]
+    assert both.count(viewer_script()) == 1
+    without = Page(build_report([off.path])).text
+    assert 'scan-viewer"' not in without
+    assert "niivue" not in without
 
 
 def test_runs_of_one_name_are_distinguished_by_their_folder(tmp_path: Path) -> None:

@@ -64,8 +64,8 @@ class Participants:
         known, scanned = (dict.fromkeys(subject for subject, _ in visits) for visits in (self.labels, scans))
         without = [subject for subject in known if subject not in scanned]
         unknown = sorted(subject for subject in scanned if subject not in known)
-        message = f"{len(known) - len(without)} of {len(known)} subjects of the table have a scan"
-        message += f"; without a scan: {first_of(without)}" if without else ""
+        message = f"{len(known) - len(without)} of {len(known)} subjects of the table have a scan that is used"
+        message += f"; without one: {first_of(without)}" if without else ""
         yield message + (f"; not in the table: {first_of(unknown)}" if unknown else "")
         yield from self._compare_visits(scans)
 

@@ -25,7 +25,8 @@ class ExitCode(IntEnum):
 
 _MEANINGS = {
     ExitCode.DONE: "the command has done what it was called for; a run that is already finished is also 0",
-    ExitCode.PROBLEMS: "`umbrella-data`: rows or scans that cannot be used, or an invalid value; "
+    ExitCode.PROBLEMS: "`umbrella-data` check, preview and cache: rows or scans that cannot be used; from-bids leaves "
+    "such scans out, and ends with 1 if there is none to train on; all of it: an invalid value; "
     "all commands: an unexpected error, with a traceback; under torchrun: any failure of a run",
     ExitCode.ERROR: "an unknown option, or an error that you can fix, as one message without a traceback: "
     "configuration, manifest, scan, disk; of `umbrella-data` only an unknown option or a path",

@@ -162,6 +162,9 @@ def run(options: argparse.Namespace) -> int:
     print("\nwrote, to be read with data_root:")
     for path in report.manifests.values():
         print(f"  - manifest: {path.resolve()}\n    data_root: {data_root.resolve()}")
+    if "train" not in report.manifests and options.test_fraction < 1:
+        print("error: no subject is in train; try another --seed, or a smaller --test-fraction", file=sys.stderr)
+        return 1
     return 0
 
 

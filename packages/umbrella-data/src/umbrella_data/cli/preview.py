@@ -11,7 +11,8 @@ from umbrella_data.cli.output import choose_names, print_lost_root, show
 SUMMARY = "a page with pictures of what the model sees"
 HELP = """\
 Writes OUT/index.html and a PNG for some scans of each modality, as the model sees them: after the pipeline, in three
-planes with orientation letters and the patch grid; a carpet plot for a series; FA and MD for dMRI.
+planes with orientation letters and the patch grid; a carpet plot for a series; FA and MD for dMRI. Below each picture
+are its questions and answers, and the whole scan, to scroll through; OUT/viewer.js must stay next to the page.
 The page has hashes of subjects and files unless --names is given; `umbrella-data whois HASH --in OUT` prints the name.
 
   umbrella-data preview --config my.yaml --out preview

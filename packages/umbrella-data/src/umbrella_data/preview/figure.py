@@ -11,6 +11,7 @@ import torch
 
 from umbrella_data.modality import ModalitySpec, find_modality
 from umbrella_data.pipeline.patch_grid import patch_grid
+from umbrella_data.viewer.fragment import display_limits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,11 +83,8 @@ def _draw_plane(
     name, cut, (right, up), letters = plane
     image = np.take(frame, frame.shape[cut] // 2, axis=cut)
     # take() keeps the order of the other two axes; the first of them is drawn to the right.
-    low = np.percentile(frame, 1)
-    # The foreground sets the upper limit: a small scan in a wide grid would otherwise be all white.
-    foreground = frame[frame > frame.min()]
-    high = np.percentile(foreground, 99.5) if len(foreground) else low
-    axes.imshow(image.T, origin="lower", cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
+    low, high = display_limits(frame)
+    axes.imshow(image.T, origin="lower", cmap="gray", vmin=low, vmax=high, interpolation="nearest")
     width, height = image.shape
     _write_letters(axes, letters, ((0.05, 0.5), (0.95, 0.5), (0.5, 0.05), (0.5, 0.95)))
     if patch_size is not None:
@@ -121,6 +119,7 @@ def _draw_carpet(axes: Any, series: np.ndarray, *, frames_a_patch: int | None) -
     _write_letters(axes, "LR", ((0.017, 0.95), (0.017, 0.05)))
     for position in range(frames_a_patch, series.shape[-1], frames_a_patch) if frames_a_patch else ():
         axes.axvline(position - 0.5, **_BORDER)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("frame", fontsize=8, color="0.3")
     axes.set_ylabel("voxels", color="0.3")
     axes.tick_params(labelsize=8, colors="0.3")

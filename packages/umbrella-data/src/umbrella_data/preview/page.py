@@ -14,9 +14,14 @@ from umbrella_data.files.atomic import write_atomically
 from umbrella_data.manifest.sample import Sample, Scan
 from umbrella_data.pipeline.patch_grid import patch_grid
 from umbrella_data.preview.figure import draw_volume
+from umbrella_data.preview.scan_viewer import conversation_html, scan_viewer
 from umbrella_data.scan.diffusion import check_dipy, needs_fit
+from umbrella_data.viewer import viewer_script
+from umbrella_data.viewer.fragment import MAX_FRAMES, NUM_LEVELS
 
 if TYPE_CHECKING:
+    import torch
+
     from umbrella_data.manifest.manifest import Manifest
     from umbrella_data.pipeline.pipeline import Pipeline
 
@@ -27,6 +32,9 @@ figure { margin: 1.5rem 0; } img { display: block; width: 100%; } figcaption { f
 table { border-collapse: collapse; display: block; overflow-x: auto; white-space: nowrap; }
 td, th { padding: .2rem .8rem; text-align: left; border-bottom: 1px solid #ddd; }
 code { font-size: .85em; } .bad { color: #a00; }
+.conversation { display: grid; grid-template-columns: max-content 1fr; gap: .2rem .8rem; font-size: .9rem; }
+.conversation { margin: .5rem 0; } .conversation dt { color: #444; }
+.conversation dd { margin: 0; white-space: pre-line; }
 """
 
 
@@ -39,12 +47,14 @@ class Picture:
         label: The scan's heading.
         caption: Subject, file, shape and values, or the error.
         file: Name of its PNG next to the page; None if the scan cannot be used.
+        details: HTML of the questions, the answers and the viewer.
     """
 
     modality: str
     label: str
     caption: str
     file: str | None
+    details: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,9 @@ def write_preview(
     num_scans: int = 3,
     progress: Callable[[list[tuple[Sample, Scan]]], Iterable[tuple[Sample, Scan]]] = iter,
 ) -> PreviewReport:
-    """Draw the first scans of each modality, of different subjects if possible, and write `index.html` and PNG files.
+    """Draw the first scans of each modality, of different subjects if possible, and write them as a page.
+
+    The page is `index.html`, with PNG files and `viewer.js`, the script of its viewers, next to it.
 
     Args:
         manifests: The manifests with the scans.
@@ -99,13 +111,18 @@ def write_preview(
         number = sum(picture.modality == scan.modality for picture in pictures) + 1
         label = f"{scan.modality} {number}"
         file: str | None = f"{scan.modality}-{number}.png"
+        details = conversation_html(sample, name=name)
+        pipeline = pipelines[scan.modality]
         try:
-            caption = _draw(scan, pipelines[scan.modality], patch_sizes.get(scan.modality), folder / str(file), number)
+            volume = pipeline(scan.paths, generator=None, mask=scan.mask)
+            caption = _draw(volume, scan, patch_sizes.get(scan.modality), folder / str(file), number)
+            details += scan_viewer(volume, pipeline=pipeline, paths=scan.paths, mask=scan.mask)
         except ScanError as error:
             failed.append(error.bare())
             file, caption = None, f"cannot be used: {error.reason}"
         source = f"subject {name(sample.subject)}, scan {name(str(scan.paths[0]))}"
-        pictures.append(Picture(scan.modality, label, f"{source}. {caption}", file))
+        pictures.append(Picture(scan.modality, label, f"{source}. {caption}", file, details))
+    write_atomically(folder / "viewer.js", [viewer_script().encode()])
     page = folder / "index.html"
     write_atomically(page, [_to_html(pictures, pipelines, patch_sizes).encode()])
     return PreviewReport(page, pictures, failed)
@@ -136,8 +153,7 @@ def _choose(manifests: Sequence[Manifest], modalities: Sequence[str], num_scans:
     return chosen
 
 
-def _draw(scan: Scan, pipeline: Pipeline, patch_size: Sequence[int] | None, path: Path, number: int) -> str:
-    volume = pipeline(scan.paths, generator=None, mask=scan.mask)
+def _draw(volume: torch.Tensor, scan: Scan, patch_size: Sequence[int] | None, path: Path, number: int) -> str:
     figure = draw_volume(volume, modality=scan.modality, patch_size=patch_size, title=f"scan {number}")
     figure.savefig(path, dpi=110, metadata={"Software": None})
     masked = "" if scan.mask is None else "; voxels outside of the brain mask are 0 before normalisation"
@@ -160,12 +176,14 @@ def _to_html(
 <p>Each scan after its pipeline, without augmentation. Letters are directions: <b>R</b>ight and <b>L</b>eft of the
 person, <b>A</b>nterior, <b>P</b>osterior, <b>S</b>uperior, <b>I</b>nferior. Lines are the borders of patches; each
 patch is one token. Voxels are drawn as squares: if the whole field of view is resized, a head may look stretched. A
-carpet plot shows foreground voxels over time, each minus its own mean.</p>
+carpet plot shows foreground voxels over time, each minus its own mean. Below a picture, the scan can be opened: its
+values are rounded to {NUM_LEVELS:,} levels, and of a series at most {MAX_FRAMES} frames are in the page.</p>
 <table><tr><th>modality</th><th>image size</th><th>patch size</th><th>tokens</th><th>spacing</th><th>normalised by</th>
 </tr>
 {table}
 </table>
 {chr(10).join(sections)}
+<script src="viewer.js"></script>
 </body></html>
 """
 
@@ -190,4 +208,4 @@ def _figure(picture: Picture) -> str:
     if picture.file is None:
         return f'<p class="bad"><b>{label}</b>: {caption}</p>'
     return (f'<figure><img src="{html.escape(picture.file)}" alt="{label} in three planes">'
-            f"<figcaption><b>{label}</b>: {caption}</figcaption></figure>")  # fmt: skip
+            f"<figcaption><b>{label}</b>: {caption}</figcaption>\n{picture.details}</figure>")  # fmt: skip

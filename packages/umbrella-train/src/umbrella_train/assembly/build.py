@@ -294,6 +294,8 @@ def _compose_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Umb
                 section.vision_encoder,
                 feature_layer=section.vision_feature_layer,
                 num_heads=section.vision_num_heads,
+                image_size=section.vision_image_size,
+                patch_size=section.vision_patch_size,
                 dtype=torch.float32,
             )
     try:

@@ -42,9 +42,14 @@ def predict(
     """
     model_folder = find_model(folder)
     processor = load_processor(model_folder)
-    named = [replace(scan, modality=_known_modality(scan.modality, processor)) for scan in scans]
+    named = [replace(scan, modality=known_modality(scan.modality, processor)) for scan in scans]
     batch = processor(question_with_scans(question, named))
     model = load_model(model_folder, device=device)
+    return answer_batch(model, processor, batch, max_new_tokens=max_new_tokens)
+
+
+def answer_batch(model: Any, processor: UmbrellaProcessor, batch: dict[str, Any], *, max_new_tokens: int) -> str:
+    """The answer to the first prompt of a batch of the processor, decoded greedily."""
     volumes = {name: volume.to(model.device) for name, volume in batch.pop("pixel_values").items()}
     inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
     stops = list(processor.end_of_turn.stop_ids)
@@ -96,7 +101,12 @@ def load_model(model_folder: Path, *, device: torch.device | str | None) -> Any:
     return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _known_modality(name: str, processor: UmbrellaProcessor) -> str:
+def known_modality(name: str, processor: UmbrellaProcessor) -> str:
+    """The canonical name of one of the model's modalities.
+
+    Raises:
+        RunError: It is unknown, or the model was not trained on it.
+    """
     try:
         canonical = find_modality(name).name
     except ValueError as error:

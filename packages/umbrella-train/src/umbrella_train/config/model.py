@@ -145,6 +145,10 @@ class ModelConfig(Section):
     """Hugging Face config of the language model, with its model_type, for random weights."""
     vision_num_heads: PositiveInt | None = None
     """Attention heads of a vision_encoder that is a file, which does not say it."""
+    vision_image_size: tuple[PositiveInt, ...] | None = None
+    """Voxels along each axis that a vision_encoder in a file was trained on; needed if its grid is not cubic."""
+    vision_patch_size: tuple[PositiveInt, ...] | None = None
+    """Voxels of its patches; needed if they are not cubes and the file has a perceptron patch embedding."""
     vision_feature_layer: int | None = None
     """The encoder layer whose output goes to the projector, as in LlavaConfig.
 
@@ -197,6 +201,14 @@ class ModelConfig(Section):
         if number is None and is_file:
             raise ValueError(f"is required: {encoder} has the weights of MONAI's ViT alone, without their number")
         return number
+
+    @field_validator("vision_image_size", "vision_patch_size")
+    @classmethod
+    def _check_is_for_a_file(cls, size: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
+        encoder = info.data.get("vision_encoder")
+        if size is not None and "vision_encoder" in info.data and not (encoder or "").endswith(STATE_DICT_FILES):
+            raise ValueError("would not be used: vision_encoder is not a file with the weights of MONAI's ViT")
+        return size
 
     @field_validator("modalities")
     @classmethod

@@ -23,6 +23,8 @@ WEIGHT_SOURCES = (
     "language_model",
     "vision_encoder",
     "vision_num_heads",
+    "vision_image_size",
+    "vision_patch_size",
     "projector",
 )
 """Keys of `model` that say where weights and words come from: a stage has them from the one before."""

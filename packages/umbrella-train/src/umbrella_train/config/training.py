@@ -50,7 +50,9 @@ def best_metric(trainer: Mapping[str, Any]) -> str | None:
 class TrainerConfig(Section):
     """Training options with the names and meanings of transformers' TrainingArguments.
 
-    The last six are our own; gradient_checkpointing also takes a part's name, and torch_compile means single layers.
+    Our own are save_before_seconds, early_stopping_patience, engine, gradient_scale, parity_every, on_non_finite,
+    max_skipped_steps and world_size; gradient_checkpointing also takes a part's name, and torch_compile means single
+    layers.
     """
 
     max_steps: int = -1
@@ -194,6 +196,8 @@ class ReportConfig(Section):
     """Write report.html."""
     pictures: bool = True
     """Draw one picture per modality of what the model sees."""
+    viewer: bool | None = None
+    """With pictures: put their whole scans, which can show a face, into report.html (default: synthetic ones only)."""
     max_new_tokens: PositiveInt = 32
     """Longest answer in tokens."""
     controls: bool = True

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 WARNING_LEVEL = 0.02
 """Drift that is warned of, in standard deviations of the patch embed's initial weights."""
 
+WARNING_STEPS = 20
+"""Shortest absence that is warned of: before, the momentum of real gradients moves the weights, dummy loss or not."""
+
 DRIFT_NAME = "drift.safetensors"
 """File of a checkpoint with the copies of absent modalities."""
 
@@ -79,7 +82,7 @@ class DriftWatch:
     def measure(self, *, step: int) -> dict[str, float]:
         """Measures the drift after optimizer step `step`; a collective if parameters are sharded.
 
-        Logs a warning, once per modality, if it exceeds `WARNING_LEVEL`.
+        Logs a warning, once per modality, if it exceeds `WARNING_LEVEL` after an absence of `WARNING_STEPS` or more.
 
         Returns:
             `drift/{modality}` of each modality with trainable parameters: their root mean square distance in standard
@@ -94,8 +97,9 @@ class DriftWatch:
             for name, square in zip(absent, squares.tolist(), strict=True):
                 count = sum(map(num_elements, self._trainable[name].values()))
                 drift[name] = math.sqrt(square / count) / self._spread[name]
-                if drift[name] > WARNING_LEVEL and name not in self._warned:
-                    self._warn(name, drift[name], num_steps=step - self._absent[name].since)
+                num_steps = step - self._absent[name].since
+                if drift[name] > WARNING_LEVEL and num_steps >= WARNING_STEPS and name not in self._warned:
+                    self._warn(name, drift[name], num_steps=num_steps)
         return {f"drift/{name}": value for name, value in drift.items()}
 
     def _squared_distance(self, modality: str) -> Tensor:
@@ -115,10 +119,10 @@ class DriftWatch:
         self._warned.add(name)
         if is_first_rank():
             logger.warning(
-                "%s has been absent for %s, in which its patch embed moved by %.1f %% of its initial standard "
+                "%s has been absent for %d steps, in which its patch embed moved by %.1f %% of its initial standard "
                 "deviation. dummy_loss.absent: hold prevents this",
                 name,
-                "1 step" if num_steps == 1 else f"{num_steps} steps",
+                num_steps,
                 100 * drift,
             )
 

@@ -12,6 +12,8 @@ _CONTROLS = {"shuffled": "another's scan", "swapped": "other answer's scan", "no
 _COUNTS = {"unparsed": "unreadable", "questions": "questions", "subjects": "subjects"}
 OVERLAP_MARK = "*"
 OVERLAP_NOTE = "* its 95 % interval overlaps that of a control or a baseline"
+NO_INTERVAL = "no interval"
+"""The note of a main figure that has none, as from one subject: it is never marked, and shows nothing."""
 DASH = "–"
 """A cell without a value."""
 _PERCENT = frozenset({"accuracy", "chance", "majority", "unparsed", *_CONTROLS})
@@ -74,7 +76,7 @@ class Cell:
 
     Attributes:
         value: The value, or a dash.
-        note: Its 95 % interval; empty if it has none.
+        note: Its 95 % interval; `NO_INTERVAL`, or empty beside the main figures, if it has none.
     """
 
     value: str
@@ -143,7 +145,9 @@ def build_table(kind: TableKind, metrics: Mapping[str, float], modalities: Seque
     remarks: list[str] = []
     names = [name for name in names_below(metrics, kind.needs, modalities) if "/" in name]
     for name in names:
-        rows[name] = {label: score_cell(metrics, label, name) for label in kind.columns}
+        cells = {label: score_cell(metrics, label, name) for label in kind.columns}
+        bare = [label for label in kind.own if cells[label] != Cell(DASH) and not cells[label].note]
+        rows[name] = cells | {label: Cell(cells[label].value, NO_INTERVAL) for label in bare}
         for baseline, figures in baseline_metrics(metrics, name).items():
             row = f"{name} {baseline}"
             baselines[row] = baseline

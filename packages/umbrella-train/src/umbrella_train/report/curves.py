@@ -17,10 +17,17 @@ MAX_POINTS = 1500
 
 
 def loss_figure(runs: Sequence[RunData]) -> Figure:
-    """Training loss of every run: logged values (pale), their running mean (strong), held-out losses (dots)."""
+    """Training loss of every run: logged values (pale), their running mean (strong), held-out losses (dots).
+
+    One run alone also has the held-out loss of each set of modalities.
+    """
     figure, (axes,) = panels(1, 1, height=3.4)
-    for run, colour in zip(runs, colours_of([run.name for run in runs]).values(), strict=True):
-        _draw_loss(axes, run, colour=colour, is_alone=len(runs) == 1)
+    if len(runs) == 1:
+        _draw_loss(axes, runs[0], colour=INK, is_alone=True)  # the colours are those of modalities
+        _draw_held_out_losses(axes, runs[0])
+    else:
+        for run, colour in zip(runs, colours_of([run.name for run in runs]).values(), strict=True):
+            _draw_loss(axes, run, colour=colour, is_alone=False)
     drawn = [value for run in runs for value in points(run.training, "loss").values if math.isfinite(value)]
     if drawn and min(drawn) > 0 and max(drawn) > 10 * min(drawn):
         use_log_axis(axes)
@@ -73,6 +80,16 @@ def _draw_loss(axes: Axes, run: RunData, *, colour: str, is_alone: bool) -> None
     for step, value in zip(logged.steps, logged.values, strict=True):
         if not math.isfinite(value):
             axes.axvline(step, color="#cf222e", linewidth=1, alpha=0.6)
+
+
+def _draw_held_out_losses(axes: Axes, run: RunData) -> None:
+    prefix = "eval/loss/"
+    names = sorted({key.removeprefix(prefix) for row in run.validation for key in row if key.startswith(prefix)})
+    if len(names) > 1:
+        colours = modality_colours(run.modalities, names)
+        for name in names:
+            found = points(run.validation, prefix + name)
+            axes.plot(found.steps, found.values, ":", marker=".", color=colours[name], label=f"held out, {name}")
 
 
 def _draw_norms(panel: Axes, norms: GradientNorms, *, colour: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from textwrap import shorten
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +18,7 @@ from umbrella_train.report.run_data import RunData, label_of
 
 # Larger matrices are not readable in half a page's width.
 _MAX_OPTIONS = 12
+_MAX_LABEL = 20
 
 
 def has_outcomes(run: RunData) -> bool:
@@ -71,8 +73,10 @@ def _draw_confusion(axes: Axes, members: Sequence[Prediction], *, title: str) ->
     for (row, column), count in np.ndenumerate(counts):
         colour = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(count), ha="center", va="center", color=colour)
-    axes.set_xticks(range(len(options)), options, rotation=0 if len(options) < 4 else 45)
-    axes.set_yticks(range(len(options)), options)
+    labels = [shorten(option, _MAX_LABEL, placeholder=" …") for option in options]
+    is_wide = sum(map(len, labels)) > _MAX_LABEL
+    axes.set_xticks(range(len(options)), labels, rotation=20 if is_wide else 0, ha="right" if is_wide else "center")
+    axes.set_yticks(range(len(options)), labels)
     axes.set_xlabel("likeliest option")
     axes.set_ylabel("right answer")
     axes.grid(visible=False)
@@ -94,7 +98,7 @@ def _draw_reliability(axes: Axes, members: Sequence[Prediction], *, colour: str)
     axes.set_ylim(-0.05, 1.05)
     axes.set_xlabel("probability of the likeliest option")
     axes.set_ylabel("right answers")
-    axes.set_title("reliability (numbers: questions)")
+    axes.set_title("calibration (beside a point: number of questions)")
 
 
 def _draw_numbers(axes: Axes, members: Sequence[Prediction], *, title: str, colour: str) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import jinja2
 import yaml
+from markupsafe import Markup
 
+from umbrella_data.viewer import viewer_script
 from umbrella_train.config import RunConfig
 from umbrella_train.config.schema import annotation_at, without_none
 from umbrella_train.evaluation.score_table import OVERLAP_NOTE
@@ -33,6 +35,7 @@ def render(runs: Sequence[RunData]) -> str:
         lstrip_blocks=True,
     )
     configs = [without_paths(run.config) for run in runs]
+    viewers = _viewers(runs)
     return environment.get_template("report.html.j2").render(
         runs=runs,
         title=", ".join(run.name for run in runs),
@@ -43,6 +46,8 @@ def render(runs: Sequence[RunData]) -> str:
         overlap_note=OVERLAP_NOTE,
         tables=tables.score_tables(runs),
         pictures=_pictures(runs),
+        viewers=viewers,
+        viewer_script=Markup(viewer_script()) if viewers else "",
         examples=list(tables.examples(runs[0])) if len(runs) == 1 else [],
         facts=[(run.name, tables.facts(run)) for run in runs],
         differences=tables.differences(configs),
@@ -105,4 +110,14 @@ def _pictures(runs: Sequence[RunData]) -> list[tuple[str, str, str]]:
         for modality, path in run.pictures.items():
             uri = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
             found.setdefault(uri + modality, (run.name, modality, uri))
+    return list(found.values())
+
+
+def _viewers(runs: Sequence[RunData]) -> list[tuple[str, str, Markup]]:
+    """Run, modality and HTML of each scan to scroll through; identical ones of several runs are shown once."""
+    found: dict[str, tuple[str, str, Markup]] = {}
+    for run in runs:
+        for modality, path in run.viewers.items():
+            text = path.read_text(encoding="utf-8")
+            found.setdefault(text + modality, (run.name, modality, Markup(text)))
     return list(found.values())

@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class RunData:
         validation: Lines with an evaluation loss.
         predictions: Rows of predictions.jsonl.
         pictures: PNG files by modality.
+        viewers: HTML files of scans to scroll through, by modality; none unless `has_viewers`.
         notes: Messages at the top of the report: unreadable lines, a run that did not finish, ...
         is_held_out: Whether no subject or file of the evaluation data is in the training data; None if this was not
             checked.
@@ -64,6 +65,7 @@ class RunData:
     pictures: Mapping[str, Path]
     notes: Sequence[str]
     is_held_out: bool | None = True
+    viewers: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def modalities(self) -> list[str]:
@@ -130,9 +132,11 @@ def read_run(path: Path, *, name: str) -> RunData:
         evaluation={**baselines[-1], **evaluations[-1]} if evaluations and baselines else (evaluations or [{}])[-1],
         validation=[row for row in metrics if "eval_loss" in row],
         predictions=predictions,
-        pictures=_pictures(folder, config=config),
+        pictures=_by_modality(folder, "*.png", config=config),
         notes=notes,
         is_held_out=is_held_out,
+        # A scan leaves the machine with the report only while the config says so, also if the run had it on before.
+        viewers=_by_modality(folder, "*.html", config=config) if has_viewers(config) else {},
     )
 
 
@@ -243,9 +247,16 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _pictures(folder: RunFolder, *, config: Mapping[str, Any]) -> dict[str, Path]:
-    """The pictures by modality, in the order of the config."""
-    found = {path.stem: path for path in sorted(folder.pictures.glob("*.png"))}
+def has_viewers(config: Mapping[str, Any]) -> bool:
+    """Whether whole scans are in the report: as `report.viewer` says, by default those of the synthetic cohort only."""
+    section, data = config.get("report"), config.get("data")
+    choice = section.get("viewer") if isinstance(section, Mapping) else None
+    return isinstance(data, Mapping) and data.get("synthetic") is not None if choice is None else bool(choice)
+
+
+def _by_modality(folder: RunFolder, pattern: str, *, config: Mapping[str, Any]) -> dict[str, Path]:
+    """Files of the pictures' folder by modality, in the order of the config."""
+    found = {path.stem: path for path in sorted(folder.pictures.glob(pattern))}
     model = config.get("model")
     order = list(model.get("modalities", {})) if isinstance(model, Mapping) else []
     return {name: found[name] for name in [*order, *found] if name in found}

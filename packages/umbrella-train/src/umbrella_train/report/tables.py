@@ -9,6 +9,7 @@ from umbrella_train.config.schema import flatten
 from umbrella_train.evaluation.comparison import COMPARED
 from umbrella_train.evaluation.score_table import (
     DASH,
+    NO_INTERVAL,
     OVERLAP_MARK,
     OVERLAP_NOTE,
     TABLES,
@@ -40,11 +41,15 @@ def tiles(run: RunData) -> list[dict[str, Any]]:
                     "has_overlap": any(OVERLAP_MARK in words for words in (row[main].value, *references)),
                     "name": f"{label_of(name)}: {COMPARED[main]}",
                     "value": row[main].value,
-                    "interval": f"{row['subjects'].value} subjects, 95 % interval {row[main].note}",
+                    "interval": f"{row['subjects'].value} subjects, {_interval(row[main].note)}",
                     "reference": ", ".join(references),
                 }
             )
     return found
+
+
+def _interval(note: str) -> str:
+    return note if note == NO_INTERVAL else f"95 % interval {note}"
 
 
 def score_tables(runs: Sequence[RunData]) -> list[dict[str, Any]]:

@@ -1,20 +1,26 @@
-"""Pictures of what the model sees, one for each modality, for the report."""
+"""Pictures of what the model sees, one for each modality, and viewers of these scans, for the report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from umbrella_data import ScanError
+from umbrella_data.files.atomic import write_atomically
 from umbrella_data.preview.figure import draw_volume
+from umbrella_data.preview.scan_viewer import conversation_html, scan_viewer
 from umbrella_train.assembly.build import TrainingComponents
 from umbrella_train.config import DatasetConfig, RunConfig
+from umbrella_train.report.run_data import has_viewers
+from umbrella_train.run_folder import RunFolder
 
 
 def draw_pictures(
-    sources: Sequence[DatasetConfig], *, components: TrainingComponents, config: RunConfig, folder: Path
+    sources: Sequence[DatasetConfig], *, components: TrainingComponents, config: RunConfig, folder: RunFolder
 ) -> None:
-    """Draws the first scan of each modality after its pipeline, as `T1.png` and so on."""
+    """Draws the first scan of each modality after its pipeline, as `T1.png` and so on.
+
+    The HTML of its viewer, with its questions and answers, is written as `T1.html` if the report may have it.
+    """
     missing = dict(config.model.modalities)
     for source in sources:
         dataset = components.dataset(source, config=config, augment=False)
@@ -23,11 +29,13 @@ def draw_pictures(
                 return
             if missing.keys().isdisjoint(dataset.modalities(index)):
                 continue
-            for scan in dataset.sample(index).scans:
+            sample = dataset.sample(index)
+            for scan in sample.scans:
                 modality = missing.get(scan.modality)
                 if modality is not None:
+                    pipeline = components.pipelines[scan.modality]
                     try:
-                        volume = components.pipelines[scan.modality](scan.paths, generator=None, mask=scan.mask)
+                        volume = pipeline(scan.paths, generator=None, mask=scan.mask)
                     except ScanError:
                         if config.data.on_bad_scan == "raise":
                             raise
@@ -37,4 +45,8 @@ def draw_pictures(
                     # The report shows two next to each other: a smaller figure keeps the text readable.
                     width, height = figure.get_size_inches()
                     figure.set_size_inches(0.7 * width, 0.7 * height)
-                    figure.savefig(folder / f"{scan.modality}.png", dpi=160)
+                    figure.savefig(folder.pictures / f"{scan.modality}.png", dpi=160)
+                    if has_viewers(config.model_dump()):
+                        viewer = scan_viewer(volume, pipeline=pipeline, paths=scan.paths, mask=scan.mask)
+                        text = conversation_html(sample, name=folder.subject_hash()) + viewer
+                        write_atomically(folder.pictures / f"{scan.modality}.html", [text.encode()])

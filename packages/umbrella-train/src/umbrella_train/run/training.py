@@ -191,7 +191,7 @@ def _run(
     progress = ProgressBar()
     trainer.add_callback(progress)
     if config.report.pictures and trainer.is_world_process_zero():
-        draw_pictures(sources.evaluation or sources.train, components=components, config=config, folder=folder.pictures)
+        draw_pictures(sources.evaluation or sources.train, components=components, config=config, folder=folder)
     try:
         trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
     finally:
