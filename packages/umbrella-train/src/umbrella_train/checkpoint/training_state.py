@@ -172,13 +172,13 @@ def _resume_schedule(
         ]
     else:
         rates = [_scaled(group, before["settings"]) for group, before in zip(groups, saved, strict=True)]
-    changed: dict[tuple[float, float], None] = {}  # groups with one rate are reported once
+    changed = set()  # groups with one rate are reported once
     for group, rate, before in zip(groups, rates, saved, strict=True):
         group["lr"] = rate
         expected = _scaled(group, before["settings"])
         if not math.isclose(rate, expected, rel_tol=1e-6):
-            changed[rate, expected] = None
-    for rate, expected in changed:
+            changed.add((float(rate), expected))
+    for rate, expected in sorted(changed):
         logger.warning("the schedule differs from before: the learning rate is %g instead of %g", rate, expected)
     set_last_rates(inner, rates)
 
