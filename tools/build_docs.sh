@@ -13,6 +13,8 @@ trap 'rm -rf "$stage"' EXIT
 uv run python tools/docs_pages.py "$stage"
 # In an environment of its own: the site needs no package of the workspace.
 uv run --isolated --only-group docs zensical build --strict --config-file "$stage/zensical.toml"
+# It would look for its style at the root of the host, also below a path.
+rm "$stage/site/404.html"
 rm -rf "$out"
 mkdir -p "$(dirname "$out")"
 mv "$stage/site" "$out"
