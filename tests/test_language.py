@@ -11,13 +11,17 @@ FORBIDDEN = (
     "anew", "lest", "for want of", "in clear", "goes on", "go on from", "stands in", "stands at", "let go", "at fault",
     "mend",
 )  # fmt: skip
+SUFFIXES = {".css", ".ipynb", ".j2", ".js", ".md", ".py", ".pyi", ".svg", ".toml", ".yaml"}
+NOT_OURS = "niivue.umd.js"
 
 
 def documents() -> list[Path]:
     """Tracked text of the packages, the documentation and the READMEs."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    paths = [ROOT / name for name in listed if name.startswith(("packages/", "docs/")) or name.endswith(".md")]
-    return [path for path in paths if path.suffix in {".j2", ".md", ".py", ".pyi", ".toml", ".yaml"} and path.is_file()]
+    paths = [
+        ROOT / name for name in listed if name.startswith(("packages/", "docs/", "examples/")) or name.endswith(".md")
+    ]
+    return [path for path in paths if path.suffix in SUFFIXES and path.name != NOT_OURS and path.is_file()]
 
 
 def test_forbidden_words_do_not_occur():
