@@ -11,7 +11,6 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from umbrella_data.viewer import viewer_script
 from umbrella_train.config import RunConfig
 from umbrella_train.config.schema import annotation_at, without_none
 from umbrella_train.evaluation.score_table import OVERLAP_NOTE
@@ -47,7 +46,7 @@ def render(runs: Sequence[RunData]) -> str:
         tables=tables.score_tables(runs),
         pictures=_pictures(runs),
         viewers=viewers,
-        viewer_script=Markup(viewer_script()) if viewers else "",
+        viewer_script=_viewer_script() if viewers else "",
         examples=list(tables.examples(runs[0])) if len(runs) == 1 else [],
         facts=[(run.name, tables.facts(run)) for run in runs],
         differences=tables.differences(configs),
@@ -55,6 +54,12 @@ def render(runs: Sequence[RunData]) -> str:
             (run.name, yaml.safe_dump(config, sort_keys=False)) for run, config in zip(runs, configs, strict=True)
         ],
     )
+
+
+def _viewer_script() -> Markup:
+    from umbrella_data.viewer import viewer_script  # late: imports torch
+
+    return Markup(viewer_script())
 
 
 def _answers_on(runs: Sequence[RunData]) -> str:
