@@ -33,66 +33,105 @@ ROOT = Path(__file__).parents[1]
 DATA, MODEL, TRAIN = (f"packages/umbrella-{name}/README.md" for name in ("data", "model", "train"))
 THIS = "tests/test_code_blocks.py"
 
-# All blocks of a language in a file, and the test that runs or validates them. Blocks of shell commands are below.
+# All blocks of a language in a file, and the test that runs or validates them: the block itself, or for shell commands
+# the same call with small sizes. Blocks of shell commands are below.
 RUN = {
     ("CONTRIBUTING.md", "python"): THIS,
     ("CONTRIBUTING.md", "toml"): THIS,
     ("CONTRIBUTING.md", "json"): THIS,
     ("README.md", "python"): THIS,
     ("docs/dummy-loss.md", "python"): THIS,
-    ("docs/mixtures.md", "yaml"): "tests/test_docs.py",
-    ("docs/monai.md", "python"): "packages/umbrella-data/tests/test_monai.py",
-    ("docs/your-data.md", "console"): "tests/test_docs.py",
-    (DATA, "json"): "packages/umbrella-data/tests/test_readme.py",
-    (DATA, "python"): "packages/umbrella-data/tests/test_readme.py",
-    (DATA, "yaml"): "packages/umbrella-train/tests/config/test_pipeline_options.py",
-    (MODEL, "python"): "packages/umbrella-model/tests/test_readme.py",
+    ("docs/mixtures.md", "yaml"): "tests/test_docs.py::test_configurations_in_pages_are_valid",
+    ("docs/monai.md", "python"): "packages/umbrella-data/tests/test_monai.py::test_page_runs",
+    ("docs/your-data.md", "console"): "tests/test_docs.py::test_commands_in_pages_print_what_is_shown",
+    (DATA, "json"): "packages/umbrella-data/tests/test_readme.py::test_manifest_row_is_valid_and_its_keys_documented",
+    (
+        DATA,
+        "python",
+    ): "packages/umbrella-data/tests/test_readme.py::test_code_blocks_run_and_use_the_cache_of_the_command",
+    (DATA, "yaml"): "packages/umbrella-train/tests/config/test_pipeline_options.py::test_list_of_the_readme_is_valid",
+    (MODEL, "python"): "packages/umbrella-model/tests/test_readme.py::test_readme_snippets_run_in_order",
     (TRAIN, "python"): THIS,
     (TRAIN, "toml"): THIS,
     (TRAIN, "yaml"): THIS,
 }
 # Shell commands that start so, in a file, and the test that runs them.
 RUN_COMMANDS = {
-    ("README.md", "command -v uv"): "tests/test_try_readme.py",
+    ("README.md", "command -v uv"): "tests/test_try_readme.py::test_the_first_command_gets_uv_and_the_others_use_it",
     ("README.md", "uv run umbrella-train"): ".ci/run",
     ("README.md", "uv run umbrella-train --config"): THIS,
     (
         "README.md",
         "uv run umbrella-train --config my.yaml --resume",
-    ): "packages/umbrella-train/tests/run/test_training.py",
+    ): "packages/umbrella-train/tests/run/test_stages.py::test_interrupted_stage_is_resumed_and_ends_like_an_unbroken_run",
     (
         "README.md",
         "uv run umbrella-train --config my.yaml --name cv",
-    ): "packages/umbrella-train/tests/run/test_folds.py",
+    ): "packages/umbrella-train/tests/run/test_folds.py::test_command_passes_folds",
     ("README.md", "uv run umbrella-data"): THIS,
     ("README.md", "uv run umbrella-eval"): THIS,
     (
         "README.md",
         "uv run umbrella-eval runs/bids-small --baselines",
-    ): "packages/umbrella-train/tests/run/test_baselines.py",
+    ): "packages/umbrella-train/tests/run/test_baselines.py::test_baselines_are_in_the_table_in_the_metrics_and_in_their_file",
     ("README.md", "uv run umbrella-predict"): THIS,
     ("README.md", "uv run umbrella-report"): THIS,
     ("README.md", "cp packages/"): THIS,
-    ("README.md", "uv run torchrun"): "tests/test_two_ranks.py",
-    (DATA, "umbrella-data demo"): "packages/umbrella-data/tests/test_readme.py",
-    (DATA, "umbrella-data cache"): "packages/umbrella-data/tests/test_readme.py",
+    (
+        DATA,
+        "umbrella-data demo",
+    ): "packages/umbrella-data/tests/test_readme.py::test_code_blocks_run_and_use_the_cache_of_the_command",
+    (
+        DATA,
+        "umbrella-data cache",
+    ): "packages/umbrella-data/tests/test_readme.py::test_code_blocks_run_and_use_the_cache_of_the_command",
     (DATA, "umbrella-data check"): THIS,
     (DATA, "for i in 1 2 3"): THIS,
-    (TRAIN, "umbrella-train --help"): "tests/test_docs.py",
-    (TRAIN, "umbrella-eval RUN --baselines"): "packages/umbrella-train/tests/run/test_baselines.py",
-    (TRAIN, "umbrella-train --config my.yaml --folds"): "packages/umbrella-train/tests/run/test_folds.py",
-    (TRAIN, "umbrella-report runs/my"): "packages/umbrella-train/tests/run/test_folds.py",
-    (TRAIN, "umbrella-train --config my.yaml"): "packages/umbrella-train/tests/run/test_stages.py",
-    (TRAIN, "umbrella-data from-bids BIDS --out new"): "packages/umbrella-train/tests/run/test_answers.py",
-    (TRAIN, "umbrella-predict RUN --manifest"): "packages/umbrella-train/tests/run/test_answers.py",
-    (TRAIN, "umbrella-eval RUN --manifest"): "packages/umbrella-train/tests/run/test_answers.py",
-    (TRAIN, "umbrella-app RUN"): "packages/umbrella-train/tests/app/test_command.py",
-    (TRAIN, "for name in umbrella-data"): "packages/umbrella-train/tests/test_completion.py",
-    ("docs/benchmarks.md", "uv run --with gguf"): "tests/test_pretrained_tool.py",
+    (TRAIN, "umbrella-train --help"): "tests/test_docs.py::test_every_command_has_its_help",
+    (
+        TRAIN,
+        "umbrella-eval RUN --baselines",
+    ): "packages/umbrella-train/tests/run/test_baselines.py::test_baselines_are_in_the_table_in_the_metrics_and_in_their_file",
+    (
+        TRAIN,
+        "umbrella-train --config my.yaml --folds",
+    ): "packages/umbrella-train/tests/run/test_folds.py::test_command_passes_folds",
+    (
+        TRAIN,
+        "umbrella-report runs/my",
+    ): "packages/umbrella-train/tests/run/test_folds.py::test_report_command_pools_again",
+    (
+        TRAIN,
+        "umbrella-train --config my.yaml",
+    ): "packages/umbrella-train/tests/run/test_stages.py::test_command_passes_stages",
+    (
+        TRAIN,
+        "umbrella-data from-bids BIDS --out new",
+    ): "packages/umbrella-data/tests/test_cli.py::test_from_bids_writes_a_cohort_to_test_on",
+    (
+        TRAIN,
+        "umbrella-predict RUN --manifest",
+    ): "packages/umbrella-train/tests/run/test_answers.py::test_predict_prints_the_rows_or_writes_them",
+    (
+        TRAIN,
+        "umbrella-eval RUN --manifest",
+    ): "packages/umbrella-train/tests/run/test_answers.py::test_eval_writes_an_answer_for_each_row_and_scores_those_with_an_answer",
+    (
+        TRAIN,
+        "umbrella-app RUN",
+    ): "packages/umbrella-train/tests/app/test_command.py::test_a_signal_in_an_upload_ends_the_command_and_its_files",
+    (TRAIN, "for name in umbrella-data"): "packages/umbrella-train/tests/test_completion.py::test_scripts_are_valid",
+    (
+        "docs/benchmarks.md",
+        "uv run --with gguf",
+    ): "tests/test_pretrained_tool.py::test_folder_appears_when_it_is_complete",
     ("docs/extending.md", "umbrella-data from-bids"): THIS,
     ("docs/mixtures.md", "umbrella-data from-bids"): THIS,
-    ("docs/models.md", "uv run --with gguf"): "tests/test_pretrained_tool.py",
-    ("docs/models.md", "uv run umbrella-train"): "tests/test_pretrained_smollm2.py",
+    ("docs/models.md", "uv run --with gguf"): "tests/test_pretrained_tool.py::test_folder_appears_when_it_is_complete",
+    (
+        "docs/models.md",
+        "uv run umbrella-train",
+    ): "tests/test_pretrained_smollm2.py::test_the_shipped_configuration_trains_in_two_stages",
     ("docs/benchmarks.md", "bash tools/gpu_check.sh dry-run"): ".ci/run",
     ("CONTRIBUTING.md", "uv sync"): ".ci/run",
     ("CONTRIBUTING.md", "uv run"): ".ci/run",
@@ -102,7 +141,8 @@ RUN_COMMANDS = {
 NOT_RUN = {
     ("CONTRIBUTING.md", "UMBRELLA_REAL_DATA="): "the tests themselves",
     ("README.md", "uv run pytest"): "the tests themselves",
-    ("README.md", "uv run accelerate"): "takes minutes; the same launcher as torchrun below it",
+    ("README.md", "uv run torchrun"): "minutes; tests/test_signals.py starts such a run, with -m slow",
+    ("README.md", "uv run accelerate"): "minutes; the test of DeepSpeed starts runs with it",
     ("README.md", "uv pip install"): "installs; tools/check_wheels.sh installs the wheels",
     (DATA, "uv pip install"): "installs; tools/check_wheels.sh installs the wheels",
     (MODEL, "uv pip install"): "installs; tools/check_wheels.sh installs the wheels",
@@ -182,7 +222,9 @@ def test_every_block_is_run_or_has_a_reason():
 
 @pytest.mark.parametrize("test", sorted({*RUN.values(), *RUN_COMMANDS.values()}))
 def test_tests_that_run_blocks_exist(test):
-    assert (ROOT / test).is_file()
+    file, _, function = test.partition("::")
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert file in (THIS, ".ci/run") or re.search(rf"^def {function}\(", text, re.MULTILINE)
 
 
 def test_options_of_all_commands_exist(capsys):

@@ -149,6 +149,26 @@ def test_every_public_name_is_in_the_api(reference):
         assert len(names) > 4
 
 
+def test_messages_of_troubleshooting_are_those_of_the_code():
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8").split("## By what you see")[0]
+    # Messages are in several strings, with values between them.
+    texts = (path.read_text(encoding="utf-8") for path in ROOT.glob("packages/*/src/**/*.py"))
+    sources = re.sub(r"\{[^{}]*\}|%[sd]", "…", re.sub(r'"\s*f?"', "", "\n".join(texts)))
+    messages = re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE)
+    assert len(messages) > 12
+    assert [message for message in messages if message not in sources] == []
+
+
+def test_every_name_that_a_page_imports_is_in_the_api(reference):
+    places = ("*.md", "docs/*.md", "packages/*/README.md", "examples/notebooks/*.ipynb")
+    text = "\n".join(path.read_text(encoding="utf-8") for place in places for path in ROOT.glob(place))
+    imports = re.findall(r"from (umbrella_(?:data|model|train)[\w.]*) import ([\w, ]+)", text)
+    named = {f"{module}.{name}" for module, names in imports for name in re.split(r"\W+", names) if name}
+    assert len(named) > 15
+    pages = "".join(reference.values())
+    assert [name for name in sorted(named) if f"::: {name}\n" not in f"{pages}\n"] == []
+
+
 def keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every key of the configuration, with NAME and N for names in tables and numbers in lists."""
     for name in section.model_fields:

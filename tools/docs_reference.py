@@ -23,6 +23,8 @@ from umbrella_train.config.run_config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("umbrella_data", "umbrella_model", "umbrella_train")
+MODULES = {"umbrella_data": ("preview.figure", "monai", "viewer"), "umbrella_train": ("processor",)}
+"""Documented modules that are imported by their own name."""
 Schema = Mapping[str, Any]
 
 
@@ -39,14 +41,18 @@ def pages() -> dict[str, str]:
 
 def api_page(package: str) -> str:
     """A directive of mkdocstrings for each public name: classes and functions are read from the sources."""
-    directives = [f"::: {package}.{name}\n" for name in sorted(public_names(package), key=str.lower)]
-    return "\n".join([f"# {package}", f"Public names: `from {package} import ...`.\n", *directives])
+    lines = [f"# {package}", f"Public names: `from {package} import ...`; of modules below, by their full name.\n"]
+    for module in (package, *(f"{package}.{name}" for name in MODULES.get(package, ()))):
+        lines += [f"::: {module}.{name}\n" for name in sorted(public_names(module), key=str.lower)]
+    return "\n".join(lines)
 
 
-def public_names(package: str) -> list[str]:
-    """`__all__` of a package, from its source: an import would load torch."""
-    folder = ROOT / "packages" / package.replace("_", "-") / "src" / package
-    source = next(path for path in (folder / "__init__.pyi", folder / "__init__.py") if path.is_file())
+def public_names(module: str) -> list[str]:
+    """`__all__` of a package or module, from its source: an import would load torch."""
+    package, *names = module.split(".")
+    folder = ROOT.joinpath("packages", package.replace("_", "-"), "src", package, *names)
+    places = (folder / "__init__.pyi", folder / "__init__.py", folder.with_suffix(".py"))
+    source = next(path for path in places if path.is_file())
     for node in ast.parse(source.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return list(ast.literal_eval(node.value))

@@ -201,6 +201,11 @@ def test_predict_gives_the_models_answer_for_a_run_or_model_folder(
     assert sorted(run_folder.rglob("*")) == before
 
 
+def test_a_prompt_that_does_not_fit_is_an_error(run_folder: Path) -> None:
+    with pytest.raises(RunError, match=r"more than the \d+ of the language model"):
+        predict(run_folder, question="Old or young? " * 2000, device="cpu")
+
+
 def test_a_question_may_have_no_scan_or_several(run_folder: Path, cohort: DemoCohort, sample: Sample) -> None:
     samples = read_manifest(cohort.test_manifest)
     series = next(samples[i] for i in range(len(samples)) if samples[i].modalities == ("rsfMRI",))

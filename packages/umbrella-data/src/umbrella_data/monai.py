@@ -15,6 +15,8 @@ from umbrella_data.scan.geometry import is_same_grid
 from umbrella_data.scan.reader import open_scan
 from umbrella_data.scan.voxels import MAX_VOXELS, Voxels, check_rank, read_voxels
 
+__all__ = ["StrictNiftiReader"]
+
 _ENDINGS = (".nii", ".hdr", ".img")
 
 

@@ -26,6 +26,8 @@ from umbrella_model import UmbrellaConfig
 from umbrella_train.end_of_turn import EndOfTurn, find_end_of_turn
 
 Message = Mapping[str, Any]
+__all__ = ["UmbrellaProcessor"]
+
 logger = logging.getLogger(__name__)
 
 

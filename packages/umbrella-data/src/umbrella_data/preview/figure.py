@@ -16,6 +16,8 @@ from umbrella_data.viewer.fragment import display_limits
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["draw_volume"]
+
 # Each plane: name, axis that it cuts, axes drawn to the right and upwards, direction letters at their ends.
 _PLANES = (
     ("sagittal", 0, (1, 2), "PAIS"),

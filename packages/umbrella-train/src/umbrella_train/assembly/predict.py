@@ -49,7 +49,18 @@ def predict(
 
 
 def answer_batch(model: Any, processor: UmbrellaProcessor, batch: dict[str, Any], *, max_new_tokens: int) -> str:
-    """The answer to the first prompt of a batch of the processor, decoded greedily."""
+    """The answer to the first prompt of a batch of the processor, decoded greedily.
+
+    Raises:
+        RunError: The prompt and the answer have more tokens than the language model has positions.
+    """
+    length = batch["input_ids"].shape[1] + max_new_tokens
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise RunError(
+            f"the scans, the question and an answer of up to {max_new_tokens} tokens have {length} tokens, more than "
+            f"the {positions} of the language model; ask a shorter one, or allow a shorter answer (--max-new-tokens)"
+        )
     volumes = {name: volume.to(model.device) for name, volume in batch.pop("pixel_values").items()}
     inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
     stops = list(processor.end_of_turn.stop_ids)
