@@ -97,6 +97,16 @@ def test_metrics_have_loss_gradients_and_evaluation(folder: Path) -> None:
             assert 0 <= scores[f"eval/{condition}/{modality}"] <= 1
 
 
+def test_every_figure_is_in_the_readme(folder: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)`", readme.split("## Evaluation", 1)[1]))
+    added = re.compile(r"(_lower|_upper|_shuffled|_swapped|_no_scan)+$")
+    keys = {key for row in rows_of(folder) for key in row if re.match(r"eval/(?!loss/)", key)}
+    labels = {added.sub("", key.split("/")[1]) for key in keys}
+    assert {"accuracy", "auroc", "brier"} <= labels
+    assert labels <= named
+
+
 def test_no_subject_is_named_except_in_the_config_and_the_table_of_names(
     folder: Path, cohort: DemoCohort, capsys: pytest.CaptureFixture[str]
 ) -> None:
