@@ -62,6 +62,16 @@ def test_page_has_each_modality_of_several_subjects(manifest, tmp_path, capsys):
         assert not any(name in content for name in (b"sub-a", b"a_0", b"nii.gz", str(tmp_path).encode()))
 
 
+def test_size_of_a_large_page_is_printed_with_advice(manifest, tmp_path, capsys, monkeypatch):
+    args = ["preview", str(manifest), *SIZES[:2], "--num", "1", "--out", str(tmp_path / "page")]
+    assert main(args) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'page' / 'index.html'}, 1 pictures\n"
+    monkeypatch.setattr("umbrella_data.cli.preview._LARGE_MB", 0.001)
+    assert main(args) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.search(r"1 pictures; 0 MB .*--num", last)
+
+
 def test_page_has_more_scans_of_a_subject_if_there_are_no_other_subjects(
     nifti, random_voxels, make_row, write_manifest, tmp_path
 ):
