@@ -13,7 +13,15 @@ import pytest
 from umbrella_data.cli import main
 from umbrella_data.dataset.bad_scans import LIST_NAME, BadScan, BadScanList
 from umbrella_data.errors import ScanError, ScanReason
-from umbrella_data.privacy import TABLE_NAME, UnknownHashError, name_hasher, pseudonyms, read_or_create_salt, who_is
+from umbrella_data.privacy import (
+    TABLE_NAME,
+    UnknownHashError,
+    name_hasher,
+    pseudonyms,
+    read_or_create_salt,
+    replace_hashes,
+    who_is,
+)
 
 
 def test_salt_is_created_once_for_each_folder(tmp_path):
@@ -50,6 +58,17 @@ def test_names_are_found_by_their_hash_or_its_first_digits(tmp_path):
         assert pseudonym == name_hasher(read_or_create_salt(tmp_path / "salt"))(name)
         assert who_is(pseudonym, folders=[tmp_path]) == (name, tmp_path)
         assert who_is(pseudonym[:10].upper(), folders=[tmp_path]) == (name, tmp_path)
+
+
+def test_hashes_in_texts_of_a_row_are_replaced():
+    one, longer = "0123456789abcdef", "0123456789abcdef0"
+    row = {"subject": one, "question": f"Is {one}_ses-1 or {longer} x{one}?", "options": [one, "no"], "score": 1.0}
+    assert replace_hashes(row, by={one: "sub-a"}.__getitem__) == {
+        "subject": "sub-a",
+        "question": f"Is sub-a_ses-1 or {longer} x{one}?",
+        "options": ["sub-a", "no"],
+        "score": 1.0,
+    }
 
 
 def test_names_of_several_processes_are_found_and_repeated_ones_are_written_once(tmp_path):

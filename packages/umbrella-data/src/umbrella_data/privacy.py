@@ -9,10 +9,12 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from umbrella_data.errors import UmbrellaDataError
 
@@ -24,6 +26,7 @@ TABLE_NAME = "names.jsonl"
 """File of a folder with a line `[hash, name]` for each name that was hashed, for `umbrella-data whois`."""
 
 _MIN_DIGITS = 4
+_HASH = re.compile(rf"(?<![^\W_])[0-9a-f]{{{HASH_LENGTH}}}(?![^\W_])")
 _MAX_REMEMBERED = 1 << 16
 
 
@@ -88,6 +91,20 @@ def who_is(hash_text: str, *, folders: Sequence[Path]) -> tuple[str, Path]:
 def names_by_hash(folders: Iterable[Path]) -> dict[str, str]:
     """All names in the tables of some folders, by their hashes; a folder without a table adds none."""
     return {pseudonym: name for folder in folders for pseudonym, name in _rows(folder / TABLE_NAME)}
+
+
+def replace_hashes(value: Any, *, by: Callable[[str], str]) -> Any:
+    """A JSON value with the hashes in its texts replaced.
+
+    Args:
+        value: A text, or lists and objects of them; other values are returned as they are.
+        by: Returns what replaces a hash. It is also called with other texts that look like one.
+    """
+    if isinstance(value, str):
+        return _HASH.sub(lambda match: by(match[0]), value)
+    if isinstance(value, Mapping):
+        return {key: replace_hashes(item, by=by) for key, item in value.items()}
+    return [replace_hashes(item, by=by) for item in value] if isinstance(value, list | tuple) else value
 
 
 def folders_with_names(top: Path) -> list[Path]:

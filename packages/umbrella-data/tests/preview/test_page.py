@@ -62,6 +62,16 @@ def test_page_has_each_modality_of_several_subjects(manifest, tmp_path, capsys):
         assert not any(name in content for name in (b"sub-a", b"a_0", b"nii.gz", str(tmp_path).encode()))
 
 
+def test_size_of_a_large_page_is_printed_with_advice(manifest, tmp_path, capsys, monkeypatch):
+    args = ["preview", str(manifest), *SIZES[:2], "--num", "1", "--out", str(tmp_path / "page")]
+    assert main(args) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'page' / 'index.html'}, 1 pictures\n"
+    monkeypatch.setattr("umbrella_data.cli.preview._LARGE_MB", 0.001)
+    assert main(args) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.search(r"1 pictures; 0 MB .*--num", last)
+
+
 def test_page_has_more_scans_of_a_subject_if_there_are_no_other_subjects(
     nifti, random_voxels, make_row, write_manifest, tmp_path
 ):
@@ -88,7 +98,7 @@ def test_page_has_the_questions_the_answers_and_a_viewer_of_each_scan(
     nifti, random_voxels, make_row, write_manifest, tmp_path
 ):
     rows = []
-    for name, text in (("a", "Is a_0.nii.gz of sub-a <b>old</b>?"), ("b", "sub-bb?")):
+    for name, text in (("a", "Is a_0.nii.gz of sub-a_ses-1 <b>old</b>?"), ("b", "sub-bb?")):
         nifti.write(random_voxels(6, 7, 8), f"{name}_0.nii.gz")
         rows.append(make_row(name, "T1", question=text, answer="yes & no"))
     out = tmp_path / "page"
@@ -96,7 +106,7 @@ def test_page_has_the_questions_the_answers_and_a_viewer_of_each_scan(
     assert main(args) == 0
     page = (out / "index.html").read_text()
     name_hash = name_hasher(read_or_create_salt(out / "salt"))
-    question = f"Is {name_hash('a_0.nii.gz')} of {name_hash('sub-a')} &lt;b&gt;old&lt;/b&gt;?"
+    question = f"Is {name_hash('a_0.nii.gz')} of {name_hash('sub-a')}_ses-1 &lt;b&gt;old&lt;/b&gt;?"
     answer = "<dt>Answer</dt><dd>yes &amp; no</dd>"
     assert f"<dt>Question</dt><dd>{question}</dd>{answer}" in page
     assert f"<dt>Question</dt><dd>sub-bb?</dd>{answer}" in page  # not the name of a subject
@@ -104,7 +114,7 @@ def test_page_has_the_questions_the_answers_and_a_viewer_of_each_scan(
     assert page.count('<script src="viewer.js"></script>') == 1
     assert (out / "viewer.js").read_text() == viewer_script()
     assert main([*args, "--names"]) == 0
-    assert "<dd>Is a_0.nii.gz of sub-a &lt;b&gt;old&lt;/b&gt;?</dd>" in (out / "index.html").read_text()
+    assert "<dd>Is a_0.nii.gz of sub-a_ses-1 &lt;b&gt;old&lt;/b&gt;?</dd>" in (out / "index.html").read_text()
 
 
 def test_page_lists_scans_that_cannot_be_used(manifest, tmp_path, capsys):

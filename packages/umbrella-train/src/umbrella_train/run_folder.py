@@ -64,7 +64,7 @@ class RunFolder:
     pictures = _File("pictures")
     """Pictures of what the model sees, one PNG per modality, and with `report.viewer` the HTML of the scan."""
     salt = _File("salt")
-    """The salt of the subjects' hashes, readable by its owner only."""
+    """The salt of the subjects' hashes, readable by its owner only; like the table of names, it is not to be shared."""
     changes = _File("changes.jsonl")
     """Settings that were changed when the run was resumed, one JSON object per resume."""
     finished = _File("FINISHED")

@@ -44,6 +44,12 @@ def accuracy(predictions: Sequence[Prediction]) -> float:
     return float(np.mean([each.score for each in predictions]))
 
 
+def test_names_in_questions_are_hidden(predict: Any, make_row: MakeRow, side: Side) -> None:
+    rows = [make_row(n, side(n % 2), question=f"Where is sub-{n:03}?") for n in range(20)]
+    found = predict(rows[:12], rows[12:])
+    assert [each.question for each in found["constant"]] == [f"Where is SUB-{n:03}?" for n in range(12, 20)]
+
+
 def test_a_planted_signal_is_found_in_the_volume_and_a_coin_is_not(predict: Any, make_row: MakeRow, side: Side) -> None:
     sides, coins = coin(), coin(1)
     rows = [make_row(n, side(sides[n]), signal=sides[n]) for n in range(NUM_ALL)]

@@ -16,10 +16,11 @@ from umbrella_train.end_of_turn import EndOfTurn
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation import asker
 from umbrella_train.evaluation.answer_space import AnswerSpace
-from umbrella_train.evaluation.answers import modality_name
+from umbrella_train.evaluation.answers import make_prediction, modality_name
 from umbrella_train.evaluation.controls import Question, repeated_questions
 from umbrella_train.evaluation.generate import EvaluationResult, evaluate_dataset, generate_in_order
 from umbrella_train.evaluation.metrics import summarise
+from umbrella_train.evaluation.predictions import Reply
 
 SIDES = ("left", "right")
 STOP = 1
@@ -151,6 +152,24 @@ def test_numbers_of_a_grid_are_candidates_once(monkeypatch: pytest.MonkeyPatch) 
     assert texts == [["40 years", "41 years", "42 years"]]
     reply = one._reply(question, None, (-100.0, 0.0, 0.0), tokens)
     assert reply.expected == pytest.approx(41.5)
+
+
+def test_names_in_questions_and_answers_are_hidden_after_they_are_scored() -> None:
+    text = "sub-007 has 12.nii_old"
+    turns = (Turn("user", (Scan("T1", (Path("/d/12.nii"),)), "Report of sub-007?")), Turn("assistant", (text,)))
+    sample = Sample("i", "sub-007", "report", turns, Answer("text", text))
+    prediction = make_prediction(
+        sample,
+        cast(Answer, sample.answer),
+        Reply(generated=text.upper()),
+        condition="accuracy",
+        subject_hash=lambda name: f"<{len(name)}>",
+    )
+    assert (prediction.subject, prediction.question) == ("<7>", "Report of <7>?")
+    assert (prediction.answer, prediction.generated) == ("<7> has <6>_old", "<7> HAS <6>_OLD")
+    assert (prediction.predicted, prediction.score) == ("<7> has <6>_old", 1)
+    named = evaluate(ToyModel(), ToyDataset([side_sample(n, task=f"side of sub-{n:03}") for n in range(4)]))
+    assert {each.question for each in named.predictions} == {f"Which side of hash of {n:03}?" for n in range(4)}
 
 
 def test_a_model_that_uses_the_scan_is_right_with_its_own_scan_only() -> None:

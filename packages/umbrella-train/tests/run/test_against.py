@@ -66,6 +66,17 @@ def test_subjects_are_paired_by_name(tmp_path: Path) -> None:
     assert accuracy.p == pytest.approx(2 / 32)
 
 
+def test_rows_are_paired_by_answers_with_names_whose_hashes_differ(tmp_path: Path) -> None:
+    folders = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        name_hash = pseudonyms(folder)
+        text = f"report of {name_hash('sub-1')}"
+        folders.append(write_run(folder, [sex_row("sub-1", answer=text, type="text", options=[])]))
+    (comparison,) = compare_runs(*folders)
+    assert (comparison.num_subjects, comparison.left_out) == (1, 0)
+    assert comparison.differences["token_f1"].values == (1, 1)
+
+
 def test_names_with_and_without_prefix_are_one_subject(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", hits(right=9))
     second = write_run(tmp_path / "b", [row | {"subject": row["subject"][4:]} for row in hits(right=4)])

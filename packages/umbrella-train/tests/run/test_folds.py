@@ -183,6 +183,15 @@ def test_folds_without_their_tables_of_names_keep_their_hashes(pooled: Path) -> 
     assert len(pooled_hashes) == 6
 
 
+def test_hashes_in_pooled_texts_are_those_of_the_pooled_folder(pooled: Path) -> None:
+    path = pooled / "fold-1/predictions.jsonl"
+    rows = [row | {"question": f"Is {row['subject']}_ses-1 old?"} for row in lines_of(path)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build_report([pooled])
+    own = lines_of(pooled / "predictions.jsonl")[: len(rows)]
+    assert [row["question"] for row in own] == [f"Is {row['subject']}_ses-1 old?" for row in own]
+
+
 @pytest.mark.parametrize(
     ("key", "old", "new"), [("seed", "seed: 0", "seed: 1"), ("data.num_folds", "num_folds: 2", "num_folds: 3")]
 )

@@ -18,6 +18,9 @@ The page has hashes of subjects and files unless --names is given; `umbrella-dat
   umbrella-data preview --config my.yaml --out preview
   umbrella-data preview train.jsonl --size T1=96,96,96 --patch T1=16,16,16 --out preview"""
 
+_LARGE_MB = 50
+"""Browsers take seconds to open a page above this size."""
+
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
@@ -65,7 +68,9 @@ def run(options: argparse.Namespace) -> int:
         print(f"cannot be shown: {error}")
     num_drawn = len(report.pictures) - len(report.failed)
     if num_drawn:
-        print(f"wrote {report.page}, {num_drawn} pictures")
+        size = report.page.stat().st_size / 1e6
+        advice = f"; {size:,.0f} MB are slow to open: give a smaller --num or image size" if size > _LARGE_MB else ""
+        print(f"wrote {report.page}, {num_drawn} pictures{advice}")
     else:
         print(f"no picture: none of the {len(report.failed)} scans can be shown; {report.page} lists them")
     print_lost_root(report.failed, num_scans=len(report.pictures), manifests=manifests)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -105,3 +105,23 @@ def without_scans(messages: Sequence[Turn]) -> tuple[Turn, ...]:
     return tuple(
         replace(turn, content=tuple(item for item in turn.content if isinstance(item, str))) for turn in messages
     )
+
+
+def hide_names(text: str, sample: Sample, *, name: Callable[[str], str]) -> str:
+    """A text with the names of a sample's subject and files replaced, in upper or lower case.
+
+    Replaced are the subject with and without `sub-`, and the names and paths of files. Left as they are: names without
+    a letter, since a subject `12` is also an age, and what follows `sub-` unless it has a letter and a digit.
+
+    Args:
+        text: A question or an answer.
+        sample: The sample that it is about.
+        name: Maps a name, as the text spells it, to what replaces it, such as its hash.
+    """
+    label = subject_key(sample.subject)
+    names = {sample.subject, f"sub-{label}"} | ({label} if any(map(str.isdigit, label)) else set())
+    names |= {each for scan in sample.scans for path in scan.files for each in (str(path), path.name)}
+    lettered = sorted((each for each in names if any(map(str.isalpha, each))), key=len, reverse=True)
+    pattern = "|".join(map(re.escape, lettered))
+    # An underscore ends a name, as in sub-01_ses-1.
+    return re.sub(rf"(?<![^\W_])(?:{pattern})(?![^\W_])", lambda match: name(match[0]), text, flags=re.IGNORECASE)

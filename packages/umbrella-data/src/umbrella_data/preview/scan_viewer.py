@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from umbrella_data.manifest.sample import Sample
+from umbrella_data.manifest.sample import Sample, hide_names
 from umbrella_data.pipeline.crop import box_centre
 from umbrella_data.pipeline.pipeline import Pipeline
 from umbrella_data.pipeline.resample import resample
@@ -89,16 +88,11 @@ def conversation_html(sample: Sample, *, name: Callable[[str], str]) -> str:
 
     Args:
         sample: The sample.
-        name: Maps its subject, and its files, to what the page calls them, wherever a text has them.
+        name: Maps its subject, and its files, to what the page calls them, see `hide_names`.
     """
-    secrets = {sample.subject} | {
-        text for scan in sample.scans for path in scan.files for text in (str(path), path.name)
-    }
-    pattern = "|".join(re.escape(text) for text in sorted(secrets, key=len, reverse=True))
     rows = []
     for turn in sample.messages:
         if turn.role != "system":
-            text = re.sub(rf"(?<!\w)(?:{pattern})(?!\w)", lambda match: name(match[0]), turn.text)
             kind = "Question" if turn.role == "user" else "Answer"
-            rows.append(f"<dt>{kind}</dt><dd>{html.escape(text)}</dd>")
+            rows.append(f"<dt>{kind}</dt><dd>{html.escape(hide_names(turn.text, sample, name=name))}</dd>")
     return f'<dl class="conversation">{"".join(rows)}</dl>'

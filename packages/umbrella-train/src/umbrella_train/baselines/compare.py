@@ -15,9 +15,9 @@ from umbrella_train.baselines.cnn import predict_cnn
 from umbrella_train.baselines.features import VolumeFile, bin_edges, histogram
 from umbrella_train.baselines.models import Targets, bag_of_words, predict_constant, predict_linear
 from umbrella_train.baselines.rows import Row
-from umbrella_train.evaluation.answers import modality_name, question_text
+from umbrella_train.evaluation.answers import make_prediction, modality_name
 from umbrella_train.evaluation.metrics import summarise
-from umbrella_train.evaluation.predictions import Prediction, Reply, read_reply
+from umbrella_train.evaluation.predictions import Prediction, Reply
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def predict_baselines(
         train: Rows to train on. Those with the same modalities, task, type and unit of the answer are one question.
         test: Rows to answer. Texts as answers, and questions without training rows, are left out, with a message.
         volumes: Has the stored volumes of all rows.
-        subject_hash: Returns the name of a subject in the predictions.
+        subject_hash: Returns what replaces names of subjects and files in the predictions.
         with_regions: Whether there are segmentations. Without one for every scan of a question, its `regions` are left
             out, with a warning.
         seed: Seed of the CNN.
@@ -197,7 +197,7 @@ def _prediction(
     row: Row, value: np.ndarray, classes: Sequence[str], *, subject_hash: Callable[[str], str]
 ) -> Prediction:
     """The prediction from the probabilities of the classes (K,), or from a number."""
-    answer, sample = row.answer, row.sample
+    answer = row.answer
     if answer.type == "choice":
         known = dict(zip(classes, value.tolist(), strict=True))
         # Options that training never saw have probability 0; classes that are no option of this row do not count.
@@ -205,15 +205,4 @@ def _prediction(
         reply = Reply(option_scores=tuple(np.log(probabilities / probabilities.sum()).tolist()))
     else:
         reply = Reply(expected=float(value))
-    return Prediction(
-        subject=subject_hash(sample.subject),
-        task=sample.task,
-        modality=modality_name(sample.modalities),
-        condition="accuracy",
-        question=question_text(sample),
-        type=answer.type,
-        options=answer.options,
-        answer=answer.value,
-        unit=answer.unit,
-        **read_reply(reply, answer),
-    )
+    return make_prediction(row.sample, answer, reply, condition="accuracy", subject_hash=subject_hash)

@@ -1,13 +1,13 @@
-"""Rows of a file of answers, one for each row of a manifest; they are joined with it by `id`."""
+"""Answers to a manifest's questions: predictions with hashed names, and rows that are joined with it by `id`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from umbrella_data.manifest.sample import Sample
+from umbrella_data.manifest.sample import Answer, Sample, hide_names
 from umbrella_data.modality import MODALITIES
-from umbrella_train.evaluation.predictions import Reply, read_reply
+from umbrella_train.evaluation.predictions import Condition, Prediction, Reply, read_reply
 
 
 def answer_row(sample: Sample, generated: str | None) -> dict[str, Any]:
@@ -53,6 +53,38 @@ def scored_row(sample: Sample, reply: Reply | None) -> dict[str, Any]:
         "probabilities": None if scores is None else softmax(scores).tolist(),
         "interval": read.get("interval"),
     }
+
+
+def make_prediction(
+    sample: Sample, answer: Answer, reply: Reply, *, condition: Condition, subject_hash: Callable[[str], str]
+) -> Prediction:
+    """The prediction of a reply to a sample's question.
+
+    Args:
+        sample: The sample.
+        answer: Its right answer.
+        reply: What the model said.
+        condition: With which scans.
+        subject_hash: Returns what replaces the subject's name, and it and those of its files in the texts.
+    """
+
+    def hidden(value: Any) -> Any:
+        return hide_names(value, sample, name=subject_hash) if isinstance(value, str) else value
+
+    # Scored before names are replaced: the figures do not depend on the salt.
+    read = read_reply(reply, answer)
+    return Prediction(
+        subject=subject_hash(sample.subject),
+        task=sample.task,
+        modality=modality_name(sample.modalities),
+        condition=condition,
+        question=hidden(question_text(sample)),
+        type=answer.type,
+        options=tuple(map(hidden, answer.options)),
+        answer=hidden(answer.value),
+        unit=answer.unit,
+        **{key: hidden(value) for key, value in read.items()},
+    )
 
 
 def question_text(sample: Sample) -> str:

@@ -12,13 +12,12 @@ import torch
 from torch import nn
 
 from umbrella_data import ConversationDataset
-from umbrella_data.manifest.sample import Sample
 from umbrella_train.end_of_turn import EndOfTurn
 from umbrella_train.evaluation.answer_space import AnswerSpace
-from umbrella_train.evaluation.answers import modality_name, question_text, scored_row
+from umbrella_train.evaluation.answers import make_prediction, scored_row
 from umbrella_train.evaluation.asker import Asker, Batch
 from umbrella_train.evaluation.controls import Question, plan_questions, repeated_questions
-from umbrella_train.evaluation.predictions import Prediction, Reply, read_reply
+from umbrella_train.evaluation.predictions import Prediction, Reply
 
 # A batch has one list of modalities: of several batches of rows in order, few are smaller than batch_size.
 _BATCHES_AHEAD = 16
@@ -72,7 +71,7 @@ def evaluate_dataset(
         batch_size: Number of prompts in a batch.
         max_new_tokens: Maximum length of an answer in tokens.
         device: Device of the model.
-        subject_hash: Returns the name of a subject in the predictions.
+        subject_hash: Returns what replaces names of subjects and files in the predictions.
         end_of_turn: What ends an answer; with None, the model's own end-of-sequence tokens.
         spaces: The possible answers by `task_name`.
         grids: First, last and step of the candidate numbers of a task, in place of the training answers' range.
@@ -113,7 +112,9 @@ def evaluate_dataset(
     copied = {position: asked[first] for position, first in same.items() if first in asked}
     replies = dict(sorted((asked | copied).items()))
     predictions = [
-        _prediction(sample, questions[position], reply, subject_hash=subject_hash)
+        make_prediction(
+            sample, sample.answer, reply, condition=questions[position].condition, subject_hash=subject_hash
+        )
         for position, reply in replies.items()
         if (sample := dataset.sample(questions[position].index)).answer is not None
     ]
@@ -200,20 +201,3 @@ def _gather(answers: list[tuple[int, Reply]], *, world_size: int) -> list[tuple[
     shares: list[Any] = [None] * world_size
     torch.distributed.all_gather_object(shares, answers)
     return [answer for share in shares for answer in share]
-
-
-def _prediction(sample: Sample, question: Question, reply: Reply, *, subject_hash: Callable[[str], str]) -> Prediction:
-    answer = sample.answer
-    assert answer is not None, "only samples with an answer are planned"
-    return Prediction(
-        subject=subject_hash(sample.subject),
-        task=sample.task,
-        modality=modality_name(sample.modalities),
-        condition=question.condition,
-        question=question_text(sample),
-        type=answer.type,
-        options=answer.options,
-        answer=answer.value,
-        unit=answer.unit,
-        **read_reply(reply, answer),
-    )

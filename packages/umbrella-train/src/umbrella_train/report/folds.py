@@ -12,7 +12,7 @@ import yaml
 
 from umbrella_data.files.atomic import write_atomically
 from umbrella_data.manifest.sample import subject_key
-from umbrella_data.privacy import names_by_hash, pseudonyms
+from umbrella_data.privacy import names_by_hash, pseudonyms, replace_hashes
 from umbrella_train.config.schema import flatten
 from umbrella_train.config.strict_yaml import read_yaml
 from umbrella_train.errors import RunError
@@ -102,17 +102,20 @@ def _with_one_salt(path: Path, answers: Mapping[Path, Sequence[Mapping[str, Any]
     fold_of: dict[str, str] = {}
     for fold, rows in answers.items():
         names = names_by_hash([fold])
+
+        def pooled(own: str, names: Mapping[str, str] = names) -> str:
+            # Without the fold's table of names, its own hashes are kept.
+            return name_hash(names[own]) if own in names else own
+
         for row in rows:
             name = names.get(row["subject"])
-            # Without the fold's table of names, its own hash is kept.
-            subject = row["subject"] if name is None else name_hash(name)
             key = row["subject"] if name is None else subject_key(name)
             if fold_of.setdefault(key, fold.name) != fold.name:
                 raise RunError(
                     f"{path}: a subject is in {fold_of[key]} and {fold.name}, so the manifests have changed; "
                     "train all folds again under another name"
                 )
-            yield {**row, "subject": subject}
+            yield replace_hashes(row, by=pooled)
 
 
 def _pool_baselines(folder: RunFolder, folds: Sequence[RunFolder], *, seed: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from umbrella_data.manifest.sample import subject_key
-from umbrella_data.privacy import TABLE_NAME, names_by_hash
+from umbrella_data.privacy import TABLE_NAME, names_by_hash, replace_hashes
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation.paired import Difference, Pair, Row, is_answered, paired_differences
 from umbrella_train.run_folder import read_lines
@@ -117,7 +117,9 @@ def _read_groups(folder: Path) -> _Groups:
         for row in rows:
             if row["condition"] == "accuracy" and row["subject"] in names:
                 key = (row["modality"], row["task"], row["type"])
-                groups[key][subject_key(names[row["subject"]])].append(row)
+                # The runs have other hashes in their texts, too.
+                named = replace_hashes(row, by=lambda own: names.get(own, own))
+                groups[key][subject_key(names[row["subject"]])].append(named)
             elif row["condition"] == "accuracy":
                 unknown.add(row["subject"])
     if unknown:
