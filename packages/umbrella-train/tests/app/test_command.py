@@ -93,7 +93,8 @@ def test_the_command_names_the_extra_that_is_missing(
         command.app_command([str(tmp_path)])
     assert caught.value.code == 2
     assert "needs uvicorn; " in (error := capsys.readouterr().err)
-    assert error.endswith("pip install 'umbrella-train[app]'\n")
+    assert "pip install 'umbrella-train[app]'" in error
+    assert "uv pip install './packages/umbrella-train[app]'" in error  # also in the README
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,8 @@ def _serve(arguments: Sequence[str] | None) -> None:
     missing = [name for name in ("anyio", "starlette", "uvicorn") if find_spec(name) is None]
     if missing:
         raise RunError(
-            f"umbrella-app needs {' and '.join(missing)}; install it with: pip install 'umbrella-train[app]'"
+            f"umbrella-app needs {' and '.join(missing)}; install it with: pip install 'umbrella-train[app]' "
+            "(in a checkout: uv pip install './packages/umbrella-train[app]')"
         )
     set_up_output(is_quiet=options.quiet, has_messages=False)
     with ended_by_signals():
