@@ -52,7 +52,7 @@ def test_questions_of_the_newest_evaluation_are_suggested_by_modality(tmp_path: 
 @pytest.mark.parametrize("control", [0.2, 0.6])
 def test_a_mark_of_a_score_is_explained(tmp_path: Path, control: float) -> None:
     (tmp_path / "config.yaml").write_text("{}")
-    figures = {"subjects": 9, "accuracy": 0.7, "accuracy_lower": 0.5, "accuracy_upper": 0.9}
+    figures = {"questions": 9, "subjects": 9, "accuracy": 0.7, "accuracy_lower": 0.5, "accuracy_upper": 0.9}
     figures |= {"shuffled": control, "shuffled_lower": control - 0.1, "shuffled_upper": control + 0.1}
     metrics = {f"eval/{label}/T1/sex": value for label, value in figures.items()}
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, **metrics}) + "\n")
