@@ -20,6 +20,7 @@ from umbrella_data.synthetic.cohort import DemoCohort
 from umbrella_train.app.server import HOST, read_question
 from umbrella_train.app.session import PreparedScan, Session
 from umbrella_train.assembly.predict import predict
+from umbrella_train.errors import RunError
 
 from .conftest import MAX_BYTES, NUM_TOKENS, App, wait_until
 
@@ -203,10 +204,12 @@ def test_questions_that_cannot_be_asked_are_rejected(app: App, t1: Any, question
 
 
 @pytest.mark.parametrize("token", ["<image>", "<|image|>", "<|im_end|>"])
-def test_a_question_with_markup_is_rejected_by_its_name(app: App, t1: Any, token: str) -> None:
+def test_a_question_with_markup_is_rejected_by_its_name(app: App, random_run: Path, t1: Any, token: str) -> None:
     rejected = app.ask(app.give("T1", t1).json["key"], f"What is {token}?")
     assert rejected.status == 400
     assert rejected.json["message"].startswith(f"the question contains {token!r}")
+    with pytest.raises(RunError, match="the question contains"):
+        predict(random_run, question=f"What is {token}?")
 
 
 @pytest.mark.parametrize(
