@@ -47,6 +47,9 @@ files = [str(path) for path in importlib.metadata.files(f"umbrella-{name}")]
 needed = [f"umbrella_{name}/py.typed"]
 if name == "data":
     needed += [f"umbrella_data/viewer/{file}" for file in ("niivue.umd.js", "viewer.js", "LICENSE.niivue.txt")]
+if name == "train":
+    needed += [f"umbrella_train/app/{file}" for file in ("app.js", "app.css")]
+    needed += [f"umbrella_train/templates/{page}.html.j2" for page in ("app", "app_scan", "report")]
 for file in needed:
     assert file in files, f"{file} is missing"
 print(f"umbrella-{name}: {len(package.__all__)} public names")

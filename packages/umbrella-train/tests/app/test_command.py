@@ -11,18 +11,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import uvicorn
 
 from umbrella_train.app.server import HOST
 from umbrella_train.cli import app as command
+from umbrella_train.stop_signals import STOP_SIGNALS
 
 from .conftest import App, wait_until
 
 
-def start(run: Path, folder: Path, *words: str) -> tuple[subprocess.Popen[str], App]:
-    """A process with an app, whose temporary files are in a folder, once it has an address."""
+def start(run: Path, folder: Path, *words: str, before: str = "pass") -> tuple[subprocess.Popen[str], App]:
+    """A process with an app, whose temporary files are in a folder, once it has an address; `before` is Python."""
     folder.mkdir()
+    program = f"{before}\nfrom umbrella_train.cli import app_command; app_command()"
     process = subprocess.Popen(
-        [sys.executable, "-c", "from umbrella_train.cli import app_command; app_command()", str(run), *words],
+        [sys.executable, "-c", program, str(run), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -47,6 +50,41 @@ def test_a_signal_in_an_upload_ends_the_command_and_its_files(random_run: Path, 
     assert list(app.uploads.glob("umbrella-app-*")) == []
 
 
+def test_a_signal_while_a_request_is_handled_ends_the_command_and_its_files(random_run: Path, tmp_path: Path) -> None:
+    # A closed terminal, at a moment in which the server's code runs and not the wait of asyncio.
+    hang_up = "import os, signal; from umbrella_train.app import server\n"
+    hang_up += "server.read_question = lambda _: os.kill(os.getpid(), signal.SIGHUP)"
+    words = ("--port", "0", "--no-browser", "--use-cpu")
+    process, app = start(random_run, tmp_path / "temporary", *words, before=hang_up)
+    with process, socket.create_connection((HOST, app.port), timeout=60) as connection:
+        connection.sendall(app.start_of_upload("modality=T1&scan.nii=1000000", 1_000_000) + b"1" * 1000)
+        wait_until(lambda: any(path.name == "scan.nii" for path in app.files()))
+        app.ask("key", "?")
+        try:
+            process.wait(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 128 + signal.SIGHUP
+    assert list(app.uploads.glob("umbrella-app-*")) == []
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_every_stop_signal_ends_the_server_and_is_raised_again_afterwards(number: int) -> None:
+    server = uvicorn.Server(uvicorn.Config("none"))
+    received: list[int] = []
+    previous = signal.signal(number, lambda number, _: received.append(number))
+    try:
+        with command._ended_by_every_signal(server):
+            signal.raise_signal(number)
+            assert (server.should_exit, received) == (True, [])
+        assert received == [number]
+        signal.signal(number, signal.SIG_IGN)  # as nohup does
+        with command._ended_by_every_signal(server):
+            assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, previous)
+
+
 def test_the_command_names_the_extra_that_is_missing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,7 +93,8 @@ def test_the_command_names_the_extra_that_is_missing(
         command.app_command([str(tmp_path)])
     assert caught.value.code == 2
     assert "needs uvicorn; " in (error := capsys.readouterr().err)
-    assert error.endswith("pip install 'umbrella-train[app]'\n")
+    assert "pip install 'umbrella-train[app]'" in error
+    assert "uv pip install './packages/umbrella-train[app]'" in error  # also in the README
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from umbrella_train.app.page import render_page
 from umbrella_train.app.server import known_files
 from umbrella_train.evaluation.predictions import Prediction
+from umbrella_train.evaluation.score_table import OVERLAP_NOTE
 
 ROW: dict[str, Any] = {
     **dict.fromkeys(Prediction.__dataclass_fields__),
@@ -44,6 +47,17 @@ def test_questions_of_the_newest_evaluation_are_suggested_by_modality(tmp_path: 
     assert {name: fact["isSeries"] for name, fact in facts["modalities"].items()} == {"T1": False, "rsfMRI": True}
     assert "T1 · sex: " in page
     assert "2 subjects, 95 % interval" in page
+
+
+@pytest.mark.parametrize("control", [0.2, 0.6])
+def test_a_mark_of_a_score_is_explained(tmp_path: Path, control: float) -> None:
+    (tmp_path / "config.yaml").write_text("{}")
+    figures = {"questions": 9, "subjects": 9, "accuracy": 0.7, "accuracy_lower": 0.5, "accuracy_upper": 0.9}
+    figures |= {"shuffled": control, "shuffled_lower": control - 0.1, "shuffled_upper": control + 0.1}
+    metrics = {f"eval/{label}/T1/sex": value for label, value in figures.items()}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, **metrics}) + "\n")
+    page = render_page(tmp_path, modalities=["T1"], max_bytes=5)
+    assert ("70.0 %*" in page, page.count(OVERLAP_NOTE)) == ((True, 1) if control > 0.5 else (False, 0))
 
 
 def test_a_model_alone_has_a_page_with_the_name_of_its_run(tmp_path: Path) -> None:

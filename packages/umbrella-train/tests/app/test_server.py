@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import pytest
 from umbrella_data.errors import ScanReason
 from umbrella_data.manifest.sample import Scan
 from umbrella_data.synthetic.cohort import DemoCohort
-from umbrella_train.app.server import HOST
+from umbrella_train.app.server import HOST, read_question
+from umbrella_train.app.session import PreparedScan, Session
 from umbrella_train.assembly.predict import predict
+from umbrella_train.errors import RunError
 
 from .conftest import MAX_BYTES, NUM_TOKENS, App, wait_until
 
@@ -151,9 +154,11 @@ def test_other_files_are_rejected(app: App, modality: str, files: dict[str, byte
     assert app.files() == []
 
 
-@pytest.mark.parametrize("sizes", ["5", "-1", "x", "", "²"])
+@pytest.mark.parametrize("sizes", ["5", "-1", "x", "", "²", "1" * 5000, "0" * 5000 + "4"])
 def test_sizes_that_are_not_those_of_the_body_are_rejected(app: App, sizes: str) -> None:
-    assert app.send("POST", f"scan?modality=T1&scan.nii={quote(sizes)}", b"1234").status == 400
+    rejected = app.send("POST", f"scan?modality=T1&scan.nii={quote(sizes)}", b"1234")
+    assert rejected.status == 400
+    assert "set_int_max_str_digits" not in rejected.json["message"]
 
 
 def test_a_rejected_scan_has_its_reason_and_is_removed(app: App, t1: Any, scans: Any) -> None:
@@ -198,9 +203,30 @@ def test_questions_that_cannot_be_asked_are_rejected(app: App, t1: Any, question
     assert app.ask(key, QUESTIONS[0]).status == 200
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"key": "a"}', b'{"key": 1, "question": "?"}', b"\xff"])
+@pytest.mark.parametrize("token", ["<image>", "<|image|>", "<|im_end|>"])
+def test_a_question_with_markup_is_rejected_by_its_name(app: App, random_run: Path, t1: Any, token: str) -> None:
+    rejected = app.ask(app.give("T1", t1).json["key"], f"What is {token}?")
+    assert rejected.status == 400
+    assert rejected.json["message"].startswith(f"the question contains {token!r}")
+    with pytest.raises(RunError, match="the question contains"):
+        predict(random_run, question=f"What is {token}?")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"{", b"[]", b'{"key": "a"}', b'{"key": 1, "question": "?"}', b"\xff"),
+        *(b"[" * 60_000, b"1" * 5000),
+    ],
+)
 def test_other_bodies_are_rejected(app: App, body: bytes) -> None:
     assert app.send("POST", "answer", body).status == 400
+
+
+def test_half_of_a_surrogate_pair_is_not_a_question() -> None:
+    assert read_question(rb'{"key": "a", "question": "\ud83e\udde0?"}') == ("a", "🧠?")
+    with pytest.raises(ValueError, match="surrogate"):
+        read_question(rb'{"key": "a", "question": "\ud83e?"}')
 
 
 def test_an_upload_is_in_a_private_folder_that_ends_with_the_connection(app: App, t1: Any) -> None:
@@ -214,6 +240,41 @@ def test_an_upload_is_in_a_private_folder_that_ends_with_the_connection(app: App
         assert [path.name for path in folder.glob("scan*")] == ["scan.nii.gz"]
     wait_until(lambda: app.files() == [])
     assert app.give("T1", t1).status == 200
+
+
+def test_a_stalled_upload_ends(app: App, t1: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("umbrella_train.app.server._CHUNK_SECONDS", 0.05)
+    with socket.create_connection((HOST, app.port), timeout=60) as connection:
+        connection.sendall(app.start_of_upload("modality=T1&scan.nii=100", 100) + b"1" * 50)
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+        assert app.files() == []
+        monkeypatch.undo()
+        assert app.give("T1", t1).status == 200
+
+
+def test_a_page_that_is_closed_while_its_scan_is_read_leaves_no_scan(
+    app: App, t1: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, is_reading, is_closed = Session.prepare, threading.Event(), threading.Event()
+    prepared: list[PreparedScan] = []
+
+    def prepare_slowly(*args: Any, **options: Any) -> PreparedScan:
+        is_reading.set()
+        is_closed.wait(60)
+        prepared.append(prepare(*args, **options))
+        return prepared[0]
+
+    monkeypatch.setattr(Session, "prepare", prepare_slowly)
+    content = t1["scan.nii.gz"].read_bytes()
+    with socket.create_connection((HOST, app.port), timeout=60) as connection:
+        start = app.start_of_upload(f"modality=T1&scan.nii.gz={len(content)}", len(content))
+        connection.sendall(start + content)
+        assert is_reading.wait(60)
+    assert app.send("GET", "").status == 200  # the server has seen the end of the connection
+    is_closed.set()
+    wait_until(lambda: bool(prepared) and app.files() == [])
+    # Waits for the other request.
+    assert app.send("DELETE", f"scan/{prepared[0].key}").status == 400
 
 
 def test_an_unexpected_error_is_logged_without_files(

@@ -129,10 +129,21 @@
     event.preventDefault();
     at("drop").classList.remove("over");
     const own = event.target.closest("[data-part]");
+    const dropped = new Map();
     for (const file of event.dataTransfer.files) {
       // On a field: that one. Beside them: by the end of the name.
       const name = /\.(bval|bvec|json)$/i.exec(file.name)?.[0].toLowerCase();
       const part = own ? parts.find(({ label }) => label === own) : parts.find((each) => each.name === (name ? `scan${name}` : "scan"));
+      dropped.set(part, [...(dropped.get(part) ?? []), file]);
+    }
+    // Which of two files is the scan, and which a map or the mask, is not guessed.
+    const several = [...dropped.values()].filter((files) => files.length > 1).flat();
+    if (several.length) {
+      state("scan-state", `${several.map((file) => file.name).join(", ")}: nothing was chosen. Drop each file on its own field, or choose it there.`, true);
+      return;
+    }
+    if (at("scan-state").classList.contains("bad")) state("scan-state", "");
+    for (const [part, [file]] of dropped) {
       const list = new DataTransfer();
       list.items.add(file);
       part.input.files = list.files;

@@ -10,6 +10,7 @@ import jinja2
 
 from umbrella_data.modality import find_modality
 from umbrella_data.viewer import viewer_script
+from umbrella_train.evaluation.score_table import OVERLAP_MARK, OVERLAP_NOTE
 from umbrella_train.report.run_data import RunData, read_run
 from umbrella_train.report.tables import tiles
 
@@ -30,11 +31,13 @@ def render_page(folder: Path, *, modalities: Sequence[str], max_bytes: int) -> s
     folder = folder.resolve()
     name = folder.parent.name if folder.name == "model" else folder.name
     run = read_run(folder, name=name) if (folder / "config.yaml").is_file() else None
+    scores = tiles(run) if run else []
     specs = [find_modality(modality) for modality in modalities]
     return _template("app.html.j2").render(
         name=name,
         specs=specs,
-        tiles=tiles(run) if run else [],
+        tiles=scores,
+        overlap_note=OVERLAP_NOTE if any(OVERLAP_MARK in score["value"] for score in scores) else "",
         facts={
             "maxBytes": max_bytes,
             "modalities": {

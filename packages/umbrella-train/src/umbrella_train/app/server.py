@@ -15,6 +15,7 @@ import asyncio
 import json
 import logging
 import secrets
+import unicodedata
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,9 @@ HOST = "127.0.0.1"
 """The only address that the server listens on."""
 _NIFTI = (".nii", ".nii.gz")
 _MAX_QUESTION_BYTES = 1 << 16
+_MAX_DIGITS = 18
+# A stalled upload would keep others waiting.
+_CHUNK_SECONDS = 60.0
 _HEADERS = {
     # Only files of this server. NiiVue has pictures in its file, and the viewer its style.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
@@ -162,6 +166,7 @@ class _Routes:
         return HTMLResponse(render_viewer(self._session.find(request.path_params["key"]).viewer))
 
     async def _prepare(self, request: Request) -> Response:
+        from starlette.requests import ClientDisconnect
         from starlette.responses import JSONResponse
 
         sizes = dict(request.query_params)
@@ -179,6 +184,10 @@ class _Routes:
                 masks = [folder / file for file in files if file.startswith("mask.")]
                 prepare = partial(self._session.prepare, modality, paths, mask=masks[0] if masks else None)
                 prepared = await _in_thread(prepare)
+            # A page that was closed meanwhile does not know the key, and cannot remove the scan.
+            if await request.is_disconnected():
+                self._session.prepared = None
+                raise ClientDisconnect
         shape = list(prepared.volume.shape)
         return JSONResponse({"key": prepared.key, "shape": shape, "warning": prepared.warning})
 
@@ -194,7 +203,7 @@ class _Routes:
         known = known_files(modality)
         if wrong := [name for name in sizes if name not in known]:
             raise ValueError(f"{', '.join(wrong)}: not a file of a {modality} scan; known are {', '.join(known)}")
-        if not all(size.isascii() and size.isdecimal() for size in sizes.values()):
+        if not all(size.isascii() and size.isdecimal() and len(size) <= _MAX_DIGITS for size in sizes.values()):
             raise ValueError("each file needs its size in bytes")
         files = {name: int(size) for name, size in sizes.items()}
         total = sum(files.values())
@@ -249,27 +258,37 @@ def read_question(body: bytes) -> tuple[str, str]:
     """The key of the scan and the question.
 
     Raises:
-        ValueError: It is not JSON of these.
+        ValueError: It is not JSON of these, or the question has half of a surrogate pair.
     """
     try:
         content = json.loads(body)
         key, question = content["key"], content["question"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError('the body must be {"key": ..., "question": ...}') from error
     if not isinstance(key, str) or not isinstance(question, str):
         raise ValueError("key and question must be text")
+    if any(unicodedata.category(character) == "Cs" for character in question):
+        raise ValueError("the question has half of a character (a surrogate); type it again")
     return key, question
 
 
 async def _receive(request: Request, files: Mapping[str, int], *, folder: Path) -> None:
-    """Writes the body to the files, one after the other."""
+    """Writes the body to the files, one after the other.
+
+    Raises:
+        ValueError: The body is too short, or stalls.
+    """
     chunks = request.stream()
     rest = b""
     for name, size in files.items():
         with (folder / name).open("xb") as file:
             missing = size
             while missing:
-                rest = rest or await anext(chunks)
+                try:
+                    async with asyncio.timeout(_CHUNK_SECONDS):
+                        rest = rest or await anext(chunks)
+                except TimeoutError:
+                    raise ValueError(f"no data for {_CHUNK_SECONDS:g} s; give the scan again") from None
                 if not rest:
                     raise ValueError("the upload ended early")
                 part, rest = rest[:missing], rest[missing:]

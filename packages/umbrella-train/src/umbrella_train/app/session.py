@@ -12,9 +12,16 @@ from torch import Tensor
 
 from umbrella_data.manifest.sample import Scan
 from umbrella_data.preview.scan_viewer import scan_viewer
-from umbrella_train.assembly.predict import answer_batch, find_model, known_modality, load_model, load_processor
+from umbrella_train.assembly.predict import (
+    answer_batch,
+    find_model,
+    known_modality,
+    load_model,
+    load_processor,
+    question_batch,
+)
 from umbrella_train.errors import RunError
-from umbrella_train.processor import other_mask, question_with_scans
+from umbrella_train.processor import other_mask
 
 
 @dataclass(frozen=True)
@@ -98,11 +105,10 @@ class Session:
         """The answer to a question about the scan, that of `umbrella_train.assembly.predict.predict`.
 
         Raises:
-            RunError: There is no question, or the scan was replaced or removed.
-            ValueError: The question has markup of the chat template.
+            RunError: There is no question, it has markup, or the scan was replaced or removed.
         """
         prepared = self.find(key)
         if not question.strip():
             raise RunError("there is no question")
-        batch = self._processor(question_with_scans(question, [prepared.scan]), load=lambda _: prepared.volume)
+        batch = question_batch(self._processor, question, [prepared.scan], load=lambda _: prepared.volume)
         return answer_batch(self._model, self._processor, batch, max_new_tokens=self._max_new_tokens)

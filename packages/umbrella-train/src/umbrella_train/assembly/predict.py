@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import umbrella_model  # noqa: F401  (registers the model with the Auto classes)
+from umbrella_data.manifest.dialects import IMAGE_TOKEN
 from umbrella_data.manifest.sample import Scan
 from umbrella_data.modality import find_modality
 from umbrella_train.assembly.load_errors import TRAINED_MODEL, loading
@@ -37,15 +39,32 @@ def predict(
         device: Device to use; None takes the GPU if there is one.
 
     Raises:
-        RunError: There is no model, it cannot be loaded, or it does not have a modality.
+        RunError: There is no model, it cannot be loaded, it does not have a modality, or the question has markup.
         ScanError: A scan is damaged or inconsistent.
     """
     model_folder = find_model(folder)
     processor = load_processor(model_folder)
     named = [replace(scan, modality=known_modality(scan.modality, processor)) for scan in scans]
-    batch = processor(question_with_scans(question, named))
+    batch = question_batch(processor, question, named)
     model = load_model(model_folder, device=device)
     return answer_batch(model, processor, batch, max_new_tokens=max_new_tokens)
+
+
+def question_batch(
+    processor: UmbrellaProcessor, question: str, scans: Sequence[Scan], *, load: Callable[[Scan], Tensor] | None = None
+) -> dict[str, Any]:
+    """The batch of one question; `load` is that of the processor.
+
+    Raises:
+        RunError: The question has a special token of the tokenizer, such as one that marks a scan.
+        ScanError: A scan is damaged or inconsistent.
+    """
+    image = IMAGE_TOKEN.search(question)
+    added = processor.tokenizer.added_tokens_decoder.values()
+    special = [token.content for token in added if token.special and token.content in question]
+    if image or special:
+        raise RunError(f"the question contains {image[0] if image else special[0]!r}, a special token; remove it")
+    return processor(question_with_scans(question, scans), load=load)
 
 
 def answer_batch(model: Any, processor: UmbrellaProcessor, batch: dict[str, Any], *, max_new_tokens: int) -> str:

@@ -6,19 +6,25 @@ import argparse
 import contextlib
 import os
 import secrets
+import signal
 import socket
 import sys
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from umbrella_train.cli.options import positive
 from umbrella_train.command import errors_as_messages, make_parser, set_up_output
 from umbrella_train.errors import RunError
 from umbrella_train.exit_guard import guard_exit, last_call
-from umbrella_train.stop_signals import StoppedAtOnce, StopSignals, ended_by_signals
+from umbrella_train.stop_signals import STOP_SIGNALS, StoppedAtOnce, StopSignals, ended_by_signals
+
+if TYPE_CHECKING:
+    import uvicorn
 
 _PORT = 8790
 _MAX_PORT = 65535
@@ -54,7 +60,8 @@ def _serve(arguments: Sequence[str] | None) -> None:
     missing = [name for name in ("anyio", "starlette", "uvicorn") if find_spec(name) is None]
     if missing:
         raise RunError(
-            f"umbrella-app needs {' and '.join(missing)}; install it with: pip install 'umbrella-train[app]'"
+            f"umbrella-app needs {' and '.join(missing)}; install it with: pip install 'umbrella-train[app]' "
+            "(in a checkout: uv pip install './packages/umbrella-train[app]')"
         )
     set_up_output(is_quiet=options.quiet, has_messages=False)
     with ended_by_signals():
@@ -83,11 +90,35 @@ def _serve(arguments: Sequence[str] | None) -> None:
             print(f"address: {address}", flush=True)
             if not options.no_browser:
                 _open_browser(address, folder=Path(folder))
-            server.run(sockets=[listener])
+            with _ended_by_every_signal(server):
+                server.run(sockets=[listener])
     except StoppedAtOnce as stopped:
         raise SystemExit(128 + stopped.signal_number) from None
     finally:
         signals.restore()
+
+
+@contextlib.contextmanager
+def _ended_by_every_signal(server: uvicorn.Server) -> Iterator[None]:
+    """Every stop signal ends the server, not only SIGINT and SIGTERM; it is raised again once the server has ended."""
+    received: list[int] = []
+
+    # An exception here could be raised in a request, which would be answered with an error instead.
+    def end(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        server.should_exit = True
+
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    handlers = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
+    for number in handlers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if received:
+        signal.raise_signal(received[0])
 
 
 def _listen(host: str, port: int | None) -> socket.socket:

@@ -71,8 +71,9 @@ def make_prediction(
     def hidden(value: Any) -> Any:
         return hide_names(value, sample, name=subject_hash) if isinstance(value, str) else value
 
-    # Scored before names are replaced: the figures do not depend on the salt.
+    # Scored before names are replaced: the figures do not depend on the salt. Options are the cohort's, not a subject's.
     read = read_reply(reply, answer)
+    texts = ("generated",) if answer.type == "choice" else tuple(read)
     return Prediction(
         subject=subject_hash(sample.subject),
         task=sample.task,
@@ -80,10 +81,10 @@ def make_prediction(
         condition=condition,
         question=hidden(question_text(sample)),
         type=answer.type,
-        options=tuple(map(hidden, answer.options)),
-        answer=hidden(answer.value),
+        options=answer.options,
+        answer=answer.value if answer.type == "choice" else hidden(answer.value),
         unit=answer.unit,
-        **{key: hidden(value) for key, value in read.items()},
+        **{key: hidden(value) if key in texts else value for key, value in read.items()},
     )
 
 
