@@ -71,7 +71,7 @@ def make_prediction(
     def hidden(value: Any) -> Any:
         return hide_names(value, sample, name=subject_hash) if isinstance(value, str) else value
 
-    # Scored before names are replaced: the figures do not depend on the salt. Options are the cohort's, not a subject's.
+    # Scored before names are replaced: the figures do not depend on the salt. Options belong to no subject.
     read = read_reply(reply, answer)
     texts = ("generated",) if answer.type == "choice" else tuple(read)
     return Prediction(
