@@ -86,6 +86,7 @@ def random_run(make_config: Callable[..., RunConfig], tmp_path_factory: pytest.T
 
 @pytest.fixture(scope="module")
 def app(random_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    pytest.importorskip("uvicorn", reason="the server is an extra")
     uploads = tmp_path_factory.mktemp("uploads")
     with socket.create_server((HOST, 0)) as listener:
         port = listener.getsockname()[1]

@@ -11,13 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import uvicorn
 
 from umbrella_train.app.server import HOST
 from umbrella_train.cli import app as command
 from umbrella_train.stop_signals import STOP_SIGNALS
 
 from .conftest import App, wait_until
+
+uvicorn = pytest.importorskip("uvicorn", reason="the server is an extra")
 
 
 def start(run: Path, folder: Path, *words: str, before: str = "pass") -> tuple[subprocess.Popen[str], App]:
