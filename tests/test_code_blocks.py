@@ -313,6 +313,7 @@ def test_configurations_and_entry_points_of_the_readme(tmp_path):
     assert (group, list(entries)) == (TEXT_SCORES_GROUP, ["finding_f1"])
 
 
+@pytest.mark.examples
 def test_shards_and_indexes_of_the_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
