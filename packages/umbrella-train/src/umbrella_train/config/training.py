@@ -203,7 +203,7 @@ class ReportConfig(Section):
     controls: bool = True
     """Ask every question also with another subject's scan and without a scan."""
     max_samples: PositiveInt | None = None
-    """Questions to evaluate per set of modalities (default: all)."""
+    """Questions to evaluate per set of modalities, drawn by seed from all of its tasks (default: all)."""
     laterality_lexicon: AbsolutePath | None = None
     """YAML file with the words of the text score laterality_f1 (default: packaged English words)."""
     number_grids: dict[str, tuple[float, float, float]] = Field(default_factory=dict)
