@@ -43,6 +43,14 @@ def test_from_bids_writes_a_cohort_to_test_on(nifti, random_voxels, tmp_path, ca
     assert "train.jsonl" not in printed
 
 
+def test_from_bids_without_a_subject_to_train_on_fails(nifti, random_voxels, tmp_path, capsys):
+    nifti.write(random_voxels(4, 5, 6), "bids/sub-1/anat/sub-1_T1w.nii.gz")
+    words = ["from-bids", str(tmp_path / "bids"), "--out", str(tmp_path / "out"), "--test-fraction", "0.999"]
+    assert main(words) == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["test.jsonl"]
+    assert "--seed" in capsys.readouterr().err
+
+
 def test_from_bids_reads_labels_of_several_tables(nifti, random_voxels, tmp_path, capsys):
     nifti.write(random_voxels(4, 5, 6), "bids/sub-1/anat/sub-1_T1w.nii.gz")
     (tmp_path / "a.tsv").write_text("participant_id\tage\n1\t30\n")

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import util
 from types import FrameType
@@ -103,10 +103,17 @@ def ended_by_signals() -> Iterator[None]:
         os.write(2, f"{RunStoppedError(None, step=0, signal_number=number)}\n".encode())
         os._exit(128 + number)
 
+    with stop_signals_handled_by(end):
+        yield
+
+
+@contextmanager
+def stop_signals_handled_by(receive: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Stop signals that are not ignored call a function; afterwards they are handled as before."""
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     handlers = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
     for number in handlers:
-        signal.signal(number, end)
+        signal.signal(number, receive)
     try:
         yield
     finally:

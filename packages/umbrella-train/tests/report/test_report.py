@@ -21,7 +21,7 @@ from umbrella_train.config import dump_config, load_config
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation.metrics import summarise
 from umbrella_train.evaluation.predictions import CONDITIONS, Condition, Prediction, Reply, read_reply
-from umbrella_train.evaluation.score_table import OVERLAP_NOTE, Cell
+from umbrella_train.evaluation.score_table import NO_INTERVAL, OVERLAP_NOTE, Cell
 from umbrella_train.report import build_report
 from umbrella_train.report.answers import accuracy_figure, error_figure
 from umbrella_train.report.curves import MAX_POINTS, gradient_figure, loss_figure
@@ -216,6 +216,17 @@ def test_report_of_one_subject_has_figures_without_intervals(tmp_path: Path) -> 
     assert "numbers" in Page(build_report([run.path])).sections
     (panel,) = error_figure([read_run(run.path, name="demo")]).axes
     assert panel.get_title() == "T1 · age"
+    assert [row["cells"]["error"].note for row in score_tables([read_run(run.path, name="demo")])[0]["rows"]] == [
+        NO_INTERVAL
+    ]
+
+
+def test_loss_figure_has_the_held_out_loss_of_each_modality(tmp_path: Path) -> None:
+    run = make_run(tmp_path, is_evaluated=False)
+    run.append_metrics({"step": 60, "eval_loss": 0.5, "eval/loss/T1": 0.1, "eval/loss/rsfMRI": 0.9})
+    (axes,) = loss_figure([read_run(run.path, name="demo")]).axes
+    drawn = {str(line.get_label()): list(line.get_ydata()) for line in axes.lines}
+    assert (drawn["held out, T1"], drawn["held out, rsfMRI"]) == ([0.1], [0.9])
 
 
 def test_names_of_options_are_drawn_as_they_are(tmp_path: Path) -> None:

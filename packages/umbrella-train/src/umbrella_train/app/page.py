@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jinja2
-
 from umbrella_data.modality import find_modality
 from umbrella_data.viewer import viewer_script
 from umbrella_train.evaluation.score_table import OVERLAP_MARK, OVERLAP_NOTE
 from umbrella_train.report.run_data import RunData, read_run
 from umbrella_train.report.tables import tiles
+from umbrella_train.report.templates import find_template
 
 _MAX_QUESTIONS = 12
 
@@ -33,7 +32,7 @@ def render_page(folder: Path, *, modalities: Sequence[str], max_bytes: int) -> s
     run = read_run(folder, name=name) if (folder / "config.yaml").is_file() else None
     scores = tiles(run) if run else []
     specs = [find_modality(modality) for modality in modalities]
-    return _template("app.html.j2").render(
+    return find_template("app.html.j2").render(
         name=name,
         specs=specs,
         tiles=scores,
@@ -51,18 +50,7 @@ def render_page(folder: Path, *, modalities: Sequence[str], max_bytes: int) -> s
 
 def render_viewer(viewer: str) -> str:
     """The HTML of the viewer's own page, from that of the viewer."""
-    return _template("app_scan.html.j2").render(viewer=viewer)
-
-
-def _template(name: str) -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("umbrella_train"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(name)
+    return find_template("app_scan.html.j2").render(viewer=viewer)
 
 
 def _questions(run: RunData) -> Mapping[str, Sequence[str]]:

@@ -21,7 +21,7 @@ from umbrella_train.cli.options import positive
 from umbrella_train.command import errors_as_messages, make_parser, set_up_output
 from umbrella_train.errors import RunError
 from umbrella_train.exit_guard import guard_exit, last_call
-from umbrella_train.stop_signals import STOP_SIGNALS, StoppedAtOnce, StopSignals, ended_by_signals
+from umbrella_train.stop_signals import StoppedAtOnce, StopSignals, ended_by_signals, stop_signals_handled_by
 
 if TYPE_CHECKING:
     import uvicorn
@@ -108,15 +108,8 @@ def _ended_by_every_signal(server: uvicorn.Server) -> Iterator[None]:
         received.append(number)
         server.should_exit = True
 
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    handlers = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
-    for number in handlers:
-        signal.signal(number, end)
-    try:
+    with stop_signals_handled_by(end):
         yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     if received:
         signal.raise_signal(received[0])
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 from markupsafe import Markup
 
@@ -20,22 +19,16 @@ from umbrella_train.report.curves import gradient_figure, loss_figure
 from umbrella_train.report.figure_style import draw
 from umbrella_train.report.outcomes import has_outcomes, outcomes_figure
 from umbrella_train.report.run_data import RunData, gradient_norms
+from umbrella_train.report.templates import find_template
 
 _HIDDEN = "(see config.yaml)"
 
 
 def render(runs: Sequence[RunData]) -> str:
     """The HTML of a report of one run, or several to compare; it needs no other file and no network."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("umbrella_train"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     configs = [without_paths(run.config) for run in runs]
     viewers = _viewers(runs)
-    return environment.get_template("report.html.j2").render(
+    return find_template("report.html.j2").render(
         runs=runs,
         title=", ".join(run.name for run in runs),
         is_comparison=len(runs) > 1,
