@@ -160,7 +160,7 @@ class Check:
     parts: dict[str, str]
 
 
-def check(folder: Path, *, device: str, failing: str = "nothing", seconds: int = 500) -> Check:
+def check(folder: Path, *, device: str, failing: str = "nothing", seconds: int | None = 500) -> Check:
     python = folder / "python"
     python.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\ncase "$*" in *{failing}*) exit 7;; esac\n')
     python.chmod(0o700)
@@ -171,7 +171,7 @@ def check(folder: Path, *, device: str, failing: str = "nothing", seconds: int =
             "PYTHON": str(python),
             "DEVICE": device,
             "WHEELS": str(folder),
-            "TOTAL_SECONDS": str(seconds),
+            **({} if seconds is None else {"TOTAL_SECONDS": str(seconds)}),
         },
         capture_output=True,
         text=True,
@@ -230,6 +230,21 @@ def test_gpu_check_shows_its_usage_for_wrong_arguments(arguments: tuple[str, ...
     assert done.returncode == 2
     assert done.stdout == ""
     assert "gpu_check.sh run [OUT]" in done.stderr
+
+
+@pytest.mark.parametrize(("device", "shortest", "longest"), [("cpu", 1800, 3600), ("cuda", 60, 210)])
+def test_gpu_check_limits_the_time_of_a_part_on_a_gpu_alone(
+    device: str, shortest: int, longest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeout = tmp_path / "bin" / "timeout"
+    timeout.parent.mkdir()
+    timeout.write_text(f'#!/bin/sh\necho "$2" >> {tmp_path}/limits\nshift 2\nexec "$@"\n')
+    timeout.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{timeout.parent}:{os.environ['PATH']}")
+    found = check(tmp_path, device=device, seconds=None)
+    limits = [int(limit) for limit in (tmp_path / "limits").read_text().split()]
+    assert len(limits) == len(found.parts)
+    assert (min(limits) >= shortest, max(limits) <= longest) == (True, True)
 
 
 def test_gpu_check_ends_in_time(tmp_path: Path) -> None:
