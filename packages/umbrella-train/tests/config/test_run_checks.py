@@ -50,6 +50,36 @@ def test_endings_of_weights_are_those_of_umbrella_model() -> None:
     assert STATE_DICT_FILES == monai_vit.STATE_DICT_FILES
 
 
+@pytest.mark.parametrize(
+    ("source", "name", "revision"),
+    [
+        ("owner/name", "owner/name", None),
+        ("owner/name@v1.0", "owner/name", "v1.0"),
+        ("gpt2@refs/pr/1", "gpt2", "refs/pr/1"),
+        ("owner/name@", "owner/name@", None),
+        ("", "", None),
+        ("/data/you@host/llama", "/data/you@host/llama", None),
+        ("./llama@2", "./llama@2", None),
+        ("a/b/c@2", "a/b/c@2", None),
+        ("folder@2", "folder@2", None),
+        ("folder/llama@2", "folder/llama@2", None),
+    ],
+)
+def test_a_revision_follows_a_name_on_the_hub(
+    source: str, name: str, revision: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("folder@2", "folder/llama@2"):
+        Path(folder).mkdir(parents=True)
+    assert run_checks.split_revision(source) == (name, revision)
+
+
+def test_a_revision_with_slashes_is_no_path() -> None:
+    assert parts_of(language_model="owner/name@refs/pr/1", vision_encoder="./nowhere@main") == (
+        "model.vision_encoder: ./nowhere@main is neither an existing folder or file nor a name on the hub",
+    )
+
+
 def test_the_demo_has_no_problem() -> None:
     load_config(None, to_run=True)
 
@@ -145,10 +175,3 @@ def test_a_server_of_mlflow_needs_no_database(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     (problem,) = problems_of("--trainer.report-to", "mlflow")
     assert "mlflow needs sqlalchemy" in problem
-
-
-def test_endings_of_weight_files_are_those_of_the_model_package() -> None:
-    from umbrella_model.monai_vit import STATE_DICT_FILES as READ
-    from umbrella_train.config.model import STATE_DICT_FILES
-
-    assert STATE_DICT_FILES == READ

@@ -41,6 +41,7 @@ from umbrella_train.assembly.load_errors import (
     VISION_ENCODER,
     loading,
 )
+from umbrella_train.assembly.pinned import with_folders
 from umbrella_train.assembly.subject_parts import open_source
 from umbrella_train.assembly.trained_model import check_tokenizer, is_trained_model, load_trained_model
 from umbrella_train.batches.collators import SupervisedCollator
@@ -179,6 +180,7 @@ def build_components(config: RunConfig, *, weights: Path | None = None) -> Train
             with loading("weights", key="model", source=weights, right=TRAINED_MODEL):
                 model = UmbrellaForConditionalGeneration.from_pretrained(weights, dtype=torch.float32)
         else:
+            config = config.model_copy(update={"model": with_folders(config.model)})
             tokenizer = _load_tokenizer(config)
             model = _build_model(config, tokenizer)
     embedding = cast(torch.nn.Embedding, model.get_input_embeddings())

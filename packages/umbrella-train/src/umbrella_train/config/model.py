@@ -130,7 +130,9 @@ class ModelConfig(Section):
     """
 
     pretrained: Source | None = None
-    """A LLaVA checkpoint, or the model of an earlier run (RUN/model): a folder, or a name on the hub."""
+    """A LLaVA checkpoint, or the model of an earlier run (RUN/model): a folder, or a name on the hub.
+
+    Every name on the hub may have a branch, tag or commit: owner/name@revision."""
     language_model: Source | None = None
     """A pretrained decoder of AutoModelForCausalLM: a folder, a name on the hub, or a GGUF file."""
     vision_encoder: Source | None = None

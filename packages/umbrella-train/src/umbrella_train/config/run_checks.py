@@ -36,7 +36,7 @@ def run_problems(content: Mapping[str, Any], *, coming: str | None = None) -> li
         problems += [f"model.{name}{text}" for text in _hf_config_problems(_table(model, name))]
     for key in ("pretrained", "language_model", "vision_encoder", "tokenizer"):
         source = model.get(key)
-        if not isinstance(source, str) or not is_path_like(source) or source == coming:
+        if not isinstance(source, str) or not is_path_like(split_revision(source)[0]) or source == coming:
             continue
         if not Path(source).expanduser().exists():
             problems.append(f"model.{key}: {source} is neither an existing folder or file nor a name on the hub")
@@ -60,6 +60,14 @@ def _tracker_problems(names: Any) -> list[str]:
                 f"pip install '{source}'"
             )
     return problems
+
+
+def split_revision(source: str) -> tuple[str, str | None]:
+    """The name on the hub and the revision of `name@revision`; a path, and a name without a revision, have None."""
+    name, _, revision = source.partition("@")
+    if not revision or is_path_like(name) or Path(source).exists():
+        return source, None
+    return name, revision
 
 
 def is_path_like(name: str) -> bool:
