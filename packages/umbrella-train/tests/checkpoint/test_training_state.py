@@ -120,6 +120,22 @@ def test_changed_schedule_is_warned_of(tmp_path, caplog):
     assert "the learning rate is 0.2 instead of 0.05" in caplog.text
 
 
+def test_a_changed_schedule_of_groups_with_one_rate_is_warned_of_once(tmp_path, caplog):
+    model, _, _ = build()
+    names = sorted(dict(model.named_parameters()))
+    groups = [{"params": [model.get_parameter(name)], "weight_decay": 0.1 * i} for i, name in enumerate(names)]
+    optimizer = torch.optim.AdamW([dict(group) for group in groups], lr=0.1)
+    halving = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
+    train(model, optimizer, halving, steps=1)
+    save_training_state(tmp_path, model=model, optimizer=optimizer, scheduler=halving)
+    resumed = torch.optim.AdamW([dict(group) for group in groups], lr=0.1)
+    constant = torch.optim.lr_scheduler.LambdaLR(resumed, lambda step: 1.0)
+    load_training_state(tmp_path, model=model, optimizer=resumed, scheduler=constant)
+    (record,) = caplog.records
+    assert record.args == (0.1, 0.05)
+    assert [group["lr"] for group in resumed.param_groups] == [0.1] * len(groups)
+
+
 def test_plateau_schedule_scales_with_a_changed_learning_rate(tmp_path):
     state = {}
     for name, rate in (("before", 0.1), ("after", 0.4)):
