@@ -97,10 +97,10 @@ def test_links_follow_the_sections_and_those_to_files_become_text(assemble):
     assert pages["other.md"] == "# Other\n[two](rest.md#two)\n"
 
 
-def test_links_to_notebooks_lead_to_their_copies(assemble, tmp_path):
+def test_links_to_notebooks_lead_to_their_pages(assemble, tmp_path):
     (tmp_path / "package/book.ipynb").touch()
     pages = assemble("# Package\n[book.ipynb](book.ipynb)\n", rest=REST)
-    assert pages["rest.md"] == "# Package\n[book.ipynb](notebooks/book.ipynb)\n"
+    assert pages["rest.md"] == "# Package\n[book.ipynb](book.md)\n"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,10 @@ def test_pages_of_this_repository_are_complete(tools, reference):
 
     sources = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
     assert set(reference) == {name for name, text in sources.items() if "is generated when the site is built" in text}
-    pages = docs_pages.assemble(sources | reference)
+    notebooks = docs_pages.notebook_pages()
+    assert len(notebooks) == 3
+    assert all(text.startswith("# ") and "```python\n" in text for text in notebooks.values())
+    pages = docs_pages.assemble(sources | reference | notebooks)
     text = "\n".join(pages.values())
     for file in (
         "README.md",

@@ -2,17 +2,19 @@
 
     uv run python tools/docs_pages.py FOLDER
 
-Pages are docs/*.md, the READMEs and CONTRIBUTING.md, which stay the only place of their text, and those that
-tools/docs_reference.py generates. A page takes over a section of a README by a line with a link to it:
+Pages are docs/*.md, the READMEs and CONTRIBUTING.md, which stay the only place of their text, the notebooks, and those
+that tools/docs_reference.py generates. A page takes over a section of a README by a line with a link to it:
 
     [Manifests](../packages/umbrella-data/README.md#manifests) <!-- include -->
 
 A link without an anchor takes over all sections that no other page has. Links between files become links between pages;
-links to notebooks lead to copies of them, and links to other files that are on no page, such as scripts, become text.
+links to notebooks lead to pages with their cells, and links to other files that are on no page, such as scripts,
+become text.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -26,6 +28,7 @@ from pathlib import Path, PurePosixPath
 import docs_reference
 
 ROOT = Path(__file__).parents[1]
+NOTEBOOKS = ROOT / "examples/notebooks"
 CONFIG = "docs/zensical.toml"
 _INCLUDE = re.compile(r"^\[[^\]]+\]\((?P<target>[^)#]+)(?:#(?P<anchor>[^)]+))?\) <!-- include -->$")
 # Code in a line comes first: it is not searched for links.
@@ -162,7 +165,7 @@ class _Site:
                 text = titles[0] if match["text"].endswith(".md") and titles else match["text"]
                 return f"[{text}]({'' if where == page and anchor else where}{f'#{anchor}' if anchor else ''})"
             if path.endswith(".ipynb") and (self._root / path).exists():
-                return f"[{match['text']}](notebooks/{PurePosixPath(path).name})"
+                return f"[{match['text']}]({PurePosixPath(path).stem}.md)"
             if match["bang"]:
                 return f"![{match['text']}]({PurePosixPath(path).relative_to('docs')})"
             if anchor and path in self._parts:
@@ -223,6 +226,21 @@ def _resolve(file: str, target: str) -> str:
     return os.path.normpath(PurePosixPath(file).parent / target) if target else file
 
 
+def notebook_pages() -> dict[str, str]:
+    """The cells of each notebook, which is kept without outputs, as a page with a link to the file."""
+    pages = {}
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        kinds = [cell["cell_type"] for cell in cells]
+        texts = ["".join(cell["source"]) for cell in cells]
+        title, *rest = [
+            f"```python\n{text}\n```" if kind == "code" else text for kind, text in zip(kinds, texts, strict=True)
+        ]
+        link = f'A notebook, shown without its outputs: <a href="notebooks/{path.name}" download>{path.name}</a>'
+        pages[f"{path.stem}.md"] = "\n\n".join((title, link, *rest)) + "\n"
+    return pages
+
+
 def named_pages() -> set[str]:
     """The pages in the navigation."""
     navigation = tomllib.loads((ROOT / CONFIG).read_text(encoding="utf-8"))["project"]["nav"]
@@ -233,7 +251,7 @@ def main() -> None:
     """Write the folder: the configuration, docs/ and a link to the packages, whose docstrings are read."""
     folder = Path(sys.argv[1])
     sources = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
-    pages = assemble(sources | docs_reference.pages())
+    pages = assemble(sources | docs_reference.pages() | notebook_pages())
     if differing := named_pages() ^ set(pages):
         raise SystemExit(f"{CONFIG}: in nav or a page, but not both: {', '.join(sorted(differing))}")
     docs = folder / "docs"
@@ -242,7 +260,7 @@ def main() -> None:
         (docs / name).write_text(text, encoding="utf-8")
     shutil.copytree(ROOT / "docs/images", docs / "images")
     (docs / "notebooks").mkdir()
-    for path in (ROOT / "examples/notebooks").glob("*.ipynb"):
+    for path in NOTEBOOKS.glob("*.ipynb"):
         shutil.copy(path, docs / "notebooks")
     shutil.copy(ROOT / "docs/site.css", docs)
     shutil.copy(ROOT / CONFIG, folder)
