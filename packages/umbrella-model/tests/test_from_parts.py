@@ -42,6 +42,7 @@ FAMILIES = {
             "word_embed_proj_dim": 16},
     "gptj": {"n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4},
     "mixtral": GROUPED,
+    "phimoe": GROUPED | {"num_local_experts": 4},
     "falcon_h1": GROUPED | {"head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
 }  # fmt: skip
 # They cannot be composed: MiniMax needs a cache of its own, DeepSeek 4 chooses experts by token id, and Llama 4 is its

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -71,10 +72,12 @@ def add_lora(model: PreTrainedModel, parts: Collection[Part], settings: LoraSett
     layers = [layer for part in parts for layer in part_layers(model, part)]
     # peft freezes everything except its adapters; other parts keep their state.
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    inject_adapter_in_model(
-        LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=layers),
-        model,
+    config = LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=layers
     )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fan_in_fan_out")  # peft sets it for GPT-2's layers, as it must be
+        inject_adapter_in_model(config, model)
     for parameter in trainable:
         parameter.requires_grad_(True)
     model.config.lora = {"parts": ordered, **asdict(settings)}
