@@ -201,7 +201,7 @@ def build_components(config: RunConfig, *, weights: Path | None = None) -> Train
     learn = config.model.learn
     try:
         set_trainable(model, cast(Mapping[Part, Mode], learn.parts), lora=LoraSettings(**learn.lora.model_dump()))
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise RunError(f"model.learn: {error}") from error
     skips = config.data.on_bad_scan == "skip"
     return TrainingComponents(
