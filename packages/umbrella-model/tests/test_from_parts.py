@@ -286,6 +286,18 @@ def test_the_image_token_is_added_and_special_tokens_and_template_are_kept():
     assert tokenizer.encode("<|image|>", add_special_tokens=False) == [64]
 
 
+def test_an_image_token_among_the_words_becomes_a_special_token():
+    """Otherwise a run would be rejected: the token of the scans must be one that text cannot have by chance."""
+    words = {f"w{number}": number for number in range(60)} | {"<|image|>": 60}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")))
+    tokenizer.chat_template = "{{ messages }}"
+    model = compose(language_model("llama"), tokenizer=tokenizer)
+    assert model.config.image_token_id == 60
+    assert tokenizer.added_tokens_decoder[60].special
+    assert tokenizer.encode("w1<|image|>w2") == [1, 60, 2]
+    assert model.get_input_embeddings().num_embeddings == 64
+
+
 def test_chatml_is_used_without_a_template(caplog):
     tokenizer = make_tokenizer(num_tokens=64, special=("<|image|>",), template=None)
     with caplog.at_level(logging.WARNING):
@@ -369,6 +381,13 @@ def test_a_missing_path_is_named(part, tmp_path):
     for name in ("folder", "file.gguf", "file.pth"):
         with pytest.raises(FileNotFoundError, match=f"{part} is .*{name}"):
             compose(**{"language": language_config("llama")} | {part.replace("_model", ""): tmp_path / name})
+
+
+@pytest.mark.parametrize("source", [str, lambda folder: folder])
+def test_a_folder_with_adapters_alone_is_rejected(source, tmp_path):
+    with_adapters(language_model("llama")).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"adapters alone.*merge_and_unload"):
+        compose(source(tmp_path))
 
 
 def test_a_trained_model_is_not_a_language_model(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -210,6 +212,35 @@ def test_several_encoders_and_other_files_raise(tmp_path):
     (tmp_path / "d.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"must end in .safetensors"):
         load_vision_encoder(tmp_path / "d.bin", feature_layer=None)
+
+
+def test_incomplete_files_and_other_objects_are_named_with_what_to_do(tmp_path):
+    whole = Path(state_of(make_vit(), tmp_path / "whole.pt")).read_bytes()
+    for name, content in (("empty.pt", b""), ("cut.pt", whole[: len(whole) // 2]), ("cut.ckpt", whole[:-100])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name}: .*copy it again"):
+            load_vision_encoder(tmp_path / name, feature_layer=None, num_heads=4)
+
+    def lightning(state):
+        return {
+            "hyper_parameters": Namespace(lr=1),
+            "state_dict": {f"model.{key}": each for key, each in state.items()},
+        }
+
+    path = state_of(make_vit(), tmp_path / "last.ckpt", lightning)
+    with pytest.raises(ValueError, match=r"last\.ckpt: has objects of argparse\.Namespace.*\['state_dict'\]"):
+        load_vision_encoder(path, feature_layer=None, num_heads=4)
+    torch.save(torch.load(path, weights_only=False)["state_dict"], tmp_path / "new.pt")
+    load_vision_encoder(tmp_path / "new.pt", feature_layer=None, num_heads=4)
+
+
+def test_the_unused_class_token_of_old_versions_is_dropped(tmp_path):
+    vit = make_vit()
+    path = state_of(vit, tmp_path / "old.pt", lambda state: state | {"patch_embedding.cls_token": torch.ones(1, 1, 24)})
+    old = load_vision_encoder(path, feature_layer=None, num_heads=4).module.state_dict()
+    new = load_vision_encoder(vit, feature_layer=None).module.state_dict()
+    assert old.keys() == new.keys()
+    assert all(torch.equal(old[key], new[key]) for key in new)
 
 
 @pytest.mark.parametrize("classification", [False, True])

@@ -176,3 +176,10 @@ def test_an_unknown_name_lists_the_registered_ones(registered):
         load_vision_encoder(OwnEncoderConfig(encoder="mixr"), feature_layer=None)
     with pytest.raises(ValueError, match="hidden_size is 8"):
         load_vision_encoder(OwnEncoderConfig(encoder="mixer", hidden_size=8), feature_layer=None)
+
+
+def test_a_parameter_with_two_names_is_rejected_before_it_cannot_be_saved():
+    module = Mixer(named=True)
+    module.again = module.layers[0]
+    with pytest.raises(ValueError, match=r"'Mixer' has parameters under several names \(again\.0\.weight"):
+        load_vision_encoder(module, feature_layer=None)

@@ -201,6 +201,18 @@ def test_predict_gives_the_models_answer_for_a_run_or_model_folder(
     assert sorted(run_folder.rglob("*")) == before
 
 
+def test_answers_do_not_depend_on_the_generation_config_of_the_language_model(
+    run_folder: Path, sample: Sample, tmp_path: Path
+) -> None:
+    """A repetition penalty, as of many published ones, would count against the words of the question."""
+    asked: dict[str, Any] = {"question": "Old or young?", "scans": sample.scans, "max_new_tokens": 8, "device": "cpu"}
+    expected = predict(run_folder, **asked)
+    content = {"do_sample": True, "temperature": 5.0, "repetition_penalty": 1e4, "no_repeat_ngram_size": 1}
+    shutil.copytree(run_folder, tmp_path / "run")
+    (tmp_path / "run/model/generation_config.json").write_text(json.dumps(content))
+    assert predict(tmp_path / "run", **asked) == expected
+
+
 def test_a_prompt_that_does_not_fit_is_an_error(run_folder: Path) -> None:
     with pytest.raises(RunError, match=r"more than the \d+ of the language model"):
         predict(run_folder, question="Old or young? " * 2000, device="cpu")

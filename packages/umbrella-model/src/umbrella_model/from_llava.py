@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from umbrella_model.backbone import hold_in_memory
 from umbrella_model.config import LLAVA_MODEL_TYPES, PatchEmbedConfig, UmbrellaConfig
 from umbrella_model.from_parts import PatchEmbedInit, build_empty, check_init, compose
+from umbrella_model.generation import usable_generation_config
 from umbrella_model.key_checks import check_loaded_keys, mute_load_report
 from umbrella_model.vision_encoder import family_of, load_vision_encoder
 
@@ -129,7 +130,7 @@ def convert_llava(
         head=llava.lm_head,
         init=init,
     )
-    model.generation_config = llava.generation_config
+    model.generation_config = usable_generation_config(llava.generation_config)
     hold_in_memory(model)
     return model.train(llava.training), _compare_tensors(source, model, loading_info or {})
 

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from umbrella_model.backbone import hold_in_memory
 from umbrella_model.config import PatchEmbedConfig, UmbrellaConfig
+from umbrella_model.generation import usable_generation_config
 from umbrella_model.language_model import LanguageModelSource, load_language_model
 from umbrella_model.projector import build_projector
 from umbrella_model.tokens import add_embeddings, prepare_tokenizer
@@ -74,7 +75,7 @@ def compose_parts(
         head=language.get_output_embeddings(),
         init=init,
     )
-    model.generation_config = language.generation_config
+    model.generation_config = usable_generation_config(language.generation_config)
     hold_in_memory(model)
     logger.info(
         "from_parts: %s, %s, new: projector (%s) and patch embeds (%s)",

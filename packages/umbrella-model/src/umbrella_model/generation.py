@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import GenerationConfig
+
+logger = logging.getLogger(__name__)
+
+GREEDY: Mapping[str, Any] = {
+    "do_sample": False, "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+}  # fmt: skip
+"""Options of `generate` for the most probable answer, whatever the `generation_config` of the language model says.
+
+A repetition penalty would count the words of the question, among them the possible answers."""
 
 # Options of Hugging Face's `generate` that run a model on token ids without the scans, and why they are rejected.
 _UNSUPPORTED_OPTIONS: Mapping[str, str] = {
@@ -20,6 +31,23 @@ _UNSUPPORTED_OPTIONS: Mapping[str, str] = {
     ),
     "inputs_embeds": "pass input_ids, modality_ids and pixel_values",
 }
+
+
+def usable_generation_config(config: GenerationConfig) -> GenerationConfig:
+    """The generation config of a language model, or its token ids alone if a model could not be saved or used with it.
+
+    Published ones have, for example, a temperature without sampling, which transformers loads but does not save.
+    """
+    problems = [f"{name}: {why}" for name, why in _UNSUPPORTED_OPTIONS.items() if getattr(config, name, None)]
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        problems.append(" ".join(str(error).split()))
+    if not problems:
+        return config
+    logger.warning("the language model's generation_config is reduced to its token ids (%s)", "; ".join(problems))
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return GenerationConfig(**{name: getattr(config, name) for name in names})
 
 
 def check_generation(

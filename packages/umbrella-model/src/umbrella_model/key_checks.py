@@ -19,7 +19,7 @@ def check_source(source: Any, *, kinds: tuple[type, ...], argument: str, suffixe
         suffixes: Endings of names that can only be files.
 
     Raises:
-        ValueError: The source has another type.
+        ValueError: The source has another type, or is a folder with adapters (LoRA) alone.
         FileNotFoundError: There is no such folder or file.
     """
     if isinstance(source, kinds):
@@ -29,6 +29,12 @@ def check_source(source: Any, *, kinds: tuple[type, ...], argument: str, suffixe
     if not isinstance(source, (str, Path)):
         right = ", a ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"{argument} is a {type(source).__name__}; pass a {right}, a path or a name on the hub")
+    folder = Path(source)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{argument} is {source}, which has adapters alone, without a model; load it with peft and save the result "
+            "of merge_and_unload()"
+        )
     name = str(source)
     only_path = isinstance(source, Path) or name[:1] in (".", "/", "~") or name.count("/") > 1
     if (only_path or name.endswith(suffixes)) and not Path(source).exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from transformers import (
 )
 
 from umbrella_model.hf_compat import CACHE
-from umbrella_model.key_checks import check_source
+from umbrella_model.key_checks import check_loaded_keys, check_source, mute_load_report
+
+logger = logging.getLogger(__name__)
 
 LanguageModelSource = PreTrainedModel | PretrainedConfig | str | Path
 """A loaded `...ForCausalLM`, a config (random weights), a folder or a name on the hub, or a GGUF file."""
@@ -35,7 +38,8 @@ def load_language_model(
         attn_implementation: As in Hugging Face's `from_pretrained`; None for that of the source.
 
     Raises:
-        ValueError: The model cannot be composed with a vision encoder; see `check_language_model`.
+        ValueError: The model cannot be composed with a vision encoder; see `check_language_model`. Or a weight is
+            missing in the source, or has another shape there than in its config.
         OSError: The folder, file or hub repository does not exist.
     """
     check_source(source, kinds=(PreTrainedModel, PretrainedConfig), argument="language_model", suffixes=(".gguf",))
@@ -44,17 +48,20 @@ def load_language_model(
         model: Any = source
         if attn_implementation is not None:
             model.set_attn_implementation(attn_implementation)
-        model = model if dtype is None else model.to(dtype)
+        _set_dtype(model, dtype)
     elif isinstance(source, PretrainedConfig):
         _check_kind(source)
         model = AutoModelForCausalLM.from_config(source, **options)
-        model = model if dtype is None else model.to(dtype)
+        _set_dtype(model, dtype)
     elif str(source).endswith(".gguf"):
         model = _load_gguf(Path(source), dtype=dtype, options=options)
     else:
         _check_kind(AutoConfig.from_pretrained(source))
-        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto" if dtype is None else dtype, **options)
+        model = _load_weights(source, dtype="auto" if dtype is None else dtype, **options)
     check_language_model(model)
+    if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+        # A config may say that a checkpoint with a head of its own is tied: resizing would replace the head.
+        model.config.tie_word_embeddings = False
     if getattr(getattr(model.config, "quantization_config", None), "quant_method", None) == "gguf":
         del model.config.quantization_config  # the weights are dequantised
     return model.eval()
@@ -63,11 +70,39 @@ def load_language_model(
 def _load_gguf(file: Path, *, dtype: torch.dtype | None, options: dict[str, Any]) -> Any:
     """The weights of a GGUF file, dequantised."""
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            str(file.parent), gguf_file=file.name, dtype=torch.float32 if dtype is None else dtype, **options
+        return _load_weights(
+            file.parent, gguf_file=file.name, dtype=torch.float32 if dtype is None else dtype, **options
         )
     except ImportError as error:
         raise ImportError(f"{file}: GGUF files need the package gguf; install it with: pip install gguf") from error
+
+
+def _load_weights(source: str | Path, **options: Any) -> Any:
+    """The model of a checkpoint that has all of its weights; transformers only warns of random ones."""
+    with mute_load_report():
+        result: Any = AutoModelForCausalLM.from_pretrained(
+            str(source), output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    model, info = result
+    check_loaded_keys(
+        {**info, "unexpected_keys": ()},
+        source=str(source),
+        advice="it must be a whole model with its language-model head, and its config the one of its weights",
+    )
+    if unread := sorted(info["unexpected_keys"]):
+        logger.warning(
+            "%s: %d tensors are not read, since %s has no such ones (%s)",
+            source, len(unread), type(model).__name__, ", ".join(unread[:8]),
+        )  # fmt: skip
+    return model
+
+
+@torch.no_grad()
+def _set_dtype(model: Any, dtype: torch.dtype | None) -> None:
+    """Converts what a checkpoint has; other buffers, as the frequencies of rotary positions, stay in float32."""
+    if dtype is not None:
+        for tensor in model.state_dict(keep_vars=True).values():
+            tensor.data = tensor.data.to(dtype if tensor.is_floating_point() else tensor.dtype)
 
 
 def _check_kind(config: Any) -> None:

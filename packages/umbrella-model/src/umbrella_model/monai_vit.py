@@ -29,6 +29,8 @@ _FILTER_KEYS = {"conv": "patch_embedding.patch_embeddings", "perceptron": "patch
 _UNUSED = re.compile(
     r"(classification_head|conv3d_transpose\w*|decoder_\w+)\..+|decoder_pos_embedding|mask_tokens"
     r"|blocks\.\d+\.(norm_cross_attn|cross_attn)\..+"
+    # Old versions of MONAI have one here, which they do not use.
+    r"|patch_embedding\.cls_token"
 )
 # MaskedAutoEncoderViT has the final norm at the end of its blocks.
 _NORM_IN_BLOCKS = re.compile(r"blocks\.\d+\.(weight|bias)")
@@ -170,14 +172,28 @@ def read_state_dict(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
-        raise ValueError(
-            f"{path}: not a file of tensors alone ({str(error).splitlines()[0]}); save the state dict: "
-            "torch.save(model.state_dict(), path)"
-        ) from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # it cannot be opened
+        raise ValueError(_unreadable(path, error)) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} has a {type(content).__name__}, not a state dict")
     return dict(content)
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    other = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
+    if other is not None:
+        return (
+            f"{path}: has objects of {other[1]}, which could run code when loaded; if you trust the file, save the "
+            "state dict alone, as from a checkpoint of Lightning: torch.save(torch.load(path, weights_only=False)"
+            "['state_dict'], new_path)"
+        )
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return (
+        f"{path}: not a file of tensors alone, or incomplete ({reason}); copy it again, or save the state dict: "
+        "torch.save(model.state_dict(), path)"
+    )
 
 
 def find_volume_vit(

@@ -74,6 +74,11 @@ def token_width(module: nn.Module) -> int:
     Raises:
         ValueError: The width is not known, or the module does not map tokens of several lengths to tokens.
     """
+    if shared := _shared_tensors(module):
+        raise ValueError(
+            f"vision encoder {type(module).__name__!r} has parameters under several names ({', '.join(shared)}), which "
+            "would not be saved; give each one name"
+        )
     for name in ("hidden_size", "embed_dim", "d_model"):
         width = getattr(module, name, None)
         if isinstance(width, int):
@@ -112,6 +117,12 @@ def check_token_encoder(module: nn.Module, *, hidden_size: int, lengths: Collect
             f"vision encoder {type(module).__name__!r} {problem}; a module must map tokens (N, L, {hidden_size}) to "
             f"(N, L, {hidden_size}) for every N and L"
         )
+
+
+def _shared_tensors(module: nn.Module) -> list[str]:
+    """Names of parameters that have another name before."""
+    first = {name for name, _ in module.named_parameters()}
+    return [name for name, _ in module.named_parameters(remove_duplicate=False) if name not in first]
 
 
 @torch.no_grad()

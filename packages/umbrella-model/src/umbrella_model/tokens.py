@@ -48,11 +48,16 @@ def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _add_missing(tokenizer: PreTrainedTokenizerBase, tokens: Any) -> list[str]:
-    """Adds special tokens that the tokenizer does not have; returns them."""
+    """Adds special tokens that the tokenizer does not have; returns those without an id before.
+
+    A word of the vocabulary keeps its id, and text with it becomes that one token.
+    """
+    words = tokenizer.get_vocab()
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     # `add_special_tokens` would replace the tokenizer's list of other special tokens.
-    missing = [token for token in tokens if token not in tokenizer.get_vocab()]
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in missing], special_tokens=True)
-    return missing
+    new = [AddedToken(token, special=True, normalized=False) for token in tokens if token not in added]
+    tokenizer.add_tokens(new, special_tokens=True)
+    return [token for token in tokens if token not in words]
 
 
 @torch.no_grad()

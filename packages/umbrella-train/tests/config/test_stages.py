@@ -37,7 +37,7 @@ stages:
     trainer: {max_steps: 200}
   - name: instruct
     seed: 3
-    model: {learn: {preset: lora}, modalities: {sMRI: {patch_size: [2, 4, 4]}}}
+    model: {learn: {preset: lora}, modalities: {sMRI: {patch_size: [4, 4, 4]}}}
     data: {train: [{manifest: c.jsonl}], pipelines: {T1: {augment: {}}}}
     trainer: {max_steps: 600, learning_rate: 2.0e-4, report_to: []}
 """
@@ -72,7 +72,7 @@ def test_stages_are_merged_over_the_run(file: Path, tmp_path: Path) -> None:
     assert (align.model.learn.preset, instruct.model.learn.preset) == ("align", "lora")
     # Tables are merged, whichever name of a modality they use; lists are replaced.
     t1 = instruct.model.modalities["T1"]
-    assert (list(instruct.model.modalities), t1.image_size, t1.patch_size) == (["rsfMRI", "T1"], (8, 8, 8), (2, 4, 4))
+    assert (list(instruct.model.modalities), t1.image_size, t1.patch_size) == (["rsfMRI", "T1"], (8, 8, 8), (4, 4, 4))
     assert instruct.data.pipelines["T1"].spacing == (2, 2, 2)
     assert instruct.data.pipelines["T1"].augment is not None
     assert [source.manifest.name for source in align.data.train] == ["a.jsonl", "b.jsonl"]
@@ -235,3 +235,29 @@ def test_a_stage_can_change_every_section() -> None:
     assert set(RunConfig.model_fields) - set(STAGE_SECTIONS) == {"name", "output_dir", "stages"}
     kept = {"modalities", "pool", "learn", "attn_implementation", "template_date", "vision_feature_layer"}
     assert set(ModelConfig.model_fields) - set(WEIGHT_SOURCES) == kept
+
+
+GROWING = """
+stages:
+  - name: one
+  - name: two
+    model: {modalities: {dMRI: {image_size: [8, 8, 8], patch_size: [4, 4, 4]}}}
+"""
+
+
+def test_a_stage_keeps_the_modalities_of_the_model_that_it_starts_from(tmp_path: Path) -> None:
+    """Otherwise the stages before it would be trained in vain."""
+    assert len(stage_configs(load_config(write(tmp_path, GROWING)))) == 2
+    assert paths_of(write(tmp_path, GROWING + "  - {name: three}")) == ["stages.2.model.modalities"]
+    changed = "{modalities: {T1: {patch_size: [2, 4, 4]}}, pool: {rsfMRI: 2}}"
+    third = f"  - {{name: three, model: {changed}}}"
+    with pytest.raises(ConfigError, match=r"T1, dMRI in the stage two"):
+        load_config(write(tmp_path, GROWING + third))
+    paths = ["stages.2.model.modalities", "stages.2.model.modalities.T1", "stages.2.model.pool.rsfMRI"]
+    assert paths_of(write(tmp_path, GROWING + third)) == paths
+    grown = GROWING.partition("model: ")[2].strip()
+    same = f"  - {{name: three, model: {grown[:-1]}, pool: {{T1: [2, 2, 2]}}}}}}"
+    assert len(stage_configs(load_config(write(tmp_path, GROWING + same)))) == 3
+    # A stage with weights of its own may differ.
+    own = "{pretrained: owner/name, text_config: null, vision_config: null, modalities"
+    load_config(write(tmp_path, GROWING + third.replace("{modalities", own)))

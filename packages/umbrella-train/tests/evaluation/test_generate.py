@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from umbrella_data.manifest.sample import Answer, Sample, Scan, Turn
+from umbrella_model.generation import GREEDY
 from umbrella_train.end_of_turn import EndOfTurn
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation import asker
@@ -91,12 +92,12 @@ class ToyModel(nn.Module):
         input_ids: Tensor,
         pixel_values: dict[str, Tensor],
         max_new_tokens: int,
-        do_sample: bool,
         eos_token_id: list[int] | None = None,
+        **options: Any,
     ) -> Tensor:
         assert not self.training
         assert not torch.is_grad_enabled()
-        assert not do_sample
+        assert options == GREEDY
         self.num_batches += 1
         self.stops = eos_token_id
         numbers = [int(number) for number in pixel_values["T1"].tolist()] or [0] * len(input_ids)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +104,19 @@ def test_pretrained_model_of_other_sizes_is_rejected_with_every_difference(
     ]
     assert len(differences) == len(expected)
     assert all(word in line for words, line in zip(expected, differences, strict=True) for word in words)
+
+
+def test_a_layer_without_the_final_norm_is_not_that_of_a_composed_model(
+    make_config: MakeConfig, first: Path, tmp_path: Path
+) -> None:
+    """The last layer, -1, is before the final norm, after which the features of a composed model are."""
+    build_components(second_stage(make_config, tmp_path, first, vision_feature_layer=-1))
+    trained = tmp_path / "trained"
+    shutil.copytree(first, trained)
+    content = json.loads((trained / "config.json").read_text())
+    (trained / "config.json").write_text(json.dumps(content | {"vision_final_norm": True}))
+    with pytest.raises(RunError, match=r"vision_feature_layer is not set .*final norm.* and -1 in the config"):
+        build_components(second_stage(make_config, tmp_path, trained, vision_feature_layer=-1))
 
 
 def test_new_modality_is_added_after_those_of_the_model(

@@ -201,7 +201,7 @@ def build_components(config: RunConfig, *, weights: Path | None = None) -> Train
     learn = config.model.learn
     try:
         set_trainable(model, cast(Mapping[Part, Mode], learn.parts), lora=LoraSettings(**learn.lora.model_dump()))
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise RunError(f"model.learn: {error}") from error
     skips = config.data.on_bad_scan == "skip"
     return TrainingComponents(
@@ -287,6 +287,8 @@ def _compose_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Umb
     else:
         with loading("weights", key="model.language_model", source=section.language_model, right=LANGUAGE_MODEL):
             language = load_language_model(section.language_model, dtype=torch.float32)
+        if section.tokenizer is not None:
+            check_tokenizer(tokenizer, source=section.language_model, may_have_more=True)
     if section.vision_encoder is None:
         assert section.vision_config is not None
         encoder = AutoConfig.for_model(**section.vision_config)

@@ -11,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 
 from umbrella_train.errors import RunError
 
-# Raised by transformers and umbrella_model for files that are missing, damaged or of another kind.
-UNREADABLE = (OSError, ValueError, SafetensorError, StrictDataclassError)
+# Raised by transformers and umbrella_model for files that are missing, damaged or of another kind, or that need a
+# package which is not installed (quantised weights, GGUF).
+UNREADABLE = (OSError, ValueError, SafetensorError, StrictDataclassError, ImportError)
 
 # What a name must be.
 LLAVA = (

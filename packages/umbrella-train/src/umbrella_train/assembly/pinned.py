@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from huggingface_hub import snapshot_download
 
 from umbrella_train.assembly.load_errors import loading
@@ -10,6 +13,9 @@ from umbrella_train.config.run_checks import split_revision
 
 # What is read of a repository, without weights in other formats.
 FILES = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
+OTHER_WEIGHTS = ("pytorch_model*.bin",)
+# Copies of the weights for other programs.
+IGNORED = ("consolidated*.safetensors",)
 REVISION = "It must be an accessible hub repository with that branch, tag or commit."
 
 
@@ -24,5 +30,12 @@ def with_folders(section: ModelConfig) -> ModelConfig:
         name, revision = split_revision(getattr(section, key) or "")
         if revision is not None:
             with loading("files", key=f"model.{key}", source=f"{name}@{revision}", right=REVISION):
-                folders[key] = snapshot_download(name, revision=revision, allow_patterns=list(FILES))
+                folders[key] = _download(name, revision, FILES)
+                if key != "tokenizer" and not any(Path(folders[key]).glob("*.safetensors")):
+                    _download(name, revision, OTHER_WEIGHTS)
     return section.model_copy(update=folders)
+
+
+def _download(name: str, revision: str, files: Sequence[str]) -> str:
+    folder: str = snapshot_download(name, revision=revision, allow_patterns=list(files), ignore_patterns=list(IGNORED))
+    return folder

@@ -15,6 +15,7 @@ import umbrella_model  # noqa: F401  (registers the model with the Auto classes)
 from umbrella_data.manifest.dialects import IMAGE_TOKEN
 from umbrella_data.manifest.sample import Scan
 from umbrella_data.modality import find_modality
+from umbrella_model.generation import GREEDY
 from umbrella_train.assembly.load_errors import TRAINED_MODEL, loading
 from umbrella_train.errors import RunError
 from umbrella_train.processor import UmbrellaProcessor, question_with_scans
@@ -84,7 +85,7 @@ def answer_batch(model: Any, processor: UmbrellaProcessor, batch: dict[str, Any]
     inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
     stops = list(processor.end_of_turn.stop_ids)
     generated = model.generate(
-        **inputs, pixel_values=volumes, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops
+        **inputs, pixel_values=volumes, max_new_tokens=max_new_tokens, **GREEDY, eos_token_id=stops
     )
     return processor.decode_answers(generated, prompt_length=inputs["input_ids"].shape[1])[0]
 

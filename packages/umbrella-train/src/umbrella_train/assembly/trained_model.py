@@ -44,8 +44,10 @@ def load_trained_model(
     config = AutoConfig.from_pretrained(source)
     problems = [*_differences(config, patch_embeds)]
     layer = section.vision_feature_layer
-    if layer is not None and layer != config.vision_feature_layer:
-        problems.append(f"vision_feature_layer is {config.vision_feature_layer} in the model and {layer} in the config")
+    own_layer = None if config.vision_final_norm else config.vision_feature_layer
+    if layer is not None and layer != own_layer:
+        shown = "not set (the output after the final norm)" if own_layer is None else own_layer
+        problems.append(f"vision_feature_layer is {shown} in the model and {layer} in the config")
     if problems:
         raise RunError(f"model.pretrained: {source} does not match this config:\n  " + "\n  ".join(problems))
     added = [name for name in patch_embeds if name not in config.patch_embeds]
@@ -68,8 +70,13 @@ def load_trained_model(
     return model
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *, source: str) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *, source: str, may_have_more: bool = False) -> None:
     """Rejects a tokenizer whose ids differ from those of the model's own tokenizer, if that is saved with the model.
+
+    Args:
+        tokenizer: To check.
+        source: Folder or hub repository of the model.
+        may_have_more: Whether it may have tokens that the model's own tokenizer does not have.
 
     Raises:
         RunError: A token has another id.
@@ -78,7 +85,10 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *, source: str) -> None:
         own = AutoTokenizer.from_pretrained(source).get_vocab()
     except (OSError, ValueError):
         return
-    other = next((word for word, number in tokenizer.get_vocab().items() if own.get(word) != number), None)
+    words = tokenizer.get_vocab()
+    if may_have_more:
+        words = {word: number for word, number in words.items() if word in own}
+    other = next((word for word, number in words.items() if own.get(word) != number), None)
     if other is not None:
         raise RunError(
             f"model.tokenizer: its id of {other!r} differs from that of the tokenizer of {source}; remove "

@@ -257,7 +257,11 @@ class ModelConfig(Section):
     def _num_tokens(self) -> Iterator[tuple[str, int]]:
         """Tokens of one scan of each modality, after pooling."""
         for name, modality in self.modalities.items():
-            yield name, modality.num_patches // math.prod(_pool_size(self.pool.get(name, 1), len(modality.grid_size)))
+            yield name, modality.num_patches // math.prod(self.pool_size(name))
+
+    def pool_size(self, name: str) -> tuple[int, ...]:
+        """Patches along each axis that are averaged to one token of a modality."""
+        return _pool_size(self.pool.get(name, 1), len(self.modalities[name].grid_size))
 
     @property
     def random_and_fixed(self) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from umbrella_train.config.model import ModelConfig
 from umbrella_train.config.overrides import STAGE_SECTIONS, stage_tables, table_key
 from umbrella_train.config.problems import ConfigError, validation_problems
 from umbrella_train.config.run_checks import run_problems
@@ -62,14 +63,32 @@ def stage_problems(content: Mapping[str, Any], *, known: Collection[str], to_run
     """
     names = [stage.get("name") for stage in stage_tables(content)]
     problems = [f"stages.{path}: {text}" for path, text in name_problems(names)]
-    previous = None
+    previous, before = None, None
     for number, stage in enumerate(_stage_contents(content)):
-        _, found = validate(stage)
+        config, found = validate(stage)
         if to_run:
             found += run_problems(stage, coming=previous)
+        if before is not None and config is not None and config.model.pretrained == previous:
+            found += _differences(before.model, config.model, name=before.name)
         problems += _at_stage(number, [problem for problem in found if problem not in known])
-        previous = str(Path(stage["output_dir"]) / stage["name"] / "model")
+        previous, before = str(Path(stage["output_dir"]) / stage["name"] / "model"), config
     return problems
+
+
+def _differences(before: ModelConfig, now: ModelConfig, *, name: str) -> Iterator[str]:
+    """What a stage cannot change in the model of the one before, called `name`; otherwise found after its training."""
+    trained, names = list(before.modalities), list(now.modalities)
+    if names[: len(trained)] != trained:
+        yield (
+            f"model.modalities: they are {', '.join(trained)} in the stage {name}, from whose model this one starts, "
+            f"and {', '.join(names)} here; keep them, and add new ones at the end"
+        )
+    for modality in (each for each in trained if each in names):
+        reason = f"differs from that in the stage {name}, from whose model this one starts; keep it"
+        if before.modalities[modality] != now.modalities[modality]:
+            yield f"model.modalities.{modality}: {reason}"
+        elif before.pool_size(modality) != now.pool_size(modality):
+            yield f"model.pool.{modality}: {reason}"
 
 
 def validate(content: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:

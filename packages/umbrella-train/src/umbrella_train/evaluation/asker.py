@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from umbrella_data import ConversationDataset, ScanError
+from umbrella_model.generation import GREEDY
 from umbrella_train.end_of_turn import EndOfTurn
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation.answer_space import AnswerSpace, find_answer_space
@@ -79,7 +80,7 @@ class Asker:
 
     def _generate(self, inputs: Mapping[str, Any]) -> list[str]:
         stops = {"eos_token_id": list(self.end.stop_ids)} if self.end.stop_ids else {}
-        output = self.model.generate(**inputs, **stops, max_new_tokens=self.max_new_tokens, do_sample=False)
+        output = self.model.generate(**inputs, **stops, max_new_tokens=self.max_new_tokens, **GREEDY)
         new = output[:, inputs["input_ids"].shape[1] :].tolist()
         return [self.end.decode(tokens, self.tokenizer) for tokens in new]
 

@@ -24,6 +24,7 @@ from umbrella_train.assembly.acceleration import compile_layers
 from umbrella_train.assembly.build import TrainingComponents, build_components
 from umbrella_train.assembly.conversation_check import check_conversations
 from umbrella_train.assembly.masks import answers_start_with_reasoning, masked_modalities, warn_of_other_masks
+from umbrella_train.assembly.pinned import with_folders
 from umbrella_train.assembly.sources import (
     MAX_ROWS_CHECKED,
     Sources,
@@ -275,7 +276,7 @@ def _dry_run(config: RunConfig, scratch: Path) -> None:
 def _log_start(config: RunConfig, components: TrainingComponents, sources: Sources, trainer: UmbrellaTrainer) -> None:
     """Logs the table of parameters and tokens, and warns of what is probably not intended."""
     logger.info(describe_model(components.model))
-    source = config.model.pretrained
+    source = with_folders(config.model).pretrained
     if source is not None and is_trained_model(source):
         warn_of_other_pipelines(source, components.pipelines, sources=sources.train)
     warn_of_other_masks(sources.evaluation, trained=cast(UmbrellaProcessor, trainer.processing_class).masked)
