@@ -33,7 +33,7 @@ class PreparedScan:
         scan: Modality and files; the files may be removed.
         volume: (C, X, Y, Z) or (C, X, Y, Z, T), what the model sees.
         viewer: HTML of its viewer, see `umbrella_data.viewer`.
-        warning: What differs from the scans of training, and what is suspicious in the headers; one line each. None: nothing.
+        warning: A line for what differs from the scans of training, and for each suspicious header; None without any.
     """
 
     key: str
