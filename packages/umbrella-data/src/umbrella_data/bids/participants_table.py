@@ -50,15 +50,15 @@ def read_table(path: Path, *, subject: str | None = None) -> ParticipantsTable:
         subject: If given, the table is about the visits of this subject, as `sub-01_sessions.tsv` is.
 
     Raises:
-        ManifestError: If the file is missing or a spreadsheet, or with all its problems: no column `participant_id` (`session_id` in a
-            table of one subject), a duplicate column or visit, a line without a subject or with too many cells, the
-            wrong separator, an unclosed quote.
+        ManifestError: If the file is missing or a spreadsheet, or with all its problems: no column `participant_id`
+            (`session_id` in a table of one subject), a duplicate column or visit, a line without a subject or with too
+            many cells, the wrong separator, an unclosed quote.
     """
     if not path.is_file():
         raise ManifestError("no such file; give a table of participants", path=path)
     with path.open("rb") as file:
         if file.read(4) in _SPREADSHEETS:
-            text = "a file of Excel or another spreadsheet; save the sheet as CSV (UTF-8, with commas) and give that file"
+            text = "a file of Excel or another spreadsheet; save the sheet as CSV (UTF-8, with commas), and give that"
             raise ManifestError(text, path=path)
     problems: list[str] = []
     rows: dict[Visit, Mapping[str, str]] = {}
