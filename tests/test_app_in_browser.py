@@ -104,6 +104,7 @@ def test_a_real_scan_is_shown_and_asked_about(
         page.wait_for("!see.hidden")
         give(page, "T1", scan=damaged)
         text = page.wait_for("document.querySelector('#scan-state.bad')?.textContent")
+        assert text.startswith("This scan cannot be used: damaged.nii.gz: ")
         assert "[gzip_truncated]" in text
         assert page.evaluate("see.hidden && ask.hidden")
         give(page, "T1", scan=tmp_path / "page.png")
@@ -139,3 +140,17 @@ def test_only_one_dropped_file_is_taken_for_a_field(app: tuple[str, Path], tmp_p
         ends = ["scan: a.nii.gz", "scan.bval: a.bval", "scan.bvec: a.bvec", "scan.json: a.json", "mask: mask.nii"]
         assert page.evaluate(chosen) == ends
         assert page.errors == []
+
+
+def test_a_scan_that_another_window_replaced_is_removed_from_the_page(
+    run: Path, app: tuple[str, Path], tmp_path: Path
+) -> None:
+    scan = next((run.parent / "cohort").glob("sub-*/anat/*_T1w.nii.gz"))
+    with open_page(app[0], folder=tmp_path / "one") as page, open_page(app[0], folder=tmp_path / "two") as other:
+        for each in (page, other):
+            give(each, "T1", scan=scan)
+            each.wait_for("!see.hidden")
+        page.evaluate("document.getElementById('remove').click()")
+        assert "another window" in page.wait_for("document.querySelector('#scan-state.bad')?.textContent")
+        assert page.evaluate("see.hidden && ask.hidden")
+        assert not other.evaluate("see.hidden")

@@ -126,6 +126,7 @@ RUN_COMMANDS = {
         "uv run --with gguf",
     ): "tests/test_pretrained_tool.py::test_folder_appears_when_it_is_complete",
     ("docs/extending.md", "umbrella-data from-bids"): THIS,
+    ("docs/faq.md", "umbrella-data from-bids"): THIS,
     ("docs/mixtures.md", "umbrella-data from-bids"): THIS,
     ("docs/models.md", "uv run --with gguf"): "tests/test_pretrained_tool.py::test_folder_appears_when_it_is_complete",
     (
@@ -353,6 +354,33 @@ def test_manifests_of_single_modalities_and_own_questions(tmp_path, monkeypatch)
     }
     assert "What is the handedness of this person?" in asked["handedness"]
     assert "bmi" in asked
+
+
+def test_a_site_is_held_out_and_labels_are_in_a_csv_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert data_command(["demo", "--out", "BIDS", "--num-train", "6", "--num-test", "4"]) == 0
+    subjects = [f"sub-{i:04}" for i in range(1, 11)]
+    sites = {"site-a": subjects[:6], "site-b": subjects[6:]}
+    for name, members in sites.items():
+        Path(f"{name}.txt").write_text("\n".join(members))
+    rows = [f"{subject[4:]},{('left', 'right')[i % 2]},{20 + i}.5\n" for i, subject in enumerate(subjects)]
+    Path("labels.csv").write_text("participant_id,handedness,bmi\n" + "".join(rows))
+    commands = [command for block in blocks("docs/faq.md", "bash") for command in block.commands]
+    assert len(commands) == 3
+    for command in commands:
+        assert data_command([*shlex.split(command)[1:], "--workers", "1"]) == 0
+
+    def rows_of(name: str) -> list[Any]:
+        return list(read_manifest(f"manifests/{name}.jsonl", data_root="BIDS"))
+
+    in_training = {sample.subject for sample in rows_of("site-a/train") + rows_of("site-a/test")}
+    assert in_training == set(sites["site-a"])
+    assert {sample.subject for sample in rows_of("site-b/test")} == set(sites["site-b"])
+    assert not Path("manifests/site-b/train.jsonl").exists()
+    answers = {(sample.task, sample.subject): sample.answer.value for sample in rows_of("train")}
+    some = next(subject for task, subject in answers if task == "bmi")
+    assert answers["bmi", some] == 20.5 + subjects.index(some)
+    assert answers["handedness", some] == ("left", "right")[subjects.index(some) % 2]
 
 
 @pytest.mark.examples

@@ -239,6 +239,8 @@ def test_a_damaged_scan_and_an_unknown_modality_are_rejected(run_folder: Path, s
 def test_a_folder_without_a_model_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no config.json"):
         find_model(tmp_path)
+    with pytest.raises(RunError, match="missing: there is no such folder; give"):
+        find_model(tmp_path / "missing")
     (tmp_path / "config.yaml").write_text("{}")
     with pytest.raises(RunError, match="did not finish"):
         find_model(tmp_path)

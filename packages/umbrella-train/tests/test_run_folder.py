@@ -40,6 +40,8 @@ def test_a_new_folder_has_config_salt_and_pictures(tmp_path: Path) -> None:
 def test_a_folder_without_config_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run's folder"):
         RunFolder.open(tmp_path)
+    with pytest.raises(RunError, match="missing: there is no such folder; give"):
+        RunFolder.open(tmp_path / "missing")
 
 
 def test_non_finite_metrics_are_valid_json(tmp_path: Path) -> None:

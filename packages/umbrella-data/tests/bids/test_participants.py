@@ -123,6 +123,19 @@ def test_table_that_is_not_utf8_is_rejected(tmp_path):
         read([tmp_path / "a.csv"])
 
 
+@pytest.mark.parametrize("start", [b"PK\x03\x04", b"\xd0\xcf\x11\xe0"])
+def test_spreadsheet_is_rejected_with_what_to_do(tmp_path, start):
+    (tmp_path / "labels.xlsx").write_bytes(start + bytes(range(256)))
+    with pytest.raises(ManifestError, match=r"labels\.xlsx: 1 problem\n.*save the sheet as CSV"):
+        read([tmp_path / "labels.xlsx"])
+
+
+def test_table_without_participant_id_is_rejected_with_what_to_do(tmp_path):
+    (tmp_path / "a.csv").write_text("subject,age\n1,3\n")
+    with pytest.raises(ManifestError, match=r"no column 'participant_id' among subject, age; rename"):
+        read([tmp_path / "a.csv"])
+
+
 def test_unclosed_quote_is_rejected(tmp_path):
     rows = [f"sub-{i:02d},3{i},fine" for i in range(2, 10)]
     text = "\n".join(["participant_id,age,comment", "sub-00,30,fine", 'sub-01,31,"fell asleep', *rows, ""])

@@ -67,7 +67,9 @@ def test_carpet_has_the_left_on_top_and_patch_borders_in_time() -> None:
     heights = {text.get_text(): text.get_position()[1] for text in carpet.texts}
     assert heights["L"] > 0.9
     assert heights["R"] < 0.1
-    assert [line.get_xdata()[0] for line in carpet.lines] == [2.5, 5.5, 8.5]
+    # Frames are counted from 1.
+    assert list(carpet.images[0].get_extent()[:2]) == [0.5, 12.5]
+    assert [line.get_xdata()[0] for line in carpet.lines] == [3.5, 6.5, 9.5]
 
 
 def test_contrast_is_set_by_the_foreground() -> None:

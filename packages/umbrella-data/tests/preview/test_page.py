@@ -219,3 +219,14 @@ def test_invalid_options_are_rejected(make_row, write_manifest, tmp_path, capsys
     error = capsys.readouterr().err
     assert problem in error
     assert "pydantic" not in error
+
+
+def test_scan_whose_sides_are_a_guess_has_a_warning_below_its_picture(
+    nifti, random_voxels, make_row, write_manifest, tmp_path
+):
+    nifti.patch(nifti.write(random_voxels(6, 7, 8), "a_0.nii"), 252, bytes(4))  # qform_code and sform_code
+    row = make_row("a", "T1")
+    row["messages"][0]["content"][0]["path"] = "a_0.nii"
+    args = ["preview", str(write_manifest([row], "few.jsonl")), *SIZES[:2], "--out", str(tmp_path / "page")]
+    assert main(args) == 0
+    assert "Warning: no_form: " in (tmp_path / "page" / "index.html").read_text()

@@ -8,9 +8,11 @@ import re
 import numpy as np
 import pytest
 
+from umbrella_data.modality import find_modality
 from umbrella_data.pipeline.config import PipelineConfig
 from umbrella_data.pipeline.pipeline import Pipeline
-from umbrella_data.preview.scan_viewer import grid_spacing, mask_on_grid, scan_viewer
+from umbrella_data.preview.scan_viewer import grid_spacing, header_warnings, mask_on_grid, scan_viewer
+from umbrella_data.scan.header import ScanWarning
 
 
 @pytest.fixture
@@ -59,3 +61,15 @@ def test_viewer_has_the_mask_as_an_overlay_and_the_names_of_channels(scan):
         data = json.loads(re.findall(r'json">(.*?)</script>', page)[0])
         assert [item["name"] for item in data["overlays"]] == names
         assert [item["name"] for item in data["channels"]] == ["T1"]
+
+
+def test_suspicious_headers_are_named_with_their_codes(nifti, random_voxels):
+    plain, guess = (nifti.write(random_voxels(6, 7, 8), f"{name}.nii") for name in ("plain", "guess"))
+    nifti.patch(guess, 252, bytes(4))  # qform_code and sform_code
+    t1, rsfmri, dmri = (find_modality(name) for name in ("T1", "rsfMRI", "dMRI"))
+    assert header_warnings([plain], spec=t1) == []
+    assert header_warnings([plain, guess, guess], spec=t1) == [f"no_form: {ScanWarning.NO_FORM.meaning}"]
+    series = nifti.write(random_voxels(6, 7, 8, 4), "series.nii.gz")
+    series.with_name("series.json").write_text("no JSON")
+    # A DWI needs no repetition time.
+    assert [len(header_warnings([series], spec=spec)) for spec in (rsfmri, dmri)] == [1, 0]

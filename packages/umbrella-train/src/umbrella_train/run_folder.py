@@ -118,7 +118,7 @@ class RunFolder:
             RunError: If it is not a run's folder.
         """
         if not (path / "config.yaml").is_file():
-            raise RunError(runs_hint(path) or f"{path}: not a run's folder (it has no config.yaml)")
+            raise RunError(no_run_message(path, otherwise="not a run's folder (it has no config.yaml)"))
         return cls(path)
 
     def begin(self) -> None:
@@ -214,6 +214,13 @@ def fold_folders(path: Path) -> list[Path]:
     """The runs `fold-1`, `fold-2`, ... in the folder of a cross-validation, in this order; empty for other folders."""
     found = {path.name.removeprefix("fold-"): path for path in path.glob("fold-*") if (path / "config.yaml").is_file()}
     return [found[number] for number in sorted(filter(str.isdecimal, found), key=int)]
+
+
+def no_run_message(path: Path, *, otherwise: str) -> str:
+    """Why a path is no run: there is no such folder, it has runs in it, or otherwise what is given."""
+    if not path.exists():
+        return f"{path}: there is no such folder; give the folder of a run, as in runs/NAME"
+    return runs_hint(path) or f"{path}: {otherwise}"
 
 
 def runs_hint(path: Path) -> str:

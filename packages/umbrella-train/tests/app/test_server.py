@@ -72,6 +72,10 @@ def test_ready_maps_are_read_in_the_order_of_the_channels(app: App, random_run: 
     scan = Scan("dMRI", tuple(paths))
     expected = predict(random_run, question="?", scans=[scan], max_new_tokens=NUM_TOKENS, device="cpu")
     assert app.ask(given.json["key"], "?").json == {"answer": expected}
+    # The temporary folder is of no use to who reads the message.
+    twice = app.give("dMRI", {"scan.nii": paths[0], "map-2.nii": paths[0]})
+    assert (twice.status, twice.json["file"]) == (422, "map-2.nii")
+    assert "as scan.nii, the map of FA" in twice.json["message"]
     # The other way round they are no FA and MD.
     swapped = app.give("dMRI", {"scan.nii": paths[1], "map-2.nii": paths[0]})
     assert (swapped.status, swapped.json["reason"]) == (422, "maps")
@@ -91,6 +95,15 @@ def test_a_mask_that_training_did_not_have_is_used_with_a_warning(
     expected = predict(random_run, question="?", scans=[scan], max_new_tokens=NUM_TOKENS, device="cpu")
     assert app.ask(given.json["key"], "?").json == {"answer": expected}
     assert b"Brain mask" in app.send("GET", f"scan/{given.json['key']}").body
+
+
+def test_a_scan_whose_sides_are_a_guess_has_a_warning(app: App, t1: Any, tmp_path: Path) -> None:
+    image = nib.load(t1["scan.nii.gz"])
+    image.set_sform(None, code=0)
+    image.set_qform(None, code=0)
+    nib.save(image, tmp_path / "scan.nii")
+    given = app.give("T1", {"scan.nii": tmp_path / "scan.nii"})
+    assert (given.status, given.json["warning"][:9]) == (200, "no_form: ")
 
 
 def test_the_page_and_the_viewer_are_served_with_their_files(app: App, t1: Any) -> None:

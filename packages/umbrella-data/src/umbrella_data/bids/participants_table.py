@@ -20,6 +20,8 @@ Visit = tuple[str, str | None]
 MISSING_CELLS = ("", "n/a", "na", "nan", "<na>", "#n/a", "null", "?", ".", "-")
 _SUBJECT, _SESSION = "participant_id", "session_id"
 _NAMES = {"\t": "tabs", ",": "commas", ";": "semicolons"}
+# The first bytes of .xlsx and .ods, which are ZIP archives, and of .xls.
+_SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 
 
 @dataclass(frozen=True)
@@ -48,22 +50,26 @@ def read_table(path: Path, *, subject: str | None = None) -> ParticipantsTable:
         subject: If given, the table is about the visits of this subject, as `sub-01_sessions.tsv` is.
 
     Raises:
-        ManifestError: If the file is missing, or with all its problems: no column `participant_id` (`session_id` in a
-            table of one subject), a duplicate column or visit, a line without a subject or with too many cells, the
-            wrong separator, an unclosed quote.
+        ManifestError: If the file is missing or a spreadsheet, or with all its problems: no column `participant_id`
+            (`session_id` in a table of one subject), a duplicate column or visit, a line without a subject or with too
+            many cells, the wrong separator, an unclosed quote.
     """
     if not path.is_file():
         raise ManifestError("no such file; give a table of participants", path=path)
+    with path.open("rb") as file:
+        if file.read(4) in _SPREADSHEETS:
+            text = "a file of Excel or another spreadsheet; save the sheet as CSV (UTF-8, with commas), and give that"
+            raise ManifestError(text, path=path)
     problems: list[str] = []
     rows: dict[Visit, Mapping[str, str]] = {}
     lines: dict[Visit, int] = {}
     separator = "," if path.suffix.lower() == ".csv" else "\t"
     last = 0
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as text_file:
             # Without `strict`, an unclosed quote would silently swallow the lines after it.
             reader = csv.DictReader(
-                file,
+                text_file,
                 delimiter=separator,
                 quoting=csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE,
                 strict=True,
@@ -141,6 +147,7 @@ def _line_problem(
 def _wrong_header(columns: tuple[str, ...], separator: str, *, key: str) -> str:
     others = [other for other in _NAMES if other != separator and len(columns) == 1 and other in columns[0]]
     if not others:
-        return f"no column {key!r} among {', '.join(columns)}"
+        what = "subjects" if key == _SUBJECT else "sessions"
+        return f"no column {key!r} among {', '.join(columns)}; rename the column with the {what}"
     return (f"columns are separated by {_NAMES[others[0]]}; use {_NAMES[separator]} "
             "(commas in a .csv file, tabs in any other)")  # fmt: skip

@@ -116,11 +116,13 @@ def _draw_carpet(axes: Any, series: np.ndarray, *, frames_a_patch: int | None) -
     voxels = voxels[:: max(1, len(voxels) // _CARPET_ROWS)]
     voxels = voxels - voxels.mean(axis=1, keepdims=True)
     limit = float(np.percentile(np.abs(voxels), 98)) or 1.0
-    axes.imshow(voxels, aspect="auto", cmap="gray", vmin=-limit, vmax=limit, interpolation="nearest")
+    # Frames are counted from 1, as in the viewer below the figure.
+    extent = (0.5, series.shape[-1] + 0.5, len(voxels) - 0.5, -0.5)
+    axes.imshow(voxels, aspect="auto", cmap="gray", vmin=-limit, vmax=limit, interpolation="nearest", extent=extent)
     # Voxels are in the order of X, which runs to the right: the first rows, on top, are the left of the person.
     _write_letters(axes, "LR", ((0.017, 0.95), (0.017, 0.05)))
     for position in range(frames_a_patch, series.shape[-1], frames_a_patch) if frames_a_patch else ():
-        axes.axvline(position - 0.5, **_BORDER)
+        axes.axvline(position + 0.5, **_BORDER)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("frame", fontsize=8, color="0.3")
     axes.set_ylabel("voxels", color="0.3")

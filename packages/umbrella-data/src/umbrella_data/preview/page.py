@@ -14,7 +14,7 @@ from umbrella_data.files.atomic import write_atomically
 from umbrella_data.manifest.sample import Sample, Scan
 from umbrella_data.pipeline.patch_grid import patch_grid
 from umbrella_data.preview.figure import draw_volume
-from umbrella_data.preview.scan_viewer import conversation_html, scan_viewer
+from umbrella_data.preview.scan_viewer import conversation_html, header_warnings, scan_viewer
 from umbrella_data.scan.diffusion import check_dipy, needs_fit
 from umbrella_data.viewer import viewer_script
 from umbrella_data.viewer.fragment import MAX_FRAMES, NUM_LEVELS
@@ -116,6 +116,7 @@ def write_preview(
         try:
             volume = pipeline(scan.paths, generator=None, mask=scan.mask)
             caption = _draw(volume, scan, patch_sizes.get(scan.modality), folder / str(file), number)
+            caption += "".join(f" Warning: {warning}." for warning in header_warnings(scan.paths, spec=pipeline.spec))
             details += scan_viewer(volume, pipeline=pipeline, paths=scan.paths, mask=scan.mask)
         except ScanError as error:
             failed.append(error.bare())

@@ -10,12 +10,16 @@ import numpy as np
 import torch
 
 from umbrella_data.manifest.sample import Sample, hide_names
+from umbrella_data.modality import ModalitySpec
 from umbrella_data.pipeline.crop import box_centre
 from umbrella_data.pipeline.pipeline import Pipeline
 from umbrella_data.pipeline.resample import resample
+from umbrella_data.scan.header import ScanWarning
 from umbrella_data.scan.volume import read_shape
 from umbrella_data.scan.voxels import read_voxels
 from umbrella_data.viewer import Overlay, viewer_html
+
+_ABOUT_TIME = (ScanWarning.REPETITION_TIME, ScanWarning.SIDECAR, ScanWarning.SIDECAR_REPETITION_TIME)
 
 
 def scan_viewer(
@@ -52,6 +56,19 @@ def scan_viewer(
         title=title,
         is_open=is_open,
     )
+
+
+def header_warnings(paths: Sequence[Path], *, spec: ModalitySpec) -> list[str]:
+    """What is suspicious in the headers and the sidecar of a scan, each with its code, as in `umbrella-data check`.
+
+    Repetition times are compared for series only: a DWI needs none.
+
+    Raises:
+        ScanError: If a header cannot be read.
+    """
+    found = dict.fromkeys(warning for path in paths for warning in read_shape(path).warnings)
+    unused = () if spec.is_series else _ABOUT_TIME
+    return [f"{warning}: {warning.meaning}" for warning in found if warning not in unused]
 
 
 def grid_spacing(pipeline: Pipeline, paths: Sequence[Path]) -> tuple[float, float, float]:

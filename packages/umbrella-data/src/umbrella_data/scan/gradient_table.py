@@ -188,7 +188,8 @@ def _read_numbers(path: Path, *, reason: ScanReason) -> list[list[float]]:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ScanError(f"cannot be read as text: {error}", path=path, reason=reason) from error
+        text = "is not a text file; give the .bval and .bvec files of the DWI, which have numbers only"
+        raise ScanError(text, path=path, reason=reason) from error
     rows: list[list[float]] = []
     for line, words in enumerate(text.splitlines(), start=1):
         try:

@@ -253,7 +253,11 @@ def check_rank(header: ScanHeader, *, rank: int, path: str) -> None:
     """
     if len(header.shape) != rank:
         needed = "a volume (X, Y, Z)" if rank == 3 else "a series (X, Y, Z, T) of at least 2 frames"
-        raise ScanError(f"shape {header.shape}, but this modality needs {needed}", path=path, reason=ScanReason.RANK)
+        raise ScanError(
+            f"shape {header.shape}, but this modality needs {needed}; give another file, or the file's own modality",
+            path=path,
+            reason=ScanReason.RANK,
+        )
 
 
 def _scale(stored: np.ndarray, target: np.ndarray, *, header: ScanHeader) -> None:
@@ -296,7 +300,7 @@ def _read_mask(path: str | PathLike[str], *, like: ScanHeader) -> np.ndarray:
     if low != 0 or high <= 0 or not ((stored == least) | (stored == greatest)).all():
         raise ScanError(
             f"values from {low:g} to {high:g}: a mask must be 0 outside of the brain and one positive value inside; "
-            "apply a threshold to a probability map",
+            "apply a threshold to a probability map or a segmentation",
             path=scan.path,
             reason=ScanReason.MASK,
         )

@@ -7,6 +7,8 @@
     label, name: label.dataset.part, input: label.querySelector("input"),
   }));
   let key = null;
+  // The user's file of each name on the server, for messages.
+  let given = new Map();
 
   // Names on the server are those of the parts: the names of the user's files are not sent.
   const suffixOf = (file) => (/\.nii(\.gz)?$/i.exec(file.name) ?? [""])[0].toLowerCase();
@@ -37,7 +39,7 @@
     });
     if (response.ok) return response.status === 204 ? null : response.json();
     const { message, reason, meaning, file } = await response.json();
-    throw new Error(reason ? `This scan cannot be used: ${file}: ${message} [${reason}]\n${reason}: ${meaning}.` : message);
+    throw new Error(reason ? `This scan cannot be used: ${given.get(file) ?? file}: ${message} [${reason}]\n${reason}: ${meaning}.` : message);
   };
 
   const forget = () => {
@@ -52,9 +54,14 @@
     const modality = at("modality").value;
     const files = chosen().map((part) => ({ part, file: part.input.files[0] }));
     const query = new URLSearchParams({ modality });
+    const names = new Map();
     for (const { part, file } of files) {
-      if (isNifti(part) && !suffixOf(file)) throw new Error(`${file.name}: not a .nii or .nii.gz file`);
-      query.set(isNifti(part) ? part.name + suffixOf(file) : part.name, file.size);
+      if (isNifti(part) && !suffixOf(file)) {
+        throw new Error(`${file.name}: not a .nii or .nii.gz file. Convert it; umbrella-predict also takes .hdr/.img pairs.`);
+      }
+      const name = isNifti(part) ? part.name + suffixOf(file) : part.name;
+      query.set(name, file.size);
+      names.set(name, file.name);
     }
     if (!files.some(({ part }) => part.name === "scan")) throw new Error("Choose a scan first.");
     const total = files.reduce((sum, { file }) => sum + file.size, 0);
@@ -62,6 +69,7 @@
       throw new Error(`The files have ${(total / 1e9).toPrecision(3)} GB, and at most ${facts.maxBytes / 1e9} GB are accepted (--max-gb).`);
     }
     forget();
+    given = names;
     state("scan-state", "Reading the scan …");
     const scan = await request(`scan?${query}`, { method: "POST", body: new Blob(files.map(({ file }) => file)) });
     key = scan.key;
@@ -111,11 +119,12 @@
     }
     for (const button of document.querySelectorAll("button")) button.disabled = false;
   };
+  // A scan that another window replaced is removed from this page all the same.
   const remove = (options) => (key ? request(`scan/${key}`, { method: "DELETE", ...options }) : null);
 
   at("scan-form").onsubmit = (event) => { event.preventDefault(); run("scan-state", readScan); };
   at("question-form").onsubmit = (event) => { event.preventDefault(); run("question-state", ask); };
-  at("remove").onclick = () => run("scan-state", async () => { await remove(); forget(); });
+  at("remove").onclick = () => run("scan-state", async () => { await Promise.resolve(remove()).finally(forget); });
   at("modality").onchange = showParts;
   window.addEventListener("pagehide", () => { remove({ keepalive: true })?.catch(() => {}); });
   at("viewer").onload = () => {

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import secrets
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -315,7 +316,9 @@ def _error(status: int, message: str, **more: str) -> Response:
 
 
 def _scan_error(_request: Request, error: ScanError) -> Response:
-    return _error(422, error.message, reason=error.reason, meaning=ScanReason(error.reason).meaning,
+    # The page has no use for the temporary folder.
+    message = error.message.replace(f"{Path(error.path).parent}{os.sep}", "")
+    return _error(422, message, reason=error.reason, meaning=ScanReason(error.reason).meaning,
                   file=Path(error.path).name)  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from umbrella_data.manifest.sample import Scan
-from umbrella_data.preview.scan_viewer import scan_viewer
+from umbrella_data.preview.scan_viewer import header_warnings, scan_viewer
 from umbrella_train.assembly.predict import (
     answer_batch,
     find_model,
@@ -33,7 +33,7 @@ class PreparedScan:
         scan: Modality and files; the files may be removed.
         volume: (C, X, Y, Z) or (C, X, Y, Z, T), what the model sees.
         viewer: HTML of its viewer, see `umbrella_data.viewer`.
-        warning: What differs from the scans of training, or None.
+        warning: A line for what differs from the scans of training, and for each suspicious header; None without any.
     """
 
     key: str
@@ -81,12 +81,14 @@ class Session:
         scan = Scan(known_modality(modality, self._processor), tuple(paths), mask=mask)
         volume = self._processor.load_scan(scan)
         pipeline = self._processor.pipeline_of(scan.modality)
+        unlike = other_mask(scan.modality, trained=self._processor.masked, is_masked=mask is not None)
+        warnings = [*([unlike] if unlike else []), *header_warnings(paths, spec=pipeline.spec)]
         self.prepared = PreparedScan(
             key=secrets.token_urlsafe(12),
             scan=scan,
             volume=volume,
             viewer=scan_viewer(volume, pipeline=pipeline, paths=paths, mask=mask, is_open=True),
-            warning=other_mask(scan.modality, trained=self._processor.masked, is_masked=mask is not None),
+            warning="\n".join(warnings) or None,
         )
         return self.prepared
 

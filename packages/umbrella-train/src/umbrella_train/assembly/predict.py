@@ -19,7 +19,7 @@ from umbrella_model.generation import GREEDY
 from umbrella_train.assembly.load_errors import TRAINED_MODEL, loading
 from umbrella_train.errors import RunError
 from umbrella_train.processor import UmbrellaProcessor, question_with_scans
-from umbrella_train.run_folder import fold_folders, runs_hint
+from umbrella_train.run_folder import fold_folders, no_run_message
 
 
 def predict(
@@ -103,7 +103,7 @@ def find_model(folder: Path) -> Path:
         raise RunError(f"{folder}: is a cross-validation with a model in each fold; name one, as in {folds[0]}")
     if (folder / "config.yaml").is_file():
         raise RunError(f"{folder / 'model'}: has no model; the run did not finish (name a checkpoint-N instead)")
-    raise RunError(runs_hint(folder) or f"{folder}: has no model (no config.json)")
+    raise RunError(no_run_message(folder, otherwise="has no model (no config.json)"))
 
 
 def load_processor(model_folder: Path) -> UmbrellaProcessor:
