@@ -11,12 +11,6 @@ from transformers import GenerationConfig
 
 logger = logging.getLogger(__name__)
 
-GREEDY: Mapping[str, Any] = {
-    "do_sample": False, "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
-}  # fmt: skip
-"""Options of `generate` for the most probable answer, whatever the `generation_config` of the language model says.
-
-A repetition penalty would count the words of the question, among them the possible answers."""
 
 # Options of Hugging Face's `generate` that run a model on token ids without the scans, and why they are rejected.
 _UNSUPPORTED_OPTIONS: Mapping[str, str] = {

@@ -1,12 +1,19 @@
-"""End of an answer: the token or text with which the chat template ends an assistant's turn."""
+"""How answers are generated, and their end: the token or text with which the chat template ends an assistant's turn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from umbrella_data.chat.encoder import ChatEncoder
+
+GREEDY: Mapping[str, Any] = {
+    "do_sample": False, "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+}  # fmt: skip
+"""Options of `generate` for the most probable answer, whatever the `generation_config` of the language model says.
+
+A repetition penalty would count the words of the question, among them the possible answers."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from umbrella_data.manifest.sample import Answer, Sample, Scan, Turn
-from umbrella_model.generation import GREEDY
-from umbrella_train.end_of_turn import EndOfTurn
+from umbrella_train.end_of_turn import GREEDY, EndOfTurn
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation import asker
 from umbrella_train.evaluation.answer_space import AnswerSpace

@@ -15,8 +15,8 @@ import umbrella_model  # noqa: F401  (registers the model with the Auto classes)
 from umbrella_data.manifest.dialects import IMAGE_TOKEN
 from umbrella_data.manifest.sample import Scan
 from umbrella_data.modality import find_modality
-from umbrella_model.generation import GREEDY
 from umbrella_train.assembly.load_errors import TRAINED_MODEL, loading
+from umbrella_train.end_of_turn import GREEDY
 from umbrella_train.errors import RunError
 from umbrella_train.processor import UmbrellaProcessor, question_with_scans
 from umbrella_train.run_folder import fold_folders, no_run_message

@@ -16,6 +16,7 @@ from umbrella_model.key_checks import check_loaded_keys
 from umbrella_model.lora import has_lora
 from umbrella_model.parts import PARTS
 from umbrella_train.assembly.masks import warn_of_other_masks
+from umbrella_train.assembly.pinned import with_folders
 from umbrella_train.config import DatasetConfig
 from umbrella_train.config.model import LearnConfig, ModelConfig
 from umbrella_train.errors import RunError
@@ -97,9 +98,18 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *, source: str, may_have
 
 
 def warn_of_other_pipelines(
-    source: str, pipelines: Mapping[str, Pipeline], *, sources: Sequence[DatasetConfig]
+    section: ModelConfig, pipelines: Mapping[str, Pipeline], *, sources: Sequence[DatasetConfig]
 ) -> None:
-    """Warns when preprocessing, or brain masks of manifests, differ from those that a checkpoint was trained with."""
+    """Warns when preprocessing, or brain masks of manifests, differ from those that the run's model was trained with.
+
+    Args:
+        section: The run's model, which may start from a trained one.
+        pipelines: Of the run.
+        sources: Its training data.
+    """
+    source = with_folders(section).pretrained
+    if source is None or not is_trained_model(source):
+        return
     try:
         processor = UmbrellaProcessor.from_pretrained(source)
     except (OSError, ValueError):

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from umbrella_data import ConversationDataset, ScanError
-from umbrella_model.generation import GREEDY
-from umbrella_train.end_of_turn import EndOfTurn
+from umbrella_train.end_of_turn import GREEDY, EndOfTurn
 from umbrella_train.errors import RunError
 from umbrella_train.evaluation.answer_space import AnswerSpace, find_answer_space
 from umbrella_train.evaluation.controls import Question

@@ -24,7 +24,6 @@ from umbrella_train.assembly.acceleration import compile_layers
 from umbrella_train.assembly.build import TrainingComponents, build_components
 from umbrella_train.assembly.conversation_check import check_conversations
 from umbrella_train.assembly.masks import answers_start_with_reasoning, masked_modalities, warn_of_other_masks
-from umbrella_train.assembly.pinned import with_folders
 from umbrella_train.assembly.sources import (
     MAX_ROWS_CHECKED,
     Sources,
@@ -33,7 +32,7 @@ from umbrella_train.assembly.sources import (
     save_answer_spaces,
     warn_of_repeated_fits,
 )
-from umbrella_train.assembly.trained_model import is_trained_model, warn_of_other_pipelines
+from umbrella_train.assembly.trained_model import warn_of_other_pipelines
 from umbrella_train.checkpoint.changes import (
     Changes,
     changed_settings,
@@ -276,9 +275,7 @@ def _dry_run(config: RunConfig, scratch: Path) -> None:
 def _log_start(config: RunConfig, components: TrainingComponents, sources: Sources, trainer: UmbrellaTrainer) -> None:
     """Logs the table of parameters and tokens, and warns of what is probably not intended."""
     logger.info(describe_model(components.model))
-    source = with_folders(config.model).pretrained
-    if source is not None and is_trained_model(source):
-        warn_of_other_pipelines(source, components.pipelines, sources=sources.train)
+    warn_of_other_pipelines(config.model, components.pipelines, sources=sources.train)
     warn_of_other_masks(sources.evaluation, trained=cast(UmbrellaProcessor, trainer.processing_class).masked)
     warn_of_repeated_fits(sources, config=config)
     fixed = config.model.random_and_fixed
