@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, Siglip
 
 from umbrella_model import PatchEmbedConfig, UmbrellaForConditionalGeneration
 from umbrella_model.language_model import load_language_model
+from umbrella_model.vision_encoder import load_vision_encoder
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = SiglipVisionConfig(**SIZES, image_size=16, patch_size=4)
@@ -120,3 +122,27 @@ def test_a_valid_generation_config_is_kept() -> None:
     model = compose(language)
     assert model.generation_config.temperature == 0.6
     assert torch.equal(model.generate(IDS, max_new_tokens=8, do_sample=False), expected)
+
+
+@pytest.mark.parametrize(
+    ("load", "kind"),
+    [
+        (load_language_model, "AutoModelForCausalLM"),
+        (lambda folder: load_vision_encoder(folder, feature_layer=None), "AutoModel"),
+        (lambda folder: UmbrellaForConditionalGeneration.from_llava(folder, modalities=MODALITIES), "AutoModel"),
+    ],
+    ids=["language-model", "vision-encoder", "llava"],
+)
+def test_code_of_a_folder_is_not_run_nor_asked_about(
+    load: Callable[[str], Any], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "y")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Config", kind: "theirs.Model"}})
+    )
+    (tmp_path / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(ValueError, match="execute"):
+        load(str(tmp_path))
+    assert asked == []
+    assert not (tmp_path / "ran").exists()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib.metadata import EntryPoint
 
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig
 
-from umbrella_model import OwnEncoderConfig, UmbrellaForConditionalGeneration, UmbrellaModel
+from umbrella_model import OwnEncoderConfig, PatchEmbedConfig, UmbrellaForConditionalGeneration, UmbrellaModel
 from umbrella_model.own_encoder import ENCODER_GROUP, check_token_encoder
 from umbrella_model.vision_encoder import load_vision_encoder
 
@@ -115,6 +117,35 @@ def test_lengths_of_the_modalities_can_be_checked():
     load_vision_encoder(module, feature_layer=None)
     with pytest.raises(ValueError, match=r"\(2, 9, 16\)"):
         check_token_encoder(module, hidden_size=16, lengths=(8, 9))
+
+
+def test_tokens_of_every_modality_must_fit(make_config):
+    class Limited(Mixer):
+        def forward(self, tokens):
+            return super().forward(tokens) + torch.zeros(6, 16)[: tokens.shape[1]]
+
+    with pytest.raises(ValueError, match=r"'Limited' fails on tokens of shape \(2, \d+, 16\)"):
+        own_model(make_config, Limited(named=True))
+    text = AutoConfig.for_model("llama", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
+    for size, error in (((8, 8, 8), pytest.raises(ValueError, match=r"\(2, 8, 16\)")), ((8, 8, 4), nullcontext())):
+        modalities = {"T1": PatchEmbedConfig(image_size=size, patch_size=(4, 4, 4))}
+        with error:
+            UmbrellaForConditionalGeneration.from_parts(
+                language_model=text, vision_encoder=Limited(named=True), modalities=modalities
+            )
+
+
+def test_batch_normalisation_is_rejected():
+    class Normed(Mixer):
+        def __init__(self):
+            super().__init__(named=True)
+            self.batch_norm = nn.BatchNorm1d(16)
+
+        def forward(self, tokens):
+            return self.batch_norm(super().forward(tokens).transpose(1, 2)).transpose(1, 2)
+
+    with pytest.raises(ValueError, match="has batch normalisation"):
+        load_vision_encoder(Normed(), feature_layer=None)
 
 
 def test_a_feature_layer_does_not_apply(make_config, registered):

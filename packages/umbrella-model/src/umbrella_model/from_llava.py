@@ -59,7 +59,7 @@ def load_llava(
 ) -> Model:
     """Loads a LLaVA checkpoint as a `model_class`; see `UmbrellaForConditionalGeneration.from_llava`."""
     hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-    old_config = AutoConfig.from_pretrained(name_or_path, **hub_options)
+    old_config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **hub_options)
     model_type = old_config.model_type
     if model_type not in LLAVA_MODEL_TYPES:
         raise ValueError(

@@ -56,7 +56,7 @@ def load_language_model(
     elif str(source).endswith(".gguf"):
         model = _load_gguf(Path(source), dtype=dtype, options=options)
     else:
-        _check_kind(AutoConfig.from_pretrained(source))
+        _check_kind(AutoConfig.from_pretrained(source, trust_remote_code=False))
         model = _load_weights(source, dtype="auto" if dtype is None else dtype, **options)
     check_language_model(model)
     if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
@@ -81,7 +81,7 @@ def _load_weights(source: str | Path, **options: Any) -> Any:
     """The model of a checkpoint that has all of its weights; transformers only warns of random ones."""
     with mute_load_report():
         result: Any = AutoModelForCausalLM.from_pretrained(
-            str(source), output_loading_info=True, ignore_mismatched_sizes=True, **options
+            str(source), output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
         )
     model, info = result
     check_loaded_keys(

@@ -16,6 +16,7 @@ ENCODER_GROUP = "umbrella_model.vision_encoders"
 _CALL_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 # The model also runs the encoder on one zero token.
 _LENGTHS = (2, 1, 5)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class OwnEncoderConfig(PretrainedConfig):
@@ -109,9 +110,11 @@ def check_token_encoder(module: nn.Module, *, hidden_size: int, lengths: Collect
 
     Raises:
         ValueError: The module fails, returns anything but one tensor of the shape of its input, or the features of a
-            scan depend on the other scans of the batch.
+            scan depend on the other scans of the batch, in training at least.
     """
     problem = _problem(module, hidden_size, lengths=lengths)
+    if problem is None and any(isinstance(part, _BATCH_NORMS) for part in module.modules()):
+        problem = "has batch normalisation, which mixes the scans of a batch in training (LayerNorm does not)"
     if problem is not None:
         raise ValueError(
             f"vision encoder {type(module).__name__!r} {problem}; a module must map tokens (N, L, {hidden_size}) to "
@@ -128,11 +131,18 @@ def _shared_tensors(module: nn.Module) -> list[str]:
 @torch.no_grad()
 def _problem(module: nn.Module, width: int, *, lengths: Collection[int]) -> str | None:
     like = next(module.parameters(), torch.empty(0))
-    with _eval_mode(module):
+    # A model is built on the meta device, where what a module makes in its forward would be too.
+    with _eval_mode(module), torch.device(like.device):
         for length in lengths:
             shape = (2, length, width)
             # Fixed values, so that the state of the random number generator does not change.
-            tokens = torch.arange(2 * length * width, dtype=torch.float32).mul(0.7).sin().reshape(shape).to(like)
+            tokens = (
+                torch.arange(2 * length * width, dtype=torch.float32, device=like.device)
+                .mul(0.7)
+                .sin()
+                .reshape(shape)
+                .to(like)
+            )
             try:
                 output, first = module(tokens), module(tokens[:1])
             except _CALL_ERRORS as error:

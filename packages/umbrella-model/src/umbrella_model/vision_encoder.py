@@ -176,7 +176,7 @@ def _adapt(model: Any, *, feature_layer: int | None) -> LoadedEncoder:
 
 def _from_checkpoint(name_or_path: str, *, feature_layer: int | None, dtype: torch.dtype | str | None) -> LoadedEncoder:
     """Loads the vision part of a Hugging Face checkpoint; text towers, heads and decoders are not read."""
-    config = AutoConfig.from_pretrained(name_or_path)
+    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     family = family_of(config, name=name_or_path)
     config = _vision_part(config, family)
     if feature_layer is not None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from umbrella_model.config import UmbrellaConfig
 from umbrella_model.hf_compat import mark_initialized
-from umbrella_model.own_encoder import OwnEncoderConfig
+from umbrella_model.own_encoder import OwnEncoderConfig, check_token_encoder
 from umbrella_model.patch_embed import PatchEmbed, build_patch_embed, is_sharded, is_sharded_by_zero, pool_tokens
 from umbrella_model.vision_encoder import build_vision_encoder
 
@@ -58,6 +58,8 @@ class UmbrellaVisionTower(nn.Module):
         encoder = build_vision_encoder(config) if vision_encoder is None else vision_encoder
         self.own_buffers: dict[str, Tensor] = {}
         if self.has_own_encoder:
+            lengths = {each.num_patches for each in config.patch_embeds.values()}
+            check_token_encoder(encoder, hidden_size=self.hidden_size, lengths=sorted(lengths))
             mark_initialized(encoder)
             self.own_buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
         self.encoder = encoder

@@ -13,6 +13,7 @@ from umbrella_train.assembly.byte_tokenizer import (
     build_byte_tokenizer,
     load_tokenizer,
 )
+from umbrella_train.errors import RunError
 
 TEXTS = [
     "On which side is the lesion?",
@@ -68,3 +69,14 @@ def test_image_token_is_added_if_it_is_missing(tmp_path: Path) -> None:
     token = image_token_id(tokenizer)
     assert token == size
     assert tokenizer.encode(IMAGE_TOKEN, add_special_tokens=False) == [token]
+
+
+def test_code_of_a_folder_is_not_run_nor_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "y")
+    (tmp_path / "config.json").write_text('{"model_type": "theirs"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["theirs.Words", null]}}')
+    (tmp_path / "theirs.py").write_text("class Words: ...")
+    with pytest.raises(RunError, match=r"model\.tokenizer: the tokenizer of"):
+        load_tokenizer(str(tmp_path), key="model.tokenizer")
+    assert asked == []

@@ -134,7 +134,7 @@ def test_problems_of_all_stages_are_reported_at_once_by_their_paths(tmp_path: Pa
     stages = """
 stages:
   - {name: a, stages: [], output_dir: x, trainr: {}, trainer: {learning_rat: 3, max_steps: -4}, model: 3}
-  - {name: a, seed: -1, model: {modalities: {T1: {patch_size: [3, 4, 4]}}}, trainer: {bf16: true, fp16: true}}
+  - {name: A, seed: -1, model: {modalities: {T1: {patch_size: [3, 4, 4]}}}, trainer: {bf16: true, fp16: true}}
   - {name: a-2, data: {pipelines: {T1: {}, T1w: {}}}}
   - {name: fold-1}
   - {name: ../up}

@@ -107,7 +107,7 @@ def load_encoder(name: str) -> ChatEncoder:
     except ImportError as error:
         raise ImportError("--tokenizer needs transformers; install it with: pip install transformers") from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # damaged files raise errors of any class
         raise ValueError(f"{name}: the tokenizer cannot be loaded: {error}") from error
     token = next((token for token in _IMAGE_TOKENS if token in tokenizer.get_vocab()), None)

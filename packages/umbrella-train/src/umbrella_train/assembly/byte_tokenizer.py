@@ -45,6 +45,6 @@ def load_tokenizer(
         path = Path(name_or_path)
         gguf = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            path.parent if gguf else name_or_path, **gguf
+            path.parent if gguf else name_or_path, trust_remote_code=False, **gguf
         )
     return tokenizer

@@ -115,7 +115,7 @@ def load_processor(model_folder: Path) -> UmbrellaProcessor:
     has_processor = (model_folder / "processor_config.json").is_file()
     # As for a tokenizer: a damaged file raises errors of any class.
     with loading("processor", key="model", source=model_folder, right=TRAINED_MODEL, errors=(Exception,)):
-        processor = AutoProcessor.from_pretrained(model_folder) if has_processor else None
+        processor = AutoProcessor.from_pretrained(model_folder, trust_remote_code=False) if has_processor else None
     if not isinstance(processor, UmbrellaProcessor):
         raise RunError(f"{model_folder}: has no processor of this package; train the model with umbrella-train")
     return processor
@@ -128,7 +128,7 @@ def load_model(model_folder: Path, *, device: torch.device | str | None) -> Any:
         RunError: It cannot be loaded.
     """
     with loading("weights", key="model", source=model_folder, right=TRAINED_MODEL):
-        model: Any = AutoModelForImageTextToText.from_pretrained(model_folder)
+        model: Any = AutoModelForImageTextToText.from_pretrained(model_folder, trust_remote_code=False)
     return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 

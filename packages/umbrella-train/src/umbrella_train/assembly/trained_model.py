@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 def is_trained_model(source: str) -> bool:
     """Whether a folder, or a hub repository, has an UMBRELLA model rather than a LLaVA."""
-    return isinstance(AutoConfig.from_pretrained(source), UmbrellaConfig)
+    return isinstance(AutoConfig.from_pretrained(source, trust_remote_code=False), UmbrellaConfig)
 
 
 def load_trained_model(
@@ -42,7 +42,7 @@ def load_trained_model(
         RunError: With every difference of modalities, sizes or pools between model and config; or if a tensor is
             missing or unexpected.
     """
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     problems = [*_differences(config, patch_embeds)]
     layer = section.vision_feature_layer
     own_layer = None if config.vision_final_norm else config.vision_feature_layer
@@ -83,7 +83,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *, source: str, may_have
         RunError: A token has another id.
     """
     try:
-        own = AutoTokenizer.from_pretrained(source).get_vocab()
+        own = AutoTokenizer.from_pretrained(source, trust_remote_code=False).get_vocab()
     except (OSError, ValueError):
         return
     words = tokenizer.get_vocab()

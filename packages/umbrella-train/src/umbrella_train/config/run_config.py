@@ -124,12 +124,14 @@ class RunConfig(Section):
 def name_problems(names: Sequence[Any]) -> list[tuple[str, str]]:
     """Why names of stages cannot be those of folders in one folder, each with its place in `stages`."""
     problems = []
+    # Folders on macOS and Windows do not distinguish capital letters.
+    lower = [str(name).lower() for name in names]
     for number, name in enumerate(names):
-        stem, _, end = str(name).rpartition("-")
+        stem, _, end = lower[number].rpartition("-")
         place = f"{number}.name"
-        if name is not None and name in names[:number]:
-            problems.append((place, f"{name} is also the name of stage {names.index(name)}"))
-        elif end.isdecimal() and stem in names:
+        if name is not None and lower[number] in lower[:number]:
+            problems.append((place, f"{name} is also the name of stage {lower.index(lower[number])}; rename it"))
+        elif end.isdecimal() and stem in lower:
             problems.append((place, f"{name} is the folder of a second run named {stem}; rename it"))
         elif end.isdecimal() and stem == "fold":
             problems.append((place, f"{name} is the folder of a fold of a cross-validation; rename it"))
