@@ -255,3 +255,9 @@ def test_keys_of_a_checkpoint_must_match(change, message, tmp_path):
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=message):
         load_vision_encoder(tmp_path, feature_layer=None)
+
+
+def test_positions_without_a_square_grid_are_rejected():
+    config = Siglip2VisionConfig(**SIZES, intermediate_size=32, num_patches=15)
+    with pytest.raises(ValueError, match=r"\(siglip2_vision_model\) has positions of 15 patches"):
+        load_vision_encoder(config, feature_layer=None)

@@ -260,4 +260,9 @@ def _grid(config: Any, num_patches: int) -> tuple[int, ...]:
         if math.prod(grid) == num_patches:
             return grid
     side = math.isqrt(num_patches)
+    if size is None and side**2 != num_patches:
+        raise ValueError(
+            f"the vision encoder ({config.model_type}) has positions of {num_patches} patches, and its config does not "
+            "say of how many rows and columns; use one with a square number"
+        )
     return (side, side)
