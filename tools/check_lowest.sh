@@ -45,6 +45,6 @@ data=packages/umbrella-data/tests model=packages/umbrella-model/tests train=pack
   "$data"/{test_monai.py,pipeline/test_augment.py,pipeline/test_resample.py,manifest/test_hf_export.py} \
   "$data"/scan/test_{reader,volume,voxels,header,gzip_index,diffusion}.py "$data"/preview/test_figure.py \
   "$data"/chat/test_{template,prompts,hugging_face}.py \
-  "$model"/test_{modeling,generate,vision_tower,checkpoint,lora,packing}.py \
+  "$model"/test_{modeling,generate,vision_tower,checkpoint,lora,packing,language_model}.py \
   "$train"/{test_cli.py,test_processor.py,app/test_server.py,checkpoint/test_resume.py,report/test_report.py} \
   "$train"/trainer/test_{trainer_dummy,callbacks,evaluation_loss,accumulation,trackers}.py
