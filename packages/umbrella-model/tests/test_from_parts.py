@@ -43,6 +43,7 @@ FAMILIES = {
     "gptj": {"n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4},
     "mixtral": GROUPED,
     "phimoe": GROUPED | {"num_local_experts": 4},
+    "falcon": SIZES,
     "falcon_h1": GROUPED | {"head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
 }  # fmt: skip
 # They cannot be composed: MiniMax needs a cache of its own, DeepSeek 4 chooses experts by token id, and Llama 4 is its
@@ -52,8 +53,8 @@ REJECTED = {
     "deepseek_v4": GROUPED | {"n_routed_experts": 8, "head_dim": 8, "qk_rope_head_dim": 4, "q_lora_rank": 8},
     "llama4_text": GROUPED | {"head_dim": 8, "intermediate_size_mlp": 32, "num_local_experts": 2},
 }
-# A recurrent state in Falcon-H1; OPT counts positions over the whole row.
-MIXING = {"falcon_h1", "opt"}
+# A recurrent state in Falcon-H1; OPT counts positions over the whole row; Falcon's attention ignores boundaries.
+MIXING = {"falcon", "falcon_h1", "opt"}
 MODALITIES = {
     "rsfMRI": PatchEmbedConfig(image_size=(8, 8, 8, 4), patch_size=(4, 4, 8, 2)),
     "T1": PatchEmbedConfig(image_size=(8, 8, 8), patch_size=(4, 4, 8)),

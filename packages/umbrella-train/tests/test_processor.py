@@ -201,13 +201,23 @@ def test_predict_gives_the_models_answer_for_a_run_or_model_folder(
     assert sorted(run_folder.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"do_sample": True, "temperature": 5.0, "repetition_penalty": 1e4, "no_repeat_ngram_size": 1},
+        {"suppress_tokens": list(range(0, 256, 2)), "bad_words_ids": [[number] for number in range(1, 256, 2)]},
+        {"return_dict_in_generate": True},
+        {"stop_strings": ["e"]},
+        {"penalty_alpha": 0.6, "top_k": 4},
+    ],
+    ids="-".join,
+)
 def test_answers_do_not_depend_on_the_generation_config_of_the_language_model(
-    run_folder: Path, sample: Sample, tmp_path: Path
+    content: dict[str, Any], run_folder: Path, sample: Sample, tmp_path: Path
 ) -> None:
     """A repetition penalty, as of many published ones, would count against the words of the question."""
     asked: dict[str, Any] = {"question": "Old or young?", "scans": sample.scans, "max_new_tokens": 8, "device": "cpu"}
     expected = predict(run_folder, **asked)
-    content = {"do_sample": True, "temperature": 5.0, "repetition_penalty": 1e4, "no_repeat_ngram_size": 1}
     shutil.copytree(run_folder, tmp_path / "run")
     (tmp_path / "run/model/generation_config.json").write_text(json.dumps(content))
     assert predict(tmp_path / "run", **asked) == expected

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 Part = Literal["patch_embed", "vision_tower", "projector", "language_model", "embeddings"]
 PARTS: tuple[Part, ...] = ("patch_embed", "vision_tower", "projector", "language_model", "embeddings")
-_LINEAR = (nn.Linear.forward, Conv1D.forward)
 
 
 def named_part_parameters(model: PreTrainedModel) -> Iterator[tuple[Part, str, nn.Parameter]]:
@@ -30,7 +29,8 @@ def part_layers(model: PreTrainedModel, part: Part) -> list[str]:
     """Names of the linear layers of a part; for `embeddings`, of the input and output embeddings.
 
     Tables of positions (GPT-2, OPT) are no linear layers, although they are embeddings in torch; nor are routers
-    derived from nn.Linear, which return several tensors (Phi-3.5-MoE).
+    derived from nn.Linear, which return several tensors (Phi-3.5-MoE). Falcon's layers are, although they override
+    forward.
     """
     embeddings = {id(module) for module in _embeddings(model)}
     if part == "embeddings":
@@ -38,7 +38,10 @@ def part_layers(model: PreTrainedModel, part: Part) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if type(module).forward in _LINEAR and id(module) not in embeddings and _part_of(name) == part
+        if isinstance(module, nn.Linear | Conv1D)
+        and not type(module).__name__.endswith("Router")
+        and id(module) not in embeddings
+        and _part_of(name) == part
     ]
 
 

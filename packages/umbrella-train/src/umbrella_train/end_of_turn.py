@@ -10,6 +10,11 @@ from umbrella_data.chat.encoder import ChatEncoder
 
 GREEDY: Mapping[str, Any] = {
     "do_sample": False, "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+    **dict.fromkeys((
+        "bad_words_ids", "begin_suppress_tokens", "suppress_tokens", "sequence_bias", "watermarking_config",
+        "exponential_decay_length_penalty", "min_length", "min_new_tokens", "stop_strings",
+        "dola_layers", "penalty_alpha", "return_dict_in_generate",
+    )),
 }  # fmt: skip
 """Options of `generate` for the most probable answer, whatever the `generation_config` of the language model says.
 

@@ -61,6 +61,8 @@ def test_endings_of_weights_are_those_of_umbrella_model() -> None:
         ("/data/you@host/llama", "/data/you@host/llama", None),
         ("./llama@2", "./llama@2", None),
         ("a/b/c@2", "a/b/c@2", None),
+        ("words@q4.gguf", "words@q4.gguf", None),
+        ("owner/encoder@best.pt", "owner/encoder@best.pt", None),
         ("folder@2", "folder@2", None),
         ("folder/llama@2", "folder/llama@2", None),
     ],

@@ -119,6 +119,22 @@ def test_a_layer_without_the_final_norm_is_not_that_of_a_composed_model(
         build_components(second_stage(make_config, tmp_path, trained, vision_feature_layer=-1))
 
 
+def test_code_in_the_folder_of_a_trained_model_is_not_asked_about(
+    make_config: MakeConfig, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tokenizer is also loaded with its preprocessing."""
+    trained = tmp_path / "trained"
+    shutil.copytree(first, trained)
+    build_byte_tokenizer().save_pretrained(tmp_path / "words")
+    entries = {"tokenizer_class": "Words", "auto_map": {"AutoTokenizer": ["theirs.Words", None]}}
+    (trained / "tokenizer_config.json").write_text(json.dumps(entries))
+    (trained / "theirs.py").write_text("class Words: ...")
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
+    train(second_stage(make_config, tmp_path, trained, tokenizer=str(tmp_path / "words")))
+    assert asked == []
+
+
 def test_new_modality_is_added_after_those_of_the_model(
     make_config: MakeConfig, first: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

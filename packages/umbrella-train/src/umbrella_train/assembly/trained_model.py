@@ -84,7 +84,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *, source: str, may_have
     """
     try:
         own = AutoTokenizer.from_pretrained(source, trust_remote_code=False).get_vocab()
-    except (OSError, ValueError):
+    except Exception:  # noqa: BLE001  (damaged files raise errors of any class; another tokenizer is used)
         return
     words = tokenizer.get_vocab()
     if may_have_more:
@@ -111,7 +111,7 @@ def warn_of_other_pipelines(
     if source is None or not is_trained_model(source):
         return
     try:
-        processor = UmbrellaProcessor.from_pretrained(source)
+        processor = UmbrellaProcessor.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError):
         logger.warning("%s: has no processor with the preprocessing that it was trained with", source)
         return

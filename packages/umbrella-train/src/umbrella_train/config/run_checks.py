@@ -15,6 +15,8 @@ from typing import Any
 from umbrella_data.errors import did_you_mean
 from umbrella_train.config.model import STATE_DICT_FILES
 
+# Only files and folders have them.
+_PATH_ENDINGS = ("/", ".gguf", *STATE_DICT_FILES)
 # The modules that a tracker needs, and what installs them. None of them is imported here.
 _TRACKERS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "wandb": (("wandb",), "wandb"),
@@ -65,19 +67,14 @@ def _tracker_problems(names: Any) -> list[str]:
 def split_revision(source: str) -> tuple[str, str | None]:
     """The name on the hub and the revision of `name@revision`; a path, and a name without a revision, have None."""
     name, _, revision = source.partition("@")
-    if not revision or is_path_like(name) or Path(source).exists():
+    if not revision or is_path_like(name) or source.endswith(_PATH_ENDINGS) or Path(source).exists():
         return source, None
     return name, revision
 
 
 def is_path_like(name: str) -> bool:
     """Whether a source can only be a folder or file; names on the hub are `name` or `owner/name`."""
-    return (
-        name[:1] in (".", "/", "~")
-        or name.count("/") > 1
-        or name.endswith(("/", ".gguf", *STATE_DICT_FILES))
-        or "\\" in name
-    )
+    return name[:1] in (".", "/", "~") or name.count("/") > 1 or name.endswith(_PATH_ENDINGS) or "\\" in name
 
 
 def world_size_problem(expected: int | None) -> str | None:
