@@ -58,8 +58,8 @@ class UmbrellaVisionTower(nn.Module):
         encoder = build_vision_encoder(config) if vision_encoder is None else vision_encoder
         self.own_buffers: dict[str, Tensor] = {}
         if self.has_own_encoder:
-            lengths = {each.num_patches for each in config.patch_embeds.values()}
-            check_token_encoder(encoder, hidden_size=self.hidden_size, lengths=sorted(lengths))
+            longest = max(each.num_patches for each in config.patch_embeds.values())
+            check_token_encoder(encoder, hidden_size=self.hidden_size, lengths=[longest])
             mark_initialized(encoder)
             self.own_buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
         self.encoder = encoder
