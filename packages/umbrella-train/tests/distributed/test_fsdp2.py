@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     CLIPVisionConfig,
@@ -36,6 +36,12 @@ class Blocks(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList([Block(), Block(), Block()])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        for block in self.blocks:
+            for layer in block.layers:
+                tokens = tokens + layer(tokens)
+        return tokens
 
 
 def build(
