@@ -11,7 +11,6 @@ from transformers import GenerationConfig
 
 logger = logging.getLogger(__name__)
 
-
 # Options of Hugging Face's `generate` that run a model on token ids without the scans, and why they are rejected.
 _UNSUPPORTED_OPTIONS: Mapping[str, str] = {
     "assistant_model": "the assistant would not see the scans",

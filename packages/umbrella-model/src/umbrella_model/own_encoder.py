@@ -136,13 +136,7 @@ def _problem(module: nn.Module, width: int, *, lengths: Collection[int]) -> str 
         for length in lengths:
             shape = (2, length, width)
             # Fixed values, so that the state of the random number generator does not change.
-            tokens = (
-                torch.arange(2 * length * width, dtype=torch.float32, device=like.device)
-                .mul(0.7)
-                .sin()
-                .reshape(shape)
-                .to(like)
-            )
+            tokens = torch.arange(2 * length * width, dtype=torch.float32).mul(0.7).sin().reshape(shape).to(like)
             try:
                 output, first = module(tokens), module(tokens[:1])
             except _CALL_ERRORS as error:

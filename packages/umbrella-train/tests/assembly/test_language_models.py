@@ -93,11 +93,12 @@ def test_a_tokenizer_with_other_ids_than_those_of_the_language_model_is_rejected
 
 
 def test_the_own_tokenizer_of_a_language_model_may_be_damaged_if_another_is_given(
-    configured: Configured, words: Path, tmp_path: Path
+    configured: Configured, words: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     build_byte_tokenizer().save_pretrained(tmp_path / "other")
     (words / "tokenizer.json").write_text('{"model": 3}')
     assert build_components(configured(tokenizer=str(tmp_path / "other"))).tokenizer.pad_token == "<|pad|>"
+    assert f"{words}: has no tokenizer that can be read" in caplog.text
 
 
 def test_a_run_is_saved_whatever_the_generation_config_of_the_language_model(

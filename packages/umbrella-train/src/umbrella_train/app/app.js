@@ -119,11 +119,11 @@
     }
     for (const button of document.querySelectorAll("button")) button.disabled = false;
   };
-  // A scan that another window replaced is removed from this page all the same.
   const remove = (options) => (key ? request(`scan/${key}`, { method: "DELETE", ...options }) : null);
 
   at("scan-form").onsubmit = (event) => { event.preventDefault(); run("scan-state", readScan); };
   at("question-form").onsubmit = (event) => { event.preventDefault(); run("question-state", ask); };
+  // A scan that another window replaced is removed from this page all the same.
   at("remove").onclick = () => run("scan-state", async () => { await Promise.resolve(remove()).finally(forget); });
   at("modality").onchange = showParts;
   window.addEventListener("pagehide", () => { remove({ keepalive: true })?.catch(() => {}); });

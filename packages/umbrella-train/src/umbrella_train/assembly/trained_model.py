@@ -8,13 +8,14 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from umbrella_data.pipeline.pipeline import Pipeline
 from umbrella_model import LoraSettings, PatchEmbedConfig, UmbrellaConfig, UmbrellaForConditionalGeneration, merge_lora
 from umbrella_model.key_checks import check_loaded_keys
 from umbrella_model.lora import has_lora
 from umbrella_model.parts import PARTS
+from umbrella_train.assembly.byte_tokenizer import load_tokenizer
 from umbrella_train.assembly.masks import warn_of_other_masks
 from umbrella_train.assembly.pinned import with_folders
 from umbrella_train.config import DatasetConfig
@@ -83,8 +84,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *, source: str, may_have
         RunError: A token has another id.
     """
     try:
-        own = AutoTokenizer.from_pretrained(source, trust_remote_code=False).get_vocab()
-    except Exception:  # noqa: BLE001  (damaged files raise errors of any class; another tokenizer is used)
+        own = load_tokenizer(source).get_vocab()
+    except RunError:
+        logger.warning("%s: has no tokenizer that can be read; the ids of model.tokenizer were not compared", source)
         return
     words = tokenizer.get_vocab()
     if may_have_more:
